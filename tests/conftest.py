@@ -35,7 +35,7 @@ LONGEST = (
     "test_a_plugin_that_breaks_costs_its_own_row",
     "test_every_shape_of_isoflop_grids_is_timed_once_and_a_new_run_ends",
     "test_bytes_follow_from_the_set_of_records_alone",
-    "test_a_cell_that_an_orphan_finishes_is_not_trained_again",
+    "test_a_run_that_an_orphan_finishes_is_not_trained_again",
     "test_exit_code_and_output_of_the_command_are_kept",
     "test_the_other_rows_are_run_and_the_exit_code_is_2",
     "test_steps_are_measured_in_workers_and_too_large_ones_are_not",

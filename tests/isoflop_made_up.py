@@ -5,7 +5,7 @@ from functools import partial
 from math import log
 from typing import Any
 
-from modbench.records.record import CellRecord
+from modbench.records.result import Result
 
 BUDGETS = (10**12, 3 * 10**12, 10**13)
 WIDTHS = (32, 48, 64, 96, 128)
@@ -21,7 +21,7 @@ PLAN = {
 }
 RATES = {32: 0.00707, 48: 0.00577, 64: 0.005, 96: 0.00408, 128: 0.00354}
 TRIALS = ((64, 0.0025), (64, 0.01), (128, 0.00177), (128, 0.00708))
-Make = Callable[..., CellRecord]
+Make = Callable[..., Result]
 
 
 def curve_loss(scheme: str, width: int, budget: int) -> float:
@@ -30,9 +30,7 @@ def curve_loss(scheme: str, width: int, budget: int) -> float:
     return 4 - 0.3 * log(budget / BUDGETS[1]) + 0.1 * log(width / best) ** 2 - lead
 
 
-def run(
-    make: Make, scheme: str, width: int, budget: int, *, loss: float = 4.0, **fields: Any
-) -> CellRecord:
+def run(make: Make, scheme: str, width: int, budget: int, *, loss: float = 4.0, **fields: Any) -> Result:
     """A run with noise between seeds, at the rate that the law gives unless ``rate`` does."""
     seed, rate = fields.pop("seed", 0), fields.pop("rate", RATES[width])
     metrics = {
@@ -62,7 +60,7 @@ def sweep_records(
     widths: tuple[int, ...] = WIDTHS,
     rate_seed: int | None = None,
     **others: Any,
-) -> list[CellRecord]:
+) -> list[Result]:
     """The finished sweep of a scheme whose loss is ``curve`` of width and budget: all ``seeds`` at the
     middle budget, and trials of rates, with the first seed or ``rate_seed``."""
     seed, chosen = seeds[0], ()
@@ -81,9 +79,7 @@ def sweep_records(
     return found
 
 
-def records(
-    make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others: Any
-) -> list[CellRecord]:
+def records(make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others: Any) -> list[Result]:
     """The finished sweeps of ``schemes``."""
     return [
         record

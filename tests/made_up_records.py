@@ -2,16 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from isoflop_made_up import PLAN, Make
 
-from modbench.records.record import AnyRecord, CellRecord, cell_key
+from modbench.records.line import key_of
+from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
+from modbench.records.result import Result
 
 FLOPS_PER_TOKEN = 3_000_000
+BUDGET = 1_000_000_000_000
+SUITE: dict[str, Any] = {
+    "name": "fake",
+    "version": 1,
+    "rank_by": "heldout_loss",
+    "finished": "2026-01-01T00:20:00+00:00",  #: of its record
+}
+#: Metrics of training, of its end, and of the task.
+COSTS = (
+    "train_flops_per_token",
+    "forward_flops_per_token",
+    "forward_flops_per_token_full",
+    "parameters",
+    "active_parameters",
+)
+SPENT = ("train_steps", "train_tokens", "train_flops", "train_flops_nominal")
 
 
 def make_record(
@@ -31,20 +49,27 @@ def make_record(
     data: dict[str, Any] | None = None,
     measure: dict[str, Any] | None = None,
     finished: str = "2026-01-01T00:10:00+00:00",
+    suite: dict[str, Any] | None = None,
+    routing: dict[str, Any] | None = None,
+    layers: list[dict[str, Any]] | None = None,
+    downstream: dict[str, Any] | None = None,
     **fields: Any,
-) -> CellRecord:
-    """A record of ``label``; ``cost`` scales its FLOPs and times against a dense model's 1."""
-    cell = {
+) -> Result:
+    """The result of a run of ``label``; ``cost`` scales its FLOPs against a dense model's 1.
+    ``metrics``: None leaves one out. ``fields``: of its run's record; ``audit``: of its end."""
+    train = dict(train or {})
+    budget = train.pop("budget", BUDGET)
+    schedule = {"kind": "cosine", "budgets": [budget], "warmup": 0.1, "final_learning_rate": 0.1}
+    run = {
         "router": {
             "name": router or label.partition("/")[0],
             "options": options or {},
-            "plugin_sha256": None,
-            "label": label,
+            "plugin_sha256": fields.pop("plugin_sha256", None),
         },
         "model": {"vocabulary": 2048, "width": 128, "layers": 4, **(model or {})},
         "data": {"source": "pypi-en-v1", "tokenizer": "bpe"},
-        "train": {"budget": 1_000_000_000_000, "sequence": 256, "batch": 8, **(train or {})},
-        "measure": {"heldout_tokens": 65_536, "downstream": ("modbench_cloze",), **(measure or {})},
+        "train": {"sequence": 256, "batch": 8, **train},
+        "schedule": schedule,
         "seed": seed,
     }
     names = {1: "causal", 2: "batch", 3: "parity", 5: "bypass", 9: "count"}
@@ -69,14 +94,6 @@ def make_record(
         "kv_cache_share": 0.5624,
         "parameters": 1_200_000,
         "active_parameters": 1_000_000,
-        "forward_seconds": {"median": 0.03 * cost, "iqr": 0.001, "n": 12, "stable": True},
-        "train_step_seconds": {"median": 0.1 * cost, "iqr": 0.006, "n": 12, "stable": True},
-        "peak_memory_bytes": {
-            "median": 80_000_000 * cost,
-            "iqr": None,
-            "n": 1,
-            "stable": None,
-        },
         "modbench_cloze": 0.4,
         "modbench_cloze_untrained": 0.26,
         "modbench_cloze_chance": 0.25,
@@ -91,10 +108,21 @@ def make_record(
         }
         for step in range(0, steps + 1, max(steps // 8, 1))
     ]
-    arguments: dict[str, Any] = {
-        "suite": {"name": "fake", "version": 1, "rank_by": "heldout_loss"},
-        "cell": cell,
-        "key": cell_key(cell),
+    figures = {**(measured if status == "ok" else {}), **(metrics or {})}
+    figures = {name: value for name, value in figures.items() if value is not None}
+    findings = [
+        {
+            "probe": number,
+            "name": name,
+            "verdict": "failed" if number in failed_probes else "passed",
+            "figure": "moved by 0.7" if number in failed_probes else "0",
+            "ranks": number != 5,
+        }
+        for number, name in names.items()
+    ]
+    end = {name.removeprefix("train_"): figures[name] for name in SPENT if name in figures}
+    end |= {"budget": budget, "audit": fields.pop("audit", findings)}
+    made = {
         "code": {"version": "0.1.0", "commit": "0" * 40, "dirty": False},
         "environment": {
             "cpu": "Imaginary CPU",
@@ -104,31 +132,65 @@ def make_record(
             "torch": "2.13.0",
             **(environment or {}),
         },
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": finished,
+    }
+    arguments: dict[str, Any] = {
+        "run": run,
+        "key": key_of(run),
         "data": {
             "sha256": "ab" * 32,
             "train_tokens": 4_000_000,
             "heldout_tokens": 200_000,
             **(data or {}),
         },
-        "audit": [
-            {
-                "probe": number,
-                "name": name,
-                "verdict": "failed" if number in failed_probes else "passed",
-                "figure": "moved by 0.7" if number in failed_probes else "0",
-                "ranks": number != 5,
-            }
-            for number, name in names.items()
-        ],
-        "metrics": {**(measured if status == "ok" else {}), **(metrics or {})},
+        "metrics": {name: value for name, value in figures.items() if name in COSTS},
+        "ends": [end] if status == "ok" else [],
         "curve": curve if status == "ok" else [],
-        "routing": {},
         "status": status,
         "error": None if status == "ok" else "the loss is not finite at step 7",
-        "started": "2026-01-01T00:00:00+00:00",
-        "finished": finished,
+        **made,
     }
-    return CellRecord(**{**arguments, **fields})
+    record = RunRecord(**{**arguments, **fields})
+
+    def measurement(kind: str, settings: dict[str, Any], result: dict[str, Any]) -> MeasurementRecord:
+        subject = {"run": record.key, "budget": budget, "measures": kind, "settings": settings}
+        outcome = {"status": "ok", "error": None}
+        return MeasurementRecord(
+            measurement=subject, key=key_of(subject), result=result, **outcome, **made
+        )
+
+    asked = {"heldout_tokens": 65_536, "downstream": ("modbench_cloze",), **(measure or {})}
+    of_cloze = {name: value for name, value in figures.items() if name.startswith("modbench_cloze")}
+    heldout = {n: v for n, v in figures.items() if n not in (*COSTS, *SPENT, *of_cloze)}
+    parts = {"routing": routing, "layers": layers}
+    of_heldout = {"metrics": heldout} | {name: part for name, part in parts.items() if part}
+    settings = {"heldout_tokens": asked["heldout_tokens"], "curve_tokens": 4096}
+    measurements = [measurement("heldout", settings, of_heldout)] if heldout or routing else []
+    tasks: dict[str, Any] = {}
+    further = {
+        name: asked[f"downstream_{name}"]
+        for name in ("limit", "fewshot")
+        if asked.get(f"downstream_{name}") is not None
+    }
+    scored_in = [e.get("part_of", name) for name, e in (downstream or {}).items()]
+    for name in dict.fromkeys([*asked["downstream"], *scored_in]):
+        tasks[name] = {"task": name} | further
+        own = {task: e for task, e in (downstream or {}).items() if e.get("part_of", name) == name}
+        result = {"metrics": of_cloze if name == "modbench_cloze" else {}}
+        if own or result["metrics"]:
+            scored = result | ({"downstream": own} if own else {})
+            measurements.append(measurement("downstream", tasks[name], scored))
+    named = SUITE | (suite or {})
+    return Result(
+        record=record,
+        budget=budget,
+        label=label,
+        isoflop=named.pop("isoflop", None),
+        suite=named,
+        measurements=tuple(measurements) if status == "ok" else (),
+        wanted={"heldout": settings, "downstream": tasks},
+    )
 
 
 def make_routing(
@@ -168,12 +230,42 @@ def make_routing(
     return copy
 
 
-def store(folder: Path, records: list[CellRecord], shards: int = 1) -> Path:
-    """``records`` in ``shards`` shards under ``folder``, as bytes that no writer made."""
+def suite_record(results: Sequence[Result], finished: str = SUITE["finished"]) -> SuiteRecord:
+    """The suite that wanted ``results``, whatever their order."""
+    results = sorted(results, key=lambda one: (one.label, one.budget, one.seed, one.key))
+    rows: dict[str, dict[str, Any]] = {}
+    tasks: dict[str, Any] = {}
+    for result in results:
+        row = rows.setdefault(result.label, {"label": result.label, "runs": [], "timed": []})
+        row["runs"] = list(dict.fromkeys([*row["runs"], result.key]))
+        row["timed"] = list(dict.fromkeys([*row["timed"], result.run.timed.key]))
+        tasks |= result.wanted["downstream"]
+        if result.isoflop:
+            row["isoflop"] = result.isoflop
+    suite = {name: results[-1].suite[name] for name in ("name", "version", "rank_by")}
+    suite["rows"] = list(rows.values())
+    heldout = {"heldout": results[0].wanted["heldout"]}
+    suite["wanted"] = heldout | ({"downstream": list(tasks.values())} if tasks else {})
+    made = {name: getattr(results[0].record, name) for name in ("code", "environment", "started")}
+    return SuiteRecord(suite=suite, key=key_of(suite), finished=finished, **made)
+
+
+def lines_of(results: Sequence[Result], *further: AnyRecord) -> list[str]:
+    """The lines of the runs and measurements of ``results``, and of ``further`` records; without one of
+    a suite, that of all ``results``."""
+    records = [record for result in results for record in (result.record, *result.measurements)]
+    if not any(record.kind == "suite" for record in further):
+        records.append(suite_record(results))
+    return [record.line() for record in [*records, *further]]
+
+
+def store(folder: Path, results: Sequence[Result], *further: AnyRecord, shards: int = 1) -> Path:
+    """`lines_of` in ``shards`` shards under ``folder``, as bytes that no writer made."""
     (folder / "records").mkdir(parents=True, exist_ok=True)
+    lines = lines_of(results, *further)
     for number in range(shards):
-        lines = [record.line() + "\n" for record in records[number::shards]]
-        (folder / "records" / f"{number:016x}.jsonl").write_text("".join(lines), encoding="utf-8")
+        path = folder / "records" / f"{number:016x}.jsonl"
+        path.write_text("".join(f"{line}\n" for line in lines[number::shards]), encoding="utf-8")
     return folder
 
 
@@ -190,21 +282,9 @@ def altered(record: AnyRecord, change: Callable[[dict[str, Any]], None]) -> str:
     return plain(value)
 
 
-def old_line(record: AnyRecord) -> str:
-    """The line of ``record`` in the form that records had before they had a digest."""
-    value = json.loads(record.line())
-    del value["digest"]
-    value["schema"] = 2 if value["kind"] == "cell" else 1
-    if value["kind"] == "cell":
-        del value["kind"]
-    elif value["kind"] == "timing":
-        value["kind"] = value.pop("measurement")
-    return plain(value)
-
-
 @pytest.fixture
 def fakes() -> Any:
-    """This module's functions: `make_record`, `make_routing`, `store`, `altered`, `old_line`."""
+    """This module's functions."""
     import types
 
     return types.SimpleNamespace(
@@ -212,12 +292,13 @@ def fakes() -> Any:
         make_routing=make_routing,
         store=store,
         altered=altered,
-        old_line=old_line,
+        suite_record=suite_record,
+        lines_of=lines_of,
     )
 
 
 @pytest.fixture
-def six() -> list[CellRecord]:
+def six() -> list[Result]:
     """A record of each built-in scheme."""
     return [
         make_record("vanilla", loss=4.90, cost=1.0),
@@ -233,9 +314,9 @@ def six() -> list[CellRecord]:
 def make() -> Make:
     """`make_record` with a width and the plan of the learning rates, changed by ``plan``."""
 
-    def made(label: str, *, model_width: int, plan: Any = None, **fields: Any) -> CellRecord:
+    def made(label: str, *, model_width: int, plan: Any = None, **fields: Any) -> Result:
         isoflop = PLAN | (plan or {})
-        suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": isoflop}
+        suite = {"isoflop": isoflop}
         return make_record(label, model={"width": model_width}, suite=suite, **fields)
 
     return made

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import modbench
+from modbench.records.result import results_of
 from modbench.records.store import read_suite
 from modbench.report.layers import idle_layers
 
@@ -27,8 +28,8 @@ def tutorial() -> str:
 
 
 def test_the_committed_results_are_of_all_schemes_and_of_committed_code() -> None:
-    records = read_suite(ROOT / "results" / "quick").cells
-    labels = sorted(record.cell["router"]["label"] for record in records)
+    results = results_of(read_suite(ROOT / "results" / "quick"))
+    labels = sorted(result.label for result in results)
     assert labels == [
         "expert_choice",
         "mod",
@@ -39,10 +40,10 @@ def test_the_committed_results_are_of_all_schemes_and_of_committed_code() -> Non
         "vanilla",
         "vanilla, 2 layers",
     ]
-    for record in records:
-        assert record.status == "ok"
-        assert record.code["dirty"] is False
-        assert record.metrics["heldout_loss"] < record.metrics["unigram_loss"] - 0.5
+    for result in results:
+        assert result.status == "ok"
+        assert result.code["dirty"] is False
+        assert result.metrics["heldout_loss"] < result.metrics["unigram_loss"] - 0.5
 
 
 def test_the_committed_report_follows_from_the_committed_records(tmp_path: Path) -> None:
@@ -143,13 +144,13 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         said.append(done.stdout)
     assert "ratio to the dense model" in said[1]
     found = read_suite(tmp_path / "my-results" / "quick")
-    (record,), audits = found.cells, found.audits
-    assert record.cell["router"]["name"] == "mlp_mod"
-    assert record.cell["router"]["plugin_sha256"] is not None
-    found = [*audits[record.audit_key].audit, *record.audit]
-    assert all(finding["verdict"] != "failed" for finding in found)
-    assert record.metrics["heldout_loss"] < record.metrics["unigram_loss"] - 0.5
-    assert idle_layers([record]) == []
+    (result,) = results_of(found)
+    assert result.run.router.name == "mlp_mod"
+    assert result.run.router.plugin_sha256 is not None
+    findings = [*found.audits[result.audit_key].audit, *result.audit]
+    assert all(finding["verdict"] != "failed" for finding in findings)
+    assert result.metrics["heldout_loss"] < result.metrics["unigram_loss"] - 0.5
+    assert idle_layers([result]) == []
     table = (tmp_path / "my-results" / "quick" / "leaderboard.csv").read_text()
     assert "mlp_mod" in table.splitlines()[1]
 
@@ -157,6 +158,6 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
 def test_how_far_the_curves_end_above_the_table_is_as_recorded() -> None:
     page = " ".join((ROOT / "docs" / "reading_the_table.md").read_text().split())
     (said,) = re.findall(r"the ends of the curves lie ([\d.]+) to ([\d.]+) nats above", page)
-    records = read_suite(ROOT / "results" / "quick").cells
-    above = [record.curve[-1]["heldout_loss"] - record.metrics["heldout_loss"] for record in records]
+    results = results_of(read_suite(ROOT / "results" / "quick"))
+    above = [result.curve[-1]["heldout_loss"] - result.metrics["heldout_loss"] for result in results]
     assert (f"{min(above):.2f}", f"{max(above):.2f}") == said

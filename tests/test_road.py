@@ -1,6 +1,7 @@
 """The whole road on a small text: train, audit, measure, record, rank, plot; resumed after a kill."""
 
 import contextlib
+import csv
 import signal
 import time
 from pathlib import Path
@@ -10,11 +11,9 @@ import pytest
 from safetensors.torch import load_file
 from small_suite import modbench_says, start, suite_text
 
-from modbench.data.token_data import DataConfig, load
+from modbench.data.token_data import load
 from modbench.measure.loss import heldout_loss, heldout_windows
-from modbench.model.config import ModelConfig
-from modbench.records.metrics import METRICS
-from modbench.records.record import CellRecord
+from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
@@ -63,34 +62,28 @@ def suite(budget: float, steps: list[str]) -> str:
         "mod",
         model={"width": 32, "layers": 2, "heads": 4},
         train={"sequence": 64, "batch": 4, "learning_rate": 1e-2, "checkpoint_seconds": 0.05},
-        measure={"steps": steps, "heldout_tokens": 1024, "curve_tokens": 256, "timing_repeats": 3},
+        measure={"steps": steps, "heldout_tokens": 1024, "curve_tokens": 256},
+        time={"samples": 3},
         sweep={"budgets": [budget]},
     )
 
 
 def untimed(folder: Path) -> dict[str, Any]:
-    """The parts of a record that must repeat: all except times, memory and dates."""
+    """The parts of results that must repeat: all except times, memory and dates."""
     return {
-        record.cell["router"]["label"]: (
-            {name: value for name, value in record.metrics.items() if METRICS[name].kind != "timed"},
-            record.curve,
-            record.audit,
-            record.status,
-        )
-        for record in read_suite(folder).cells
+        result.label: (result.metrics, result.curve, result.audit, result.status)
+        for result in results_of(read_suite(folder))
     }
 
 
-def scored_again(place: Path, record: CellRecord) -> tuple[float, float]:
+def scored_again(place: Path, result: Result) -> tuple[float, float]:
     """The held-out loss under both rules, from the weights that the run left."""
-    weights = place / "my-results" / "road" / "cells" / record.key / "model.safetensors"
-    router = record.cell["router"]
-    model = build_model(
-        ModelConfig(**record.cell["model"]), build_router(router["name"], router["options"])
-    )
+    weights = place / "my-results" / "road" / "runs" / result.key / "model.safetensors"
+    run = result.run
+    model = build_model(run.model, build_router(run.router.name, run.router.options))
     model.load_state_dict(load_file(weights))
     with contextlib.chdir(place):
-        data = load(DataConfig(**record.cell["data"]), cache=place / "cache")
+        data = load(run.data, cache=place / "cache")
     windows_WT = heldout_windows(data.heldout_N, sequence=64, tokens=1024)
     causal, leaky = (
         heldout_loss(model, windows_WT, data.token_bytes_V, selection=rule).nats_per_token
@@ -106,7 +99,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
     folder = place / "my-results" / "road"
     stored = read_suite(folder)
     audits = stored.audits
-    records = {record.cell["router"]["label"]: record for record in stored.cells}
+    records = {result.label: result for result in results_of(stored)}
     assert set(records) == {"vanilla", "mod", "leaky"}
     assert len(audits) == 3
     for label, record in records.items():
@@ -116,9 +109,9 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
         assert metrics["train_flops"] <= 5e9 < metrics["train_flops"] * 1.05
         assert [finding["probe"] for finding in audits[record.audit_key].audit] == list(range(1, 12))
         assert [finding["probe"] for finding in record.audit] == [1, 2, 9]
-        assert str(place) not in record.line().replace(str(place / "text.txt"), "")
-        assert (folder / "cells" / record.key / "model.safetensors").exists()
-        assert not (folder / "cells" / record.key / "checkpoint.pt").exists()
+        assert str(place) not in record.record.line().replace(str(place / "text.txt"), "")
+        assert (folder / "runs" / record.key / "model.safetensors").exists()
+        assert not (folder / "runs" / record.key / "checkpoint.pt").exists()
     assert records["mod"].metrics["train_steps"] > records["vanilla"].metrics["train_steps"]
     for label, differs in (("vanilla", False), ("mod", True)):
         causal, leaky = scored_again(place, records[label])
@@ -149,20 +142,22 @@ def resumes_to_the_same_record_after_a_kill(place: Path) -> None:
     """With time and memory measured, too."""
     (place / "timed.toml").write_text(suite(5e9, MEASURED))
     process = start(place, "run", "timed.toml", "--results", "parts", "--only", "mod")
-    cells = place / "parts" / "road" / "cells"
+    runs = place / "parts" / "road" / "runs"
     deadline = time.monotonic() + 120
-    while not list(cells.glob("*/checkpoint.pt")):
+    while not list(runs.glob("*/checkpoint.pt")):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert len(read_suite(place / "parts" / "road").cells) == 0
+    assert len(read_suite(place / "parts" / "road").runs) == 0
     code, out = modbench_says(place, "run", "timed.toml", "--results", "parts", "--only", "mod")
     assert code == 0, out
-    (record,) = read_suite(place / "parts" / "road").cells
-    assert record.metrics["train_step_seconds"]["n"] == 3
-    assert record.metrics["peak_memory_bytes"]["median"] > 4 * 4 * record.metrics["parameters"]
+    (result,) = results_of(read_suite(place / "parts" / "road"))
+    with (place / "parts" / "road" / "leaderboard.csv").open() as table:
+        (row,) = csv.DictReader(table)
+    assert row["train_step_seconds_n"] == "3"
+    assert float(row["peak_memory_bytes_median"]) > 4 * 4 * result.metrics["parameters"]
     metrics, *resumed = untimed(place / "parts" / "road")["mod"]
     whole, *once = untimed(place / "my-results" / "road")["mod"]
     assert resumed == once

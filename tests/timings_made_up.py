@@ -1,13 +1,16 @@
 """Timings with plainly made-up figures; nothing here was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from modbench.records.record import TimingRecord, cell_key
+from modbench.model.config import ModelConfig
+from modbench.records.line import key_of
+from modbench.records.record import SuiteRecord, TimingKind, TimingRecord
+from modbench.records.result import Result
+from modbench.records.run import RouterCode, Timed
 from modbench.report.timing.table import CaseRow, TimingTable
 
 MODEL = {"vocabulary": 2048, "width": 128, "layers": 4}
-TRAIN = {"sequence": 256, "batch": 4, "precision": "auto"}
 TIME = {"samples": 4}
 ENVIRONMENT = {
     "cpu": "Imaginary CPU",
@@ -19,30 +22,46 @@ ENVIRONMENT = {
 }
 
 
-def cell_of(label: str | None, router: str | None = None) -> dict[str, Any]:
+def timed_of(
+    label: str | None,
+    router: str | None = None,
+    *,
+    options: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    batch: int = 4,
+    precision: str = "auto",
+) -> Timed:
+    """The scheme ``label``; None: the machine."""
     named = None
     if label is not None:
-        name = router or label.partition("/")[0]
-        named = {"name": name, "options": {}, "plugin_sha256": None, "label": label}
-    return {"router": named, "model": MODEL, "train": TRAIN, "time": TIME}
+        # A label of its own makes a scheme of its own.
+        own = {"label": label} if options is None else options
+        named = RouterCode(name=router or label.partition("/")[0], options=own)
+    return Timed(
+        router=named,
+        model=ModelConfig(**{**MODEL, **(model or {})}),
+        sequence=256,
+        batch=batch,
+        precision=precision,
+    )
 
 
 def make_timing(
-    measurement: str,
-    cell: dict[str, Any],
+    measures: TimingKind,
+    timed: Timed,
     measured: dict[str, Any],
     *,
     repetition: int = 1,
-    run: str = "run-1",
+    session: str = "session-1",
     environment: dict[str, Any] | None = None,
     **fields: Any,
 ) -> TimingRecord:
     arguments: dict[str, Any] = {
-        "run": run,
-        "suite": {"name": "fake", "version": 1},
-        "measurement": measurement,
-        "cell": cell,
-        "key": cell_key(cell),
+        "session": session,
+        "measures": measures,
+        "timed": timed.as_json(),
+        "time": TIME,
+        "key": timed.key,
         "repetition": repetition,
         "code": {"version": "0.1.0", "commit": "0" * 40, "dirty": False},
         "environment": {**ENVIRONMENT, **(environment or {})},
@@ -102,7 +121,28 @@ def timed(
     }
     if ran_out:
         measured["ran_out"] = list(ran_out)
-    return make_timing("time", cell_of(label), measured, **fields)
+    return make_timing("training", timed_of(label), measured, **fields)
+
+
+def times_of(
+    *results: Result,
+    seconds: tuple[float, ...] = (0.097, 0.097, 0.103, 0.103),
+    peak: int = 80_000_000,
+    overloaded: bool = False,
+    **fields: Any,
+) -> TimingTable:
+    """A session that timed the schemes of ``results``: 100 ± 6 ms and 80 MB each."""
+    timings, labels = list[TimingRecord](), dict[str, str]()
+    for result in results:
+        what = result.run.timed
+        if what.key not in labels:
+            labels[what.key] = result.label
+            cases = [make_case(name, seconds=seconds) for name in ("forward", "train")]
+            measured = timed(result.label, *cases, overloaded=overloaded).measured
+            timings.append(make_timing("training", what, measured, **fields))
+            memory = weighed(result.label, peak, peak).measured
+            timings.append(make_timing("training_memory", what, memory, **fields))
+    return TimingTable(timings, labels, "fake")
 
 
 def ceiling(
@@ -128,7 +168,7 @@ def ceiling(
     measured |= {"machine": {"overloaded": overloaded, "others": 0.0}}
     if throttled:
         measured |= {"gpu": {"clock_mhz": [1, 2], "memory_clock_mhz": [1, 2], "throttled": throttled}}
-    return make_timing("ceiling", cell_of(None), measured, **fields)
+    return make_timing("ceiling", timed_of(None), measured, **fields)
 
 
 def weighed(label: str, measured: int, predicted: int, **fields: Any) -> TimingRecord:
@@ -142,8 +182,35 @@ def weighed(label: str, measured: int, predicted: int, **fields: Any) -> TimingR
         }
 
     found = {"measured": parts(measured), "predicted": parts(predicted)}
-    return make_timing("training_memory", cell_of(label), found, **fields)
+    return make_timing("training_memory", timed_of(label), found, **fields)
+
+
+def labels_in(timings: Iterable[TimingRecord]) -> dict[str, str]:
+    """Labels by key, as `timed_of` was given them."""
+    routers = {timing.key: timing.timed["router"] for timing in timings if timing.timed["router"]}
+    return {key: router["options"].get("label", router["name"]) for key, router in routers.items()}
+
+
+def table_of(*timings: TimingRecord) -> TimingTable:
+    """The table of ``timings``; labels as `timed_of` was given them."""
+    return TimingTable(timings, labels_in(timings), "fake")
+
+
+def suite_of(
+    timed_under: Mapping[str, Sequence[str]], finished: str = "2026-01-01T00:20:00+00:00"
+) -> SuiteRecord:
+    """A suite that times the keys ``timed_under`` each label."""
+    rows = [{"label": of, "runs": [], "timed": list(keys)} for of, keys in timed_under.items()]
+    suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "rows": rows, "wanted": {}}
+    return SuiteRecord(
+        suite=suite,
+        key=key_of(suite),
+        code={"version": "0.1.0", "commit": "0" * 40, "dirty": False},
+        environment=ENVIRONMENT,
+        started="2026-01-01T00:00:00+00:00",
+        finished=finished,
+    )
 
 
 def rows_of(*timings: TimingRecord) -> dict[tuple[str, str], CaseRow]:
-    return {(row.label, row.case): row for row in TimingTable(timings).cases}
+    return {(row.label, row.case): row for row in table_of(*timings).cases}

@@ -154,9 +154,9 @@ def _speed_up(line: dict[str, str]) -> str:
 
 
 def planned_table() -> str:
-    """Cells, FLOPs, largest model and tokens of the suites that were not run."""
+    """Runs, FLOPs, largest model and tokens of the suites that were not run."""
     return markdown_table(
-        ("suite", "cells", "training FLOPs", "largest model (width x layers)", "most tokens of a run"),
+        ("suite", "runs", "training FLOPs", "largest model (width x layers)", "most tokens of a run"),
         list(planned()),
         left=(0,),
     )
@@ -167,7 +167,7 @@ def planned() -> Iterator[tuple[str, ...]]:
         plan = plan_suite(name, time=False, tell=lambda text: None)
         width, layers = max(size for part in plan.parts for size in part.sizes)
         tokens = max(part.tokens for part in plan.parts)
-        yield name, f"{plan.cells}", f"{plan.flops:.3g}", f"{width} x {layers}", shown(tokens)
+        yield name, f"{plan.runs}", f"{plan.flops:.3g}", f"{width} x {layers}", shown(tokens)
 
 
 def texts() -> dict[str, str]:

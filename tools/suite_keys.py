@@ -19,15 +19,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Ge, Gt, Le, Lt
 
 from modbench.data.config import DataConfig
-from modbench.measure.config import MeasureConfig
+from modbench.measure.config import STEPS, MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.routing.registry import installed_modules, router_class
-from modbench.sweep import steps
 from modbench.sweep.isoflop import IsoFlopConfig
-from modbench.sweep.suite import Axes, Header, Scheme
+from modbench.sweep.suite import Axes, Header, KeepConfig, Scheme
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
-from modbench.train.config import TrainConfig
+from modbench.train.config import TrainTable
 
 DOCS = Path(__file__).parents[1] / "docs"
 REGENERATE = "python tools/suite_keys.py"
@@ -36,16 +35,15 @@ TABLES: dict[str, type] = {
     "suite": Header,
     "model": ModelConfig,
     "data": DataConfig,
-    "train": TrainConfig,
+    "train": TrainTable,
     "measure": MeasureConfig,
     "time": TimeConfig,
+    "keep": KeepConfig,
     "track": TrackConfig,
     "isoflop": IsoFlopConfig,
     "sweep": Axes,
     "schemes": Scheme,
 }
-#: Fields that a suite file does not have: each cell gets its budget from [sweep].
-NOT_IN_FILES = {("train", "budget")}
 _BOUNDS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 _TYPES = {int: "integer", float: "number", str: "string", bool: "true, false", dict: "table"}
 
@@ -121,13 +119,13 @@ def values(hint: Any) -> str:
     return _TYPES[origin or hint]
 
 
-def key_table(kind: type, left_out: tuple[str, ...] = (), heading: str = "key") -> Iterator[str]:
+def key_table(kind: type, heading: str = "key") -> Iterator[str]:
     """One row for each field of ``kind`` that can be set. Raises KeyError: a field has no meaning."""
     hints, said = get_type_hints(kind, include_extras=True), meanings(kind)
     yield f"| {heading} | values | default | meaning |"
     yield "| --- | --- | --- | --- |"
     for field in fields(kind):
-        if field.init and field.name not in left_out:
+        if field.init:
             meaning = said[field.name]
             for python, toml in (("|", "\\|"), ("``", "`"), ("None: ", "unset: "), ("(): ", "empty: ")):
                 meaning = meaning.replace(python, toml)
@@ -137,11 +135,8 @@ def key_table(kind: type, left_out: tuple[str, ...] = (), heading: str = "key") 
 def step_table() -> Iterator[str]:
     yield "| step | what it does |"
     yield "| --- | --- |"
-    for name in steps.step_names():
-        source = (Path(steps.__file__).parent / f"{name}.py").read_text()
-        words = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
-        text = " ".join(words.split()).partition(": ")[2]
-        yield f"| `{name}` | {text[0].upper()}{text[1:]} |"
+    for name, meaning in STEPS.items():
+        yield f"| `{name}` | {meaning} |"
 
 
 def router_sections() -> Iterator[str]:
@@ -167,10 +162,7 @@ def router_sections() -> Iterator[str]:
 
 def blocks() -> dict[str, str]:
     """The generated text of each marker."""
-    found = {}
-    for name, kind in TABLES.items():
-        left_out = tuple(field for table, field in NOT_IN_FILES if table == name)
-        found[name] = "\n".join(key_table(kind, left_out))
+    found = {name: "\n".join(key_table(kind)) for name, kind in TABLES.items()}
     return found | {"steps": "\n".join(step_table()), "routers": "\n".join(router_sections()).rstrip()}
 
 

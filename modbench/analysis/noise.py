@@ -2,10 +2,11 @@
 
 The loss of a cell with seed s is modelled as mean + shift(budget, s) + residual. The shift is shared by
 every cell of that budget and seed (the order of the data), so it cancels in differences between schemes
-that were run with the same seeds. Shapes: S draws.
+that were run with the same seeds. Losses of one run at several budgets (a trapezoid's trunk) share both:
+they are drawn as one, and count once as a measurement of the noise. Shapes: S draws.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,6 +33,7 @@ class Run:
     loss: float  #: held-out, nats per token
     seed: int
     depth: int | None = None  #: layers, in a sweep that has a curve for each of several depths
+    trunk: str | None = None  #: names the run that gave losses at several budgets; None: this one only
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,12 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
     """Estimate the noise from the repeated cells, by analysis of variance (cell means and seed shifts)
     over the cells of each budget that have the same seeds."""
     tables: dict[tuple[float, tuple[int, ...]], dict[Cell, list[float]]] = defaultdict(dict)
-    for cell, seeds in by_cell(runs).items():
+    grouped = by_cell(runs)
+    for cell, seeds in grouped.items():
         if len(seeds) > 1:
             tables[cell.budget, tuple(seeds)][cell] = [run.loss for run in seeds.values()]
+    trunks = {cell: _trunks(seeds.values()) or (repr(cell),) for cell, seeds in grouped.items()}
+    times_shared = Counter(trunks.values())
     squares: dict[str, float] = defaultdict(float)
     freedoms: dict[str, float] = defaultdict(float)
     shifts: list[tuple[float, int, int]] = []  # sum of squares, degrees of freedom, cells
@@ -103,8 +108,9 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
             shifts.append((float((shared**2).sum()), repeats - 1, cells))
         free = (repeats - 1) * (cells - 1) / cells if cells > 1 else repeats - 1
         for cell, row in zip(table, deviations, strict=True):
-            squares[cell.scheme] += float((row**2).sum())
-            freedoms[cell.scheme] += free
+            once = 1 / times_shared[trunks[cell]]
+            squares[cell.scheme] += once * float((row**2).sum())
+            freedoms[cell.scheme] += once * free
     residuals = {
         scheme: Spread(float(np.sqrt(squares[scheme] / freedoms[scheme])), round(freedoms[scheme]))
         for scheme in squares
@@ -137,21 +143,32 @@ def draw_losses(runs: Iterable[Run], noise: Noise, draws: int, seed: int = 0) ->
         chi_square = generator("spread", of).chisquare(spread.freedom, draws)
         return spread.sd * np.sqrt(spread.freedom / chi_square)
 
-    def shift(budget: float, one: int) -> Array:
-        return shift_sd * generator("shift", float(budget), one).standard_normal(draws)
+    def shift(run: Run) -> Array:
+        at = "trunk" if run.trunk else float(run.budget)
+        return shift_sd * generator("shift", at, run.seed).standard_normal(draws)
 
     shift_sd = scale(noise.shift, "shift")
     found = {}
     for cell, seeds in cells.items():
         mean = np.mean([run.loss for run in seeds.values()])
-        shifts = np.mean([shift(cell.budget, seed) for seed in seeds], axis=0)
+        shifts = np.mean([shift(run) for run in seeds.values()], axis=0)
         spread = noise.residual(cell.scheme)
         if spread is None:
             residual = np.zeros(draws)
         else:
             own = (cell.scheme, cell.budget, cell.size)  # a sweep of one depth keeps its numbers
             depth = () if cell.depth is None else (cell.depth,)
-            standard = generator("residual", *own, *depth).standard_normal(draws)
+            if trunks := _trunks(seeds.values()):
+                each = [generator("residual", trunk).standard_normal(draws) for trunk in trunks]
+                standard = np.sum(each, axis=0) / np.sqrt(len(seeds))
+            else:
+                standard = generator("residual", *own, *depth).standard_normal(draws)
             residual = scale(spread, cell.scheme) * standard / np.sqrt(len(seeds))
         found[cell] = mean + shifts + residual
     return found
+
+
+def _trunks(runs: Iterable[Run]) -> tuple[str, ...]:
+    """The trunks of ``runs``; empty unless each has one."""
+    trunks = [run.trunk for run in runs]
+    return tuple(trunk for trunk in trunks if trunk) if all(trunks) else ()

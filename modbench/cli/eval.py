@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, tell
+from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, names_of, tell
 from modbench.errors import UserError, several
 from modbench.evaluate.tasks.names import check_names
 
@@ -52,7 +52,7 @@ def eval_(
         results: folder that holds one folder per suite
         plugin: Python files that register routers
     """
-    names = [name for group in flat(tasks) for name in group.split(",") if name]
+    names = list(names_of(tasks))
     if not names:
         raise UserError("eval needs --tasks, such as --tasks lambada_openai,modbench_cloze")
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size) > 0):

@@ -19,6 +19,8 @@ Plugins = Annotated[Several[Path], arg(metavar="FILE ...", help_behavior_hint=""
 Routers = Annotated[Several[str], arg(metavar="NAME[:PRESET] ...", help_behavior_hint="")]
 RouterOptions = Annotated[Several[str], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
 Labels = Annotated[Several[str], arg(metavar="LABEL ...", help_behavior_hint="")]
+#: Names of tasks, also joined by commas; see `names_of`.
+Tasks = Annotated[Several[str], arg(metavar="NAME[,NAME...] ...", help_behavior_hint="")]
 Suite = Annotated[Positional[str], arg(metavar="SUITE")]
 #: A trained model: SUITE/LABEL or SUITE/KEY in the results folder, or a path of `modbench.load`.
 Run = Annotated[Positional[str], arg(metavar="RUN")]
@@ -31,6 +33,11 @@ Amount = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 def flat(values: Iterable[Iterable[T]]) -> tuple[T, ...]:
     """Join the values of repeated flags."""
     return tuple(chain.from_iterable(values))
+
+
+def names_of(values: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Join the values of repeated flags, and split them at commas."""
+    return tuple(name for group in flat(values) for name in group.split(",") if name)
 
 
 def parsed_options(groups: Iterable[Sequence[str]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from modbench.cli.options import (
     Amount,
     Count,
     Plugins,
+    Results,
     RouterOptions,
     Routers,
     flat,
@@ -55,9 +56,10 @@ def plan(
     convention: str = "model",
     format: Literal["table", "json"] = "table",
     plugin: Plugins = (),
+    results: Results = Path("my-results"),
     time: bool = True,
 ) -> int:
-    """Print what a suite will take on this machine: its cells, their FLOPs, tokens and passes over the
+    """Print what a suite will take on this machine: its runs, their FLOPs, tokens and passes over the
     training text, and the time of their training steps. A few steps are measured.
 
     With --router instead: print training FLOPs, days and memory per GPU of a described cluster. With a
@@ -80,7 +82,8 @@ def plan(
             (docs/conventions.md)
         format: table: for reading; json: one JSON document on the last line
         plugin: Python files that register routers; a router that the suite does not name gets a row
-        time: measure training steps of the suite
+        results: folder whose step times of this machine are used, if `modbench time` took them there
+        time: measure training steps of the suite that have no step time
     """
     if (suite is None) == (not router):
         given = "both" if router else "none"
@@ -99,7 +102,7 @@ def plan(
         for name, value in unused.items():
             if value is not None:
                 raise UserError(f"--{name} has no effect with a suite; leave it out")
-        return _plan_suite(suite, flat(plugin), time, format)
+        return _plan_suite(suite, flat(plugin), results, time, format)
     from modbench.plan.memory import Recipe
     from modbench.plan.plan import plan as make_plan
     from modbench.plan.table import as_json, as_table
@@ -132,10 +135,10 @@ def plan(
     return 0
 
 
-def _plan_suite(suite: str, plugins: tuple[Path, ...], time: bool, format: str) -> int:
+def _plan_suite(suite: str, plugins: tuple[Path, ...], results: Path, time: bool, format: str) -> int:
     from modbench.sweep.plan import plan_suite
     from modbench.sweep.plan_table import as_json, as_table
 
-    made = plan_suite(suite, plugins=plugins, time=time, tell=tell)
+    made = plan_suite(suite, plugins=plugins, results=results, time=time, tell=tell)
     print(as_json(made) if format == "json" else as_table(made))
     return 2 if made.left_out else 0

@@ -1,12 +1,12 @@
 """The command `modbench run`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from modbench.cli.hub_folder import refuse_hub_folder
-from modbench.cli.options import Labels, Plugins, Results, Suite, flat
+from modbench.cli.options import Labels, Plugins, Results, Suite, Tasks, flat, names_of
 
 
 def run(
@@ -17,8 +17,11 @@ def run(
     plugin: Plugins = (),
     workers: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0,
     only: Labels = (),
+    measure: Tasks = (),
+    wait: bool = True,
+    retry: Annotated[Literal["oom"] | None, arg(help_behavior_hint="")] = None,
 ) -> int:
-    """Train and measure the cells of a suite that have no record yet, then write its table and plots.
+    """Train and measure what has no record yet of a suite, then write its table and plots.
 
     Example: modbench run quick --plugin my_router.py
 
@@ -26,10 +29,23 @@ def run(
         suite: name of a shipped suite (`modbench list suites`) or path of a TOML file
         results: folder that holds one folder per suite
         plugin: Python files that register routers; a router that the suite does not name gets a row
-        workers: cells to run at the same time; 0, the default: one per core, or one on a GPU
+        workers: runs to train at the same time; 0, the default: one per core, or one on a GPU
         only: labels of the rows to run; by default all
+        measure: tasks to score the trained runs on (docs/evaluation.md); nothing is trained
+        wait: pause training while another process of modbench measures on this machine
+        retry: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on
+            another GPU
     """
     refuse_hub_folder(suite, "run")
     from modbench.sweep.run import run_suite
 
-    return run_suite(suite, results=results, plugins=flat(plugin), workers=workers, only=flat(only))
+    return run_suite(
+        suite,
+        results=results,
+        plugins=flat(plugin),
+        workers=workers,
+        only=flat(only),
+        measure=names_of(measure),
+        retry_oom=retry is not None,
+        wait=wait,
+    )

@@ -67,8 +67,7 @@ def load_lm(
         batch=batch,
         rule=rule,
     )
-    data = DataConfig(**loaded.cell["data"])
-    return LoadedLM(lm=lm, name=loaded.label, data=data, leak=leak_of(loaded))
+    return LoadedLM(lm=lm, name=loaded.label, data=loaded.run.data, leak=leak_of(loaded))
 
 
 def _has(device: str) -> bool:

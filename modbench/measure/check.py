@@ -39,7 +39,7 @@ from modbench.train.numerics import device, make_deterministic
 SEQUENCE = 64  # 20 steps of two models take seconds on two cores
 PHASES: tuple[Phase, ...] = ("forward", "train")
 STEPS = 20
-TRAIN = TrainConfig(budget=1, sequence=SEQUENCE, batch=8)
+TRAIN = TrainConfig(sequence=SEQUENCE, batch=8)
 #: Bytes of training text, and tokens that the causal rule is scored on.
 TEXT, HELDOUT = 100_000, 4096
 #: Numbers of layers to try: some routers leave the first ones dense, or share them.

@@ -1,26 +1,36 @@
 """The [measure] table of a suite. Imports no torch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modbench.errors import UserError
+from modbench.errors import UserError, known_names
 from modbench.evaluate.tasks.names import check_names
 
-#: Fields that cells lack while they are None: older cells keep their keys.
-_LATER = ("downstream_fewshot", "downstream_data", "downstream_include", "downstream_checkpoints")
+#: Names of what a suite can ask for, with their meanings for the docs. ``train`` is always among it.
+STEPS = {
+    "audit": "Audit of the scheme. It runs once, is stored as a record of its own, and runs of other "
+    "budgets and seeds refer to it.",
+    "train": "Train to the budget, and check cheaply: the FLOPs of the first, the last and one random "
+    "training step, and the causality and batch invariance of the trained weights.",
+    "heldout": "Held-out loss under both selection rules, routing statistics, KV cache.",
+    "downstream": "Scores on lm-eval's tasks, of the trained model, the untrained one and the last "
+    "checkpoints.",
+    "memory": "Peak memory of a training step, once per scheme and shape.",
+    "timing": "Wall time of a forward pass and of a training step, by one process per scheme and shape; "
+    "`modbench time` adds more processes.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """Measurements of a cell: steps, held-out text, timing and downstream tasks. Raises UserError: a
+    """Measurements of a suite: held-out text, downstream tasks, time and memory. Raises UserError: a
     field is out of range, with the value and what would be right."""
 
-    #: steps of a cell, in this order; train is required, and only audit may come before it
-    steps: tuple[str, ...] = ("audit", "train", "heldout", "downstream", "memory", "timing")
+    #: what is done: audit, train, heldout, downstream, memory, timing; train is required
+    steps: tuple[str, ...] = tuple(STEPS)
     heldout_tokens: int = 65_536  #: held-out tokens of the final loss
     curve_tokens: int = 8_192  #: held-out tokens of each point of the learning curve
-    timing_repeats: int = 12  #: timed forward passes and training steps, 3 or more
     #: tasks, groups and tags of lm-eval and of modbench by name (docs/evaluation.md)
     downstream: tuple[str, ...] = ("modbench_cloze",)
     downstream_limit: int | None = None  #: items per task; None: all
@@ -38,6 +48,13 @@ class MeasureConfig:
         # JSON specifications hold a list.
         object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "downstream", tuple(self.downstream))
+        for name in self.steps:
+            if name not in STEPS:
+                raise UserError(f"steps names '{name}', which is not known; {known_names(name, STEPS)}")
+            if self.steps.count(name) > 1:
+                raise UserError(f"steps names '{name}' twice; remove one")
+        if "train" not in self.steps:
+            raise UserError(f"steps is {list(self.steps)}; 'train' must be there")
         for task in self.downstream:
             if self.downstream.count(task) > 1:
                 raise UserError(f"measure downstream names '{task}' twice; remove one")
@@ -54,11 +71,6 @@ class MeasureConfig:
             raise UserError(
                 f"measure downstream_checkpoints is {self.downstream_checkpoints}; it must be 2 or more"
             )
-        if self.timing_repeats < 3:
-            raise UserError(
-                f"measure timing_repeats is {self.timing_repeats}; it must be 3 or more, "
-                "for a median and an interquartile range"
-            )
 
     @property
     def data_dir(self) -> Path | None:
@@ -70,7 +82,23 @@ class MeasureConfig:
         """The folder of a user's own tasks."""
         return None if self.downstream_include is None else Path(self.downstream_include)
 
-    def as_cell(self) -> dict[str, Any]:
-        """Return the fields as a cell states them."""
-        stated = asdict(self)
-        return {name: value for name, value in stated.items() if value is not None or name not in _LATER}
+    def wanted(self) -> list[tuple[str, dict[str, Any]]]:
+        """Measurements of the weights of each run: kinds, and the settings that alter the result."""
+        found: list[tuple[str, dict[str, Any]]] = []
+        if "heldout" in self.steps:
+            tokens = {"heldout_tokens": self.heldout_tokens, "curve_tokens": self.curve_tokens}
+            found.append(("heldout", tokens))
+        if "downstream" in self.steps:
+            found += [("downstream", self.task(name)) for name in self.downstream]
+        return found
+
+    def task(self, name: str) -> dict[str, Any]:
+        """The settings of the task ``name``; those that are None are left out."""
+        settings = {
+            "limit": self.downstream_limit,
+            "fewshot": self.downstream_fewshot,
+            "data": self.downstream_data,
+            "include": self.downstream_include,
+            "checkpoints": self.downstream_checkpoints,
+        }
+        return {"task": name} | {key: value for key, value in settings.items() if value is not None}

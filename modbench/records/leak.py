@@ -3,20 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modbench.records.record import AuditRecord
-
-#: Probes that a leak fails: 1 causal, 2 batch-invariant.
-LEAK_PROBES = (1, 2)
+from modbench.records.probes import LEAK_PROBES
 
 
-def leak_verdict(
-    audits: Mapping[str, AuditRecord], key: str | None, trained: Sequence[Mapping[str, Any]]
-) -> str:
-    """Return ``passed``; ``failed`` with the probe and its figure; or ``not audited``. Both the audit of
-    the scheme, ``key`` of ``audits``, and the probes of the trained weights count."""
-    audit = audits.get(key or "")
-    probes = [*(audit.audit if audit else ()), *trained]
-    found = [probe for probe in probes if probe["probe"] in LEAK_PROBES]
+def leak_verdict(findings: Sequence[Mapping[str, Any]]) -> str:
+    """Return ``passed``; ``failed`` with the probe and its figure; or ``not audited``. ``findings``: of
+    the audit of the scheme, and of the trained weights."""
+    found = [probe for probe in findings if probe["probe"] in LEAK_PROBES]
     for probe in found:
         if probe["verdict"] == "failed":
             return f"failed probe {probe['probe']} {probe['name']}: {probe['figure']}"

@@ -82,7 +82,7 @@ def _short(text: str) -> str:
 
 
 #: Version of the lines written now.
-SCHEMA = 3
+SCHEMA = 4
 
 CODE = closed(version=str, commit=str | None, dirty=bool | None)
 ENVIRONMENT: Any = {"cpu": str | None, "gpu": str | None, "threads": int, "torch": str}
@@ -105,9 +105,9 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def cell_key(cell: Mapping[str, Any]) -> str:
-    """The key of a cell: the first 16 hexadecimal digits of the hash of its JSON."""
-    return sha256(canonical_json(cell))[:16]
+def key_of(subject: Mapping[str, Any]) -> str:
+    """The key of what a record is about: the first 16 hexadecimal digits of the hash of its JSON."""
+    return sha256(canonical_json(subject))[:16]
 
 
 def _utc(text: str) -> str:
@@ -127,9 +127,9 @@ class Line:
     number is NaN or Inf, or ``key`` is not the key of what was run."""
 
     kind: ClassVar[str]
-    subject: ClassVar[str] = "cell"  #: the field that ``key`` is the hash of
+    subject: ClassVar[str]  #: the field that ``key`` is the hash of
 
-    key: str  #: cell_key of the subject
+    key: str
     code: Annotated[dict[str, Any], like(CODE)]
     #: of the process that measured; no host, user or path
     environment: Annotated[dict[str, Any], like(at_least(**ENVIRONMENT))]
@@ -145,7 +145,7 @@ class Line:
         check("", values, shape_of(kind))
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        key = cell_key(values[self.subject])
+        key = key_of(values[self.subject])
         if self.key != key:
             raise UserError(f"key is {self.key!r} but its {self.subject}'s key is '{key}'")
         self._check()

@@ -17,9 +17,8 @@ Kind = Literal["exact", "timed", "quality"]
 class Metric:
     """One metric.
 
-    ``kind`` tells how values may be compared: ``exact`` with ==; ``timed`` only within one run on one
-    machine (its value in a record is ``{"median", "iqr", "n", "stable"}``, seconds or bytes);
-    ``quality`` by mean and interval over seeds.
+    ``kind`` tells how values may be compared: ``exact`` with ==; ``timed`` only within one session of
+    `modbench time`, whose records hold it; ``quality`` by mean and interval over seeds.
     """
 
     name: str

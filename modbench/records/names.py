@@ -12,3 +12,5 @@ ROW_LABEL = re.compile(rf"{LABEL.pattern}(/{LABEL.pattern})?")
 LABEL_WORDS = (
     "1 to 60 letters, digits, spaces and . , : ; + % = ( ) @ * - _, starting with a letter or a digit"
 )
+#: Start of the hash that names what a record is about.
+KEY = re.compile(r"[0-9a-f]{16}")

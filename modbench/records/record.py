@@ -1,12 +1,14 @@
 """Records: one line of canonical JSON each, checked when written and when read.
 
-A record is of a kind: a cell that was trained and measured, the audit of a scheme, or a process of
-`modbench time`. Its key is the hash of what was run; its digest is the hash of the line itself, so that
-a damaged or edited line is refused. Loads no torch: the process that runs a cell imports this.
+A record is of a kind: a run that was trained, a measurement of its weights, the audit of a scheme, a
+process of `modbench time`, or what a suite wanted when it ran. Its key is the hash of its subject; its
+digest is the hash of the line itself, so that a damaged or edited line is refused. Loads no torch: the
+process that runs a job imports this.
 """
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
@@ -23,10 +25,10 @@ from modbench.records.line import (
     Line,
     at_least,
     canonical_json,
-    cell_key,
     check,
     check_outcome,
     closed,
+    key_of,
     like,
     list_of,
     matching,
@@ -35,72 +37,75 @@ from modbench.records.line import (
     shape_of,
 )
 from modbench.records.metrics import METRICS
-from modbench.records.names import LABEL, LABEL_WORDS, NAME, ROW_LABEL
+from modbench.records.names import KEY, LABEL, LABEL_WORDS, NAME, ROW_LABEL
 from modbench.records.routing import check_routing
+from modbench.records.run import Run, Timed
 
 __all__ = [
     "AnyRecord",
     "AuditRecord",
-    "CellRecord",
-    "Measurement",
+    "MeasurementRecord",
+    "RunRecord",
     "Status",
+    "SuiteRecord",
+    "TimingKind",
     "TimingRecord",
     "canonical_json",
-    "cell_key",
+    "key_of",
     "parse_line",
     "read_record",
 ]
 
-#: Versions of the lines that had no digest, by kind.
-_UNSIGNED = {"cell": 2, "audit": 1, "timing": 1}
-
 Status = Literal["ok", "failed", "oom", "diverged"]
-#: Statuses of a cell that is done; a failed cell is run again.
-DONE = frozenset({"ok", "diverged", "oom"})
+#: Statuses of what is done, however often it is asked for. One that failed is run again; one that ran
+#: out of memory, where more memory may be free (`modbench.sweep.wanted.is_done`).
+DONE = frozenset({"ok", "diverged"})
 TimingStatus = Literal["ok", "failed", "oom"]
-Measurement = Literal["time", "ceiling", "training_memory", "inference_memory"]
+#: What a process of `modbench time` measures.
+TimingKind = Literal["training", "inference", "ceiling", "training_memory", "inference_memory"]
 
 _NAME: Any = matching(NAME, "lower-case letters, digits, '_', '-' and '.'")
 _LABEL: Any = matching(LABEL, LABEL_WORDS)
 _ROW_LABEL: Any = matching(ROW_LABEL, f"{LABEL_WORDS}; or two of them with a '/' between")
-_ROUTER = closed(name=_LABEL, options=dict, plugin_sha256=str | None, label=_ROW_LABEL)
+_ROUTER = closed(name=_LABEL, options=dict, plugin_sha256=str | None)
 _VERDICT = Literal["passed", "failed", "not asked", "unchecked"]
 #: One probe of an audit; ``ranks``: a failure prevents ranking.
 _FINDING = closed(probe=int, name=str, verdict=_VERDICT, figure=str, ranks=bool)
-_TIMED = closed(
-    median=REAL,
-    iqr=REAL | None,
-    n=POSITIVE,
-    stable=bool | None,
-    loaded=optional[bool],  #: the machine's load exceeded its cores
-    threads=optional[POSITIVE],
-)
 #: Units of metrics that are whole numbers.
 _COUNTED = ("steps", "tokens", "parameters", "FLOP")
 _METRICS = closed(
     **{
-        name: optional[_TIMED if of.kind == "timed" else COUNT if of.unit in _COUNTED else REAL]
+        name: optional[COUNT if of.unit in _COUNTED else REAL]
         for name, of in METRICS.items()
+        if of.kind != "timed"
     }
 )
-_CELL = closed(
+_RUN = closed(
     router=_ROUTER,
     model=dict,
     data=dict,
-    train=at_least(budget=POSITIVE, sequence=optional[POSITIVE | None]),
-    measure=at_least(
-        heldout_tokens=optional[POSITIVE | None],
-        downstream=optional[list[str]],
-        downstream_limit=optional[POSITIVE | None],
-        downstream_fewshot=optional[COUNT | None],
-        downstream_data=optional[str | None],
-        downstream_include=optional[str | None],
-        downstream_checkpoints=optional[POSITIVE | None],
-    ),
-    seed=int,
+    train=at_least(sequence=POSITIVE, batch=POSITIVE),
+    schedule=at_least(kind=Literal["cosine", "trapezoid"], budgets=list_of[POSITIVE]),
+    seed=COUNT,
 )
 _DATA = closed(sha256=str, train_tokens=COUNT, heldout_tokens=COUNT)
-_POINT = closed(step=COUNT, flops=COUNT, tokens=COUNT, train_loss=REAL, heldout_loss=REAL)
+_POINT = closed(
+    step=COUNT,
+    flops=COUNT,
+    tokens=COUNT,
+    train_loss=REAL,
+    heldout_loss=REAL,
+    decay=optional[POSITIVE],  #: the budget whose decay it is in; absent: of the trunk, or of a cosine
+)
+#: The end of a budget, and the probes that were run on its weights.
+_END = closed(
+    budget=POSITIVE,
+    steps=COUNT,
+    tokens=COUNT,
+    flops=COUNT,
+    flops_nominal=COUNT,
+    audit=list_of[_FINDING],
+)
 _STEPS: Any = dict[_NAME, Annotated[float, Field(ge=0, le=1e30)]]
 
 
@@ -124,38 +129,102 @@ _ISOFLOP = closed(
     seed_on_curve=optional[bool],  # absent: true
     sizes=optional[POSITIVE],
 )
-_SUITE = closed(name=_NAME, version=int, rank_by=_NAME, isoflop=optional[_ISOFLOP])
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellRecord(Line):
-    """One run of a cell. A rerun has the same key. The audit of its scheme is a record of its own."""
+class RunRecord(Line):
+    """One training of a run. A rerun has the same key. Its audit is a record of its own."""
 
-    kind: ClassVar[str] = "cell"
+    kind: ClassVar[str] = "run"
+    subject: ClassVar[str] = "run"
 
-    #: ``rank_by`` is the metric that ranks the suite's table
-    suite: Annotated[dict[str, Any], like(_SUITE)]
-    cell: Annotated[dict[str, Any], like(_CELL)]  #: the resolved cell
-    data: Annotated[dict[str, Any], like(_DATA)]
-    #: what this cell checked; in records without ``audit_key``, the whole audit
-    audit: Annotated[list[dict[str, Any]], like(list_of[_FINDING])]
-    metrics: Annotated[dict[str, Any], like(_METRICS)]
+    run: Annotated[dict[str, Any], like(_RUN)]  #: JSON of a `modbench.records.run.Run`
+    data: Annotated[dict[str, Any], like(_DATA)]  #: the text
+    metrics: Annotated[dict[str, Any], like(_METRICS)]  #: costs of the scheme at this shape
+    ends: Annotated[list[dict[str, Any]], like(list_of[_END])]  #: one per budget that was reached
     curve: Annotated[list[dict[str, Any]], like(list_of[_POINT])]
-    routing: dict[str, Any]  #: see `modbench.records.routing`; {} if the model routes nothing
     status: Status
     error: str | None  #: why the run is not ok
-    audit_key: str | None = None  #: key of the audit record of its scheme
+    audit_key: str | None = None  #: key of the audit of its scheme
     #: how its FLOPs were found
     flops_source: Annotated[str, like(Literal["closed form", "counted"])] | None = None
+    #: FLOPs of decays that branched off for smaller budgets; absent: none
+    left_behind: Annotated[int, like(COUNT)] | None = None
+    workers: Annotated[int, like(POSITIVE)] | None = None  #: jobs that shared the machine's memory
     seconds: Annotated[dict[str, float], like(_STEPS)] | None = None  #: wall time of each step
-    #: scores by task, see `modbench.records.downstream`
-    downstream: Annotated[dict[str, Any], like(DOWNSTREAM)] | None = None
-    #: the routed layers; older records have the mean of all gates, the metric ``gate_scale``
-    layers: Annotated[list[dict[str, Any]], like(list_of[_ROUTED_LAYER])] | None = None
 
     def _check(self) -> None:
-        check_routing(self.routing)
         check_outcome(self.status, self.error)
+        if (
+            self.status == "ok"
+            and [end["budget"] for end in self.ends] != self.run["schedule"]["budgets"]
+        ):
+            raise UserError("status is ok but ends lack a budget of the schedule")
+        _ = self.what  # its fields are right
+
+    @cached_property
+    def what(self) -> Run:
+        """The run."""
+        return Run.of(self.run)
+
+
+#: One measurement of trained weights. Its settings are those that can alter the result.
+_MEASURED_ON = closed(
+    run=matching(KEY, "16 hexadecimal digits"),
+    budget=POSITIVE,
+    measures=Literal["audit", "heldout", "downstream"],
+    settings=dict,
+)
+_RESULT = closed(
+    metrics=optional[_METRICS],
+    routing=optional[dict],  #: see `modbench.records.routing`; absent if the model routes nothing
+    layers=optional[list_of[_ROUTED_LAYER]],
+    downstream=optional[DOWNSTREAM],  #: scores by task
+    audit_key=optional[str],  #: the audit of its scheme, if the run was trained without one
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurementRecord(Line):
+    """A measurement of the weights of a run at one of its budgets."""
+
+    kind: ClassVar[str] = "measurement"
+    subject: ClassVar[str] = "measurement"
+
+    measurement: Annotated[dict[str, Any], like(_MEASURED_ON)]
+    result: Annotated[dict[str, Any], like(_RESULT)]
+    status: Status
+    error: str | None
+    workers: Annotated[int, like(POSITIVE)] | None = None
+    seconds: Annotated[dict[str, float], like(_STEPS)] | None = None
+
+    def _check(self) -> None:
+        check_routing(self.result.get("routing", {}))
+        check_outcome(self.status, self.error)
+
+
+#: A row of a suite: keys of its runs, and of its shapes as `modbench time` times them.
+_ROW = closed(
+    label=_ROW_LABEL,
+    runs=list_of[str],
+    timed=list_of[str],
+    isoflop=optional[_ISOFLOP],
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteRecord(Line):
+    """Wishes of a suite when it ran: labels, order and how its rows are ranked. The newest one counts;
+    what only earlier ones name is shown under the label that it had."""
+
+    kind: ClassVar[str] = "suite"
+    subject: ClassVar[str] = "suite"
+
+    #: ``wanted``: settings of measurements by kind, as `MeasurementRecord` states them
+    suite: Annotated[
+        dict[str, Any],
+        like(closed(name=_NAME, version=int, rank_by=_NAME, rows=list_of[_ROW], wanted=dict)),
+    ]
 
 
 _SCHEME = closed(
@@ -171,7 +240,7 @@ _SCHEME = closed(
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRecord(Line):
-    """The audit of one scheme. The cells of all seeds and budgets refer to it by key."""
+    """The audit of one scheme. The runs of all seeds and budgets refer to it by key."""
 
     kind: ClassVar[str] = "audit"
     subject: ClassVar[str] = "scheme"
@@ -180,11 +249,12 @@ class AuditRecord(Line):
     audit: Annotated[list[dict[str, Any]], like(list_of[_FINDING])]
 
 
-_TIMED_CELL = closed(
+_TIMED = closed(
     router=_ROUTER | None,
     model=dict,
-    train=at_least(sequence=POSITIVE, batch=POSITIVE, precision=str),
-    time=dict,
+    sequence=POSITIVE,
+    batch=POSITIVE,
+    precision=str,
 )
 _MEASURING = at_least(**ENVIRONMENT, dtype=str, variables=optional[dict[str, str]])
 _FLOPS = at_least(model=COUNT, executed=COUNT)
@@ -218,7 +288,8 @@ _CEILING = closed(gemm=list_of[_GEMM], copy_bytes_per_second=SECONDS, machine=_M
 _BYTES: Any = dict[str, Annotated[int, Field(ge=-(10**30), le=10**30)]]
 _MEMORY = closed(measured=_BYTES, predicted=_BYTES)
 _MEASURED = {
-    "time": TypeAdapter(_TIMES),
+    "training": TypeAdapter(_TIMES),
+    "inference": TypeAdapter(_TIMES),
     "ceiling": TypeAdapter(_CEILING),
     "training_memory": TypeAdapter(_MEMORY),
     "inference_memory": TypeAdapter(_MEMORY),
@@ -227,18 +298,20 @@ _MEASURED = {
 
 @dataclass(frozen=True, kw_only=True)
 class TimingRecord(Line):
-    """One process of `modbench time`.
+    """One process that measures time or memory of an untrained scheme.
 
-    A run is what one call started and later calls continued: each scheme in several processes, its
-    memory in one process each, and the machine's ceilings. Only records of one run are compared.
+    A session is what calls on one machine with one version of the code have added to: each scheme in
+    several processes, its memory in one process each, and the machine's ceilings. Only records of one
+    session are compared.
     """
 
     kind: ClassVar[str] = "timing"
+    subject: ClassVar[str] = "timed"
 
-    run: Annotated[str, like(_LABEL)]
-    suite: Annotated[dict[str, Any], like(closed(name=_NAME, version=int))]
-    measurement: Measurement
-    cell: Annotated[dict[str, Any], like(_TIMED_CELL)]  #: its router is null for a ceiling
+    session: Annotated[str, like(_LABEL)]
+    measures: TimingKind
+    timed: Annotated[dict[str, Any], like(_TIMED)]  #: JSON of a `modbench.records.run.Timed`
+    time: dict[str, Any]  #: the settings: fields of [time]
     repetition: int  #: from 1
     environment: Annotated[dict[str, Any], like(_MEASURING)]
     #: what the process measured; if not ok: {}, or the cases that could be timed
@@ -248,35 +321,43 @@ class TimingRecord(Line):
     error: str | None
 
     def _check(self) -> None:
-        if (self.cell["router"] is None) != (self.measurement == "ceiling"):
-            raise UserError(
-                f"measurement is {self.measurement}; a ceiling has no router, every other one has"
-            )
-        if self.status == "ok" or (self.measured and self.measurement == "time"):
-            check("measured", self.measured, _MEASURED[self.measurement])
-            if self.measurement.endswith("memory"):
+        if (self.timed["router"] is None) != (self.measures == "ceiling"):
+            raise UserError(f"measures is {self.measures}; a ceiling has no router, every other has")
+        if self.status == "ok" or (self.measured and self.measures in ("training", "inference")):
+            check("measured", self.measured, _MEASURED[self.measures])
+            if self.measures.endswith("memory"):
                 parts = set(self.measured["measured"])
                 if "peak" not in parts or parts != set(self.measured["predicted"]):
                     raise UserError("measured and predicted differ in their parts, or lack the peak")
         check_outcome(self.status, self.error)
 
+    @cached_property
+    def what(self) -> Timed:
+        """The scheme or machine that was timed."""
+        return Timed.of(self.timed)
+
     @property
     def job(self) -> tuple[str, str, int]:
-        """Its place in the run: measurement, key, repetition."""
-        return self.measurement, self.key, self.repetition
+        """Its place in the session: what it measures, key, repetition."""
+        return self.measures, self.key, self.repetition
 
 
-AnyRecord = CellRecord | AuditRecord | TimingRecord
+AnyRecord = RunRecord | MeasurementRecord | SuiteRecord | AuditRecord | TimingRecord
 _KINDS: dict[str, type[AnyRecord]] = {
-    kind.kind: kind for kind in (CellRecord, AuditRecord, TimingRecord)
+    kind.kind: kind for kind in (RunRecord, MeasurementRecord, SuiteRecord, AuditRecord, TimingRecord)
 }
+#: Schema of lines that the converter reads.
+_OLDER = (1, 2, 3)
+
+
+class OlderError(UserError):
+    """A line of an older modbench, which a tool converts."""
 
 
 def parse_line(line: str) -> dict[str, Any]:
-    """The fields of ``line``, ``kind`` included and ``digest`` checked. Those of lines written before
-    records had a digest are given their present names. The fields themselves are not checked. Raises
-    UserError: it is not a JSON object, of an unknown schema or kind, or it was changed after it was
-    written."""
+    """The fields of ``line``, ``kind`` included and ``digest`` checked. The fields themselves are not
+    checked. Raises OlderError: it is of an earlier schema; UserError: it is not a JSON object, of an
+    unknown schema or kind, or it was changed after it was written."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -284,27 +365,21 @@ def parse_line(line: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError("it is not a JSON object")
     schema, digest = value.pop("schema", None), value.pop("digest", None)
-    if schema == SCHEMA or (digest is not None and schema in _UNSIGNED.values()):
-        if digest != sha256(line.replace(f'"digest":"{digest}"', '"digest":""', 1)):
-            raise UserError("its digest is of another line; it was changed after it was written")
-    else:
-        value = _renamed(value, schema)
+    if schema in _OLDER:
+        raise OlderError(
+            f"it is of an older modbench (schema {schema}); convert the folder with `python "
+            "tools/convert_records.py RESULTS` in modbench's repository"
+        )
+    if schema != SCHEMA:
+        raise UserError(
+            f"schema is {str(schema)[:50]} and this modbench reads {SCHEMA}; use the version that wrote "
+            "it"
+        )
+    if digest != sha256(line.replace(f'"digest":"{digest}"', '"digest":""', 1)):
+        raise UserError("its digest is of another line; it was changed after it was written")
     if not isinstance(value.get("kind"), str) or value["kind"] not in _KINDS:
         raise UserError(f"kind is {str(value.get('kind'))[:60]!r}; known: {', '.join(_KINDS)}")
     return value
-
-
-def _renamed(value: dict[str, Any], schema: Any) -> dict[str, Any]:
-    """The fields of a line without a digest, in today's names."""
-    kind = str(value.get("kind", "cell"))
-    renamed = {"kind": "timing", "measurement": kind} if kind in _MEASURED else {"kind": kind}
-    if schema != _UNSIGNED.get(renamed["kind"]):
-        older = _UNSIGNED.get(renamed["kind"], SCHEMA)
-        raise UserError(
-            f"schema is {str(schema)[:50]} and this modbench reads {older} and {SCHEMA}; use "
-            "the version that wrote it"
-        )
-    return value | renamed
 
 
 def read_record(line: str) -> AnyRecord:

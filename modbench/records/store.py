@@ -2,8 +2,7 @@
 
 Each record is written to a file of its own, which appears in one step: a process may be killed at any
 moment and leaves a whole record or none. Results depend on the set of lines only, not on files, order
-or duplicates. Records written before may share a file; older timings are in ``timings`` next to
-``records``.
+or duplicates; several records may share a file.
 """
 
 import contextlib
@@ -24,14 +23,16 @@ from modbench.records.line import SCHEMA, sha256
 from modbench.records.record import (
     AnyRecord,
     AuditRecord,
-    CellRecord,
+    MeasurementRecord,
+    OlderError,
+    RunRecord,
+    SuiteRecord,
     TimingRecord,
     parse_line,
     read_record,
 )
 
 RECORDS = "records"
-_FOLDERS = (RECORDS, "timings")
 _LONGEST = 300  #: characters of a sentence on a line
 #: Age in seconds from which a temporary file is left over. Files are written in seconds; a writer on
 #: another machine or in another container can't be asked.
@@ -42,7 +43,8 @@ _REMEDIES = {
     "written": "give --results a folder you may write to, with space",
 }
 _Parsed = TypeVar("_Parsed")
-_Rerun = TypeVar("_Rerun", CellRecord, TimingRecord)
+_Rerun = TypeVar("_Rerun", RunRecord, MeasurementRecord, TimingRecord)
+_Kind = TypeVar("_Kind")
 
 
 @contextlib.contextmanager
@@ -111,30 +113,55 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class SuiteRecords:
+class Records:
     """All records of a suite, reruns included, without duplicate lines."""
 
-    cells: list[CellRecord]  #: ordered by key, then line
+    runs: list[RunRecord]  #: ordered by key, then line
+    measurements: list[MeasurementRecord]  #: ordered by key, then line
     audits: dict[str, AuditRecord]  #: by key; of several, the one finished last
     timings: list[TimingRecord]  #: ordered by start
+    suites: list[SuiteRecord]  #: ordered by end: the last one counts
     cut: list[str]  #: a sentence for each file that is empty, or whose last line is cut off
 
 
-def read_suite(folder: Path) -> SuiteRecords:
+def read_suite(folder: Path) -> Records:
     """All records under ``folder`` (``results/<suite>``). An unterminated last line is skipped. Raises
     UserError: a line is not a valid record, or a file can't be read; names file and line."""
-    found, cut = _read(folder, read_record)
-    records = [found[line] for line in sorted(found, key=lambda line: (found[line].key, line))]
-    audits = [record for record in records if isinstance(record, AuditRecord)]
-    audits.sort(key=lambda audit: audit.finished_at)
-    timings = [record for record in records if isinstance(record, TimingRecord)]
-    timings.sort(key=lambda timing: timing.started_at)
-    return SuiteRecords(
-        cells=[record for record in records if isinstance(record, CellRecord)],
+    by_line, cut = _read(folder, read_record)
+    records = [by_line[line] for line in sorted(by_line, key=lambda line: (by_line[line].key, line))]
+
+    def of(kind: type[_Kind]) -> list[_Kind]:
+        return [record for record in records if isinstance(record, kind)]
+
+    audits = sorted(of(AuditRecord), key=lambda audit: audit.finished_at)
+    return Records(
+        runs=of(RunRecord),
+        measurements=of(MeasurementRecord),
         audits={audit.key: audit for audit in audits},
-        timings=timings,
+        timings=sorted(of(TimingRecord), key=lambda timing: timing.started_at),
+        suites=sorted(of(SuiteRecord), key=lambda suite: (suite.finished_at, suite.key)),
         cut=cut,
     )
+
+
+def read_audit(folder: Path, key: str) -> AuditRecord | None:
+    """The newest audit ``key`` under ``folder`` (``results/<suite>``). Only its lines are parsed.
+    Raises UserError: see `read_suite`."""
+    audits = [record for record in _of_key(folder, key) if isinstance(record, AuditRecord)]
+    return max(audits, key=lambda audit: audit.finished_at, default=None)
+
+
+def read_run(folder: Path, key: str) -> RunRecord | None:
+    """The record of the run ``key`` under ``folder`` (``results/<suite>``) that counts; see `latest`.
+    Only its lines are parsed. Raises UserError: see `read_suite`."""
+    return next(iter(latest(r for r in _of_key(folder, key) if isinstance(r, RunRecord))), None)
+
+
+def _of_key(folder: Path, key: str) -> list[AnyRecord]:
+    # Lines are canonical JSON, so that the text of a field is known.
+    wanted = f'"key":"{key}"'
+    by_line, _ = _read(folder, lambda line: read_record(line) if wanted in line else None)
+    return [record for record in by_line.values() if record is not None]
 
 
 class Finished(NamedTuple):
@@ -142,28 +169,19 @@ class Finished(NamedTuple):
 
     kind: str
     key: str
-    status: str | None
-    audit_key: str | None
-    run: str | None
-    measurement: str | None
-    repetition: int | None
+    status: str | None = None
+    audit_key: str | None = None
+    session: str | None = None
+    measures: str | None = None
+    repetition: int | None = None
     finished: str = ""  #: time, ISO 8601
-    loss: float | None = None  #: held-out loss of a cell
-    text: str | None = None  #: sha256 of a cell's text
-    exponent: float | None = None  #: of its isoFLOP suite: the law of its learning rates
+    workers: int | None = None  #: jobs that ran at the same time
+    gpu: str | None = None
+    text: str | None = None  #: sha256 of a run's text
+    run: str | None = None  #: key of the run that a measurement is of
+    loss: float | None = None  #: held-out loss of a measurement
+    exponent: float | None = None  #: of an isoFLOP suite: the law of its learning rates
     margin: float | None = None  #: and that of its comparisons
-
-
-#: The parts of `Finished` that are fields of a record.
-_OWN = Finished._fields[:-4]
-
-
-class _Metrics(TypedDict, total=False):
-    heldout_loss: float | None
-
-
-class _Data(TypedDict, total=False):
-    sha256: str
 
 
 class _Plan(TypedDict, total=False):
@@ -171,8 +189,33 @@ class _Plan(TypedDict, total=False):
     margin: float
 
 
-class _Suite(TypedDict, total=False):
+class _Row(TypedDict, total=False):
     isoflop: _Plan
+
+
+class _Suite(TypedDict, total=False):
+    rows: list[_Row]
+
+
+class _Metrics(TypedDict, total=False):
+    heldout_loss: float | None
+
+
+class _Result(TypedDict, total=False):
+    metrics: _Metrics
+
+
+class _MeasuredOn(TypedDict, total=False):
+    run: str
+    measures: str
+
+
+class _Machine(TypedDict, total=False):
+    gpu: str | None
+
+
+class _Data(TypedDict, total=False):
+    sha256: str
 
 
 class _Glance(TypedDict, total=False):
@@ -183,16 +226,19 @@ class _Glance(TypedDict, total=False):
 
     schema: int
     digest: str
-    kind: Required[Literal["cell", "audit", "timing"]]
+    kind: Required[Literal["run", "measurement", "suite", "audit", "timing"]]
     key: Required[str]
-    status: str | None
-    audit_key: str | None
-    run: str | None
-    measurement: str | None
-    repetition: int | None
+    status: str
+    audit_key: str
+    session: str
+    measures: str
+    repetition: int
     finished: str
-    metrics: _Metrics
+    workers: int
+    environment: _Machine
     data: _Data
+    measurement: _MeasuredOn
+    result: _Result
     suite: _Suite
 
 
@@ -200,28 +246,40 @@ _GLANCE = TypeAdapter(_Glance)
 
 
 def finished(folder: Path) -> list[Finished]:
-    """One entry per record under ``folder`` (``results/<suite>``). Digests are checked, fields are not:
-    this takes a small part of the time of `read_suite`. Raises UserError: see `read_suite`."""
+    """One entry per record under ``folder`` (``results/<suite>``). Digests are checked, most fields are
+    not: this takes a small part of the time of `read_suite`. Raises UserError: see `read_suite`."""
     return list(_read(folder, _finished)[0].values())
 
 
 def _finished(line: str) -> Finished:
-    value: Any = _glance(line) or parse_line(line)
-    metrics, data, suite = value.get("metrics"), value.get("data"), value.get("suite")
-    plan = suite.get("isoflop") if isinstance(suite, dict) else None
-    parts: dict[str, Any] = {name: value.get(name) for name in _OWN}
-    parts["finished"] = parts["finished"] or ""
-    parts["loss"] = metrics.get("heldout_loss") if isinstance(metrics, dict) else None
-    parts["text"] = data.get("sha256") if isinstance(data, dict) else None
-    for name in ("exponent", "margin"):
-        parts[name] = plan.get(name) if isinstance(plan, dict) else None
-    if not all(isinstance(part, str | int | float | None) for part in parts.values()):
+    record = _glance(line)
+    if record is None:
+        parse_line(line)  # names what is wrong with it
         raise UserError("a field is of another type")
-    return Finished(**parts)
+    measured = record.get("measurement", {})
+    plans = [row["isoflop"] for row in record.get("suite", {}).get("rows", []) if "isoflop" in row]
+    plan = plans[0] if plans else _Plan()
+    return Finished(
+        kind=record["kind"],
+        key=record["key"],
+        status=record.get("status"),
+        audit_key=record.get("audit_key"),
+        session=record.get("session"),
+        measures=record.get("measures", measured.get("measures")),
+        repetition=record.get("repetition"),
+        finished=record.get("finished", ""),
+        workers=record.get("workers"),
+        gpu=record.get("environment", {}).get("gpu"),
+        text=record.get("data", {}).get("sha256"),
+        run=measured.get("run"),
+        loss=record.get("result", {}).get("metrics", {}).get("heldout_loss"),
+        exponent=plan.get("exponent"),
+        margin=plan.get("margin"),
+    )
 
 
 def _glance(line: str) -> _Glance | None:
-    """The parts of ``line``; None if it is an older line or not a valid one (see `parse_line`)."""
+    """The parts of ``line``; None if it is not a valid one (see `parse_line`)."""
     try:
         found = _GLANCE.validate_json(line)
     except ValidationError:
@@ -245,6 +303,8 @@ def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Par
             try:
                 line = raw.decode()
                 found[line] = found.get(line) or parse(line)
+            except OlderError as error:
+                raise UserError(f"{path}: {error}") from error
             except (UserError, UnicodeDecodeError) as error:
                 reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
                 where = f"{path}, line {number}: no valid record: "
@@ -273,7 +333,7 @@ def recorded_suites(results: Path) -> list[str]:
 def _files(suite: Path) -> list[Path]:
     """The files of records of ``suite``. Raises UserError: one is not a regular file; a FIFO would block
     its reader."""
-    found = [path for name in _FOLDERS for path in _inside(suite / name) if path.suffix == ".jsonl"]
+    found = [path for path in _inside(suite / RECORDS) if path.suffix == ".jsonl"]
     for path in found:
         with _naming(path, "read"):
             regular = path.is_file()

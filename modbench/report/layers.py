@@ -7,13 +7,13 @@ from statistics import fmean
 from typing import Any
 
 from modbench.analysis.idle_layers import is_idle, layer_line
-from modbench.records.record import CellRecord
+from modbench.records.result import Result
 
 #: Fields of a layer, in the order of the columns.
 FIELDS = ("added", "gate_scale")
 
 
-def values(records: Iterable[CellRecord]) -> dict[int, dict[str, list[float]]]:
+def values(records: Iterable[Result]) -> dict[int, dict[str, list[float]]]:
     """The values of `FIELDS` by layer, one for each record that has them."""
     found: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -24,7 +24,7 @@ def values(records: Iterable[CellRecord]) -> dict[int, dict[str, list[float]]]:
     return {layer: dict(found[layer]) for layer in sorted(found)}
 
 
-def idle_layers(records: Sequence[CellRecord]) -> list[str]:
+def idle_layers(records: Sequence[Result]) -> list[str]:
     """A remark for each layer that adds next to nothing in any of ``records``, one per seed, with the
     figures of the seed in which it adds least."""
     remarks = []
@@ -38,7 +38,7 @@ def idle_layers(records: Sequence[CellRecord]) -> list[str]:
     return remarks
 
 
-def csv_columns(records: Sequence[CellRecord], layers: Iterable[tuple[int, str]]) -> dict[str, Any]:
+def csv_columns(records: Sequence[Result], layers: Iterable[tuple[int, str]]) -> dict[str, Any]:
     """The columns ``added_layer_N`` and ``gate_scale_layer_N`` of a row, means over its seeds, the same
     for all rows of a table. ``layers``: those of the table, with the field."""
     own = values(records)

@@ -4,13 +4,17 @@ timings.md and the figures."""
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modbench.errors import UserError
-from modbench.records.store import RECORDS, SuiteRecords, latest, read_suite, write_files
+from modbench.records.result import Result, results_of
+from modbench.records.store import RECORDS, Records, read_suite, write_files
 from modbench.report.captions import CAPTIONS
 from modbench.report.leaderboard.scheme import scheme_names, split_label, with_shape
 from modbench.report.table import csv_table
-from modbench.report.timing.values import newest_run
+
+if TYPE_CHECKING:
+    from modbench.report.timing.table import TimingTable
 
 #: All files that a report may have. Those without data are not written, and removed if they are there.
 DERIVED = {
@@ -34,44 +38,58 @@ def write_report(
 
     Args:
         suite_folder: ``results/<suite>``
-        rank_by: the metric that ranks the table; by default the one of the suite's newest version
-        say: called with a sentence for each file that is empty or cut off, and one if no cell has
+        rank_by: the metric that ranks the table; by default the one of the suite's newest record
+        say: called with a sentence for each file that is empty or cut off, and one if no run has
             finished
 
     Raises:
-        UserError: no records or timings, an invalid one, an unusable ``rank_by``, timings of one run
-            from several machines, or a folder that can't be written to.
+        UserError: no records, an invalid one, an unusable ``rank_by``, timings of one session from
+            several machines, or a folder that can't be written to.
     """
     folder = Path(suite_folder)
-    found = read_suite(folder)
-    for sentence in found.cut:
+    records = read_suite(folder)
+    for sentence in records.cut:
         say(sentence)
-    if found.audits and not found.cells and not found.timings:
-        say(f"{folder}: no cell has finished yet; there is nothing to report")
-        return []
-    if not found.cells and not found.timings:
+    if not records.runs and not records.timings:
+        if records.audits or records.suites:
+            say(f"{folder}: no run has finished yet; there is nothing to report")
+            return []
         raise UserError(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
             f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
         )
-    contents = _of_cells(found, rank_by) if found.cells else {}
-    contents |= _of_timings(found) if found.timings else {}
+    results = results_of(records)
+    times = _times(records)
+    schemes = {result.scheme for result in results} | {*scheme_names(results).values()}
+    schemes |= {split_label(label)[0] for label in times.labels.values()} if times else set()
+    contents = _of_results(records, results, times, schemes, rank_by) if results else {}
+    if times is not None:
+        contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, schemes)
     write_files(folder, contents)
     for name in DERIVED - contents.keys():  # of an earlier report
         (folder / name).unlink(missing_ok=True)
     return [folder / name for name in contents]
 
 
-def _schemes(found: SuiteRecords) -> set[str]:
-    """All schemes of the suite: each has the same mark in all figures."""
-    cells = [record.cell for record in latest(found.cells)]
-    labels = [timing.cell["router"]["label"] for timing in found.timings if timing.cell["router"]]
-    labels += [cell["router"]["label"] for cell in cells]
-    return {split_label(label)[0] for label in labels} | {*scheme_names(cells).values()}
+def _times(records: Records) -> "TimingTable | None":
+    """The newest session of timings."""
+    # Every job imports records and their store; only a report needs matplotlib and scipy.
+    from modbench.report.timing.table import TimingTable
+    from modbench.report.timing.values import labels_of, newest_session
+
+    if not records.timings:
+        return None
+    suite = str(records.suites[-1].suite["name"]) if records.suites else "unnamed"
+    return TimingTable(newest_session(records.timings), labels_of(records.suites), suite)
 
 
-def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
-    # Every cell imports records and their store; only a report needs matplotlib and scipy.
+def _of_results(
+    records: Records,
+    results: list[Result],
+    times: "TimingTable | None",
+    schemes: set[str],
+    rank_by: str | None,
+) -> dict[str, bytes]:
     from modbench.report.downstream.figure import downstream_figure
     from modbench.report.downstream.page import downstream_section
     from modbench.report.isoflop.csv import differences_csv, optima_csv, rates_csv
@@ -86,18 +104,16 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     from modbench.report.routing.pattern import pattern_files
     from modbench.report.routing.weights import weight_files
 
-    look_of = marks(_schemes(found))
-    newest = max(found.cells, key=lambda record: (record.suite["version"], record.suite["rank_by"]))
-    board = Leaderboard.of(found.cells, rank_by or newest.suite["rank_by"], found.audits)
-    sweep = sweep_of(found.cells, board, found.timings)
+    look_of = marks(schemes)
+    by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
+    board = Leaderboard.of(results, by, records.audits, times)
+    sweep = sweep_of(results, board, times)
     cases = cases_of_sweep(sweep) if sweep else cases_of_board(board)
     drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
     if sweep:
         drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
         pages = {"leaderboard.csv": board.csv(sweep.on_curve)}
-        pages |= {
-            "leaderboard.md": isoflop_page(sweep, downstream_section(board), drawn, board.elsewhere)
-        }
+        pages |= {"leaderboard.md": isoflop_page(sweep, downstream_section(board), drawn)}
         pages |= {"learning_rates.csv": rates_csv(sweep)}
         pages |= {"optima.csv": optima_csv(sweep)} if sweep.has_curves else {}
         if differences := differences_csv(sweep):
@@ -108,15 +124,12 @@ def _of_cells(found: SuiteRecords, rank_by: str | None) -> dict[str, bytes]:
     return {name: text.encode() for name, text in pages.items()} | drawn
 
 
-def _of_timings(found: SuiteRecords) -> dict[str, bytes]:
+def _of_times(table: "TimingTable", others: int, schemes: set[str]) -> dict[str, bytes]:
     from modbench.report.plot_style import marks
     from modbench.report.timing.figure import timing_figures
     from modbench.report.timing.page import timing_page
-    from modbench.report.timing.table import TimingTable
 
-    table = TimingTable(newest_run(found.timings))
-    others = len({timing.run for timing in found.timings}) - 1
-    drawn = timing_figures(table, marks(_schemes(found)))
+    drawn = timing_figures(table, marks(schemes))
     pages = {"timings.md": timing_page(table, others, drawn)}
     for name, rows in (
         ("timings.csv", [asdict(row) for row in table.cases]),

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from modbench.records.record import CellRecord
+from modbench.records.result import Result
 from modbench.report.captions import embedded
 from modbench.report.leaderboard.columns import Column, column_table
 from modbench.report.leaderboard.row import MACHINE
@@ -15,7 +15,7 @@ _AFTER_TABLES = re.compile(rf"^(## Figures|{_COLUMNS})$", re.MULTILINE)
 
 
 def page(
-    records: Sequence[CellRecord],
+    records: Sequence[Result],
     tables: Iterable[str],
     *,
     downstream: Iterable[str],
@@ -43,12 +43,12 @@ def before_figures(page: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("!["))
 
 
-def _origin(records: Sequence[CellRecord]) -> Iterable[str]:
+def _origin(records: Sequence[Result]) -> Iterable[str]:
     """Notes on the machines and the code that made ``records``."""
     machines = {machine_in_words(record.environment, MACHINE) for record in records if record.metrics}
     yield from (f"Machine: {escaped(machine)}." for machine in sorted(machines))
     yield from (f"Code: {escaped(code)}." for code in sorted({made_by(one.code) for one in records}))
-    routers = [record.cell["router"] for record in records]
-    plugins = {(one["name"], one["plugin_sha256"]) for one in routers if one["plugin_sha256"]}
+    routers = [record.run.router for record in records]
+    plugins = {(of.name, of.plugin_sha256) for of in routers if of.plugin_sha256}
     for name, sha in sorted(plugins):
         yield f"Plugin: {escaped(name)}, code with sha256 {escaped(sha)}."

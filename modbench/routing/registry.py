@@ -139,14 +139,13 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def check_source(router: Mapping[str, Any]) -> None:
-    """Check that the plugin of a cell's ``router`` has not changed since the run began. Raise a
-    `UserError` if it has changed."""
-    name, digest = router["name"], router.get("plugin_sha256")
+def check_source(name: str, digest: str | None) -> None:
+    """Check that the code of router ``name`` still has the hash ``digest``, which it had when the
+    command began. Raise a `UserError` if it has changed."""
     if plugin_sha256(name) != digest:
         raise UserError(
-            f"router '{name}': its plugin file, or its package, has changed since this run began; run "
-            "the command again"
+            f"router '{name}': its plugin file, or its package, has changed since this command began; "
+            "run it again"
         )
 
 

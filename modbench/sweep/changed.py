@@ -1,14 +1,16 @@
 """Finds records in a results folder that a suite, which was changed since, would not make. Imports no
 torch."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError
+from modbench.records.result import Result, results_of
+from modbench.records.run import Run
 from modbench.records.store import Finished, read_suite
-from modbench.sweep.cells import Cell, expand_planned, scheme_of
 from modbench.sweep.rows import Rows
+from modbench.sweep.wanted import Wanted, expand_planned
 
 Settings = dict[str, Any]
 _ABSENT = object()
@@ -16,26 +18,28 @@ _ABSENT = object()
 
 def check_unchanged(
     rows: Rows,
-    cells: Mapping[str, Cell],
+    wanted: Sequence[Wanted],
     records: Sequence[Finished],
     folder: Path,
     tell: Callable[[str], None],
 ) -> None:
-    """Name the finished runs in ``folder`` (results/<suite>) that are none of the suite's ``cells``:
+    """Name the finished runs in ``folder`` (results/<suite>) that are none of the suite's ``wanted``:
     those of other rows, and those of its rows with other settings. Raises UserError: a suite with
     isoFLOP grids has other settings now, since a curve must not hold both."""
     _check_plan(rows, records, folder)
-    own = {one.key for one in records if one.kind == "cell" and one.status == "ok"}
-    if own <= cells.keys():
+    wanted_keys = {item.run.key for item in wanted}
+    recorded_keys = {record.key for record in records if record.kind == "run" and record.status == "ok"}
+    if recorded_keys <= wanted_keys:
         return
     labels = [scheme.label for scheme in rows.suite.schemes]
-    recorded = [one.cell for one in read_suite(folder).cells if one.key in own - cells.keys()]
-    if others := sorted({scheme_of(cell) for cell in recorded} - set(labels)):
-        tell(f"{folder} also holds records of {', '.join(others)}; the report shows them, too")
+    others = [result for result in results_of(read_suite(folder)) if result.key not in wanted_keys]
+    others = [result for result in others if result.status == "ok"]
+    if names := sorted({result.scheme for result in others} - set(labels)):
+        tell(f"{folder} also holds records of {', '.join(names)}; the report shows them, too")
     isoflop = rows.suite.isoflop is not None
-    mine = [cell for cell in recorded if scheme_of(cell) in labels]
-    mine.sort(key=lambda cell: (labels.index(scheme_of(cell)), cell["train"]["budget"]))
-    differ = list(_differences([*cells.values(), *expand_planned(rows)], mine, isoflop))
+    mine = [result for result in others if result.scheme in labels]
+    mine.sort(key=lambda result: (labels.index(result.scheme), result.budget))
+    differ = list(_differences([*wanted, *expand_planned(rows)], mine, isoflop))
     if not differ:
         return
     more = f", and {len(differ) - 1} more" if len(differ) > 1 else ""
@@ -57,9 +61,10 @@ _FIXED = {
 
 def _check_plan(rows: Rows, records: Sequence[Finished], folder: Path) -> None:
     """Raises UserError: finished runs state another exponent or margin than ``rows`` has."""
-    for name, why in _FIXED.items() if rows.suite.isoflop else ():
+    has_runs = any(record.kind == "run" and record.status == "ok" for record in records)
+    for name, why in _FIXED.items() if rows.suite.isoflop and has_runs else ():
         now = getattr(rows.suite.isoflop, name)
-        stated = {getattr(one, name) for one in records if one.status == "ok"} - {now, None}
+        stated = {getattr(record, name) for record in records} - {now, None}
         if stated:
             raise UserError(
                 f"{folder} holds runs with [isoflop] {name} {min(stated):g} (now {now:g}); {why}: give "
@@ -67,35 +72,36 @@ def _check_plan(rows: Rows, records: Sequence[Finished], folder: Path) -> None:
             )
 
 
-def _differences(cells: Iterable[Cell], recorded: Iterable[Cell], isoflop: bool) -> Iterable[str]:
-    """A phrase for each setting of ``recorded`` cells that none of ``cells`` of its scheme has: where it
+def _differences(wanted: Iterable[Wanted], recorded: Iterable[Result], isoflop: bool) -> Iterable[str]:
+    """A phrase for each setting of ``recorded`` runs that none of ``wanted`` of its scheme has: where it
     differs from the closest one. Seeds, and learning rates of isoFLOP suites, may differ."""
     now: dict[str, list[Settings]] = {}
-    for cell in cells:
-        settings, of_scheme = _settings(cell, isoflop), now.setdefault(scheme_of(cell), [])
+    for item in wanted:
+        settings, of_scheme = _settings(item.run, isoflop), now.setdefault(item.scheme, [])
         if settings not in of_scheme:
             of_scheme.append(settings)
     seen: list[tuple[str, Settings]] = []
-    for cell in recorded:
-        scheme, label, settings = scheme_of(cell), cell["router"]["label"], _settings(cell, isoflop)
-        if scheme not in now or settings in now[scheme] or (label, settings) in seen:
+    for result in recorded:
+        settings = _settings(result.run, isoflop)
+        if result.scheme not in now or settings in now[result.scheme]:
             continue
-        seen.append((label, settings))
-        found = min((_between(settings, other) for other in now[scheme]), key=len)
-        name, (before, after) = next(iter(found.items()))
-        yield f"'{label}' with {name} {_shown(before)} (now {_shown(after)})"
+        if (result.label, settings) in seen:
+            continue
+        seen.append((result.label, settings))
+        closest = min((_between(settings, other) for other in now[result.scheme]), key=len)
+        name, (before, after) = next(iter(closest.items()))
+        yield f"'{result.label}' with {name} {_shown(before)} (now {_shown(after)})"
 
 
-def _settings(cell: Cell, isoflop: bool) -> Settings:
-    """The settings of ``cell`` by dotted name."""
-    free = {"router.label"} | ({"train.learning_rate"} if isoflop else set())
-    found = {
-        f"{part}.{name}": value
-        for part in ("train", "model", "data", "measure", "router")
-        for name, value in cell[part].items()
-    }
+def _settings(run: Run, isoflop: bool) -> Settings:
+    """The settings of ``run`` by dotted name, without its seed."""
+    stated = run.as_json()
+    parts = {"train": stated["train"], "schedule": stated["schedule"], "model": stated["model"]}
+    parts |= {"data": stated["data"], "router": stated["router"]}
+    found = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     options = found.pop("router.options")
     found |= {f"router.options.{name}": value for name, value in options.items()}
+    free = {"train.learning_rate"} if isoflop else set()
     return {name: value for name, value in found.items() if name not in free}
 
 

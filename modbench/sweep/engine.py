@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import several
-from modbench.records.record import CellRecord, TimingRecord
+from modbench.records.record import AnyRecord
 from modbench.records.store import Finished, append_record, finished
 from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.worker import Worker, stop_signals
@@ -19,7 +19,7 @@ from modbench.sweep.worker import Worker, stop_signals
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
 
-#: Kind of record, key, and of a timing run, measurement and repetition.
+#: Kind of record and key; of a timing its session, what it measures and its repetition, too.
 Identity = tuple[str, str, str | None, str | None, int | None]
 
 
@@ -27,12 +27,17 @@ Identity = tuple[str, str, str | None, str | None, int | None]
 class Job:
     """One worker process: its specification, and how its end is recorded if the worker can't."""
 
-    identity: Identity  #: see `identity_of`
+    identities: tuple[Identity, ...]  #: of the records that it makes, in order; see `identity_of`
     title: str
     spec: dict[str, Any]
     log: Path
-    #: (status, error, start) -> the record of a worker that wrote none
-    crash_record: Callable[[str, str, datetime], CellRecord | TimingRecord] = field(repr=False)
+    #: (identity, status, error, start) -> the first record that a worker did not write
+    crash_record: Callable[[Identity, str, str, datetime], AnyRecord] = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """Names it among the jobs that run."""
+        return str(self.identities[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +94,14 @@ class Engine:
         self.progress.note(summary_line(several(len(jobs), self.progress.unit), self.seconds, wall))
         return failures
 
-    def _stored(self, identity: Identity) -> list[Finished]:
-        """The records of ``identity`` that this run has stored."""
+    def _stored(self, identities: Sequence[Identity]) -> dict[Identity, Finished]:
+        """The records of ``identities`` that this run has stored."""
         added = Counter(finished(self.folder)) - self._before
-        return [line for line in added if identity_of(line) == identity]
+        return {identity_of(line): line for line in added if identity_of(line) in identities}
 
     def _start(self, job: Job) -> Worker:
-        key = str(job.identity)
-        self.progress.started(key, job.title)
-        hear = partial(self.progress.event, key)
+        self.progress.started(job.key, job.title)
+        hear = partial(self.progress.event, job.key)
         return Worker(job.spec, log=job.log, hear=hear, timeout=self.timeout)
 
     def _settle(self, job: Job, worker: Worker) -> list[Failure]:
@@ -109,7 +113,7 @@ class Engine:
         for name, seconds in by_step.items():
             self.seconds[name] += seconds
         self.seconds["other"] += max(0.0, wall - sum(by_step.values()))
-        self.progress.ended(str(job.identity), status, wall, error)
+        self.progress.ended(job.key, status, wall, error)
         if status not in ("failed", "oom"):
             return []
         return [Failure(title=job.title, status=status, error=error, log=job.log, refused=refused)]
@@ -118,10 +122,13 @@ class Engine:
         """Status and error of a worker that has ended, and whether a plugin's mistake ended it."""
         if worker.result is not None:
             return worker.result["status"], worker.result["error"] or "", False
-        if stored := self._stored(job.identity):  # killed between record and result
-            return stored[-1].status or "ok", "", False
+        stored = self._stored(job.identities)
+        lacking = [identity for identity in job.identities if identity not in stored]
+        lost = [record.status for record in stored.values() if record.status not in ("ok", None)]
+        if lost or not lacking:  # killed between record and result
+            return lost[0] if lost and lost[0] else "ok", "", False
         status, error = "oom" if worker.out_of_memory() else "failed", worker.error()
-        append_record(self.folder, job.crash_record(status, error, worker.started))
+        append_record(self.folder, job.crash_record(lacking[0], status, error, worker.started))
         return status, error, worker.code == 2
 
     def _stop(self, running: Sequence[Worker], stop: Sequence[int]) -> None:
@@ -143,4 +150,4 @@ class Engine:
 
 def identity_of(line: Finished) -> Identity:
     """The identity of the job whose record ``line`` is."""
-    return line.kind, line.key, line.run, line.measurement, line.repetition
+    return line.kind, line.key, line.session, line.measures, line.repetition

@@ -1,4 +1,4 @@
-"""File locks on results folders: one `modbench run` per suite, one process per cell and per audit."""
+"""File locks on results folders: one `modbench run` per suite, one process per run and per audit."""
 
 import math
 import time
@@ -22,10 +22,10 @@ def suite_lock(folder: Path) -> AbstractContextManager[None]:
     return _locked(folder / LOCK, busy)
 
 
-def cell_lock(
+def job_lock(
     folder: Path, *, seconds: float = 10.0, waiting: Callable[[], None] = lambda: None
 ) -> AbstractContextManager[None]:
-    """Hold the folder of one cell, as the cell's own process does while it runs. ``waiting`` is called
+    """Hold the folder of one run, as its own process does while it works. ``waiting`` is called
     while another process holds it. Raises UserError: another process still holds it after ``seconds``,
     or it can't be written."""
     busy = f"a process of an earlier run still works in {folder}; end it and run again"
@@ -35,18 +35,18 @@ def cell_lock(
 def audit_lock(results: Path, key: str, *, waiting: Callable[[], None]) -> AbstractContextManager[None]:
     """Hold the audit ``key`` of results/<suite>. ``waiting`` is called repeatedly while another process
     holds it, and may raise."""
-    file = results / "cells" / f"audit-{key}.lock"
+    file = results / "runs" / f"audit-{key}.lock"
     return _locked(file, "", seconds=math.inf, waiting=waiting)
 
 
 def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> None:
-    """Wait for cells of an earlier run that was killed: they notice it, store a checkpoint and end.
-    Raises UserError: one still runs after a minute."""
-    said = "a cell of an earlier, killed run is storing its checkpoint; waiting for it to end"
+    """Wait for jobs of an earlier command that was killed: they notice it, store a checkpoint and end.
+    Raises UserError: one still works after a minute."""
+    said = "a job of an earlier, killed command is storing its checkpoint; waiting for it to end"
     once = cache(lambda: say(said))
     for folder in folders:
         if (folder / LOCK).exists():
-            with cell_lock(folder, seconds=60.0, waiting=once):
+            with job_lock(folder, seconds=60.0, waiting=once):
                 pass
 
 

@@ -24,7 +24,7 @@ def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) 
         row = rows.resolved.get(scheme.label)
         if row is None or scheme.label not in schemes:
             continue
-        train = TrainConfig(**{**suite.train, **scheme.train, "budget": 1})
+        train = suite.training_of(scheme)
         for budget, shapes, flops in zip(suite.axes.budgets, row.grids, row.grid_flops, strict=True):
             for shape, of_step in zip(shapes, flops, strict=True):
                 read = tokens_of(budget, of_step, train) / train_tokens

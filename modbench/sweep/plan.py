@@ -1,36 +1,35 @@
-"""`modbench plan SUITE`: cells, FLOPs, tokens and time of a suite before anything is run."""
+"""`modbench plan SUITE`: runs, FLOPs, tokens and time of a suite before anything is run."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from modbench.errors import several
-from modbench.sweep.cells import Cell, chosen, expand_planned, scheme_of
+from modbench.model.config import ModelConfig
+from modbench.records.run import Timed
 from modbench.sweep.passes import refuse_more_passes, tokens_of
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.run import parallel
-from modbench.sweep.step_times import Speed, speeds, timing_spec
+from modbench.sweep.step_times import Speed, recorded_speeds, speeds, timing_spec
 from modbench.sweep.suite import Suite, load_suite
-from modbench.train.config import TrainConfig
+from modbench.sweep.wanted import Wanted, chosen, expand_planned
 
 Tell = Callable[[str], None]
-Shape = frozenset[tuple[str, Any]]  #: the fields of a model
-StepFlops = dict[str, dict[Shape, int]]  #: by scheme and shape
+StepFlops = dict[str, dict[ModelConfig, int]]  #: by scheme and shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The cells of a scheme at a budget. ``tokens``: training tokens of the size that reads most.
-    ``passes``: these over the training text; None if that is not prepared. ``seconds``: of all training
-    steps, one cell after another; None if a size could not be timed."""
+    """The runs of a scheme that end at a budget. ``tokens``: training tokens of the size that reads
+    most. ``passes``: these over the training text; None if that is not prepared. ``seconds``: of all
+    training steps, one run after another; None if a size could not be timed."""
 
     scheme: str
     budget: int
     sizes: tuple[tuple[int, int], ...]  #: width and layers, ascending
-    cells: int
-    flops: int  #: nominal
+    runs: int
+    flops: int  #: nominal; of a trapezoid with the decays of its smaller budgets
     tokens: int
     passes: float | None
     seconds: float | None
@@ -38,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class SuitePlan:
-    """``speeds``: by scheme; empty if nothing was timed. ``at_a_time``: cells that `modbench run` runs
+    """``speeds``: by scheme; empty if nothing was timed. ``at_a_time``: runs that `modbench run` trains
     at the same time. ``busy``: other work took part of the machine while steps were timed."""
 
     suite: Suite
@@ -51,8 +50,8 @@ class SuitePlan:
     left_out: bool  #: a row has a mistake of its plugin
 
     @property
-    def cells(self) -> int:
-        return sum(part.cells for part in self.parts)
+    def runs(self) -> int:
+        return sum(part.runs for part in self.parts)
 
     @property
     def flops(self) -> int:
@@ -65,12 +64,20 @@ class SuitePlan:
         return sum(known) / self.at_a_time if len(known) == len(self.parts) else None
 
 
-def plan_suite(name: str, *, plugins: Sequence[Path] = (), time: bool = True, tell: Tell) -> SuitePlan:
-    """Plan the suite ``name`` with the routers of ``plugins``. ``time``: measure training steps. Raises
-    UserError: an error in the suite or in the plugins of all rows, or a model would read the training
-    text more often than the suite allows."""
+def plan_suite(
+    name: str,
+    *,
+    plugins: Sequence[Path] = (),
+    results: Path | None = None,
+    time: bool = True,
+    tell: Tell,
+) -> SuitePlan:
+    """Plan the suite ``name`` with the routers of ``plugins``. ``time``: use the step times in
+    ``results``, where `modbench time` took them on this machine with the threads of a run; measure
+    others. Raises UserError: an error in the suite or in the plugins of all rows, or a model would read
+    the training text more often than the suite allows."""
     rows = resolve(load_suite(name), plugins)
-    cells = chosen(expand_planned(rows), (), rows.mistakes)
+    runs = chosen(expand_planned(rows), (), rows.mistakes)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are planned")
     text = _train_tokens(rows.suite, tell)
@@ -81,15 +88,25 @@ def plan_suite(name: str, *, plugins: Sequence[Path] = (), time: bool = True, te
     if time:
         from modbench.timing.system_load import LoadMonitor
 
-        specs = _timing_specs(rows, cells, flops, threads)
+        shapes = _shapes_of(runs, flops)
+        if results is not None:
+            found = recorded_speeds(results / rows.suite.header.name, shapes, threads)
+            if found:
+                tell(f"step times of {', '.join(found)}: as recorded by modbench time")
+        specs = {
+            label: timing_spec(own, rows.suite.time, rows.plugins_of(own[0][0].router), threads)
+            for label, own in shapes.items()
+            if label not in found
+        }
         abreast = min(at_a_time, len(specs))
-        tell(f"timing training steps of {several(len(specs), 'scheme')}, {abreast} at a time")
-        load = LoadMonitor()
-        found = speeds(specs, at_a_time)
-        busy = load.state(min(at_a_time, len(specs)) * threads, all_at_work=False)["overloaded"]
+        if specs:
+            tell(f"timing training steps of {several(len(specs), 'scheme')}, {abreast} at a time")
+            load = LoadMonitor()
+            found |= speeds(specs, at_a_time)
+            busy = load.state(abreast * threads, all_at_work=False)["overloaded"]
     return SuitePlan(
         suite=rows.suite,
-        parts=tuple(_parts(rows, cells, flops, text, found)),
+        parts=tuple(_parts(rows, runs, flops, text, found)),
         train_tokens=text,
         at_a_time=at_a_time,
         threads=threads,
@@ -111,68 +128,65 @@ def _train_tokens(suite: Suite, tell: Tell) -> int | None:
 
 def _step_flops(rows: Rows) -> StepFlops:
     """The nominal FLOPs of a training step of each scheme's shapes."""
-    found: StepFlops = {}
+    by_scheme: StepFlops = {}
     for scheme in rows.suite.schemes:
         label, row = scheme.label, rows.resolved.get(scheme.label)
         if row is None:  # its plugin has a mistake
             continue
-        models_of = map(asdict, rows.suite.shapes_of(scheme).values())
-        shapes = [*zip(models_of, row.flops, strict=False)]
+        shapes = [*zip(rows.suite.shapes_of(scheme).values(), row.flops, strict=False)]
         for models, flops in zip(row.grids, row.grid_flops, strict=True):
-            shapes += zip(models, flops, strict=True)
-        found[label] = {_shape(model): of_step for model, of_step in shapes if isinstance(of_step, int)}
-    return found
+            shapes += zip((ModelConfig(**model) for model in models), flops, strict=True)
+        by_scheme[label] = {model: of_step for model, of_step in shapes if isinstance(of_step, int)}
+    return by_scheme
 
 
-def _shape(model: Mapping[str, Any]) -> Shape:
-    return frozenset(model.items())
-
-
-def _timing_specs(
-    rows: Rows, cells: Sequence[Cell], flops: StepFlops, threads: int
-) -> dict[str, dict[str, Any]]:
-    """The specifications of what to time, by scheme."""
-    by_scheme: dict[str, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        by_scheme[scheme_of(cell)].append(cell)
-    specs = {}
-    for label, own in by_scheme.items():
-        models = {_shape(cell["model"]): cell["model"] for cell in own}
-        shapes = [(model, flops[label][shape]) for shape, model in models.items()]
-        specs[label] = timing_spec(own[0], shapes, rows.plugins_of(own[0]), threads)
-    return specs
+def _shapes_of(runs: Sequence[Wanted], flops: StepFlops) -> dict[str, list[tuple[Timed, int]]]:
+    """Schemes and shapes that can be timed, with the FLOPs of a step, by scheme."""
+    by_scheme: dict[str, dict[str, tuple[Timed, int]]] = defaultdict(dict)
+    for wanted in runs:
+        timed = wanted.run.timed
+        by_scheme[wanted.scheme][timed.key] = (timed, flops[wanted.scheme][timed.model])
+    return {scheme: list(shapes.values()) for scheme, shapes in by_scheme.items()}
 
 
 def _parts(
-    rows: Rows, cells: Sequence[Cell], flops: StepFlops, text: int | None, found: Mapping[str, Speed]
+    rows: Rows,
+    runs: Sequence[Wanted],
+    flops: StepFlops,
+    text: int | None,
+    found: Mapping[str, Speed],
 ) -> Iterator[Part]:
     """The parts in the suite's order."""
-    by_part: dict[tuple[str, int], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        by_part[scheme_of(cell), cell["train"]["budget"]].append(cell)
+    by_part: dict[tuple[str, int], list[Wanted]] = defaultdict(list)
+    for wanted in runs:
+        by_part[wanted.scheme, wanted.budget].append(wanted)
     for scheme in rows.suite.schemes:
         for budget in rows.suite.axes.budgets:
             if own := by_part.get((scheme.label, budget)):
                 yield _part(own, flops[scheme.label], text, found.get(scheme.label, Speed()))
 
 
-def _part(cells: Sequence[Cell], flops: Mapping[Shape, int], text: int | None, speed: Speed) -> Part:
+def _part(
+    runs: Sequence[Wanted], flops: Mapping[ModelConfig, int], text: int | None, speed: Speed
+) -> Part:
     sizes: dict[tuple[int, int], int] = {}
     total, tokens, seconds = 0, 0, list[float | None]()
-    for cell in cells:
-        train, model = TrainConfig(**cell["train"]), cell["model"]
-        of_step = flops[_shape(model)]
-        spent = train.budget // of_step * of_step
-        sizes[model["width"], model["layers"]] = of_step
+    for wanted in runs:
+        run, model = wanted.run, wanted.run.model
+        of_step, schedule = flops[model], wanted.run.schedule
+        spent = wanted.budget // of_step * of_step
+        # The decays of smaller budgets branch off the trunk.
+        spent += sum(budget - schedule.trunk(budget) for budget in schedule.budgets[:-1])
+        sizes[model.width, model.layers] = of_step
         total += spent
-        tokens = max(tokens, tokens_of(train.budget, of_step, train))
+        tokens = max(tokens, tokens_of(wanted.budget, of_step, run.train))
         seconds.append(speed.seconds(spent, of_step))
     known = [one for one in seconds if one is not None]
     return Part(
-        scheme=scheme_of(cells[0]),
-        budget=cells[0]["train"]["budget"],
+        scheme=runs[0].scheme,
+        budget=runs[0].budget,
         sizes=tuple(sorted(sizes, key=sizes.__getitem__)),
-        cells=len(cells),
+        runs=len(runs),
         flops=total,
         tokens=tokens,
         passes=None if text is None else tokens / text,

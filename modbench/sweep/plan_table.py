@@ -12,7 +12,7 @@ from modbench.plan.units import shown
 from modbench.sweep.plan import Part, SuitePlan
 from modbench.sweep.progress import clock
 
-_HEADS = ("scheme", "budget", "sizes", "cells", "FLOPs", "tokens", "passes", "time")
+_HEADS = ("scheme", "budget", "sizes", "runs", "FLOPs", "tokens", "passes", "time")
 
 
 def as_table(plan: SuitePlan) -> str:
@@ -22,9 +22,9 @@ def as_table(plan: SuitePlan) -> str:
     aligned = ("left", "right", "left", "right", "right", "right", "right", "right")[:columns]
     heads = _HEADS[:columns]
     table = tabulate(rows, heads, tablefmt="plain", disable_numparse=True, colalign=aligned)
-    total = f"{several(plan.cells, 'cell', ',')}, {plan.flops:.3g} FLOPs"
+    total = f"{several(plan.runs, 'run', ',')}, {plan.flops:.3g} FLOPs"
     if plan.speeds:
-        total += f", {_clock(plan.seconds)} with {several(plan.at_a_time, 'cell')} at a time"
+        total += f", {_clock(plan.seconds)} with {several(plan.at_a_time, 'run')} at a time"
     parts = [f"{plan.suite.header.name}: {total}", table, "\n".join(_notes(plan))]
     if plan.speeds:
         parts.append("\n".join(_measured(plan)))
@@ -36,7 +36,7 @@ def _row(part: Part) -> tuple[str, ...]:
         part.scheme,
         f"{part.budget:.3g}",
         " ".join(f"{width}x{layers}" for width, layers in part.sizes),
-        f"{part.cells:,}",
+        f"{part.runs:,}",
         f"{part.flops:.3g}",
         shown(part.tokens),
         "-" if part.passes is None else f"{part.passes:.2f}",
@@ -54,7 +54,7 @@ def _notes(plan: SuitePlan) -> Iterator[str]:
     if suite.isoflop is not None:
         more = suite.isoflop.extensions
         yield (
-            "cells: as if the middle learning rate is best: its trials, all sizes, and the check of its "
+            "runs: as if the middle learning rate is best: its trials, all sizes, and the check of its "
             f"law; a best rate at an end of the list adds up to {more} to a scheme"
         )
         if len(suite.axes.seeds) == 1:
@@ -76,7 +76,7 @@ def _notes(plan: SuitePlan) -> Iterator[str]:
         )
     if plan.speeds:
         yield (
-            "time: training steps only, without start, audit and evaluation; in the table one cell "
+            "time: training steps only, without start, audit and evaluation; in the table one run "
             "after another"
         )
         if any(part.seconds is None for part in plan.parts):
@@ -105,10 +105,10 @@ def as_json(plan: SuitePlan) -> str:
     document = {
         "suite": plan.suite.header.name,
         "isoflop": isoflop is not None,
-        "cells": plan.cells,
+        "runs": plan.runs,
         "flops": plan.flops,
         "seconds": plan.seconds,
-        "cells_at_a_time": plan.at_a_time,
+        "runs_at_a_time": plan.at_a_time,
         "threads": plan.threads,
         "train_tokens": plan.train_tokens,
         "most_passes": None if isoflop is None else isoflop.passes,

@@ -26,7 +26,7 @@ _COLUMNS = ("step", "loss", "FLOPs", "tokens/s", "util.", "left")
 
 
 @dataclass
-class _Cell:
+class _Job:
     title: str
     phase: str = "starting"
     figures: dict[str, str] = field(default_factory=lambda: {"step": "starting"})  #: by column
@@ -68,45 +68,45 @@ class _Cell:
 
 
 class Progress:
-    """Shows what the engine reports. On a terminal: a table with a row per running cell, and a line for
-    the suite. Elsewhere: a line per phase, and one in ten seconds of training. Cells are named by their
+    """Shows what the engine reports. On a terminal: a table with a row per running job, and a line for
+    the suite. Elsewhere: a line per phase, and one in ten seconds of training. Jobs are named by their
     keys."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._running: dict[str, _Cell] = {}
-        self._suite, self._total, self._done, self.unit = "", 0, 0, "cell"
+        self._running: dict[str, _Job] = {}
+        self._suite, self._total, self._done, self.unit = "", 0, 0, "run"
         self._done_before, self._since = 0, time.monotonic()
         self.live = Live(get_renderable=self._table, console=console, transient=True)
 
-    def begin(self, suite: str, *, total: int, done: int, unit: str = "cell") -> None:
+    def begin(self, suite: str, *, total: int, done: int, unit: str = "run") -> None:
         """Begin with ``done`` of ``total`` cells done before."""
         self._suite, self._total, self._done, self.unit = suite, total, done, unit
         self._done_before, self._since = done, time.monotonic()
         self._line(f"{suite}: {self._state()}")
 
     def started(self, key: str, title: str) -> None:
-        self._running[key] = _Cell(title)
+        self._running[key] = _Job(title)
         self._line(f"{title}: started")
 
     def event(self, key: str, event: Mapping[str, Any]) -> None:
-        """Show an event of the cell's worker: a phase, a step or the machine's matmul rate. Others are
+        """Show an event of the job's worker: a phase, a step or the machine's matmul rate. Others are
         ignored."""
-        cell = self._running.get(key)
-        if cell is None:  # it arrived after the cell's end
+        job = self._running.get(key)
+        if job is None:  # it arrived after the job's end
             return
-        phase, now = cell.phase, time.monotonic()
-        cell.update(event, now)
-        if cell.phase != phase or cell.told is None or now - cell.told >= _LINE_SECONDS:
-            cell.told = now
-            known = [f"{name} {cell.figures[name]}" for name in _COLUMNS if cell.figures.get(name)]
-            self._line(f"{cell.title}: {', '.join(known).removeprefix('step ')}")
+        phase, now = job.phase, time.monotonic()
+        job.update(event, now)
+        if job.phase != phase or job.told is None or now - job.told >= _LINE_SECONDS:
+            job.told = now
+            known = [f"{name} {job.figures[name]}" for name in _COLUMNS if job.figures.get(name)]
+            self._line(f"{job.title}: {', '.join(known).removeprefix('step ')}")
 
     def ended(self, key: str, status: str, seconds: float, error: str) -> None:
-        cell = self._running.pop(key)
+        job = self._running.pop(key)
         self._done += 1
         why = f" ({error})" if error else ""
-        self.note(f"{cell.title}: {status} after {clock(seconds)}{why}; {self._state()}")
+        self.note(f"{job.title}: {status} after {clock(seconds)}{why}; {self._state()}")
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -116,7 +116,7 @@ class Progress:
             self.note(text)
 
     def _state(self) -> str:
-        """Cells done, and the time left, estimated from those that this run has finished."""
+        """Jobs done, and the time left, estimated from those that this run has finished."""
         new, about = self._done - self._done_before, ""
         if new and self._done < self._total:
             left = (self._total - self._done) * (time.monotonic() - self._since) / new
@@ -125,7 +125,7 @@ class Progress:
 
     def _table(self) -> Group:
         """The table, without columns that are empty, and the suite's line."""
-        rows = [(cell.title, cell.figures) for cell in list(self._running.values())]
+        rows = [(job.title, job.figures) for job in list(self._running.values())]
         shown = [name for name in _COLUMNS if any(figures.get(name) for _, figures in rows)]
         table = Table(self.unit, box=None, pad_edge=False, collapse_padding=True)
         for name in shown:
@@ -145,7 +145,7 @@ def show_progress(console: Console) -> Iterator[Progress]:
 
 
 def summary_line(what: str, seconds_by_step: Mapping[str, float], wall: float) -> str:
-    """The last line of a run: ``what`` was run (6 cells), its wall time, and the percentage of the
+    """The last line of a run: ``what`` was run (6 runs), its wall time, and the percentage of the
     workers' summed time that each step took, largest first."""
     line, total = f"{what} in {clock(wall)}", sum(seconds_by_step.values())
     by_size = sorted(seconds_by_step.items(), key=lambda item: -item[1])

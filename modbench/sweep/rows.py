@@ -15,6 +15,7 @@ from typing import Any
 from modbench.errors import UserError, is_file, several
 from modbench.model.config import ModelConfig
 from modbench.plan.family import isoflop_grid
+from modbench.records.run import RouterCode
 from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.suite import Scheme, Suite, check_labels
 from modbench.sweep.worker import DiedError, Say, run_worker
@@ -50,11 +51,10 @@ class Rows:
     resolved: dict[str, Resolved] = field(default_factory=dict)  #: by the scheme's label
     mistakes: list[UserError] = field(default_factory=list)
 
-    def plugins_of(self, cell: Mapping[str, Any]) -> list[str]:
-        """The plugin files that a process of ``cell`` loads: that of its router, if any."""
-        name = cell["router"]["name"] if cell["router"] else None
-        found = {row.plugin for row in self.resolved.values() if row.name == name and row.plugin}
-        return sorted(found)
+    def plugins_of(self, router: RouterCode | None) -> list[str]:
+        """The plugin files that a process of ``router`` loads: the one that registers it, if any."""
+        files = {row.plugin for row in self.resolved.values() if router and row.name == router.name}
+        return sorted(file for file in files if file)
 
 
 def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
@@ -80,7 +80,7 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
         may_be_left_out = rows.mistakes and not modules[scheme.label]  # of a plugin with a mistake
         if scheme not in packaged and scheme.label not in rows.resolved and not may_be_left_out:
             try:
-                found = describe_row(asdict(scheme), suite.train, **_sizes(suite, scheme))
+                found = describe_row(asdict(scheme), asdict(suite.train), **_sizes(suite, scheme))
             except UserError as error:
                 where = f"suite {suite.source}: [[schemes]] '{scheme.label}'"
                 raise UserError(f"{where}: {error}") from error
@@ -143,7 +143,7 @@ def _ask(
         "plugins": [str(file)] if file else [],
         "schemes": [[asdict(scheme), _sizes(suite, scheme)] for scheme in schemes],
         "other": _sizes(suite, Scheme(router="other")),
-        "train": suite.train,
+        "train": asdict(suite.train),
         "threads": 1,
     }
     at = ["its import"]
@@ -202,11 +202,11 @@ def describe_row(
     option, a wrong value, or a budget without a grid."""
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.budget import flops_per_step, model_of
-    from modbench.train.config import TrainConfig
+    from modbench.train.config import TrainTable
 
     name, preset = preset_options(scheme["router"])
     options = build_router(name, {**preset, **scheme["options"]}).options()
-    config = TrainConfig(**{**train, **scheme["train"], "budget": 1})
+    config = TrainTable(**{**train, **scheme["train"]}).config()
     flops: list[int | str] = []
     for shape in shapes:
         try:

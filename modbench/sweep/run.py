@@ -1,35 +1,40 @@
 """`modbench run`: a suite file to records, table and plots."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from modbench import kernels
 from modbench.errors import UserError, several
+from modbench.records.record import TimingKind
 from modbench.records.store import Finished, finished, remove_leftovers
-from modbench.report.page import write_report
-from modbench.sweep.cells import (
-    Cell,
-    by_key,
-    cell_jobs,
-    cells_left,
-    chosen,
-    expand,
-    losses_of,
-    scheme_of,
-)
 from modbench.sweep.changed import check_unchanged
-from modbench.sweep.engine import Engine, Failure, Job
+from modbench.sweep.command import end_of_command, run_jobs_of
+from modbench.sweep.engine import Failure, Job
+from modbench.sweep.jobs import folder_of, run_jobs, store_suite
 from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.passes import refuse_more_passes
-from modbench.sweep.progress import say, show_leaderboard, show_progress
+from modbench.sweep.progress import say
 from modbench.sweep.rows import Rows, resolve
-from modbench.sweep.suite import Suite, load_suite
+from modbench.sweep.suite import load_suite
+from modbench.sweep.tasks import check_tasks
+from modbench.sweep.timings import TimingPlan
 from modbench.sweep.track import check_trackers
-
-Tell = Callable[[str], None]
+from modbench.sweep.wanted import (
+    Conditions,
+    Left,
+    Wanted,
+    chosen,
+    expand,
+    expand_planned,
+    left_of,
+    losses_of,
+    titles,
+)
+from modbench.trained.weights_folder import weights_of
 
 
 def run_suite(
@@ -39,151 +44,171 @@ def run_suite(
     plugins: Sequence[Path] = (),
     workers: int = 0,
     only: Sequence[str] = (),
+    measure: Sequence[str] = (),
+    retry_oom: bool = False,
+    wait: bool = True,
 ) -> int:
-    """Run the cells of suite ``name`` that are left, and write its report into ``results``/<suite>.
-    Returns the exit code of `run_left`. Raises UserError: an error in the suite, the data or the folder,
-    or in the plugins of all rows, before anything has run."""
+    """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``measure``:
+    tasks that its trained runs are scored on, and nothing is trained. ``wait``: pause while another
+    process of modbench measures on this machine. Returns the exit code of
+    `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the data or the
+    folder, or in the plugins of all rows, before anything has run."""
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
     suite = load_suite(name)
+    tasks = [suite.measure.task(task) for task in measure]
+    if measure:
+        steps = dict.fromkeys((*suite.measure.steps, "downstream"))
+        own = suite.measure.downstream if "downstream" in suite.measure.steps else ()
+        named = tuple(dict.fromkeys((*own, *measure)))
+        asked = replace(suite.measure, steps=tuple(steps), downstream=named)
+        suite = replace(suite, measure=asked)
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
-    first = expand(rows)
-    chosen(first, only, rows.mistakes)  # a wrong label is refused before anything runs
-
-    def known(records: Sequence[Finished]) -> list[Cell]:
-        return first if suite.isoflop is None else expand(rows, losses_of(records))
-
-    left = partial(_jobs_left, rows, known, only, results / suite.header.name)
-    return run_left(rows, results, left, of="cell", page="leaderboard", workers=workers)
+    chosen(expand(rows), only, rows.mistakes)  # a wrong label is refused before anything runs
+    workers = workers or parallel()[0]
+    conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
+    folder = results / suite.header.name
+    return _Command(rows, folder, only, conditions, tasks, wait=wait).run()
 
 
-def run_left(
-    rows: Rows,
-    results: Path,
-    left: Callable[[Tell], tuple[list[Job], int]],
-    *,
-    of: str,
-    page: str,
-    workers: int,
-) -> int:
-    """Run the jobs that ``left`` returns with the number of all jobs; write the report, and show its
-    ``page``. ``of``: the name of one job. ``workers``: as many at a time; 0: see `parallel`.
+class _Command:
+    """One call of `modbench run` on ``folder`` (results/<suite>). ``tasks``: settings of the only tasks
+    to score trained runs on; empty: all that is left is done."""
 
-    Returns the exit code: 0, 1 if a job failed, 2 if that or a row left out is a plugin's mistake.
-    Divergence and lack of memory are results, not failures.
+    def __init__(
+        self,
+        rows: Rows,
+        folder: Path,
+        only: Sequence[str],
+        conditions: Conditions,
+        tasks: Sequence[dict[str, Any]],
+        *,
+        wait: bool,
+    ) -> None:
+        self.rows, self.folder, self.only = rows, folder, only
+        self.conditions, self.tasks, self.wait = conditions, tasks, wait
+        self.err = Console(stderr=True)
 
-    Raises:
-        UserError: the folder can't be written, or a record line is corrupt.
-        KeyboardInterrupt: a signal stopped the run.
-    """
-    err, name = Console(stderr=True), rows.suite.header.name
-    folder, tell = results / name, partial(say, err)
-    failures: list[Failure] = []
-    for mistake in rows.mistakes:
-        tell(f"{mistake}; the other rows are run")
-    with suite_lock(folder):
-        remove_leftovers(folder)
-        jobs, total = left(tell)
-        if not jobs:
-            tell(f"{name}: {total} of {several(total, of)} done; writing the report")
-        tried = set()
-        while jobs:
-            with show_progress(err) as progress:
-                progress.begin(name, total=total, done=total - len(jobs), unit=of)
-                failures += Engine(
-                    folder=folder,
-                    progress=progress,
-                    workers=workers or parallel()[0],
-                    timeout=rows.suite.axes.cell_timeout,
-                ).run(jobs)
-            if rows.suite.isoflop is None:
-                break
-            tried |= {job.identity for job in jobs}
-            jobs, total = left(tell)  # the losses tell the learning rates of the next cells
-            jobs = [job for job in jobs if job.identity not in tried]
-        written = write_report(folder, say=tell)
-    show_leaderboard((folder / f"{page}.md").read_text(encoding="utf-8"))
-    for path in written:
-        print(path)
-    for one in failures:
-        tell(f"{one.title} {one.status}: {one.error}; its log: {one.log}")
-    failed = [one for one in failures if one.status == "failed"]
-    if failed:
-        tell(f"{len(failed)} of {several(total, of)} failed; run the same command again to retry")
-    return 2 if rows.mistakes or any(one.refused for one in failed) else 1 if failed else 0
+    def tell(self, sentence: str) -> None:
+        say(self.err, sentence)
 
+    def run(self) -> int:
+        """Run all that is left; write the report and show its first table; see
+        `modbench.sweep.command.end_of_command`."""
+        suite, failures = self.rows.suite, list[Failure]()
+        for mistake in self.rows.mistakes:
+            self.tell(f"{mistake}; the other rows are run")
+        with suite_lock(self.folder):
+            remove_leftovers(self.folder)
+            # An orphan may finish its run while it is waited for: records are read afterwards.
+            wait_for_orphans(sorted((self.folder / "runs").glob("*")), self.tell)
+            tried = set[str]()
+            jobs, total = self.jobs_left()
+            if not jobs:
+                self.tell(f"{suite.header.name}: {total} of {several(total, 'run')} done")
+            while jobs:
+                failures += self.engine_run(jobs, total, "run", self.conditions.workers)
+                tried |= {job.key for job in jobs}
+                if suite.isoflop is None:
+                    break
+                jobs, total = self.jobs_left()  # losses tell the learning rates of the next runs
+                jobs = [job for job in jobs if job.key not in tried]
+            if timed := [] if self.tasks else self.timings_left():
+                failures += self.engine_run(timed, len(timed), "process", 1)
+            return end_of_command(self.rows, self.folder, failures, "leaderboard", self.tell)
 
-def _jobs_left(
-    rows: Rows,
-    known: Callable[[Sequence[Finished]], list[Cell]],
-    only: Sequence[str],
-    folder: Path,
-    tell: Tell,
-) -> tuple[list[Job], int]:
-    """Prepare the data once for all cells; return the jobs that are left of the cells with the labels
-    ``only``. ``known``: the suite's cells that are known, given its records."""
-    # An orphan may finish its cell while it is waited for: records are read afterwards.
-    wait_for_orphans(sorted((folder / "cells").glob("*")), tell)
-    suite, records = rows.suite, finished(folder)
-    every = by_key(known(records))
-    check_unchanged(rows, every, records, folder, tell)
-    cells = by_key(chosen(list(every.values()), only, rows.mistakes)) if only else every
-    left = cells_left(cells, records)
-    embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
-    if left or not embedded:
-        from modbench.data.token_data import prepare
+    def engine_run(self, jobs: Sequence[Job], total: int, unit: str, workers: int) -> list[Failure]:
+        """Run ``jobs``, of ``total`` with those that were done before."""
+        return run_jobs_of(self.rows, self.folder, jobs, total, unit, workers, self.err)
 
-        data = prepare(suite.data, say=tell).summary()
-        _refuse_other_text(cells, records, folder, data["sha256"])
-    if not left:
-        return [], len(cells)
-    refuse_more_passes(rows, {scheme_of(cell) for cell in left.values()}, data["train_tokens"])
-    if "downstream" in suite.measure.steps:
-        _check_tasks(suite, embedded, tell)
-    return cell_jobs(left, cells, rows, folder, data, parallel()[1]), len(cells)
+    def jobs_left(self) -> tuple[list[Job], int]:
+        """Record what the suite wants; prepare the data once; return the jobs that are left of the runs
+        with the labels ``only``, and the number of all of these runs."""
+        rows, suite, records = self.rows, self.rows.suite, finished(self.folder)
+        wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
+        check_unchanged(rows, wanted, records, self.folder, self.tell)
+        measures = suite.measure.wanted()
+        runs = chosen(wanted, self.only, rows.mistakes)
+        if self.tasks:
+            asked = [("downstream", task) for task in self.tasks]
+            left = self.measurable(left_of(runs, asked, records, self.conditions, audit=False))
+        else:
+            audit = "audit" in suite.measure.steps
+            left = left_of(runs, measures, records, self.conditions, audit=audit)
+        embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
+        if left or not embedded:
+            from modbench.data.token_data import prepare
 
-
-def _check_tasks(suite: Suite, embedded: bool, tell: Tell) -> None:
-    """Check the downstream tasks and their data, before anything is trained; tell which groups are
-    partial. Raises UserError: a group and its member are named, the held-out text is too short for a
-    task of ours, or a file of another is missing or has a line that is no item."""
-    measure = suite.measure
-    if len(measure.downstream) > 1:  # lm-eval takes seconds to import
-        from modbench.evaluate.downstream.task_files import files_by_name
-
-        try:
-            files_by_name(measure.downstream, include=measure.include, data_dir=measure.data_dir)
-        except UserError as error:
-            raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
-    if not embedded:
-        from modbench.evaluate.tasks.build import check_text
-
-        check_text(measure.downstream, suite.data)
-    where = f"suite {suite.source}: [measure] downstream_data"
-    if measure.data_dir is not None and not measure.data_dir.is_dir():
-        raise UserError(
-            f"{where} {measure.data_dir} is no folder; give one with files such as arc_easy.jsonl"
+            data = prepare(suite.data, say=self.tell).summary()
+            _refuse_other_text(runs, records, self.folder, data["sha256"])
+        if left:
+            refuse_more_passes(rows, {item.wanted.scheme for item in left}, data["train_tokens"])
+            if "downstream" in suite.measure.steps:
+                check_tasks(suite, embedded, self.tell)
+        store_suite(rows, wanted, expand_planned(rows), measures, self.folder, records)
+        total = len({item.run.key for item in runs})
+        if not left:
+            return [], total
+        names = titles(runs)
+        left = [self.with_weights(item, names) for item in left]
+        jobs = run_jobs(
+            left,
+            names,
+            rows,
+            self.folder,
+            data,
+            threads=parallel()[1],
+            workers=self.conditions.workers,
+            wait=self.wait,
         )
-    if measure.data_dir is not None or measure.include is not None:
-        from modbench.evaluate.downstream.check_files import check_files
+        return jobs, total
 
-        try:
-            for sentence in check_files(
-                measure.downstream,
-                data_dir=measure.data_dir,
-                include=measure.include,
-                fewshot=measure.downstream_fewshot,
-            ):
-                tell(sentence)
-        except UserError as error:
-            raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
+    def has_weights(self, item: Left) -> bool:
+        run = item.wanted.run
+        folder = folder_of(self.folder, run.key)
+        budgets = {subject["budget"] for subject in item.measurements if subject["measures"] != "audit"}
+        return all(weights_of(folder, run, budget).is_file() for budget in budgets)
+
+    def with_weights(self, item: Left, names: dict[str, str]) -> Left:
+        """``item``; it is trained again if the weights to be measured are gone."""
+        if item.train or self.has_weights(item):
+            return item
+        kinds = sorted({str(subject["measures"]) for subject in item.measurements})
+        self.tell(
+            f"{names[item.wanted.run.key]}: {' and '.join(kinds)} is to be measured and its weights are "
+            "not here; it is trained again"
+        )
+        return replace(item, train=True)
+
+    def measurable(self, left: Sequence[Left]) -> list[Left]:
+        """Those of ``left`` whose weights are stored; the others are named."""
+        known = [item for item in left if not item.train and self.has_weights(item)]
+        if lacking := [item.wanted.label for item in left if item not in known]:
+            self.tell(
+                f"{several(len(lacking), 'run')} without stored weights not measured: "
+                f"{', '.join(dict.fromkeys(lacking))}"
+            )
+        return known
+
+    def timings_left(self) -> list[Job]:
+        """The processes that time what [measure] steps ask for."""
+        steps = self.rows.suite.measure.steps
+        kinds: list[TimingKind] = []
+        if "timing" in steps:
+            kinds.append("training")
+        if "memory" in steps:
+            kinds.append("training_memory")
+        if not kinds:
+            return []
+        plan = TimingPlan.of(self.rows, self.folder, self.only)
+        return plan.left(kinds, repetitions=1)
 
 
 def parallel() -> tuple[int, int]:
-    """Default number of concurrent cells, and the threads of each. On CPUs every cell has one thread, so
-    that its bits do not depend on the number of cells; on a GPU one cell runs at a time."""
+    """Default number of concurrent runs, and the threads of each. On CPUs every run has one thread, so
+    that its bits do not depend on the number of runs; on a GPU one run is trained at a time."""
     import torch
 
     from modbench.timing.system_load import thread_count
@@ -192,11 +217,22 @@ def parallel() -> tuple[int, int]:
     return (1, cores) if torch.cuda.is_available() else (cores, 1)
 
 
+def gpu_name() -> str | None:
+    """Name of the GPU that runs use, as records state it."""
+    import torch
+
+    from modbench.measure.environment import environment
+
+    gpu: str | None = environment(torch.float32)["gpu"]
+    return gpu
+
+
 def _refuse_other_text(
-    cells: Mapping[str, Cell], records: Sequence[Finished], folder: Path, sha256: str
+    runs: Sequence[Wanted], records: Sequence[Finished], folder: Path, sha256: str
 ) -> None:
+    keys = {item.run.key for item in runs}
     for record in records:
-        if record.kind == "cell" and record.key in cells and record.text != sha256:
+        if record.kind == "run" and record.key in keys and record.text != sha256:
             raise UserError(
                 f"{folder} holds records of this suite made from other text (sha256 "
                 f"{str(record.text)[:12]}) than it is now ({sha256[:12]}); restore that "

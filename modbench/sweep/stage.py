@@ -19,11 +19,14 @@ _TOLD_SECONDS = 5.0
 
 class Stage:
     """Reports a job's steps to ``say``, ends it when ``stop`` returns True, and pauses it while another
-    process measures. ``seconds``: wall time of each step, waits apart."""
+    process measures, unless ``pauses`` is False. ``seconds``: wall time of each step, waits apart."""
 
-    def __init__(self, say: Say, stop: Callable[[], bool] = lambda: False) -> None:
-        self.say, self._stop = say, stop
+    def __init__(
+        self, say: Say, stop: Callable[[], bool] = lambda: False, *, pauses: bool = True
+    ) -> None:
+        self.say, self._stop, self._pauses = say, stop, pauses
         self.seconds: dict[str, float] = defaultdict(float)
+        self._told_of: dict[str, float] = defaultdict(float)  #: seconds that `spent` has returned
         self._name, self._before, self._told = "start", "start", 0.0
         self._since = time.monotonic() - (time.time() - psutil.Process().create_time())
 
@@ -36,7 +39,7 @@ class Stage:
         """Wait until no other process measures. Takes microseconds if none does. Raises StoppedError: a
         stop was requested."""
         self.check()
-        while what := measured_elsewhere():
+        while self._pauses and (what := measured_elsewhere()):
             self.wait(f"waiting for {what} to end")
             time.sleep(_POLL_SECONDS)
         self._resume()
@@ -73,6 +76,13 @@ class Stage:
         except StoppedError:
             return True
         return False
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of each step since the last call."""
+        self._account(self._name)
+        rest = {name: seconds - self._told_of[name] for name, seconds in self.seconds.items()}
+        self._told_of |= self.seconds
+        return {name: round(seconds, 3) for name, seconds in rest.items() if seconds > 0}
 
     def end(self) -> dict[str, float]:
         """End the last step; return the seconds of each."""

@@ -10,6 +10,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+from modbench.records.run import Timed
 from modbench.sweep.worker import DiedError, Say, run_worker
 from modbench.timing.config import TimeConfig
 
@@ -73,39 +74,80 @@ def speeds(specs: Mapping[str, Mapping[str, Any]], at_a_time: int) -> dict[str, 
         return dict(zip(specs, found, strict=True))
 
 
+def recorded_speeds(
+    folder: Path, shapes: Mapping[str, Sequence[tuple[Timed, int]]], threads: int
+) -> dict[str, Speed]:
+    """The speeds of the schemes of ``shapes`` whose smallest and largest shape `modbench time` has timed
+    on this machine with ``threads``, from the newest session in ``folder`` (results/<suite>)."""
+    import torch
+
+    from modbench.measure.environment import environment
+    from modbench.records.store import read_suite
+    from modbench.report.timing.table import TimingTable
+    from modbench.report.timing.values import machine_in_words, newest_session
+
+    timings = read_suite(folder).timings if folder.is_dir() else []
+    session = newest_session(timings) if timings else []
+    here = machine_in_words(environment(torch.float32) | {"threads": threads})
+    if not session or machine_in_words(session[0].environment) != here:
+        return {}
+    labels = {timing.key: timing.key for timing in session}
+    rows = [row for row in TimingTable(session, labels).cases if row.phase == "train"]
+    seconds = {row.key: row.seconds_median for row in rows if row.seconds_median is not None}
+    found = {}
+    for scheme, own in shapes.items():
+        ascending = sorted(own, key=lambda shape: shape[1])
+        known = [(timed, flops) for timed, flops in ascending if timed.key in seconds]
+        if known and known[0] == ascending[0] and known[-1] == ascending[-1]:
+            steps = (
+                TimedStep(
+                    width=timed.model.width,
+                    layers=timed.model.layers,
+                    flops=flops,
+                    seconds=seconds[timed.key],
+                )
+                for timed, flops in known
+            )
+            found[scheme] = Speed(steps=tuple(steps))
+    return found
+
+
 def timing_spec(
-    cell: Mapping[str, Any],
-    shapes: Sequence[tuple[Mapping[str, Any], int]],
+    shapes: Sequence[tuple[Timed, int]],
+    time: TimeConfig,
     plugins: Sequence[str],
     threads: int,
 ) -> dict[str, Any]:
-    """The specification of `time_steps`. ``shapes``: models and the FLOPs of a training step of each."""
-    time = TimeConfig(compile=cell["train"]["compile"], deterministic=True)
+    """The specification of `time_steps`. ``shapes``: of one scheme, with the FLOPs of a training
+    step."""
+    ascending = sorted(shapes, key=lambda shape: shape[1])
     return {
         "job": "steps",
-        "cell": {**cell, "time": asdict(time)},
-        "shapes": sorted(shapes, key=lambda shape: shape[1]),
+        "timed": ascending[0][0].as_json(),
+        "time": asdict(time),
+        "shapes": [(timed.as_json(), flops) for timed, flops in ascending],
         "plugins": list(plugins),
         "threads": threads,
     }
 
 
 def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Time training steps of the cell of ``spec`` (router, train, time) at the smallest, middle and
-    largest of its ``shapes`` (models with the FLOPs of a step, ascending) whose steps are short enough:
+    """Time training steps of the scheme of ``spec`` at the smallest, middle and largest of its
+    ``shapes`` (with the FLOPs of a step, ascending) whose steps are short enough:
     ``steps``, the fields of `TimedStep`; ``missing``: a sentence for each reason to leave shapes out."""
-    from modbench.sweep.cell import prepare_process
+    from modbench.sweep.run_job import prepare_process
     from modbench.timing.benchmark_target import BenchmarkTarget
     from modbench.timing.matmul_rate import matmul_rate
     from modbench.timing.memory_meter import release_memory
     from modbench.train.numerics import make_deterministic
     from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
-    prepare_process(spec)
-    make_deterministic()
-    targets = [
-        (BenchmarkTarget.of({**spec["cell"], "model": model}), flops) for model, flops in spec["shapes"]
-    ]
+    shapes = [(Timed.of(timed), flops) for timed, flops in spec["shapes"]]
+    time = TimeConfig(**spec["time"])
+    prepare_process(shapes[0][0].router, spec["plugins"], spec["threads"])
+    if time.deterministic:
+        make_deterministic()
+    targets = [(BenchmarkTarget.of(timed, time), flops) for timed, flops in shapes]
     first = targets[0][0]
     limit = LONGEST_STEP * matmul_rate(first.dtype, first.on)
     short = [(target, flops) for target, flops in targets if flops <= limit]

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import modbench
 from modbench.data.config import DataConfig
@@ -14,10 +14,9 @@ from modbench.model.config import ModelConfig
 from modbench.records.metrics import ranking_metric
 from modbench.records.names import LABEL, LABEL_WORDS, NAME
 from modbench.sweep.isoflop import IsoFlopConfig
-from modbench.sweep.steps import check_steps
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
-from modbench.train.config import TrainConfig
+from modbench.train.config import TrainTable
 from modbench.typed import built, checked, checked_fields
 
 
@@ -43,9 +42,9 @@ class Header:
 class Axes:
     """The [sweep] table: each scheme runs at each budget (training FLOPs) with each seed."""
 
-    budgets: tuple[int, ...]  #: training FLOPs of a cell, convention `model`; 1e13 is an integer here
+    budgets: tuple[int, ...]  #: training FLOPs of a run, convention `model`; 1e13 is an integer here
     seeds: tuple[int, ...] = (0,)  #: of the initial weights and of the order of the data
-    cell_timeout: float = 1800.0  #: seconds without progress after which a cell's process is ended
+    cell_timeout: float = 1800.0  #: seconds without progress after which a run's process is ended
 
     def __post_init__(self) -> None:
         if self.cell_timeout <= 0:
@@ -57,6 +56,15 @@ class Axes:
                 raise UserError(f"{name} is {list(values)}; an entry appears twice, remove one")
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
             raise UserError(f"seeds is {list(self.seeds)}; a seed must lie in [0, 2**32)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """The [keep] table."""
+
+    #: weights that stay after a run was measured, so that more can be measured later: of its budgets;
+    #: all, with those of the points of its learning curve; or none
+    weights: Literal["budgets", "all", "none"] = "budgets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,7 @@ class _Tables:
     train: dict[str, Any] = field(default_factory=dict)
     measure: dict[str, Any] = field(default_factory=dict)
     time: dict[str, Any] = field(default_factory=dict)
+    keep: dict[str, Any] = field(default_factory=dict)
     track: dict[str, Any] = field(default_factory=dict)
     isoflop: dict[str, Any] | None = None
     sweep: dict[str, Any]
@@ -96,14 +105,15 @@ class _Tables:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A validated suite file. ``train`` has no budget: each cell has its own."""
+    """A validated suite file."""
 
     source: str  #: the file as the user named it, for messages
     header: Header
     data: DataConfig
-    train: dict[str, Any]
+    train: TrainTable
     measure: MeasureConfig
     time: TimeConfig
+    keep: KeepConfig
     track: TrackConfig
     axes: Axes
     shapes: dict[str, ModelConfig]  #: sizes of the decoder by label; one size alone has an empty label
@@ -114,6 +124,10 @@ class Suite:
     def shapes_of(self, scheme: Scheme) -> dict[str, ModelConfig]:
         """The shapes of ``scheme`` by label."""
         return {label: replace(model, **scheme.model) for label, model in self.shapes.items()}
+
+    def training_of(self, scheme: Scheme) -> TrainTable:
+        """The training settings of ``scheme``."""
+        return replace(self.train, **scheme.train)
 
     def family_of(self, scheme: Scheme) -> IsoFlopConfig:
         """The family of shapes of ``scheme``; only for a suite with isoFLOP grids."""
@@ -168,21 +182,17 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     def table(name: str, kind: type) -> Any:
         return built(f"{where} [{name}]", getattr(tables, name), kind)
 
-    data, axes, measure = (
-        table("data", DataConfig),
-        table("sweep", Axes),
-        table("measure", MeasureConfig),
-    )
-    check_steps(f"{where} [measure]", measure.steps)
-    train = checked_fields(f"{where} [train]", tables.train, TrainConfig, without=("budget",))
+    data = table("data", DataConfig)
+    axes = table("sweep", Axes)
+    measure = table("measure", MeasureConfig)
+    train = table("train", TrainTable)
     shapes = _shapes(where, tables, data)
     schemes = []
     for number, entries in enumerate(tables.schemes, start=1):
         scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
-        own = checked_fields(at, scheme.train, TrainConfig, without=("budget",))
-        for budget in axes.budgets:
-            built(at, {**train, **own, "budget": budget}, TrainConfig)
+        own = checked_fields(at, scheme.train, TrainTable)
+        _check_schedule(at, replace(train, **own), axes, measure)
         at = f"{where} [[schemes]] '{scheme.label}' model"
         model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
         for shape in shapes.values():
@@ -198,12 +208,26 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         train=train,
         measure=measure,
         time=table("time", TimeConfig),
+        keep=table("keep", KeepConfig),
         track=table("track", TrackConfig),
         axes=axes,
         shapes=shapes,
         schemes=tuple(schemes),
         isoflop=isoflop,
     )
+
+
+def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConfig) -> None:
+    """Raises UserError: the schedule has no place in the suite."""
+    try:
+        train.schedule_of(axes.budgets if train.schedule == "trapezoid" else axes.budgets[:1])
+    except UserError as error:
+        raise UserError(f"{at}: {error}") from error
+    if train.schedule == "trapezoid" and measure.downstream_checkpoints is not None:
+        raise UserError(
+            f"{at} schedule is 'trapezoid', and [measure] downstream_checkpoints needs 'cosine'; remove "
+            "one of them"
+        )
 
 
 def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -> None:

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from modbench.measure.environment import code_version, environment
-from modbench.records.record import TimingRecord, cell_key
+from modbench.records.line import key_of
+from modbench.records.record import TimingRecord
+from modbench.records.run import Timed
 from modbench.records.store import append_record
-from modbench.sweep.cell import prepare_process
+from modbench.sweep.run_job import prepare_process
 from modbench.sweep.stage import Say, Stage
 from modbench.timing import footprint
 from modbench.timing.benchmark_target import BenchmarkTarget
-from modbench.timing.clock import out_of_memory, timed
+from modbench.timing.clock import measured_ceilings, measured_times, out_of_memory
+from modbench.timing.config import TimeConfig
 from modbench.train.numerics import make_deterministic
 
 #: Measurements of memory, with their predictions.
@@ -22,12 +25,12 @@ _MEMORY: dict[str, Any] = {
 
 
 def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Take the measurement of ``spec`` (suite, run, measurement, cell, repetition, plugins, results,
-    threads), alone on this machine, and append its record; return its status, error and seconds. Raises
-    UserError: invalid plugin, router, option or shape."""
+    """Take the measurement of ``spec`` (see `modbench.sweep.timings.TimingPlan`), alone on this machine,
+    and append its record; return its status, error and seconds. Raises UserError: invalid plugin,
+    router, option or shape."""
     started, stage = datetime.now(UTC), Stage(say)
-    target, router = _target(spec), spec["cell"]["router"]
-    with stage.measuring(f"{spec['suite']['name']}/{router['label'] if router else 'the machine'}"):
+    target = _target(spec)
+    with stage.measuring(spec["title"]):
         say({"event": "phase", "phase": "measuring"})
         found = _measured(spec, target, say)
     record = timing_record(spec, environment(target.dtype), started=started, **found)
@@ -47,11 +50,11 @@ def timing_record(
 ) -> TimingRecord:
     """The record of the measurement of ``spec``, which finishes now."""
     return TimingRecord(
-        run=spec["run"],
-        suite=spec["suite"],
-        measurement=spec["measurement"],
-        cell=spec["cell"],
-        key=cell_key(spec["cell"]),
+        session=spec["session"],
+        measures=spec["measures"],
+        timed=spec["timed"],
+        time=spec["time"],
+        key=key_of(spec["timed"]),
         repetition=spec["repetition"],
         code=code_version(),
         environment=machine,
@@ -69,31 +72,27 @@ def describe_machine(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     return {"environment": environment(_target(spec).dtype)}
 
 
-def measure_peak(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """The ``peak`` bytes of a training step of the cell of ``spec``, or the ``error`` of a failed
-    allocation."""
-    found = _measured(spec, _target(spec), say)
-    return {"peak": found["measured"].get("measured", {}).get("peak"), "error": found["error"]}
-
-
 def _target(spec: dict[str, Any]) -> BenchmarkTarget:
-    prepare_process(spec)
-    if spec["cell"]["time"].get("deterministic"):
+    timed, time = Timed.of(spec["timed"]), TimeConfig(**spec["time"])
+    prepare_process(timed.router, spec["plugins"], spec["threads"])
+    if time.deterministic:
         make_deterministic()
-    return BenchmarkTarget.of(spec["cell"])
+    return BenchmarkTarget.of(timed, time)
 
 
 def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[str, Any]:
     """Status, error, asked_bytes and measured of a timing record. Of several failed cases the first is
     stated."""
     found: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
-    kind = spec["measurement"]
+    kind = spec["measures"]
     try:
         if kind in _MEMORY:
             measure, predict = _MEMORY[kind]
             measured = {"measured": measure(target), "predicted": predict(target)}
+        elif kind == "ceiling":
+            measured = measured_ceilings(target, spec["threads"], say)
         else:
-            measured = timed(kind, target, spec["threads"], say)
+            measured = measured_times(kind, target, spec["threads"], say)
     except Exception as error:
         lack = out_of_memory(error)
         if lack is None:

@@ -1,28 +1,41 @@
-"""`modbench time`: wall time and memory of every scheme of a suite, untrained."""
+"""`modbench time`: wall time and memory of every scheme of a suite, untrained. `modbench run` takes the
+same measurements, fewer of them."""
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 import modbench
 from modbench.errors import UserError
 from modbench.records.line import canonical_json, sha256
-from modbench.records.record import DONE, cell_key
-from modbench.records.store import finished, read_suite
+from modbench.records.record import DONE, TimingKind
+from modbench.records.run import Timed
+from modbench.records.store import finished, read_suite, remove_leftovers
 from modbench.report.timing.values import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
-from modbench.sweep.cells import Cell, chosen, expand_planned
+from modbench.sweep.command import end_of_command, run_jobs_of
 from modbench.sweep.engine import Job, identity_of
+from modbench.sweep.jobs import store_suite
+from modbench.sweep.lock import suite_lock
+from modbench.sweep.progress import say
 from modbench.sweep.rows import Rows, resolve
-from modbench.sweep.run import Tell, run_left
 from modbench.sweep.suite import load_suite
+from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
 from modbench.sweep.worker import DiedError, run_worker
 
-#: Fields of [train] that a timing depends on.
-_TRAIN = ("sequence", "batch", "precision")
+#: What `modbench time` takes of each scheme, and of the machine.
+KINDS: tuple[TimingKind, ...] = (
+    "ceiling",
+    "training",
+    "inference",
+    "training_memory",
+    "inference_memory",
+)
 
 
 def time_suite(
@@ -34,83 +47,118 @@ def time_suite(
     repetitions: int | None = None,
     again: bool = False,
 ) -> int:
-    """Finish the last run of this machine, code and schemes, or begin a new one (always if ``again``);
-    then write the report into ``results``/<suite>. Returns the exit code of `run_left`. Raises
-    UserError: an error in the suite, the plugins of all rows or the folder, before anything has run."""
+    """Finish the last session of this machine, code and settings, or begin a new one (always if
+    ``again``); then write the report into ``results``/<suite>. Returns the exit code, see
+    `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the plugins of all
+    rows or the folder, before anything has run."""
     suite = load_suite(name)
     if repetitions is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
     rows = resolve(suite, plugins)
-    cells, folder = timing_cells(rows, only), results / suite.header.name
-
-    begun: list[tuple[str, dict[str, Any]]] = []  # by the first call; later ones continue its run
-
-    def left(tell: Tell) -> tuple[list[Job], int]:
-        if not begun:
-            machine = _machine(rows, cells[0])
-            begun.append((_run(cells, folder, machine, again, tell), machine))
-        run, machine = begun[0]
-        jobs = timing_jobs(cells, rows, folder, run, machine)
-        done = {identity_of(line) for line in finished(folder) if line.status in DONE}
-        return [job for job in jobs if job.identity not in done], len(jobs)
-
-    return run_left(rows, results, left, of="process", page="timings", workers=1)
-
-
-def timing_cells(rows: Rows, only: Sequence[str] = ()) -> list[Cell]:
-    """The cells of ``rows`` to be timed, without budgets and seeds; all rows, or those in ``only``. With
-    isoFLOP grids: every shape of every budget. Raises UserError: as `modbench.sweep.cells.expand` and
-    `chosen`."""
-    cells: dict[str, Cell] = {}
-    for cell in chosen(expand_planned(rows), only, rows.mistakes):
-        train = {name: cell["train"][name] for name in _TRAIN}
-        time = rows.suite.time.resolved(train["sequence"]).of_a_process()
-        timed = {"router": cell["router"], "model": cell["model"], "train": train, "time": time}
-        cells[cell_key(timed)] = timed
-    return list(cells.values())
+    folder, err = results / suite.header.name, Console(stderr=True)
+    tell = partial(say, err)
+    plan = TimingPlan.of(rows, folder, only, again=again)
+    for mistake in rows.mistakes:
+        tell(f"{mistake}; the other rows are timed")
+    with suite_lock(folder):
+        remove_leftovers(folder)
+        records = finished(folder)
+        wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
+        store_suite(rows, wanted, expand_planned(rows), suite.measure.wanted(), folder, records)
+        if plan.begins:
+            tell(plan.begins)
+        times = suite.time.repetitions
+        jobs, total = plan.left(KINDS, times), len(plan.jobs(KINDS, times))
+        failures = run_jobs_of(rows, folder, jobs, total, "process", 1, err) if jobs else []
+        return end_of_command(rows, folder, failures, "timings", tell)
 
 
-def timing_jobs(
-    cells: Sequence[Cell], rows: Rows, folder: Path, run: str, machine: dict[str, Any]
-) -> list[Job]:
-    """All processes of ``run`` in their order: repetition by repetition, so that a drift of the machine
-    affects all schemes alike; each repetition begins with another scheme; memory comes last.
-    ``machine``: for records of crashed processes."""
-    from modbench.sweep.timing_job import timing_record
+@dataclass(frozen=True, kw_only=True)
+class TimingPlan:
+    """The processes that time a suite on this machine."""
 
-    machines = {cell_key(cell): cell for cell in ({**cell, "router": None} for cell in cells)}
-    entries = [("ceiling", cell) for cell in machines.values()] + [("time", cell) for cell in cells]
-    processes = []
-    for number in range(rows.suite.time.repetitions):
-        turn = number % len(entries)
-        processes += [(*entry, number + 1) for entry in entries[turn:] + entries[:turn]]
-    for cell in cells:
-        processes += [(f"{phase}_memory", cell, 1) for phase in ("training", "inference")]
-    header, jobs = rows.suite.header, []
-    for measurement, cell, repetition in processes:
-        key, router = cell_key(cell), cell["router"]
+    rows: Rows
+    folder: Path  #: results/<suite>
+    timed: dict[str, Timed]  #: by key
+    labels: dict[str, str]  #: displayed, by key
+    session: str
+    machine: dict[str, Any]  #: environment of a process that measures
+    begins: str = ""  #: a sentence if other measurements of the folder are not continued
+
+    @classmethod
+    def of(
+        cls, rows: Rows, folder: Path, only: Sequence[str] = (), *, again: bool = False
+    ) -> "TimingPlan":
+        """The plan of all rows of ``rows`` or those in ``only``; with isoFLOP grids: every shape of
+        every budget. Raises UserError: as `modbench.sweep.wanted.expand` and `chosen`; or nothing can be
+        measured here."""
+        items = chosen(expand_planned(rows), only, rows.mistakes)
+        timed = {item.run.timed.key: item.run.timed for item in items}
+        labels = {item.run.timed.key: item.label for item in reversed(items)}
+        machine = _machine(rows, items[0].run.timed.machine)
+        session, begins = _session(rows, folder, machine, again)
+        return cls(
+            rows=rows,
+            folder=folder,
+            timed=timed,
+            labels=labels,
+            session=session,
+            machine=machine,
+            begins=begins,
+        )
+
+    def left(self, kinds: Sequence[TimingKind], repetitions: int) -> list[Job]:
+        """The processes of `jobs` without a record."""
+        done = {identity_of(line) for line in finished(self.folder) if line.status in (*DONE, "oom")}
+        return [job for job in self.jobs(kinds, repetitions) if job.identities[0] not in done]
+
+    def jobs(self, kinds: Sequence[TimingKind], repetitions: int) -> list[Job]:
+        """All processes of the session for ``kinds`` in their order: repetition by repetition, so that a
+        drift of the machine affects all schemes alike; each repetition begins with another scheme;
+        memory comes last, once."""
+        machines = {one.machine.key: one.machine for one in self.timed.values()}
+        entries: list[tuple[TimingKind, Timed]] = []
+        if "ceiling" in kinds:
+            entries += [("ceiling", machine) for machine in machines.values()]
+        for timed in self.timed.values():
+            entries += [(kind, timed) for kind in ("training", "inference") if kind in kinds]
+        processes = []
+        for number in range(repetitions):
+            turn = number % len(entries) if entries else 0
+            processes += [(*entry, number + 1) for entry in entries[turn:] + entries[:turn]]
+        for timed in self.timed.values():
+            memory: tuple[TimingKind, ...] = ("training_memory", "inference_memory")
+            processes += [(kind, timed, 1) for kind in memory if kind in kinds]
+        return [self._job(*process) for process in processes]
+
+    def _job(self, kind: TimingKind, timed: Timed, repetition: int) -> Job:
+        from modbench.sweep.timing_job import timing_record
+
+        time = self.rows.suite.time.resolved(timed.sequence)
+        label = self.labels[timed.key] if timed.router else "machine"
         spec = {
             "job": "timing",
-            "measurement": measurement,
-            "run": run,
-            "suite": {"name": header.name, "version": header.version},
-            "cell": cell,
+            "measures": kind,
+            "session": self.session,
+            "title": f"{self.rows.suite.header.name}/{label}",
+            "timed": timed.as_json(),
+            "time": time.of_a_process(),
             "repetition": repetition,
-            "plugins": rows.plugins_of(cell),
-            "results": str(folder.resolve()),
-            "threads": _threads(rows),
+            "plugins": self.rows.plugins_of(timed.router),
+            "results": str(self.folder.resolve()),
+            "threads": _threads(self.rows),
         }
-        words = [router["label"] if router else "machine", measurement.replace("_", " ")]
-        jobs.append(
-            Job(
-                identity=("timing", key, run, measurement, repetition),
-                title=f"{', '.join(words)} {repetition}",
-                spec=spec,
-                log=folder / "cells" / key / "timing.txt",
-                crash_record=partial(timing_record, spec, machine),
-            )
+
+        def crash_record(identity: Any, status: str, error: str, started: Any) -> Any:
+            return timing_record(spec, self.machine, status, error, started)
+
+        return Job(
+            identities=(("timing", timed.key, self.session, kind, repetition),),
+            title=f"{label}, {kind.replace('_', ' ')} {repetition}",
+            spec=spec,
+            log=self.folder / "timings" / f"{timed.key}.txt",
+            crash_record=crash_record,
         )
-    return jobs
 
 
 def _threads(rows: Rows) -> int:
@@ -119,31 +167,31 @@ def _threads(rows: Rows) -> int:
     return rows.suite.time.threads or thread_count()
 
 
-def _machine(rows: Rows, cell: Cell) -> dict[str, Any]:
+def _machine(rows: Rows, timed: Timed) -> dict[str, Any]:
     """The environment of a measuring process; this one does not use the GPU."""
-    ceiling = {"job": "machine", "cell": {**cell, "router": None}, "plugins": []}
+    time = rows.suite.time.resolved(timed.sequence).of_a_process()
+    spec = {"job": "machine", "timed": timed.as_json(), "time": time, "plugins": []}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = run_worker(ceiling | {"threads": _threads(rows)}, log=Path(folder, "log.txt"))
+            found = run_worker(spec | {"threads": _threads(rows)}, log=Path(folder, "log.txt"))
         except DiedError as death:
             raise UserError(f"nothing can be measured: {death}; repair the installation") from None
     return dict(found["environment"])
 
 
-def _run(cells: Sequence[Cell], folder: Path, machine: dict[str, Any], again: bool, tell: Tell) -> str:
-    """The run to continue, or a new one: a hash of the machine, its settings and the code, and a number.
-    Samples of two versions of a scheme are not pooled: one that was edited begins a new run."""
+def _session(rows: Rows, folder: Path, machine: dict[str, Any], again: bool) -> tuple[str, str]:
+    """The session to continue, or a new one: a hash of the machine, its settings, those of [time] and
+    the code, and a number; and a sentence if another one is not continued. Times of two versions of a
+    scheme are not pooled: its code is in the key of what is timed."""
     code = code_sha256(Path(modbench.__file__))
-    made = sha256(canonical_json([machine_in_words(machine), settings_of(machine, "time"), code]))[:12]
-    timings = read_suite(folder).timings
-    mine = [timing for timing in timings if timing.run.startswith(made)]
-    keys = {cell["router"]["label"]: cell_key(cell) for cell in cells}
-    routed = [timing for timing in mine if timing.run == mine[-1].run and timing.cell["router"]]
-    same = all(keys.get(one.cell["router"]["label"], one.key) == one.key for one in routed)
-    if mine and same and not again:
-        return mine[-1].run
-    run = f"{made}-{len({timing.run for timing in mine}) + 1}"
-    if timings and not again:
-        what = "of another machine, other settings, options, shapes or code"
-        tell(f"run {timings[-1].run} is {what}; beginning run {run}")
-    return run
+    parts = [machine_in_words(machine), settings_of(machine, "training"), code]
+    made = sha256(canonical_json([*parts, rows.suite.time.compared()]))[:12]
+    timings = read_suite(folder).timings if folder.exists() else []
+    mine = [timing for timing in timings if timing.session.startswith(made)]
+    if mine and not again:
+        return mine[-1].session, ""
+    session = f"{made}-{len({timing.session for timing in mine}) + 1}"
+    if not timings or again:
+        return session, ""
+    what = "of another machine, other settings or code"
+    return session, f"session {timings[-1].session} is {what}; beginning session {session}"

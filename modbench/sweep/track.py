@@ -1,4 +1,4 @@
-"""Trackers of a cell, in its worker process: TensorBoard, Weights & Biases and trackio."""
+"""Trackers of a run, in its worker process: TensorBoard, Weights & Biases and trackio."""
 
 import os
 import re
@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modbench.errors import UserError
+from modbench.records.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """The [track] table."""
 
-    tensorboard: bool = False  #: event files in the cell's folder
+    tensorboard: bool = False  #: event files in the run's folder
     wandb: Literal["off", "offline", "online"] = "off"  #: Weights & Biases
-    trackio: bool = False  #: a database in the folder of cells
+    trackio: bool = False  #: a database in the folder of runs
     project: str = ""  #: for Weights & Biases and trackio; the suite's name if empty
 
     def packages(self) -> list[str]:
@@ -40,19 +41,20 @@ Log = Callable[[int, Mapping[str, float]], None]
 
 
 class Trackers:
-    """The trackers that ``config`` turns on for the ``cell`` of ``suite`` with ``folder``
-    (results/<suite>/cells/<key>), started at its first step. One that raises is dropped, with a line on
-    standard error."""
+    """The trackers that ``config`` turns on for ``run`` under the ``label`` of a row of ``suite``, with
+    its ``folder`` (results/<suite>/runs/<key>), started at its first step. One that raises is dropped,
+    with a line on standard error."""
 
-    def __init__(self, config: TrackConfig, suite: str, cell: Mapping[str, Any], folder: Path) -> None:
-        self._config, self._folder, key = config, folder, folder.name
-        label, budget = cell["router"]["label"], cell["train"]["budget"]
-        name = re.sub(r"[^\w.+-]+", "_", f"{label}-{budget:.3g}-seed{cell['seed']}-{key[:8]}")
+    def __init__(self, config: TrackConfig, suite: str, label: str, run: Run, folder: Path) -> None:
+        self._config, self._folder = config, folder
+        budget = run.schedule.budgets[-1]
+        title = f"{label}-{budget:.3g}-seed{run.seed}-{folder.name[:8]}"
+        name = re.sub(r"[^\w.+-]+", "_", title)
         self._named: dict[str, Any] = {
             "project": config.project or suite,
             "group": suite,
             "name": name,
-            "config": dict(cell),
+            "config": run.as_json() | {"label": label},
         }
         self._on = config.packages()
         self._open: dict[str, tuple[Log, Callable[[], None]]] = {}  #: of the started: log and close
@@ -97,11 +99,11 @@ class Trackers:
                 call(name)
             except Exception as error:
                 why = " ".join(str(error).split())
-                print(f"modbench: {name} failed ({why}); the cell goes on without it", file=sys.stderr)
+                print(f"modbench: {name} failed ({why}); the run goes on without it", file=sys.stderr)
                 self._on.remove(name)
 
     def _start_tensorboard(self, step: int) -> tuple[Log, Callable[[], None]]:
-        """Event files in the cell's folder. Later steps of an interrupted process are purged."""
+        """Event files in the run's folder. Later steps of an interrupted process are purged."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = self._folder / "tensorboard" / self._named["name"]
@@ -114,7 +116,7 @@ class Trackers:
         return log, writer.close
 
     def _start_wandb(self, step: int) -> tuple[Log, Callable[[], None]]:
-        """A run in the cell's folder, whose id is the cell's key."""
+        """A run in the run's folder, whose id is the run's key."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it sends to the network, offline too
         import wandb
 
@@ -131,8 +133,8 @@ class Trackers:
         return lambda step, values: run.log(dict(values), step=step), run.finish
 
     def _start_trackio(self, step: int) -> tuple[Log, Callable[[], None]]:
-        """A run in the database of TRACKIO_DIR, by default results/<suite>/cells/trackio. A dashboard
-        shows one database, so the cells share it."""
+        """A run in the database of TRACKIO_DIR, by default results/<suite>/runs/trackio. A dashboard
+        shows one database, so the runs share it."""
         os.environ.setdefault("TRACKIO_DIR", str(self._folder.parent / "trackio"))
         import trackio
 

@@ -1,4 +1,4 @@
-"""A worker: one process that runs one job. Every training cell, timing and memory measurement is one.
+"""A worker: one process that runs one job. Every training run, timing and memory measurement is one.
 
 The parent writes the job's specification, one line of JSON, to the worker's standard input and keeps
 it open: when it closes, the parent has ended, and the worker stores its state and ends. Events are
@@ -34,11 +34,10 @@ Say = Callable[[Event], None]
 
 #: The function that runs each kind of job: takes the specification and a `Say`, returns the result.
 JOBS = {
-    "cell": "modbench.sweep.cell:run_cell",
+    "run": "modbench.sweep.work:run_job",
     "rows": "modbench.sweep.rows:describe_rows",
     "machine": "modbench.sweep.timing_job:describe_machine",
     "timing": "modbench.sweep.timing_job:run_timing",
-    "peak": "modbench.sweep.timing_job:measure_peak",
     "steps": "modbench.sweep.step_times:time_steps",
 }
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
@@ -224,7 +223,7 @@ def run_worker(
 def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
     """Environment variables of a worker: its threads, its allocator, and this modbench, whatever the
     working directory holds."""
-    threads, of_memory = str(spec["threads"]), "memory" in spec.get("measurement", "")
+    threads, of_memory = str(spec["threads"]), "memory" in spec.get("measures", "")
     names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
     path = [str(Path(modbench.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     return {
@@ -267,9 +266,10 @@ def _told(spec: Mapping[str, Any], error: BaseException) -> int:
         print("modbench: stopped by a signal, its checkpoint is stored", file=sys.stderr)
         return 130
     traceback.print_exception(error)
-    name = (spec.get("cell") or {}).get("router") and spec["cell"]["router"]["name"]
-    if not name:
+    subject = spec.get("run") or spec.get("timed") or {}
+    if not subject.get("router"):
         return 1
+    name = subject["router"]["name"]
     router = router_class(name)
     said = raised(error, remedy="fix it and run again")
     print(f"modbench: router '{name}' {said}", file=sys.stderr)

@@ -1,12 +1,11 @@
 """The target of a timing or memory measurement: a scheme at one size, or only the machine."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from modbench.model.config import ModelConfig
+from modbench.records.run import Timed
 from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
@@ -27,17 +26,20 @@ class BenchmarkTarget:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, cell: Mapping[str, Any]) -> "BenchmarkTarget":
-        """Build from ``cell`` (router, model, train, time) for this machine. Raises UserError: an
-        unknown router, option or field, or a wrong value."""
-        on, router = device(), cell["router"]
-        # Timing spends no budget.
-        train = TrainConfig(**{**cell["train"], "budget": 1})
+    def of(cls, timed: Timed, time: TimeConfig) -> "BenchmarkTarget":
+        """Build for this machine. Raises UserError: an unknown router, option or field, or a wrong
+        value."""
+        on, router = device(), timed.router
+        train = TrainConfig(
+            sequence=timed.sequence,
+            batch=timed.batch,
+            precision=timed.precision,  # type: ignore[arg-type]
+        )
         return cls(
-            config=ModelConfig(**cell["model"]),
+            config=timed.model,
             train=train,
-            time=TimeConfig(**cell["time"]).resolved(train.sequence),
-            router=None if router is None else build_router(router["name"], router["options"]),
+            time=time.resolved(timed.sequence),
+            router=None if router is None else build_router(router.name, router.options),
             on=on,
             dtype=precision(train.precision, on),
         )

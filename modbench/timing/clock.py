@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from modbench.errors import FAULTS, UserError
 from modbench.model.trace import Trace
@@ -26,37 +26,44 @@ Say = Callable[[dict[str, Any]], None]
 BALANCES = ("forced", "as routed", "nothing routed")
 
 
-def timed(
-    kind: str,
-    subject: BenchmarkTarget,
+def measured_ceilings(
+    target: BenchmarkTarget, threads: int, say: Say = lambda event: None
+) -> dict[str, Any]:
+    """`ceilings` of the machine of ``target``, with the state of the ``machine``."""
+    load, (gpu, why_none) = LoadMonitor(), open_gpu(target.on)
+    say({"event": "phase", "phase": "matmuls and copies"})
+    monitor = GpuMonitor(gpu)
+    found = ceilings(target, stopwatch(target.on), meanwhile=monitor.look) | {"gpu": monitor.seen()}
+    return found | {"machine": _state(target, load, threads, why_none)}
+
+
+def measured_times(
+    kind: Literal["training", "inference"],
+    target: BenchmarkTarget,
     threads: int,
     say: Say = lambda event: None,
-    *,
-    inference: bool = True,
 ) -> dict[str, Any]:
-    """Measure. ``kind`` ``time``: the subject's ``cases`` (of training, and of ``inference``) and
-    ``balance``, the cases that ``ran_out`` of memory and those that ``failed``; ``ceiling``: `ceilings`
-    of its machine. Both with the state of the ``machine``."""
-    watch, load = stopwatch(subject.on), LoadMonitor()
-    gpu, why_none = open_gpu(subject.on)
-    if kind == "ceiling":
-        say({"event": "phase", "phase": "matmuls and copies"})
-        monitor = GpuMonitor(gpu)
-        found = ceilings(subject, watch, meanwhile=monitor.look) | {"gpu": monitor.seen()}
-    else:
-        found = _cases(subject, watch, gpu, say, inference)
+    """Time the cases of ``kind``: ``cases`` and their ``balance``, those that ``ran_out`` of memory and
+    those that ``failed``, with the state of the ``machine``."""
+    watch, load = stopwatch(target.on), LoadMonitor()
+    gpu, why_none = open_gpu(target.on)
+    found = _cases(target, watch, gpu, say, kind)
+    return found | {"machine": _state(target, load, threads, why_none)}
+
+
+def _state(
+    target: BenchmarkTarget, load: LoadMonitor, threads: int, why_none: str | None
+) -> dict[str, Any]:
     # Work of a GPU keeps one or two cores busy, whatever the number of threads.
-    state = load.state(threads, all_at_work=subject.on.type == "cpu")
-    return found | {"machine": state | {"nvml": why_none or "ok"}}
+    state = load.state(threads, all_at_work=target.on.type == "cpu")
+    return state | {"nvml": why_none or "ok"}
 
 
 def _cases(
-    subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say, inference: bool
+    subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say, kind: str
 ) -> dict[str, Any]:
     model = subject.build()
-    in_turn = training_cases(model, subject)
-    if inference:
-        in_turn += inference_cases(model, subject)
+    in_turn = {"training": training_cases, "inference": inference_cases}[kind](model, subject)
     cases: list[dict[str, Any]] = []
     ran_out: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -65,7 +72,7 @@ def _cases(
         say({"event": "step", "phase": "timing", "step": number, "steps": len(in_turn)})
         named = {name: getattr(case, name) for name in ("name", "phase", "sequences", "tokens", "past")}
         try:
-            measured, kind = _case(case, model, subject, watch, gpu)
+            measured, balanced = _case(case, model, subject, watch, gpu)
         except UserError:
             raise
         except FAULTS as error:
@@ -78,7 +85,7 @@ def _cases(
                 ran_out.append(named | lack)
         else:
             cases.append(named | measured)
-            kinds.add(kind)
+            kinds.add(balanced)
         if ran_out or failed:
             model.zero_grad(set_to_none=True)
             release_memory(subject.on)

@@ -64,3 +64,7 @@ class TimeConfig:
     def of_a_process(self) -> dict[str, Any]:
         """The fields that one process depends on: all but ``repetitions``."""
         return {name: value for name, value in asdict(self).items() if name != "repetitions"}
+
+    def compared(self) -> dict[str, Any]:
+        """The fields that must be equal for two times to be compared."""
+        return {name: getattr(self, name) for name in ("forced_balance", "compile", "deterministic")}

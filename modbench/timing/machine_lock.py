@@ -48,7 +48,9 @@ def measuring(
         poll()
         time.sleep(_POLL_SECONDS)
     try:
-        put(marker, json.dumps({"title": title, **_identity(os.getpid())}).encode())
+        put(
+            marker, json.dumps({"title": title, "begun": time.time(), **_identity(os.getpid())}).encode()
+        )
         _wait_until_quiet(wait, poll)
         yield
     finally:
@@ -57,13 +59,16 @@ def measuring(
 
 
 def measured_elsewhere() -> str | None:
-    """Title and process id of another process's measurement; None if there is none, which takes
-    microseconds."""
+    """Title, process id and duration so far of another process's measurement; None if there is none,
+    which takes microseconds."""
     marker = _folder() / "measuring.json"
     try:
         stated = json.loads(marker.read_bytes())
         alive = stated["pid"] != os.getpid() and _identity(stated["pid"])["since"] == stated["since"]
-        return f"the measurement of {stated['title']} (process {stated['pid']})" if alive else None
+        minutes = int((time.time() - stated["begun"]) / 60)
+        since = f", for {minutes} min" if minutes else ""
+        named = f"the measurement of {stated['title']} (process {stated['pid']}{since})"
+        return named if alive else None
     # No measurement; the process was killed; or the file is not ours.
     except (OSError, psutil.Error, ValueError, KeyError, TypeError):
         return None

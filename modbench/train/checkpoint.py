@@ -101,9 +101,9 @@ def point_weights(folder: Path, step: int) -> Path:
 def save_point(
     folder: Path, model: RoutedDecoder, *, step: int, keep: int | None, key: str = ""
 ) -> None:
-    """Save the weights at a point of the learning curve, and remove all but the last ``keep``. Nothing
-    is saved with None."""
-    if keep is None:
+    """Save the weights at a point of the learning curve, and remove all but the last ``keep``; None
+    keeps all, 0 saves nothing."""
+    if keep == 0:
         return
     path = point_weights(folder, step)
     path.parent.mkdir(exist_ok=True)
@@ -111,8 +111,8 @@ def save_point(
     save_weights(path, model, key=key)
     points = sorted(path.parent.glob("*.safetensors"))
     # Those of later steps are left from before a kill; training reaches them again.
-    kept = [one for one in points if one <= path][-keep:]
-    for point in set(points) - set(kept):
+    reached = [point for point in points if point <= path]
+    for point in set(points) - set(reached if keep is None else reached[-keep:]):
         point.unlink()
 
 

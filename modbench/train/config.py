@@ -1,21 +1,20 @@
 """The [train] table of a suite. Imports no torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
+from modbench.train.schedule import Kind, Schedule
 from modbench.typed import Count, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Training settings. Ranges are checked where a suite is read."""
+    """Training settings besides the schedule. Ranges are checked where a suite is read."""
 
-    budget: Count  #: training FLOPs of the realised routing, convention ``model``
     sequence: Count = 256  #: tokens per sequence
     batch: Count = 8  #: sequences per step
     learning_rate: Positive = 3e-3  #: peak learning rate
-    warmup: Share = 0.1  #: fraction of the budget in which the learning rate rises linearly
-    final_learning_rate: Share = 0.1  #: fraction of the peak at the end of the cosine
     #: AdamW's weight decay of matrices; vectors and the embedding have none
     weight_decay: NotNegative = 0.1
     beta1: Share = 0.9  #: decay of AdamW's first moment
@@ -24,5 +23,38 @@ class TrainConfig:
     #: of matmuls; auto: bfloat16 on GPUs and on CPUs with bfloat16 instructions
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  #: compile training steps; auto: on a GPU
-    evaluations: Count = 8  #: points of the learning curve
+    evaluations: Count = 8  #: points of the learning curve, for each budget
     checkpoint_seconds: Positive = 30.0  #: seconds between checkpoints
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that alter weights, as a record holds them."""
+        return {name: value for name, value in asdict(self).items() if name not in _ALTER_NOTHING}
+
+
+#: Fields that don't alter the weights: a run with others is the same run.
+_ALTER_NOTHING = ("evaluations", "checkpoint_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTable(TrainConfig):
+    """The [train] table: the settings and those of the schedule, whose budgets [sweep] gives."""
+
+    #: learning rate over a run; trapezoid: one run is measured at all budgets, which share its trunk
+    schedule: Kind = "cosine"
+    warmup: Share = 0.1  #: fraction of the smallest budget in which the learning rate rises linearly
+    final_learning_rate: Share = 0.1  #: fraction of the peak at the end of the cosine, or of a decay
+    decay: Share = 0.2  #: trapezoid: fraction of each budget in which the learning rate decays
+
+    def config(self) -> TrainConfig:
+        """The settings without the schedule."""
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+
+    def schedule_of(self, budgets: Sequence[int]) -> Schedule:
+        """The schedule with ``budgets``. Raises UserError: see `Schedule`."""
+        return Schedule(
+            kind=self.schedule,
+            budgets=tuple(sorted(budgets)),
+            warmup=self.warmup,
+            final_learning_rate=self.final_learning_rate,
+            decay=self.decay,
+        )

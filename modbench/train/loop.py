@@ -3,6 +3,7 @@
 B sequences, T tokens.
 """
 
+import copy
 import math
 import sys
 import time
@@ -24,13 +25,15 @@ from modbench.train.compiled import Losses, compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.counted import Charges, CountedSteps
 from modbench.train.numerics import autocast
+from modbench.train.schedule import Schedule
 
 #: Seconds between two lines of progress.
 PROGRESS_SECONDS = 0.5
 #: Numbers of a run that its checkpoint holds.
-_PLAIN = ("step", "flops", "each", "curve")
-#: A point of the learning curve.
+_PLAIN = ("step", "flops", "each", "curve", "ends", "decaying", "began", "evaluated", "left_behind")
+#: A point of the learning curve, and the end of a budget.
 _POINT = {"step": 0, "tokens": 0, "flops": 0, "train_loss": 0.0, "heldout_loss": 0.0}
+_END = {"budget": 0, "steps": 0, "tokens": 0, "flops": 0, "flops_nominal": 0}
 #: A charge for routing counts (`modbench.train.counted.Charges`).
 _CHARGE: dict[str, Any] = {"step": 0, "counts": {}, "flops": 0}
 
@@ -44,28 +47,27 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """FLOPs, steps and tokens that a run spent, and its learning curve."""
+class End:
+    """FLOPs, steps and tokens of a run at the end of ``budget``: the trunk and its own decay."""
 
+    budget: int
     steps: int
     tokens: int
     flops: int  #: of the routing that took place, convention ``model``
     flops_nominal: int  #: of nominal routing, convention ``model``
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """FLOPs, steps and tokens that a run spent, and its learning curve."""
+
+    ends: tuple[End, ...]  #: one per budget, in ascending order
+    left_behind: int  #: FLOPs of decays that branched off for smaller budgets
     counted_steps: int  #: steps compared with the counter
     unseen_steps: int  #: steps that ran out of memory under the counter
     miscounted: str  #: where the ledger differs from the counter; empty if nowhere
     recharged: str  #: where the ledger, asked again, differs from what it charged; empty if nowhere
     curve: list[dict[str, Any]]
-
-
-def learning_rate(done: float, train: TrainConfig) -> float:
-    """Linear warm-up over a fraction of the run, then a cosine to its end. ``done``: fraction of the
-    run's FLOPs that is spent after the step."""
-    if done < train.warmup:
-        return train.learning_rate * done / train.warmup
-    progress = (done - train.warmup) / (1 - train.warmup)
-    low = train.final_learning_rate
-    return train.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
@@ -118,9 +120,15 @@ class _Run:
     """The state of a training run between two steps."""
 
     def __init__(
-        self, model: RoutedDecoder, batches: Batches, train: TrainConfig, dtype: torch.dtype
+        self,
+        model: RoutedDecoder,
+        batches: Batches,
+        train: TrainConfig,
+        schedule: Schedule,
+        dtype: torch.dtype,
     ) -> None:
-        self.model, self.batches, self.train, self.dtype = model, batches, train, dtype
+        self.model, self.batches, self.dtype = model, batches, dtype
+        self.train, self.schedule = train, schedule
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, train)
         self.losses = compiled(eager(model), model, train.compile)
@@ -128,18 +136,59 @@ class _Run:
         self.nominal = flops_per_step(model, train)
         self.step, self.flops, self.curve = 0, 0, list[dict[str, Any]]()
         self.each = self.nominal  #: FLOPs of the last step, the estimate for the next one
+        self.ends = list[dict[str, int]]()  #: fields of `End`
+        self.decaying = False  #: in the decay of a trapezoid
+        self.trunk: dict[str, Any] = {}  #: the state to continue from after a decay
+        self.began, self.evaluated = 0, 0  #: FLOPs and points of the curve before this budget
+        self.left_behind = 0
         self.counts, self.charges = CountedSteps(), Charges()
         self._routed: Any = None  #: realised routing of the last step, which ``each`` is of
 
-    def steps_left(self) -> int:
-        """Steps that the rest of the budget buys; below 1 at the end."""
-        return (self.train.budget - self.flops) // self.each
+    @property
+    def budget(self) -> int:
+        """The budget under way."""
+        return self.schedule.budgets[len(self.ends)]
+
+    @property
+    def is_over(self) -> bool:
+        return len(self.ends) == len(self.schedule.budgets)
+
+    def steps_left(self, *, of_trunk: bool = False) -> int:
+        """Steps that the rest of the budget buys, or of its part before the decay; below 1 at the
+        end."""
+        until = self.schedule.trunk(self.budget) if of_trunk else self.budget
+        return (until - self.flops) // self.each
+
+    def branch(self) -> None:
+        """At the end of the trunk's part of a budget: keep the state for the next budget; begin the
+        decay."""
+        self.decaying = True
+        if self.budget != self.schedule.budgets[-1]:
+            self.trunk = copy.deepcopy(self._own_state())
+
+    def end_budget(self, at_end: Callable[[End], None]) -> None:
+        """Note what the budget has spent, call ``at_end``, and go back to the trunk if there is a larger
+        budget."""
+        end = End(
+            budget=self.budget,
+            steps=self.step,
+            tokens=self.tokens,
+            flops=self.flops,
+            flops_nominal=self.step * self.nominal,
+        )
+        at_end(end)
+        self.ends.append(asdict(end))
+        if self.trunk:
+            self._restore(self.trunk)
+            self.trunk, self.decaying = {}, False
+            self.began, self.evaluated = self.flops, len(self.curve)
+            self.left_behind += end.flops - self.flops
 
     def take_step(self, left: int) -> float:
-        """Take one of ``left`` expected steps; return its loss."""
+        """Take one of ``left`` steps that are expected until the end of the budget; return its loss."""
         done = (self.flops + self.each) / (self.flops + left * self.each)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(done, self.train)
+            group["lr"] = self.schedule.learning_rate(self.train.learning_rate, done, self.budget)
         seed, number = self.batches.seed, self.step + 1
         if number == 1 or self.counts.draws(seed, number, done, left):
             self.count(number)
@@ -180,23 +229,44 @@ class _Run:
         self.model.train()
         if not math.isfinite(heldout_loss):
             raise DivergedError(f"the held-out loss is {heldout_loss} after step {self.step}")
-        spent = {"step": self.step, "tokens": self.tokens, "flops": self.flops}
-        self.curve.append(spent | {"train_loss": train_loss, "heldout_loss": heldout_loss})
-        return self.curve[-1]
+        point: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "flops": self.flops}
+        point |= {"train_loss": train_loss, "heldout_loss": heldout_loss}
+        if self.decaying:
+            point["decay"] = self.budget
+        self.curve.append(point)
+        return point
 
     def state(self, origin: str) -> dict[str, Any]:
         """The checkpoint."""
+        return self._own_state() | {
+            "counts": asdict(self.counts),
+            "charges": asdict(self.charges),
+            "trunk": self.trunk,
+            "origin": origin,
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        """The state that the next step depends on."""
         on_gpu = self.device.type == "cuda"
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "counts": asdict(self.counts),
-            "charges": asdict(self.charges),
             "random": torch.get_rng_state(),
             "gpu_random": torch.cuda.get_rng_state(self.device) if on_gpu else None,
-            "origin": origin,
-            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name) for name in ("step", "flops", "each")},
         }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Continue from the `_own_state` ``state``."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if state["gpu_random"] is not None:
+            torch.cuda.set_rng_state(state["gpu_random"], self.device)
+        for name in ("step", "flops", "each"):
+            setattr(self, name, state[name])
+        self._routed = None
 
     def resume(self, path: Path, origin: str) -> None:
         """Continue from the checkpoint at ``path``, if there is one. One that is damaged or of another
@@ -210,13 +280,9 @@ class _Run:
             why = f"{path.name} is not used ({error}): training starts from the beginning"
             print(why, file=sys.stderr)
             return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._restore(state)
         self.counts, self.charges = CountedSteps(**state["counts"]), Charges(**state["charges"])
-        torch.set_rng_state(state["random"])
-        if state["gpu_random"] is not None:
-            torch.cuda.set_rng_state(state["gpu_random"], self.device)
-        for name in _PLAIN:
+        for name in ("trunk", *_PLAIN):
             setattr(self, name, state[name])
 
     def _check(self, state: dict[str, Any], origin: str) -> None:
@@ -225,34 +291,43 @@ class _Run:
         checkpoint.check(state, self.state(origin))
         if state["origin"] != origin:
             raise checkpoint.DamagedError(f"it is of {state['origin']}, not {origin}")
-        checkpoint.check(state["curve"], [_POINT] * len(state["curve"]))
-        checkpoint.check_random(state["random"], torch.device("cpu"), "random")
-        if state["gpu_random"] is not None:
-            checkpoint.check_random(state["gpu_random"], self.device, "gpu_random")
+        decays = [point.get("decay") is not None for point in state["curve"]]
+        checkpoint.check(state["curve"], [_POINT | ({"decay": 0} if decay else {}) for decay in decays])
+        checkpoint.check(state["ends"], [_END] * len(state["ends"]))
         kept = state["charges"]["kept"]
         checkpoint.check(kept, [_CHARGE] * len(kept))
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        moments = [{"step": torch.zeros(()), "exp_avg": one, "exp_avg_sq": one} for one in weights]
-        found = state["optimizer"]["state"]  # a weight without a gradient so far has no moments
-        checkpoint.check(found, {n: one for n, one in enumerate(moments) if n in found})
+        moments = [
+            {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight} for weight in weights
+        ]
+        for own in (state, state["trunk"]) if state["trunk"] else (state,):
+            checkpoint.check({name: own.get(name) for name in self._own_state()}, self._own_state())
+            checkpoint.check_random(own["random"], torch.device("cpu"), "random")
+            if own["gpu_random"] is not None:
+                checkpoint.check_random(own["gpu_random"], self.device, "gpu_random")
+            stored = own["optimizer"]["state"]  # a weight without a gradient so far has no moments
+            checkpoint.check(stored, {n: of for n, of in enumerate(moments) if n in stored})
 
 
 def train_model(
     model: RoutedDecoder,
     batches: Batches,
     train: TrainConfig,
+    schedule: Schedule,
     *,
     dtype: torch.dtype,
     evaluate: Callable[[RoutedDecoder], float],
     folder: Path,
     say: Callable[[dict[str, Any]], None],
+    at_end: Callable[[End], None] = lambda end: None,
     origin: str = "",
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train until another step would exceed ``train.budget``; continue from the checkpoint in
-    ``folder``.
+    """Train until another step would exceed the largest budget of ``schedule``; continue from the
+    checkpoint in ``folder``. ``at_end`` is called with the model trained to each budget; a resumed run
+    calls it for those that it had not left before.
 
-    The budget pays for realised FLOPs (convention ``model``): a scheme that skips more tokens than its
+    A budget pays for realised FLOPs (convention ``model``): a scheme that skips more tokens than its
     options state takes more steps. Learning rate and learning curve follow the fraction of the budget
     that is spent. Three steps are counted (`modbench.train.counted`).
 
@@ -262,40 +337,45 @@ def train_model(
     point of the learning curve; a `StoppedError` once ``stop()`` returns True and the state is saved:
     call again to continue.
     """
-    run, path = _Run(model, batches, train, dtype), folder / "checkpoint.pt"
+    run, path = _Run(model, batches, train, schedule, dtype), folder / "checkpoint.pt"
     checkpoint.remove_leftovers(folder)
     run.resume(path, origin)
     saved, said = time.monotonic(), 0.0
     model.train()
-    while (left := run.steps_left()) > 0:
+    while not run.is_over:
+        if (left := run.steps_left()) < 1:
+            run.end_budget(at_end)
+            checkpoint.save(path, run.state(origin))
+            continue
         if stop():
             checkpoint.save(path, run.state(origin))
             raise StoppedError
+        if schedule.kind == "trapezoid" and not run.decaying and run.steps_left(of_trunk=True) < 1:
+            run.branch()
         expected = run.flops + left * run.each  # FLOPs at the end, if all steps cost as much as the last
         total = run.step + left
         loss = run.take_step(left)
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} at step {run.step} of {total}")
-        last = run.steps_left() < 1
-        if last and run.step > 1:
+        ends = run.steps_left() < 1
+        if ends and run.step > 1 and run.budget == schedule.budgets[-1]:
             run.count(run.step)
         # By the number of points: `expected` varies, so the same fraction may be reached twice.
-        if last or train.evaluations * run.flops // expected > len(run.curve):
+        reached = train.evaluations * (run.flops - run.began) // (expected - run.began)
+        if ends or reached > len(run.curve) - run.evaluated:
             say({"event": "point", **run.add_point(loss, evaluate)})
         now = time.monotonic()
-        if now - said >= PROGRESS_SECONDS or last:
-            spent = {"flops": run.flops, "budget": train.budget, "tokens": run.tokens}
+        if now - said >= PROGRESS_SECONDS or ends:
+            spent = {"flops": run.flops, "budget": run.budget, "tokens": run.tokens}
             done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
             say({"event": "step", **done, **spent})
             said = now
-        if now - saved >= train.checkpoint_seconds or last:
+        if now - saved >= train.checkpoint_seconds or ends:
             checkpoint.save(path, run.state(origin))
             saved = time.monotonic()
     return Trained(
-        steps=run.step,
-        tokens=run.tokens,
-        flops=run.flops,
-        flops_nominal=run.step * run.nominal,
+        ends=tuple(End(**end) for end in run.ends),
+        left_behind=run.left_behind,
         counted_steps=run.counts.counted,
         unseen_steps=run.counts.unseen,
         miscounted=run.counts.figure(),

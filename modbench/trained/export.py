@@ -48,13 +48,14 @@ def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
         folder,
         Description(
             suite=loaded.suite,
-            cell=loaded.cell,
+            label=loaded.row,
+            run=loaded.run,
             merges=loaded.tokenizer.merges,
             audit=findings_of(loaded),
         ),
     )
-    shutil.copyfile(loaded.folder / WEIGHTS, folder / WEIGHTS)
-    plugin = ", plugins=[FILE]" if plugin_file(loaded.cell["router"]["name"]) else ""
+    shutil.copyfile(loaded.weights, folder / WEIGHTS)
+    plugin = ", plugins=[FILE]" if plugin_file(loaded.run.router.name) else ""
     return f"load it with modbench.load('{out}'{plugin})"
 
 

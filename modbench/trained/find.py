@@ -2,42 +2,41 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from modbench.errors import UserError, known_names
-from modbench.records.record import CellRecord
-from modbench.records.store import latest, read_suite, recorded_suites
+from modbench.records.result import Result, results_of
+from modbench.records.store import read_suite, recorded_suites
 
 #: What may differ between the runs of one label.
 _AXES = ("budget", "learning_rate", "seed")
 
 
-def find_record(run: str | Path, results: Path | None = None) -> tuple[Path, CellRecord]:
-    """Return the suite's folder and the record of ``run``: the path RESULTS/SUITE/LABEL or
+def find_result(run: str | Path, results: Path | None = None) -> tuple[Path, Result]:
+    """Return the suite's folder and the result of ``run``: the path RESULTS/SUITE/LABEL or
     RESULTS/SUITE/KEY, where the first characters of a key suffice; or SUITE/LABEL or SUITE/KEY in the
     folder ``results``. Raises UserError: no such run, several, or one that failed."""
     path = Path(run)
     if results is not None and _suite_of(path) is None:
         path = results / run
     suite = _suite_of(path)
-    records = latest(read_suite(suite).cells) if suite else []
-    if suite is None or not records:
+    known = results_of(read_suite(suite)) if suite else []
+    if suite is None or not known:
         raise UserError(_not_a_run(run, path, results))
     name = "" if path == suite else path.relative_to(suite).as_posix()
     before = str(run).removesuffix("/")
     before = before[: len(before) - len(name)] if name else f"{before}/"
-    found = [record for record in records if record.cell["router"]["label"] == name]
-    found = found or [record for record in records if name and record.key.startswith(name)]
-    trained = [record for record in found if record.status == "ok"]
-    if len(trained) == 1:
-        return suite, trained[0]
+    named = [result for result in known if result.label == name]
+    named = named or [result for result in known if name and result.key.startswith(name)]
+    trained = [result for result in named if result.status == "ok"]
+    if len({result.key for result in trained}) == 1:
+        return suite, trained[-1]  # of several budgets of one run, the largest
     if trained:
-        keys = ", ".join(f"{before}{record.key[:8]}{_axes(record, trained)}" for record in trained)
+        keys = ", ".join(f"{before}{result.key[:8]}{_axes(result, trained)}" for result in trained)
         raise UserError(f"run '{run}' is one of {len(trained)} trained runs; name one of {keys}")
-    if found:
-        status, error = found[0].status, found[0].error
+    if named:
+        status, error = named[0].status, named[0].error
         raise UserError(f"run '{run}' has no trained model, it is recorded as {status} ({error})")
-    runs = {f"{before}{record.cell['router']['label']}" for record in records}
+    runs = {f"{before}{result.label}" for result in known}
     raise UserError(f"run '{run}' is not known; {known_names(run, runs)}")
 
 
@@ -64,12 +63,8 @@ def _not_a_run(run: str | Path, path: Path, results: Path | None) -> str:
     )
 
 
-def _axes(record: CellRecord, others: Sequence[CellRecord]) -> str:
-    """Return in brackets where the cell of ``record`` differs from those of ``others``."""
-
-    def value(of: CellRecord, axis: str) -> Any:
-        return of.cell["seed"] if axis == "seed" else of.cell["train"].get(axis)
-
-    varied = [axis for axis in _AXES if len({value(other, axis) for other in others}) > 1]
-    words = ", ".join(f"{axis.replace('_', ' ')} {value(record, axis):g}" for axis in varied)
+def _axes(result: Result, others: Sequence[Result]) -> str:
+    """Return in brackets where ``result`` differs from ``others``."""
+    varied = [axis for axis in _AXES if len({getattr(other, axis) for other in others}) > 1]
+    words = ", ".join(f"{axis.replace('_', ' ')} {getattr(result, axis):g}" for axis in varied)
     return f" ({words})" if words else ""

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from modbench.data import token_data
-from modbench.data.config import DataConfig
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
-from modbench.model.config import ModelConfig
-from modbench.records.record import CellRecord
-from modbench.records.store import latest, read_suite
+from modbench.records.result import Result, results_of
+from modbench.records.run import Run
+from modbench.records.store import read_suite
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, load_plugin, plugin_sha256
 from modbench.train.checkpoint import DamagedError, load_weights
-from modbench.trained.find import find_record
-from modbench.trained.weights_folder import DESCRIPTION, WEIGHTS, Description, read_description
-from modbench.typed import built
+from modbench.trained.find import find_result
+from modbench.trained.weights_folder import (
+    DESCRIPTION,
+    WEIGHTS,
+    Description,
+    read_description,
+    weights_of,
+)
 
 Plugins = Sequence[str | Path]
 
@@ -29,14 +33,27 @@ class Loaded:
 
     model: RoutedDecoder  #: on the CPU, in eval mode
     tokenizer: Tokenizer
-    label: str  #: SUITE/LABEL, as in tables
-    key: str  #: key of its cell and its record
-    sequence: int  #: tokens per sequence in training; later positions were never trained
-    cell: dict[str, Any]  #: the resolved cell: router, model, data, train, measure, seed
+    run: Run  #: what fixed its weights
     suite: str  #: name of its suite
+    row: str  #: label of its row
     folder: Path  #: holds model.safetensors
-    record: CellRecord | None  #: None for weights that were copied away from their results
+    weights: Path  #: the file
+    result: Result | None  #: None for weights that were copied away from their results
     audit: Sequence[dict[str, Any]]  #: findings that were exported with the weights
+
+    @property
+    def label(self) -> str:
+        """SUITE/LABEL, as in tables."""
+        return f"{self.suite}/{self.row}"
+
+    @property
+    def key(self) -> str:
+        return self.run.key
+
+    @property
+    def sequence(self) -> int:
+        """Tokens per sequence in training; later positions were never trained."""
+        return self.run.train.sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +61,30 @@ class _Stored:
     """Weights on disk, before they are loaded. ``name``: the run as the user wrote it."""
 
     name: str
-    folder: Path
-    suite: str
-    cell: dict[str, Any]
-    key: str
+    weights: Path
     description: Description | None
-    record: CellRecord | None
+    result: Result | None
+
+    @property
+    def run(self) -> Run:
+        known = self.description or self.result
+        assert known is not None
+        return known.run
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """Suite and label; those of the results count, where a label may have changed."""
+        if self.result is not None:
+            return str(self.result.suite["name"]), self.result.label
+        assert self.description is not None
+        return self.description.suite, self.description.label
 
 
 def load(path: str | Path, plugins: Plugins = ()) -> tuple[RoutedDecoder, Tokenizer]:
     """Return the trained model, on the CPU in eval mode, and its tokenizer.
 
     ``path`` is a run, ``my-results/SUITE/LABEL`` or ``my-results/SUITE/KEY``, or a folder with
-    ``model.safetensors``: that of a cell, ``my-results/SUITE/cells/KEY``, or a copy of it.
+    ``model.safetensors``: that of a run, ``my-results/SUITE/runs/KEY``, or a copy of it.
     ``plugins``: the Python files that register its router, if it is not built in. Logits (B, T, V)
     of token ids (B, T) are ``model(tokens_BT, Context(selection="causal"))``. Raises UserError: see
     `load_trained`."""
@@ -82,81 +110,62 @@ def load_trained(
 
 
 def _of_run(run: str, results: str | Path | None) -> _Stored:
-    suite, record = find_record(run, None if results is None else Path(results))
-    folder = suite / "cells" / record.key
-    if not (folder / WEIGHTS).is_file():
+    suite, result = find_result(run, None if results is None else Path(results))
+    folder = suite / "runs" / result.key
+    weights = weights_of(folder, result.run, result.budget)
+    if not weights.is_file():
         raise UserError(
-            f"run '{run}': its weights {folder / WEIGHTS} are not here; they stay on the machine "
+            f"run '{run}': its weights {weights} are not here; they stay on the machine "
             f"that trained the run; to train it here: modbench run {suite.name} --results FOLDER"
         )
     description = read_description(folder)
-    if description is not None and description.key != record.key:
+    if description is not None and description.run.key != result.key:
         raise UserError(
             f"run '{run}': {folder / DESCRIPTION} is of another run; run the suite into another "
             "--results folder"
         )
-    return _Stored(
-        name=run,
-        folder=folder,
-        suite=record.suite["name"],
-        cell=record.cell,
-        key=record.key,
-        description=description,
-        record=record,
-    )
+    return _Stored(name=run, weights=weights, description=description, result=result)
 
 
 def _in_folder(folder: Path) -> _Stored:
     """Describe the weights in ``folder`` from ``modbench.json``, or from the records of the
     results that it belongs to."""
-    description, record = read_description(folder), None
+    description, result = read_description(folder), None
     parents = folder.resolve().parents
-    if parents[0].name == "cells" and len(parents) > 1:
-        key = description.key if description else folder.resolve().name
-        records = latest(read_suite(parents[1]).cells)
-        record = next((one for one in records if one.key == key and one.status == "ok"), None)
-    if description is not None:
-        suite, cell, key = description.suite, description.cell, description.key
-    elif record is not None:
-        suite, cell, key = record.suite["name"], record.cell, record.key
-    elif (folder / "config.json").exists():
-        raise UserError(
-            f"folder {folder} is in the format of Hugging Face transformers; load it with "
-            "transformers.AutoModelForCausalLM.from_pretrained"
-        )
-    else:
+    if parents[0].name == "runs" and len(parents) > 1:
+        key = description.run.key if description else folder.resolve().name
+        results = [one for one in results_of(read_suite(parents[1])) if one.key == key]
+        result = next((one for one in reversed(results) if one.status == "ok"), None)
+    if description is None and result is None:
+        if (folder / "config.json").exists():
+            raise UserError(
+                f"folder {folder} is in the format of Hugging Face transformers; load it with "
+                "transformers.AutoModelForCausalLM.from_pretrained"
+            )
         raise UserError(
             f"folder {folder} has {WEIGHTS} but no {DESCRIPTION}; copy that file too, or write the "
             "folder with `modbench export RUN --to modbench`"
         )
-    return _Stored(
-        name=str(folder),
-        folder=folder,
-        suite=suite,
-        cell=cell,
-        key=key,
-        description=description,
-        record=record,
-    )
+    return _Stored(name=str(folder), weights=folder / WEIGHTS, description=description, result=result)
 
 
 def _loaded(stored: _Stored, plugins: Plugins) -> Loaded:
-    cell, description = stored.cell, stored.description
+    description, run = stored.description, stored.run
     model = _model(stored, plugins)
     if description is not None:
         tokenizer = description.tokenizer()
     else:
-        tokenizer = token_data.load(DataConfig(**cell["data"])).tokenizer
+        tokenizer = token_data.load(run.data).tokenizer
+    suite, row = stored.titles
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
-        label=f"{stored.suite}/{cell['router']['label']}",
-        key=stored.key,
-        sequence=cell["train"]["sequence"],
-        cell=cell,
-        suite=stored.suite,
-        folder=stored.folder,
-        record=stored.record,
+        run=run,
+        suite=suite,
+        row=row,
+        folder=stored.weights.parent,
+        weights=stored.weights,
+        result=stored.result,
         audit=description.audit if description is not None else (),
     )
 
@@ -180,21 +189,16 @@ def _check_code(run: str, router: str, trained: str | None) -> None:
 
 
 def _model(stored: _Stored, plugins: Plugins) -> RoutedDecoder:
-    cell, weights = stored.cell, stored.folder / WEIGHTS
-    router, digest = cell["router"], cell["router"]["plugin_sha256"]
-    for plugin in plugins if digest else ():
+    run = stored.run
+    for plugin in plugins if run.router.plugin_sha256 else ():
         load_plugin(plugin)
-    _check_code(stored.name, router["name"], digest)
-    model = build_model(
-        built(f"run '{stored.name}': model", cell["model"], ModelConfig),
-        build_router(router["name"], router["options"]),
-        cell["seed"],
-    )
+    _check_code(stored.name, run.router.name, run.router.plugin_sha256)
+    model = build_model(run.model, build_router(run.router.name, run.router.options), run.seed)
     try:
-        load_weights(weights, model, key=stored.key)
+        load_weights(stored.weights, model, key=run.key)
     except DamagedError as error:
         raise UserError(
-            f"run '{stored.name}': its weights {weights} are damaged or of another run ({error}); copy "
-            "them again, or run the suite into another --results folder"
+            f"run '{stored.name}': its weights {stored.weights} are damaged or of another run "
+            f"({error}); copy them again, or run the suite into another --results folder"
         ) from error
     return model

@@ -12,15 +12,23 @@ from pydantic import TypeAdapter
 
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
-from modbench.records.line import canonical_json, cell_key, check, sha256
-from modbench.records.record import CellRecord
+from modbench.records.line import canonical_json, check, sha256
+from modbench.records.record import AuditRecord, RunRecord
+from modbench.records.run import Run
 from modbench.records.store import write_files
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "modbench.json"
-_FORMAT = 1
-_HINTS = get_type_hints(CellRecord, include_extras=True)
-_CELL, _AUDIT = TypeAdapter(_HINTS["cell"]), TypeAdapter(_HINTS["audit"])
+_FORMAT = 2
+_RUN = TypeAdapter(get_type_hints(RunRecord, include_extras=True)["run"])
+_AUDIT = TypeAdapter(get_type_hints(AuditRecord, include_extras=True)["audit"])
+
+
+def weights_of(folder: Path, run: Run, budget: int) -> Path:
+    """The file of the weights of ``run`` at ``budget``; those of the largest are `WEIGHTS`."""
+    if budget == run.schedule.budgets[-1]:
+        return folder / WEIGHTS
+    return folder / f"model-{budget}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +36,12 @@ class Description:
     """The content of ``modbench.json``."""
 
     suite: str  #: name of the suite
-    cell: dict[str, Any]  #: the resolved cell; its key is the key of the weights
+    label: str  #: of its row
+    run: Run  #: its key is the key of the weights
     merges: Sequence[tuple[int, int]]  #: of the tokenizer; none: bytes
-    #: findings of the audit, of the scheme and of the trained weights; none in the folder of a cell,
-    #: whose results hold them
+    #: findings of the audit, of the scheme and of the trained weights; none in the folder of a run,
+    #: whose #: results hold them
     audit: Sequence[dict[str, Any]] = ()
-
-    @property
-    def key(self) -> str:
-        return cell_key(self.cell)
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.merges)
@@ -47,7 +52,8 @@ def write_description(folder: Path, description: Description) -> None:
     value: dict[str, Any] = {
         "format": _FORMAT,
         "suite": description.suite,
-        "cell": description.cell,
+        "label": description.label,
+        "run": description.run.as_json(),
         "merges": [list(merge) for merge in description.merges],
     }
     if description.audit:
@@ -58,7 +64,7 @@ def write_description(folder: Path, description: Description) -> None:
 
 def read_description(folder: Path) -> Description | None:
     """Return the description of the weights in ``folder``; None if there is none. Raises UserError: it
-    is damaged, or of a newer modbench."""
+    is damaged, or of another version of modbench."""
     path = folder / DESCRIPTION
     if not path.exists():
         return None
@@ -67,22 +73,24 @@ def read_description(folder: Path) -> Description | None:
         if value.pop("sha256", None) != sha256(canonical_json(value)):
             raise ValueError("its content differs from its sha256")
         if value["format"] != _FORMAT:
-            raise _NewerError
-        check("cell", value["cell"], _CELL)
+            raise _OtherError
+        check("run", value["run"], _RUN)
         check("audit", value.get("audit", []), _AUDIT)
         return Description(
             suite=str(value["suite"]),
-            cell=value["cell"],
+            label=str(value["label"]),
+            run=Run.of(value["run"]),
             merges=[(int(left), int(right)) for left, right in value["merges"]],
             audit=value.get("audit", []),
         )
-    except _NewerError:
+    except _OtherError:
         raise UserError(
-            f"{path} was written by a newer modbench; use the version that wrote it"
+            f"{path} was written by another version of modbench; load it with the one that wrote it, or "
+            "convert its results folder with tools/convert_records.py in modbench's repository"
         ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); copy the folder of the weights again") from error
 
 
-class _NewerError(Exception):
-    """The format is not known."""
+class _OtherError(Exception):
+    """The format is of another version."""

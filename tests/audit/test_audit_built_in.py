@@ -89,11 +89,3 @@ def test_what_does_not_apply_is_not_asked() -> None:
     assert figures[8] == "no router has a scorer, and no parameter has router in its name"
     spared = {finding.probe for finding in findings if finding.verdict == "not asked"}
     assert spared == {4, 5, 6, 7, 8, 11}
-
-
-def test_the_probes_that_rank_are_those_that_the_report_asks_for() -> None:
-    from modbench.records import leak, probes
-    from modbench.report.leaderboard import row
-
-    assert probes.RANKING_PROBES == row.RANKING_PROBES
-    assert probes.LEAK_PROBES == leak.LEAK_PROBES

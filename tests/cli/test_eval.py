@@ -54,7 +54,7 @@ def test_a_run_is_scored_printed_and_written(place, capsys):
 
 
 def test_the_training_rule_is_labelled(place, capsys):
-    folder = str(next((place / "my-results" / "tiny" / "cells").iterdir()))
+    folder = str(next((place / "my-results" / "tiny" / "runs").iterdir()))
     words = ("--tasks", "piqa", "--data-dir", "data", "--rule", "topk")
     words += ("--no-validity", "--out", "scores")
     assert run(folder, *words) == 0

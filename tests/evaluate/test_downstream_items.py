@@ -184,8 +184,7 @@ def test_a_user_s_own_yaml_tasks_are_names_too(tmp_path):
     assert names(scored("of_mine", include=include)) == ["mine"]
     measure = MeasureConfig(downstream=("mine",), downstream_include=str(include))
     assert list(check_files(("mine",), data_dir=None, include=include, fewshot=None)) == []
-    assert measure.as_cell()["downstream_include"] == str(include)
-    assert "downstream_include" not in MeasureConfig().as_cell()
+    assert measure.task("mine") == {"task": "mine", "include": str(include)}
     with pytest.raises(UserError, match="task 'nine' is not known; did you mean 'mine'"):
         MeasureConfig(downstream=("nine",), downstream_include=str(include))
 

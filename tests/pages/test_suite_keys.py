@@ -8,17 +8,17 @@ import pytest
 from suite_keys import DOCS, TABLES, blocks, filled, key_table, own_meanings
 
 from modbench.errors import UserError
-from modbench.sweep.cells import expand
 from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, _Tables, parse_suite
+from modbench.sweep.wanted import expand
 
 PAGE = (DOCS / "suites.md").read_text()
 SUITES = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
 ISOFLOP = re.findall(r"```toml\n(.*?)```", (DOCS / "isoflop.md").read_text(), flags=re.DOTALL)
 #: Training tokens of the embedded corpus with a vocabulary of 512.
 TOKENS = 6_898_153
-STATED = [int(number) for number in re.findall(r"suite has (\d+) cells", PAGE)]
+STATED = [int(number) for number in re.findall(r"suite has (\d+) runs", PAGE)]
 
 
 def suite(text: str) -> Suite:
@@ -48,7 +48,7 @@ def test_the_smallest_suite_has_only_what_is_required() -> None:
 
 
 @pytest.mark.parametrize(("number", "stated"), list(enumerate(STATED, start=1)))
-def test_a_worked_suite_has_the_stated_number_of_cells(number: int, stated: int) -> None:
+def test_a_worked_suite_has_the_stated_number_of_runs(number: int, stated: int) -> None:
     assert len(expand(resolve(suite(SUITES[number])))) == stated
 
 
@@ -65,11 +65,11 @@ def test_isoflop_suites_read_the_text_as_often_as_is_allowed(text: str) -> None:
     refuse_more_passes(rows, {scheme.label for scheme in rows.suite.schemes}, TOKENS)
 
 
-def test_two_seeds_and_two_shapes_make_the_cells_of_the_first_suite() -> None:
-    cells = expand(resolve(suite(SUITES[1])))
-    assert {cell["seed"] for cell in cells} == {0, 1}
-    assert {cell["model"]["width"] for cell in cells} == {96, 160}
-    assert "mod/large" in {cell["router"]["label"] for cell in cells}
+def test_two_seeds_and_two_shapes_make_the_runs_of_the_first_suite() -> None:
+    wanted = expand(resolve(suite(SUITES[1])))
+    assert {one.run.seed for one in wanted} == {0, 1}
+    assert {one.run.model.width for one in wanted} == {96, 160}
+    assert "mod/large" in {one.label for one in wanted}
 
 
 @dataclass(frozen=True, kw_only=True)

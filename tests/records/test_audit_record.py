@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from modbench.errors import UserError
-from modbench.records.record import AuditRecord, cell_key, read_record
+from modbench.records.record import AuditRecord, key_of, read_record
 from modbench.records.store import append_record, read_suite
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.markdown import markdown
@@ -34,7 +34,7 @@ def make_audit(name="mod", *, failed=(), torch="2.13.0", finished="2026-01-01T00
     }
     arguments = {
         "scheme": scheme,
-        "key": cell_key(scheme),
+        "key": key_of(scheme),
         "code": {"version": "0.1.0", "commit": None, "dirty": None},
         "environment": {"cpu": "Imaginary CPU", "gpu": None, "threads": 1, "torch": torch},
         "audit": [
@@ -46,8 +46,8 @@ def make_audit(name="mod", *, failed=(), torch="2.13.0", finished="2026-01-01T00
     return AuditRecord(**{**arguments, **fields})
 
 
-def cells(fakes, audit, *, own=(), label="mod", seeds=(0,), **changes):
-    """Records that refer to ``audit``; a cell checks its trained weights and counts its steps."""
+def runs(fakes, audit, *, own=(), label="mod", seeds=(0,), **changes):
+    """Results that refer to ``audit``; a run checks its trained weights and counts its steps."""
     checks = [next((f for f in own if f["probe"] == probe), finding(probe)) for probe in (1, 9)]
     return [
         fakes.make_record(label, seed=seed, audit=checks, audit_key=audit.key, **changes)
@@ -61,12 +61,13 @@ def board_of(records, *audits):
 
 def test_records_and_audits_share_a_folder_and_are_read_apart(tmp_path, fakes):
     audit = make_audit()
-    records = cells(fakes, audit, seeds=(0, 1))
-    paths = [append_record(tmp_path, line) for line in (records[0], audit, records[1])]
+    records = runs(fakes, audit, seeds=(0, 1))
+    lines = (records[0].record, audit, records[1].record)
+    paths = [append_record(tmp_path, line) for line in lines]
     assert json.loads(paths[1].read_text())["kind"] == "audit"
     found = read_suite(tmp_path)
     assert found.audits == {audit.key: audit}
-    assert sorted(record.cell["seed"] for record in found.cells) == [0, 1]
+    assert sorted(record.what.seed for record in found.runs) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -81,11 +82,12 @@ def test_a_wrong_field_of_an_audit_is_named(change, sentence):
         replace(make_audit(), **change)
 
 
-def test_fields_that_older_records_lack_are_absent_from_their_lines(fakes):
-    old = fakes.make_record()
-    assert {"audit_key", "flops_source"}.isdisjoint(json.loads(old.line()))
+def test_fields_that_a_run_may_lack_are_absent_from_its_line(fakes):
+    old = fakes.make_record().record
+    optional = {"audit_key", "flops_source", "left_behind", "workers", "seconds"}
+    assert optional.isdisjoint(json.loads(old.line()))
     assert read_record(old.line()).audit_key is None
-    new = fakes.make_record(audit_key="0" * 16, flops_source="counted")
+    new = fakes.make_record(audit_key="0" * 16, flops_source="counted").record
     assert read_record(new.line()) == new
 
 
@@ -100,14 +102,14 @@ def test_of_two_audits_of_one_scheme_the_one_finished_last_counts(tmp_path):
 
 def test_seeds_share_the_audit_of_their_scheme(fakes):
     audit = make_audit()
-    (entry,) = board_of(cells(fakes, audit, seeds=(0, 1, 2)), audit).entries
+    (entry,) = board_of(runs(fakes, audit, seeds=(0, 1, 2)), audit).entries
     assert (entry.rank, entry.row.audit, entry.note) == (1, "passed 5", "")
 
 
 @pytest.mark.parametrize("probe", [1, 2, 3, 9])
 def test_a_scheme_that_fails_a_ranking_probe_is_not_ranked(fakes, probe):
     audit = make_audit(failed=(probe,))
-    (entry,) = board_of(cells(fakes, audit), audit).entries
+    (entry,) = board_of(runs(fakes, audit), audit).entries
     assert entry.rank is None
     assert entry.note == f"failed audit probe {probe} {PROBES[probe]} (by 0.7)"
     assert entry.row.audit == f"failed {probe} {PROBES[probe]}"
@@ -115,15 +117,15 @@ def test_a_scheme_that_fails_a_ranking_probe_is_not_ranked(fakes, probe):
 
 def test_a_scheme_that_fails_another_probe_is_ranked_with_a_note(fakes):
     audit = make_audit(failed=(10,))
-    (entry,) = board_of(cells(fakes, audit), audit).entries
+    (entry,) = board_of(runs(fakes, audit), audit).entries
     assert (entry.rank, entry.note) == (1, "failed audit probe 10 state (by 0.7)")
 
 
 @pytest.mark.parametrize("probe", [1, 9])
-def test_one_cell_that_fails_its_own_check_keeps_its_row_out_of_the_ranking(fakes, probe):
+def test_one_run_that_fails_its_own_check_keeps_its_row_out_of_the_ranking(fakes, probe):
     audit = make_audit()
     own = [finding(probe, "failed", "trained weights: 12 positions")]
-    records = cells(fakes, audit) + cells(fakes, audit, seeds=(1,), own=own)
+    records = runs(fakes, audit) + runs(fakes, audit, seeds=(1,), own=own)
     (entry,) = board_of(records, audit).entries
     assert entry.rank is None
     assert entry.note == f"failed audit probe {probe} {PROBES[probe]} (trained weights: 12 positions)"
@@ -132,13 +134,13 @@ def test_one_cell_that_fails_its_own_check_keeps_its_row_out_of_the_ranking(fake
 def test_training_steps_that_could_not_be_counted_do_not_hide_the_audit(fakes):
     audit = make_audit()
     own = [finding(9, "not asked", "2 training steps were not counted, for want of memory")]
-    (entry,) = board_of(cells(fakes, audit, own=own), audit).entries
+    (entry,) = board_of(runs(fakes, audit, own=own), audit).entries
     assert (entry.rank, entry.row.audit) == (1, "passed 5")
 
 
-def test_a_cell_whose_audit_is_missing_is_not_ranked(fakes):
+def test_a_run_whose_audit_is_missing_is_not_ranked(fakes):
     audit, other = make_audit(), make_audit("vanilla")
-    records = cells(fakes, audit) + cells(fakes, other, label="vanilla")
+    records = runs(fakes, audit) + runs(fakes, other, label="vanilla")
     entries = {entry.row.label: entry for entry in board_of(records, other).entries}
     assert entries["vanilla"].rank == 1
     assert (entries["mod"].rank, entries["mod"].note) == (None, "audit was not run")
@@ -147,18 +149,18 @@ def test_a_cell_whose_audit_is_missing_is_not_ranked(fakes):
 
 def test_a_report_reads_audits_from_the_records_folder(tmp_path, fakes):
     audit = make_audit()
-    for line in (audit, *cells(fakes, audit)):
-        append_record(tmp_path, line)
+    append_record(tmp_path, audit)
+    fakes.store(tmp_path, runs(fakes, audit))
     write_report(tmp_path)
     (line,) = csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines())
     assert (line["rank"], line["audit"]) == ("1", "passed 5")
 
 
-def test_a_suite_without_a_finished_cell_is_no_error(tmp_path):
+def test_a_suite_without_a_finished_run_is_no_error(tmp_path):
     append_record(tmp_path, make_audit())
     said = []
     assert write_report(tmp_path, say=said.append) == []
-    assert said == [f"{tmp_path}: no cell has finished yet; there is nothing to report"]
+    assert said == [f"{tmp_path}: no run has finished yet; there is nothing to report"]
 
 
 def test_how_flops_were_found_is_a_column(fakes):

@@ -7,17 +7,77 @@ import sys
 from dataclasses import replace
 
 import pytest
+from made_up_records import plain
+from test_audit_record import make_audit
+from test_run_key import make_run
+from timings_made_up import make_case, timed
 
 from modbench.errors import UserError
-from modbench.records.record import canonical_json, cell_key, read_record
+from modbench.records.record import canonical_json, key_of, read_record
+from modbench.records.run import Run, Timed
 
 
-def test_a_record_survives_its_own_line_to_the_bit(fakes):
-    record = fakes.make_record(loss=0.1 + 0.2, metrics={"leak": 5e-324, "train_flops": 2**70 + 1})
+def run_of(fakes, **fields):
+    return fakes.make_record(**fields).record
+
+
+def measured(fakes, **fields):
+    """The measurement of a held-out loss."""
+    return fakes.make_record(**fields).measurements[0]
+
+
+def of_kind(fakes, kind):
+    routing, layers = fakes.make_routing(), [{"layer": 1, "added": 0.5, "gate_scale": 0.25}]
+    result = fakes.make_record("mod", routing=routing, layers=layers, audit_key="0" * 16)
+    return {
+        "run": result.record,
+        "heldout": result.measurements[0],
+        "downstream": result.measurements[1],
+        "suite": fakes.suite_record([result]),
+        "audit": make_audit(),
+        "timing": timed("mod", make_case()),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["run", "heldout", "downstream", "suite", "audit", "timing"])
+def test_a_record_of_each_kind_survives_its_own_line(fakes, kind):
+    record = of_kind(fakes, kind)
+    assert read_record(record.line()) == record
+    assert json.loads(record.line())["kind"] == record.kind
+
+
+def test_numbers_survive_a_line_to_the_bit(fakes):
+    result = fakes.make_record(loss=0.1 + 0.2, metrics={"leak": 5e-324, "parameters": 2**70 + 1})
+    run, measurement = (read_record(r.line()) for r in (result.record, result.measurements[0]))
+    assert run.metrics["parameters"] == 2**70 + 1
+    metrics = measurement.result["metrics"]
+    assert (metrics["heldout_loss"], metrics["leak"]) == (0.1 + 0.2, 5e-324)
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "diverged"])
+def test_what_failed_survives_with_its_error(fakes, status):
+    record = run_of(fakes, status=status)
     again = read_record(record.line())
     assert again == record
-    assert again.metrics["heldout_loss"] == 0.1 + 0.2
-    assert again.metrics["train_flops"] == 2**70 + 1
+    assert (again.status, again.ends) == (status, [])
+    lost = replace(measured(fakes), status=status, error="no weights", result={})
+    assert read_record(lost.line()) == lost
+
+
+def test_a_run_and_what_is_timed_survive_their_json():
+    run = make_run(budgets=(100, 300))
+    assert Run.of(run.as_json()) == run
+    assert Run.of(json.loads(json.dumps(run.as_json()))).key == run.key
+    for timed_of in (run.timed, run.timed.machine):
+        assert Timed.of(json.loads(json.dumps(timed_of.as_json()))) == timed_of
+
+
+@pytest.mark.parametrize("part", ["model", "data", "train", "schedule", "router"])
+def test_a_field_of_a_run_that_is_unknown_is_refused(fakes, part):
+    value = run_of(fakes).run
+    value = value | {part: value[part] | {"witdh": 3}}
+    with pytest.raises(UserError, match="witdh"):
+        replace(run_of(fakes), run=value, key=key_of(value))
 
 
 def test_canonical_json_ignores_order_and_kind_of_sequence():
@@ -25,17 +85,11 @@ def test_canonical_json_ignores_order_and_kind_of_sequence():
     assert canonical_json({"b": 1, "a": None}) == '{"a":null,"b":1}'
 
 
-def test_a_seed_or_an_option_changes_the_key(fakes):
-    keys = {
-        fakes.make_record(**change).key for change in ({}, {"seed": 1}, {"options": {"capacity": 0.5}})
-    }
-    assert len(keys) == 3
-    assert all(len(key) == 16 for key in keys)
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_refused_with_their_place(fakes, value):
-    with pytest.raises(UserError, match=r"metrics\.heldout_loss is .*finite"):
+    with pytest.raises(UserError, match=r"^result\.metrics\.leak is .*finite"):
+        fakes.make_record(metrics={"leak": value})
+    with pytest.raises(UserError, match=r"^curve\[0\]\.train_loss is .*finite"):
         fakes.make_record(loss=value)
     with pytest.raises(UserError, match=r"finite numbers only"):
         canonical_json({"a": [1.0, value]})
@@ -49,95 +103,152 @@ def test_values_other_than_json_are_refused(value):
 
 def test_a_record_holds_a_copy(fakes):
     options = {"capacity": 0.125}
-    record = fakes.make_record(options=options)
+    record = run_of(fakes, options=options)
     options["capacity"] = 1.0
-    assert record.key == cell_key(record.cell)
+    assert record.run["router"]["options"] == {"capacity": 0.125}
+    assert record.key == key_of(record.run)
+
+
+END = {"budget": 10**12, "steps": 1, "tokens": 1, "flops": 1, "flops_nominal": 1}
+FINDING = {"probe": 1, "name": "a", "verdict": "pased", "figure": "0", "ranks": True}
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"key": "0" * 16}, "key is '0000000000000000' but its cell's key is"),
-        ({"metrics": {"heldout_los": 1.0}}, "metrics.heldout_los is not a known field"),
-        ({"metrics": {"heldout_loss": "low"}}, "metrics.heldout_loss is 'low'"),
-        ({"metrics": {"heldout_loss": True}}, "metrics.heldout_loss is True"),
-        ({"metrics": {"train_steps": 54.0}}, "metrics.train_steps is 54.0; .*valid integer"),
-        ({"metrics": {"forward_seconds": 0.1}}, "metrics.forward_seconds is 0.1; .*valid dictionary"),
-        (
-            {"metrics": {"forward_seconds": {"median": 1, "iqr": 0, "n": 3}}},
-            "metrics.forward_seconds.stable is missing",
-        ),
+        ({"key": "0" * 16}, "key is '0000000000000000' but its run's key is"),
+        ({"metrics": {"parametrs": 1}}, "metrics.parametrs is not a known field"),
+        ({"metrics": {"parameters": True}}, "metrics.parameters is True"),
+        ({"metrics": {"parameters": 54.0}}, "metrics.parameters is 54.0; .*valid integer"),
+        ({"metrics": {"parameters": 10**31}}, "metrics.parameters is 10+; input should be less"),
+        ({"metrics": {"forward_seconds": 0.1}}, "metrics.forward_seconds is not a known field"),
+        ({"data": {"sha256": "ab", "train_tokens": 1}}, "data.heldout_tokens is missing"),
+        ({"ends": [END]}, r"ends\[0\].audit is missing"),
+        ({"ends": [END | {"audit": [FINDING]}]}, r"ends\[0\].audit\[0\].verdict is 'pased'; .*'passed'"),
+        ({"ends": []}, "status is ok but ends lack a budget of the schedule"),
+        ({"ends": [END | {"audit": [], "budget": 7}]}, "ends lack a budget of the schedule"),
+        ({"curve": [{"step": 1}]}, r"curve\[0\].flops is missing"),
         ({"status": "fine"}, "status is 'fine'; input should be 'ok'"),
         ({"error": "boom"}, "an ok run has none"),
         ({"status": "failed", "error": " "}, "status is failed and error is empty"),
-        ({"suite": {"name": "x"}}, "suite.version is missing"),
         (
             {"code": {"version": "1", "commit": None, "dirty": None, "host": "h"}},
             "code.host is not a known field",
         ),
         ({"environment": {"gpu": None, "threads": 2, "torch": "2"}}, "environment.cpu is missing"),
-        ({"curve": [{"step": 1}]}, r"curve\[0\].flops is missing"),
-        (
-            {"audit": [{"probe": 1, "name": "a", "verdict": "pased", "figure": "0", "ranks": True}]},
-            r"audit\[0\].verdict is 'pased'; input should be 'passed'",
-        ),
-        ({"suite": {"name": "Fake", "version": 1, "rank_by": "leak"}}, "suite.name is 'Fake'; it must"),
-        ({"metrics": {"train_steps": 10**31}}, "metrics.train_steps is 10+; input should be less"),
+        ({"flops_source": "guessed"}, "flops_source is 'guessed'"),
+        ({"left_behind": -1}, "left_behind is -1"),
+        ({"workers": 0}, "workers is 0"),
         ({"seconds": {"train": -1.0}}, "seconds.train is -1.0"),
         ({"seconds": {"Train it": 1.0}}, "seconds.Train it.*lower-case letters"),
         ({"finished": "yesterday"}, "finished is 'yesterday'; it must be a UTC time"),
         ({"finished": "2026-01-01T00:10:00"}, "must be a UTC time"),
     ],
 )
-def test_a_wrong_field_is_named(fakes, change, sentence):
+def test_a_wrong_field_of_a_run_is_named(fakes, change, sentence):
     with pytest.raises(UserError, match=sentence):
-        replace(fakes.make_record(), **change)
+        replace(run_of(fakes), **change)
 
 
 @pytest.mark.parametrize(
-    "sign", ["=1+1", "+1", "-1", "@sum", "<b>bold</b>", "a|b", "a\nb", "", "x" * 70]
+    ("path", "value", "sentence"),
+    [
+        (("run", "router", "plugin_sha256"), 3, r"run\.router\.plugin_sha256 is 3"),
+        (("run", "router", "label"), "mod", r"run\.router\.label is not a known field"),
+        (("run", "seed"), -1, r"run\.seed is -1"),
+        (("run", "measure"), {}, r"run\.measure is not a known field"),
+        (("run", "schedule", "kind"), "sine", r"run\.schedule\.kind is 'sine'; .*'cosine'"),
+        (("run", "schedule", "budgets"), [0], r"run\.schedule\.budgets\[0\] is 0"),
+        (("run", "train", "batch"), 0, r"run\.train\.batch is 0"),
+        (("key",), "0" * 16, "key is '0{16}' but its measurement's key is"),
+        (("measurement", "run"), "mod", r"measurement\.run is 'mod'; it must be 16 hexadecimal digits"),
+        (("measurement", "budget"), 0, r"measurement\.budget is 0"),
+        (("measurement", "measures"), "los", r"measurement\.measures is 'los'"),
+        (("measurement", "task"), "los", r"measurement\.task is not a known field"),
+        (("measurement", "settings"), [], r"measurement\.settings is \[\]"),
+        (("result", "metrics", "heldout_los"), 1.0, "metrics.heldout_los is not a known field"),
+        (("result", "metrics", "heldout_loss"), "low", r"result\.metrics\.heldout_loss is 'low'"),
+        (("result", "metrics", "train_step_seconds"), 1.0, "train_step_seconds is not a known field"),
+        (("result", "layers"), [{"gate_scale": 1.0}], r"result\.layers\[0\]\.layer is missing"),
+        (("result", "routing"), [3], r"result\.routing is \[3\]"),
+        (("result", "downstream"), {"a": {}}, r"result\.downstream\.a\.\w+ is missing"),
+        (("error",), "boom", "an ok run has none"),
+        (("suite", "name"), "Fake", "suite.name is 'Fake'; it must"),
+        (("suite", "version"), "1", "suite.version is '1'"),
+        (("suite", "rows"), {}, "suite.rows is {}"),
+        (("suite", "rows"), [{"label": "mod", "runs": []}], r"suite\.rows\[0\]\.timed is missing"),
+        (("suite", "wanted"), None, "suite.wanted is None"),
+        (("suite", "description"), "mine", "suite.description is not a known field"),
+    ],
 )
+def test_a_wrong_field_of_a_line_is_named(fakes, path, value, sentence):
+    kind = {"run": "run", "suite": "suite"}.get(path[0], "heldout")
+
+    def change(line):
+        of = line
+        for step in path[:-1]:
+            of = of[step]
+        of[path[-1]] = value
+
+    with pytest.raises(UserError, match=sentence):
+        read_record(fakes.altered(of_kind(fakes, kind), change))
+
+
+def test_timed_metrics_are_in_timings_only(fakes):
+    """A record of a run or a measurement states no time of its own."""
+    for name in ("forward_seconds", "train_step_seconds", "peak_memory_bytes"):
+        with pytest.raises(UserError, match=f"metrics.{name} is not a known field"):
+            fakes.make_record(metrics={name: {"median": 0.1, "iqr": 0.01, "n": 12, "stable": True}})
+
+
+SIGNS = ["=1+1", "+1", "-1", "@sum", "<b>bold</b>", "a|b", "a\nb", "", "x" * 70]
+
+
+@pytest.mark.parametrize("sign", SIGNS)
 @pytest.mark.parametrize("where", ["label", "name"])
 def test_a_label_that_is_a_formula_or_html_is_refused(fakes, sign, where):
-    with pytest.raises(UserError, match=rf"cell\.router\.{where} is '.*; it must be 1 to 60 letters"):
-        fakes.make_record(**{"router": "mod", "label" if where == "label" else "router": sign or " "})
+    kind, path = (
+        ("suite", r"suite\.rows\[0\]\.label") if where == "label" else ("run", r"run\.router\.name")
+    )
+
+    def change(line):
+        of = line["suite"]["rows"][0] if where == "label" else line["run"]["router"]
+        of[where] = sign
+
+    with pytest.raises(UserError, match=rf"{path} is '.*; it must be 1 to 60 letters"):
+        read_record(fakes.altered(of_kind(fakes, kind), change))
 
 
 def test_a_row_of_a_suite_of_several_shapes_has_two_labels(fakes):
-    assert fakes.make_record("mod, every second/124M", router="mod").key
+    assert fakes.suite_record([fakes.make_record("mod, every second/124M", router="mod")]).key
     with pytest.raises(UserError, match="label"):
-        fakes.make_record("mod/124M/1", router="mod")
+        fakes.suite_record([fakes.make_record("mod/124M/1", router="mod")])
 
 
-def test_a_timed_metric_says_how_many_threads_it_had_and_if_the_machine_was_loaded(fakes):
-    timed = {"median": 0.1, "iqr": 0.01, "n": 12, "stable": True, "loaded": True, "threads": 2}
-    record = fakes.make_record(metrics={"forward_seconds": timed}, seconds={"train": 41.5})
-    assert read_record(record.line()) == record
-    assert record.metrics["forward_seconds"] == timed
-    for wrong in ({"loaded": 1}, {"threads": 0}, {"load": 2}):
-        with pytest.raises(UserError, match=r"metrics\.forward_seconds"):
-            fakes.make_record(metrics={"forward_seconds": timed | wrong})
+def test_the_wall_time_of_steps_survives(fakes):
+    record = run_of(fakes, seconds={"train": 41.5})
+    assert read_record(record.line()).seconds == {"train": 41.5}
 
 
 def test_the_digest_is_the_hash_of_the_line_without_it(fakes):
-    record = fakes.make_record()
+    record = run_of(fakes)
     value = json.loads(record.line())
-    assert (value["kind"], value["schema"], value["digest"]) == ("cell", 3, record.digest)
+    assert (value["kind"], value["schema"], value["digest"]) == ("run", 4, record.digest)
     assert fakes.altered(record, lambda value: None) == record.line()
 
 
 @pytest.mark.parametrize("change", [lambda r: r, lambda r: r.pop("digest")], ids=["wrong", "none"])
 def test_an_edited_value_is_refused(fakes, change):
-    value = json.loads(fakes.make_record().line())
+    value = json.loads(measured(fakes).line())
     change(value)
-    value["metrics"]["heldout_loss"] = 1.0
+    value["result"]["metrics"]["heldout_loss"] = 1.0
     with pytest.raises(UserError, match="its digest is of another line"):
         read_record(canonical_json(value))
 
 
 @pytest.mark.parametrize("depth", [40, 900, 100_000])
 def test_deep_nesting_is_refused_in_a_sentence(fakes, depth):
-    line, nested = fakes.make_record().line(), "[" * depth + "]" * depth
+    line, nested = measured(fakes).line(), "[" * depth + "]" * depth
     line = line.replace('"heldout_loss":5.0', f'"heldout_loss":{nested}')
     line = re.sub('"digest":"[0-9a-f]+"', '"digest":""', line)
     digest = hashlib.sha256(line.encode()).hexdigest()
@@ -146,22 +257,48 @@ def test_deep_nesting_is_refused_in_a_sentence(fakes, depth):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "change"),
     [
-        lambda r: r["routing"]["causal"].update(experts=[3]),
-        lambda r: r.update(metrics=[3]),
-        lambda r: r.update(kind=["cell"]),
-        lambda r: r.update(started=3),
-        lambda r: r["cell"].update(train=[3]),
-        lambda r: r["cell"]["measure"].update(heldout_tokens="all"),
-        lambda r: r.update(cell=3, key=cell_key({})),
+        ("heldout", lambda r: r["result"]["routing"]["causal"].update(experts=[3])),
+        ("heldout", lambda r: r["result"].update(metrics=[3])),
+        ("heldout", lambda r: r.update(kind=["measurement"])),
+        ("heldout", lambda r: r.update(measurement=3, key=key_of({}))),
+        ("run", lambda r: r.update(started=3)),
+        ("run", lambda r: r["run"].update(train=[3])),
+        ("run", lambda r: r["run"]["train"].update(sequence="all")),
+        ("run", lambda r: r.update(run=3, key=key_of({}))),
+        ("suite", lambda r: r["suite"].update(rows=[3])),
+        ("suite", lambda r: r.update(suite=3, key=key_of({}))),
     ],
 )
-def test_a_field_of_another_type_is_refused_in_a_sentence(fakes, change):
-    line = fakes.altered(fakes.make_record(routing=fakes.make_routing()), change)
+def test_a_field_of_another_type_is_refused_in_a_sentence(fakes, kind, change):
     with pytest.raises(UserError) as raised:
-        read_record(line)
+        read_record(fakes.altered(of_kind(fakes, kind), change))
     assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("schema", [1, 2, 3])
+@pytest.mark.parametrize("digest", [True, False])
+def test_a_line_of_an_older_schema_is_refused_with_the_converter(fakes, schema, digest):
+    """Lines of schema 1 and 2 have no digest."""
+
+    def older(line):
+        line.update(schema=schema, kind="cell")
+        if not digest:
+            del line["digest"]
+
+    with pytest.raises(UserError) as raised:
+        read_record(plain(older_of(run_of(fakes), older)))
+    sentence = str(raised.value)
+    assert sentence.startswith(f"it is of an older modbench (schema {schema}); ")
+    assert "tools/convert_records.py" in sentence
+    assert "\n" not in sentence
+
+
+def older_of(record, change):
+    value = json.loads(record.line())
+    change(value)
+    return value
 
 
 def test_records_and_store_load_nothing_heavy():

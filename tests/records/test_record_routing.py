@@ -16,16 +16,22 @@ def _set(value, path, new):
     value[last] = new
 
 
+def routing_read(fakes, routing):
+    """The routing as the line of its measurement holds it."""
+    (measurement, *_) = fakes.make_record(routing=routing).measurements
+    return read_record(measurement.line()).result["routing"]
+
+
 def test_routing_survives_its_records_line(fakes):
-    record = fakes.make_record(routing=fakes.make_routing(experts=(0,)))
-    assert read_record(record.line()).routing == record.routing
+    routing = fakes.make_routing(experts=(0,))
+    assert routing_read(fakes, routing) == routing
 
 
 def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
     broken = fakes.make_routing()
     broken["edges"] = [0, 10, 5]
     with pytest.raises(UserError, match=r"routing\.edges must rise from 0"):
-        replace(fakes.make_record(), routing=broken)
+        replace(fakes.make_record().measurements[0], result={"routing": broken})
 
 
 @pytest.mark.parametrize(
@@ -61,8 +67,8 @@ def _passage() -> dict:
 
 
 def test_a_passage_and_its_gates_survive_the_records_line(fakes):
-    record = fakes.make_record(routing=fakes.make_routing() | {"passage": _passage()})
-    assert read_record(record.line()).routing["passage"] == _passage()
+    routing = fakes.make_routing() | {"passage": _passage()}
+    assert routing_read(fakes, routing)["passage"] == _passage()
 
 
 def test_records_without_passage_and_gates_are_still_read(fakes):
@@ -70,7 +76,7 @@ def test_records_without_passage_and_gates_are_still_read(fakes):
     for rule in ("causal", "topk"):
         for layer in routing[rule]["depth"]:
             del layer["gates"]
-    assert read_record(fakes.make_record(routing=routing).line()).routing == routing
+    assert routing_read(fakes, routing) == routing
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from modbench.records.result import results_of
 from modbench.records.store import finished, read_suite
 
 _RESULTS = Path(__file__).parents[2] / "results"
@@ -8,7 +9,14 @@ _RESULTS = Path(__file__).parents[2] / "results"
 def test_every_committed_line_is_valid():
     for suite in sorted(path.parent for path in _RESULTS.glob("*/records")):
         found = read_suite(suite)
-        assert found.cells, f"{suite} holds no cell"
+        assert found.runs, f"{suite} holds no run"
         assert not found.cut
-        assert {cell.audit_key for cell in found.cells} <= {None, *found.audits}
-        assert {one.key for one in finished(suite)} >= {cell.key for cell in found.cells}
+        keys = {run.key for run in found.runs}
+        assert {run.audit_key for run in found.runs} <= {None, *found.audits}
+        assert {one.measurement["run"] for one in found.measurements} <= keys
+        assert {one.key for one in finished(suite)} >= keys
+        named = {key for record in found.suites for row in record.suite["rows"] for key in row["runs"]}
+        assert keys <= named, f"{suite} holds a run that no suite names"
+        for result in results_of(found):
+            assert result.run.key == result.key, f"{suite}: key of {result.label}"
+            assert (result.status != "ok") or "heldout_loss" in result.metrics

@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from isoflop_made_up import PLAN
 from test_audit_record import make_audit
-from timings_made_up import ceiling, make_case, timed, weighed
+from timings_made_up import make_case, timed
 
 from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.records import store
+from modbench.records.record import read_record
 from modbench.records.store import (
     Finished,
     append_record,
@@ -24,24 +26,28 @@ from modbench.records.store import (
 )
 
 
+def run_of(fakes, *args, **fields):
+    return fakes.make_record(*args, **fields).record
+
+
 def test_what_is_appended_is_read_and_each_record_has_its_own_file(tmp_path, fakes):
-    first, second = fakes.make_record("vanilla"), fakes.make_record("mod")
+    first, second = run_of(fakes, "vanilla"), run_of(fakes, "mod")
     one, other = append_record(tmp_path, first), append_record(tmp_path, second)
     assert one != other
-    assert {record.key for record in read_suite(tmp_path).cells} == {first.key, second.key}
+    assert {record.key for record in read_suite(tmp_path).runs} == {first.key, second.key}
     assert one.read_text() == first.line() + "\n"
 
 
 def test_no_folder_is_no_records(tmp_path):
-    assert read_suite(tmp_path / "nothing").cells == []
+    assert read_suite(tmp_path / "nothing").runs == []
 
 
 def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
-    record = fakes.make_record()
-    record.metrics["heldout_loss"] = float("nan")
+    record = run_of(fakes)
+    record.metrics["parameters"] = float("nan")
     with pytest.raises(UserError, match="finite"):
         append_record(tmp_path, record)
-    assert read_suite(tmp_path).cells == []
+    assert read_suite(tmp_path).runs == []
 
 
 def test_a_line_is_on_the_disk_before_it_counts_as_stored(tmp_path, fakes, monkeypatch):
@@ -57,13 +63,13 @@ def test_a_line_is_on_the_disk_before_it_counts_as_stored(tmp_path, fakes, monke
 
     for name in right:
         monkeypatch.setattr(os, name, noted(name))
-    path = append_record(tmp_path, fakes.make_record())
+    path = append_record(tmp_path, run_of(fakes))
     file, folder = path.stat().st_ino, path.parent.stat().st_ino
     assert order == [("fsync", file), ("replace", None), ("fsync", folder)]
 
 
 def test_a_full_disk_leaves_no_part_of_a_record(tmp_path, fakes, monkeypatch):
-    append_record(tmp_path, fakes.make_record("vanilla"))
+    append_record(tmp_path, run_of(fakes, "vanilla"))
     before = {path: path.read_bytes() for path in (tmp_path / "records").iterdir()}
 
     def full(file):
@@ -71,14 +77,14 @@ def test_a_full_disk_leaves_no_part_of_a_record(tmp_path, fakes, monkeypatch):
 
     monkeypatch.setattr(store.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        append_record(tmp_path, fakes.make_record("mod"))
+        append_record(tmp_path, run_of(fakes, "mod"))
     assert {path: path.read_bytes() for path in (tmp_path / "records").iterdir()} == before
 
 
 def test_a_place_that_can_not_hold_records_is_named(tmp_path, fakes):
     (tmp_path / "records").write_text("a file where the folder goes")
     with pytest.raises(UserError, match=r"records: can't be written .*; give --results"):
-        append_record(tmp_path, fakes.make_record())
+        append_record(tmp_path, run_of(fakes))
     with pytest.raises(UserError, match=r"records: can't be read"):
         read_suite(tmp_path)
 
@@ -87,27 +93,27 @@ def test_a_place_that_can_not_hold_records_is_named(tmp_path, fakes):
 def test_a_read_only_folder_is_named(tmp_path, fakes):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
-        append_record(tmp_path, fakes.make_record())
+        append_record(tmp_path, run_of(fakes))
     tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("cut", [1, 10, 200])
 def test_only_an_unterminated_last_line_is_passed_over(tmp_path, fakes, cut):
-    whole, killed = fakes.make_record("vanilla").line(), fakes.make_record("mod").line()
+    whole, killed = run_of(fakes, "vanilla").line(), run_of(fakes, "mod").line()
     shard = tmp_path / "records" / "a.jsonl"
     shard.parent.mkdir()
     content = f"{whole}\n{killed}\n".encode()[:-cut]
     shard.write_bytes(content)
-    assert [record.line() for record in read_suite(tmp_path).cells] == [whole]
+    assert [record.line() for record in read_suite(tmp_path).runs] == [whole]
     assert shard.read_bytes() == content
 
 
 def _corrupted(fakes):
-    record = fakes.make_record("mod")
+    record = run_of(fakes, "mod")
     line = record.line()
 
     def with_its_digest(text):
-        return fakes.altered(record, lambda value: value["metrics"].update(heldout_loss=float(text)))
+        return fakes.altered(record, lambda value: value["curve"][0].update(heldout_loss=float(text)))
 
     return {
         "half a line": (line[:300], "not JSON"),
@@ -115,9 +121,13 @@ def _corrupted(fakes):
         "no object": ("[]", "not a JSON object"),
         "another schema": (fakes.altered(record, lambda r: r.update(schema=99)), "schema is 99"),
         "no schema": (fakes.altered(record, lambda r: r.pop("schema")), "schema is None"),
-        "another cell": (
-            fakes.altered(record, lambda r: r["cell"].update(seed=7)),
-            "but its cell's key",
+        "an older schema": (
+            fakes.altered(record, lambda r: r.update(schema=3)),
+            "convert the folder with `python tools/convert_records.py RESULTS`",
+        ),
+        "another run": (
+            fakes.altered(record, lambda r: r["run"].update(seed=7)),
+            "but its run's key",
         ),
         "unknown metric": (
             fakes.altered(record, lambda r: r["metrics"].update(los=1)),
@@ -147,7 +157,8 @@ def _corrupted(fakes):
         "no object",
         "another schema",
         "no schema",
-        "another cell",
+        "an older schema",
+        "another run",
         "unknown metric",
         "unknown kind",
         "unknown field",
@@ -162,7 +173,7 @@ def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
     bad, reason = _corrupted(fakes)[what]
     shard = tmp_path / "records" / "a.jsonl"
     shard.parent.mkdir()
-    content = f"{fakes.make_record().line()}\n{bad}\n{fakes.make_record(seed=1).line()}\n"
+    content = f"{run_of(fakes).line()}\n{bad}\n{run_of(fakes, seed=1).line()}\n"
     shard.write_text(content)
     with pytest.raises(UserError) as raised:
         read_suite(tmp_path)
@@ -183,24 +194,25 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
 
 
 def test_a_line_separator_inside_a_string_ends_no_line(tmp_path, fakes):
-    record = fakes.make_record(status="failed", error="one\u2028two\nthree")
-    fakes.store(tmp_path, [record])
-    assert read_suite(tmp_path).cells == [record]
+    result = fakes.make_record(status="failed", error="one\u2028two\nthree")
+    fakes.store(tmp_path, [result])
+    assert read_suite(tmp_path).runs == [result.record]
 
 
 def test_the_set_of_records_counts_not_shards_order_or_copies(tmp_path, fakes, six):
     one = fakes.store(tmp_path / "one", six)
     many = fakes.store(tmp_path / "many", [*six[::-1], six[2], six[0]], shards=4)
-    assert read_suite(one).cells == read_suite(many).cells
-    assert len(read_suite(many).cells) == 6
+    assert read_suite(one).runs == read_suite(many).runs
+    assert read_suite(one).measurements == read_suite(many).measurements
+    assert (len(read_suite(many).runs), len(read_suite(many).measurements)) == (6, 12)
 
 
 def test_of_reruns_an_ok_one_wins_then_the_one_finished_last_then_the_greatest_line(fakes):
     early, late = "2026-01-01T01:00:00+00:00", "2026-01-01T02:00:00Z"
-    ok_early = fakes.make_record(loss=5.0, finished=early)
-    ok_late = fakes.make_record(loss=5.1, finished=late)
-    failed_last = fakes.make_record(status="failed", finished="2026-01-01T03:00:00+00:00")
-    ok_late_too = fakes.make_record(loss=5.2, finished=late)
+    ok_early = run_of(fakes, loss=5.0, finished=early)
+    ok_late = run_of(fakes, loss=5.1, finished=late)
+    failed_last = run_of(fakes, status="failed", finished="2026-01-01T03:00:00+00:00")
+    ok_late_too = run_of(fakes, loss=5.2, finished=late)
     greatest = max(ok_late, ok_late_too, key=lambda record: record.line())
     assert len({record.key for record in (ok_early, ok_late, failed_last)}) == 1
     for order in ([ok_early, ok_late, failed_last], [failed_last, ok_late, ok_early]):
@@ -221,7 +233,7 @@ for _ in range(1000):
 
 
 def test_a_killed_writer_loses_nothing_that_it_had_appended(tmp_path, fakes):
-    (tmp_path / "line").write_text(fakes.make_record().line())
+    (tmp_path / "line").write_text(run_of(fakes).line())
     command = [sys.executable, "-c", _WRITER, str(tmp_path), str(tmp_path / "line")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
@@ -229,11 +241,11 @@ def test_a_killed_writer_loses_nothing_that_it_had_appended(tmp_path, fakes):
             assert writer.stdout.readline()
         writer.kill()
     assert len(list((tmp_path / "records").glob("*.jsonl"))) >= 3
-    assert len(read_suite(tmp_path).cells) == 1
+    assert len(read_suite(tmp_path).runs) == 1
 
 
 def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path, fakes):
-    line = fakes.make_record().line()
+    line = run_of(fakes).line()
     shard = tmp_path / "records" / "a.jsonl"
     shard.parent.mkdir()
     for place in range(0, len(line), 61):
@@ -260,8 +272,8 @@ def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path, what, r
         read(tmp_path)
 
 
-def test_digest_is_checked_whatever_the_schema_says(tmp_path, fakes):
-    line = fakes.make_record().line().replace('"schema":3', '"schema":2', 1)
+def test_a_line_with_the_digest_of_another_is_refused(tmp_path, fakes):
+    line = run_of(fakes).line().replace('"seed":0', '"seed":1', 1)
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "a.jsonl").write_text(f"{line}\n")
     for read in (read_suite, finished):
@@ -269,37 +281,101 @@ def test_digest_is_checked_whatever_the_schema_says(tmp_path, fakes):
             read(tmp_path)
 
 
-def test_lines_of_each_kind_from_before_digests_are_read(tmp_path, fakes):
-    cell, audit = fakes.make_record(), make_audit()
-    timings = [timed("mod", make_case()), ceiling(), weighed("mod", 99, 98)]
-    for folder, records in (("records", (cell, audit)), ("timings", timings)):
-        (tmp_path / folder).mkdir()
-        lines = [fakes.old_line(record) + "\n" for record in records]
-        (tmp_path / folder / "old.jsonl").write_text("".join(lines))
-    found = read_suite(tmp_path)
-    assert (found.cells, found.audits) == ([cell], {audit.key: audit})
-    assert sorted(found.timings, key=lambda timing: timing.job) == sorted(
-        timings, key=lambda timing: timing.job
-    )
-    assert [entry.kind for entry in finished(tmp_path)] == ["cell", "audit", *["timing"] * 3]
+def some_of_each_kind(fakes):
+    result = fakes.make_record(audit_key="ab" * 8, workers=2)
+    timing = timed("mod", make_case(), repetition=2)
+    suite = fakes.suite_record([result])
+    return result.record, *result.measurements, make_audit(), timing, suite
 
 
 def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fakes):
-    cell, timing = fakes.make_record(audit_key="ab" * 8), timed("mod", make_case(), repetition=2)
-    for record in (cell, make_audit(), timing):
+    records = some_of_each_kind(fakes)
+    for record in records:
         append_record(tmp_path, record)
-    told = sorted(finished(tmp_path), key=lambda entry: entry.kind)
-    audit, loss, text = make_audit(), cell.metrics["heldout_loss"], cell.data["sha256"]
+    run, heldout, task, audit, timing, suite = records
+    text = run.data["sha256"]
+
+    def entry(record, **fields):
+        return Finished(kind=record.kind, key=record.key, finished=record.finished, **fields)
+
+    told = sorted(finished(tmp_path), key=lambda entry: (entry.kind, entry.measures))
+    measured = {"status": "ok", "run": run.key}
     assert told == [
-        Finished("audit", audit.key, None, None, None, None, None, audit.finished),
-        Finished("cell", cell.key, "ok", "ab" * 8, None, None, None, cell.finished, loss, text),
-        Finished("timing", timing.key, "ok", None, "run-1", "time", 2, timing.finished),
+        entry(audit),
+        entry(task, measures="downstream", **measured),
+        entry(heldout, measures="heldout", loss=5.0, **measured),
+        entry(run, status="ok", audit_key="ab" * 8, workers=2, text=text),
+        entry(suite),
+        entry(timing, status="ok", session="session-1", measures="training", repetition=2),
     ]
+
+
+def test_what_is_finished_agrees_with_the_records_themselves(tmp_path, fakes):
+    """On the committed results, too."""
+    for record in some_of_each_kind(fakes):
+        append_record(tmp_path, record)
+    append_record(tmp_path, run_of(fakes, status="oom", environment={"gpu": "Imaginary GPU"}))
+    for folder in (tmp_path, Path(__file__).parents[2] / "results" / "quick"):
+        found = read_suite(folder)
+        told = [(e.kind, e.key, e.status, e.finished, e.gpu) for e in finished(folder)]
+        records = [*found.runs, *found.measurements, *found.timings, *found.suites]
+        expected = [(r.kind, r.key, getattr(r, "status", None), r.finished, gpu(r)) for r in records]
+        assert sorted(map(str, expected)) == sorted(map(str, (e for e in told if e[0] != "audit")))
+        assert {e[1] for e in told if e[0] == "audit"} == found.audits.keys()
+        losses = {e.key: e.loss for e in finished(folder) if e.loss is not None}
+        assert losses == {
+            one.key: one.result["metrics"]["heldout_loss"]
+            for one in found.measurements
+            if "heldout_loss" in one.result.get("metrics", {})
+        }
+        audits = {(e.key, e.audit_key) for e in finished(folder) if e.kind == "run"}
+        assert audits == {(run.key, run.audit_key) for run in found.runs}
+
+
+def gpu(record):
+    return record.environment.get("gpu")
+
+
+def test_the_plan_of_learning_rates_is_told_from_the_record_of_a_suite(tmp_path, make, fakes):
+    append_record(tmp_path, fakes.suite_record([make("mod", model_width=32)]))
+    (told,) = finished(tmp_path)
+    assert (told.exponent, told.margin) == (PLAN["exponent"], PLAN["margin"])
+
+
+def test_one_run_and_one_audit_are_read_without_other_lines(tmp_path, fakes, monkeypatch):
+    run, other = run_of(fakes), run_of(fakes, seed=1)
+    audit, newer = make_audit(), make_audit(finished="2026-01-01T00:02:00+00:00")
+    measurements = fakes.make_record().measurements
+    for record in (run, other, audit, newer, make_audit("vanilla"), *measurements):
+        append_record(tmp_path, record)
+    parsed = []
+
+    def watch(line):
+        parsed.append(read_record(line))
+        return parsed[-1]
+
+    monkeypatch.setattr(store, "read_record", watch)
+    assert store.read_run(tmp_path, run.key) == run
+    assert parsed == [run]
+    parsed.clear()
+    assert store.read_audit(tmp_path, audit.key) == newer
+    assert len(parsed) == 2
+    parsed.clear()
+    for read in (store.read_run, store.read_audit):
+        assert read(tmp_path, "0" * 16) is None
+    assert store.read_audit(tmp_path, run.key) is store.read_run(tmp_path, audit.key) is None
+
+
+def test_of_reruns_the_one_that_counts_is_read(tmp_path, fakes):
+    ok = run_of(fakes, finished="2026-01-01T01:00:00+00:00")
+    for record in (ok, run_of(fakes, status="failed", finished="2026-01-01T02:00:00+00:00")):
+        append_record(tmp_path, record)
+    assert store.read_run(tmp_path, ok.key) == ok
 
 
 def test_old_temporary_files_are_removed_and_new_ones_are_kept(tmp_path, fakes):
     """A writer in another container can't be seen, so that age alone counts."""
-    append_record(tmp_path, fakes.make_record())
+    append_record(tmp_path, run_of(fakes))
     (tmp_path / "records" / ".folder.jsonl.elsewhere.00.tmp").mkdir()  # of the user's
     old = [
         tmp_path / ".leaderboard.md.elsewhere.00.tmp",
@@ -315,7 +391,7 @@ def test_old_temporary_files_are_removed_and_new_ones_are_kept(tmp_path, fakes):
     assert sorted(remove_leftovers(tmp_path)) == sorted(old)
     assert all(path.exists() for path in live)
     assert not any(path.exists() for path in old)
-    assert len(read_suite(tmp_path).cells) == 1
+    assert len(read_suite(tmp_path).runs) == 1
 
 
 def test_two_writers_with_one_process_id_do_not_meet(tmp_path, monkeypatch):
@@ -335,8 +411,8 @@ def test_two_writers_with_one_process_id_do_not_meet(tmp_path, monkeypatch):
 
 def test_a_record_that_was_emptied_is_told_by_the_report(tmp_path, fakes, capsys):
     suite = tmp_path / "mine"
-    append_record(suite, fakes.make_record())
-    emptied = append_record(suite, fakes.make_record("mod"))
+    append_record(suite, run_of(fakes))
+    emptied = append_record(suite, run_of(fakes, "mod"))
     emptied.write_bytes(b"")
     remove_leftovers(suite)
     assert main(["report", "--results", str(tmp_path)]) == 0
@@ -346,19 +422,17 @@ def test_a_record_that_was_emptied_is_told_by_the_report(tmp_path, fakes, capsys
     )
 
 
-@pytest.mark.parametrize("under", ["records", "timings"])
-def test_a_last_line_that_is_cut_off_is_told_by_the_report(tmp_path, fakes, capsys, under):
+def test_a_last_line_that_is_cut_off_is_told_by_the_report(tmp_path, fakes, capsys):
     suite = tmp_path / "mine"
-    kept = fakes.make_record()
+    kept = run_of(fakes)
     append_record(suite, kept)
     assert main(["report", "--results", str(tmp_path)]) == 0
     assert "cut off" not in capsys.readouterr().err
-    shard = suite / under / "killed.jsonl"
-    shard.parent.mkdir(exist_ok=True)
-    shard.write_text(fakes.make_record("mod").line()[:-1])
+    shard = suite / "records" / "killed.jsonl"
+    shard.write_text(run_of(fakes, "mod").line()[:-1])
     assert main(["report", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().err == (
         f"modbench: {shard}: its last line is cut off and is skipped; running the suite again repeats "
         "what is missing\n"
     )
-    assert read_suite(suite).cells == [kept]
+    assert read_suite(suite).runs == [kept]

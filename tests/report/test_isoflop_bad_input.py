@@ -1,19 +1,21 @@
-"""Curves without an optimum, missing seeds and unfinished cells: shown by name, never as a number."""
+"""Curves without an optimum, missing seeds and unfinished runs: shown by name, never as a number."""
 
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
 
 import pytest
-from isoflop_made_up import BUDGETS, WIDTHS, Make, run, sweep_records
+from isoflop_made_up import BUDGETS, PLAN, WIDTHS, Make, run, sweep_records
+from made_up_records import store, suite_record
 
 from modbench.errors import UserError
-from modbench.records.record import CellRecord
-from modbench.records.store import append_record
+from modbench.records.record import SuiteRecord
+from modbench.records.result import Result
 from modbench.report.page import write_report
 
 #: Loss by the logarithm of width over the middle one.
@@ -22,26 +24,32 @@ VALLEY: Loss = lambda x: 4 + 0.1 * x**2  # noqa: E731
 
 
 class Sweep:
-    """Records of a made-up sweep in ``folder``."""
+    """A made-up sweep, whose records are in ``folder``."""
 
     def __init__(self, folder: Path, make: Make) -> None:
         self.folder, self.make = folder, make
+        self.results: list[Result] = []
+        self.suites: list[SuiteRecord] = []  #: without any: one of all results
 
-    def add(self, scheme: str, width: int, budget: int, **fields: Any) -> CellRecord:
-        record = run(self.make, scheme, width, budget, **fields)
-        append_record(self.folder, record)
-        return record
+    def add(self, scheme: str, width: int, budget: int, **fields: Any) -> Result:
+        self.results.append(run(self.make, scheme, width, budget, **fields))
+        return self.results[-1]
 
     def scheme(
         self, name: str, curve: Loss = VALLEY, missing: tuple[int, int] | None = None, **others: Any
     ) -> None:
         """A finished scheme. ``missing``: width and seed of a run that is not there."""
         for one in sweep_records(self.make, name, lambda width, _: curve(log(width / 64)), **others):
-            if (one.cell["model"]["width"], one.cell["seed"]) != missing:
-                append_record(self.folder, one)
+            if (one.width, one.seed) != missing:
+                self.results.append(one)
+
+    def wanted(self, results: Sequence[Result], finished: str, **plan: Any) -> None:
+        """The suite wants ``results``, by ``plan``."""
+        planned = [replace(one, isoflop=PLAN | plan) for one in results]
+        self.suites.append(suite_record(planned, finished))
 
     def page(self) -> str:
-        write_report(self.folder)
+        write_report(store(self.folder, self.results, *self.suites))
         return (self.folder / "leaderboard.md").read_text()
 
     def row(self, scheme: str) -> str:
@@ -102,7 +110,7 @@ def test_missing_seed_shows_at_its_size(sweep: Sweep) -> None:
 
 
 @pytest.mark.parametrize("status", ["failed", "diverged", "oom"])
-def test_unfinished_cells_stay_with_their_reason(status: str, sweep: Sweep) -> None:
+def test_unfinished_runs_stay_with_their_reason(status: str, sweep: Sweep) -> None:
     sweep.scheme("vanilla")
     lost = sweep.add("vanilla", 64, BUDGETS[0], rate=0.04, status=status, error="it broke in step 3")
     assert f"0.04, seed 0: {status} (it broke in step 3)" in sweep.page()
@@ -116,14 +124,21 @@ def test_report_of_a_curve_that_mixes_settings_is_refused_by_name(sweep: Sweep) 
     sweep.scheme("vanilla")
     sweep.add("vanilla", 64, BUDGETS[0], options={"capacity": 0.5})
     with pytest.raises(UserError, match=r"two runs of vanilla have budget 1e\+12, size 49152"):
-        write_report(sweep.folder)
+        sweep.page()
 
 
-def test_plan_of_the_learning_rates_is_that_of_the_newest_record(sweep: Sweep) -> None:
+#: Times at which suites and runs end.
+FIRST, SECOND, THIRD = (f"2026-01-0{day}T00:00:00+00:00" for day in (1, 2, 3))
+
+
+def test_plan_of_the_learning_rates_is_that_of_the_newest_suite(sweep: Sweep) -> None:
+    """Also where a run that only an older suite wanted ended last."""
     sweep.scheme("vanilla")
-    changed = {"learning_rates": [0.005, 0.01, 0.02], "extensions": 0}
-    later = "2026-01-02T00:00:00+00:00"
-    sweep.add("vanilla", 64, BUDGETS[1], rate=0.02, loss=9.0, plan=changed, finished=later)
+    kept = [*sweep.results]
+    sweep.add("vanilla", 64, BUDGETS[1], rate=0.001, loss=9.0, finished=THIRD)
+    sweep.wanted(sweep.results, FIRST)
+    kept.append(sweep.add("vanilla", 64, BUDGETS[1], rate=0.02, loss=9.0))
+    sweep.wanted(kept, SECOND, learning_rates=[0.005, 0.01, 0.02], extensions=0)
     sweep.page()
     rates = csv.DictReader(io.StringIO((sweep.folder / "learning_rates.csv").read_text()))
     assert {row["verdict"] for row in rates} == {"edge"}
@@ -169,9 +184,8 @@ def test_scheme_without_a_curve_has_a_row_with_the_reason(sweep: Sweep) -> None:
 
 
 def test_trial_out_of_memory_is_a_lost_rate_as_in_the_run(sweep: Sweep) -> None:
-    for one in sweep_records(sweep.make, "vanilla", lambda width, _: VALLEY(log(width / 64))):
-        if one.cell["train"]["learning_rate"] != 0.01:
-            append_record(sweep.folder, one)
+    sweep.scheme("vanilla")
+    sweep.results = [one for one in sweep.results if one.learning_rate != 0.01]
     sweep.add("vanilla", 64, BUDGETS[1], rate=0.01, status="oom", error="it did not fit")
     assert "interior" in sweep.row("vanilla")
     assert re.search(r"0\.005: [\d.]+, 0\.01: oom", sweep.page())
@@ -186,8 +200,10 @@ def test_share_of_interior_draws_is_shown_where_it_is_below_one(sweep: Sweep) ->
 
 
 def test_margin_is_that_of_the_newest_suite_and_is_stated(sweep: Sweep) -> None:
-    sweep.scheme("vanilla", plan={"margin": 0.5}, finished="2026-01-02T00:00:00+00:00")
+    sweep.scheme("vanilla")
     sweep.scheme("mod")
+    sweep.wanted(sweep.results, FIRST)
+    sweep.wanted(sweep.results, SECOND, margin=0.5)
     assert "*Equivalent*: within 0.5 nats per token" in sweep.page()
     assert {row["difference_margin"] for row in sweep.optima("mod")} - {""} == {"0.5"}
 

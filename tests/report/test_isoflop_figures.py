@@ -8,7 +8,7 @@ from isoflop_made_up import BUDGETS, Make, curve_loss, records, run, sweep_recor
 from matplotlib.text import Annotation
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.records.record import CellRecord
+from modbench.records.result import Result
 from modbench.report.isoflop.csv import optima_csv
 from modbench.report.isoflop.figures import curves, losses_at_optimum, normalised, speed_ups
 from modbench.report.isoflop.page import isoflop_page
@@ -17,7 +17,7 @@ from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.plot_style import marks
 
 
-def swept(found: list[CellRecord]) -> Sweep:
+def swept(found: list[Result]) -> Sweep:
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
     return sweep

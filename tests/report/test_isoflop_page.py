@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isoflop_made_up import BUDGETS, Make, curve_loss, records, sweep_records, table_under
+from made_up_records import store
 
-from modbench.records.record import CellRecord
-from modbench.records.store import append_record
+from modbench.records.result import Result
 from modbench.report.isoflop.csv import optima_csv
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import sweep_of
@@ -19,7 +19,7 @@ from modbench.report.leaderboard.columns import OPTIMA
 from modbench.report.page import DERIVED, write_report
 
 
-def page_of(found: list[CellRecord]) -> str:
+def page_of(found: list[Result]) -> str:
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
     return isoflop_page(sweep)
@@ -88,9 +88,7 @@ def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
 
 
 def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -> None:
-    for one in records(make):
-        append_record(tmp_path, one)
-    write_report(tmp_path)
+    write_report(store(tmp_path, records(make)))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "optima.csv").read_text())))
     assert {(row["budget"], row["fit"], row["scheme"]) for row in rows} == {
         (str(budget), fit, scheme)
@@ -116,9 +114,7 @@ def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -
 
 def test_any_two_schemes_are_compared_at_their_optima_and_run_by_run(make: Make, tmp_path: Path) -> None:
     schemes = ("vanilla", "mod", "mod:gaussian")
-    for record in records(make, schemes):
-        append_record(tmp_path, record)
-    write_report(tmp_path)
+    write_report(store(tmp_path, records(make, schemes)))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "differences.csv").read_text())))
     found = {(row["budget"], row["scheme"], row["minus"]): row for row in rows}
     for budget in BUDGETS:
@@ -141,7 +137,7 @@ def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:
     assert "### Differences between schemes" not in page_of(found)
 
 
-def test_diverged_cells_stay_with_their_reason(make: Make) -> None:
+def test_diverged_runs_stay_with_their_reason(make: Make) -> None:
     lost = make(
         "mod/w64",
         router="mod",
@@ -155,10 +151,8 @@ def test_diverged_cells_stay_with_their_reason(make: Make) -> None:
 
 
 def test_sweep_without_a_chosen_rate_has_no_curves(make: Make, tmp_path: Path) -> None:
-    only = [r for r in records(make) if r.cell["train"]["learning_rate"] == 0.0025]
-    for one in only:
-        append_record(tmp_path, one)
-    write_report(tmp_path)
+    only = [result for result in records(make) if result.learning_rate == 0.0025]
+    write_report(store(tmp_path, only))
     assert "No scheme has a learning rate yet" in (tmp_path / "leaderboard.md").read_text()
     assert not (tmp_path / "optima.csv").exists()
 
@@ -169,5 +163,5 @@ def test_runs_with_the_seed_of_the_learning_rates_are_on_no_curve(make: Make) ->
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
     assert sweep.rates["mod"].choice.best == 0.005
-    assert {record.cell["seed"] for record in sweep.curve_records()} == {0, 1, 2}
+    assert {result.seed for result in sweep.curve_records()} == {0, 1, 2}
     assert "0.00354 by the law, which is best" in sweep.law("mod")

@@ -3,17 +3,22 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, log
 
 import pytest
 from isoflop_made_up import BUDGETS, WIDTHS, Make, records, table_under
+from made_up_records import suite_record
 from timings_made_up import make_case, make_timing
 
-from modbench.records.record import CellRecord, TimingRecord
+from modbench.records.record import TimingRecord
+from modbench.records.result import Result
 from modbench.report.isoflop.csv import optima_csv
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import Sweep, sweep_of
 from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.timing.table import TimingTable
+from modbench.report.timing.values import labels_of
 
 #: Made-up seconds per FLOP by scheme: routing costs time that FLOPs don't show.
 SLOWNESS = {"vanilla": 1e-9, "mod": 1.6e-9}
@@ -24,29 +29,28 @@ def seconds_per_flop(scheme: str, width: int) -> float:
     return SLOWNESS[scheme] * (1 + 10 / width)
 
 
-def steps_of(found: Sequence[CellRecord], scheme: str, widths: Sequence[int]) -> list[TimingRecord]:
+def steps_of(found: Sequence[Result], scheme: str, widths: Sequence[int]) -> list[TimingRecord]:
     """One timing of the training step of each of ``widths``."""
     timings = []
     for width in widths:
-        cell = next(one.cell for one in found if one.cell["router"]["label"] == f"{scheme}/w{width}")
-        train = {name: cell["train"][name] for name in ("sequence", "batch", "precision")}
-        timed = {"router": cell["router"], "model": cell["model"], "train": train, "time": {}}
+        timed = next(one.run.timed for one in found if one.label == f"{scheme}/w{width}")
         seconds = seconds_per_flop(scheme, width) * 10**9
         case = make_case("train", seconds=(seconds,) * 4, flops=10**9)
         measured = {"cases": [case], "balance": "forced", "compiled": False}
         timings.append(
-            make_timing("time", timed, {**measured, "machine": {"overloaded": False, "others": 0.0}})
+            make_timing("training", timed, {**measured, "machine": {"overloaded": False, "others": 0.0}})
         )
     return timings
 
 
 @pytest.fixture
-def found(make: Make) -> list[CellRecord]:
+def found(make: Make) -> list[Result]:
     return records(make)
 
 
-def swept(found: Sequence[CellRecord], timings: Sequence[TimingRecord]) -> Sweep:
-    sweep = sweep_of(found, Leaderboard.of(found), timings)
+def swept(found: Sequence[Result], timings: Sequence[TimingRecord]) -> Sweep:
+    table = TimingTable(timings, labels_of([suite_record(found)]), "fake") if timings else None
+    sweep = sweep_of(found, Leaderboard.of(found), table)
     assert sweep is not None
     return sweep
 
@@ -60,7 +64,7 @@ def interpolated(scheme: str, size: float) -> float:
 
 
 def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flop(
-    found: list[CellRecord],
+    found: list[Result],
 ) -> None:
     timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
     sweep = swept(found, timings)
@@ -100,7 +104,7 @@ def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flo
     ids=["nothing", "one scheme", "other sizes"],
 )
 def test_missing_times_are_named_and_never_extrapolated(
-    found: list[CellRecord], timed: dict[str, tuple[int, ...]], sentence: str
+    found: list[Result], timed: dict[str, tuple[int, ...]], sentence: str
 ) -> None:
     timings = [one for scheme, widths in timed.items() for one in steps_of(found, scheme, widths)]
     page = isoflop_page(swept(found, timings))
@@ -111,21 +115,31 @@ def test_missing_times_are_named_and_never_extrapolated(
 
 
 def test_times_of_a_scheme_with_other_options_do_not_count(
-    found: list[CellRecord],
+    found: list[Result],
 ) -> None:
     timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
     others = []
     for one in timings:
-        router = {**one.cell["router"], "options": {"every": 7}}
-        others.append(make_timing("time", {**one.cell, "router": router}, one.measured))
+        assert one.what.router is not None
+        router = replace(one.what.router, options={"every": 7})
+        others.append(make_timing("training", replace(one.what, router=router), one.measured))
     assert swept(found, others).times.measured == {}
     assert set(swept(found, timings).times.measured) == {"vanilla", "mod"}
 
 
-def test_doubtful_times_are_marked(found: list[CellRecord]) -> None:
+def test_two_labels_of_one_scheme_have_the_same_times(found: list[Result]) -> None:
+    again = [
+        replace(one, label=one.label.replace("mod", "again")) for one in found if one.scheme == "mod"
+    ]
+    sweep = swept([*found, *again], steps_of(found, "mod", WIDTHS))
+    assert sweep.times.measured["again"] == sweep.times.measured["mod"]
+    assert len(sweep.times.measured["mod"]) == len(WIDTHS)
+
+
+def test_doubtful_times_are_marked(found: list[Result]) -> None:
     timings = steps_of(found, "vanilla", WIDTHS)
     for one in steps_of(found, "mod", WIDTHS):
         measured = {**one.measured, "machine": {"overloaded": True, "others": 3.0}}
-        timings.append(make_timing("time", one.cell, measured))
+        timings.append(make_timing("training", one.what, measured))
     row = table_under(isoflop_page(swept(found, timings)), "## 3e+12 training FLOPs")[0]
     assert row[5].endswith("(loaded)")

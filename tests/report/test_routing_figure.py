@@ -76,13 +76,6 @@ def test_experts_without_tokens_are_drawn_at_zero(fakes):
     assert list(figure.axes[0].lines[0].get_ydata()) == [0, 0]
 
 
-def test_the_same_rows_give_the_same_bytes(fakes):
-    records = [fakes.make_record("mod", routing=fakes.make_routing(experts=(0, 1, 2, 3, 4)))]
-    first = routing_figures(Leaderboard.of(records))
-    assert sorted(first) == ["expert_load.png", "expert_load.svg", "routing.png", "routing.svg"]
-    assert routing_figures(Leaderboard.of(records)) == first
-
-
 def _legend(axes) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 

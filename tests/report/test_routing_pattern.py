@@ -1,6 +1,5 @@
 """The routing pattern of a passage and the histograms of router weights, on plainly made-up routings."""
 
-from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 from matplotlib.colors import to_rgba
 
-from modbench.records.record import CellRecord
+from modbench.records.result import Result
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import sweep_of
 from modbench.report.leaderboard.board import Leaderboard
@@ -49,15 +48,15 @@ def passage(
     }
 
 
-def record(fakes: Any, label: str, found: dict[str, Any] | None = None, **fields: Any) -> CellRecord:
+def record(fakes: Any, label: str, found: dict[str, Any] | None = None, **fields: Any) -> Result:
     routing = fakes.make_routing((1, 3)) | ({"passage": found} if found else {})
-    made: CellRecord = fakes.make_record(label, routing=routing, **fields)
+    made: Result = fakes.make_record(label, routing=routing, **fields)
     return made
 
 
-def drawn(draw: Any, *records: CellRecord) -> Any:
+def drawn(draw: Any, *records: Result) -> Any:
     with look():
-        return draw([RoutingCase(one.cell["router"]["label"], one) for one in records])
+        return draw([RoutingCase(one.label, one) for one in records])
 
 
 def bars(axes: Any) -> list[list[tuple[float, float, float, float]]]:
@@ -145,8 +144,8 @@ def test_depth_routed_schemes_come_first_and_at_most_six_are_drawn(fakes: Any) -
 
 
 def test_a_scheme_has_the_best_row_of_its_largest_budget(fakes: Any) -> None:
-    def mod(width: int, budget: int, loss: float, seed: int = 0) -> CellRecord:
-        made: CellRecord = fakes.make_record(
+    def mod(width: int, budget: int, loss: float, seed: int = 0) -> Result:
+        made: Result = fakes.make_record(
             f"mod/w{width}",
             router="mod",
             loss=loss,
@@ -158,7 +157,7 @@ def test_a_scheme_has_the_best_row_of_its_largest_budget(fakes: Any) -> None:
 
     records = [mod(64, 10**12, 4.0), mod(64, 2 * 10**12, 4.1, 1), mod(64, 2 * 10**12, 4.1)]
     (case,) = cases_of_board(Leaderboard.of([*records, fakes.make_record("lost", status="oom")]))
-    assert case.record == records[2]
+    assert case.record is records[2]
 
 
 @pytest.mark.parametrize(("lowest", "expected"), [(64, 64), (1024, 128)])
@@ -180,26 +179,24 @@ def test_a_scheme_of_a_sweep_has_the_size_nearest_to_its_optimum(
                     model={"width": width},
                     train={"budget": budget, "learning_rate": 0.005},
                     metrics={"active_parameters": 12 * width**2},
-                    suite={"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": PLAN},
+                    suite={"isoflop": PLAN},
                 )
                 records.append(made)
     for rate in (0.0025, 0.01):
-        train = records[5].cell["train"] | {"learning_rate": rate}
         trial = fakes.make_record(
             "mod/w64",
             router="mod",
             loss=6.0,
             model={"width": 64},
-            train=train,
-            suite=records[0].suite,
+            train={"budget": 10**12, "learning_rate": rate},
+            suite={"isoflop": PLAN},
         )
         records.append(trial)
     sweep = sweep_of(records, Leaderboard.of(records))
     assert sweep is not None
     (case,) = cases_of_sweep(sweep)
-    cell = case.record.cell
-    assert (cell["model"]["width"], cell["train"]["budget"]) == (expected, 3 * 10**12)
-    assert cell["seed"] == 0
+    assert (case.record.width, case.record.budget) == (expected, 3 * 10**12)
+    assert case.record.seed == 0
     assert case.name == f"mod: width {expected}, 4 layers, 3e+12 training FLOPs"
     assert "](routing_pattern.png)" in isoflop_page(sweep, drawn=["routing_pattern.png"])
 
@@ -231,12 +228,11 @@ def test_layers_of_a_deep_model_are_spread_from_first_to_last(fakes: Any) -> Non
     assert part.get_suptitle() == f"mod ({MOST_LAYERS} of 9 layers)"
 
 
-def test_nothing_recorded_gives_no_file(fakes: Any, six: list[CellRecord]) -> None:
+def test_nothing_recorded_gives_no_file(fakes: Any, six: list[Result]) -> None:
     cases = cases_of_board(Leaderboard.of(six))
     assert pattern_files(cases) == weight_files(cases) == {}
-    routed = record(fakes, "mod", passage({}, experts={0: [0, 1]}))
-    routing = routed.routing | {"passage": routed.routing["passage"] | {"experts": []}}
-    assert pattern_files([RoutingCase("mod", replace(routed, routing=routing))]) == {}
+    unrouted = passage({}, experts={0: [0, 1]}) | {"experts": []}
+    assert pattern_files([RoutingCase("mod", record(fakes, "mod", unrouted))]) == {}
 
 
 def test_report_writes_both_figures_again_to_the_byte_and_shows_them(fakes: Any, tmp_path: Path) -> None:
@@ -255,7 +251,7 @@ def test_report_writes_both_figures_again_to_the_byte_and_shows_them(fakes: Any,
 
 
 def test_page_without_routing_names_no_figure_of_it(
-    fakes: Any, six: list[CellRecord], tmp_path: Path
+    fakes: Any, six: list[Result], tmp_path: Path
 ) -> None:
     write_report(fakes.store(tmp_path, six))
     assert "routing_pattern" not in (tmp_path / "leaderboard.md").read_text()

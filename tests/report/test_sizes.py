@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from modbench.records.record import CellRecord
+from modbench.records.result import Result
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.markdown import markdown
 
 WIDTHS = {"S": 64, "M": 96, "L": 128}
-Sized = Callable[..., list[CellRecord]]
+Sized = Callable[..., list[Result]]
 
 
 @pytest.fixture
 def sized(fakes: Any) -> Sized:
     """Records of a scheme by the losses of its sizes: one loss, or one per seed."""
 
-    def made(scheme: str, losses: Mapping[str, Any], **fields: Any) -> list[CellRecord]:
+    def made(scheme: str, losses: Mapping[str, Any], **fields: Any) -> list[Result]:
         found = []
         for size, values in losses.items():
             model = {"width": WIDTHS[size], "heads": 4}
@@ -139,7 +139,7 @@ def test_budgets_are_tables_of_their_own(sized: Sized) -> None:
         "mod", {"S": 4.5, "L": 4.4}, train={"budget": 2 * 10**12}
     )
     board = Leaderboard.of(records)
-    assert [[entry.row.cell["train"]["budget"] for entry in one] for one in board.comparisons] == [
+    assert [[entry.row.budget for entry in one] for one in board.comparisons] == [
         [10**12] * 2,
         [2 * 10**12] * 2,
     ]
@@ -197,6 +197,5 @@ def test_csv_marks_the_best_size_and_ranks_it_alone(sized: Sized) -> None:
 def test_rows_of_an_isoflop_suite_have_no_rank_of_their_own(fakes: Any) -> None:
     plan = {"learning_rates": [0.1, 0.2, 0.4], "extensions": 1, "exponent": -0.5, "margin": 0.01}
     plan |= {"middle_width": 64, "middle_budget": 10, "seed": 0}
-    suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "isoflop": plan}
-    (entry,) = Leaderboard.of([fakes.make_record("mod/w64", suite=suite)]).entries
+    (entry,) = Leaderboard.of([fakes.make_record("mod/w64", suite={"isoflop": plan})]).entries
     assert (entry.rank, entry.note) == (None, "")

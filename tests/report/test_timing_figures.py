@@ -3,21 +3,29 @@
 import pytest
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
-from timings_made_up import ceiling, make_case, make_timing, rows_of, timed, weighed
+from timings_made_up import (
+    ceiling,
+    make_case,
+    make_timing,
+    rows_of,
+    table_of,
+    timed,
+    timed_of,
+    weighed,
+)
 
 from modbench.records.record import TimingRecord
 from modbench.report.plot_style import look, marks
 from modbench.report.timing.figure import drawn, timing_figures
 from modbench.report.timing.page import timing_page
-from modbench.report.timing.table import TimingTable
 
 
 def page_of(*timings: TimingRecord) -> str:
-    return timing_page(TimingTable(timings))
+    return timing_page(table_of(*timings))
 
 
 def figure_of(*timings: TimingRecord) -> Figure:
-    rows = TimingTable(timings).cases
+    rows = table_of(*timings).cases
     with look():
         figure = drawn(
             [row for row in rows if row.router != "vanilla"],
@@ -138,16 +146,17 @@ def test_a_point_that_rests_on_a_doubtful_time_is_hollow(doubted: str) -> None:
 
 def test_the_figure_of_timings_is_reproducible_and_not_drawn_without_a_vanilla_row() -> None:
     timings = [timed(one, make_case()) for one in ("vanilla", "mod")]
-    table = TimingTable(timings)
+    table = table_of(*timings)
     contents = timing_figures(table)
     assert sorted(contents) == ["realised_efficiency.png", "realised_efficiency.svg"]
     assert contents == timing_figures(table)
-    assert timing_figures(TimingTable(timings[1:])) == {}
+    assert timing_figures(table_of(*timings[1:])) == {}
 
 
 def sized(scheme: str, width: int) -> TimingRecord:
-    one = timed(f"{scheme}/w{width}", make_case(), make_case("decode after 8 x 1"))
-    return make_timing("time", {**one.cell, "model": {"width": width, "layers": 4}}, one.measured)
+    label = f"{scheme}/w{width}"
+    measured = timed(label, make_case(), make_case("decode after 8 x 1")).measured
+    return make_timing("training", timed_of(label, model={"width": width}), measured)
 
 
 def test_few_shapes_have_a_panel_each_with_all_cases_in_ascending_order() -> None:

@@ -3,15 +3,14 @@
 from typing import Any
 
 import pytest
-from timings_made_up import cell_of, make_case, make_timing, rows_of, timed, weighed
+from timings_made_up import make_case, make_timing, rows_of, table_of, timed, timed_of, weighed
 
 from modbench.records.record import TimingRecord
 from modbench.report.timing.page import timing_page
-from modbench.report.timing.table import TimingTable
 
 
 def page_of(*timings: TimingRecord, **options: Any) -> str:
-    return timing_page(TimingTable(timings), **options)
+    return timing_page(table_of(*timings), **options)
 
 
 def test_memory_is_shown_by_part_measured_before_predicted() -> None:
@@ -19,7 +18,7 @@ def test_memory_is_shown_by_part_measured_before_predicted() -> None:
     measured = {part: 10**6 * size for part, size in sizes.items()} | {"peak": 39 * 10**6}
     predicted = {part: size // 2 for part, size in measured.items()}
     found = {"measured": measured, "predicted": predicted}
-    page = page_of(make_timing("inference_memory", cell_of("mod"), found))
+    page = page_of(make_timing("inference_memory", timed_of("mod"), found))
     assert "| scheme | phase | parameters | gradients | optimizer | cache | activations | peak |" in page
     cells = "3.0 / 1.5 | 5.0 / 2.5 | 7.0 / 3.5 | 11.0 / 5.5 | 13.0 / 6.5 | 39.0 / 19.5 | +100.0"
     assert f"| mod | inference | {cells} |" in page
@@ -27,7 +26,7 @@ def test_memory_is_shown_by_part_measured_before_predicted() -> None:
 
 def test_an_allocation_that_failed_is_in_the_unit_of_the_table() -> None:
     words = {"status": "oom", "error": "out of memory", "measured": {}, "asked_bytes": 2_345_678}
-    page = page_of(timed("mod", make_case()), make_timing("training_memory", cell_of("mod"), **words))
+    page = page_of(timed("mod", make_case()), make_timing("training_memory", timed_of("mod"), **words))
     assert "| oom, asked for 2.3 |" in page
 
 
@@ -43,10 +42,10 @@ def test_the_page_says_when_it_was_measured() -> None:
     assert "Measured from 2026-01-01T00:00:00+00:00 to 2026-01-03T01:00:00+00:00." in page
 
 
-def test_other_runs_are_told_where_there_are_any() -> None:
+def test_other_sessions_are_told_where_there_are_any() -> None:
     one = timed("mod", make_case())
-    assert "Other runs of this suite: 2; runs aren't compared." in page_of(one, others=2)
-    assert "Other runs" not in page_of(one)
+    assert "Other sessions of this suite: 2; sessions aren't compared." in page_of(one, others=2)
+    assert "Other sessions" not in page_of(one)
 
 
 @pytest.mark.parametrize("balances", [("forced", "as routed"), ("forced",), ("as routed",)], ids=str)
@@ -59,7 +58,7 @@ def test_a_forced_balance_is_told_where_any_row_has_it(balances: tuple[str, ...]
 @pytest.mark.parametrize("compiled", [True, False])
 def test_what_was_compiled_is_told(compiled: bool) -> None:
     made = timed("mod", make_case())
-    page = page_of(make_timing("time", made.cell, {**made.measured, "compiled": compiled}))
+    page = page_of(make_timing("training", made.what, {**made.measured, "compiled": compiled}))
     assert f"Matmuls in bfloat16, {'compiled' if compiled else 'not compiled'};" in page
 
 

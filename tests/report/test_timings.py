@@ -2,12 +2,24 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
+from timings_made_up import (
+    ceiling,
+    labels_in,
+    make_case,
+    make_timing,
+    rows_of,
+    suite_of,
+    table_of,
+    timed,
+    timed_of,
+    weighed,
+)
 
 from modbench.errors import UserError
 from modbench.records.record import TimingRecord, read_record
@@ -15,7 +27,7 @@ from modbench.records.store import append_record, read_suite
 from modbench.report.page import write_report
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import CaseRow, TimingTable
-from modbench.report.timing.values import newest_run
+from modbench.report.timing.values import labels_of, newest_session
 
 THROTTLED = ("power cap",)
 
@@ -33,9 +45,9 @@ def test_a_line_survives_its_own_line() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"key": "0" * 16}, "its cell's key is"),
-        ({"measurement": "weight"}, "measurement is 'weight'; input should be 'time'"),
-        ({"measurement": "ceiling"}, "a ceiling has no router"),
+        ({"key": "0" * 16}, "its timed's key is"),
+        ({"measures": "weight"}, "measures is 'weight'; input should be 'training'"),
+        ({"measures": "ceiling"}, "a ceiling has no router"),
         ({"measured": {}}, r"measured\.cases is missing"),
         ({"status": "oom"}, "status is oom and error is empty"),
     ],
@@ -79,8 +91,8 @@ def test_the_speed_up_to_reach_follows_realised_flops() -> None:
 def test_without_a_dense_row_there_is_no_efficiency() -> None:
     alone, dense = timed("mod", make_case()), timed("vanilla", make_case())
     assert row_of(alone).realised_efficiency is None
-    assert "no realised efficiency: this run has no vanilla row" in timing_page(TimingTable([alone]))
-    assert "no realised efficiency" not in timing_page(TimingTable([alone, dense]))
+    assert "no realised efficiency: this session has no vanilla row" in timing_page(table_of(alone))
+    assert "no realised efficiency" not in timing_page(table_of(alone, dense))
     rows = rows_of(timed("mod", make_case("prefill 8 x 1")), timed("vanilla", make_case()))
     assert rows["mod", "prefill 8 x 1"].realised_efficiency is None
 
@@ -107,7 +119,7 @@ def test_utilisation_is_over_the_fastest_of_all_components() -> None:
 
 def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
     def page(*ceilings: TimingRecord) -> str:
-        return timing_page(TimingTable([timed("vanilla", make_case()), *ceilings]))
+        return timing_page(table_of(timed("vanilla", make_case()), *ceilings))
 
     quiet, loaded = ceiling(), ceiling(repetition=2, overloaded=True)
     assert "ceilings: loaded or throttled" in page(quiet, loaded)
@@ -115,8 +127,8 @@ def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
 
 
 def test_a_ceiling_that_failed_is_told_and_nothing_said_of_utilisation() -> None:
-    failed = make_timing("ceiling", cell_of(None), {}, status="failed", error="it broke")
-    page = timing_page(TimingTable([timed("vanilla", make_case()), failed]))
+    failed = make_timing("ceiling", timed_of(None), {}, status="failed", error="it broke")
+    page = timing_page(table_of(timed("vanilla", make_case()), failed))
     assert "- ceilings: failed: it broke" in page
     assert "Utilisation" not in page
 
@@ -128,11 +140,11 @@ def test_what_follows_from_an_unstable_time_is_marked(shaky: str) -> None:
     timings = [timed(label, make_case(seconds=seconds)) for label, seconds in times.items()]
     row = rows_of(*timings)["mod", "forward"]
     assert (row.stable, row.efficiency_marks) == (shaky != "mod", "unstable")
-    page = timing_page(TimingTable([*timings, ceiling()]))
+    page = timing_page(table_of(*timings, ceiling()))
     assert "| mod | 1.00 (1.00, unstable) |" in page
     assert f"| {shaky} | 1.0 (unstable) |" in page
     stable = [timed(label, make_case(seconds=(1.0,) * 4)) for label in times]
-    assert "unstable" not in timing_page(TimingTable([*stable, ceiling()])).partition("## Notes")[0]
+    assert "unstable" not in timing_page(table_of(*stable, ceiling())).partition("## Notes")[0]
 
 
 @pytest.mark.parametrize("busy", ["vanilla", "mod"])
@@ -140,20 +152,32 @@ def test_what_follows_from_a_loaded_machine_is_marked(busy: str) -> None:
     timings = [timed(one, make_case(), overloaded=one == busy) for one in ("vanilla", "mod")]
     row = rows_of(*timings)["mod", "forward"]
     assert (row.loaded, row.efficiency_marks) == (busy == "mod", "loaded")
-    page = timing_page(TimingTable([*timings, ceiling()])).partition("## Notes")[0]
+    page = timing_page(table_of(*timings, ceiling())).partition("## Notes")[0]
     assert "| mod | 1.00 (1.00, loaded) |" in page
     assert f"| {busy} | 100.00 ± 0.00 (loaded) |" in page
     assert page.count("(loaded)") == 2  # its time and its utilisation
 
 
 def test_two_schemes_under_one_label_are_not_pooled() -> None:
-    one, other = cell_of("mine", "mod"), cell_of("mine", "mod")
-    other["router"]["options"] = {"every": 1}
+    keys = [timed_of("mine", "mod", options={"every": every}) for every in (1, 2)]
     measured = timed("mine", make_case()).measured
-    timings = [make_timing("time", cell, measured) for cell in (one, other)]
-    with pytest.raises(UserError, match="run run-1 timed 'mine' with two sets of options"):
-        TimingTable(timings)
-    assert TimingTable(timings[:1]).cases
+    timings = [make_timing("training", what, measured) for what in keys]
+    rows = TimingTable(timings, {what.key: "mine" for what in keys}).cases
+    assert sorted((row.key, row.n) for row in rows) == sorted((what.key, 4) for what in keys)
+
+
+def test_a_scheme_that_no_suite_names_has_no_row() -> None:
+    timings = [timed("mod", make_case()), weighed("mod", 1100, 1000)]
+    table = TimingTable(timings, {})
+    assert (table.cases, table.memory) == ([], [])
+
+
+def test_labels_are_those_of_the_last_suite_that_names_a_scheme() -> None:
+    early = suite_of({"dense": ["a"], "mod": ["b"], "gone": ["c"]})
+    last = suite_of({"vanilla": ["a"], "mod": ["d"]})
+    # b was timed before an option of mod was changed: the label is another scheme's now.
+    assert labels_of([early, last]) == {"a": "vanilla", "d": "mod", "c": "gone"}
+    assert labels_of([last, early]) == {"a": "dense", "b": "mod", "c": "gone"}
 
 
 def test_a_throttled_process_is_left_out_where_another_is_not() -> None:
@@ -175,15 +199,9 @@ def test_a_time_that_was_throttled_throughout_is_marked_and_what_follows_from_it
     rows = rows_of(*timings)
     assert (rows[slowed, "forward"].throttled, rows[slowed, "forward"].marks) == (True, "throttled")
     assert rows["mod", "forward"].efficiency_marks == "throttled"
-    page = timing_page(TimingTable(timings))
+    page = timing_page(table_of(*timings))
     assert f"| {slowed} | 100.00 ± 0.00 (throttled) |" in page
     assert "ceilings: loaded or throttled" in page
-
-
-def test_a_machine_with_other_work_is_flagged() -> None:
-    row = row_of(timed("mod", make_case(), overloaded=True), timed("mod", make_case(), repetition=2))
-    assert row.marks == "loaded"
-    assert row.seconds_median is not None
 
 
 @pytest.mark.parametrize(
@@ -198,11 +216,7 @@ def test_a_machine_with_other_work_is_flagged() -> None:
 def test_a_case_says_when_it_is_unstable(case: dict[str, Any]) -> None:
     row = row_of(timed("mod", case))
     assert (row.stable, row.marks) == (False, "unstable")
-    assert "(unstable)" in timing_page(TimingTable([timed("mod", case)]))
-
-
-def test_a_short_run_that_was_repeated_is_no_short_sample() -> None:
-    assert row_of(timed("mod", make_case(seconds=(0.0005,) * 4, loops=2))).stable
+    assert "(unstable)" in timing_page(table_of(timed("mod", case)))
 
 
 def test_one_process_of_short_samples_makes_the_pooled_time_unstable() -> None:
@@ -212,7 +226,7 @@ def test_one_process_of_short_samples_makes_the_pooled_time_unstable() -> None:
 
 
 def test_memory_is_held_against_its_prediction() -> None:
-    table = TimingTable([weighed("mod", 1100, 1000)])
+    table = table_of(weighed("mod", 1100, 1000))
     (row,) = table.memory
     assert (row["peak"], row["peak_predicted"]) == (1100, 1000)
     assert row["gradients"] == row["gradients_predicted"] == 10
@@ -222,7 +236,7 @@ def test_memory_is_held_against_its_prediction() -> None:
 def test_timings_of_two_machines_are_refused_by_name() -> None:
     other = {"cpu": "Another CPU", "cores": 64}
     with pytest.raises(UserError, match="different machine") as raised:
-        TimingTable([timed("vanilla", make_case()), timed("mod", make_case(), environment=other)])
+        table_of(timed("vanilla", make_case()), timed("mod", make_case(), environment=other))
     assert "cpu Imaginary CPU, cores 2" in str(raised.value)
     assert "cpu Another CPU, cores 64" in str(raised.value)
 
@@ -237,39 +251,35 @@ def test_timings_of_two_machines_are_refused_by_name() -> None:
 )
 def test_each_part_of_a_machine_tells_it_from_others(changed: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="different machine"):
-        TimingTable([timed("vanilla", make_case()), timed("mod", make_case(), environment=changed)])
+        table_of(timed("vanilla", make_case()), timed("mod", make_case(), environment=changed))
 
 
-def test_balance_as_routed_is_told() -> None:
-    page = timing_page(TimingTable([timed("mine", make_case(), balance="as routed")]))
-    assert "mine, balance as routed" in page
-    assert "balance as routed" not in timing_page(TimingTable([timed("mod", make_case())]))
-
-
-def test_the_newest_run_counts_and_of_a_job_done_twice_what_went_well() -> None:
+def test_the_newest_session_counts_and_of_a_job_done_twice_what_went_well() -> None:
     failed = {"status": "failed", "error": "broke", "measured": {}}
     late = {"started": "2026-01-02T00:00:00+00:00", "finished": "2026-01-02T00:01:00+00:00"}
     later = {"started": "2026-01-03T00:00:00+00:00", "finished": "2026-01-03T00:01:00+00:00"}
     old = timed("vanilla", make_case())
-    good = timed("mod", make_case(), run="run-2", **late)
-    bad = make_timing("time", cell_of("mod"), run="run-2", **{**later, **failed})
-    assert newest_run([old, good, bad]) == newest_run([bad, good, old]) == [good]
-    first = make_timing("time", cell_of("mod"), run="run-2", **{**late, **failed})
-    assert newest_run([first, timed("mod", make_case(), run="run-2", **later)])[0].status == "ok"
+    good = timed("mod", make_case(), session="session-2", **late)
+    bad = make_timing("training", timed_of("mod"), session="session-2", **{**later, **failed})
+    assert newest_session([old, good, bad]) == newest_session([bad, good, old]) == [good]
+    first = make_timing("training", timed_of("mod"), session="session-2", **{**late, **failed})
+    again = timed("mod", make_case(), session="session-2", **later)
+    assert newest_session([first, again]) == [again]
     lack = {"status": "oom", "error": "out of memory", "measured": {}}
-    outgrown = make_timing("time", cell_of("mod"), run="run-2", **{**later, **lack})
-    assert newest_run([first, outgrown]) == newest_run([outgrown, first]) == [outgrown]
+    outgrown = make_timing("training", timed_of("mod"), session="session-2", **{**later, **lack})
+    assert newest_session([first, outgrown]) == newest_session([outgrown, first]) == [outgrown]
     gone_on = timed("mod", make_case(), **later)
-    assert {timing.run for timing in newest_run([old, good, gone_on])} == {"run-1"}
+    assert {timing.session for timing in newest_session([old, good, gone_on])} == {"session-1"}
 
 
 def write(folder: Path, timings: list[TimingRecord]) -> Path:
-    for timing in timings:
-        append_record(folder, timing)
+    suite = suite_of({label: [key] for key, label in labels_in(TIMINGS_OF_A_SESSION).items()})
+    for record in (*timings, suite):
+        append_record(folder, record)
     return folder
 
 
-TIMINGS_OF_A_RUN = [
+TIMINGS_OF_A_SESSION = [
     timed("vanilla/small", make_case(), make_case("decode after 8 x 1", tokens=16)),
     timed("mod/small", make_case(seconds=(0.08,) * 4, flops=7 * 10**8)),
     ceiling(),
@@ -278,9 +288,9 @@ TIMINGS_OF_A_RUN = [
 
 
 def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
-    one = write(tmp_path / "one", TIMINGS_OF_A_RUN)
+    one = write(tmp_path / "one", TIMINGS_OF_A_SESSION)
     many = tmp_path / "many"
-    for timing in reversed(TIMINGS_OF_A_RUN):
+    for timing in reversed(TIMINGS_OF_A_SESSION):
         write(many, [timing, timing])
     assert len(read_suite(many).timings) == 4
     assert [path.read_bytes() for path in write_report(one)] == [
@@ -292,7 +302,7 @@ def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
 
 
 def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
-    write_report(write(tmp_path, TIMINGS_OF_A_RUN))
+    write_report(write(tmp_path, TIMINGS_OF_A_SESSION))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "timings.csv").read_text())))
     assert [(row["label"], row["shape"], row["width"], row["case"]) for row in rows] == [
         ("mod", "small", "128", "forward"),
@@ -311,19 +321,19 @@ def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
 
 
 def test_decoding_is_shown_by_step(tmp_path: Path) -> None:
-    page = timing_page(TimingTable([timed("mod", make_case("decode after 8 x 1", tokens=16))]))
+    page = timing_page(table_of(timed("mod", make_case("decode after 8 x 1", tokens=16))))
     assert "| mod | 6.25 ± 0.00 |" in page
 
 
 def test_a_scheme_is_compared_to_vanilla_of_its_own_size() -> None:
     timings, model = [], {"small": {"width": 128}, "large": {"width": 256}}
     for label, seconds in (("vanilla/small", 1.0), ("mod/small", 0.5), ("vanilla/large", 8.0)):
-        cell = {**cell_of(label), "model": model[label.partition("/")[2]]}
+        what = timed_of(label, model=model[label.partition("/")[2]])
         measured = timed("x", make_case(seconds=(seconds,) * 4)).measured
-        timings.append(make_timing("time", cell, measured))
-    table = TimingTable(timings)
+        timings.append(make_timing("training", what, measured))
+    table = table_of(*timings)
     speed_ups = {row.label: row.speed_up for row in table.cases}
     assert speed_ups == {"vanilla/small": 1.0, "mod/small": 2.0, "vanilla/large": 1.0}
     page = timing_page(table)
-    assert "Model of mod/small, vanilla/small: width 128;" in page
-    assert "Model of vanilla/large: width 256;" in page
+    assert re.search(r"Model of mod/small, vanilla/small: .*width 128;", page)
+    assert re.search(r"Model of vanilla/large: .*width 256;", page)

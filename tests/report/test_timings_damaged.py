@@ -5,12 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from timings_made_up import ceiling, cell_of, make_case, make_timing, timed, weighed
+from timings_made_up import ceiling, make_case, table_of, timed, weighed
 
 from modbench.errors import UserError
 from modbench.records.record import TimingRecord
 from modbench.report.timing.page import timing_page
-from modbench.report.timing.table import TimingTable
 
 GEMM = {"dtype": "float32", "component": "head", "rows": 1, "inner": 1, "columns": 1}
 LACK = {"name": "train", "phase": "train", "sequences": 1, "tokens": 1, "past": 0}
@@ -56,7 +55,7 @@ def test_of_what_was_measured(timing: TimingRecord, measured: dict[str, Any], se
 
 @pytest.mark.parametrize(("measured", "predicted"), [(0, 1000), (1000, 0), (-5, 1000), (0, 0)])
 def test_a_peak_that_no_page_was_needed_for_is_in_the_table(measured: int, predicted: int) -> None:
-    table = TimingTable([weighed("mod", measured, predicted)])
+    table = table_of(weighed("mod", measured, predicted))
     assert "peak, measured over predicted" in timing_page(table)
 
 
@@ -73,6 +72,7 @@ def test_of_an_environment(environment: dict[str, Any], sentence: str) -> None:
 
 
 def test_the_shape_of_a_training_step_is_required() -> None:
-    cell = cell_of("mod") | {"train": {"sequence": 1, "batch": 1}}
-    with pytest.raises(UserError, match=r"cell\.train\.precision is missing"):
-        make_timing("time", cell, timed("mod", make_case()).measured)
+    timing = timed("mod", make_case())
+    fewer = {name: of for name, of in timing.timed.items() if name != "precision"}
+    with pytest.raises(UserError, match=r"timed\.precision is missing"):
+        replace(timing, timed=fewer)

@@ -3,25 +3,24 @@
 from dataclasses import replace
 
 import pytest
-from timings_made_up import cell_of, make_case, make_timing, rows_of, timed
+from timings_made_up import make_case, make_timing, rows_of, table_of, timed, timed_of
 
 from modbench.errors import UserError
 from modbench.report.timing.page import timing_page
-from modbench.report.timing.table import TimingTable
 
 
 def test_out_of_memory_is_a_row_with_the_size() -> None:
     words = "out of memory, asked for 123 bytes (x)"
     bad = {"status": "oom", "error": words, "asked_bytes": 123}
     timings = [
-        make_timing("time", cell_of("mod"), {}, **bad),
-        make_timing("training_memory", cell_of("mod"), {}, **bad),
+        make_timing("training", timed_of("mod"), {}, **bad),
+        make_timing("training_memory", timed_of("mod"), {}, **bad),
         timed("vanilla", make_case()),
     ]
-    row = rows_of(*timings)["mod", "all"]
+    row = rows_of(*timings)["mod", "all of training"]
     assert (row.status, row.asked_bytes, row.seconds_median) == ("oom", 123, None)
-    page = timing_page(TimingTable(timings))
-    assert f"mod, all: oom: {words}" in page
+    page = timing_page(table_of(*timings))
+    assert f"mod, all of training: oom: {words}" in page
     assert f"mod, memory of training: {words}" in page
     assert "oom, asked for 0.0" in page
 
@@ -32,16 +31,16 @@ def test_cases_before_memory_ran_out_stand() -> None:
     timings = [
         timed("mod", make_case(seconds=(0.1,) * 4), repetition=1, **bad),
         timed("mod", make_case(seconds=(0.1,) * 4), repetition=2, **bad),
-        make_timing("time", cell_of("mod"), {}, repetition=3, **bad),
+        make_timing("training", timed_of("mod"), {}, repetition=3, **bad),
     ]
     rows = rows_of(*timings)
-    assert set(rows) == {("mod", "forward"), ("mod", "all others")}
-    case, others = rows["mod", "forward"], rows["mod", "all others"]
+    assert set(rows) == {("mod", "forward"), ("mod", "all others of training")}
+    case, others = rows["mod", "forward"], rows["mod", "all others of training"]
     assert (case.status, case.n, case.processes) == ("ok", 8, 2)
     assert case.failed == 1
     assert (others.status, others.asked_bytes, others.seconds_median) == ("oom", 123, None)
-    page = timing_page(TimingTable(timings))
-    assert f"mod, all others: oom: {words}" in page
+    page = timing_page(table_of(*timings))
+    assert f"mod, all others of training: oom: {words}" in page
     assert "mod, forward: failed or out of memory in 1 of 3 processes" in page
 
 

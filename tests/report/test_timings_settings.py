@@ -4,11 +4,19 @@ import re
 from typing import Any
 
 import pytest
-from timings_made_up import ceiling, cell_of, make_case, make_timing, rows_of, timed, weighed
+from timings_made_up import (
+    ceiling,
+    make_case,
+    make_timing,
+    rows_of,
+    table_of,
+    timed,
+    timed_of,
+    weighed,
+)
 
 from modbench.errors import UserError
 from modbench.records.record import TimingRecord
-from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import refuse_incomparable
 
 SET = {"variables": {"OMP_NUM_THREADS": "2"}, "python": "3.11.7", "deterministic": False}
@@ -31,9 +39,10 @@ SET = {"variables": {"OMP_NUM_THREADS": "2"}, "python": "3.11.7", "deterministic
 def test_timings_under_other_settings_are_refused_by_name(changed: dict[str, Any], named: str) -> None:
     one = timed("mod", make_case(), environment=SET)
     other = timed("mod", make_case(), repetition=2, environment={**SET, **changed})
-    with pytest.raises(UserError, match=f"timings of one run with different {re.escape(named)}; time"):
-        TimingTable([one, other])
-    assert TimingTable([one, one]).cases
+    sentence = f"timings of one session with different {re.escape(named)}; time"
+    with pytest.raises(UserError, match=sentence):
+        table_of(one, other)
+    assert table_of(one, one).cases
 
 
 def test_memory_is_measured_under_an_allocator_of_its_own() -> None:
@@ -52,15 +61,20 @@ def test_memory_is_measured_under_an_allocator_of_its_own() -> None:
 
 
 def test_sizes_may_be_of_different_dtypes_and_a_process_that_died_tells_none() -> None:
-    full = {**cell_of("mod"), "train": {"sequence": 8, "batch": 2, "precision": "float32"}}
-    full["router"] = {**full["router"], "label": "mod in full"}
+    full = timed_of("mod in full", precision="float32")
     measured = timed("mod", make_case()).measured
     in_full = {"dtype": "float32"}
     died = make_timing(
-        "time", cell_of("mod"), {}, repetition=2, status="failed", error="broke", environment=in_full
+        "training",
+        timed_of("mod"),
+        {},
+        repetition=2,
+        status="failed",
+        error="broke",
+        environment=in_full,
     )
-    other = make_timing("time", full, measured, environment=in_full)
-    labels = {row.label for row in TimingTable([timed("mod", make_case()), died, other]).cases}
+    other = make_timing("training", full, measured, environment=in_full)
+    labels = {row.label for row in table_of(timed("mod", make_case()), died, other).cases}
     assert labels == {"mod", "mod in full"}
 
 
@@ -73,9 +87,7 @@ def test_of_a_process_that_is_left_out_nothing_is_shown() -> None:
 
 def test_ceilings_are_of_the_settings_of_what_is_held_against_them() -> None:
     with pytest.raises(UserError, match="different deterministic"):
-        TimingTable(
-            [
-                timed("mod", make_case(), environment={"deterministic": True}),
-                ceiling(environment={"deterministic": False}),
-            ]
+        table_of(
+            timed("mod", make_case(), environment={"deterministic": True}),
+            ceiling(environment={"deterministic": False}),
         )

@@ -123,7 +123,7 @@ def test_shared_parameters_are_there_once(name: str, tmp_path: Path) -> None:
     assert model.parameter_count("active") == model.parameter_count()
     parameters = list(model.parameters())
     assert len({p.data_ptr() for p in parameters}) == len(parameters)
-    groups = build_optimizer(model, TrainConfig(budget=1)).param_groups
+    groups = build_optimizer(model, TrainConfig()).param_groups
     assert sum(len(group["params"]) for group in groups) == len(parameters)
     save_file(model.state_dict(), tmp_path / "weights")  # refuses tensors that share memory
     other = build_model(shape, model.router, seed=9)

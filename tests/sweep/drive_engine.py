@@ -1,4 +1,4 @@
-"""`drive_engine.py FOLDER LABEL ...`: runs fake cells as `modbench run` runs real ones, to be killed."""
+"""`drive_engine.py FOLDER LABEL ...`: runs fake jobs as `modbench run` runs real ones, to be killed."""
 
 import sys
 from functools import partial
@@ -6,62 +6,89 @@ from pathlib import Path
 
 from rich.console import Console
 
-from modbench.records.record import cell_key
+from modbench.data.config import DataConfig
+from modbench.model.config import ModelConfig
+from modbench.records.run import RouterCode, Run
 from modbench.records.store import finished
 from modbench.sweep import worker
-from modbench.sweep.cell import cell_record
-from modbench.sweep.cells import by_key, cells_left
 from modbench.sweep.engine import Engine, Failure, Job
+from modbench.sweep.jobs import crash_record, folder_of, identities_of
 from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import Progress
+from modbench.sweep.wanted import Conditions, Left, Wanted, left_of
+from modbench.train.config import TrainConfig
+from modbench.train.schedule import Schedule
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 DATA = {"sha256": "0", "train_tokens": 1, "heldout_tokens": 1}
 
 
-def fake_cell(label: str) -> dict:
-    router = {"name": "vanilla", "options": {}, "plugin_sha256": None, "label": label}
-    empty: dict = {"model": {}, "data": {}, "measure": {}}
-    return {"router": router, "train": {"budget": 1}, "seed": 0, **empty}
+def fake_run(label: str) -> Wanted:
+    run = Run(
+        router=RouterCode(name="vanilla", options={"label": label}),
+        model=ModelConfig(),
+        data=DataConfig(),
+        train=TrainConfig(),
+        schedule=Schedule(budgets=(1,)),
+        seed=0,
+    )
+    return Wanted(label=label, run=run)
 
 
-def fake_job(label: str, folder: Path, threads: int) -> Job:
-    cell = fake_cell(label)
-    key = cell_key(cell)
-    suite = {"name": folder.name, "version": 1, "rank_by": "heldout_loss"}
+def key_of(label: str) -> str:
+    return fake_run(label).run.key
+
+
+def fake_job(item: Left, folder: Path, threads: int) -> Job:
+    run = item.wanted.run
+    own = folder_of(folder, run.key)
     spec = {
-        "job": "cell",
-        "suite": suite,
-        "cell": cell,
+        "job": "run",
+        "label": item.wanted.label,
+        "run": run.as_json(),
+        "train": item.train,
+        "measurements": list(item.measurements),
         "plugins": [],
         "results": str(folder),
-        "folder": str(folder / "cells" / key),
+        "folder": str(own),
         "threads": threads,
+        "workers": 1,
     }
-
     machine = {"cpu": None, "gpu": None, "threads": threads, "torch": "0"}
     return Job(
-        identity=("cell", key, None, None, None),
-        title=label,
+        identities=identities_of(item),
+        title=item.wanted.label,
         spec=spec,
-        log=folder / "cells" / key / "log.txt",
-        crash_record=partial(cell_record, cell, suite, DATA, machine),
+        log=own / "log.txt",
+        crash_record=partial(crash_record, item, DATA, machine, 1),
     )
+
+
+def fakes_left(folder: Path, labels: list[str]) -> list[Left]:
+    """Work left for the runs called ``labels``; those called measured are measured, too."""
+    wanted = [fake_run(label) for label in labels]
+    conditions = Conditions()
+    measured = [one for one in wanted if one.label.startswith("measured")]
+    others = [one for one in wanted if one not in measured]
+    records = finished(folder)
+    heldout = [("heldout", {"heldout_tokens": 1})]
+    return [
+        *left_of(others, [], records, conditions, audit=False),
+        *left_of(measured, heldout, records, conditions, audit=False),
+    ]
 
 
 def run_fakes(
     folder: Path, labels: list[str], console: Console, *, threads: int = 1, **settings: object
 ) -> list[Failure]:
-    """Run the cells called ``labels`` that are left; return the failures."""
+    """Run what is left of the runs called ``labels``; return the failures."""
     progress = Progress(console)
-    cells = [fake_cell(label) for label in labels]
     with suite_lock(folder):
-        wait_for_orphans([folder / "cells" / cell_key(cell) for cell in cells], progress.note)
-        todo = cells_left(by_key(cells), finished(folder))
-        left = [cell["router"]["label"] for cell in todo.values()]
-        progress.begin(folder.name, total=len(cells), done=len(cells) - len(left), unit="cell")
+        wait_for_orphans([folder_of(folder, key_of(label)) for label in labels], progress.note)
+        left = fakes_left(folder, labels)
+        progress.begin(folder.name, total=len(labels), done=len(labels) - len(left), unit="run")
         engine = Engine(**{"folder": folder, "progress": progress, **settings})
-        return engine.run([fake_job(label, folder, threads) for label in left])
+        return engine.run([fake_job(item, folder, threads) for item in left])
 
 
 def drive(folder: Path, labels: list[str]) -> int:

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from modbench.records.record import CellRecord, TimingRecord, cell_key
+from modbench.records.line import key_of
+from modbench.records.record import MeasurementRecord, RunRecord, TimingRecord
 from modbench.records.store import append_record
-from modbench.sweep.lock import cell_lock
+from modbench.sweep.lock import job_lock
 from modbench.sweep.worker import event_writer, follow_parent
 
 spec = json.loads(sys.stdin.readline())
 follow_parent()
 say = event_writer()
-router = spec["cell"]["router"]
-label = router["label"] if router else "machine"
+label = spec.get("label") or spec.get("title", "").rpartition("/")[2]
 results = Path(spec.get("results", "."))
 NOW = datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -30,8 +30,8 @@ def started(name: str) -> None:
     (results / f"{name}.pid").write_text(str(os.getpid()))
 
 
-def begin_cell() -> None:
-    cell_lock(Path(spec["folder"])).__enter__()
+def begin_run() -> None:
+    job_lock(Path(spec["folder"])).__enter__()
     marker = Path(spec["folder"], "half_way")
     with open(results / "started.txt", "a") as starts:
         starts.write(f"{label} {os.environ['OMP_NUM_THREADS']}\n")
@@ -69,31 +69,43 @@ def misbehave() -> None:
         sys.exit(2)
 
 
-def cell() -> dict:
-    begin_cell()
+def run() -> dict:
+    begin_run()
     misbehave()
     say({"event": "step", "phase": "train", "step": 5, "steps": 5, "loss": 1.5, "flops": 10})
     status = label.split()[0] if label.split()[0] in ("diverged", "oom") else "ok"
     error = None if status == "ok" else "as asked"
-    record = CellRecord(
-        suite=spec["suite"],
-        cell=spec["cell"],
-        key=cell_key(spec["cell"]),
-        code={"version": "0", "commit": None, "dirty": None},
-        environment={"cpu": None, "gpu": None, "threads": spec["threads"], "torch": "0"},
-        data={"sha256": "0", "train_tokens": 1, "heldout_tokens": 1},
-        audit=[],
-        metrics={},
-        curve=[],
-        routing={},
-        status=status,
-        error=error,
-        started=NOW,
-        finished=NOW,
-    )
-    append_record(results, record)
+    made = {
+        "code": {"version": "0", "commit": None, "dirty": None},
+        "environment": {"cpu": None, "gpu": None, "threads": spec["threads"], "torch": "0"},
+        "started": NOW,
+        "finished": NOW,
+    }
+    if spec["train"]:
+        end = dict.fromkeys(("budget", "steps", "tokens", "flops", "flops_nominal"), 1) | {"audit": []}
+        record = RunRecord(
+            run=spec["run"],
+            key=key_of(spec["run"]),
+            data={"sha256": "0", "train_tokens": 1, "heldout_tokens": 1},
+            metrics={},
+            ends=[end] if status == "ok" else [],
+            curve=[],
+            status=status,
+            error=error,
+            **made,
+        )
+        append_record(results, record)
     if label.startswith("recorded"):  # killed between its record and its result
         os.kill(os.getpid(), signal.SIGKILL)
+    for subject in spec["measurements"]:
+        if label == "measured, killed" and not Path(spec["folder"], "measured").exists():
+            Path(spec["folder"], "measured").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        measured = {"result": {}, "status": "ok", "error": None}
+        append_record(
+            results,
+            MeasurementRecord(measurement=subject, key=key_of(subject), **measured, **made),
+        )
     return {"status": status, "error": error, "seconds": {"train": 0.1}}
 
 
@@ -111,23 +123,23 @@ def environment() -> dict:
 
 
 def timing() -> dict:
-    kind = spec["measurement"]
+    kind = spec["measures"]
     log = Path(os.environ["FAKE_LOG"])
     with log.open("a") as file:
         file.write(f"{kind} {label}\n")
-    if label.startswith("breaks") and not log.with_name("broken").exists() and kind == "time":
+    if label.startswith("breaks") and not log.with_name("broken").exists() and kind == "training":
         log.with_name("broken").touch()
         raise ValueError("this is broken")
-    if label.startswith("slow") and kind == "time":
+    if label.startswith("slow") and kind == "training":
         log.with_name("slow").write_text(str(os.getpid()))
         time.sleep(60)
-    if kind == "time":
+    if kind == "training":
         misbehave()
     say({"event": "phase", "phase": "nothing"})
     spent = dict.fromkeys(("model", "full", "executed"), 1000)
     case = {
-        "name": "forward",
-        "phase": "forward",
+        "name": "prefill 8 x 1" if kind == "inference" else "forward",
+        "phase": "prefill" if kind == "inference" else "forward",
         "sequences": 1,
         "tokens": 8,
         "past": 0,
@@ -143,15 +155,16 @@ def timing() -> dict:
     parts = {"parameters": 1, "gradients": 1, "optimizer": 2, "activations": 6, "peak": 10}
     memory = {"measured": parts, "predicted": parts}
     found = {"status": "ok", "error": None, "asked_bytes": None}
-    found["measured"] = {"time": times, "ceiling": ceilings}.get(kind, memory)
+    of_kind = {"training": times, "inference": times, "ceiling": ceilings}
+    found["measured"] = of_kind.get(kind, memory)
     if label.startswith("big"):
         found |= {"status": "oom", "error": "out of memory", "asked_bytes": 77, "measured": {}}
     record = TimingRecord(
-        run=spec["run"],
-        suite=spec["suite"],
-        measurement=kind,
-        cell=spec["cell"],
-        key=cell_key(spec["cell"]),
+        session=spec["session"],
+        measures=kind,
+        timed=spec["timed"],
+        time=spec["time"],
+        key=key_of(spec["timed"]),
         repetition=spec["repetition"],
         code={"version": "0", "commit": None, "dirty": None},
         environment=environment(),
@@ -163,8 +176,8 @@ def timing() -> dict:
     return {"status": record.status, "error": record.error, "seconds": {}}
 
 
-if spec["job"] == "cell":
-    result = cell()
+if spec["job"] == "run":
+    result = run()
 elif spec["job"] == "machine":
     result = {"environment": environment()}
 else:

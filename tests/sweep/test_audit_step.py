@@ -1,11 +1,10 @@
-"""The audit of a scheme is run once; cells refer to it and check their own trained models."""
+"""The audit of a scheme is run once; runs refer to it and check their own trained models."""
 
-import copy
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +16,49 @@ from torch import Tensor, nn
 
 import modbench
 from modbench.audit import Finding
+from modbench.data.config import DataConfig
 from modbench.data.token_data import TokenData
 from modbench.data.tokenizer import Tokenizer
 from modbench.ledger import Ledger, Workload
-from modbench.measure.config import MeasureConfig
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
-from modbench.records.record import cell_key
+from modbench.records.line import key_of
+from modbench.records.run import RouterCode, Run
 from modbench.records.store import finished, read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
-from modbench.sweep.cell import CellRun
-from modbench.sweep.cells import by_key, cells_left
 from modbench.sweep.lock import audit_lock
+from modbench.sweep.run_job import RunJob
 from modbench.sweep.stage import Stage
 from modbench.sweep.steps import audit as audit_step
 from modbench.sweep.steps.audit import scheme_of
-from modbench.sweep.steps.train import _checks
+from modbench.sweep.steps.train import of_trained
+from modbench.sweep.wanted import Conditions, Wanted, left_of
 from modbench.train.config import TrainConfig
-from modbench.train.loop import StoppedError, Trained
+from modbench.train.loop import StoppedError
+from modbench.train.schedule import Schedule
+
+RUN = Run(
+    router=RouterCode(name="vanilla", options={}),
+    model=ModelConfig(vocabulary=257, width=16, layers=1, heads=2),
+    data=DataConfig(tokenizer="bytes"),
+    train=TrainConfig(sequence=16, batch=2),
+    schedule=Schedule(budgets=(10**8,)),
+    seed=0,
+)
 
 
-def small(folder: Path) -> tuple[dict[str, Any], TokenData]:
-    tokenizer = Tokenizer()
+def small_text() -> TokenData:
     text_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
-    data = TokenData(
+    return TokenData(
         train_N=text_N,
         heldout_N=text_N[:500],
         token_bytes_V=np.ones(257, dtype=np.int64),
-        tokenizer=tokenizer,
+        tokenizer=Tokenizer(),
         sha256=64 * "0",
     )
-    cell = {
-        "router": {"name": "vanilla", "options": {}, "plugin_sha256": None, "label": "vanilla"},
-        "model": asdict(ModelConfig(vocabulary=257, width=16, layers=1, heads=2)),
-        "data": {},
-        "train": asdict(TrainConfig(budget=10**8, sequence=16, batch=2)),
-        "measure": asdict(MeasureConfig(heldout_tokens=64, curve_tokens=64, downstream=())),
-        "seed": 0,
-    }
-    spec = {
-        "suite": {"name": "s", "version": 1, "rank_by": "heldout_loss"},
-        "cell": cell,
-        "plugins": [],
-        "results": str(folder),
-        "folder": str(folder),
-        "threads": 1,
-    }
-    return spec, data
 
 
 @pytest.fixture(autouse=True)
@@ -74,66 +66,65 @@ def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
 
 
-def take_audit(cell: dict[str, Any], folder: Path, stage: Stage | None = None) -> CellRun:
-    """Take the step of ``cell``, as its own process does."""
-    spec, data = small(folder)
-    spec |= {"cell": cell, "results": str(folder / "s")}
-    run = CellRun(spec, data, stage or Stage(lambda event: None))
-    assert audit_step.audit(None, run) == {}
-    return run
+def take_audit(run: Run, folder: Path, stage: Stage | None = None) -> RunJob:
+    """Take the audit of ``run``, as its own process does."""
+    spec = {
+        "suite": "s",
+        "label": "vanilla",
+        "run": run.as_json(),
+        "evaluations": 1,
+        "checkpoint_seconds": 30.0,
+        "train": True,
+        "track": {},
+        "results": str(folder / "s"),
+        "folder": str(folder),
+    }
+    job = RunJob(spec, small_text(), stage or Stage(lambda event: None))
+    audit_step.audit(job)
+    return job
 
 
-@pytest.fixture
-def cell(tmp_path: Path) -> dict[str, Any]:
-    return small(tmp_path)[0]["cell"]
+def with_router(**fields: Any) -> Run:
+    return replace(RUN, router=replace(RUN.router, **fields))
 
 
-def changed(cell: dict[str, Any], *path: str, to: object) -> dict[str, Any]:
-    other = copy.deepcopy(cell)
-    inner = other
-    for name in path[:-1]:
-        inner = inner[name]
-    inner[path[-1]] = to
-    return other
-
-
-@pytest.mark.parametrize(
-    ("path", "to"),
-    [
-        (("seed",), 7),
-        (("train", "budget"), 5),
-        (("train", "learning_rate"), 0.5),
-        (("router", "label"), "another name"),
-        (("measure", "heldout_tokens"), 1),
-    ],
-)
-def test_cells_of_one_scheme_share_an_audit(
-    cell: dict[str, Any], path: tuple[str, ...], to: object
-) -> None:
-    assert scheme_of(changed(cell, *path, to=to)) == scheme_of(cell)
+def with_train(**fields: Any) -> Run:
+    return replace(RUN, train=replace(RUN.train, **fields))
 
 
 @pytest.mark.parametrize(
-    ("path", "to"),
+    "other",
     [
-        (("router", "name"), "mod"),
-        (("router", "options"), {"capacity": 0.5}),
-        (("router", "plugin_sha256"), "ab" * 32),
-        (("model", "width"), 32),
-        (("train", "sequence"), 32),
-        (("train", "batch"), 3),
+        replace(RUN, seed=7),
+        replace(RUN, schedule=Schedule(budgets=(5,))),
+        with_train(learning_rate=0.5),
     ],
+    ids=["seed", "budget", "rate"],
 )
-def test_another_router_or_shape_has_an_audit_of_its_own(
-    cell: dict[str, Any], path: tuple[str, ...], to: object
-) -> None:
-    assert cell_key(scheme_of(changed(cell, *path, to=to))) != cell_key(scheme_of(cell))
+def test_runs_of_one_scheme_share_an_audit(other: Run) -> None:
+    assert scheme_of(other) == scheme_of(RUN)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        with_router(name="mod"),
+        with_router(options={"capacity": 0.5}),
+        with_router(plugin_sha256="ab" * 32),
+        replace(RUN, model=replace(RUN.model, width=32)),
+        with_train(sequence=32),
+        with_train(batch=3),
+    ],
+    ids=["router", "options", "code", "width", "sequence", "batch"],
+)
+def test_another_router_or_shape_has_an_audit_of_its_own(other: Run) -> None:
+    assert key_of(scheme_of(other)) != key_of(scheme_of(RUN))
 
 
 def test_other_versions_and_other_code_of_a_built_in_router_have_audits_of_their_own(
-    cell: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keys = {cell_key(scheme_of(cell))}
+    keys = {key_of(scheme_of(RUN))}
     for place, name, value in (
         (torch, "__version__", "9.9"),
         (modbench, "__version__", "9.9"),
@@ -141,13 +132,11 @@ def test_other_versions_and_other_code_of_a_built_in_router_have_audits_of_their
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, value)
-            keys.add(cell_key(scheme_of(cell)))
+            keys.add(key_of(scheme_of(RUN)))
     assert len(keys) == 4
 
 
-def test_a_stored_audit_is_not_run_again(
-    tmp_path: Path, cell: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stored_audit_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[dict[str, Any]] = []
 
     def found(model: object, **options: Any) -> Iterator[Finding]:
@@ -155,8 +144,8 @@ def test_a_stored_audit_is_not_run_again(
         yield Finding(probe=1, name="causal", verdict="passed", figure="", ranks=True)
 
     monkeypatch.setattr(audit_step, "findings", found)
-    cells = (cell, changed(cell, "seed", to=1), changed(cell, "train", "batch", to=3))
-    keys = [take_audit(one, tmp_path).found["audit_key"] for one in cells]
+    runs = (RUN, replace(RUN, seed=1), with_train(batch=3))
+    keys = [take_audit(other, tmp_path).audit_key for other in runs]
     assert keys[0] == keys[1]
     assert {*read_suite(tmp_path / "s").audits} == {*keys}
     shapes = [(3, 63), (16, 16)]
@@ -169,18 +158,17 @@ def test_a_stored_audit_is_not_run_again(
 @pytest.mark.parametrize(("verdict", "decodes"), [("passed", True), ("failed", False)])
 def test_a_stored_verdict_tells_whether_the_cache_is_measured(
     tmp_path: Path,
-    cell: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     verdict: str,
     decodes: bool,
 ) -> None:
     one = Finding(probe=3, name="decode parity", verdict=verdict, figure="", ranks=True)
     monkeypatch.setattr(audit_step, "findings", lambda model, **options: iter([one]))
-    assert [take_audit(cell, tmp_path).decodes for _ in range(2)] == [decodes, decodes]
+    assert [take_audit(RUN, tmp_path).decodes for _ in range(2)] == [decodes, decodes]
 
 
-def test_two_cells_that_begin_together_share_one_audit(
-    tmp_path: Path, cell: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_two_runs_that_begin_together_share_one_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both, runs = threading.Barrier(2), []
 
@@ -191,7 +179,7 @@ def test_two_cells_that_begin_together_share_one_audit(
 
     def audit(seed: int) -> str | None:
         both.wait()
-        return take_audit(changed(cell, "seed", to=seed), tmp_path).found["audit_key"]
+        return take_audit(replace(RUN, seed=seed), tmp_path).audit_key
 
     monkeypatch.setattr(audit_step, "findings", found)
     with ThreadPoolExecutor(2) as pool:
@@ -202,18 +190,18 @@ def test_two_cells_that_begin_together_share_one_audit(
     assert len(shard.read_text().splitlines()) == 1
 
 
-def test_a_cell_that_waits_for_an_audit_can_be_stopped(
-    tmp_path: Path, cell: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_waits_for_an_audit_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_step, "warmed", lambda *_: pytest.fail("it did not wait"))
     told: list[dict[str, Any]] = []
     stage = Stage(told.append, lambda: bool(told))
     with (
-        audit_lock(tmp_path / "s", cell_key(scheme_of(cell)), waiting=lambda: None),
+        audit_lock(tmp_path / "s", key_of(scheme_of(RUN)), waiting=lambda: None),
         pytest.raises(StoppedError),
     ):
-        take_audit(cell, tmp_path, stage)
-    assert told == [{"event": "phase", "phase": "waiting for another cell to audit this scheme"}]
+        take_audit(RUN, tmp_path, stage)
+    assert told == [{"event": "phase", "phase": "waiting for another run to audit this scheme"}]
 
 
 def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
@@ -232,22 +220,18 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
     written = [
         line for shard in folder.glob("records/*.jsonl") for line in shard.read_text().splitlines()
     ]
-    assert len(written) == 4
+    assert len(written) == 1 + 3 + 3 + 1  # audit, runs, held-out losses, suite
     stored = read_suite(folder)
-    records, audits = stored.cells, stored.audits
-    assert {record.audit_key for record in records} == set(audits)
-    for record in records:
-        assert [finding["name"] for finding in record.audit] == ["causal", "batch-invariant", "count"]
-        assert {finding["verdict"] for finding in record.audit} == {"passed"}
+    assert {record.audit_key for record in stored.runs} == set(stored.audits)
+    for record in stored.runs:
+        (end,) = record.ends
+        assert [finding["name"] for finding in end["audit"]] == ["causal", "batch-invariant", "count"]
+        assert {finding["verdict"] for finding in end["audit"]} == {"passed"}
         assert record.flops_source == "closed form"
-    (audit,) = audits.values()
+    (audit,) = stored.audits.values()
     assert [finding["probe"] for finding in audit.audit] == list(range(1, 12))
-    cells = by_key(record.cell for record in records)
-    assert cells_left(cells, finished(folder)) == {}
-    (shard,) = (path for path in folder.glob("records/*.jsonl") if '"kind":"audit"' in path.read_text())
-    lines = shard.read_text().splitlines(keepends=True)
-    shard.write_text("".join(line for line in lines if '"kind":"audit"' not in line))
-    assert cells_left(cells, finished(folder)) == cells  # cells whose audit is lost are run again
+    wanted = [Wanted(label="mod", run=record.what) for record in stored.runs]
+    assert left_of(wanted, [], finished(folder), Conditions(), audit=True) == []
     row = (folder / "leaderboard.csv").read_text().splitlines()[1]
     assert row.startswith("1,1,mod,ok,3,passed 11,")
 
@@ -279,18 +263,24 @@ def test_a_leak_that_training_opens_is_found_in_the_trained_weights(mix: float, 
     model = build_model(ModelConfig(vocabulary=97, width=16, layers=1, heads=2), Late())
     with torch.no_grad():
         model.layers[0].mix.fill_(mix)
-    trained = Trained(
-        steps=9,
-        tokens=576,
-        flops=1,
-        flops_nominal=1,
-        counted_steps=3,
-        unseen_steps=0,
-        miscounted="",
-        recharged="",
-        curve=[],
-    )
-    causal, _, count = _checks(model, trained)
+    causal, _ = of_trained(model)
     assert (causal.probe, causal.ranks, causal.verdict) == (1, True, verdict)
     assert causal.figure.startswith("trained weights: ")
-    assert (count.probe, count.verdict) == (9, "passed")
+
+
+def test_an_audit_that_is_lost_or_asked_for_later_is_run_alone(tmp_path: Path) -> None:
+    """No training step is taken for it."""
+    tables: dict[str, Any] = {"model": {"layers": 2}, "sweep": {"budgets": [1e8]}}
+    measure = {"steps": ["train"], "heldout_tokens": 64, "curve_tokens": 64}
+    write_suite(tmp_path, "later", "mod", measure=measure, **tables)
+    code, out = modbench_says(tmp_path, "run", "suite.toml")
+    assert code == 0, out
+    folder = tmp_path / "my-results" / "later"
+    for _ in range(2):
+        write_suite(tmp_path, "later", "mod", measure=measure | {"steps": ["audit", "train"]}, **tables)
+        code, out = modbench_says(tmp_path, "run", "suite.toml")
+        assert code == 0, out
+        assert "mod: train" not in out
+        row = (folder / "leaderboard.csv").read_text().splitlines()[1]
+        assert ",passed " in row
+    assert len(read_suite(folder).runs) == 1

@@ -1,4 +1,4 @@
-"""A suite that was changed after some of its cells were run."""
+"""A suite that was changed after some of its runs were trained."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 
 from modbench.errors import UserError
-from modbench.records.record import cell_key
 from modbench.records.store import append_record, finished
-from modbench.sweep.cell import cell_record
-from modbench.sweep.cells import Cell, by_key, expand, expand_planned, grids_of, losses_of
 from modbench.sweep.changed import check_unchanged
-from modbench.sweep.isoflop import middle_of, stated
+from modbench.sweep.jobs import run_record, store_suite
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
+from modbench.sweep.wanted import Wanted, expand, expand_planned, losses_of
 
 TABLES: dict[str, Any] = {
     "suite": {"name": "mine"},
@@ -33,30 +31,28 @@ def suite(**tables: Any) -> Suite:
     return parse_suite({**TABLES, **tables}, "mine.toml")
 
 
-def record(folder: Path, cells: list[Cell], status: str = "ok", of: Suite | None = None) -> None:
-    """Record ``cells``, with the [isoflop] table of the suite ``of``."""
-    named: dict[str, Any] = {"name": "mine", "version": 1, "rank_by": "heldout_loss"}
-    if of and of.isoflop:
-        rows, scheme = resolve(of), of.schemes[0]
-        named |= {"isoflop": stated(of.isoflop, middle_of(grids_of(rows, scheme)), of.axes.seeds)}
+def record(folder: Path, of: Suite, runs: list[Wanted], status: str = "ok") -> None:
+    """Record ``runs`` of the suite ``of``."""
     error = None if status == "ok" else "it did not fit"
-    for cell in cells:
-        found: dict[str, Any] = {"metrics": {"heldout_loss": 3.0} if status == "ok" else {}}
+    store_suite(resolve(of), runs, runs, [], folder, [])
+    for wanted in runs:
+        (budget,) = wanted.run.schedule.budgets
+        end = dict.fromkeys(("steps", "tokens", "flops", "flops_nominal"), 1)
+        ends = [end | {"budget": budget, "audit": []}] if status == "ok" else []
         start = datetime.now(UTC)
-        append_record(folder, cell_record(cell, named, DATA, MACHINE, status, error, start, **found))
+        append_record(folder, run_record(wanted.run, DATA, MACHINE, status, error, start, ends=ends))
 
 
 def said(now: Suite, folder: Path) -> list[str]:
     """Messages when the suite ``now`` is run into ``folder``."""
     rows, records, told = resolve(now), finished(folder), list[str]()
-    cells = by_key(expand(rows, losses_of(records)))
-    check_unchanged(rows, cells, records, folder, told.append)
+    check_unchanged(rows, expand(rows, losses_of(records)), records, folder, told.append)
     return told
 
 
 def run(folder: Path, of: Suite) -> None:
-    """Record all cells of a suite whose middle learning rate is best."""
-    record(folder, expand_planned(resolve(of)), of=of)
+    """Record all runs of a suite whose middle learning rate is best."""
+    record(folder, of, expand_planned(resolve(of)))
 
 
 def test_an_unchanged_suite_is_nothing_to_mention(tmp_path: Path) -> None:
@@ -74,7 +70,7 @@ def test_other_seeds_are_no_change(tmp_path: Path) -> None:
     [
         ({"train": {"sequence": 32, "batch": 4}}, "'vanilla' with train.batch 2 (now 4), and 5 more;"),
         ({"model": {"layers": 4, "heads": 1}}, "'vanilla' with model.layers 2 (now 4), and"),
-        ({"sweep": {"budgets": [10**10, 2 * 10**10]}}, "train.budget 40000000000 (now 1"),
+        ({"sweep": {"budgets": [10**10, 2 * 10**10]}}, "schedule.budgets [40000000000] (now [1"),
         (
             {"schemes": [{"router": "vanilla"}, {"router": "mod", "options": {"capacity": 0.25}}]},
             "'mod' with router.options.capacity 0.125 (now 0.25), and 2 more;",
@@ -97,7 +93,7 @@ def test_rows_that_the_suite_lacks_are_named(tmp_path: Path) -> None:
 
 
 def test_runs_that_did_not_end_well_are_no_reason_to_warn(tmp_path: Path) -> None:
-    record(tmp_path, expand(resolve(suite())), "oom")
+    record(tmp_path, suite(), expand(resolve(suite())), "oom")
     assert said(suite(train={"sequence": 32, "batch": 1}), tmp_path) == []
 
 
@@ -152,7 +148,8 @@ def test_a_scheme_that_gets_another_label_may_change(tmp_path: Path) -> None:
     assert line.endswith("also holds records of mod; the report shows them, too")
 
 
-def test_keys_of_recorded_cells_are_those_of_the_suite(tmp_path: Path) -> None:
-    cells = expand(resolve(suite()))
-    record(tmp_path, cells)
-    assert {one.key for one in finished(tmp_path)} == {cell_key(cell) for cell in cells}
+def test_keys_of_recorded_runs_are_those_of_the_suite(tmp_path: Path) -> None:
+    runs = expand(resolve(suite()))
+    record(tmp_path, suite(), runs)
+    recorded = {one.key for one in finished(tmp_path) if one.kind == "run"}
+    assert recorded == {wanted.run.key for wanted in runs}

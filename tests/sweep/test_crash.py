@@ -31,7 +31,7 @@ def test_what_a_routers_own_code_raises_is_told_as_its_own(tmp_path: Path) -> No
     (tmp_path / "mine.py").write_text(PLUGIN)
     code, out = modbench_says(tmp_path, "run", "suite.toml", "--plugin", "mine.py")
     assert code == 2, out
-    (record,) = read_suite(tmp_path / "my-results" / "raises").cells
+    (record,) = read_suite(tmp_path / "my-results" / "raises").runs
     assert record.status == "failed"
     said = "KeyError: 'k' (mine.py, line 16); fix it and run again"
     assert record.error == f"router 'raises_key' raised {said}"

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from small_suite import modbench_says, write_suite
 
 from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
-from modbench.records.record import CellRecord
+from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
 from modbench.report.page import write_report
 from modbench.sweep.steps.downstream import FILES
@@ -42,7 +41,7 @@ def measure(**settings: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CellRecord]]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Result]]:
     """A suite of two schemes that was run, and its records, vanilla first."""
     place = tmp_path_factory.mktemp("suite")
     write_items(place / "data")
@@ -51,11 +50,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CellRecord
     write_suite(place, "some", "vanilla", "mod", measure=measure(), **tables)
     code, said = modbench_says(place, "run", "suite.toml")
     assert code == 0, said
-    cells = read_suite(place / "my-results" / "some").cells
-    return place / "my-results" / "some", sorted(cells, key=lambda one: one.cell["router"]["name"])[::-1]
+    folder = place / "my-results" / "some"
+    return folder, results_of(read_suite(folder))[::-1]
 
 
-def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[CellRecord]]) -> None:
+def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[Result]]) -> None:
     vanilla, mod = ran[1]
     for record in (vanilla, mod):
         assert record.downstream is not None
@@ -84,7 +83,7 @@ def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[CellRec
 
 
 def test_items_batch_shift_and_checkpoints_are_in_the_record(
-    ran: tuple[Path, list[CellRecord]],
+    ran: tuple[Path, list[Result]],
 ) -> None:
     for record in ran[1]:
         assert record.downstream is not None
@@ -106,7 +105,7 @@ def test_items_batch_shift_and_checkpoints_are_in_the_record(
 
 
 def test_the_report_compares_the_schemes_from_the_records_alone(
-    ran: tuple[Path, list[CellRecord]], tmp_path: Path
+    ran: tuple[Path, list[Result]], tmp_path: Path
 ) -> None:
     folder, _ = ran
     shutil.copytree(folder / "records", tmp_path / "some" / "records")
@@ -120,15 +119,15 @@ def test_the_report_compares_the_schemes_from_the_records_alone(
 
 
 def test_lm_evals_own_files_lie_next_to_the_weights(
-    ran: tuple[Path, list[CellRecord]],
+    ran: tuple[Path, list[Result]],
 ) -> None:
     folder, records = ran
-    cells = [folder / "cells" / record.key for record in records]
-    assert all((cell / "model.safetensors").is_file() for cell in cells)
-    for cell in cells:
-        (results,) = (cell / FILES).rglob("results_*.json")
-        assert set(json.loads(results.read_text())["results"]) == set(TASKS)
-        assert len(list((cell / FILES).rglob("samples_*.jsonl"))) == 2
+    for own in (folder / "runs" / record.key for record in records):
+        assert (own / "model.safetensors").is_file()
+        files = (own / FILES).rglob("results_*.json")
+        scored = [task for file in files for task in json.loads(file.read_text())["results"]]
+        assert sorted(scored) == TASKS
+        assert len(list((own / FILES).rglob("samples_*.jsonl"))) == 2
 
 
 def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_path: Path) -> None:
@@ -137,10 +136,10 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
     write_suite(tmp_path, "some", "vanilla", measure=settings, train={"sequence": 96, "batch": 1})
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 0, said
-    (record,) = read_suite(tmp_path / "my-results/some").cells
+    (record,) = results_of(read_suite(tmp_path / "my-results/some"))
     assert record.downstream is not None
     assert record.downstream["arc_easy"]["few_shot"] == 1
-    assert record.cell["measure"]["downstream_fewshot"] == 1
+    assert record.settings["downstream"]["arc_easy"]["fewshot"] == 1
     (tmp_path / "data/arc_easy_train.jsonl").unlink()
     write_suite(tmp_path, "other", "vanilla", measure=settings)
     code, said = modbench_says(tmp_path, "run", "suite.toml")
@@ -188,16 +187,7 @@ def test_groups_and_tags_are_names_too() -> None:
     assert MeasureConfig(downstream=("mmlu", "ai2_arc", "modbench_probes")).downstream[0] == "mmlu"
 
 
-def test_settings_that_came_later_leave_older_cells_as_they_were() -> None:
-    assert MeasureConfig().as_cell() == {
-        "steps": ("audit", "train", "heldout", "downstream", "memory", "timing"),
-        "heldout_tokens": 65_536,
-        "curve_tokens": 8_192,
-        "timing_repeats": 12,
-        "downstream": ("modbench_cloze",),
-        "downstream_limit": None,
-    }
+def test_a_task_is_measured_with_the_settings_that_alter_its_score() -> None:
+    assert MeasureConfig().task("arc_easy") == {"task": "arc_easy"}
     stated = MeasureConfig(downstream_fewshot=0, downstream_data="data", downstream_checkpoints=2)
-    fields = asdict(stated)
-    del fields["downstream_include"]
-    assert stated.as_cell() == fields
+    assert stated.task("piqa") == {"task": "piqa", "fewshot": 0, "data": "data", "checkpoints": 2}

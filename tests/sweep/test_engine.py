@@ -8,16 +8,15 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from drive_engine import FAKE, fake_cell, fake_job, run_fakes
+from drive_engine import FAKE, fake_job, fake_run, fakes_left, key_of, run_fakes
 from rich.console import Console
 
 from modbench.errors import UserError
-from modbench.records.record import cell_key
-from modbench.records.store import append_record, finished, read_suite
+from modbench.records.store import Finished, append_record, read_suite
 from modbench.sweep import worker
-from modbench.sweep.cells import by_key, cells_left
 from modbench.sweep.crash import KILLED
 from modbench.sweep.lock import suite_lock
+from modbench.sweep.wanted import Conditions, left_of
 
 DRIVER = Path(__file__).with_name("drive_engine.py")
 
@@ -40,7 +39,8 @@ def starts(folder: Path) -> list[str]:
 
 
 def statuses(folder: Path) -> list[tuple[str, str]]:
-    return sorted((record.cell["router"]["label"], record.status) for record in read_suite(folder).cells)
+    runs = read_suite(folder).runs
+    return sorted((record.run["router"]["options"]["label"], record.status) for record in runs)
 
 
 def wait_for(file: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_crash_is_recorded_without_machine_paths_and_the_suite_goes_on(tmp_pat
     assert failure.error == "exit code 1: RuntimeError: no such file: data.txt"
     assert failure.log.read_text().count("Traceback") == 1
     assert "crash: failed after" in said
-    assert "2 of 2 cells done" in said
+    assert "2 of 2 runs done" in said
 
 
 def test_a_failed_cell_is_tried_again_and_a_diverged_one_is_not(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_failed_cell_is_tried_again_and_a_diverged_one_is_not(tmp_path: Path) 
 
 def test_a_second_failure_tells_its_own_error_not_the_first_ones(tmp_path: Path) -> None:
     run(tmp_path / "s", "crash")
-    log = tmp_path / "s" / "cells" / cell_key(fake_cell("crash")) / "log.txt"
+    log = tmp_path / "s" / "runs" / key_of("crash") / "log.txt"
     log.write_text("ValueError: an old story\n")
     (failure,), _ = run(tmp_path / "s", "crash")
     assert "RuntimeError" in failure.error
@@ -114,7 +114,7 @@ def test_a_kill_by_hand_is_a_failure_and_one_by_the_kernel_is_out_of_memory(
 
 def test_what_a_cell_prints_is_in_its_log_and_no_event(tmp_path: Path) -> None:
     failures, said = run(tmp_path / "s", "a")
-    log = tmp_path / "s" / "cells" / cell_key(fake_cell("a")) / "log.txt"
+    log = tmp_path / "s" / "runs" / key_of("a") / "log.txt"
     assert "printed by a library" in log.read_text()
     assert failures == []
     assert "a: train" in said
@@ -135,8 +135,10 @@ def test_a_cell_that_is_killed_after_its_record_has_one_record(tmp_path: Path) -
 
 def test_a_cell_that_is_killed_after_its_record_has_that_records_status(tmp_path: Path) -> None:
     folder = tmp_path / "s"
+    (item,) = fakes_left(folder, ["recorded"])
+    job = fake_job(item, folder, 1)
     how = ("failed", "an old story", datetime.now(UTC))
-    append_record(folder, fake_job("recorded", folder, 1).crash_record(*how))
+    append_record(folder, job.crash_record(job.identities[0], *how))
     (old,) = (folder / "records").iterdir()
     old.rename(old.with_name("zzzz.jsonl"))  # names are random; this one comes last
     assert run(folder, "recorded")[0] == []
@@ -183,7 +185,7 @@ def test_interrupted_run_stores_a_checkpoint_and_resumes_without_repeating(
     assert driver.returncode == 130
     assert "Traceback" not in said
     assert statuses(folder) == [("a", "ok")]
-    assert (folder / "cells" / cell_key(fake_cell("slow")) / "half_way").exists()
+    assert (folder / "runs" / key_of("slow") / "half_way").exists()
     run(folder, "a", "slow", "b")
     assert starts(folder) == ["a", "slow", "slow", "b"]
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
@@ -209,7 +211,7 @@ def test_after_a_kill_of_the_run_its_cell_ends_too_and_the_rest_resumes(tmp_path
     driver.communicate(timeout=20)
     run(folder, "a", "slow", "b")
     assert starts(folder) == ["a", "slow", "slow", "b"]
-    assert (folder / "cells" / cell_key(fake_cell("slow")) / "half_way").exists()
+    assert (folder / "runs" / key_of("slow") / "half_way").exists()
     assert not is_alive(int((folder / "slow.pid").read_text()))
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
 
@@ -238,8 +240,32 @@ def test_a_corrupt_record_line_stops_the_run_before_any_cell_and_stays(tmp_path:
     assert starts(tmp_path / "s") == ["a"]
 
 
-def test_left_are_the_cells_minus_the_records_of_the_folder(tmp_path: Path) -> None:
+def test_left_are_the_wanted_runs_minus_the_records_of_the_folder(tmp_path: Path) -> None:
     run(tmp_path / "s", "a")
-    cells = by_key([fake_cell("a"), fake_cell("b")])
-    assert list(cells_left(cells, finished(tmp_path / "s")).values()) == [fake_cell("b")]
-    assert cells_left(cells, finished(tmp_path / "other")) == cells
+    (left,) = fakes_left(tmp_path / "s", ["a", "b"])
+    assert (left.wanted, left.train) == (fake_run("b"), True)
+    assert len(fakes_left(tmp_path / "other", ["a", "b"])) == 2
+
+
+def test_a_job_that_dies_while_it_measures_keeps_its_training(tmp_path: Path) -> None:
+    """The measurement fails, and the next command takes it again, without a training step."""
+    folder = tmp_path / "s"
+    (failure,), _ = run(folder, "measured, killed")
+    assert failure.error == KILLED
+    assert statuses(folder) == [("measured, killed", "ok")]
+    assert [record.status for record in read_suite(folder).measurements] == ["failed"]
+    (left,) = fakes_left(folder, ["measured, killed"])
+    assert (left.train, len(left.measurements)) == (False, 1)
+    assert run(folder, "measured, killed")[0] == []
+    assert len(read_suite(folder).runs) == 1
+    assert fakes_left(folder, ["measured, killed"]) == []
+
+
+def test_lack_of_memory_is_tried_again_where_more_may_be_free() -> None:
+    record = Finished("run", fake_run("a").run.key, "oom", workers=2, gpu=None)
+
+    def left(**conditions: object) -> int:
+        return len(left_of([fake_run("a")], [], [record], Conditions(**conditions), audit=False))
+
+    assert left(workers=2) == left(workers=4) == 0
+    assert left(workers=1) == left(workers=2, gpu="Large GPU") == left(workers=2, retry=True) == 1

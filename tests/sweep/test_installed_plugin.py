@@ -1,4 +1,4 @@
-"""Routers of installed packages: their code is part of the key of a cell."""
+"""Routers of installed packages: their code is part of the key of a run."""
 
 import csv
 from pathlib import Path
@@ -40,14 +40,14 @@ def test_an_edited_package_trains_again_in_a_row_of_its_own(packages: Path, tmp_
     write_suite(tmp_path, "ships", "vanilla", "shipped")
     folder = tmp_path / "my-results" / "ships"
     run(tmp_path)
-    assert "2 of 2 cells done" in run(tmp_path)
-    before = {record.key: record for record in read_suite(folder).cells}
+    assert "2 of 2 runs done" in run(tmp_path)
+    before = {record.key: record for record in read_suite(folder).runs}
     (packages / "shipped" / "part.py").write_text("changed = True\n")
     out = run(tmp_path)
     assert "holds runs with other settings than the suite has now: 'shipped' with router.plugin" in out
-    (added,) = [record for record in read_suite(folder).cells if record.key not in before]
-    (old,) = [one for one in before.values() if one.cell["router"]["name"] == "shipped"]
-    hashes = [record.cell["router"]["plugin_sha256"] for record in (old, added)]
+    (added,) = [record for record in read_suite(folder).runs if record.key not in before]
+    (old,) = [one for one in before.values() if one.what.router.name == "shipped"]
+    hashes = [record.what.router.plugin_sha256 for record in (old, added)]
     assert len({None, *hashes}) == 3
     with (folder / "leaderboard.csv").open() as table:
         shown = [row["plugin_sha256"] for row in csv.DictReader(table) if row["router"] == "shipped"]

@@ -1,15 +1,14 @@
-"""Suites with isoFLOP grids: what is refused, and the cells that follow from the losses found so far."""
+"""Suites with isoFLOP grids: what is refused, and the runs that follow from the losses found so far."""
 
 from typing import Any
 
 import pytest
 
 from modbench.errors import UserError
-from modbench.records.record import cell_key
 from modbench.records.store import Finished
-from modbench.sweep.cells import Cell, chosen, expand, expand_planned, losses_of
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
+from modbench.sweep.wanted import Wanted, chosen, expand, expand_planned, losses_of
 from modbench.train.budget import flops_per_step, model_of
 from modbench.train.config import TrainConfig
 
@@ -29,55 +28,55 @@ def suite(schemes: list[dict[str, Any]] = SCHEMES, **tables: Any) -> Suite:
     return parse_suite({**content, **tables}, "mine.toml")
 
 
-def rate(cell: Cell) -> float:
-    return float(cell["train"]["learning_rate"])
+def rate(cell: Wanted) -> float:
+    return cell.run.train.learning_rate
 
 
-def of(cells: list[Cell], scheme: str) -> list[Cell]:
-    return [cell for cell in cells if cell["router"]["label"].startswith(f"{scheme}/")]
+def of(cells: list[Wanted], scheme: str) -> list[Wanted]:
+    return [cell for cell in cells if cell.scheme == scheme]
 
 
 def test_learning_rates_are_run_first_and_all_sizes_follow_scheme_by_scheme() -> None:
     rows = resolve(suite())
     first = expand(rows)
     assert [len(of(first, scheme)) for scheme in ("vanilla", "mod")] == [3, 3]
-    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in of(first, "vanilla")}
+    losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in of(first, "vanilla")}
     second = expand(rows, losses)
     assert len(of(second, "mod")) == 3
     cells = of(second, "vanilla")
-    assert len(cells) == len({cell_key(cell) for cell in cells}) == 2 + 5 * 2 + 5 + 5 + 2
-    widths = {cell["model"]["width"] for cell in cells}
-    assert {cell["router"]["label"] for cell in cells} == {f"vanilla/w{width}" for width in widths}
-    middle = of(first, "vanilla")[0]["model"]["width"]
-    assert {rate(cell) for cell in cells if cell["model"]["width"] == middle} >= {0.0025, 0.005, 0.01}
-    assert set(losses) <= {cell_key(cell) for cell in cells}
+    assert len(cells) == len({cell.run.key for cell in cells}) == 2 + 5 * 2 + 5 + 5 + 2
+    widths = {cell.run.model.width for cell in cells}
+    assert {cell.label for cell in cells} == {f"vanilla/w{width}" for width in widths}
+    middle = of(first, "vanilla")[0].run.model.width
+    assert {rate(cell) for cell in cells if cell.run.model.width == middle} >= {0.0025, 0.005, 0.01}
+    assert set(losses) <= {cell.run.key for cell in cells}
 
 
 def test_all_schemes_meet_at_the_middle_budget_then_at_smaller_ones_before_seeds_are_repeated() -> None:
     rows = resolve(suite())
-    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
+    losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
     cells = expand(rows, losses)
-    budgets = sorted({cell["train"]["budget"] for cell in cells})
+    budgets = sorted({cell.budget for cell in cells})
     assert len(budgets) == 3
     first = cells[: len(losses) + 2 * (4 + 2)]  # rates; then the other sizes and the check of the law
-    assert {(cell["train"]["budget"], cell["seed"]) for cell in first} == {(budgets[1], 0)}
-    assert {cell["router"]["label"].partition("/")[0] for cell in first} == {"vanilla", "mod"}
-    order = [(cell["train"]["budget"], cell["seed"]) for cell in cells]
+    assert {(cell.budget, cell.run.seed) for cell in first} == {(budgets[1], 0)}
+    assert {cell.scheme for cell in first} == {"vanilla", "mod"}
+    order = [(cell.budget, cell.run.seed) for cell in cells]
     small, middle, large = budgets
     assert list(dict.fromkeys(order)) == [(middle, 0), (small, 0), (middle, 1), (large, 0)]
 
 
 def test_schemes_of_one_seed_and_size_stand_together() -> None:
     rows = resolve(suite(sweep={"budgets": [2 * 10**10], "seeds": [0, 1]}))
-    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
+    losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
     sizes = {
-        scheme: sorted({cell["model"]["width"] for cell in of(expand(rows, losses), scheme)})
+        scheme: sorted({cell.run.model.width for cell in of(expand(rows, losses), scheme)})
         for scheme in ("vanilla", "mod")
     }
     blocks = []
     for cell in expand(rows, losses):
-        scheme = cell["router"]["label"].partition("/")[0]
-        blocks.append((cell["seed"], sizes[scheme].index(cell["model"]["width"])))
+        scheme = cell.scheme
+        blocks.append((cell.run.seed, sizes[scheme].index(cell.run.model.width)))
     assert blocks == sorted(blocks)
     assert set(blocks) == {(seed, size) for seed in (0, 1) for size in range(5)}
 
@@ -85,22 +84,22 @@ def test_schemes_of_one_seed_and_size_stand_together() -> None:
 def test_a_seed_of_the_learning_rates_is_on_no_curve() -> None:
     rows = resolve(suite(isoflop={"width_step": 2, "rate_seed": 7}))
     first = expand(rows)
-    assert {cell["seed"] for cell in first} == {7}
-    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in first}
+    assert {cell.run.seed for cell in first} == {7}
+    losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in first}
     cells = of(expand(rows, losses), "vanilla")
-    curve = [cell for cell in cells if cell["seed"] in (0, 1)]
+    curve = [cell for cell in cells if cell.run.seed in (0, 1)]
     assert len(curve) == 5 + 5 * 2 + 5
-    checks = [cell for cell in cells if cell["seed"] == 7]
+    checks = [cell for cell in cells if cell.run.seed == 7]
     assert cells[:3] == checks[:3]
-    largest = max(cell["model"]["width"] for cell in checks)
-    assert len([cell for cell in checks if cell["model"]["width"] == largest]) == 3
+    largest = max(cell.run.model.width for cell in checks)
+    assert len([cell for cell in checks if cell.run.model.width == largest]) == 3
     assert len(checks) == 6
 
 
 def test_fewer_tokens_per_parameter_give_a_scheme_larger_models() -> None:
     few = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 5.0}])))
     many = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 40.0}])))
-    assert few[0]["model"]["width"] > many[0]["model"]["width"]
+    assert few[0].run.model.width > many[0].run.model.width
 
 
 def test_rows_are_chosen_by_their_scheme() -> None:
@@ -164,14 +163,14 @@ def test_budgets_that_cannot_be_met_are_refused_before_anything_runs(
 def test_plan_of_an_isoflop_suite_takes_the_middle_learning_rate_for_the_best() -> None:
     rows = resolve(suite())
     planned = expand_planned(rows)
-    losses = {cell_key(cell): 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
+    losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
     assert planned == expand(rows, losses)
     assert len(planned) == 2 * (2 + 5 * 2 + 5 + 5 + 2)
 
 
 def test_rows_state_the_flops_of_a_training_step_of_each_size() -> None:
     row = resolve(suite()).resolved["mod"]
-    config = TrainConfig(sequence=32, batch=2, budget=1)
+    config = TrainConfig(sequence=32, batch=2)
     assert row.grid_flops == [
         [flops_per_step(model_of("mod", row.options, shape), config) for shape in grid]
         for grid in row.grids
@@ -179,12 +178,21 @@ def test_rows_state_the_flops_of_a_training_step_of_each_size() -> None:
 
 
 def test_learning_rate_follows_the_record_that_a_report_would_show() -> None:
-    def record(status: str, loss: float | None, finished: str) -> Finished:
-        return Finished("cell", "k", status, None, None, None, None, finished, loss)
+    def record(status: str, loss: float | None, finished: str) -> list[Finished]:
+        run = Finished("run", "k", "ok" if loss else status, finished=finished)
+        heldout = Finished(
+            "measurement", "m", status, measures="heldout", finished=finished, run="k", loss=loss
+        )
+        return [run, heldout] if loss else [run]
 
     early, late = record("ok", 2.0, "2026-01-01"), record("ok", 1.0, "2026-01-02")
     diverged, failed = record("diverged", None, "2026-01-03"), record("failed", None, "2026-01-04")
-    for order in ([late, early, diverged, failed], [failed, diverged, early, late]):
+    for order in (
+        [*late, *early, *diverged, *failed],
+        [*failed, *diverged, *early, *late],
+    ):
         assert losses_of(order) == {"k": 1.0}
-    assert losses_of([diverged]) == {"k": None}
-    assert losses_of([failed]) == {}
+    assert losses_of(diverged) == {"k": None}
+    assert losses_of(failed) == {}
+    lost = Finished("measurement", "m", "diverged", measures="heldout", finished="2026", run="k")
+    assert losses_of([early[0], lost]) == {"k": None}

@@ -12,7 +12,6 @@ import psutil
 import pytest
 from small_suite import modbench_says, start, write_suite
 
-from modbench.records.metrics import METRICS
 from modbench.records.store import read_suite
 
 
@@ -23,17 +22,12 @@ def run(place: Path, results: str) -> str:
 
 
 def untimed(folder: Path) -> dict[str, Any]:
-    """The finished cells by key: all but times, memory and the moment."""
-    found = [record for record in read_suite(folder).cells if record.status == "ok"]
+    """The finished runs and measurements by key: all but seconds and the moment."""
+    records = read_suite(folder)
+    found = [one for one in (*records.runs, *records.measurements) if one.status == "ok"]
     assert max(Counter(record.key for record in found).values(), default=1) == 1
-    return {
-        record.key: (
-            {name: value for name, value in record.metrics.items() if METRICS[name].kind != "timed"},
-            record.curve,
-            record.audit,
-        )
-        for record in found
-    }
+    runs = {one.key: (one.metrics, one.curve, one.ends) for one in records.runs if one.status == "ok"}
+    return runs | {one.key: one.result for one in records.measurements if one.status == "ok"}
 
 
 def kill(process: "subprocess.Popen[str]", victims: str) -> None:
@@ -70,7 +64,7 @@ def test_kills_change_no_result(tmp_path: Path, rounds: int) -> None:
         assert untimed(folder).items() >= before.items()
     run(tmp_path, "parts")
     assert untimed(folder) == untimed(tmp_path / "whole" / "kills")
-    assert ": 4 of 4 cells done" in run(tmp_path, "parts")
+    assert ": 4 of 4 runs done" in run(tmp_path, "parts")
     left = [path for path in folder.rglob("*") if path.suffix in (".half", ".part")]
     empty = [shard for shard in folder.glob("records/*.jsonl") if not shard.stat().st_size]
     assert left == empty == []

@@ -1,4 +1,4 @@
-"""A run begins while a cell of an earlier, killed run still works, or while a plugin hangs."""
+"""A command begins while a job of an earlier, killed run still works, or while a plugin hangs."""
 
 import shutil
 import signal
@@ -11,10 +11,10 @@ from small_suite import start, write_suite
 
 from modbench.cli.main import main
 from modbench.records.store import read_suite
-from modbench.sweep.lock import cell_lock
+from modbench.sweep.lock import job_lock
 
 
-def test_a_cell_that_an_orphan_finishes_is_not_trained_again(
+def test_a_run_that_an_orphan_finishes_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
@@ -22,12 +22,13 @@ def test_a_cell_that_an_orphan_finishes_is_not_trained_again(
     write_suite(tmp_path, "orphans", "vanilla")
     assert main(["run", "suite.toml"]) == 0
     folder = tmp_path / "my-results" / "orphans"
-    (cell,), records = (folder / "cells").iterdir(), folder / "records"
+    (own,) = [path for path in (folder / "runs").iterdir() if path.is_dir()]
+    records = folder / "records"
     shutil.move(records, tmp_path / "kept")
     held = threading.Event()
 
     def orphan() -> None:
-        with cell_lock(cell):
+        with job_lock(own):
             held.set()
             time.sleep(3)
             shutil.move(tmp_path / "kept", records)
@@ -37,7 +38,7 @@ def test_a_cell_that_an_orphan_finishes_is_not_trained_again(
     assert held.wait(60)
     assert main(["run", "suite.toml"]) == 0
     thread.join()
-    assert len(read_suite(folder).cells) == 1
+    assert len(read_suite(folder).runs) == 1
 
 
 def test_one_interrupt_ends_a_run_whose_plugin_hangs_at_import(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""`modbench plan SUITE`: cells, FLOPs, tokens, passes and measured time."""
+"""`modbench plan SUITE`: runs, FLOPs, tokens, passes and measured time."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from small_suite import write_suite
 from modbench.cli.main import main
 from modbench.data.token_data import prepare
 from modbench.sweep import step_times
-from modbench.sweep.cells import expand
 from modbench.sweep.plan import SuitePlan, plan_suite
 from modbench.sweep.plan_table import as_table
 from modbench.sweep.rows import resolve
 from modbench.sweep.step_times import Speed, TimedStep, time_steps, timing_spec
 from modbench.sweep.suite import load_suite
+from modbench.sweep.wanted import expand
+from modbench.timing.config import TimeConfig
 
 ISOFLOP = {
     "model": {"layers": 2, "heads": 1},
@@ -70,7 +72,7 @@ def test_a_plan_of_one_seed_says_that_there_will_be_no_intervals() -> None:
         assert as_table(planned()).count("seeds: one, so the report will have no intervals") == told
 
 
-def test_a_plan_has_the_cells_flops_tokens_and_passes_of_each_scheme_and_budget() -> None:
+def test_a_plan_has_the_runs_flops_tokens_and_passes_of_each_scheme_and_budget() -> None:
     sweep = {"budgets": [1e7, 3e7], "seeds": [0, 1, 2]}
     write_suite(Path(), "planned", "vanilla", "mod", sweep=sweep, model={"layers": 2})
     with open("suite.toml", "a") as suite:
@@ -83,18 +85,18 @@ def test_a_plan_has_the_cells_flops_tokens_and_passes_of_each_scheme_and_budget(
     for part in plan.parts:
         steps = rows.resolved[part.scheme].flops
         assert part.sizes == ((16, 2), (32, 4))
-        assert part.cells == 2 * 3
+        assert part.runs == 2 * 3
         assert part.flops == 3 * sum(part.budget // flops * flops for flops in steps)  # type: ignore[operator]
         assert part.tokens == part.budget // steps[0] * 16  # type: ignore[operator]
         assert part.passes == part.tokens / text
         assert part.seconds is None
-    assert (plan.cells, plan.flops) == (24, sum(part.flops for part in plan.parts))
+    assert (plan.runs, plan.flops) == (24, sum(part.flops for part in plan.parts))
 
 
 def test_an_isoflop_suite_is_planned_with_its_trials_and_the_check_of_its_law() -> None:
     isoflop_suite("vanilla", passes=20.0)
     plan = planned()
-    assert [part.cells for part in plan.parts] == [5, 2 + 5 * 2 + 2, 5]
+    assert [part.runs for part in plan.parts] == [5, 2 + 5 * 2 + 2, 5]
     assert all(len(part.sizes) == 5 for part in plan.parts)
     assert "as if the middle learning rate is best" in as_table(plan)
 
@@ -122,11 +124,11 @@ def test_more_passes_than_allowed_are_refused_before_anything_runs(
     assert f"'{worst.scheme}', width {width} at {worst.budget:g} FLOPs, would read the training" in line
     assert f"{text:,} tokens" in line
     assert "[isoflop] passes allows 4; set passes = " in line
-    assert not list(Path().rglob("cells"))
+    assert not list(Path().rglob("runs"))
     enough = float(line.partition("set passes = ")[2].partition(",")[0])
     assert enough - 0.1 < worst.tokens / text <= enough
     isoflop_suite("vanilla", "mod", passes=enough)
-    assert planned().cells == 2 * 24
+    assert planned().runs == 2 * 24
 
 
 def test_time_is_that_of_measured_steps_and_outside_them_there_is_none() -> None:
@@ -148,8 +150,9 @@ def test_a_model_that_does_not_fit_is_not_built(
     write_suite(Path(), "planned", "vanilla")
     monkeypatch.setattr("modbench.sweep.step_times._free", lambda target: 1000)
     monkeypatch.setattr("modbench.sweep.step_times._seconds", lambda target: pytest.fail("was built"))
-    cell = expand(resolve(load_suite("suite.toml")))[0]
-    found = time_steps(timing_spec(cell, [(cell["model"], 100)], [], 1), lambda event: None)
+    timed = expand(resolve(load_suite("suite.toml")))[0].run.timed
+    spec = timing_spec([(timed, 100)], TimeConfig(), [], 1)
+    found = time_steps(spec, lambda event: None)
     assert not found["steps"]
     assert (
         "weights, gradients and optimizer take 0.0 GB, and 0.0 GB of memory are free"
@@ -166,14 +169,14 @@ def test_steps_are_measured_in_workers_and_too_large_ones_are_not(
         suite.write(HUGE)
     assert main(["plan", "suite.toml"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("planned: 4 cells, ")
+    assert said.startswith("planned: 4 runs, ")
     assert ", - with " in said
     assert "-: a size lies outside those that were timed" in said
     assert said.count("(3 s at the rate of a large matmul) are not timed") == 2
     write_suite(Path(), "planned", "vanilla", "mod", **deep)
     assert main(["plan", "suite.toml", "--format", "json"]) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert sum(part["seconds"] for part in plan["parts"]) == plan["seconds"] * plan["cells_at_a_time"]
+    assert sum(part["seconds"] for part in plan["parts"]) == plan["seconds"] * plan["runs_at_a_time"]
     for part in plan["parts"]:
         (step,) = plan["measured"][part["scheme"]]["steps"]
         assert (step["width"], step["layers"]) == (16, 2)
@@ -189,13 +192,12 @@ def test_a_size_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     write_suite(Path(), "planned", "vanilla")
     monkeypatch.setattr(step_times, "_seconds", seconds)
     monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
-    suite = load_suite("suite.toml")
-    shapes = [({**vars(suite.shapes[""]), "width": width}, 10 * width) for width in (32, 8, 16)]
-    row = resolve(suite).resolved["vanilla"]
-    router = {"name": "vanilla", "options": row.options, "plugin_sha256": None, "label": "vanilla"}
-    train = {**suite.train, "budget": 1, "compile": "auto"}
-    spec = timing_spec({"router": router, "train": train}, shapes, [], 1)
-    found = time_steps(spec, lambda event: None)
+    timed = expand(resolve(load_suite("suite.toml")))[0].run.timed
+    shapes = [
+        (replace(timed, model=replace(timed.model, width=width, mlp_width=None)), 10 * width)
+        for width in (32, 8, 16)
+    ]
+    found = time_steps(timing_spec(shapes, TimeConfig(), [], 1), lambda event: None)
     assert [step["width"] for step in found["steps"]] == [8, 16]
     (said,) = found["missing"]
     assert said.startswith("width 32: out of memory, asked for 2,147,483,648 bytes")

@@ -94,10 +94,10 @@ def test_the_time_left_follows_the_rate_of_this_run(monkeypatch: pytest.MonkeyPa
     lines.started("k", "mod")
     time.now += 60.0
     lines.ended("k", "ok", 60.0, "")
-    assert lines_of(said)[-1] == "mod: ok after 0:01:00; 3 of 5 cells done, about 0:02:00 left"
+    assert lines_of(said)[-1] == "mod: ok after 0:01:00; 3 of 5 runs done, about 0:02:00 left"
 
 
-def test_on_a_terminal_each_running_cell_has_a_row() -> None:
+def test_on_a_terminal_each_running_job_has_a_row() -> None:
     said = StringIO()
     console = Console(file=said, width=80, force_terminal=True, force_interactive=True)
     with show_progress(console) as live:
@@ -109,10 +109,10 @@ def test_on_a_terminal_each_running_cell_has_a_row() -> None:
         live.live.refresh()
         head, first, second, suite = drawn(live, width=80)
         live.ended("b", "failed", 75.0, "ValueError: [bold] no")
-    assert head.split() == ["cell", "step", "loss", "FLOPs"]
+    assert head.split() == ["run", "step", "loss", "FLOPs"]
     assert first.endswith("train 40/100 3.250 0.8/2 TFLOP (40 %)")
     assert second.split() == ["mod", "audit", "-", "-"]
-    assert suite == "s: 1 of 3 cells done"
+    assert suite == "s: 1 of 3 runs done"
     assert "train 40/100" in said.getvalue()
     assert "mod: failed after 0:01:15 (ValueError: [bold] no)" in said.getvalue()
 
@@ -133,10 +133,10 @@ def test_events_of_a_timing_need_no_loss_and_no_budget(monkeypatch: pytest.Monke
 
 def test_the_last_line_has_the_steps_by_their_time() -> None:
     seconds = {"audit": 28.0, "train": 126.0, "downstream": 0.0, "timing": 46.0}
-    assert summary_line("6 cells", seconds, 161.0) == (
-        "6 cells in 0:02:41; of the workers' time: train 63 %, timing 23 %, audit 14 %"
+    assert summary_line("6 runs", seconds, 161.0) == (
+        "6 runs in 0:02:41; of the workers' time: train 63 %, timing 23 %, audit 14 %"
     )
-    assert summary_line("0 cells", {}, 1.0) == "0 cells in 0:00:01"
+    assert summary_line("0 runs", {}, 1.0) == "0 runs in 0:00:01"
 
 
 def test_large_numbers_have_a_prefix() -> None:
@@ -161,8 +161,8 @@ def test_a_pipe_gets_the_table_as_it_stands() -> None:
     assert said.getvalue().rstrip() == TABLE.partition("\n## Figures")[0].rstrip()
 
 
-@pytest.mark.parametrize(("total", "said"), [(1, "0 of 1 cell done"), (2, "0 of 2 cells done")])
-def test_one_cell_is_not_called_cells(total: int, said: str) -> None:
+@pytest.mark.parametrize(("total", "said"), [(1, "0 of 1 run done"), (2, "0 of 2 runs done")])
+def test_one_run_is_not_called_runs(total: int, said: str) -> None:
     out = StringIO()
     Progress(Console(file=out)).begin("s", total=total, done=0)
     assert lines_of(out) == [f"s: {said}"]

@@ -8,12 +8,13 @@ from small_suite import write_suite
 
 from modbench.cli.main import main
 from modbench.errors import UserError
+from modbench.records.result import results_of
 from modbench.records.store import read_suite
 from modbench.routing.registry import build_router
 from modbench.sweep import rows as rows_of
-from modbench.sweep.cells import chosen, expand
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
+from modbench.sweep.wanted import chosen, expand
 
 PLUGIN = """from dataclasses import dataclass
 import os, time
@@ -55,25 +56,25 @@ def resolved(*plugins: Path, more: str = "") -> Rows:
 
 
 def labels(rows: Rows) -> list[str]:
-    return [cell["router"]["label"] for cell in expand(rows)]
+    return [wanted.label for wanted in expand(rows)]
 
 
 def test_a_router_that_the_suite_does_not_name_gets_a_row() -> None:
     rows = resolved(plugin("fresh"))
     vanilla, fresh = expand(rows)
-    assert (vanilla["router"]["label"], fresh["router"]["label"]) == ("vanilla", "fresh")
-    assert fresh["router"]["options"] == {"share": 0.5}
-    assert len(fresh["router"]["plugin_sha256"]) == 64
-    assert rows.plugins_of(fresh) == [str(Path("fresh.py").resolve())]
-    assert vanilla["router"]["plugin_sha256"] is None
-    assert rows.plugins_of(vanilla) == []
+    assert (vanilla.label, fresh.label) == ("vanilla", "fresh")
+    assert fresh.run.router.options == {"share": 0.5}
+    assert len(fresh.run.router.plugin_sha256) == 64
+    assert rows.plugins_of(fresh.run.router) == [str(Path("fresh.py").resolve())]
+    assert vanilla.run.router.plugin_sha256 is None
+    assert rows.plugins_of(vanilla.run.router) == []
     assert rows.resolved["fresh"].flops == rows.resolved["vanilla"].flops
 
 
 def test_a_router_that_the_suite_names_is_not_added_again() -> None:
     more = '[[schemes]]\nrouter = "named"\nlabel = "mine"\noptions.share = 0.1\n'
     _, mine = expand(resolved(plugin("named"), more=more))
-    assert (mine["router"]["label"], mine["router"]["options"]) == ("mine", {"share": 0.1})
+    assert (mine.label, mine.run.router.options) == ("mine", {"share": 0.1})
 
 
 #: Plugins whose code ends or hangs its process, or raises, and what is said of them.
@@ -95,7 +96,7 @@ def test_a_plugin_that_breaks_costs_its_own_row(monkeypatch: pytest.MonkeyPatch)
     plugins = [plugin(name, **broken) for name, (broken, _) in BROKEN.items()]
     rows = resolved(*plugins, plugin("good"))
     cells = expand(rows)
-    assert [cell["router"]["label"] for cell in cells] == ["vanilla", "good"]
+    assert [wanted.label for wanted in cells] == ["vanilla", "good"]
     said = [str(mistake) for mistake in rows.mistakes]
     assert len(said) == len(BROKEN)
     assert all(len(sentence) <= 300 for sentence in said)
@@ -129,8 +130,8 @@ def test_the_other_rows_are_run_and_the_exit_code_is_2(capsys: pytest.CaptureFix
     bad, good = plugin("bad_run", first="1 / 0"), plugin("good_run")
     assert main(["run", "suite.toml", "--plugin", str(bad), str(good)]) == 2
     assert "plugin bad_run.py raised ZeroDivisionError" in capsys.readouterr().err
-    records = read_suite(Path("my-results/mistakes")).cells
-    assert {record.cell["router"]["label"]: record.status for record in records} == {
+    results = results_of(read_suite(Path("my-results/mistakes")))
+    assert {result.label: result.status for result in results} == {
         "vanilla": "ok",
         "good_run": "ok",
     }

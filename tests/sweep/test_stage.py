@@ -45,6 +45,13 @@ def test_a_long_wait_is_reported_repeatedly(
     assert phases(told) == [*(2 * [f"waiting for {OTHER} to end"]), "start", "train"]
 
 
+def test_a_job_that_is_told_not_to_wait_goes_on(elsewhere: list[str | None]) -> None:
+    told: list[dict[str, Any]] = []
+    elsewhere += [OTHER]
+    Stage(told.append, pauses=False).begin("train")
+    assert phases(told) == ["train"]
+
+
 def test_a_stop_ends_a_pause(elsewhere: list[str | None]) -> None:
     elsewhere += 100 * [OTHER]
     stage = Stage(lambda event: None, lambda: len(elsewhere) < 98)

@@ -1,37 +1,32 @@
-"""The steps of a cell: which a suite may choose, and what each gives."""
-
-from typing import Any
+"""Steps of a run: which a suite may choose, and what training costs and finds."""
 
 import pytest
 
 from modbench.errors import UserError
 from modbench.ledger import Workload
-from modbench.measure.config import MeasureConfig
+from modbench.measure.config import STEPS, MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
-from modbench.sweep.cell import _checked
-from modbench.sweep.steps import check_steps, step, step_names
 from modbench.sweep.steps.train import _costs, counted_steps
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
-TRAIN = TrainConfig(budget=1, sequence=32, batch=2)
+TRAIN = TrainConfig(sequence=32, batch=2)
 OFF = "ledger minus counter, FLOPs: "
 EQUAL = "training steps in which the ledger equals the counter:"
 UNSEEN = "steps not counted, for want of memory:"
 
 
-def test_each_step_is_a_file_with_a_function_of_its_name() -> None:
-    assert {*step_names()} == {*MeasureConfig().steps}
-    for name in step_names():
-        assert step(name).__name__ == name
+def kinds(*steps: str) -> list[str]:
+    return [kind for kind, _ in MeasureConfig(steps=steps).wanted()]
 
 
-@pytest.mark.parametrize("steps", [("train",), ("audit", "train", "timing"), MeasureConfig().steps])
-def test_a_suite_chooses_steps(steps: tuple[str, ...]) -> None:
-    check_steps("suite", steps)
+def test_a_suite_chooses_what_is_measured() -> None:
+    assert kinds("train") == kinds("audit", "train", "timing") == []
+    assert kinds(*STEPS) == ["heldout", "downstream"]
+    assert kinds("heldout", "train") == ["heldout"]
 
 
 @pytest.mark.parametrize(
@@ -40,41 +35,17 @@ def test_a_suite_chooses_steps(steps: tuple[str, ...]) -> None:
         (("train", "heldouts"), "'heldouts', which is not known; did you mean 'heldout'"),
         (("train", "timing", "timing"), "names 'timing' twice"),
         (("heldout",), "'train' must be there"),
-        (("heldout", "train"), "only 'audit' may come before it"),
     ],
 )
 def test_steps_that_can_not_be_taken_are_refused(steps: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        check_steps("suite", steps)
-
-
-@pytest.mark.parametrize(
-    ("returned", "sentence"),
-    [
-        (None, "step mine returned NoneType; it must be a dict of metrics"),
-        (
-            {"heldout_loss": 1.0, "mine": 2},
-            "step mine returned 'mine', which is no metric; add it to modbench",
-        ),
-    ],
-)
-def test_step_that_returns_something_else_is_named(returned: Any, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        _checked("mine", returned)
-
-
-def test_file_without_the_function_of_its_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("modbench.sweep.steps.memory.memory")
-    with pytest.raises(UserError, match=r"steps/memory.py has no function 'memory'; add it"):
-        step("memory")
+        MeasureConfig(steps=steps)
 
 
 def trained(miscounted: str = "", counted: int = 3, unseen: int = 0, recharged: str = "") -> Trained:
     return Trained(
-        steps=9,
-        tokens=576,
-        flops=1,
-        flops_nominal=1,
+        ends=(),
+        left_behind=0,
         counted_steps=counted,
         unseen_steps=unseen,
         miscounted=miscounted,

@@ -1,13 +1,14 @@
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from modbench.errors import UserError
-from modbench.sweep.cells import expand
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, find_suite, load_suite, shipped_suites
+from modbench.sweep.wanted import expand
 from modbench.train.budget import flops_per_step, model_of
 from modbench.train.config import TrainConfig
 
@@ -59,14 +60,14 @@ def test_the_vocabulary_follows_the_tokenizer(tmp_path: Path) -> None:
 
 def test_a_scheme_has_a_shape_of_its_own(tmp_path: Path) -> None:
     shallow = GOOD.replace('router = "vanilla"', 'router = "vanilla"\nmodel = { layers = 1 }')
-    cells = expand(resolve(parse(tmp_path, shallow)))
-    assert {(cell["router"]["name"], cell["model"]["layers"]) for cell in cells} == {
+    runs = [wanted.run for wanted in expand(resolve(parse(tmp_path, shallow)))]
+    assert {(run.router.name, run.model.layers) for run in runs} == {
         ("vanilla", 1),
         ("mod", 2),
     }
-    step = TrainConfig(budget=1, batch=4)
+    step = TrainConfig(batch=4)
     assert resolve(parse(tmp_path, shallow)).resolved["vanilla"].flops == [
-        flops_per_step(model_of("vanilla", {}, cells[0]["model"]), step)
+        flops_per_step(model_of("vanilla", {}, asdict(runs[0].model)), step)
     ]
 
 

@@ -11,6 +11,7 @@ from modbench.errors import UserError
 from modbench.records.record import TimingRecord
 from modbench.records.store import read_suite
 from modbench.report.timing.table import TimingTable
+from modbench.report.timing.values import labels_of
 from modbench.sweep import timings as verb
 from modbench.sweep import worker
 from modbench.sweep.crash import KILLED
@@ -18,7 +19,7 @@ from modbench.sweep.engine import Engine
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
-from modbench.sweep.timings import timing_cells, timing_jobs
+from modbench.sweep.timings import KINDS, TimingPlan
 from modbench.timing import system_load
 
 Time = Callable[..., int]
@@ -60,17 +61,14 @@ def test_each_repetition_begins_with_another_one_and_memory_comes_last(
 ) -> None:
     assert time("a", "b") == 0
     words = asked(tmp_path)
-    assert words[:9] == [
-        *("ceiling machine", "time a", "time b"),
-        *("time a", "time b", "ceiling machine"),
-        *("time b", "ceiling machine", "time a"),
-    ]
-    assert words[9:] == [
+    once = ["ceiling machine", "training a", "inference a", "training b", "inference b"]
+    assert words[:15] == [*once, *once[1:], *once[:1], *once[2:], *once[:2]]
+    assert words[15:] == [
         f"{kind}_memory {label}" for label in "ab" for kind in ("training", "inference")
     ]
     timings = timings_of(tmp_path / "results" / "fake")
-    assert len({timing.run for timing in timings}) == 1
-    assert len({timing.job for timing in timings}) == len(timings) == 13
+    assert len({timing.session for timing in timings}) == 1
+    assert len({timing.job for timing in timings}) == len(timings) == 19
 
 
 def test_every_process_has_the_machine_to_itself(tmp_path: Path, time: Time) -> None:
@@ -81,35 +79,59 @@ def test_every_process_has_the_machine_to_itself(tmp_path: Path, time: Time) -> 
 def test_what_is_done_is_not_done_again(tmp_path: Path, time: Time) -> None:
     folder = tmp_path / "results" / "fake"
     assert time("a", "b", repetitions=1, only=("a",)) == 0
-    assert asked(tmp_path) == ["ceiling machine", "time a", "training_memory a", "inference_memory a"]
+    of_a = ["training a", "inference a", "training_memory a", "inference_memory a"]
+    assert asked(tmp_path) == ["ceiling machine", *of_a]
     assert time("a", "b", repetitions=2) == 0
-    assert sorted(asked(tmp_path)) == sorted(
-        ["time a", "time b", "time b", "ceiling machine", "training_memory b", "inference_memory b"]
-    )
+    of_b = [word.replace(" a", " b") for word in of_a]
+    assert sorted(asked(tmp_path)) == sorted([*of_a[:2], *of_b, *of_b[:2], "ceiling machine"])
     assert time("a", "b", repetitions=2) == 0
     assert asked(tmp_path) == []
-    assert len({timing.run for timing in timings_of(folder)}) == 1
+    assert len({timing.session for timing in timings_of(folder)}) == 1
     assert time("a", repetitions=1, again=True) == 0
-    assert len(asked(tmp_path)) == 4
-    assert len({timing.run for timing in timings_of(folder)}) == 2
+    assert len(asked(tmp_path)) == 5
+    assert len({timing.session for timing in timings_of(folder)}) == 2
 
 
-@pytest.mark.parametrize(
-    "change",
-    [('label = "b"', 'label = "b"\noptions.every = 1'), ("threads = 1", "threads = 1\nsamples = 4")],
-    ids=["options", "shape"],
-)
-def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(
-    tmp_path: Path, time: Time, change: tuple[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(tmp_path: Path, time: Time) -> None:
+    """It alone is timed again, and the table shows what the suite has now."""
+    folder = tmp_path / "results" / "fake"
+    change = ('label = "b"', 'label = "b"\noptions.every = 1')
     assert time("a", "b", repetitions=1) == 0
-    capsys.readouterr()
     assert time("a", "b", repetitions=1, change=change) == 0
-    assert len(asked(tmp_path)) == 7  # all of it
-    assert "of another machine, other settings, options, shapes or code" in capsys.readouterr().err
-    assert len({timing.run for timing in timings_of(tmp_path / "results" / "fake")}) == 2
+    assert sorted(asked(tmp_path)) == [
+        *("inference b", "inference_memory b", "training b", "training_memory b")
+    ]
+    timings = timings_of(folder)
+    assert len({timing.session for timing in timings}) == 1
+    table = TimingTable(timings, labels_of(read_suite(folder).suites))
+    edited = {row.label: row.key for row in table.cases}
+    (now,) = {
+        timing.key
+        for timing in timings
+        if (timing.timed["router"] or {}).get("options", {}).get("every") == 1
+    }
+    assert edited["b"] == now
+    assert {row.n for row in table.cases} == {3}
     assert time("a", "b", repetitions=1, change=change) == 0
     assert asked(tmp_path) == []
+
+
+def test_a_renamed_row_is_not_timed_again(tmp_path: Path, time: Time) -> None:
+    assert time("a", "b", repetitions=1) == 0
+    assert time("a", "c", repetitions=1) == 0
+    assert asked(tmp_path) == []
+    assert "| c |" in (tmp_path / "results" / "fake" / "timings.md").read_text()
+
+
+@pytest.mark.parametrize("change", ["forced_balance = false", "deterministic = true"])
+def test_other_conditions_begin_another_session(
+    tmp_path: Path, time: Time, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert time("a", repetitions=1) == 0
+    capsys.readouterr()
+    assert time("a", repetitions=1, change=("threads = 1", f"threads = 1\n{change}")) == 0
+    assert len(asked(tmp_path)) == 5
+    assert "of another machine, other settings or code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("threads", "used"), [(3, 3), (0, 7)])
@@ -153,22 +175,22 @@ def test_an_unfinished_run_is_gone_on_with(
         patched.setattr(Engine, "_settle", settle)
         with pytest.raises(KeyboardInterrupt):
             time("a", repetitions=3)
-    assert asked(tmp_path) == ["ceiling machine", "time a"]
+    assert asked(tmp_path) == ["ceiling machine", "training a"]
     assert time("a", repetitions=3) == 0
-    assert len(asked(tmp_path)) == 6
-    (run,) = {timing.run for timing in timings_of(tmp_path / "results" / "fake")}
+    assert len(asked(tmp_path)) == 3 * 3 + 2 - 2
+    (run,) = {timing.session for timing in timings_of(tmp_path / "results" / "fake")}
     assert run in (tmp_path / "results" / "fake" / "timings.md").read_text()
 
 
 def test_want_of_memory_is_a_result_and_the_others_go_on(tmp_path: Path, time: Time) -> None:
     assert time("a", "big", "c", repetitions=1) == 0
     statuses = {
-        (timing.measurement, timing.cell["router"]["label"]): (timing.status, timing.asked_bytes)
+        (timing.measures, timing.timed["router"]["name"]): (timing.status, timing.asked_bytes)
         for timing in timings_of(tmp_path / "results" / "fake")
-        if timing.cell["router"] is not None
+        if timing.timed["router"] is not None
     }
-    assert statuses["time", "big"] == statuses["training_memory", "big"] == ("oom", 77)
-    assert statuses["time", "c"] == ("ok", None)
+    assert statuses["training", "mod"] == statuses["training_memory", "mod"] == ("oom", 77)
+    assert statuses["training", "token_choice"] == ("ok", None)
     assert time("a", "big", "c", repetitions=1) == 0
     assert asked(tmp_path) == []
 
@@ -178,10 +200,10 @@ def test_what_failed_is_told_and_tried_again(
 ) -> None:
     assert time("a", "breaks", "c", repetitions=1) == 1
     said = capsys.readouterr().err
-    assert "breaks, time 1 failed: exit code 1: ValueError: this is broken; its log: " in said
-    assert "time c" in asked(tmp_path)
+    assert "breaks, training 1 failed: exit code 1: ValueError: this is broken; its log: " in said
+    assert "training c" in asked(tmp_path)
     assert time("a", "breaks", "c", repetitions=1) == 0
-    assert asked(tmp_path) == ["time breaks"]
+    assert asked(tmp_path) == ["training breaks"]
 
 
 def test_a_kill_by_the_kernel_is_want_of_memory(
@@ -194,52 +216,54 @@ def test_a_kill_by_the_kernel_is_want_of_memory(
     by_hand, by_kernel = (
         timing
         for timing in timings_of(tmp_path / "results" / "fake")
-        if timing.measurement == "time" and timing.cell["router"]["label"] == "killed"
+        if timing.measures == "training" and timing.timed["router"]["name"] == "mod"
     )
     assert by_hand.status == "failed"
     assert (by_kernel.status, by_kernel.error) == ("oom", KILLED)
 
 
-def test_another_machine_begins_another_run(
+def test_another_machine_begins_another_session(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert time("a", "b", repetitions=1, only=("a",)) == 0
     monkeypatch.setenv("FAKE_CPU", "Another CPU")
     assert time("a", "b", repetitions=1) == 0
-    assert "of another machine, other settings, options" in capsys.readouterr().err
-    assert len(asked(tmp_path)) == 7
+    assert "of another machine, other settings or code" in capsys.readouterr().err
+    assert len(asked(tmp_path)) == 9
     page = (tmp_path / "results" / "fake" / "timings.md").read_text()
     assert "Another CPU" in page
     assert "Imaginary" not in page
-    assert "Other runs of this suite: 1; runs aren't compared." in page
+    assert "Other sessions of this suite: 1; sessions aren't compared." in page
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("FAKE_CPU", "Another CPU"), ("FAKE_PYTHON", "3.12.1"), ("MALLOC_TOP_PAD_", "77")],
 )
-def test_another_machine_or_setting_begins_another_run_and_goes_on_with_its_own(
+def test_another_machine_or_setting_begins_another_session_and_goes_on_with_its_own(
     name: str, value: str, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "results" / "fake"
     assert time("a", "b", repetitions=1, only=("a",)) == 0
-    (mine,) = {timing.run for timing in timings_of(folder)}
+    (mine,) = {timing.session for timing in timings_of(folder)}
     with monkeypatch.context() as other:
         other.setenv(name, value)
         assert time("a", "b", repetitions=1, only=("b",)) == 0
     assert time("a", "b", repetitions=1) == 0
-    assert sorted(asked(tmp_path)) == ["inference_memory b", "time b", "training_memory b"]
+    assert sorted(asked(tmp_path)) == [
+        *("inference b", "inference_memory b", "training b", "training_memory b")
+    ]
     page = (folder / "timings.md").read_text()
-    assert f"Run {mine}; machine: cpu Imaginary CPU" in page
+    assert f"Session {mine}; machine: cpu Imaginary CPU" in page
     assert "Another CPU" not in page
 
 
-def test_other_code_begins_another_run(
+def test_other_code_begins_another_session(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert time("vanilla") == 0
     monkeypatch.setattr(verb, "code_sha256", lambda file: "0")
-    for processes in (8, 0):
+    for processes in (3 * 3 + 2, 0):
         assert time("vanilla") == 0
         assert len(asked(tmp_path)) == processes
 
@@ -260,28 +284,28 @@ def test_no_repetition_is_refused(time: Time) -> None:
 def jobs_of(suite: str) -> list[dict]:
     """The specifications of all processes."""
     rows = resolve(load_suite(suite))
-    cells = timing_cells(rows)
-    return [job.spec for job in timing_jobs(cells, rows, Path("results"), "run", {})]
+    plan = TimingPlan.of(rows, Path("nowhere"))
+    return [job.spec for job in plan.jobs(KINDS, rows.suite.time.repetitions)]
 
 
 def test_budgets_and_seeds_are_timed_once(tmp_path: Path) -> None:
     write_suite(tmp_path, "a", "b")
     jobs = jobs_of(str(tmp_path / "suite.toml"))
-    cells = [job["cell"] for job in jobs if job["measurement"] == "training_memory"]
-    assert [cell["router"]["label"] for cell in cells] == ["a", "b"]
-    assert cells[0]["train"] == {"sequence": 16, "batch": 1, "precision": "auto"}
-    assert len(jobs) == 3 * 3 + 4
+    timed = [job["timed"] for job in jobs if job["measures"] == "training_memory"]
+    assert [of["router"]["name"] for of in timed] == ["vanilla", "mod"]
+    assert (timed[0]["sequence"], timed[0]["batch"], timed[0]["precision"]) == (16, 1, "auto")
+    assert len(jobs) == 3 * 5 + 4
 
 
 def test_the_gpu_suite_times_two_sizes_each_with_its_ceilings() -> None:
     jobs = jobs_of("gpu")
-    ceilings = [job for job in jobs if job["measurement"] == "ceiling" and job["repetition"] == 1]
-    timed = [job for job in jobs if job["measurement"] == "time" and job["repetition"] == 1]
-    labels = {job["cell"]["router"]["label"] for job in timed}
+    ceilings = [job for job in jobs if job["measures"] == "ceiling" and job["repetition"] == 1]
+    timed = [job for job in jobs if job["measures"] == "training" and job["repetition"] == 1]
+    labels = {job["title"] for job in timed}
     assert len(ceilings) == 2
     assert len(labels) == len(timed)
     assert {label.rpartition("/")[2] for label in labels} == {"124M", "350M"}
-    assert {job["cell"]["router"]["name"] for job in timed} == {
+    assert {job["timed"]["router"]["name"] for job in timed} == {
         *("vanilla", "token_choice", "expert_choice"),
         *("mod", "mode_staged", "mode_integrated"),
     }
@@ -292,13 +316,13 @@ def test_every_shape_of_isoflop_grids_is_timed_once_and_a_new_run_ends(
 ) -> None:
     assert time("a", repetitions=1, again=True, change=ISOFLOP) == 0
     grids = resolve(load_suite(str(tmp_path / "suite.toml"))).resolved["a"].grids
-    shapes = {f"a/w{shape['width']}" for grid in grids for shape in grid}
+    shapes = {f"w{shape['width']}" for grid in grids for shape in grid}
     assert len(shapes) > 5
     words = asked(tmp_path)
-    assert sorted(word for word in words if word.startswith("time ")) == sorted(
-        f"time {label}" for label in shapes
+    assert sorted(word for word in words if word.startswith("training ")) == sorted(
+        f"training {label}" for label in shapes
     )
-    assert len({timing.run for timing in timings_of(tmp_path / "results" / "fake")}) == 1
+    assert len({timing.session for timing in timings_of(tmp_path / "results" / "fake")}) == 1
 
 
 @pytest.mark.slow
@@ -312,9 +336,9 @@ def test_the_real_worker_gives_times_memory_and_ceilings(
     results = tmp_path / "results"
     assert verb.time_suite(str(tmp_path / "suite.toml"), results=results, repetitions=1) == 0
     timings = timings_of(results / "fake")
-    assert [timing.status for timing in timings] == ["ok"] * 7
+    assert [timing.status for timing in timings] == ["ok"] * 9
     assert str(tmp_path) not in "".join(timing.line() for timing in timings)
-    table = TimingTable(timings)
+    table = TimingTable(timings, labels_of(read_suite(results / "fake").suites))
     depth = {row.case: row for row in table.cases if row.label == "depth"}
     assert list(depth)[:3] == ["forward", "train", "prefill 4 x 1"]
     for row in depth.values():

@@ -9,15 +9,27 @@ from typing import Any
 
 import pytest
 
+from modbench.data.config import DataConfig
 from modbench.errors import UserError
+from modbench.model.config import ModelConfig
+from modbench.records.run import RouterCode, Run
 from modbench.sweep import track
-from modbench.sweep.cells import expand
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import parse_suite
 from modbench.sweep.track import TrackConfig, Trackers, check_trackers
+from modbench.sweep.wanted import expand
+from modbench.train.config import TrainConfig
+from modbench.train.schedule import Schedule
 
 KEY = "0123456789abcdef"
-CELL = {"router": {"label": "mod/small 25 %"}, "train": {"budget": 1_500_000_000_000}, "seed": 3}
+RUN = Run(
+    router=RouterCode(name="mod", options={}),
+    model=ModelConfig(),
+    data=DataConfig(),
+    train=TrainConfig(),
+    schedule=Schedule(budgets=(1_500_000_000_000,)),
+    seed=3,
+)
 NAME = "mod_small_25_-1.5e+12-seed3-01234567"
 ALL = TrackConfig(wandb="offline", trackio=True, project="p")
 
@@ -71,7 +83,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, name: str, **settings: bool) -> FakeBa
 
 
 def opened(config: TrackConfig, folder: Path) -> Trackers:
-    return Trackers(config, "s", CELL, folder / "cells" / KEY)
+    return Trackers(config, "s", "mod/small 25 %", RUN, folder / "runs" / KEY)
 
 
 def step(number: int, loss: float) -> dict[str, Any]:
@@ -93,13 +105,13 @@ METRICS = {
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder / "cells" / KEY / "tensorboard" / NAME))
+    events = EventAccumulator(str(folder / "runs" / KEY / "tensorboard" / NAME))
     events.Reload()
     tags = events.Tags()["scalars"]
     return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in tags}
 
 
-def test_tensorboard_has_the_curve_and_the_metrics_of_a_cell(tmp_path: Path) -> None:
+def test_tensorboard_has_the_curve_and_the_metrics_of_a_run(tmp_path: Path) -> None:
     trackers = opened(TrackConfig(tensorboard=True), tmp_path)
     for event in (step(1, 3.0), step(4, 1.0), POINT, METRICS, {"event": "phase", "phase": "audit"}):
         trackers.event(event)
@@ -113,7 +125,7 @@ def test_tensorboard_has_the_curve_and_the_metrics_of_a_cell(tmp_path: Path) -> 
     assert "metrics/flip_rate" not in found
 
 
-def test_tensorboard_has_each_step_of_a_resumed_cell_once(tmp_path: Path) -> None:
+def test_tensorboard_has_each_step_of_a_resumed_run_once(tmp_path: Path) -> None:
     config = TrackConfig(tensorboard=True)
     killed, stopped, resumed = (opened(config, tmp_path) for _ in range(3))
     for number in (1, 2, 3):
@@ -127,7 +139,7 @@ def test_tensorboard_has_each_step_of_a_resumed_cell_once(tmp_path: Path) -> Non
     assert scalars(tmp_path)["train/loss"] == [(1, 4.0), (2, 3.0), (4, 1.0)]
 
 
-def test_wandb_gets_an_offline_run_with_the_key_in_the_folder_of_the_cell(
+def test_wandb_gets_an_offline_run_with_the_key_in_the_folder_of_the_run(
     tmp_path: Path, wandb: FakeBackend, trackio: FakeBackend
 ) -> None:
     trackers = opened(ALL, tmp_path)
@@ -136,9 +148,9 @@ def test_wandb_gets_an_offline_run_with_the_key_in_the_folder_of_the_cell(
     trackers.close()
     asked = wandb.asked
     assert (asked["id"], asked["mode"], asked["resume"]) == (KEY, "offline", "allow")
-    assert asked["dir"] == str(tmp_path / "cells" / KEY)
+    assert asked["dir"] == str(tmp_path / "runs" / KEY)
     assert (asked["project"], asked["group"], asked["name"]) == ("p", "s", NAME)
-    assert asked["config"] == CELL
+    assert asked["config"] == RUN.as_json() | {"label": "mod/small 25 %"}
     assert wandb.run.logged[0] == (2, {"train/loss": 3.0, "train/flops": 2e24, "train/tokens": 16.0})
     assert wandb.run.logged[1:] == [(5, {"metrics/train_steps": 4.0, "metrics/step_time": 0.25})]
     assert trackio.run.logged == wandb.run.logged
@@ -146,11 +158,11 @@ def test_wandb_gets_an_offline_run_with_the_key_in_the_folder_of_the_cell(
     assert trackio.run.finished
 
 
-def test_trackio_shares_a_database_between_cells_and_samples_no_hardware(
+def test_trackio_shares_a_database_between_runs_and_samples_no_hardware(
     tmp_path: Path, trackio: FakeBackend
 ) -> None:
     opened(TrackConfig(trackio=True), tmp_path).event(step(1, 3.0))
-    assert track.os.environ["TRACKIO_DIR"] == str(tmp_path / "cells" / "trackio")
+    assert track.os.environ["TRACKIO_DIR"] == str(tmp_path / "runs" / "trackio")
     assert trackio.asked["project"] == "s"
     assert (trackio.asked["auto_log_cpu"], trackio.asked["auto_log_gpu"]) == (False, False)
 
@@ -167,7 +179,7 @@ def test_a_tracker_that_raises_is_dropped_and_the_others_go_on(
     trackers.event(step(2, 2.0))
     trackers.close()
     assert [number for number, _ in trackio.run.logged] == [1, 2]
-    said = "modbench: wandb failed (no network); the cell goes on without it\n"
+    said = "modbench: wandb failed (no network); the run goes on without it\n"
     assert capsys.readouterr().err == said
 
 
@@ -178,7 +190,7 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
         check_trackers(ALL)
 
 
-def test_trackers_are_no_part_of_a_cell() -> None:
+def test_trackers_are_no_part_of_a_run() -> None:
     suite = {
         "suite": {"name": "s"},
         "data": {"tokenizer": "bytes"},

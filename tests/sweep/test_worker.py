@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import modbench
+from modbench.model.config import ModelConfig
+from modbench.records.run import RouterCode, Timed
 from modbench.sweep import worker
 from modbench.sweep.worker import (
     ALLOCATOR,
@@ -33,22 +35,22 @@ say({{"event": "result", "result": result}})
 """
 
 
-def run(body: str, place: Path, measurement: str = "time", **settings: Any) -> dict[str, Any]:
+def run(body: str, place: Path, kind: str = "time", **settings: Any) -> dict[str, Any]:
     command = (sys.executable, "-c", BODY.format(body=body))
-    spec = {"job": "timing", "measurement": measurement, "threads": 3}
+    spec = {"job": "timing", "measures": kind, "threads": 3}
     return run_worker(spec, log=place / "log", command=command, **settings)
 
 
-@pytest.mark.parametrize("measurement", ["time", "ceiling", "training_memory", "inference_memory"])
+@pytest.mark.parametrize("kind", ["training", "ceiling", "training_memory", "inference_memory"])
 def test_memory_is_measured_with_an_allocator_of_its_own(
-    measurement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_TOP_PAD_", "77")
     chosen = {**ALLOCATOR, "MALLOC_TOP_PAD_": "77"}
-    expected = MEMORY_ALLOCATOR if "memory" in measurement else chosen
-    found = run("result = dict(os.environ)", tmp_path, measurement)
+    expected = MEMORY_ALLOCATOR if "memory" in kind else chosen
+    found = run("result = dict(os.environ)", tmp_path, kind)
     assert {name: found[name] for name in ALLOCATOR} == expected
     assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "3"
 
@@ -128,7 +130,7 @@ def test_a_worker_whose_parent_was_killed_is_asked_to_stop(tmp_path: Path) -> No
     )
     code = (
         "from pathlib import Path\nimport sys\nfrom modbench.sweep.worker import run_worker\n"
-        f"run_worker({{'job': 'cell', 'threads': 1}}, log=Path({str(tmp_path)!r}, 'log'), "
+        f"run_worker({{'job': 'run', 'threads': 1}}, log=Path({str(tmp_path)!r}, 'log'), "
         f"command=(sys.executable, '-c', {BODY.format(body=body)!r}))"
     )
     path = str(Path(modbench.__file__).parent.parent)
@@ -147,9 +149,10 @@ def _until(happens: Any) -> None:
 
 
 def test_the_real_worker_gives_a_users_mistake_as_one_sentence(tmp_path: Path) -> None:
-    model = {"vocabulary": 97, "width": 16, "layers": 1, "heads": 2}
-    cell = {"router": {"name": "mood", "options": {}}, "time": {}, "train": {}, "model": model}
-    spec = {"job": "peak", "measurement": "training_memory", "cell": cell, "plugins": [], "threads": 1}
+    model = ModelConfig(vocabulary=97, width=16, layers=1, heads=2)
+    router = RouterCode(name="mood", options={})
+    timed = Timed(router=router, model=model, sequence=16, batch=1, precision="float32")
+    spec = {"job": "machine", "timed": timed.as_json(), "time": {}, "plugins": [], "threads": 1}
     with pytest.raises(DiedError, match=r"^router 'mood' is not known") as death:
         run_worker(spec, log=tmp_path / "log")
     assert death.value.code == 2

@@ -27,20 +27,28 @@ class Counting(Nvml):
         return next(self.spent)
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, kind: str = "time", *, each: float = 1.0) -> dict[str, Any]:
+def timed(
+    monkeypatch: pytest.MonkeyPatch, kind: str = "inference", *, each: float = 1.0
+) -> dict[str, Any]:
     """On a GPU, the samples of a case taking a second in total and a run ``each``."""
     moments = count(0.0, 1.0)
     monkeypatch.setattr(nvml, "monotonic", lambda: next(moments))
     monkeypatch.setattr(clock, "open_gpu", lambda on: (Gpu(Counting(), "new"), ""))
     monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(each))
     monkeypatch.setattr("modbench.timing.ceiling.COPIED", {"cpu": 16})
-    return clock.timed(kind, subject("mod", **ONE_DECODING), 1, lambda _: None)
+    of = subject("mod", **ONE_DECODING)
+    if kind == "ceiling":
+        return clock.measured_ceilings(of, 1)
+    return clock.measured_times(kind, of, 1)  # type: ignore[arg-type]
 
 
-def test_energy_of_a_run_that_is_repeated_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = timed(monkeypatch, each=SHORTEST / 4)
-    assert [case["loops"] for case in found["cases"]] == [4] * 4
-    assert [case["joules"] for case in found["cases"]] == [6 / (4 * 3)] * 4
+@pytest.mark.parametrize("kind", ["training", "inference"])
+def test_energy_of_a_run_that_is_repeated_is_shared_out(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = timed(monkeypatch, kind, each=SHORTEST / 4)
+    assert [case["loops"] for case in found["cases"]] == [4] * 2
+    assert [case["joules"] for case in found["cases"]] == [6 / (4 * 3)] * 2
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.9, False), (1.0, True), (7.0, True)])
@@ -54,7 +62,7 @@ def test_energy_is_reported_for_a_second_or_more(
     assert monitor.joules(3) == (6 / 3 if told else None)
 
 
-@pytest.mark.parametrize("kind", ["time", "ceiling"])
+@pytest.mark.parametrize("kind", ["training", "inference", "ceiling"])
 def test_a_gpu_is_looked_at_in_each_sample(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is slowed down from the second look on."""
     found = timed(monkeypatch, kind)
@@ -70,7 +78,7 @@ def test_a_gpu_is_looked_at_in_each_sample(kind: str, monkeypatch: pytest.Monkey
 
 def test_without_a_gpu_its_fields_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modbench.timing.ceiling.COPIED", {"cpu": 16})
-    assert clock.timed("ceiling", subject(), 1, lambda _: None)["gpu"] is None
+    assert clock.measured_ceilings(subject(), 1)["gpu"] is None
 
 
 @pytest.mark.parametrize(
@@ -87,5 +95,6 @@ def test_the_balance_of_all_cases_is_the_strongest(
     left = iter(kinds)
     monkeypatch.setattr(clock, "balance", lambda traces: next(left))
     monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(1.0))
-    found = clock.timed("time", subject("mod", **ONE_DECODING), 1, lambda _: None)
+    two = ONE_DECODING | {"decode_batches": [1, 2], "prefill": [24, 8]}
+    found = clock.measured_times("inference", subject("mod", **two), 1)
     assert (found["balance"], next(left, None)) == (told, None)

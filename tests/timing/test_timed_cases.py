@@ -4,7 +4,7 @@ B sequences, T tokens.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,11 +14,12 @@ from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.routing.build import RoutedDecoder
 from modbench.timing import benchmark_case, footprint
 from modbench.timing.benchmark_case import BenchmarkCase, inference_cases, training_cases
 from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.timing.ceiling import ceilings
-from modbench.timing.clock import balance, timed
+from modbench.timing.clock import balance, measured_times
 from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import Stopwatch
 
@@ -108,48 +109,61 @@ def test_balance_names_how_layers_routed() -> None:
     assert balance([traces["mod", False]]) == "as routed"
 
 
-def test_all_cases_are_timed_and_the_machine_monitored() -> None:
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("training", ["forward", "train"]), ("inference", ["prefill 24 x 1", "decode after 8 x 1"])],
+)
+def test_all_cases_of_a_kind_are_timed_and_the_machine_monitored(
+    kind: Literal["training", "inference"], names: list[str]
+) -> None:
     events: list[dict[str, Any]] = []
-    found = timed("time", subject("mod", decode_past=[8], decode_batches=[1]), 1, events.append)
-    assert [case["name"] for case in found["cases"]] == [
-        *("forward", "train", "prefill 24 x 1"),
-        "decode after 8 x 1",
-    ]
+    of = subject("mod", decode_past=[8], decode_batches=[1])
+    found = measured_times(kind, of, 1, events.append)
+    assert [case["name"] for case in found["cases"]] == names
     assert all(len(case["seconds"]) == 3 and min(case["seconds"]) > 0 for case in found["cases"])
-    assert [event["step"] for event in events] == [1, 2, 3, 4]
-    assert events[-1]["steps"] == 4
+    assert [event["step"] for event in events] == [1, 2]
+    assert events[-1]["steps"] == 2
     assert (found["balance"], found["compiled"]) == ("forced", False)
     assert found["cases"][0]["joules"] is found["cases"][0]["gpu"] is None
     assert found["machine"]["nvml"] == "no GPU"
 
 
-def test_out_of_memory_in_a_case_leaves_the_others_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that runs out in training, after there were gradients and half of an optimizer's state."""
-    of = subject("mod", decode_past=[8], decode_batches=[1])
-    seen: list[bool] = []
-    right = benchmark_case.read
+def test_out_of_memory_in_training_leaves_the_forward_pass_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory that runs out once there are gradients; they are freed."""
+    models: list[Decoder] = []
 
-    def step(*given: Any, **more: Any) -> Any:
-        right_step(*given, **more)
+    def step(model: Decoder, *given: Any, **more: Any) -> Any:
+        models.append(model)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
 
-    def read(model: Decoder, *given: Any, **more: Any) -> Any:
-        seen.append(any(parameter.grad is not None for parameter in model.parameters()))
-        return right(model, *given, **more)
-
-    right_step = benchmark_case.training_step
     monkeypatch.setattr(benchmark_case, "training_step", step)
-    monkeypatch.setattr(benchmark_case, "read", read)
-    found = timed("time", of, 1, lambda _: None)
-    assert [case["name"] for case in found["cases"]] == [
-        *("forward", "prefill 24 x 1", "decode after 8 x 1")
-    ]
+    found = measured_times("training", subject("mod"), 1)
+    assert [case["name"] for case in found["cases"]] == ["forward"]
     (lack,) = found["ran_out"]
     assert (lack["name"], lack["phase"], lack["past"]) == ("train", "train", 0)
     assert (lack["sequences"], lack["tokens"], lack["asked_bytes"]) == (2, 32, 2**31)
     assert lack["error"].startswith("out of memory, asked for 2,147,483,648 bytes")
-    assert seen
-    assert not any(seen)
+    (model,) = models
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_out_of_memory_in_a_case_leaves_the_next_one_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = benchmark_case.random_tokens
+
+    def tokens(model: RoutedDecoder, sequences: int, count: int) -> torch.Tensor:
+        if count == 24:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
+        return right(model, sequences, count)
+
+    monkeypatch.setattr(benchmark_case, "random_tokens", tokens)
+    found = measured_times("inference", subject("mod", decode_past=[8], decode_batches=[1]), 1)
+    assert [case["name"] for case in found["cases"]] == ["decode after 8 x 1"]
+    (lack,) = found["ran_out"]
+    assert (lack["name"], lack["phase"], lack["tokens"]) == ("prefill 24 x 1", "prefill", 24)
 
 
 @pytest.mark.parametrize(("asked", "compiled"), [("on", True), ("off", False), ("auto", False)])

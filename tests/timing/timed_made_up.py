@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from modbench.model.config import ModelConfig
+from modbench.records.run import RouterCode, Timed
 from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import Stopwatch, nothing
 
-SHAPE = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
-TIME = {
+SHAPE: dict[str, Any] = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
+TIME: dict[str, Any] = {
     "samples": 3,
     "warm_up": 0,
     "prefill": [24],
@@ -17,14 +20,14 @@ TIME = {
 
 
 def subject(router: str = "vanilla", **changes: Any) -> BenchmarkTarget:
-    return BenchmarkTarget.of(
-        {
-            "router": {"name": router, "options": {}},
-            "model": SHAPE,
-            "train": {"sequence": 32, "batch": 2, "precision": "float32"},
-            "time": {**TIME, **changes},
-        }
+    timed = Timed(
+        router=RouterCode(name=router, options={}),
+        model=ModelConfig(**SHAPE),
+        sequence=32,
+        batch=2,
+        precision="float32",
     )
+    return BenchmarkTarget.of(timed, TimeConfig(**{**TIME, **changes}))
 
 
 class Ticking(Stopwatch):

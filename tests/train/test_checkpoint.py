@@ -103,5 +103,8 @@ def test_the_weights_of_the_last_points_are_kept_also_by_a_run_that_continues(tm
     (tmp_path / "points" / "000000040.half").touch()
     assert [after(step) for step in (20, 30)] == [["20"], ["20", "30"]]
     checkpoint.load_weights(checkpoint.point_weights(tmp_path, 20), model, key="run")
-    checkpoint.save_point(tmp_path / "other", model, step=10, keep=None)
+    checkpoint.save_point(tmp_path / "other", model, step=10, keep=0)
     assert not (tmp_path / "other").exists()
+    for step in (10, 20, 30):
+        checkpoint.save_point(tmp_path, model, step=step, keep=None, key="run")
+    assert len(list((tmp_path / "points").iterdir())) == 3

@@ -143,7 +143,7 @@ def test_kernels_that_inductor_makes_compute_the_same(name: str) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_steps_in_bfloat16_learn_alike() -> None:
     one, other = both("mod", {"capacity": 0.5})
-    train = TrainConfig(budget=1, compile="on")
+    train = TrainConfig(compile="on")
     losses = []
     for model, run in ((one, None), (other, compiled(eager(other), other, "on"))):
         optimizer = build_optimizer(model, train)

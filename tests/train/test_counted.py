@@ -30,9 +30,10 @@ from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
 from modbench.train.counted import Charges, CountedSteps
 from modbench.train.loop import StoppedError, Trained, train_model
+from modbench.train.schedule import Schedule
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
-TRAIN = TrainConfig(budget=10**12, sequence=32, batch=2, learning_rate=1e-2, evaluations=1)
+TRAIN = TrainConfig(sequence=32, batch=2, learning_rate=1e-2, evaluations=1)
 TEXT_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
 
 
@@ -86,7 +87,8 @@ def run(
     trained = train_model(
         model,
         Batches(TEXT_N, sequence=32, batch=2, seed=seed),
-        replace(TRAIN, budget=steps * flops_per_step(model, TRAIN), **train),  # type: ignore[arg-type]
+        replace(TRAIN, **train),  # type: ignore[arg-type]
+        Schedule(budgets=(steps * flops_per_step(model, TRAIN),)),
         dtype=torch.float32,
         evaluate=lambda model: 1.0,
         folder=folder,
@@ -113,7 +115,7 @@ def test_counting_changes_no_bit_and_finds_nothing_off(
     monkeypatch.setattr(CountedSteps, "count", lambda *arguments: None)
     plain, alone = run(build_router(name), tmp_path / "plain", steps=5)
     assert alone.counted_steps == 0
-    assert (spent.flops, spent.curve) == (alone.flops, alone.curve)
+    assert (spent.ends, spent.curve) == (alone.ends, alone.curve)
     ours, theirs = counted.state_dict(), plain.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -121,7 +123,7 @@ def test_counting_changes_no_bit_and_finds_nothing_off(
 def test_a_router_that_computes_more_at_the_start_or_the_end_is_found(tmp_path: Path) -> None:
     _, trained = run(Twice(dense=(1, 2, 21)), tmp_path)  # the last step is counted after it is taken
     assert trained.miscounted == f"{-extra():+d} in training step 1, {-extra():+d} in training step 20"
-    assert (trained.steps, trained.counted_steps) == (20, 3)
+    assert (trained.ends[-1].steps, trained.counted_steps) == (20, 3)
 
 
 def drawn_step(folder: Path, seed: int, **stop: int) -> int:
@@ -188,7 +190,7 @@ class OfTheLastPassLayer(Layer):
 def test_a_ledger_that_answers_differently_when_asked_again_is_found(tmp_path: Path) -> None:
     _, trained = run(OfTheLastPass(), tmp_path, steps=9)
     assert (trained.miscounted, trained.counted_steps) == ("", 3)
-    last = trained.steps
+    last = trained.ends[-1].steps
     # The last pass is the counted one, of the step after the last.
     off = -extra() if last % 2 else extra()
     wrong = [step for step in range(1, last + 1) if (last + 1 - step) % 2]

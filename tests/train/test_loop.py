@@ -28,13 +28,14 @@ from modbench.train.loop import (
     StoppedError,
     Trained,
     build_optimizer,
-    learning_rate,
     train_model,
     training_step,
 )
+from modbench.train.schedule import Schedule
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-TRAIN = TrainConfig(budget=10**12, sequence=32, batch=2, learning_rate=1e-2, evaluations=3)
+SCHEDULE = Schedule(budgets=(10**12,))
+TRAIN = TrainConfig(sequence=32, batch=2, learning_rate=1e-2, evaluations=3)
 #: A text with something to learn: each token tells the next.
 TEXT_N = (np.arange(4000) * 7 % 97).astype(np.uint16)
 
@@ -51,6 +52,7 @@ def run(
     steps: int | None = 12,
     stop_after: int | None = None,
     train: TrainConfig = TRAIN,
+    schedule: Schedule = SCHEDULE,
     origin: str = "",
     text_N: np.ndarray = TEXT_N,
     heldout: float = 1.0,
@@ -58,7 +60,7 @@ def run(
 ) -> tuple[Decoder, Trained]:
     model = build_model(shape_of(name), build_router(name), seed=1)
     if steps is not None:
-        train = replace(train, budget=steps * flops_per_step(model, train))
+        schedule = replace(schedule, budgets=(steps * flops_per_step(model, train),))
     folder.mkdir(exist_ok=True)
     batches = Batches(text_N, sequence=32, batch=2, seed=1)
     asked = iter(range(10**6))
@@ -66,6 +68,7 @@ def run(
         model,
         batches,
         train,
+        schedule,
         dtype=torch.float32,
         evaluate=lambda model: heldout,
         folder=folder,
@@ -98,7 +101,8 @@ def test_every_scheme_learns(name: str, tmp_path: Path) -> None:
     train_model(
         model,
         Batches(TEXT_N, sequence=32, batch=2, seed=1),
-        replace(train, budget=60 * flops_per_step(model, train)),
+        train,
+        Schedule(budgets=(60 * flops_per_step(model, train),)),
         dtype=torch.float32,
         evaluate=lambda model: losses.append(0.0) or 0.0,
         folder=tmp_path,
@@ -118,13 +122,13 @@ def test_the_learning_curve_has_the_points_asked_for_where_the_cost_of_steps_mov
 ) -> None:
     _, trained = run(name, tmp_path, steps=20, train=replace(TRAIN, evaluations=8))
     assert len(trained.curve) == 8
-    assert trained.curve[-1]["step"] == trained.steps
+    assert trained.curve[-1]["step"] == trained.ends[-1].steps
 
 
 def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) -> None:
     model, trained = run("mode_integrated", tmp_path, steps=5)
-    assert trained.flops_nominal == trained.steps * flops_per_step(model, TRAIN)
-    assert trained.flops != trained.flops_nominal
+    assert trained.ends[-1].flops_nominal == trained.ends[-1].steps * flops_per_step(model, TRAIN)
+    assert trained.ends[-1].flops != trained.ends[-1].flops_nominal
     most = model.ledger(
         Workload(
             lengths=(32, 32),
@@ -132,9 +136,9 @@ def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) ->
             counts={(0, "experts"): (128,), (1, "experts"): (128,)},
         )
     ).total()
-    assert trained.flops < trained.steps * most
+    assert trained.ends[-1].flops < trained.ends[-1].steps * most
     model, trained = run("mod", tmp_path / "..", steps=5)
-    assert trained.flops == trained.flops_nominal
+    assert trained.ends[-1].flops == trained.ends[-1].flops_nominal
 
 
 @pytest.mark.parametrize("broken", ["a weight is not finite", "the held-out loss is nan"])
@@ -160,16 +164,14 @@ def test_what_is_not_finite_after_the_last_step_is_divergence(
 
 
 def test_a_loss_that_is_nan_ends_the_run(tmp_path: Path) -> None:
-    wild = TrainConfig(
-        budget=10**12, sequence=32, batch=2, learning_rate=1e30, clip=1e30, warmup=0.0, evaluations=1
-    )
+    wild = TrainConfig(sequence=32, batch=2, learning_rate=1e30, clip=1e30, evaluations=1)
     with pytest.raises(DivergedError, match="training loss is"):
-        run("vanilla", tmp_path, train=wild, steps=20)
+        run("vanilla", tmp_path, train=wild, schedule=replace(SCHEDULE, warmup=0.0), steps=20)
 
 
 def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
-    train = TrainConfig(budget=10**12, learning_rate=1.0, warmup=0.1, final_learning_rate=0.1)
-    rates = [learning_rate((step + 1) / 100, train) for step in range(100)]
+    schedule = Schedule(budgets=(10**12,), warmup=0.1, final_learning_rate=0.1)
+    rates = [schedule.learning_rate(1.0, (step + 1) / 100, 10**12) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == pytest.approx(1.0)
     assert max(rates) == rates[9]
@@ -177,7 +179,72 @@ def test_learning_rate_warms_up_and_ends_with_the_run() -> None:
     for step in (31, 54, 80):
         progress = (step - 9) / 90
         assert rates[step] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
-    assert learning_rate(1.0, replace(train, warmup=0.0)) == pytest.approx(0.1)
+    assert replace(schedule, warmup=0.0).learning_rate(1.0, 1.0, 10**12) == pytest.approx(0.1)
+
+
+def test_a_trapezoid_is_flat_between_warm_up_and_decay() -> None:
+    schedule = Schedule(
+        kind="trapezoid", budgets=(100, 400), warmup=0.1, decay=0.2, final_learning_rate=0.0
+    )
+    small = [schedule.learning_rate(1.0, flops / 100, 100) for flops in range(1, 101)]
+    large = [schedule.learning_rate(1.0, flops / 400, 400) for flops in range(1, 401)]
+    assert small[4] == large[4] == pytest.approx(0.5)
+    assert [*small[9:80], *large[40:320]] == pytest.approx([1.0] * (71 + 280))
+    assert small[89] == large[359] == pytest.approx(0.5)
+    assert small[-1] == large[-1] == pytest.approx(0.0)
+
+
+def trapezoid(model: Decoder, steps: tuple[int, ...]) -> Schedule:
+    each = flops_per_step(model, TRAIN)
+    return Schedule(kind="trapezoid", budgets=tuple(each * number for number in steps), decay=0.25)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "mod", "mode_integrated", "expert_threshold"])
+def test_a_trunk_is_the_same_to_the_bit_with_and_without_a_decay_that_branches_off(
+    name: str, tmp_path: Path
+) -> None:
+    """And resumed in each of its parts."""
+    model = build_model(shape_of(name), build_router(name), seed=1)
+    both, alone = trapezoid(model, (12, 24)), trapezoid(model, (24,))
+    # The warm-up is a part of the smallest budget.
+    alone = replace(alone, warmup=both.warmup / 2)
+    whole, spent = run(name, tmp_path / "both", schedule=both, steps=None)
+    single, of_single = run(name, tmp_path / "alone", schedule=alone, steps=None)
+    assert spent.ends[-1] == of_single.ends[-1]
+    if name in ("vanilla", "mod"):  # steps of equal FLOPs
+        assert spent.left_behind == 3 * flops_per_step(model, TRAIN)
+    ours, theirs = whole.state_dict(), single.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    for cut in (5, 6, 4, 5):
+        with pytest.raises(StoppedError):
+            run(name, tmp_path / "parts", schedule=both, steps=None, stop_after=cut)
+    parts, spent_in_parts = run(name, tmp_path / "parts", schedule=both, steps=None)
+    assert spent_in_parts == spent
+    assert all(torch.equal(ours[key], value) for key, value in parts.state_dict().items())
+
+
+def test_a_decay_from_a_trunk_equals_a_run_to_its_budget_alone(tmp_path: Path) -> None:
+    model = build_model(SHAPE, build_router("mod"), seed=1)
+    both, alone = trapezoid(model, (12, 24)), trapezoid(model, (12,))
+    weights: list[dict[str, torch.Tensor]] = []
+    branching = build_model(SHAPE, build_router("mod"), seed=1)
+    train_model(
+        branching,
+        Batches(TEXT_N, sequence=32, batch=2, seed=1),
+        TRAIN,
+        both,
+        dtype=torch.float32,
+        evaluate=lambda model: 1.0,
+        folder=tmp_path,
+        say=lambda event: None,
+        at_end=lambda end: weights.append(
+            {name: value.clone() for name, value in branching.state_dict().items()}
+        ),
+    )
+    single, _ = run("mod", tmp_path / "alone", schedule=alone, steps=None)
+    assert len(weights) == 2
+    assert all(torch.equal(weights[0][name], value) for name, value in single.state_dict().items())
+    assert not torch.equal(weights[0]["norm.weight"], weights[1]["norm.weight"])
 
 
 @pytest.mark.parametrize("times", [Fraction(1, 10), 10])
@@ -199,16 +266,17 @@ def test_the_budget_is_spent_and_no_more_whatever_the_nominal_flops(
     counts = {(n, "experts"): (128,) for n in range(2)}
     true = model.ledger(Workload(lengths=(32, 32), phase="train", counts=counts)).total()
     budget = 12 * true
-    train = TrainConfig(budget=budget, sequence=32, batch=2, evaluations=3)
+    train = TrainConfig(sequence=32, batch=2, evaluations=3)
     assert budget // flops_per_step(model, train) != 12
-    _, trained = run("token_choice", tmp_path, steps=None, train=train)
-    assert trained.steps == 12
-    assert trained.flops == budget
+    schedule = Schedule(budgets=(budget,))
+    _, trained = run("token_choice", tmp_path, steps=None, train=train, schedule=schedule)
+    assert trained.ends[-1].steps == 12
+    assert trained.ends[-1].flops == budget
     assert [point["step"] for point in trained.curve][-3:] == [4, 8, 12]
 
 
 def test_the_gradient_is_clipped_before_the_optimizer_sees_it() -> None:
-    train = TrainConfig(budget=10**12, sequence=32, batch=2, clip=1e-3)
+    train = TrainConfig(sequence=32, batch=2, clip=1e-3)
     model = build_model(SHAPE, build_router("vanilla"))
     norms: list[float] = []
 
@@ -371,7 +439,7 @@ def test_progress_is_said_as_events(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [event["step"] for event in steps] == [1, 2, 3, 4]
     last = steps[-1]
     assert math.isfinite(last.pop("loss"))
-    flops = trained.flops
+    flops = trained.ends[-1].flops
     assert last == {"event": "step", "phase": "train", "step": 4, "steps": 4} | {
         "flops": flops,
         "budget": flops,

@@ -49,15 +49,8 @@ def trained(
     results: Path, router: str, options: dict[str, Any], shape: dict[str, Any] | None = None
 ) -> Loaded:
     """A run whose weights are far from the initial ones, norms included."""
-    named = {"name": router, "options": options, "plugin_sha256": None, "label": "one"}
-    record = record_of(
-        "one",
-        router,
-        0,
-        router=named,
-        model=SHAPE | (shape or {}),
-        train={"budget": 1, "sequence": 96},
-    )
+    shape = SHAPE | (shape or {})
+    record = record_of("one", router, 0, options=options, model=shape, sequence=96)
     add_records(results, record)
     folder = save_trained(results, "tiny/one", MERGES)
     model = load_trained(folder).model
@@ -212,13 +205,15 @@ def test_a_copy_for_modbench_needs_neither_results_nor_corpus(
 
 def test_a_copy_for_modbench_keeps_its_audit_also_when_it_is_copied_again(tmp_path: Path) -> None:
     loaded = trained(tmp_path / "my-results", "vanilla", {})
-    assert loaded.record is not None
     assert leak_of(loaded) == "not audited"
     probes = [
         {"probe": number, "name": name, "verdict": verdict, "figure": "0", "ranks": True}
         for number, name, verdict in ((1, "causal", "passed"), (2, "batch-invariant", "failed"))
     ]
-    audited = replace(loaded, record=replace(loaded.record, audit=probes))
+    assert loaded.result is not None
+    record = loaded.result.record
+    record = replace(record, ends=[record.ends[0] | {"audit": probes}])
+    audited = replace(loaded, result=replace(loaded.result, record=record))
     export(audited, "modbench", tmp_path / "one")
     export(load_trained(tmp_path / "one"), "modbench", tmp_path / "two")
     assert leak_of(load_trained(tmp_path / "two")) == "failed probe 2 batch-invariant: 0"

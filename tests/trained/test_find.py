@@ -7,7 +7,7 @@ from trained_runs import RUNS, add_records, record_of
 
 from modbench.errors import UserError
 from modbench.records.record import Status
-from modbench.trained.find import find_record
+from modbench.trained.find import find_result
 
 
 @pytest.fixture
@@ -17,27 +17,31 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_named_by_label_or_by_the_start_of_its_key(results: Path) -> None:
-    suite, record = find_record("tiny/mod", results)
+    suite, result = find_result("tiny/mod", results)
     assert suite == results / "tiny"
-    assert record.cell["router"]["label"] == "mod"
-    for run in (results / "tiny" / "mod", results / "tiny" / record.key[:8]):
-        assert find_record(run) == (suite, record)
-        assert find_record(str(run), results / "elsewhere") == (suite, record)
-    assert find_record(f"tiny/{record.key[:8]}", results) == (suite, record)
+    assert (result.label, result.run.router.name) == ("mod", "mod")
+    for name, of in (
+        ("tiny/mod", results),
+        (f"tiny/{result.key[:8]}", results),
+        *((results / "tiny" / run, None) for run in ("mod", result.key[:8])),
+        *((str(results / "tiny" / run), results / "elsewhere") for run in ("mod", result.key[:8])),
+    ):
+        folder, again = find_result(name, of)
+        assert (folder, again.label, again.record) == (suite, "mod", result.record)
 
 
 def test_a_label_that_begins_another_runs_key_names_its_own_run(results: Path) -> None:
     label = record_of("mod", "mod", 0).key[:4]
     add_records(results, record_of(label, "vanilla", 0))
-    assert find_record(f"tiny/{label}", results)[1].cell["router"]["label"] == label
+    assert find_result(f"tiny/{label}", results)[1].label == label
 
 
 def test_a_label_with_a_shape_is_a_path_too(results: Path) -> None:
-    add_records(results, record_of("mod/w48", "mod", 0), record_of("mod/w64", "mod", 0))
+    add_records(results, record_of("mod/w48", "mod", 3), record_of("mod/w64", "mod", 4))
     for run in (results / "tiny" / "mod/w48", "tiny/mod/w48"):
-        assert find_record(run, results)[1].cell["router"]["label"] == "mod/w48"
+        assert find_result(run, results)[1].label == "mod/w48"
     with pytest.raises(UserError, match="'tiny/mod/w46' is not known; did you mean 'tiny/mod/w"):
-        find_record("tiny/mod/w46", results)
+        find_result("tiny/mod/w46", results)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ def test_a_label_with_a_shape_is_a_path_too(results: Path) -> None:
 )
 def test_a_run_that_is_none_is_refused(run: str, words: str, results: Path) -> None:
     with pytest.raises(UserError, match=words.replace("?", r"\?")):
-        find_record(run, results)
+        find_result(run, results)
 
 
 @pytest.mark.parametrize(
@@ -70,20 +74,24 @@ def test_a_path_that_is_no_run_is_refused(
     monkeypatch.chdir(results)
     add_records(results / "results", record_of("mod", "mod", 0))
     with pytest.raises(UserError, match=words.replace("?", r"\?")):
-        find_record(run)
+        find_result(run)
 
 
 def test_runs_of_one_label_are_told_apart_by_what_differs(results: Path) -> None:
-    trained = {"sequence": 10, "learning_rate": 0.001}
-    cells = [
-        record_of("many", "mod", 0, train={**trained, "budget": 10**12}),
-        record_of("many", "mod", 0, train={**trained, "budget": 3 * 10**12}),
-    ]
-    add_records(results, *cells)
+    runs = [record_of("many", "mod", 0, budgets=[budget]) for budget in (10**12, 3 * 10**12)]
+    add_records(results, *runs)
     with pytest.raises(UserError) as refused:
-        find_record("tiny/many", results)
-    for record, budget in zip(cells, ("1e+12", "3e+12"), strict=True):
-        assert f"tiny/{record.key[:8]} (budget {budget})" in str(refused.value)
+        find_result("tiny/many", results)
+    for run, budget in zip(runs, ("1e+12", "3e+12"), strict=True):
+        assert f"tiny/{run.key[:8]} (budget {budget})" in str(refused.value)
+
+
+def test_of_a_run_with_several_budgets_the_largest_is_meant(results: Path) -> None:
+    run = record_of("several", "mod", 0, budgets=[100, 300, 900])
+    add_records(results, run)
+    for name in ("tiny/several", f"tiny/{run.key[:8]}"):
+        _, result = find_result(name, results)
+        assert (result.record, result.budget) == (run.record, 900)
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "diverged"])
@@ -92,7 +100,7 @@ def test_a_run_that_failed_is_told_as_such(results: Path, status: Status) -> Non
     add_records(results, record_of("half", "mod", 7, status), record_of("half", "mod", 8))
     words = rf"no trained model, it is recorded as {status} \(the loss is nan at step 3\)"
     with pytest.raises(UserError, match=words):
-        find_record("tiny/broken", results)
+        find_result("tiny/broken", results)
     key = record_of("half", "mod", 8).key[:8]
     for run in ("tiny/half", f"tiny/{key}"):  # of two runs of a label, one was trained
-        assert find_record(run, results)[1].cell["seed"] == 8
+        assert find_result(run, results)[1].seed == 8

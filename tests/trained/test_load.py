@@ -19,7 +19,7 @@ from modbench.model.context import Context
 from modbench.routing.registry import load_plugin, router_names
 from modbench.train.checkpoint import save_weights
 from modbench.trained import weights_folder
-from modbench.trained.find import find_record
+from modbench.trained.find import find_result
 from modbench.trained.load import load_trained
 
 HE = [(104, 101)]  # one merge: "h" and "e"
@@ -59,10 +59,20 @@ def test_a_run_is_a_model_in_eval_mode_and_its_tokenizer(results: Path, describe
 @pytest.mark.parametrize("described", [False, True], ids=["older-results", "described"])
 def test_a_loaded_run_has_its_record_label_and_length(results: Path, described: bool) -> None:
     folder = save_trained(results, "tiny/mod", HE if described else None)
-    _, record = find_record("tiny/mod", results)
+    _, known = find_result("tiny/mod", results)
     for loaded in (load_trained("tiny/mod", results=results), load_trained(folder)):
-        assert loaded.record == record
-        assert (loaded.label, loaded.key, loaded.sequence) == ("tiny/mod", record.key, 10)
+        assert loaded.result is not None
+        assert loaded.result.record == known.record
+        assert (loaded.label, loaded.row, loaded.suite) == ("tiny/mod", "mod", "tiny")
+        assert (loaded.run, loaded.key, loaded.sequence) == (known.run, known.key, 10)
+        assert loaded.weights == folder / "model.safetensors"
+
+
+def test_a_renamed_row_names_its_weights(results: Path) -> None:
+    folder = save_trained(results, "tiny/mod", HE)
+    add_records(results, record_of("renamed", "mod", 0))
+    for loaded in (load_trained("tiny/renamed", results=results), load_trained(folder)):
+        assert loaded.label == "tiny/renamed"
 
 
 def test_a_copied_folder_loads_without_results_and_corpus(
@@ -74,7 +84,7 @@ def test_a_copied_folder_loads_without_results_and_corpus(
     loaded = load_trained(copied)
     assert torch.equal(logits_of(loaded.model), logits_of(model_of("mod")))
     assert loaded.tokenizer.merges == tuple(HE)
-    assert (loaded.label, loaded.sequence, loaded.record) == ("tiny/mod", 10, None)
+    assert (loaded.label, loaded.sequence, loaded.result) == ("tiny/mod", 10, None)
 
 
 def test_a_trained_suite_leaves_folders_that_load_anywhere(
@@ -84,12 +94,12 @@ def test_a_trained_suite_leaves_folders_that_load_anywhere(
     write_suite(tmp_path, "small", "mod", model={"layers": 2}, data=tokens)
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 0, said
-    (cell,) = (tmp_path / "my-results" / "small" / "cells").iterdir()
+    (folder,) = (tmp_path / "my-results" / "small" / "runs").iterdir()
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     run = load_trained("my-results/small/mod")
-    prepared = token_data.load(token_data.DataConfig(**run.cell["data"])).tokenizer
-    copied = shutil.copytree(cell, tmp_path / "copied")
+    prepared = token_data.load(run.run.data).tokenizer
+    copied = shutil.copytree(folder, tmp_path / "copied")
     shutil.rmtree(tmp_path / "cache")
     for loaded in (run, load_trained(copied)):
         assert loaded.tokenizer.merges == prepared.merges
@@ -111,7 +121,7 @@ def test_weights_that_are_gone_or_broken_are_told(results: Path) -> None:
 
 def test_damaged_weights_and_those_of_another_run_are_refused(results: Path) -> None:
     run = results / "tiny" / "mod"
-    path = weights_at(results, find_record(run)[1])
+    path = weights_at(results, find_result(run)[1])
     for router, key in (("vanilla", path.parent.name), ("mod", "another")):
         save_weights(path, model_of(router), key=key)
         with pytest.raises(UserError, match=r"damaged or of another run \(it is of another run\)"):
@@ -147,7 +157,7 @@ def changed(folder: Path, text: str, by: str) -> None:
 def test_a_changed_description_is_refused(results: Path, tmp_path: Path) -> None:
     folder = save_trained(results, "tiny/mod", HE)
     for number, (text, by) in enumerate(
-        [("[104,101]", "[104,102]"), ('"format":1', '"format":2'), ("{", ""), ("104", "x")]
+        [("[104,101]", "[104,102]"), ('"format":2', '"format":3'), ("{", ""), ("104", "x")]
     ):
         copied = shutil.copytree(folder, tmp_path / str(number))
         changed(copied, text, by)
@@ -155,14 +165,16 @@ def test_a_changed_description_is_refused(results: Path, tmp_path: Path) -> None
             modbench.load(copied)
 
 
-def test_a_description_of_a_newer_modbench_is_refused(
-    results: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("format", [1, 3])
+def test_a_description_of_another_modbench_is_refused(
+    results: Path, monkeypatch: pytest.MonkeyPatch, format: int
 ) -> None:
-    monkeypatch.setattr(weights_folder, "_FORMAT", 2)
+    monkeypatch.setattr(weights_folder, "_FORMAT", format)
     folder = save_trained(results, "tiny/mod", HE)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"modbench\.json was written by a newer modbench"):
-        modbench.load(folder)
+    words = r"modbench\.json was written by another version of modbench; .*tools/convert_records\.py"
+    with pytest.raises(UserError, match=words):
+        load_trained(folder)
 
 
 def test_a_description_of_another_run_is_refused(results: Path) -> None:
@@ -207,8 +219,7 @@ def plugin_at(file: Path) -> Path:
 
 def record_with(results: Path, name: str, digest: str | None) -> None:
     """Add a record of router ``name``, and weights of the dense model."""
-    router = {"name": name, "options": {}, "plugin_sha256": digest, "label": "mine"}
-    record = record_of("mine", name, 0, router=router)
+    record = record_of("mine", name, 0, options={}, plugin_sha256=digest)
     add_records(results, record)
     save_weights(weights_at(results, record), model_of("vanilla"), key=record.key)
 

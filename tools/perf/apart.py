@@ -1,5 +1,5 @@
 """A plain loop in a process of its own, without modbench's settings: with the C library's defaults,
-which modbench's cells change (`modbench.sweep.worker.ALLOCATOR`)."""
+which modbench's runs change (`modbench.sweep.worker.ALLOCATOR`)."""
 
 import json
 import os

@@ -23,7 +23,7 @@ SEQUENCES = 16
 
 @pytest.fixture
 def _any_kernels(as_in_a_cell: None) -> None:
-    """As `modbench time` takes them by default, and not the deterministic ones alone, as cells train."""
+    """As `modbench time` takes them by default, and not the deterministic ones alone, as runs train."""
     torch.use_deterministic_algorithms(False)
 
 

@@ -1,4 +1,4 @@
-"""Cost of a cell's training besides its steps and evaluations: data, learning rate, counting (a few
+"""Cost of a run's training besides its steps and evaluations: data, learning rate, counting (a few
 steps under the counter, too), progress, checkpoints."""
 
 import statistics
@@ -22,6 +22,7 @@ from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 from modbench.train import loop
 from modbench.train.config import TrainConfig
+from modbench.train.schedule import Schedule
 
 #: As in the suite quick.
 SHAPE = ModelConfig(vocabulary=2048, width=128, layers=4, heads=4)
@@ -70,7 +71,7 @@ def test_time_between_steps(
     batches = Batches(text_N, sequence=TOKENS, batch=SEQUENCES, seed=0)
     model = build_model(SHAPE, build_router(router))
     budget = STEPS * model.ledger(Workload.uniform(SEQUENCES, TOKENS, "train")).total()
-    config = TrainConfig(budget=budget, sequence=TOKENS, batch=SEQUENCES)
+    config = TrainConfig(sequence=TOKENS, batch=SEQUENCES)
 
     def heldout(model: Decoder) -> float:
         return heldout_loss(model, windows_WT, token_bytes_V, selection="causal").nats_per_token
@@ -83,6 +84,7 @@ def test_time_between_steps(
             model,
             batches,
             config,
+            Schedule(budgets=(budget,)),
             dtype=DTYPES[precision],
             evaluate=evaluations,
             folder=tmp_path,
@@ -92,6 +94,6 @@ def test_time_between_steps(
     benchmark.pedantic(train, rounds=1, iterations=1)
     whole = benchmark.stats.stats.total
     between = 100 * (whole - steps.seconds - evaluations.seconds) / whole
-    reach(f"harness between steps, of a cell's training, {router}, {precision}", between, 2, "%")
+    reach(f"harness between steps, of a run's training, {router}, {precision}", between, 2, "%")
     curve = 100 * evaluations.seconds / whole
-    reach.shown(f"learning curve, of a cell's training, {router}, {precision}", curve, "%")
+    reach.shown(f"learning curve, of a run's training, {router}, {precision}", curve, "%")

@@ -10,6 +10,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
 from modbench.model.config import ModelConfig
+from modbench.records.run import RouterCode, Timed
+from modbench.records.store import read_suite
 from modbench.sweep.worker import run_worker
 from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.timing.config import TimeConfig
@@ -41,23 +43,33 @@ def test_predicted_against_measured_peak(
     pytestconfig: pytest.Config,
     tmp_path: Path,
 ) -> None:
-    cell = {
-        "router": {"name": router, "options": {}},
-        "model": asdict(SHAPE),
-        "train": {"batch": SEQUENCES, "sequence": TOKENS, "precision": precision},
+    timed = Timed(
+        router=RouterCode(name=router, options={}),
+        model=SHAPE,
+        sequence=TOKENS,
+        batch=SEQUENCES,
+        precision=precision,
+    )
+    spec = {
+        "job": "timing",
+        "measures": "training_memory",
+        "session": "bench",
+        "title": router,
+        "timed": timed.as_json(),
         "time": asdict(TimeConfig()),
+        "repetition": 1,
+        "plugins": [],
+        "results": str(tmp_path),
+        "threads": pytestconfig.getoption("--perf-threads"),
     }
-    threads = pytestconfig.getoption("--perf-threads")
-    job = {"job": "peak", "measurement": "training_memory", "plugins": [], "threads": threads}
-    spec = {**job, "cell": cell}
 
     def weighed() -> dict[str, Any]:
-        return run_worker(spec, log=tmp_path / "log.txt")
+        run_worker(spec, log=tmp_path / "log.txt")
+        return read_suite(tmp_path).timings[-1].measured
 
     found = benchmark.pedantic(weighed, rounds=1, iterations=1)
-    measured = found["peak"]
-    predicted = predicted_training(BenchmarkTarget.of(cell))["peak"]
-    assert measured is not None, found
+    measured = found["measured"]["peak"]
+    predicted = predicted_training(BenchmarkTarget.of(timed, TimeConfig()))["peak"]
     # Revisions are compared by it, not by how long the process took.
     benchmark.extra_info["bytes"] = measured
     what = f"peak memory, predicted {predicted / 1e6:.0f} and measured {measured / 1e6:.0f} MB"

@@ -1,5 +1,5 @@
-"""A sweep besides its cells: planning, recognising what is finished, starting processes; and the
-throughput of two cells at a time."""
+"""A sweep besides its runs: planning, recognising what is finished, starting processes; and the
+throughput of two runs at a time."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ from interleaved import now
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
-from modbench.records.line import canonical_json
+from modbench.records.line import canonical_json, key_of
 from modbench.records.store import read_suite
-from modbench.sweep import run
-from modbench.sweep.cells import by_key, expand_planned
+from modbench.sweep import command, run
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
+from modbench.sweep.wanted import expand_planned
 
-CELLS = 10_000
+RUNS = 10_000
 COMMITTED = Path(__file__).parents[2] / "results" / "quick" / "records"
 SCHEMES = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged")
 GRID: dict[str, Any] = {
@@ -28,6 +28,7 @@ GRID: dict[str, Any] = {
     "model": {"layers": 4, "heads": 2},
     "sweep": {"budgets": [10**13, 2 * 10**13, 4 * 10**13, 8 * 10**13, 10**14], "seeds": range(40)},
     "shapes": [{"label": f"w{width}", "width": width} for width in range(16, 96, 8)],
+    "measure": {"steps": ["audit", "train", "heldout"]},
     "schemes": [{"router": router} for router in SCHEMES],
 }
 ISOFLOP: dict[str, Any] = {
@@ -36,7 +37,7 @@ ISOFLOP: dict[str, Any] = {
     "isoflop": {"width_step": 4},
     "sweep": {"budgets": [3 * 10**12, 10**13, 3 * 10**13], "seeds": range(398)},
 }
-#: The cells of a sweep that is run: about a third of the mean cell of the suite isoflop-cpu.
+#: The runs of a sweep that is run: about a third of the mean run of the suite isoflop-cpu.
 TRAINED = """
 [suite]
 name = "{name}"
@@ -74,11 +75,11 @@ def test_planning(tables: dict[str, Any], benchmark: BenchmarkFixture, reach: Re
     suite, spent = suite_of(tables), time.process_time()
 
     def plan() -> int:
-        return len(by_key(expand_planned(resolve(suite))))
+        return len(expand_planned(resolve(suite)))
 
-    cells = benchmark.pedantic(plan, rounds=3, warmup_rounds=1, iterations=1)
-    assert abs(cells - CELLS) < CELLS / 100
-    what = f"planning {cells:,} cells, {'isoFLOP grids' if suite.isoflop else 'a grid'}"
+    runs = benchmark.pedantic(plan, rounds=3, warmup_rounds=1, iterations=1)
+    assert abs(runs - RUNS) < RUNS / 100
+    what = f"planning {runs:,} runs, {'isoFLOP grids' if suite.isoflop else 'a grid'}"
     reach(what, benchmark.stats.stats.median, 2, "s")
     reach.shown(f"{what}, processor time", (time.process_time() - spent) / 4, "s")
 
@@ -97,31 +98,41 @@ def test_finished_sweep(
     (folder / "leaderboard.md").write_text("")
     monkeypatch.setattr(run, "load_suite", lambda name: suite)
     # The report comes after.
-    monkeypatch.setattr(run, "write_report", lambda folder, say: [])
+    monkeypatch.setattr(command, "write_report", lambda folder, say: [])
     spent = time.process_time()
 
     def recognise() -> int:
         return run.run_suite("many", results=tmp_path)
 
     assert benchmark.pedantic(recognise, rounds=3, warmup_rounds=1, iterations=1) == 0
-    what = f"recognising {CELLS:,} finished cells, {'isoFLOP grids' if suite.isoflop else 'a grid'}"
+    what = f"recognising {RUNS:,} finished runs, {'isoFLOP grids' if suite.isoflop else 'a grid'}"
     reach(what, benchmark.stats.stats.median, 3, "s")
     reach.shown(f"{what}, processor time", (time.process_time() - spent) / 4, "s")
 
 
 def _finish(suite: Suite, folder: Path) -> None:
-    """Store a record of each cell of ``suite``: as large as committed ones, and valid lines."""
+    """Store a record of each run of ``suite``: as large as committed ones, and valid lines."""
     lines = [line for file in COMMITTED.glob("*.jsonl") for line in file.read_text().splitlines()]
     found = [json.loads(line) for line in lines]
     audits = {one["key"]: one for one in found if one["kind"] == "audit"}
-    template = next(one for one in found if one["kind"] == "cell" and one["audit_key"] in audits)
+    template = next(one for one in found if one["kind"] == "run" and one["audit_key"] in audits)
+    heldout = next(one for one in found if one["kind"] == "measurement")
     (folder / "records").mkdir(parents=True)
     records = [audits[template["audit_key"]]]
-    for key, cell in by_key(expand_planned(resolve(suite))).items():
+    rows = resolve(suite)
+    settings = dict(suite.measure.wanted())["heldout"]
+    for wanted in expand_planned(rows):
+        run = wanted.run
+        ends = [template["ends"][0] | {"budget": budget} for budget in run.schedule.budgets]
+        stated = {"run": run.as_json(), "key": run.key, "ends": ends, "digest": ""}
+        records.append(template | stated)
         # The middle learning rate is best.
-        loss = 3.0 + abs(cell["train"]["learning_rate"] - 5e-3)
-        metrics = template["metrics"] | {"heldout_loss": loss}
-        records.append({**template, "cell": cell, "key": key, "metrics": metrics, "digest": ""})
+        loss = 3.0 + abs(run.train.learning_rate - 5e-3)
+        subject = {"run": run.key, "budget": wanted.budget, "measures": "heldout"}
+        subject["settings"] = settings
+        result = heldout["result"] | {"metrics": heldout["result"]["metrics"] | {"heldout_loss": loss}}
+        measured = {"measurement": subject, "key": key_of(subject), "result": result, "digest": ""}
+        records.append(heldout | measured)
     for number, record in enumerate(records):
         digest = record["digest"] or hashlib.sha256(canonical_json(record).encode()).hexdigest()
         line = canonical_json(record | {"digest": digest})
@@ -140,25 +151,27 @@ class _Clocked(Engine):
         return failures
 
 
-def test_cells_at_a_time(
+def test_runs_at_a_time(
     benchmark: BenchmarkFixture, reach: Reach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "Engine", _Clocked)
+    monkeypatch.setattr(command, "Engine", _Clocked)
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(200_000)))
 
     def swept(name: str, seeds: list[int]) -> tuple[list[dict[str, float]], float]:
-        """Run a cell per seed, all at a time; return the seconds of their steps, and the wall time."""
+        """Run a run per seed, all at a time; return the seconds of their steps, and the wall time."""
         Path(f"{name}.toml").write_text(TRAINED.format(name=name, seeds=seeds))
         assert run.run_suite(f"{name}.toml", results=tmp_path, workers=len(seeds)) == 0
-        records = read_suite(tmp_path / name).cells
-        return [dict(record.seconds or {}) for record in records], _Clocked.wall
+        records = read_suite(tmp_path / name)
+        measured = {record.measurement["run"]: record for record in records.measurements}
+        seconds = [{**(r.seconds or {}), **(measured[r.key].seconds or {})} for r in records.runs]
+        return seconds, _Clocked.wall
 
     (alone,), wall = benchmark.pedantic(swept, args=("one", [0]), rounds=1, iterations=1)
     both, _ = swept("two", [0, 1])
-    rate = sum(alone["train"] / cell["train"] for cell in both)
-    reach.at_least("two single-thread cells at a time, of one's throughput", rate, 1.9, "x")
+    rate = sum(alone["train"] / other["train"] for other in both)
+    reach.at_least("two single-thread runs at a time, of one's throughput", rate, 1.9, "x")
     own = sum(seconds for step, seconds in alone.items() if step not in ("start", "waiting"))
-    reach("a sweep besides its cells, of the wall time", 100 * (1 - own / wall), 2, "%")
-    reach.shown("start of a cell's process, of the wall time", 100 * alone["start"] / wall, "%")
+    reach("a sweep besides its runs, of the wall time", 100 * (1 - own / wall), 2, "%")
+    reach.shown("start of a run's process, of the wall time", 100 * alone["start"] / wall, "%")

@@ -84,7 +84,7 @@ def reach(request: pytest.FixtureRequest) -> Iterator[Reach]:
 
 @pytest.fixture
 def as_in_a_cell(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Use the given number of threads, and the determinism of cells."""
+    """Use the given number of threads, and the determinism of runs."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory

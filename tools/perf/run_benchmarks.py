@@ -1,4 +1,4 @@
-"""All benchmarks, in a process that gets memory as cells do; arguments go to pytest."""
+"""All benchmarks, in a process that gets memory as runs do; arguments go to pytest."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Training steps of any scheme on made-up text, as a cell takes them.
+"""Training steps of any scheme on made-up text, as a run takes them.
 
 B sequences, T tokens, V vocabulary.
 """
@@ -53,7 +53,7 @@ class Trained:
         compile: Literal["auto", "on", "off"] = "auto",
         **options: object,
     ) -> None:
-        self.train = TrainConfig(budget=1, compile=compile)
+        self.train = TrainConfig(compile=compile)
         self.dtype = dtype
         self.model = build_model(shape, build_router(router, options)).to(on).train()
         self.optimizer = build_optimizer(self.model, self.train)

@@ -62,7 +62,7 @@ def _figure(entries: Sequence[Entry], look_of: Mapping[str, Mark]) -> Figure:
             _panel(right, entries, task, BITS, look_of)
         else:
             right.set_axis_off()
-    budget = entries[0].row.cell["train"]["budget"]
+    budget = entries[0].row.budget
     figure.suptitle(f"after {budget:.3g} training FLOPs; bars: 95 % intervals", fontsize=11)
     drawn_right = [right for _, right in panels if right.axison]
     for axes in (panels[-1][0], *drawn_right[-1:]):

@@ -67,7 +67,7 @@ def comparison_tables(entries: Sequence[Entry]) -> Iterator[str]:
 
 def _reference(entries: Sequence[Entry]) -> Entry:
     """The dense scheme; without one, the first of the ranked ones."""
-    dense = [entry for entry in entries if entry.row.cell["router"]["name"] == DENSE]
+    dense = [entry for entry in entries if entry.row.run.router.name == DENSE]
     if dense:
         return min(dense, key=lambda entry: entry.row.label)
     return min(entries, key=lambda entry: (entry.rank is None, entry.rank or 0))

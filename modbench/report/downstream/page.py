@@ -39,7 +39,7 @@ def downstream_section(board: Leaderboard) -> list[str]:
     for entries in board.comparisons:
         shown = scored_entries(entries)
         if shown:
-            budget = f"{shown[0].row.cell['train']['budget']:.3g} training FLOPs"
+            budget = f"{shown[0].row.budget:.3g} training FLOPs"
             several = len(board.comparisons) > 1
             parts += [f"### {budget}, comparison {shown[0].comparison}"] if several else []
             parts += _tables(shown)
@@ -61,7 +61,7 @@ def scored_entries(entries: Sequence[Entry]) -> list[Entry]:
     """Those of ``entries`` that were scored on any task; of isoFLOP suites, each scheme at the size and
     learning rate of its lowest held-out loss."""
     found = [entry for entry in entries if tasks_of([entry.row])]
-    if not any("isoflop" in record.suite for entry in found for record in entry.row.records):
+    if not any(record.isoflop for entry in found for record in entry.row.records):
         return found
     best: dict[str, Entry] = {}
     for entry in sorted(found, key=_loss):

@@ -42,7 +42,7 @@ def tasks_of(rows: Iterable[Row]) -> list[str]:
     follow it."""
     places: dict[str, tuple[int, bool, str]] = {}
     for row in rows:
-        asked = list(row.cell["measure"].get("downstream", ()))
+        asked = list(row.settings.get("downstream", ()))
         for record in row.ok:
             for task, found in (record.downstream or {}).items():
                 group = found["part_of"]
@@ -118,7 +118,7 @@ def shift_of(row: Row, task: str) -> dict[str, float]:
 
 def leak_of(row: Row) -> str:
     """The audit's verdict on leaks: ``passed`` if that of every seed is, else the first other one."""
-    verdicts = [leak_verdict(row.audits, one.audit_key, one.audit) for one in row.ok]
+    verdicts = [leak_verdict(row.findings(result)) for result in row.ok]
     return next((one for one in verdicts if one != "passed"), "passed" if verdicts else "not audited")
 
 

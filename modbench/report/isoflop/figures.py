@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.isoflop import Optimum
 from modbench.report.isoflop.seconds import SecondsSpeedUp
-from modbench.report.isoflop.sweep import DENSE, HEADLINE, SIZES, Sweep, scheme_of
+from modbench.report.isoflop.sweep import DENSE, HEADLINE, SIZES, Sweep
 from modbench.report.plot_style import (
     DOTTED,
     GREY,
@@ -238,9 +238,9 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
         flops, loss = sweep.forward_flops(optimum) or 1.0, optimum.loss or 1.0
         points: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for record in sweep.curve_records():
-            if record.cell["train"]["budget"] == budget:
+            if record.budget == budget:
                 at = record.metrics["forward_flops_per_token"] / flops
-                points[scheme_of(record)][at].append(record.metrics["heldout_loss"] / loss)
+                points[record.scheme][at].append(record.metrics["heldout_loss"] / loss)
         for scheme, curve in points.items():
             mark, x = look_of[scheme], sorted(curve)
             losses = [float(np.mean(curve[at])) for at in x]
@@ -264,7 +264,7 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
     margin = 0.05 * (max(losses) - min(losses)) or 0.01
     panels[0].set_ylim(min(losses) - margin, max(losses) + margin)
     cut = _cut_above(good, every)
-    drawn = sorted({scheme_of(one) for one in sweep.curve_records()})
+    drawn = sorted({one.scheme for one in sweep.curve_records()})
     handles: _Handles = {scheme: handle(look_of[scheme]) for scheme in drawn}
     handles["better and cheaper"] = Line2D([], [], color="0.85", linewidth=9)
     _legend(figure, handles, bool(without), cut)

@@ -9,9 +9,9 @@ from statistics import fmean
 from modbench.analysis.comparison import Difference, SpeedUp
 from modbench.analysis.isoflop import FITS, Interval
 from modbench.errors import several
-from modbench.records.record import CellRecord
+from modbench.records.result import Result
 from modbench.report.isoflop.pairs import at_optima, of_equal_runs
-from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Sweep, scheme_of
+from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Sweep
 from modbench.report.layers import idle_layers
 from modbench.report.leaderboard.columns import OPTIMA
 from modbench.report.leaderboard.metric_cells import si
@@ -176,12 +176,10 @@ def _sizes(sweep: Sweep, budget: int) -> str:
         "loss",
     )
     rows = []
-    groups: dict[tuple[str, int, float], list[CellRecord]] = defaultdict(list)
+    groups: dict[tuple[str, int, float], list[Result]] = defaultdict(list)
     for record in sweep.points:
-        if record.cell["train"]["budget"] == budget:
-            model = record.cell["model"]
-            key = scheme_of(record), model["width"], record.cell["train"]["learning_rate"]
-            groups[key].append(record)
+        if record.budget == budget:
+            groups[record.scheme, record.width, record.learning_rate].append(record)
     for (scheme, _, rate), records in sorted(groups.items()):
         done = [record for record in records if record.status == "ok"]
         of_runs = ("-", "-", "-")
@@ -190,12 +188,12 @@ def _sizes(sweep: Sweep, budget: int) -> str:
             steps = round(fmean(record.metrics["train_steps"] for record in done))
             of_runs = (si(done[0].metrics["active_parameters"], 3), str(steps), f"{100 * spent:.2f} %")
         active, *spending = of_runs
-        size = shape_name(records[0].cell["model"])
+        size = shape_name(records[0].model)
         rows.append((scheme, size, active, f"{rate:g}", *spending, len(done), _loss_text(records)))
     return markdown_table(heads, rows, left=(0, 1))
 
 
-def _loss_text(records: Sequence[CellRecord]) -> str:
+def _loss_text(records: Sequence[Result]) -> str:
     """Mean and range of the seeds of one size, and the status of those without a loss."""
     losses = [record.metrics["heldout_loss"] for record in records if record.status == "ok"]
     between = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
@@ -288,11 +286,10 @@ def _unfinished(sweep: Sweep) -> list[str]:
     lost = []
     for record in sweep.cells:
         if record.status != "ok":
-            cell, train = record.cell, record.cell["train"]
-            place = (train["budget"], cell["model"]["width"], train["learning_rate"], cell["seed"])
-            lost.append((scheme_of(record), *place, record))
+            place = (record.budget, record.width, record.learning_rate, record.seed)
+            lost.append((record.scheme, *place, record))
     return [
-        f"- **{escaped(record.cell['router']['label'])}**, {budget:.3g} FLOPs, learning rate {rate:g}, "
+        f"- **{escaped(record.label)}**, {budget:.3g} FLOPs, learning rate {rate:g}, "
         f"seed {seed}: {record.status} ({escaped(record.error)})"
         for _, budget, _, rate, seed, record in sorted(lost, key=lambda one: one[:-1])
     ]
@@ -326,8 +323,8 @@ def _notes(sweep: Sweep) -> Iterable[str]:
             f"{surface.huber:.2e}{edge}."
         )
     done = [record for record in sweep.cells if record.status == "ok"]
-    runs = Counter(scheme_of(record) for record in done)
-    idle = Counter(scheme_of(record) for record in done if idle_layers([record]))
+    runs = Counter(record.scheme for record in done)
+    idle = Counter(record.scheme for record in done if idle_layers([record]))
     for scheme in sorted(idle):
         yield (
             f"In {idle[scheme]} of {several(runs[scheme], 'run')} of {escaped(scheme)} a routed layer "

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from modbench.analysis.comparison import Difference, difference, mean_difference
 from modbench.records.record import canonical_json
-from modbench.report.isoflop.sweep import HEADLINE, Sweep, scheme_of
+from modbench.report.isoflop.sweep import HEADLINE, Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ def of_equal_runs(sweep: Sweep) -> Iterator[Pair]:
     shape, budget, learning rate and all else but the router."""
     losses: dict[str, dict[str, float]] = defaultdict(dict)
     for record in sweep.curve_records():
-        if _is_comparable(sweep, scheme := scheme_of(record)):
-            settings = canonical_json({**record.cell, "router": None})
+        if _is_comparable(sweep, scheme := record.scheme):
+            settings = canonical_json({**record.record.run, "router": None})
             losses[settings][scheme] = record.metrics["heldout_loss"]
     pairs: dict[tuple[str, str], list[float]] = defaultdict(list)
     for runs in losses.values():

@@ -1,23 +1,16 @@
 """Speed-up at equal loss in seconds, from the training steps that `modbench time` measured."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.isoflop import Interval, Optimum
 from modbench.analysis.noise import Array
-from modbench.records.record import CellRecord, TimingRecord, canonical_json
-from modbench.report.leaderboard.scheme import split_label
+from modbench.records.result import Result
 from modbench.report.timing.table import TimingTable
-from modbench.report.timing.values import newest_run
-
-#: Settings of training that the time of a step depends on.
-_OF_A_STEP = ("sequence", "batch", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +34,18 @@ class StepTimes:
     suite: str  #: name, for the command that measures
 
     @classmethod
-    def of(cls, timings: Sequence[TimingRecord], cells: Sequence[CellRecord]) -> "StepTimes":
-        """The steps of the newest run of ``timings`` whose router, shape and batch are those of one of
-        ``cells``, which tell the active parameters."""
-        suite = str(cells[0].suite["name"])
-        if not timings:
-            return cls({}, suite)
-        run = newest_run(timings)
-        routers = {one.cell["router"]["label"]: one.cell["router"] for one in run if one.cell["router"]}
-        sizes = {
-            _step(record.cell["router"], record.cell["model"], record.cell["train"]): size
-            for record in cells
-            if (size := record.metrics.get("active_parameters")) is not None
-        }
+    def of(cls, table: TimingTable | None, results: Sequence[Result]) -> "StepTimes":
+        """The steps of ``table`` whose scheme, shape and batch are those of one of ``results``, which
+        tell the active parameters."""
+        steps = {row.key: row for row in (table.cases if table else ()) if row.phase == "train"}
         measured: dict[str, set[tuple[float, float, str]]] = defaultdict(set)
-        for row in (row for row in TimingTable(run).cases if row.phase == "train"):
-            size = sizes.get(_step(routers[row.label], json.loads(row.model), json.loads(row.train)))
-            if size is not None and row.seconds_median and row.flops_realised:
+        for result in results:
+            size, row = result.metrics.get("active_parameters"), steps.get(result.run.timed.key)
+            if size is not None and row and row.seconds_median and row.flops_realised:
                 seconds = row.seconds_median / row.flops_realised
-                measured[split_label(row.label)[0]].add((size, seconds, row.marks))
-        return cls({scheme: sorted(found) for scheme, found in measured.items()}, suite)
+                measured[result.scheme].add((size, seconds, row.marks))
+        found = {scheme: sorted(steps) for scheme, steps in measured.items()}
+        return cls(found, str(results[0].suite["name"]))
 
     def at(self, scheme: str, size: float) -> float | None:
         """Seconds per FLOP of ``scheme`` at ``size`` active parameters, interpolated linearly in log
@@ -93,11 +78,6 @@ class StepTimes:
     def _known(self, scheme: str) -> tuple[Array, Array]:
         found = self.measured.get(scheme, ())
         return np.array([one[0] for one in found], float), np.array([one[1] for one in found], float)
-
-
-def _step(router: Mapping[str, Any], model: Mapping[str, Any], train: Mapping[str, Any]) -> str:
-    """Identity of a training step."""
-    return canonical_json([router, model, {name: train.get(name) for name in _OF_A_STEP}])
 
 
 def in_seconds(

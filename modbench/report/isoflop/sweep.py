@@ -13,11 +13,10 @@ from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
 from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
 from modbench.errors import several
-from modbench.records.record import DONE, CellRecord, TimingRecord
-from modbench.records.store import latest
+from modbench.records.result import Result
 from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
 from modbench.report.leaderboard.board import Entry, Leaderboard
-from modbench.report.leaderboard.scheme import split_label
+from modbench.report.timing.table import TimingTable
 
 #: Metrics that a curve can have on its axis.
 SIZES = ("active_parameters", "parameters", "forward_flops_per_token")
@@ -26,11 +25,6 @@ HEADLINE = "parabola"
 DENSE = "vanilla"
 #: Learning rates at one size that check the law.
 LEAST_RATES = 3
-
-
-def scheme_of(record: CellRecord) -> str:
-    """The scheme of a cell: its label without that of the shape."""
-    return split_label(record.cell["router"]["label"])[0]
 
 
 @dataclass(frozen=True)
@@ -63,29 +57,29 @@ class Line:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cells of a suite with isoFLOP grids, newest record of each; the schemes that may not be
-    ranked, with the reason; and all timings of the suite."""
+    """The results of a suite with isoFLOP grids; the schemes that may not be ranked, with the reason;
+    and the times of its schemes."""
 
-    cells: tuple[CellRecord, ...]
+    cells: tuple[Result, ...]
     unranked: Mapping[str, str]
-    timings: tuple[TimingRecord, ...] = ()
+    timings: TimingTable | None = None
 
     @cached_property
     def rates(self) -> dict[str, Rates]:
         """The learning rates of each scheme."""
-        by_scheme: dict[str, list[CellRecord]] = defaultdict(list)
+        by_scheme: dict[str, list[Result]] = defaultdict(list)
         for record in self.cells:
-            by_scheme[scheme_of(record)].append(record)
+            by_scheme[record.scheme].append(record)
         found = {}
         for scheme, records in sorted(by_scheme.items()):
             plan = _newest_plan(records)
             tried = {
-                record.cell["train"]["learning_rate"]: record
+                record.learning_rate: record
                 for record in records
-                if record.cell["model"]["width"] == plan["middle_width"]
-                and record.cell["train"]["budget"] == plan["middle_budget"]
-                and record.cell["seed"] == plan["seed"]
-                and record.status in DONE
+                if record.width == plan["middle_width"]
+                and record.budget == plan["middle_budget"]
+                and record.seed == plan["seed"]
+                and record.status != "failed"
             }
             losses = {rate: _loss(record) for rate, record in sorted(tried.items())}
             statuses = {rate: record.status for rate, record in tried.items()}
@@ -98,20 +92,20 @@ class Sweep:
         """The difference within which schemes are equivalent, of the suite's newest version."""
         return float(_newest_plan(self.cells)["margin"])
 
-    def is_trial(self, record: CellRecord) -> bool:
+    def is_trial(self, record: Result) -> bool:
         """Return True if ``record`` only tries a learning rate: another one belongs to its size, or its
         seed is that of the learning rates only."""
-        rates = self.rates[scheme_of(record)]
-        if record.cell["seed"] == rates.plan["seed"] and not rates.plan.get("seed_on_curve", True):
+        rates = self.rates[record.scheme]
+        if record.seed == rates.plan["seed"] and not rates.plan.get("seed_on_curve", True):
             return True
-        return bool(record.cell["train"]["learning_rate"] != rates.at(record.cell["model"]["width"]))
+        return bool(record.learning_rate != rates.at(record.width))
 
     @cached_property
-    def points(self) -> list[CellRecord]:
+    def points(self) -> list[Result]:
         """The records of the curves, with those that have no loss."""
         return [one for one in self.cells if not self.is_trial(one)]
 
-    def curve_records(self) -> list[CellRecord]:
+    def curve_records(self) -> list[Result]:
         """The finished records that make the curves."""
         return [one for one in self.points if _loss(one) is not None]
 
@@ -120,8 +114,8 @@ class Sweep:
         if the curve has all sizes. Older records don't state how many were planned."""
         statuses: dict[int, set[str]] = defaultdict(set)
         for one in self.points:
-            if (scheme_of(one), one.cell["train"]["budget"]) == (scheme, budget):
-                statuses[one.cell["model"]["width"]].add(one.status)
+            if (one.scheme, one.budget) == (scheme, budget):
+                statuses[one.width].add(one.status)
         lost = {width: found for width, found in sorted(statuses.items()) if "ok" not in found}
         done, planned = len(statuses) - len(lost), self.rates[scheme].plan.get("sizes")
         if done == planned and not lost:
@@ -156,12 +150,13 @@ class Sweep:
         """The runs of the curves, with the metric ``size`` on their axis."""
         return [
             Run(
-                scheme=scheme_of(record),
-                budget=record.cell["train"]["budget"],
+                scheme=record.scheme,
+                budget=record.budget,
                 size=record.metrics[size],
                 tokens=record.metrics["train_tokens"],
                 loss=record.metrics["heldout_loss"],
-                seed=record.cell["seed"],
+                seed=record.seed,
+                trunk=record.key if record.run.schedule.shares_trunk else None,
             )
             for record in self.curve_records()
         ]
@@ -173,7 +168,7 @@ class Sweep:
 
     @cached_property
     def budgets(self) -> list[int]:
-        return sorted({record.cell["train"]["budget"] for record in self.cells})
+        return sorted({record.budget for record in self.cells})
 
     @cached_property
     def bits_per_nat_and_byte(self) -> float:
@@ -246,11 +241,11 @@ class Sweep:
         rates = self.rates[scheme]
         found: dict[int, dict[float, float]] = defaultdict(dict)
         for record in self.cells:
-            cell, loss = record.cell, _loss(record)
-            at_middle = cell["train"]["budget"] == rates.plan["middle_budget"]
-            first_seed = cell["seed"] == rates.plan["seed"]
-            if scheme_of(record) == scheme and at_middle and first_seed and loss is not None:
-                found[cell["model"]["width"]][cell["train"]["learning_rate"]] = loss
+            loss = _loss(record)
+            at_middle = record.budget == rates.plan["middle_budget"]
+            first_seed = record.seed == rates.plan["seed"]
+            if record.scheme == scheme and at_middle and first_seed and loss is not None:
+                found[record.width][record.learning_rate] = loss
         width = max(found, default=0)
         losses, expected = found[width], rates.at(width) if width else None
         if len(losses) < LEAST_RATES or width == rates.plan["middle_width"] or expected not in losses:
@@ -269,8 +264,7 @@ class Sweep:
             {
                 (record.metrics["active_parameters"], record.metrics["forward_flops_per_token"])
                 for record in self.curve_records()
-                if (scheme_of(record), record.cell["train"]["budget"])
-                == (optimum.scheme, optimum.budget)
+                if (record.scheme, record.budget) == (optimum.scheme, optimum.budget)
             }
         )
         sizes, flops = np.log(np.array(pairs, float)).T
@@ -292,26 +286,25 @@ class Sweep:
         return {"on_curve": any(record.key in self._keys for record in entry.row.records)}
 
 
-def _loss(record: CellRecord) -> float | None:
+def _loss(record: Result) -> float | None:
     """The held-out loss; None unless the run is finished."""
     return record.metrics.get("heldout_loss") if record.status == "ok" else None
 
 
-def _newest_plan(records: Sequence[CellRecord]) -> dict[str, Any]:
+def _newest_plan(records: Sequence[Result]) -> dict[str, Any]:
     """The entry ``isoflop`` of the newest suite among ``records``."""
-    newest = max(records, key=lambda one: (one.suite["version"], one.finished_at, one.key))
-    plan: dict[str, Any] = newest.suite["isoflop"]
-    return plan
+    newest = max(records, key=lambda one: (one.suite["finished"], one.key))
+    return dict(newest.isoflop or {})
 
 
 def sweep_of(
-    records: Sequence[CellRecord], board: Leaderboard, timings: Sequence[TimingRecord] = ()
+    records: Sequence[Result], board: Leaderboard, timings: TimingTable | None = None
 ) -> Sweep | None:
-    """The isoFLOP sweep of ``records``; the last of each key counts; None if there is none.
-    ``board``: their table, whose audits tell which schemes may be ranked. ``timings``: of the suite."""
-    newest = {record.key: record for record in latest(records) if "isoflop" in record.suite}
+    """The isoFLOP sweep of ``records``; None if there is none. ``board``: their table, whose audits tell
+    which schemes may be ranked. ``timings``: of the suite."""
+    cells = tuple(record for record in records if record.isoflop)
     unranked = {}
     for row in (entry.row for entry in board.entries):
         if len(row.ok) == len(row.records) and row.why_unranked:
-            unranked[scheme_of(row.records[0])] = row.why_unranked
-    return Sweep(tuple(newest.values()), unranked, tuple(timings)) if newest else None
+            unranked[row.first.scheme] = row.why_unranked
+    return Sweep(cells, unranked, timings) if cells else None

@@ -8,13 +8,16 @@ from typing import Any
 
 from modbench.analysis.comparison import shared_ranks
 from modbench.records.metrics import METRICS, Metric, ranking_metric
-from modbench.records.record import AuditRecord, CellRecord, canonical_json
+from modbench.records.record import AuditRecord, canonical_json
+from modbench.records.result import Result
 from modbench.report.downstream.scores import csv_columns, metrics_of, tasks_of
 from modbench.report.layers import csv_columns as layer_columns
 from modbench.report.layers import values as layer_values
-from modbench.report.leaderboard.row import Row, Value, rows_of, timing_machines
+from modbench.report.leaderboard.row import Row, Value, rows_of
 from modbench.report.leaderboard.scheme import scheme_names, shape_columns, split_label
+from modbench.report.leaderboard.times import timed_values
 from modbench.report.table import csv_table
+from modbench.report.timing.table import TimingTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,59 +48,36 @@ class Leaderboard:
 
     entries: tuple[Entry, ...]
     rank_by: str
-    #: The machine of each timed metric; rows measured on another one have no value of it.
-    machines: Mapping[str, str]
 
     @classmethod
     def of(
         cls,
-        records: Sequence[CellRecord],
+        records: Sequence[Result],
         rank_by: str = "heldout_loss",
         audits: Mapping[str, AuditRecord] | None = None,
+        times: TimingTable | None = None,
     ) -> "Leaderboard":
-        """The table of ``records`` and of the ``audits`` that they refer to. Raises UserError:
-        ``rank_by`` is unknown, timed, or has no better side."""
+        """The table of ``records``, of the ``audits`` that they refer to, and of the ``times`` of their
+        schemes. Raises UserError: ``rank_by`` is unknown, timed, or has no better side."""
         criterion = ranking_metric(rank_by)
-        rows = rows_of(records, audits)
+        rows = rows_of(records, audits, timed_values(times))
         groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
         for row in rows:
-            conditions = row.cell["train"]["budget"], canonical_json(row.conditions(rank_by))
+            conditions = row.budget, canonical_json(row.conditions(rank_by))
             groups[conditions].append(row)
-        names = scheme_names(row.cell for row in rows)
+        names = scheme_names(row.first for row in rows)
         entries = [
             entry
             for number, conditions in enumerate(sorted(groups), start=1)
             for entry in _Ranking(groups[conditions], number, criterion, names).entries()
         ]
-        return cls(tuple(entries), rank_by, timing_machines(rows))
+        return cls(tuple(entries), rank_by)
 
     @property
     def comparisons(self) -> list[list[Entry]]:
         """The entries of each comparison."""
         numbers = sorted({entry.comparison for entry in self.entries})
         return [[e for e in self.entries if e.comparison == number] for number in numbers]
-
-    def value(self, row: Row, name: str) -> Value | None:
-        """The metric ``name`` of ``row``; None for a timed metric that another machine measured, too."""
-        return None if self._is_elsewhere(row, name) else row.value(name)
-
-    def _is_elsewhere(self, row: Row, name: str) -> bool:
-        """Return True if a machine other than that of the timed metric ``name`` measured it for
-        ``row``."""
-        timed = METRICS[name].kind == "timed"
-        return timed and bool(row.machines(name) - {self.machines.get(name, "")})
-
-    @property
-    def elsewhere(self) -> list[str]:
-        """Sentences on the timed metrics that some rows lack, since another machine measured them."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for name, machine in self.machines.items():
-            rows = [e.row.label for e in self.entries if self._is_elsewhere(e.row, name)]
-            if rows:
-                found[f"are of {machine}; rows of another machine are empty: {', '.join(rows)}"].append(
-                    name
-                )
-        return [f"{', '.join(names)} {rest}." for rest, names in found.items()]
 
     def csv(self, place: Callable[[Entry], Mapping[str, Any]] | None = None) -> str:
         """The table as CSV, all metrics and downstream scores at full precision. ``place``: columns on
@@ -119,10 +99,10 @@ class Leaderboard:
     def _line(
         self, entry: Entry, shape: dict[str, Any], place: Callable[[Entry], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        row, router = entry.row, entry.row.cell["router"]
+        row, run = entry.row, entry.row.run
         metrics: dict[str, Any] = {}
         for name in METRICS:
-            metrics |= _columns(name, self.value(row, name))
+            metrics |= _columns(name, row.value(name))
         columns = {
             "comparison": entry.comparison,
             "rank": entry.rank,
@@ -131,11 +111,12 @@ class Leaderboard:
             "seeds": len(row.ok),
             "audit": row.audit,
             "note": entry.note or None,
-            "router": router["name"],
-            "budget": row.cell["train"]["budget"],
+            "router": run.router.name,
+            "budget": row.budget,
             "budget_spent": row.budget_spent,
-            "learning_rate": row.cell["train"].get("learning_rate"),
-            "shape": split_label(router["label"])[1] or None,
+            "shares_trunk": run.schedule.shares_trunk,
+            "learning_rate": run.train.learning_rate,
+            "shape": split_label(row.first.label)[1] or None,
         }
         return {
             **columns,
@@ -143,9 +124,13 @@ class Leaderboard:
             **place(entry),
             "flops_source": row.flops_source,
             **metrics,
-            "plugin_sha256": router["plugin_sha256"],
-            "options": canonical_json(router["options"]),
-            **{part: canonical_json(row.cell[part]) for part in ("model", "data", "train", "measure")},
+            "plugin_sha256": run.router.plugin_sha256,
+            "options": canonical_json(run.router.options),
+            **{
+                part: canonical_json(row.first.record.run[part])
+                for part in ("model", "data", "train", "schedule")
+            },
+            "measure": canonical_json(row.settings),
             "corpus_sha256": row.records[0].data["sha256"],
             "records": " ".join(record.key for record in row.records),
         }
@@ -212,7 +197,7 @@ class _Ranking:
 
     @property
     def is_isoflop(self) -> bool:
-        return any("isoflop" in record.suite for row in self.rows for record in row.records)
+        return any(record.isoflop for row in self.rows for record in row.records)
 
     def entries(self) -> list[Entry]:
         """Ranked entries by rank, figure and label, then those that may not be ranked; at last the sizes

@@ -74,7 +74,7 @@ def size_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
     }
     for name in shapes[0]:
         columns[name.replace("_", " ")] = [shape[name] for shape in shapes]
-    rates = [row.cell["train"].get("learning_rate") for row in rows]
+    rates = [row.run.train.learning_rate for row in rows]
     if len({*rates}) > 1:
         columns["learning rate"] = rates
     spent = [row.budget_spent for row in rows]
@@ -107,7 +107,7 @@ def _mark(entry: Entry) -> str:
 
 def _size(row: Row) -> str:
     """The label of the shape; without one, width and depth."""
-    return split_label(row.cell["router"]["label"])[1] or shape_name(row.model)
+    return split_label(row.first.label)[1] or shape_name(row.model)
 
 
 def _at_size(entry: Entry, entries: Sequence[Entry]) -> str:

@@ -79,7 +79,7 @@ def _curve(row: Row) -> list[tuple[float, float, float, float]]:
 def _titles(columns: Sequence[Sequence[Entry]]) -> list[str]:
     """The budget of each comparison; with its number if they share budgets, as those of several texts
     do."""
-    budgets = [f"{column[0].row.cell['train']['budget']:.3g} training FLOPs" for column in columns]
+    budgets = [f"{column[0].row.budget:.3g} training FLOPs" for column in columns]
     if len(set(budgets)) == len(budgets):
         return budgets
     return [f"{b}, comparison {c[0].comparison}" for b, c in zip(budgets, columns, strict=True)]
@@ -98,7 +98,7 @@ def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) ->
     shapes = {canonical_json(entry.row.model): entry.row for entry in reversed(entries)}
     grid = []
     for shape, row in reversed(shapes.items()):
-        name = split_label(row.cell["router"]["label"])[1] or shape_name(row.model)
+        name = split_label(row.first.label)[1] or shape_name(row.model)
         own = [[e for e in column if canonical_json(e.row.model) == shape] for column in columns]
         titles = [f"{name}, {budget}" for budget in _titles(columns)] if len(columns) > 1 else [name]
         grid.append([_Panel(title, found) for title, found in zip(titles, own, strict=True)])

@@ -1,6 +1,7 @@
 """leaderboard.md: each scheme's row with its rank, figures, further columns and notes."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from modbench.analysis.idle_layers import LEAST_ADDED
 from modbench.errors import several
@@ -22,7 +23,7 @@ from modbench.report.sections import page
 from modbench.report.table import escaped, in_words
 
 #: Settings that the page states above the table of each comparison.
-_CONDITIONS = {"budget", "sequence", "heldout_tokens"}
+_CONDITIONS = {"budgets", "sequence", "heldout_tokens"}
 
 _FLOPS = (
     "FLOPs: convention `model` (2 per multiply-accumulate; causal attention costs its triangle; logits "
@@ -32,8 +33,8 @@ _CSV = (
     "leaderboard.csv has all metrics at full precision; `modbench list metrics` explains them. One of "
     "kind exact is one column (`low..high` if seeds disagree); quality is the mean over seeds, with "
     "`_low` and `_high` of its 95 % t-interval (empty for one seed); timed is `_median`, `_iqr`, `_n`, "
-    "`_stable` and `_loaded` (several seeds: median of medians, widest IQR; `_iqr` and `_stable` are "
-    "empty where a seed has one value). A text that a spreadsheet would take for a formula has an "
+    "`_stable` and `_loaded`, over all processes that timed the scheme (`_iqr` and `_stable` are empty "
+    "where there is one value). A text that a spreadsheet would take for a formula has an "
     "apostrophe in front."
 )
 _EXACT = "which is exact: rows of equal figures share a rank."
@@ -89,11 +90,11 @@ def markdown(board: Leaderboard, drawn: Collection[str] = ()) -> str:
 
 def _compared(entries: Sequence[Entry]) -> str:
     """The sentence on what ``entries`` compare."""
-    best, cell = best_entries(entries), entries[0].row.cell
-    seeds = {record.cell["seed"] for entry in entries for record in entry.row.records}
+    best, row = best_entries(entries), entries[0].row
+    seeds = {record.seed for entry in entries for record in entry.row.records}
     return (
         f"{several(len(best), 'scheme')} at equal compute: each is trained with "
-        f"{si(cell['train']['budget'], 3)}FLOP on {escaped(cell['data'].get('source', 'corpus'))}, "
+        f"{si(row.budget, 3)}FLOP on {escaped(row.run.data.source)}, "
         f"{several(len(seeds), 'seed')}."
     )
 
@@ -140,15 +141,34 @@ def _notes(board: Leaderboard) -> Iterable[str]:
     rows = [entry.row for entry in board.entries]
     yield _FLOPS
     yield _CSV
-    seeds = sorted({record.cell["seed"] for row in rows for record in row.records})
+    seeds = sorted({record.seed for row in rows for record in row.records})
     yield f"Seeds: {', '.join(map(str, seeds))}."
     if differ := sorted(_different_settings(rows)):
         yield f"Settings differ: {', '.join(map(escaped, differ))}; see leaderboard.csv."
-    yield from map(escaped, board.elsewhere)
+    if any(row.run.schedule.shares_trunk for row in rows):
+        yield (
+            "Rows of one scheme at several budgets share a trunk (schedule trapezoid): each seed is one "
+            "run with a decay for each budget, so that their losses are not independent."
+        )
+    if any(row.times for row in rows):
+        yield "Times and memory: of the newest session of `modbench time`; timings.md has its machine."
 
 
 def _different_settings(rows: list[Row]) -> set[str]:
     """The settings of training and measuring in which ``rows`` differ."""
-    cells = [row.cell["train"] | row.cell["measure"] for row in rows]
-    names = {name for cell in cells for name in cell} - _CONDITIONS
-    return {name for name in names if len({str(cell.get(name)) for cell in cells}) > 1}
+    stated = [row.first.record.run for row in rows]
+    settings = [
+        of["train"] | of["schedule"] | row.settings.get("heldout", {})
+        for of, row in zip(stated, rows, strict=True)
+    ]
+    scored = [tasks for row in rows if (tasks := row.settings.get("downstream"))]
+    of_tasks = [
+        {f"downstream_{name}": value for task in tasks.values() for name, value in task.items()}
+        for tasks in scored
+    ]
+    return (_differing(settings) | _differing(of_tasks)) - _CONDITIONS - {"downstream_task"}
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
+    names = {name for of in settings for name in of}
+    return {name for name in names if len({str(of.get(name)) for of in settings}) > 1}

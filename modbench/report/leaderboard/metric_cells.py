@@ -55,7 +55,7 @@ def metric_text(board: Leaderboard, row: Row, name: str, form: str) -> str:
             return f"{number / _UNITS[form]:.1f}"
         return f"{number:{f'z{form}' if form.endswith('f') else form}}"  # z: no sign for rounded zeros
 
-    value = board.value(row, name)
+    value = row.value(name)
     if value is None:
         return "-"
     shown, spread = text(value.center), value.spread

@@ -1,24 +1,25 @@
-"""One row of the table: the runs of one cell, aggregated over seeds."""
+"""One row of the table: runs that differ in their seed only, aggregated."""
 
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from scipy.special import stdtrit
 
+from modbench.records.line import key_of
 from modbench.records.metrics import METRICS
-from modbench.records.record import AuditRecord, CellRecord, cell_key
-from modbench.records.store import latest
+from modbench.records.probes import RANKING_PROBES
+from modbench.records.record import AuditRecord
+from modbench.records.result import Result
+from modbench.records.run import Run
 from modbench.report.layers import idle_layers
 from modbench.report.leaderboard.scheme import scheme_key
-from modbench.report.timing.values import HARDWARE, machine_in_words
+from modbench.report.timing.values import HARDWARE, time_marks
 
-#: Probes that every run must pass to be ranked: causal, batch-invariant, decode parity, FLOPs.
-RANKING_PROBES = (1, 2, 3, 9)
 FAR = 1.5
 #: Parts of the environment that must be equal for wall times or memory to be compared.
 MACHINE = (*HARDWARE, "dtype", "deterministic", "world_size")
@@ -29,9 +30,8 @@ class Value:
     """A metric over seeds.
 
     exact: ``center`` and ``low`` are the smallest value, ``high`` the largest. quality: the mean and its
-    95 % t-interval, None for one seed. timed: the median of medians, the widest IQR, the total number of
-    samples; stable if all seeds are, loaded if one is. ``iqr`` and ``stable`` are None if a seed has one
-    value, ``loaded`` if no seed says it.
+    95 % t-interval, None for one seed. timed: median, IQR and number of samples of all processes that
+    timed the scheme; memory has one and no IQR.
     """
 
     center: float
@@ -41,6 +41,7 @@ class Value:
     n: int | None = None
     stable: bool | None = None
     loaded: bool | None = None
+    throttled: bool | None = None
 
     @property
     def spread(self) -> float | None:
@@ -50,41 +51,49 @@ class Value:
     @property
     def marks(self) -> str:
         """Reasons to doubt a time; empty if there are none."""
-        return time_marks(self.stable, self.loaded)
-
-
-def time_marks(stable: bool | None, loaded: bool | None, throttled: bool | None = None) -> str:
-    """Those of ``unstable``, ``loaded`` and ``throttled`` that hold."""
-    marks = {"unstable": stable is False, "loaded": loaded, "throttled": throttled}
-    return ", ".join(mark for mark, holds in marks.items() if holds)
+        return time_marks(self.stable, self.loaded, self.throttled)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The records of cells that differ in the seed only, one per seed, ordered by seed."""
+    """Runs that differ in the seed only, one per seed, ordered by seed."""
 
-    records: tuple[CellRecord, ...]
+    records: tuple[Result, ...]
     label: str  #: name in tables and plots, unique in the suite
     audits: Mapping[str, AuditRecord] = field(default_factory=dict, repr=False)  #: of the suite, by key
+    times: Mapping[str, Value] = field(default_factory=dict, repr=False)  #: timed metrics
+
+    @property
+    def first(self) -> Result:
+        return self.records[0]
+
+    @property
+    def run(self) -> Run:
+        """The run of its first seed."""
+        return self.first.run
+
+    @property
+    def budget(self) -> int:
+        return self.first.budget
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the measurements of its first seed."""
+        return self.first.settings
 
     @cached_property
-    def cell(self) -> dict[str, Any]:
-        """The resolved cell without its seed."""
-        return _unseeded(self.records[0])
-
-    @cached_property
-    def ok(self) -> tuple[CellRecord, ...]:
+    def ok(self) -> tuple[Result, ...]:
         return tuple(record for record in self.records if record.status == "ok")
 
     @cached_property
     def scheme_key(self) -> str:
         """Equal in the rows of one scheme, whatever their sizes and budgets."""
-        return scheme_key(self.cell)
+        return scheme_key(self.first)
 
     @property
     def model(self) -> dict[str, Any]:
         """The shape of its model."""
-        return dict(self.cell["model"])
+        return self.first.model
 
     @property
     def budget_spent(self) -> float | None:
@@ -92,23 +101,21 @@ class Row:
         spent = [
             one.metrics["train_flops"] for one in self.ok or self.records if "train_flops" in one.metrics
         ]
-        return statistics.fmean(spent) / self.cell["train"]["budget"] if spent else None
+        return statistics.fmean(spent) / self.budget if spent else None
 
     def conditions(self, rank_by: str) -> dict[str, Any]:
         """Conditions that must be equal for two rows to be ranked against each other: budget, data,
         sequence length, amount of held-out text; if ``rank_by`` is a downstream task, its limit on items
         and its few-shot examples too, since others are another test."""
         held = {
-            "budget": self.cell["train"]["budget"],
-            "data": self.cell["data"],
-            "corpus": self.records[0].data,
-            "sequence": self.cell["train"].get("sequence"),
-            "heldout_tokens": self.cell["measure"].get("heldout_tokens"),
+            "budget": self.budget,
+            "data": self.first.record.run["data"],
+            "corpus": self.first.data,
+            "sequence": self.run.train.sequence,
+            "heldout_tokens": self.settings.get("heldout", {}).get("heldout_tokens"),
         }
-        if rank_by in self.cell["measure"].get("downstream", ()):
-            for name in ("downstream_limit", "downstream_fewshot"):
-                held[name] = self.cell["measure"].get(name)
-        return held
+        task = self.settings.get("downstream", {}).get(rank_by, {})
+        return held | {f"downstream_{name}": task[name] for name in ("limit", "fewshot") if name in task}
 
     @property
     def status(self) -> str:
@@ -127,9 +134,12 @@ class Row:
     @cached_property
     def _probes_by_run(self) -> list[list[dict[str, Any]]]:
         """Of each run, the audit probes of its scheme, and those that it ran on the trained model."""
-        audits = [self.audits.get(record.audit_key or "") for record in self.records]
-        pairs = zip(audits, self.records, strict=True)
-        return [[*(audit.audit if audit else ()), *record.audit] for audit, record in pairs]
+        return [self.findings(record) for record in self.records]
+
+    def findings(self, result: Result) -> list[dict[str, Any]]:
+        """The findings of the audit of the scheme, and those on the trained weights of ``result``."""
+        audit = self.audits.get(result.audit_key or "")
+        return [*(audit.audit if audit else ()), *map(dict, result.audit)]
 
     @cached_property
     def _is_audited(self) -> bool:
@@ -164,7 +174,7 @@ class Row:
         """Why the row cannot be ranked, whatever its figures; None if it can."""
         lost = [record for record in self.records if record.status != "ok"]
         if lost:
-            return "; ".join(f"seed {one.cell['seed']} {one.status}: {one.error}" for one in lost)
+            return "; ".join(f"seed {one.seed} {one.status}: {one.error}" for one in lost)
         if self._failures and not self._failures[0][0]:
             return self.audit_failures
         if not self._is_audited:
@@ -202,31 +212,19 @@ class Row:
                 found.append(f"{selects}, nominal {nominal.center:.3g}")
         return found + idle_layers(self.ok)
 
-    def machines(self, name: str) -> set[str]:
-        """The machines, in words, that measured the timed metric ``name``."""
-        return {_machine(record, name) for record in self.records if name in record.metrics}
-
     def value(self, name: str) -> Value | None:
         """The metric ``name`` over the seeds that measured it (quality: finished runs only); None if no
         seed did."""
         kind = METRICS[name].kind
+        if kind == "timed":
+            return self.times.get(name)
         records = self.ok if kind == "quality" else self.ok or self.records
         values = [record.metrics[name] for record in records if name in record.metrics]
         if not values:
             return None
         if kind == "exact":
             return Value(center=min(values), low=min(values), high=max(values))
-        if kind == "quality":
-            return interval(values)
-        iqrs, stable = [v["iqr"] for v in values], {v["stable"] for v in values}
-        loaded = [value["loaded"] for value in values if "loaded" in value]
-        return Value(
-            center=statistics.median(value["median"] for value in values),
-            iqr=None if None in iqrs else max(iqrs),
-            n=sum(value["n"] for value in values),
-            stable=False if False in stable else None if None in stable else True,
-            loaded=any(loaded) if loaded else None,
-        )
+        return interval(values)
 
 
 def interval(values: Sequence[float]) -> Value:
@@ -239,46 +237,29 @@ def interval(values: Sequence[float]) -> Value:
     return Value(center=mean, low=mean - half, high=mean + half)
 
 
-def rows_of(records: Iterable[CellRecord], audits: Mapping[str, AuditRecord] | None = None) -> list[Row]:
-    """Group records into rows ordered by label; a rerun replaces the earlier record. ``audits``: those
-    that the records refer to, by key.
+def rows_of(
+    results: Iterable[Result],
+    audits: Mapping[str, AuditRecord] | None = None,
+    times: Callable[[Result], Mapping[str, Value]] = lambda result: {},
+) -> list[Row]:
+    """Group ``results`` into rows ordered by label. ``audits``: those that they refer to, by key;
+    ``times``: the timed metrics of a result's scheme.
 
     Rows that share a label get their budget appended if all budgets differ, else the start of the
-    hash of cell and corpus.
+    hash of run and corpus.
     """
-    by_label: dict[str, dict[str, list[CellRecord]]] = defaultdict(lambda: defaultdict(list))
-    for record in latest(records):
-        # The cell names a text file by its path; the record has the hash of its contents.
-        key = cell_key({"cell": _unseeded(record), "corpus": record.data})
-        by_label[record.cell["router"]["label"]][key].append(record)
+    by_label: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        stated = result.record.run | {"seed": None}
+        # The run names a text file by its path; the record has the hash of its contents.
+        key = key_of({"run": stated, "budget": result.budget, "corpus": result.data})
+        by_label[result.label][key].append(result)
     rows = []
     for label, groups in by_label.items():
-        budgets = [f"{group[0].cell['train']['budget']:.6g} FLOP" for group in groups.values()]
+        budgets = [f"{group[0].budget:.6g} FLOP" for group in groups.values()]
         by_budget = len(set(budgets)) == len(budgets)
         for (key, group), budget in zip(groups.items(), budgets, strict=True):
             name = f"{label} [{budget if by_budget else key[:6]}]" if len(groups) > 1 else label
-            seeds = sorted(group, key=lambda record: record.cell["seed"])
-            rows.append(Row(tuple(seeds), name, audits or {}))
+            seeds = sorted(group, key=lambda result: result.seed)
+            rows.append(Row(tuple(seeds), name, audits or {}, times(seeds[0])))
     return sorted(rows, key=lambda row: row.label)
-
-
-def _unseeded(record: CellRecord) -> dict[str, Any]:
-    return {name: part for name, part in record.cell.items() if name != "seed"}
-
-
-def timing_machines(rows: Iterable[Row]) -> dict[str, str]:
-    """The machine of each timed metric of ``rows``, in words: of most runs, then the newest."""
-    found = {}
-    records = [record for row in rows for record in row.records]
-    for name in (of.name for of in METRICS.values() if of.kind == "timed"):
-        runs = [(_machine(one, name), one.finished_at) for one in records if name in one.metrics]
-        count = Counter(machine for machine, _ in runs)
-        if runs:
-            found[name] = max((count[machine], at, machine) for machine, at in runs)[2]
-    return found
-
-
-def _machine(record: CellRecord, name: str) -> str:
-    """The machine behind the timed metric ``name`` of ``record``, with the threads that it used."""
-    threads = record.metrics[name].get("threads", record.environment["threads"])
-    return machine_in_words(record.environment | {"threads": threads}, MACHINE)

@@ -6,31 +6,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modbench.records.line import canonical_json, sha256
+from modbench.records.result import Result
 
 #: Columns that every table of shapes has; other fields follow if they differ.
 SHAPE = ("width", "layers", "heads")
-#: Settings of training that may differ between the sizes of one scheme.
-_OF_A_SIZE = ("budget", "learning_rate")
 
 
 def split_label(label: str) -> tuple[str, str]:
-    """The labels of the scheme and of its shape in the label of a cell; "" in a suite of one shape."""
+    """The labels of the scheme and of its shape in the label of a row; "" in a suite of one shape."""
     scheme, _, shape = label.partition("/")
     return scheme, shape
 
 
-def scheme_key(cell: Mapping[str, Any]) -> str:
+def scheme_key(result: Result) -> str:
     """Identity of a scheme, equal at all sizes and budgets: label, router, settings of training."""
-    router = {**cell["router"], "label": split_label(cell["router"]["label"])[0]}
-    train = {name: value for name, value in cell["train"].items() if name not in _OF_A_SIZE}
-    return canonical_json({"router": router, "train": train})
+    stated = result.run.as_json()
+    train = {name: value for name, value in stated["train"].items() if name != "learning_rate"}
+    schedule = {name: value for name, value in stated["schedule"].items() if name != "budgets"}
+    parts = {"label": result.scheme, "router": stated["router"], "train": train, "schedule": schedule}
+    return canonical_json(parts)
 
 
-def scheme_names(cells: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def scheme_names(results: Iterable[Result]) -> dict[str, str]:
     """The name of each scheme by its key: its label, with the start of a hash if two share it."""
     labels: dict[str, set[str]] = defaultdict(set)
-    for cell in cells:
-        labels[split_label(cell["router"]["label"])[0]].add(scheme_key(cell))
+    for result in results:
+        labels[result.scheme].add(scheme_key(result))
     return {
         key: f"{label} [{sha256(key)[:6]}]" if len(keys) > 1 else label
         for label, keys in labels.items()

@@ -7,8 +7,8 @@ from math import log
 from typing import Any
 
 from modbench.errors import several
-from modbench.records.record import CellRecord
-from modbench.report.isoflop.sweep import HEADLINE, SIZES, Sweep, scheme_of
+from modbench.records.result import Result
+from modbench.report.isoflop.sweep import HEADLINE, SIZES, Sweep
 from modbench.report.leaderboard.board import Entry, Leaderboard
 
 #: Largest number of runs in a figure.
@@ -20,7 +20,7 @@ class RoutingCase:
     """A run and its name in figures."""
 
     name: str
-    record: CellRecord
+    record: Result
 
     @property
     def passage(self) -> dict[str, Any] | None:
@@ -51,7 +51,7 @@ def cases_of_board(board: Leaderboard) -> list[RoutingCase]:
     best: dict[str, Entry] = {}
     for entry in board.entries:
         if entry.row.ok:
-            scheme = scheme_of(entry.row.ok[0])
+            scheme = entry.row.ok[0].scheme
             if scheme not in best or entry.comparison > best[scheme].comparison:
                 best[scheme] = entry
     return [
@@ -65,22 +65,22 @@ def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
     with the lowest loss if the curve has no interior optimum."""
     cases = []
     for scheme in sweep.rates:
-        records = [one for one in sweep.curve_records() if scheme_of(one) == scheme]
+        records = [one for one in sweep.curve_records() if one.scheme == scheme]
         if not records:
             continue
-        budget = max(one.cell["train"]["budget"] for one in records)
+        budget = max(one.budget for one in records)
         optimum = sweep.optimum(scheme, budget, HEADLINE)
         best = optimum.size if optimum else None
 
-        def order(record: CellRecord, best: float | None = best) -> float:
+        def order(record: Result, best: float | None = best) -> float:
             size: float = record.metrics[SIZES[0]]
             return abs(log(size / best)) if best else float(record.metrics["heldout_loss"])
 
-        at_budget = [one for one in records if one.cell["train"]["budget"] == budget]
+        at_budget = [one for one in records if one.budget == budget]
         size = min(at_budget, key=order).metrics[SIZES[0]]
         of_size = [one for one in at_budget if one.metrics[SIZES[0]] == size]
-        nearest = min(of_size, key=lambda record: record.cell["seed"])
-        model = nearest.cell["model"]
+        nearest = min(of_size, key=lambda record: record.seed)
+        model = nearest.model
         shape = f"width {model['width']}, {several(model['layers'], 'layer')}"
         cases.append(RoutingCase(f"{scheme}: {shape}, {budget:.3g} training FLOPs", nearest))
     return cases

@@ -62,7 +62,7 @@ def expert_figure(board: Leaderboard) -> Figure | None:
         return None
     styles = {"even load": DOTTED}
     for axes, row in panels:
-        no_ops = row.cell["router"]["options"].get("no_op_experts")
+        no_ops = row.run.router.options.get("no_op_experts")
         no_ops = no_ops if isinstance(no_ops, int) else 0
         _loads(axes, _routing(row)["causal"]["experts"], no_ops)
         styles |= {"no-op experts": _NO_OP} if no_ops else {}

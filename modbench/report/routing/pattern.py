@@ -64,7 +64,7 @@ def _layers(case: RoutingCase) -> list[tuple[int, dict[str, Any] | None]]:
     routed = {layer["layer"]: layer for layer in passage["causal"] or passage["experts"]}
     return [
         (number, routed.get(number))
-        for number in range(max(case.record.cell["model"]["layers"], max(routed) + 1))
+        for number in range(max(case.record.run.model.layers, max(routed) + 1))
     ]
 
 

@@ -43,13 +43,13 @@ _MEMORY = (
 
 
 def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = ()) -> str:
-    """The page of ``timings``; ``others``: number of runs in the folder that are not shown; ``drawn``:
-    names of the files with figures."""
+    """The page of ``timings``; ``others``: number of sessions in the folder that are not shown;
+    ``drawn``: names of the files with figures."""
     first = timings.timings[0]
     machine = escaped(machine_in_words(first.environment))
     parts = [
-        f"# Timings of suite {escaped(first.suite['name'])}, version {first.suite['version']}",
-        f"Run {escaped(first.run)}; machine: {machine}.",
+        f"# Timings of suite {escaped(timings.suite)}",
+        f"Session {escaped(first.session)}; machine: {machine}.",
         *_models(timings),
     ]
     rows = [row for row in timings.cases if row.is_timed]
@@ -154,13 +154,13 @@ def _remarks(timings: TimingTable) -> Iterable[str]:
     for part in timings.memory:
         if part["status"] != "ok":
             yield f"{part['label']}, memory of {part['phase']}: {part['error']}"
-    ceilings = [timing for timing in timings.timings if timing.measurement == "ceiling"]
+    ceilings = [timing for timing in timings.timings if timing.measures == "ceiling"]
     yield from dict.fromkeys(f"ceilings: {t.status}: {t.error}" for t in ceilings if t.status != "ok")
     found = [timing.measured for timing in timings.measured("ceiling")]
     if any(one["machine"]["overloaded"] or (one["gpu"] or {}).get("throttled") for one in found):
         yield "ceilings: loaded or throttled; they may lie higher, and utilisation lower"
     if timings.cases and not any(row.router == "vanilla" for row in timings.cases):
-        yield "no realised efficiency: this run has no vanilla row to compare others with; time one, too"
+        yield "no realised efficiency: this session has no vanilla row to compare others with; time one"
     for label in sorted({row.label for row in timings.cases if row.balance == "as routed"}):
         yield f"{label}, balance as routed: its routers weren't forced to route evenly"
 
@@ -188,6 +188,6 @@ def _notes(timings: TimingTable, others: int) -> Iterable[str]:
     if timings.memory:
         yield _MEMORY
     if others:
-        yield f"Other runs of this suite: {others}; runs aren't compared."
+        yield f"Other sessions of this suite: {others}; sessions aren't compared."
     for code in sorted({made_by(timing.code) for timing in timings.timings}):
         yield f"Code: {escaped(code)}."

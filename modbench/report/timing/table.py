@@ -1,4 +1,4 @@
-"""Timings of one run as rows: the cases of each scheme, its memory by part, the machine's ceilings.
+"""Timings of one session as rows: the cases of each scheme, its memory by part, the machine's ceilings.
 
 Realised efficiency is the measured speed-up divided by the speed-up in FLOPs: (time dense / time routed)
 / (FLOPs dense / FLOPs routed), with realised FLOPs in convention ``model``; dense is the vanilla row of
@@ -7,20 +7,21 @@ plain matmul at the model's shapes in the same dtype and run.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from modbench.analysis.intervals import summary
-from modbench.records.record import TimingRecord, canonical_json
-from modbench.report.leaderboard.row import time_marks
-from modbench.report.timing.values import refuse_incomparable
+from modbench.records.record import TimingKind, TimingRecord, canonical_json
+from modbench.report.timing.values import refuse_incomparable, time_marks
 
 #: Shortest sample that pyperf accepts, in seconds.
 SHORTEST = 1e-3
 #: Smallest number of samples with a meaningful spread.
 FEWEST = 3
+#: Kinds of processes with timed cases, in the order of the table.
+_TIMED = ("training", "inference")
 MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
 
@@ -32,6 +33,7 @@ class CaseRow:
     (fewer samples than `FEWEST`, so no time), ``oom`` or ``failed``."""
 
     label: str
+    key: str  #: of the scheme at its shape and batch
     router: str
     model: str  #: JSON, as ``train``
     train: str
@@ -102,10 +104,11 @@ _Sample = tuple[TimingRecord, dict[str, Any]]
 
 @dataclass(frozen=True)
 class TimingTable:
-    """All timings of one run. Raises UserError: machines or settings differ, or two schemes share a
-    label."""
+    """All timings of one session. Raises UserError: machines or settings differ."""
 
     timings: Sequence[TimingRecord]
+    labels: Mapping[str, str]  #: of rows by key; others are no longer part of the suite
+    suite: str = ""  #: its name
 
     def __post_init__(self) -> None:
         refuse_incomparable(self.timings)
@@ -114,24 +117,25 @@ class TimingTable:
     def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The fastest matmul of each model and dtype."""
         found = {
-            (canonical_json(timing.cell["model"]), gemm["dtype"], gemm["flops_per_second"]): gemm
+            (canonical_json(timing.timed["model"]), gemm["dtype"], gemm["flops_per_second"]): gemm
             for timing in self.measured("ceiling")
             for gemm in timing.measured["gemm"]
         }
         return {key[:2]: found[key] for key in sorted(found)}
 
-    def measured(self, measurement: str) -> list[TimingRecord]:
-        """The processes of ``measurement`` that succeeded."""
-        return [t for t in self.timings if t.measurement == measurement and t.status == "ok"]
+    def measured(self, kind: TimingKind) -> list[TimingRecord]:
+        """The processes of ``kind`` that succeeded."""
+        return [t for t in self.timings if t.measures == kind and t.status == "ok"]
 
     @cached_property
     def cases(self) -> list[CaseRow]:
         """Rows by label; cases in the order of timing."""
-        by_label = defaultdict(list)
+        of_scheme = defaultdict(list)
         for timing in self.timings:
-            if timing.measurement == "time":
-                by_label[timing.cell["router"]["label"]].append(timing)
-        rows = [row for _, timings in sorted(by_label.items()) for row in self._cases_of(timings)]
+            if timing.measures in _TIMED and timing.key in self.labels:
+                order = self.labels[timing.key], timing.key, _TIMED.index(timing.measures)
+                of_scheme[order].append(timing)
+        rows = [row for _, timings in sorted(of_scheme.items()) for row in self._cases_of(timings)]
         dense: dict[Any, CaseRow] = {}
         for row in rows:
             if row.router == "vanilla" and row.is_timed:
@@ -139,14 +143,15 @@ class TimingTable:
         return [row.compared_to(dense.get((row.model, row.train, row.case))) for row in rows]
 
     def _cases_of(self, timings: Sequence[TimingRecord]) -> list[CaseRow]:
-        """The cases of one scheme, from its processes."""
+        """The cases of training or of inference of one scheme, from its processes."""
         found: dict[str, list[_Sample]] = defaultdict(list)
         for timing in timings:
             for case in timing.measured.get("cases", []):
                 found[case["name"]].append((timing, case))
         rows = [self._case(samples, len(timings) - len(samples)) for samples in found.values()]
         if all(timing.status != "ok" for timing in timings):
-            case, last = "all others" if rows else "all", _outcome(timings[-1])
+            case = f"{'all others' if rows else 'all'} of {timings[-1].measures}"
+            last = self._outcome(timings[-1])
             rows.append(CaseRow(**last, case=case, failed=len(timings)))
         return rows
 
@@ -158,7 +163,7 @@ class TimingTable:
         seconds = [value for _, one in used for value in one["seconds"]]
         executed = case["flops"]["dispatched"]["executed"]
         row = CaseRow(
-            **_scheme(timing),
+            **self._scheme(timing),
             case=case["name"],
             **{name: case[name] for name in ("phase", "sequences", "tokens", "past")},
             n=len(seconds),
@@ -196,25 +201,29 @@ class TimingTable:
         """Bytes of each scheme and phase: each of `PARTS`, measured and ``_predicted``."""
         rows = []
         for timing in self.timings:
-            if timing.measurement in MEMORY:
-                row = _outcome(timing) | {"phase": MEMORY[timing.measurement]}
+            if timing.measures in MEMORY and timing.key in self.labels:
+                row = self._outcome(timing) | {"phase": MEMORY[timing.measures]}
                 for part in PARTS:
                     row[part] = timing.measured.get("measured", {}).get(part)
                     row[f"{part}_predicted"] = timing.measured.get("predicted", {}).get(part)
                 rows.append(row)
         return sorted(rows, key=lambda row: (row["label"], row["phase"]))
 
+    def _scheme(self, timing: TimingRecord) -> dict[str, Any]:
+        timed = timing.timed
+        train = {name: timed[name] for name in ("sequence", "batch", "precision")}
+        return {
+            "label": self.labels[timing.key],
+            "key": timing.key,
+            "router": timed["router"]["name"],
+            "model": canonical_json(timed["model"]),
+            "train": canonical_json(train),
+        }
+
+    def _outcome(self, timing: TimingRecord) -> dict[str, Any]:
+        ended = {"status": timing.status, "asked_bytes": timing.asked_bytes}
+        return self._scheme(timing) | ended | {"error": timing.error or ""}
+
 
 def _throttled(gpu: dict[str, Any] | None) -> bool:
     return gpu is not None and bool(gpu["throttled"])
-
-
-def _scheme(timing: TimingRecord) -> dict[str, Any]:
-    router = timing.cell["router"]
-    shape = {part: canonical_json(timing.cell[part]) for part in ("model", "train")}
-    return {"label": router["label"], "router": router["name"], **shape}
-
-
-def _outcome(timing: TimingRecord) -> dict[str, Any]:
-    ended = {"status": timing.status, "asked_bytes": timing.asked_bytes, "error": timing.error or ""}
-    return _scheme(timing) | ended

@@ -1,5 +1,5 @@
-"""Step ``audit``: the audit of the cell's scheme. It belongs to the scheme: it runs once, is stored as a
-record of its own, and cells of other budgets and seeds refer to it by its key."""
+"""The audit of a run's scheme. It belongs to the scheme: it runs once, is stored as a record of its own,
+and runs of other budgets and seeds refer to it by its key."""
 
 import inspect
 from dataclasses import asdict
@@ -15,13 +15,13 @@ from modbench.audit import findings
 from modbench.audit.warmed import ODD, warmed
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import SCORING_BATCH
-from modbench.model.config import ModelConfig
-from modbench.records.record import AuditRecord, cell_key
-from modbench.records.store import append_record, read_suite
-from modbench.routing.build import RoutedDecoder
+from modbench.records.line import key_of
+from modbench.records.record import AuditRecord
+from modbench.records.run import Run
+from modbench.records.store import append_record, read_audit
 from modbench.routing.registry import code_sha256, router_class
-from modbench.sweep.cell import CellRun
 from modbench.sweep.lock import audit_lock
+from modbench.sweep.run_job import RunJob
 from modbench.timing.memory_meter import release_memory
 from modbench.train.numerics import device
 
@@ -29,69 +29,59 @@ from modbench.train.numerics import device
 SEED = 0
 
 
-def audit(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
+def audit(job: RunJob) -> None:
     """Take the audit that is stored, or run and store it. Of processes that begin at the same time, one
-    runs it and the others wait. No metrics. Raises StoppedError: a stop was requested."""
-    scheme = scheme_of(cell.cell)
-    key = cell_key(scheme)
-    waiting = partial(cell.stage.wait, "waiting for another cell to audit this scheme")
-    with audit_lock(cell.results, key, waiting=waiting):
-        cell.stage.pause()
-        stored = read_suite(cell.results).audits.get(key)
+    runs it and the others wait. Raises StoppedError: a stop was requested."""
+    scheme = scheme_of(job.run)
+    key = key_of(scheme)
+    waiting = partial(job.stage.wait, "waiting for another run to audit this scheme")
+    with audit_lock(job.results, key, waiting=waiting):
+        job.stage.pause()
+        stored = read_audit(job.results, key)
         if stored is None:
-            stored = _run(cell, scheme)
-            append_record(cell.results, stored)
-    cell.found["audit_key"] = key
-    cell.decodes = not any(
-        finding["name"] == "decode parity" and finding["verdict"] == "failed" for finding in stored.audit
-    )
-    release_memory(cell.device)
-    return {}
+            stored = _run(job, scheme)
+            append_record(job.results, stored)
+    job.audited(stored)
+    release_memory(job.device)
 
 
-def scheme_of(cell: dict[str, Any]) -> dict[str, Any]:
-    """The inputs of the audit of ``cell``: the code and options of its router, the shapes and the
+def scheme_of(run: Run) -> dict[str, Any]:
+    """The inputs of the audit of ``run``: the code and options of its router, the shapes and the
     versions, and neither seed nor budget."""
-    router, train = cell["router"], cell["train"]
+    router, train = run.router, run.train
     return {
         "router": {
-            "name": router["name"],
-            "options": router["options"],
+            "name": router.name,
+            "options": router.options,
             # Of an installed router, the hash of its package; of a built-in one, that of modbench.
-            "code_sha256": router["plugin_sha256"]
-            or code_sha256(Path(inspect.getfile(router_class(router["name"])))),
+            "code_sha256": router.plugin_sha256
+            or code_sha256(Path(inspect.getfile(router_class(router.name)))),
         },
-        "model": cell["model"],
+        "model": asdict(run.model),
         # An odd length, and the length and batch of scoring.
-        "shapes": [list(ODD), [SCORING_BATCH, train["sequence"]]],
-        "trained": [train["batch"], train["sequence"]],
+        "shapes": [list(ODD), [SCORING_BATCH, train.sequence]],
+        "trained": [train.batch, train.sequence],
         "torch": torch.__version__,
         "modbench": modbench.__version__,
         "device": device().type,
     }
 
 
-def _run(cell: CellRun, scheme: dict[str, Any]) -> AuditRecord:
-    started, router = datetime.now(UTC), cell.cell["router"]
-    model = warmed(
-        ModelConfig(**cell.cell["model"]),
-        router["name"],
-        router["options"],
-        SEED,
-        cell.train.sequence,
-    )
-    found = []
+def _run(job: RunJob, scheme: dict[str, Any]) -> AuditRecord:
+    started, router = datetime.now(UTC), job.run.router
+    model = warmed(job.run.model, router.name, router.options, SEED, job.train.sequence)
+    probes = []
     shapes, trained = [tuple(shape) for shape in scheme["shapes"]], tuple(scheme["trained"])
     for finding in findings(model, shapes=shapes, trained=trained, seed=SEED):
-        found.append(asdict(finding))
-        cell.stage.tell()
-        cell.stage.pause()
+        probes.append(asdict(finding))
+        job.stage.tell()
+        job.stage.pause()
     return AuditRecord(
         scheme=scheme,
-        key=cell_key(scheme),
+        key=key_of(scheme),
         code=code_version(),
         environment=environment(next(model.parameters()).dtype),
-        audit=found,
+        audit=probes,
         started=started.isoformat(timespec="seconds"),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -1,18 +1,14 @@
-"""Step ``downstream``: scores on lm-eval's tasks, of the trained model, the untrained one and the last
-checkpoints."""
+"""Scores on one of lm-eval's tasks, of the trained model, the untrained one and the last checkpoints."""
 
-import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modbench.data.config import DataConfig
 from modbench.records.leak import leak_verdict
 from modbench.records.metrics import METRICS
-from modbench.records.record import cell_key
-from modbench.records.store import read_suite
 from modbench.routing.build import RoutedDecoder
-from modbench.sweep.cell import CellRun
+from modbench.sweep.run_job import RunJob
 from modbench.train.checkpoint import load_weights, point_weights
 
 if TYPE_CHECKING:
@@ -24,80 +20,78 @@ FILES = "lm-eval"
 _TOLD_SECONDS = 5.0
 
 
-def downstream(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
-    """Score each task of ``[measure] downstream`` under the causal rule, for the record. Write lm-eval's
-    result and sample files into the cell's folder.
+def downstream(
+    model: RoutedDecoder, job: RunJob, settings: dict[str, Any], budget: int
+) -> dict[str, Any]:
+    """Score the task of ``settings`` (see `modbench.measure.config.MeasureConfig.task`) under the causal
+    rule. Write lm-eval's result and sample files into the run's folder.
 
     Raises:
-        UserError: a task can't be evaluated, see `modbench.evaluate.downstream.evaluate`.
+        UserError: the task can't be evaluated, see `modbench.evaluate.downstream.evaluate`.
         StoppedError: a stop was requested.
     """
-    if not cell.measure.downstream:
-        return {}
     # Imported late: lm-eval takes seconds to import.
     from modbench.evaluate.downstream.files import ResultFiles
     from modbench.evaluate.downstream.section import add_checkpoint, add_untrained, section
     from modbench.evaluate.downstream.table import details
     from modbench.evaluate.downstream.validity import batch_shift
 
-    folder = cell.folder / FILES
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    lm = _adapter(model, cell)
-    audits = read_suite(cell.results).audits
-    leak = leak_verdict(audits, cell.found.get("audit_key"), cell.found["audit"])
-    files = ResultFiles(folder, cell.cell["router"]["label"], lm, limit=cell.measure.downstream_limit)
-    found: dict[str, Any] = {}
-    for evaluation in _evaluated(lm, cell):
+    end = next(end for end in job.found["ends"] if end["budget"] == budget)
+    leak = leak_verdict([*job.findings, *end["audit"]])
+    lm = _adapter(model, job)
+    files = ResultFiles(job.folder / FILES, job.spec["label"], lm, limit=settings.get("limit"))
+    scores: dict[str, Any] = {}
+    for evaluation in _evaluated(lm, job, settings):
         shift = batch_shift(lm, evaluation.tasks)
         files.add(evaluation, details(evaluation, shift, leak))
-        found |= section(evaluation, shift)
-    for evaluation in _evaluated(_adapter(cell.fresh_model(), cell), cell):
-        add_untrained(found, evaluation)
-    for earlier in _checkpoints(cell):
-        for evaluation in _evaluated(_adapter(earlier, cell), cell):
-            add_checkpoint(found, evaluation)
-    cell.found["downstream"] = found
-    return _metrics(found)
+        scores |= section(evaluation, shift)
+    for evaluation in _evaluated(_adapter(job.fresh_model(), job), job, settings):
+        add_untrained(scores, evaluation)
+    for earlier in _checkpoints(job, settings):
+        for evaluation in _evaluated(_adapter(earlier, job), job, settings):
+            add_checkpoint(scores, evaluation)
+    return {"downstream": scores, "metrics": _metrics(scores)}
 
 
-def _checkpoints(cell: CellRun) -> "Iterator[RoutedDecoder]":
+def _checkpoints(job: RunJob, settings: dict[str, Any]) -> "Iterator[RoutedDecoder]":
     """The models of the last points of the learning curve that are scored, the trained one left out."""
-    number = cell.measure.downstream_checkpoints or 1
-    for point in cell.found["curve"][-number:-1]:
-        model = cell.fresh_model()
-        load_weights(point_weights(cell.folder, point["step"]), model, key=cell_key(cell.cell))
+    number = settings.get("checkpoints", 1)
+    points = sorted(point_weights(job.folder, 0).parent.glob("*.safetensors"))
+    for path in points[-number:-1]:
+        model = job.fresh_model()
+        load_weights(path, model, key=job.run.key)
         yield model
 
 
-def _adapter(model: RoutedDecoder, cell: CellRun) -> "RoutedLM":
+def _adapter(model: RoutedDecoder, job: RunJob) -> "RoutedLM":
     """The model for lm-eval; it reports progress, and stops when a stop is requested."""
     from modbench.evaluate.routed_lm import RoutedLM
 
-    lm, told = RoutedLM(model, cell.data.tokenizer, sequence=cell.train.sequence), time.monotonic()
+    lm, told = RoutedLM(model, job.data.tokenizer, sequence=job.train.sequence), time.monotonic()
 
     def watch() -> None:
         nonlocal told
-        cell.stage.check()
+        job.stage.check()
         if time.monotonic() - told > _TOLD_SECONDS:
             told = time.monotonic()
-            cell.stage.tell()
+            job.stage.tell()
 
     lm.passes.watch = watch
     return lm
 
 
-def _evaluated(lm: "RoutedLM", cell: CellRun) -> "Iterator[Evaluation]":
+def _evaluated(lm: "RoutedLM", job: RunJob, settings: dict[str, Any]) -> "Iterator[Evaluation]":
     from modbench.evaluate.downstream import evaluate
 
-    measure = cell.measure
+    folders = {name: Path(settings[name]) if name in settings else None for name in ("data", "include")}
     return evaluate(
         lm,
-        measure.downstream,
-        limit=measure.downstream_limit,
-        num_fewshot=measure.downstream_fewshot,
-        data_dir=measure.data_dir,
-        include=measure.include,
-        data=DataConfig(**cell.cell["data"]),
+        (settings["task"],),
+        limit=settings.get("limit"),
+        num_fewshot=settings.get("fewshot"),
+        data_dir=folders["data"],
+        include=folders["include"],
+        data=job.run.data,
     )
 
 

@@ -1,5 +1,5 @@
-"""Step ``train``: train the model to its budget, and check it cheaply: the FLOPs of its first, its last
-and one random training step, and the causality and batch invariance of its trained weights."""
+"""Trains a run to its budgets, and checks it cheaply: the FLOPs of its first, its last and one random
+training step, and the causality and batch invariance of its trained weights."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,71 +11,74 @@ from modbench.data.batches import Batches
 from modbench.ledger import Workload
 from modbench.measure.environment import code_version
 from modbench.measure.loss import heldout_loss
-from modbench.records.record import cell_key
 from modbench.routing.build import RoutedDecoder
-from modbench.sweep.cell import CellRun
+from modbench.sweep.run_job import RunJob
 from modbench.train import checkpoint
 from modbench.train.config import TrainConfig
-from modbench.train.loop import Trained, train_model
-from modbench.trained.weights_folder import WEIGHTS, Description, write_description
+from modbench.train.loop import End, Trained, train_model
+from modbench.trained.weights_folder import Description, weights_of, write_description
 
 #: Probes that are run again on trained weights.
 TRAINED = ("causal", "batch-invariant")
 
 
-def train(model: RoutedDecoder, cell: CellRun) -> dict[str, Any]:
-    """Costs, and what training spent. Stores the weights, the learning curve and the findings.
+def train(job: RunJob) -> None:
+    """Train; store weights, costs, the learning curve, and what each budget took with its findings.
 
     Raises:
         StoppedError: a stop was requested; the state of training is saved.
         DivergedError: a loss or a weight is not finite.
     """
-    cell.found["flops_source"] = model.flops_source
-    costs = _costs(model, cell.train)
-    curve_WT = cell.windows(cell.measure.curve_tokens)
-    token_bytes_V = cell.data.token_bytes_V
+    model, run = job.fresh_model(), job.run
+    job.found["flops_source"] = model.flops_source
+    job.found["metrics"] = _costs(model, job.train)
+    curve_WT = job.windows(job.spec["curve_tokens"])
+    token_bytes_V = job.data.token_bytes_V
 
     def evaluate(model: RoutedDecoder) -> float:
         return heldout_loss(model, curve_WT, token_bytes_V, selection="causal").nats_per_token
 
-    keep, key = cell.measure.downstream_checkpoints, cell_key(cell.cell)
-
     def say(event: dict[str, Any]) -> None:
         if event["event"] == "point":
-            checkpoint.save_point(cell.folder, model, step=event["step"], keep=keep, key=key)
-        cell.say(event)
+            keep = None if job.spec["keep"] == "all" else job.spec["points"] or 0
+            checkpoint.save_point(job.folder, model, step=event["step"], keep=keep, key=run.key)
+        job.say(event)
+
+    def at_end(end: End) -> None:
+        checkpoint.save_weights(weights_of(job.folder, run, end.budget), model, key=run.key)
 
     trained = train_model(
         model,
         Batches(
-            cell.data.train_N,
-            sequence=cell.train.sequence,
-            batch=cell.train.batch,
-            seed=cell.cell["seed"],
+            job.data.train_N,
+            sequence=job.train.sequence,
+            batch=job.train.batch,
+            seed=run.seed,
         ),
-        cell.train,
-        dtype=cell.dtype,
+        job.train,
+        run.schedule,
+        dtype=job.dtype,
         evaluate=evaluate,
-        folder=cell.folder,
+        folder=job.folder,
         say=say,
-        origin=f"text {cell.data.sha256[:12]}, modbench {modbench.__version__} "
+        at_end=at_end,
+        origin=f"text {job.data.sha256[:12]}, modbench {modbench.__version__} "
         f"{code_version()['commit']}",
-        stop=cell.stage.stopped,
+        stop=job.stage.stopped,
     )
-    cell.found["curve"] = trained.curve
-    write_description(
-        cell.folder,
-        Description(suite=cell.spec["suite"]["name"], cell=cell.cell, merges=cell.data.tokenizer.merges),
-    )
-    checkpoint.save_weights(cell.folder / WEIGHTS, model, key=key)
-    cell.stage.begin("checks")
-    cell.found["audit"] = [asdict(finding) for finding in _checks(model, trained)]
-    return costs | {
-        "train_steps": trained.steps,
-        "train_tokens": trained.tokens,
-        "train_flops": trained.flops,
-        "train_flops_nominal": trained.flops_nominal,
-    }
+    job.found["curve"] = trained.curve
+    if trained.left_behind:
+        job.found["left_behind"] = trained.left_behind
+    merges = job.data.tokenizer.merges
+    description = Description(suite=job.spec["suite"], label=job.spec["label"], run=run, merges=merges)
+    write_description(job.folder, description)
+    job.stage.begin("checks")
+    counted = counted_steps(trained)
+    job.found["ends"] = [
+        asdict(end)
+        | {"audit": [asdict(one) for one in [*of_trained(job.trained_model(end.budget)), counted]]}
+        for end in trained.ends
+    ]
 
 
 def _costs(model: RoutedDecoder, train: TrainConfig) -> dict[str, Any]:
@@ -97,15 +100,10 @@ def _per(flops: int, tokens: int) -> int | float:
     return flops / tokens if flops % tokens else flops // tokens
 
 
-def _checks(model: RoutedDecoder, trained: Trained) -> list[Finding]:
-    """Findings of probes 1 and 2 on the trained weights, and of probe 9 on training steps."""
-    return [*of_trained(model), counted_steps(trained)]
-
-
 def of_trained(model: RoutedDecoder) -> list[Finding]:
     """Findings of the probes that are run again on trained weights."""
-    found = (finding_of(name, model, ODD) for name in TRAINED)
-    return [replace(finding, figure=f"trained weights: {finding.figure}") for finding in found]
+    findings = (finding_of(name, model, ODD) for name in TRAINED)
+    return [replace(finding, figure=f"trained weights: {finding.figure}") for finding in findings]
 
 
 def counted_steps(trained: Trained) -> Finding:

@@ -1,21 +1,22 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modbench.errors import UserError
-from modbench.records.record import cell_key
+from modbench.records.run import Run
 from modbench.routing.registry import build_router
-from modbench.sweep.cells import by_key, chosen, titles
-from modbench.sweep.cells import expand as cells_of
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
-from modbench.sweep.timings import timing_cells
+from modbench.sweep.timings import TimingPlan
+from modbench.sweep.wanted import Wanted, chosen, titles
+from modbench.sweep.wanted import expand as runs_of
 
 
-def expand(of: Suite) -> list[dict]:
-    return cells_of(resolve(of))
+def expand(of: Suite) -> list[Wanted]:
+    return runs_of(resolve(of))
 
 
 PLUGIN = """
@@ -48,32 +49,54 @@ def test_a_suite_is_schemes_times_shapes_times_budgets_times_seeds() -> None:
             shapes=[{"label": "small"}, {"label": "wide", "width": 64}],
         )
     )
-    assert len({cell_key(cell) for cell in cells}) == 2 * 2 * 2 * 3
-    assert {cell["router"]["label"] for cell in cells} == {
+    assert len({cell.run.key for cell in cells}) == 2 * 2 * 2 * 3
+    assert {cell.label for cell in cells} == {
         "vanilla/small",
         "mod/small",
         "vanilla/wide",
         "mod/wide",
     }
-    widths = {cell["router"]["label"]: cell["model"]["width"] for cell in cells}
+    widths = {cell.label: cell.run.model.width for cell in cells}
     assert widths["mod/wide"] == 64
 
 
-def test_a_cell_names_every_option_and_field_and_is_plain_json() -> None:
-    (cell,) = expand(suite([{"router": "mod", "options": {"capacity": 0.25}}]))
-    assert cell["router"]["options"] == build_router("mod", {"capacity": 0.25}).options()
-    assert len(cell["router"]["options"]) > 1
-    assert cell["model"]["kv_heads"] == 4
-    assert cell["train"]["budget"] == 10**12
-    assert cell["measure"]["downstream"] == ["modbench_cloze"]
-    assert json.loads(json.dumps(cell)) == cell
+def test_a_run_names_every_option_and_field_and_is_plain_json() -> None:
+    (wanted,) = expand(suite([{"router": "mod", "options": {"capacity": 0.25}}]))
+    stated = wanted.run.as_json()
+    assert stated["router"]["options"] == build_router("mod", {"capacity": 0.25}).options()
+    assert len(stated["router"]["options"]) > 1
+    assert stated["model"]["kv_heads"] == 4
+    assert stated["schedule"]["budgets"] == [10**12]
+    assert json.loads(json.dumps(stated)) == stated
+    assert Run.of(stated) == wanted.run
+
+
+def test_a_trapezoid_spends_all_budgets_in_one_run() -> None:
+    tables = {"sweep": {"budgets": [2e12, 1e12], "seeds": [0, 1]}, "train": {"schedule": "trapezoid"}}
+    runs = expand(suite([{"router": "vanilla"}, {"router": "mod"}], **tables))
+    assert len(runs) == 4
+    assert {wanted.run.schedule.budgets for wanted in runs} == {(10**12, 2 * 10**12)}
+
+
+def test_a_label_a_task_and_how_often_is_measured_change_no_run() -> None:
+    (before,) = expand(suite([{"router": "mod"}]))
+    (after,) = expand(
+        suite(
+            [{"router": "mod", "label": "another name"}],
+            measure={"steps": ["train", "downstream"], "downstream": ["arc_easy"]},
+            train={"evaluations": 3, "checkpoint_seconds": 1.0},
+            time={"samples": 4},
+            keep={"weights": "none"},
+        )
+    )
+    assert before.run.key == after.run.key
 
 
 def test_what_is_left_at_its_default_and_what_is_spelt_out_is_one_cell() -> None:
     options = build_router("mod").options()
     (short,) = expand(suite([{"router": "mod"}]))
     (long,) = expand(suite([{"router": "mod", "options": options}], train={"batch": 8}))
-    assert cell_key(short) == cell_key(long)
+    assert short.run.key == long.run.key
 
 
 def test_a_preset_is_its_options_and_others_go_on_top() -> None:
@@ -89,16 +112,16 @@ def test_a_preset_is_its_options_and_others_go_on_top() -> None:
             ]
         )
     )
-    assert preset["router"]["name"] == "token_choice"
-    assert preset["router"]["label"] == "token_choice:olmoe"
-    assert preset["router"]["options"] == spelt_out["router"]["options"]
+    assert preset.run.router.name == "token_choice"
+    assert preset.label == "token_choice:olmoe"
+    assert preset.run.router.options == spelt_out.run.router.options
     with pytest.raises(UserError, match="'token_choice:olmo': router 'token_choice' has no preset"):
         expand(suite([{"router": "token_choice:olmo"}]))
 
 
 def test_a_scheme_may_train_differently() -> None:
     cells = expand(suite([{"router": "vanilla"}, {"router": "mod", "train": {"learning_rate": 1e-4}}]))
-    assert [cell["train"]["learning_rate"] for cell in cells] == [3e-3, 1e-4]
+    assert [cell.run.train.learning_rate for cell in cells] == [3e-3, 1e-4]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +147,7 @@ def test_an_unknown_router_or_a_wrong_option_is_named_with_the_suite(
 def test_only_keeps_the_rows_that_are_named_and_refuses_others() -> None:
     cells = expand(suite([{"router": "vanilla"}, {"router": "mod"}]))
     assert chosen(cells, []) == cells
-    assert [cell["router"]["label"] for cell in chosen(cells, ["mod"])] == ["mod"]
+    assert [cell.label for cell in chosen(cells, ["mod"])] == ["mod"]
     with pytest.raises(UserError, match="called 'mdo'; did you mean 'mod'"):
         chosen(cells, ["mdo"])
 
@@ -147,7 +170,9 @@ def test_a_budget_smaller_than_one_step_is_refused() -> None:
     ids=["one-size", "two-sizes"],
 )
 @pytest.mark.parametrize(
-    "refuse", [expand, lambda shallow: timing_cells(resolve(shallow))], ids=["run", "time"]
+    "refuse",
+    [expand, lambda shallow: TimingPlan.of(resolve(shallow), Path("nowhere"))],
+    ids=["run", "time"],
 )
 def test_a_scheme_that_can_not_take_its_shape_is_named_with_suite_row_and_size(
     refuse: Callable[[Suite], object], shapes: list[dict], row: str
@@ -170,12 +195,13 @@ def test_a_plugin_whose_name_is_another_rows_label_is_refused(tmp_path: Path) ->
 
 
 def test_a_title_tells_apart_what_differs() -> None:
-    cells = by_key(expand(suite([{"router": "mod"}], sweep={"budgets": [1e12], "seeds": [0, 1]})))
-    assert list(titles(cells).values()) == ["mod, seed 0", "mod, seed 1"]
-    key, cell = next(iter(cells.items()))
-    assert titles({key: cell}) == {key: "mod"}
-    faster = {**cell, "train": {**cell["train"], "learning_rate": 0.5}}
-    assert list(titles(by_key([cell, faster])).values()) == [
+    runs = expand(suite([{"router": "mod"}], sweep={"budgets": [1e12], "seeds": [0, 1]}))
+    assert list(titles(runs).values()) == ["mod, seed 0", "mod, seed 1"]
+    first = runs[0]
+    assert titles([first]) == {first.run.key: "mod"}
+    train = replace(first.run.train, learning_rate=0.5)
+    faster = replace(first, run=replace(first.run, train=train))
+    assert list(titles([first, faster]).values()) == [
         "mod, learning rate 0.003",
         "mod, learning rate 0.5",
     ]

@@ -1,4 +1,4 @@
-"""A cell that wants more memory than there is leaves a record that says how much it asked for."""
+"""A run that wants more memory than there is leaves a record that says how much it asked for."""
 
 from pathlib import Path
 
@@ -7,14 +7,18 @@ from small_suite import modbench_says, write_suite
 from modbench.records.store import read_suite
 
 
-def test_the_record_of_a_cell_that_memory_did_not_hold(tmp_path: Path) -> None:
+def test_the_record_of_a_run_that_memory_did_not_hold(tmp_path: Path) -> None:
     # The first matmul's weights alone are 3 * width * width * 4 bytes: 824 GB.
     wide = {"width": 262_144, "heads": 4, "mlp_width": 8}
     write_suite(tmp_path, "wide", "vanilla", model=wide, sweep={"budgets": [1e15]})
     code, out = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 0, out  # a result, not a failure
-    (record,) = read_suite(tmp_path / "my-results" / "wide").cells
+    (record,) = read_suite(tmp_path / "my-results" / "wide").runs
     assert record.status == "oom"
     assert f"asked for {3 * 262_144**2 * 4:,} bytes" in str(record.error)
     assert str(record.error) in out
     assert "Traceback" not in out
+    code, out = modbench_says(tmp_path, "run", "suite.toml")
+    assert "1 of 1 run done" in out
+    code, out = modbench_says(tmp_path, "run", "suite.toml", "--retry", "oom")
+    assert "vanilla: oom after" in out

@@ -1,0 +1,244 @@
+"""Joins records: each run at each of its budgets, with what was measured on its weights. No torch."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from itertools import compress
+from typing import Any
+
+from modbench.records.record import MeasurementRecord, RunRecord, SuiteRecord
+from modbench.records.run import Run
+from modbench.records.store import Records, latest
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """One seed of a row: a run at one of its budgets, and the measurements of its weights there."""
+
+    record: RunRecord
+    budget: int
+    label: str  #: of the row: the scheme's, in suites of several shapes with its shape's
+    suite: Mapping[str, Any]  #: that names the row: name, version, rank_by, and time of its record
+    isoflop: Mapping[str, Any] | None = None  #: plan of the scheme's learning rates
+    measurements: tuple[MeasurementRecord, ...] = ()
+    #: settings of the measurements that the suite wants, in the form of `settings`
+    wanted: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Run:
+        return self.record.what
+
+    @property
+    def key(self) -> str:
+        return self.record.key
+
+    @property
+    def seed(self) -> int:
+        return self.run.seed
+
+    @property
+    def scheme(self) -> str:
+        """The label of its scheme."""
+        return self.label.partition("/")[0]
+
+    @property
+    def learning_rate(self) -> float:
+        return self.run.train.learning_rate
+
+    @property
+    def width(self) -> int:
+        return self.run.model.width
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The shape of its model, as its record states it."""
+        return dict(self.record.run["model"])
+
+    @cached_property
+    def end(self) -> Mapping[str, Any] | None:
+        """Steps, tokens and FLOPs spent at the budget; None if it was not reached."""
+        return next((end for end in self.record.ends if end["budget"] == self.budget), None)
+
+    @cached_property
+    def _outcome(self) -> tuple[str, str | None]:
+        trained = self.end is not None and (self.record.status == "ok" or self.run.schedule.shares_trunk)
+        if not trained:
+            return self.record.status, self.record.error
+        lost = [one for one in self.measurements if one.status != "ok"]
+        return (lost[0].status, lost[0].error) if lost else ("ok", None)
+
+    @property
+    def status(self) -> str:
+        """That of the training, or of the first measurement that is not ok."""
+        return self._outcome[0]
+
+    @property
+    def error(self) -> str | None:
+        return self._outcome[1]
+
+    @cached_property
+    def audit_key(self) -> str | None:
+        """Key of the audit of its scheme."""
+        later = (one.result["audit_key"] for one in self.measurements if "audit_key" in one.result)
+        return next(later, self.record.audit_key)
+
+    @property
+    def audit(self) -> Sequence[Mapping[str, Any]]:
+        """Findings on its trained weights."""
+        return self.end["audit"] if self.end else ()
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """All metrics but those that are timed."""
+        spent = {}
+        if self.end:
+            spent = {
+                "train_steps": self.end["steps"],
+                "train_tokens": self.end["tokens"],
+                "train_flops": self.end["flops"],
+                "train_flops_nominal": self.end["flops_nominal"],
+            }
+        measured = (one.result.get("metrics", {}) for one in self.measurements)
+        return self.record.metrics | spent | {name: of[name] for of in measured for name in of}
+
+    @cached_property
+    def curve(self) -> list[dict[str, Any]]:
+        """Its learning curve: the trunk up to the branch of its decay, and that decay."""
+        schedule = self.run.schedule
+        if not schedule.shares_trunk:
+            return self.record.curve
+        branch = schedule.trunk(self.budget)
+        own = [
+            point["decay"] == self.budget if "decay" in point else point["flops"] <= branch
+            for point in self.record.curve
+        ]
+        return list(compress(self.record.curve, own))
+
+    @cached_property
+    def routing(self) -> dict[str, Any]:
+        """Histograms of its routing on held-out text; {} if it routes nothing."""
+        found = (one.result["routing"] for one in self.measurements if "routing" in one.result)
+        return next(found, {})
+
+    @cached_property
+    def layers(self) -> list[dict[str, Any]] | None:
+        """Updates and gates of its routed layers; None if they were not measured."""
+        return next((one.result["layers"] for one in self.measurements if "layers" in one.result), None)
+
+    @cached_property
+    def downstream(self) -> dict[str, Any]:
+        """Scores by task; see `modbench.records.downstream`."""
+        scores = (one.result.get("downstream", {}) for one in self.measurements)
+        return {task: of[task] for of in scores for task in of}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Settings of its measurements: ``heldout``, and ``downstream`` by name of the suite; of a lost
+        run, those of the measurements that the suite wants."""
+        found = {kind: dict(of) for kind, of in self.wanted.items()} if self.status != "ok" else {}
+        for one in self.measurements:
+            measured = one.measurement
+            if measured["measures"] == "downstream":
+                found.setdefault("downstream", {})[measured["settings"]["task"]] = measured["settings"]
+            else:
+                found[measured["measures"]] = measured["settings"]
+        return found
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Of the process that trained it."""
+        return self.record.environment
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The text."""
+        return self.record.data
+
+    @property
+    def code(self) -> dict[str, Any]:
+        return self.record.code
+
+    @property
+    def flops_source(self) -> str | None:
+        return self.record.flops_source
+
+    @property
+    def finished_at(self) -> datetime:
+        return self.record.finished_at
+
+
+def results_of(records: Records) -> list[Result]:
+    """The results of all runs of a suite, by label, budget and seed. Of several records of a run or a
+    measurement the newest that is ok counts; of measurements with other settings, those that the suite
+    wanted last."""
+    rows = _rows(records.suites)
+    wanted = records.suites[-1].suite["wanted"] if records.suites else {}
+    measured = _measured(records.measurements, wanted)
+    tasks = {settings["task"]: settings for settings in wanted.get("downstream", ())}
+    settings = {**wanted, "downstream": tasks}
+    results = []
+    for record in latest(records.runs):
+        unnamed = [(record.what.router.name, _UNNAMED, None)]
+        for label, suite, plan in rows.get(record.key, unnamed):
+            for budget in record.what.schedule.budgets:
+                results.append(
+                    Result(
+                        record=record,
+                        budget=budget,
+                        label=label,
+                        suite=suite,
+                        isoflop=plan,
+                        measurements=tuple(measured.get((record.key, budget), ())),
+                        wanted=settings,
+                    )
+                )
+    return sorted(results, key=lambda result: (result.label, result.budget, result.seed, result.key))
+
+
+#: For runs that no suite record names.
+_UNNAMED = {"name": "unnamed", "version": 1, "rank_by": "heldout_loss", "finished": ""}
+_Row = tuple[str, Mapping[str, Any], Mapping[str, Any] | None]
+
+
+def _rows(suites: Iterable[SuiteRecord]) -> dict[str, list[_Row]]:
+    """Label, suite and plan of each run, by key; the last suite that names a run counts. Two of its rows
+    may share a run."""
+    rows: dict[str, list[_Row]] = {}
+    for record in suites:
+        named = {name: record.suite[name] for name in ("name", "version", "rank_by")}
+        named["finished"] = record.finished
+        own: dict[str, list[_Row]] = defaultdict(list)
+        for row in record.suite["rows"]:
+            for key in row["runs"]:
+                own[key].append((row["label"], named, row.get("isoflop")))
+        rows |= own
+    return rows
+
+
+def _measured(
+    records: Sequence[MeasurementRecord], wanted: Mapping[str, Any]
+) -> dict[tuple[str, int], list[MeasurementRecord]]:
+    """The measurements that count, by run and budget: held-out loss first, then tasks in the order of
+    the suite."""
+    tasks = {settings["task"]: settings for settings in wanted.get("downstream", ())}
+    best: dict[tuple[str, int, str, str], MeasurementRecord] = {}
+
+    def is_wanted(record: MeasurementRecord) -> bool:
+        measured = record.measurement
+        if measured["measures"] == "downstream":
+            return bool(measured["settings"] == tasks.get(measured["settings"]["task"]))
+        return bool(measured["settings"] == wanted.get(measured["measures"]))
+
+    for record in sorted(latest(records), key=lambda one: (is_wanted(one), one.finished_at, one.key)):
+        measured = record.measurement
+        task = measured["settings"].get("task", "")
+        kind = "0" if measured["measures"] == "heldout" else measured["measures"]
+        best[measured["run"], measured["budget"], kind, task] = record
+    found: dict[tuple[str, int], list[MeasurementRecord]] = defaultdict(list)
+    order = {task: place for place, task in enumerate(tasks)}
+    keys = sorted(best, key=lambda key: (key[:3], order.get(key[3], len(order)), key[3]))
+    for run, budget, kind, task in keys:
+        found[run, budget].append(best[run, budget, kind, task])
+    return found

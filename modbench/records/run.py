@@ -1,0 +1,120 @@
+"""Subjects of records: a `Run` fixes the weights of a trained model, a `Timed` what is timed without
+training.
+
+Their JSON stands in records and job specifications only; the hash of it is the key. A label, a task, a
+number of repetitions or a folder is no part of it, so that renaming a row trains nothing. Loads no
+torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from modbench.data.config import DataConfig
+from modbench.model.config import ModelConfig
+from modbench.records.line import key_of
+from modbench.train.config import TrainConfig
+from modbench.train.schedule import Schedule
+from modbench.typed import built
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterCode:
+    """A router with all of its options, and the hash of its code."""
+
+    name: str
+    options: dict[str, Any]  #: plain JSON: lists, no tuples
+    #: of the plugin file, or of the installed package; None: a router of modbench
+    plugin_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that fixes the weights, besides the content of the text, whose hash a record has."""
+
+    router: RouterCode
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    schedule: Schedule
+    seed: int  #: of the initial weights and of the order of the data
+
+    @cached_property
+    def key(self) -> str:
+        """Name of its weights: the start of the hash of its JSON."""
+        return key_of(self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """The run as a record holds it. A field that is None is left out: fields that are added later
+        leave the keys of older runs unchanged while they are None."""
+        return {
+            "router": asdict(self.router),
+            "model": _stated(asdict(self.model)),
+            "data": _stated(self.data.settings()),
+            "train": self.train.as_json(),
+            "schedule": self.schedule.as_json(),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> "Run":
+        """The run of the JSON ``value``. Raises UserError: a field is unknown, missing or wrong."""
+        return cls(
+            router=built("run: router", value["router"], RouterCode),
+            model=built("run: model", value["model"], ModelConfig),
+            data=built("run: data", value["data"], DataConfig),
+            train=built("run: train", value["train"], TrainConfig),
+            schedule=built("run: schedule", value["schedule"], Schedule),
+            seed=value["seed"],
+        )
+
+    @property
+    def timed(self) -> "Timed":
+        """The scheme whose step time is the one of this run."""
+        train = self.train
+        return Timed(
+            router=self.router,
+            model=self.model,
+            sequence=train.sequence,
+            batch=train.batch,
+            precision=train.precision,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """An untrained scheme at one shape and batch; ``router`` is None for the machine's ceilings."""
+
+    router: RouterCode | None
+    model: ModelConfig
+    sequence: int
+    batch: int
+    precision: str
+
+    @cached_property
+    def key(self) -> str:
+        return key_of(self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"model": _stated(asdict(self.model))}
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> "Timed":
+        """The inverse of `as_json`. Raises UserError: a field is unknown, missing or wrong."""
+        router = value["router"]
+        return cls(
+            router=None if router is None else built("timed: router", router, RouterCode),
+            model=built("timed: model", value["model"], ModelConfig),
+            **{name: value[name] for name in ("sequence", "batch", "precision")},
+        )
+
+    @property
+    def machine(self) -> "Timed":
+        """The ceilings of the machine at these shapes."""
+        fields = {name: getattr(self, name) for name in ("model", "sequence", "batch", "precision")}
+        return Timed(router=None, **fields)
+
+
+def _stated(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,49 @@
+"""Parts of `modbench run` and `modbench time`: run jobs with progress, and end with the report."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from modbench.errors import several
+from modbench.report.page import write_report
+from modbench.sweep.engine import Engine, Failure, Job
+from modbench.sweep.progress import show_leaderboard, show_progress
+from modbench.sweep.rows import Rows
+
+Tell = Callable[[str], None]
+
+
+def run_jobs_of(
+    rows: Rows,
+    folder: Path,
+    jobs: Sequence[Job],
+    total: int,
+    unit: str,
+    workers: int,
+    err: Console,
+) -> list[Failure]:
+    """Run ``jobs``, ``workers`` at a time, of ``total`` with those that were done before; show progress
+    on ``err``. Returns the failures. Raises KeyboardInterrupt: a signal stopped the command."""
+    with show_progress(err) as progress:
+        progress.begin(rows.suite.header.name, total=total, done=total - len(jobs), unit=unit)
+        engine = Engine(
+            folder=folder, progress=progress, workers=workers, timeout=rows.suite.axes.cell_timeout
+        )
+        return engine.run(jobs)
+
+
+def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: str, tell: Tell) -> int:
+    """Write the report, show its ``page`` and name the ``failures``. Returns the exit code: 0, 1 if a
+    job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
+    results, not failures."""
+    written = write_report(folder, say=tell)
+    show_leaderboard((folder / f"{page}.md").read_text(encoding="utf-8"))
+    for path in written:
+        print(path)
+    for failure in failures:
+        tell(f"{failure.title} {failure.status}: {failure.error}; its log: {failure.log}")
+    failed = [failure for failure in failures if failure.status == "failed"]
+    if failed:
+        tell(f"{several(len(failed), 'job')} failed; run the same command again to retry")
+    return 2 if rows.mistakes or any(failure.refused for failure in failed) else 1 if failed else 0

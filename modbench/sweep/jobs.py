@@ -1,0 +1,209 @@
+"""The jobs of what is left, and the record of what a suite wants."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from modbench.measure.environment import code_version, environment
+from modbench.records.line import key_of
+from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
+from modbench.records.run import Run
+from modbench.records.store import Finished, append_record
+from modbench.sweep.engine import Identity, Job
+from modbench.sweep.rows import Rows
+from modbench.sweep.wanted import Left, Wanted, plan_of
+
+
+def folder_of(suite: Path, key: str) -> Path:
+    """The folder of a run: its checkpoint, its weights and its log."""
+    return suite.resolve() / "runs" / key
+
+
+def run_jobs(
+    left: Sequence[Left],
+    names: Mapping[str, str],
+    rows: Rows,
+    folder: Path,
+    data: dict[str, Any],
+    *,
+    threads: int,
+    workers: int,
+    wait: bool,
+) -> list[Job]:
+    """A job for each run of ``left``. ``names``: displayed, by key; ``data``: for records of jobs that
+    crash; ``wait``: pause while another process measures."""
+    import torch
+
+    suite, jobs = rows.suite, []
+    machine = environment(torch.float32)
+    # The other entries describe this process, not the one that crashed.
+    known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
+    for item in left:
+        run = item.wanted.run
+        own = folder_of(folder, run.key)
+        settings = run.train
+        spec = {
+            "job": "run",
+            "suite": suite.header.name,
+            "label": item.wanted.label,
+            "run": run.as_json(),
+            "evaluations": settings.evaluations,
+            "checkpoint_seconds": settings.checkpoint_seconds,
+            "curve_tokens": suite.measure.curve_tokens,
+            "train": item.train,
+            "audit": "audit" in suite.measure.steps,
+            "measurements": list(item.measurements),
+            "keep": suite.keep.weights,
+            "points": suite.measure.downstream_checkpoints,
+            "track": asdict(suite.track),
+            "plugins": rows.plugins_of(run.router),
+            "results": str(folder.resolve()),
+            "folder": str(own),
+            "threads": threads,
+            "workers": workers,
+            "wait": wait,
+        }
+        crashed = partial(crash_record, item, data, known, workers)
+        jobs.append(
+            Job(
+                identities=identities_of(item),
+                title=names[run.key],
+                spec=spec,
+                log=own / "log.txt",
+                crash_record=crashed,
+            )
+        )
+    return jobs
+
+
+def identities_of(item: Left) -> tuple[Identity, ...]:
+    """The records that the job of ``item`` makes, in order."""
+    trained = [("run", item.wanted.run.key, None, None, None)] if item.train else []
+    measured = [
+        ("measurement", key_of(subject), None, str(subject["measures"]), None)
+        for subject in item.measurements
+    ]
+    return (*trained, *measured)
+
+
+def crash_record(
+    item: Left,
+    data: dict[str, Any],
+    machine: dict[str, Any],
+    workers: int,
+    identity: Identity,
+    status: Any,
+    error: str,
+    started: datetime,
+) -> AnyRecord:
+    """The record ``identity`` of a job that ended before it made it."""
+    made: dict[str, Any] = {"machine": machine, "status": status, "error": error, "started": started}
+    if identity[0] == "run":
+        return run_record(item.wanted.run, data, **made, workers=workers)
+    subject = next(one for one in item.measurements if key_of(one) == identity[1])
+    return measurement_record(subject, {}, **made, workers=workers)
+
+
+def run_record(
+    run: Run,
+    data: dict[str, Any],
+    machine: dict[str, Any],
+    status: Any,
+    error: str | None,
+    started: datetime,
+    **found: Any,
+) -> RunRecord:
+    """The record of ``run``, which ends now. One that crashed has ``found`` nothing."""
+    nothing: dict[str, Any] = {"metrics": {}, "ends": [], "curve": []}
+    return RunRecord(
+        run=run.as_json(),
+        key=run.key,
+        data=data,
+        status=status,
+        error=error,
+        **_made(machine, started),
+        **nothing | found,
+    )
+
+
+def measurement_record(
+    subject: dict[str, Any],
+    result: dict[str, Any],
+    machine: dict[str, Any],
+    status: Any,
+    error: str | None,
+    started: datetime,
+    **found: Any,
+) -> MeasurementRecord:
+    """The record of the measurement ``subject``, which ends now."""
+    return MeasurementRecord(
+        measurement=subject,
+        key=key_of(subject),
+        result=result,
+        status=status,
+        error=error,
+        **_made(machine, started),
+        **found,
+    )
+
+
+def _made(machine: dict[str, Any], started: datetime) -> dict[str, Any]:
+    return {
+        "code": code_version(),
+        "environment": machine,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def store_suite(
+    rows: Rows,
+    wanted: Sequence[Wanted],
+    planned: Sequence[Wanted],
+    measures: Sequence[tuple[str, dict[str, Any]]],
+    folder: Path,
+    records: Sequence[Finished],
+) -> None:
+    """Record what the suite wants, unless the newest of ``records`` of a suite states the same."""
+    suite = suite_of(rows, wanted, planned, measures)
+    stored = [record for record in records if record.kind == "suite"]
+    newest = max(stored, key=lambda record: (record.finished, record.key), default=None)
+    if newest is None or newest.key != key_of(suite):
+        import torch
+
+        now = datetime.now(UTC)
+        made = _made(environment(torch.float32), now)
+        made |= {name: now.isoformat(timespec="microseconds") for name in ("started", "finished")}
+        append_record(folder, SuiteRecord(suite=suite, key=key_of(suite), **made))
+
+
+def suite_of(
+    rows: Rows,
+    wanted: Sequence[Wanted],
+    planned: Sequence[Wanted],
+    measures: Sequence[tuple[str, dict[str, Any]]],
+) -> dict[str, Any]:
+    """Return what the suite wants, as its record states it. ``planned``: see
+    `modbench.sweep.wanted.expand_planned`; its shapes are timed before all runs are known."""
+    header, stated = rows.suite.header, dict[str, dict[str, Any]]()
+    for item in [*planned, *wanted]:
+        row = stated.setdefault(item.label, {"label": item.label, "runs": [], "timed": []})
+        if plan := plan_of(rows, item.scheme):
+            row["isoflop"] = plan
+        if (key := item.run.timed.key) not in row["timed"]:
+            row["timed"].append(key)
+    for item in wanted:
+        if (key := item.run.key) not in stated[item.label]["runs"]:
+            stated[item.label]["runs"].append(key)
+    settings: dict[str, Any] = {kind: of for kind, of in measures if kind != "downstream"}
+    tasks = [of for kind, of in measures if kind == "downstream"]
+    return {
+        "name": header.name,
+        "version": header.version,
+        "rank_by": header.rank_by,
+        "rows": list(stated.values()),
+        "wanted": settings | ({"downstream": tasks} if tasks else {}),
+    }

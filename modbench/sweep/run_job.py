@@ -1,0 +1,88 @@
+"""A run while its job works on it, and the preparation of a job's process."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modbench.data.token_data import TokenData
+from modbench.measure.loss import heldout_windows
+from modbench.records.record import AuditRecord
+from modbench.records.run import RouterCode, Run
+from modbench.records.store import read_audit, read_run
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import build_router, check_source, load_plugin
+from modbench.sweep.stage import Stage
+from modbench.sweep.track import TrackConfig, Trackers
+from modbench.train.checkpoint import load_weights
+from modbench.train.numerics import device, precision
+from modbench.trained.weights_folder import weights_of
+
+
+class RunJob:
+    """A run while it is worked on: what training and measurements need, and what they have found.
+
+    ``spec``: see `modbench.sweep.jobs.run_jobs`.
+    """
+
+    def __init__(self, spec: dict[str, Any], data: TokenData, stage: Stage) -> None:
+        self.spec, self.data, self.stage = spec, data, stage
+        run = Run.of(spec["run"])
+        watched = {name: spec[name] for name in ("evaluations", "checkpoint_seconds")}
+        self.run = replace(run, train=replace(run.train, **watched))
+        self.train = self.run.train
+        self.results, self.folder = Path(spec["results"]), Path(spec["folder"])
+        self.router = build_router(run.router.name, run.router.options)
+        self.device = device()
+        self.dtype = precision(self.train.precision, self.device)
+        self.title = f"{spec['suite']}/{spec['label']}"
+        self.trackers = Trackers(
+            TrackConfig(**spec["track"]), spec["suite"], spec["label"], self.run, self.folder
+        )
+        self.decodes = True  #: False: the audit has found that decoding differs from a full forward pass
+        self.audit_key: str | None = None  #: of its scheme
+        self.findings: list[dict[str, Any]] = []  #: of the audit
+        self.found: dict[str, Any] = {}  #: by field of the run's record; a lost run keeps them
+        if not spec["train"] and (record := read_run(self.results, run.key)):
+            self.found["ends"] = record.ends
+            if audit := read_audit(self.results, record.audit_key or ""):
+                self.audited(audit)
+
+    def audited(self, audit: AuditRecord) -> None:
+        """Use the ``audit`` of its scheme."""
+        self.audit_key, self.findings = audit.key, audit.audit
+        self.decodes = not any(
+            finding["name"] == "decode parity" and finding["verdict"] == "failed"
+            for finding in audit.audit
+        )
+
+    def fresh_model(self) -> RoutedDecoder:
+        """The run's model before training."""
+        return build_model(self.run.model, self.router, self.run.seed).to(self.device)
+
+    def trained_model(self, budget: int) -> RoutedDecoder:
+        """The model trained to ``budget``."""
+        model = self.fresh_model()
+        load_weights(weights_of(self.folder, self.run, budget), model, key=self.run.key)
+        return model.train()
+
+    def windows(self, tokens: int) -> np.ndarray:
+        """Held-out windows (W, T + 1) of about ``tokens`` tokens."""
+        return heldout_windows(self.data.heldout_N, sequence=self.train.sequence, tokens=tokens)
+
+    def say(self, event: dict[str, Any]) -> None:
+        """Send an event to the parent and to the trackers."""
+        self.stage.say(event)
+        self.trackers.event(event)
+
+
+def prepare_process(router: RouterCode | None, plugins: list[str], threads: int) -> None:
+    """Set the threads of this process and load ``plugins``. Raises UserError: a plugin raises, or the
+    code of ``router`` has changed since the command began."""
+    torch.set_num_threads(threads)
+    for plugin in plugins:
+        load_plugin(plugin)
+    if router is not None:
+        check_source(router.name, router.plugin_sha256)

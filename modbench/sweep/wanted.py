@@ -1,0 +1,307 @@
+"""Expands a suite into the runs that it wants, under labels, and tells which of them are left: wanted
+minus recorded."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from modbench.errors import UserError, known_names
+from modbench.model.config import ModelConfig
+from modbench.records.line import key_of
+from modbench.records.record import DONE
+from modbench.records.run import RouterCode, Run
+from modbench.records.store import Finished
+from modbench.sweep.isoflop import Point, middle_of, points, stated, trials
+from modbench.sweep.rows import Resolved, Rows
+from modbench.sweep.suite import Scheme, Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A run under the label of its row."""
+
+    label: str  #: the scheme's, in suites of several shapes with its shape's
+    run: Run
+
+    @property
+    def scheme(self) -> str:
+        """The label of its scheme."""
+        return self.label.partition("/")[0]
+
+    @property
+    def budget(self) -> int:
+        """The largest budget, which the run ends at."""
+        return self.run.schedule.budgets[-1]
+
+
+def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Wanted]:
+    """Return the runs of ``rows`` in the suite's order. A plugin's router that can't take a shape is
+    added to the mistakes of ``rows``, and its runs are left out. isoFLOP runs come in blocks
+    (`_in_blocks`). ``done``: loss by key of the runs that are done, which tells the learning rates of
+    isoFLOP grids; None: diverged. Raises UserError: a built-in router can't take a shape, or a budget is
+    smaller than one training step; the sentence starts with the suite."""
+    suite = rows.suite
+    if suite.isoflop is None:
+        return _grid_runs(rows)
+    known = (scheme for scheme in suite.schemes if scheme.label in rows.resolved)
+    runs = [wanted for scheme in known for wanted in _isoflop_runs(rows, scheme, done or {})]
+    return _in_blocks(suite, runs)
+
+
+def _in_blocks(suite: Suite, runs: Sequence[Wanted]) -> list[Wanted]:
+    """isoFLOP ``runs`` in the order in which they are run. All schemes of one budget, seed and size
+    stand together, so that one machine runs them. A sweep that takes days compares all schemes with one
+    seed at the middle budget, then at smaller ones; further seeds and larger budgets follow. Runs that
+    only check a learning rate of another size come last."""
+    budgets = sorted(suite.axes.budgets)
+    middle = budgets[len(budgets) // 2]
+    widths: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for wanted in runs:
+        widths[wanted.scheme, wanted.budget].add(wanted.run.model.width)
+
+    def turn(wanted: Wanted) -> tuple[bool, int, bool, int]:
+        budget, seeds = wanted.budget, suite.axes.seeds
+        sizes = sorted(widths[wanted.scheme, budget])
+        size = sizes.index(wanted.run.model.width)
+        chooses_rate = size == len(sizes) // 2
+        turn_of_seed = -1 if chooses_rate else len(seeds)
+        if wanted.run.seed in seeds:
+            turn_of_seed = seeds.index(wanted.run.seed)
+        return budget > middle, turn_of_seed, budget != middle, size
+
+    return sorted(runs, key=turn)
+
+
+def expand_planned(rows: Rows) -> list[Wanted]:
+    """The runs of ``rows`` once all are known; of isoFLOP grids, as if the middle learning rate is
+    best. Raises UserError: see `expand`."""
+    tried = expand(rows)
+    if rows.suite.isoflop is None:
+        return tried
+    rates = rows.suite.isoflop.learning_rates
+    middle = rates[len(rates) // 2]
+    return expand(rows, {one.run.key: abs(one.run.train.learning_rate - middle) for one in tried})
+
+
+def _grid_runs(rows: Rows) -> list[Wanted]:
+    """The runs of a suite without isoFLOP grids: schemes times shapes times budgets times seeds. A
+    trapezoid spends all budgets in one run."""
+    suite, runs = rows.suite, list[Wanted]()
+    for number, size in enumerate(suite.shapes):
+        for scheme in suite.schemes:
+            row = rows.resolved.get(scheme.label)
+            if row is None:  # its plugin has a mistake
+                continue
+            label = f"{scheme.label}/{size}" if size else scheme.label
+            flops = row.flops[number]
+            if isinstance(flops, str):
+                mistake = UserError(f"suite {suite.source}: row '{label}': {flops}")
+                if row.plugin is None:
+                    raise mistake
+                if str(mistake) not in map(str, rows.mistakes):
+                    rows.mistakes.append(mistake)
+                continue
+            table = suite.training_of(scheme)
+            for budget in suite.axes.budgets:
+                if budget < flops:
+                    raise UserError(
+                        f"suite {suite.source}: [sweep] budgets: budget {budget:g} is smaller than one "
+                        f"training step of '{label}', which takes {flops:g} FLOPs; raise it there, or "
+                        "shrink batch, sequence or model"
+                    )
+            together = table.schedule == "trapezoid"
+            for budgets in [suite.axes.budgets] if together else [(b,) for b in suite.axes.budgets]:
+                for seed in suite.axes.seeds:
+                    run = Run(
+                        router=_router(row),
+                        model=suite.shapes_of(scheme)[size],
+                        data=suite.data,
+                        train=table.config(),
+                        schedule=table.schedule_of(budgets),
+                        seed=seed,
+                    )
+                    runs.append(Wanted(label=label, run=run))
+    return runs
+
+
+def _router(row: Resolved) -> RouterCode:
+    options = json.loads(json.dumps(row.options))  # lists for tuples, as records have them
+    return RouterCode(name=row.name, options=options, plugin_sha256=row.plugin_sha256)
+
+
+def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) -> list[Wanted]:
+    """The runs of ``scheme`` that are known now that those of ``done`` are."""
+    suite, row = rows.suite, rows.resolved[scheme.label]
+    config, seeds, grids = suite.family_of(scheme), suite.axes.seeds, grids_of(rows, scheme)
+    table, router = suite.training_of(scheme), _router(row)
+
+    @cache
+    def wanted(point: Point) -> Wanted:
+        run = Run(
+            router=router,
+            model=point.shape,
+            data=suite.data,
+            train=replace(table, learning_rate=point.learning_rate).config(),
+            schedule=table.schedule_of((point.budget,)),
+            seed=point.seed,
+        )
+        return Wanted(label=f"{scheme.label}/w{point.shape.width}", run=run)
+
+    losses: dict[float, float | None] = {}
+    while True:
+        tried = trials(config, grids, seeds, losses)
+        keys = {point.learning_rate: wanted(point).run.key for point in tried}
+        fresh = {r: done[key] for r, key in keys.items() if r not in losses and key in done}
+        if not fresh:
+            break
+        losses |= fresh
+    found = points(config, grids, seeds, losses)
+    if table.schedule == "cosine":
+        return [wanted(point) for point in found]
+    rates = [wanted(point) for point in tried]
+    curves = [wanted(point) for point in found if point not in tried]
+    return [*rates, *_on_trunks(curves)]
+
+
+def _on_trunks(runs: Sequence[Wanted]) -> list[Wanted]:
+    """``runs`` of trapezoids, those that differ in their budget only as one."""
+    trunks: dict[str, Wanted] = {}
+    for wanted in runs:
+        run = wanted.run
+        alike = key_of(run.as_json() | {"schedule": None})
+        budgets = trunks[alike].run.schedule.budgets if alike in trunks else ()
+        schedule = replace(run.schedule, budgets=tuple(sorted({*budgets, *run.schedule.budgets})))
+        trunks[alike] = Wanted(label=wanted.label, run=replace(run, schedule=schedule))
+    return list(trunks.values())
+
+
+def grids_of(rows: Rows, scheme: Scheme) -> dict[int, list[ModelConfig]]:
+    """The isoFLOP grid of ``scheme`` at each budget."""
+    grids = ([ModelConfig(**shape) for shape in grid] for grid in rows.resolved[scheme.label].grids)
+    return dict(zip(rows.suite.axes.budgets, grids, strict=True))
+
+
+def plan_of(rows: Rows, label: str) -> dict[str, Any] | None:
+    """The learning rates of isoFLOP grids that the suite's record states for scheme ``label``."""
+    suite = rows.suite
+    if suite.isoflop is None:
+        return None
+    scheme = next(scheme for scheme in suite.schemes if scheme.label == label)
+    return stated(suite.family_of(scheme), middle_of(grids_of(rows, scheme)), suite.axes.seeds)
+
+
+def losses_of(records: Iterable[Finished]) -> dict[str, float | None]:
+    """The held-out loss by key of the runs that are done; None if the run is lost. Of several records
+    that one counts which a report would show (`modbench.records.store.latest`)."""
+    ordered = sorted(records, key=lambda record: (record.status == "ok", record.finished))
+    ended = {r.key: r.status for r in ordered if r.kind == "run" and r.status != "failed"}
+    found: dict[str, float | None] = {key: None for key, status in ended.items() if status != "ok"}
+    for record in ordered:
+        is_loss = record.kind == "measurement" and record.measures == "heldout"
+        if is_loss and record.run and ended.get(record.run) == "ok" and record.status != "failed":
+            found[record.run] = record.loss if record.status == "ok" else None
+    return found
+
+
+def chosen(
+    runs: Sequence[Wanted], labels: Sequence[str], mistakes: Sequence[UserError] = ()
+) -> list[Wanted]:
+    """The runs whose label is in ``labels``; all of them if ``labels`` is empty. A label without a row
+    may be of a row that was left out for ``mistakes``. Raises UserError: no row has one of the labels;
+    or all chosen rows were left out, with the mistake."""
+    known = {wanted.label for wanted in runs} | {wanted.scheme for wanted in runs}
+    for label in labels:
+        if label not in known and not mistakes:
+            raise UserError(
+                f"--only: no row of the suite is called '{label}'; {known_names(label, known)}"
+            )
+    found = [one for one in runs if not labels or one.label in labels or one.scheme in labels]
+    if mistakes and not found:
+        raise mistakes[0]
+    return found
+
+
+def titles(runs: Iterable[Wanted]) -> dict[str, str]:
+    """The displayed names of ``runs``, by key: a label; with budget and seed if those differ among
+    them, and with the learning rate if runs of one label differ in it."""
+    runs = list(runs)
+    several_budgets = len({wanted.budget for wanted in runs}) > 1
+    several_seeds = len({wanted.run.seed for wanted in runs}) > 1
+    rates: dict[str, set[float]] = defaultdict(set)
+    for wanted in runs:
+        rates[wanted.label].add(wanted.run.train.learning_rate)
+    names: dict[str, str] = {}
+    for wanted in runs:
+        words = [wanted.label]
+        if several_budgets:
+            words.append(f"{wanted.budget:.3g} FLOPs")
+        if len(rates[wanted.label]) > 1:
+            words.append(f"learning rate {wanted.run.train.learning_rate:g}")
+        if several_seeds:
+            words.append(f"seed {wanted.run.seed}")
+        names.setdefault(wanted.run.key, ", ".join(words))
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Conditions under which a job that ran out of memory is tried again: fewer ``workers`` at a time,
+    another ``gpu``, or ``retry``, the user's wish."""
+
+    workers: int = 1
+    gpu: str | None = None
+    retry: bool = False
+
+    def is_done(self, record: Finished) -> bool:
+        """Return True if ``record`` need not be made again."""
+        if record.status != "oom":
+            return record.status in DONE
+        crowded = record.workers is not None and self.workers < record.workers
+        return not (self.retry or crowded or record.gpu != self.gpu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """Work left for one run: the training, unless it is done; and measurements, each at a budget."""
+
+    wanted: Wanted
+    train: bool
+    measurements: tuple[dict[str, Any], ...] = field(default=())  #: subjects of `MeasurementRecord`
+
+
+def left_of(
+    runs: Iterable[Wanted],
+    measures: Sequence[tuple[str, dict[str, Any]]],
+    records: Iterable[Finished],
+    conditions: Conditions,
+    *,
+    audit: bool,
+) -> list[Left]:
+    """Return the work left for ``runs``, each once; ``measures``: kinds and settings of what is wanted
+    of each; ``audit``: of its scheme, too."""
+    records = list(records)
+    audits = {record.key for record in records if record.kind == "audit"}
+    ended = [record for record in records if conditions.is_done(record)]
+    done = {record.key for record in ended if record.kind == "measurement"}
+    trained = {record.key: record for record in ended if record.kind == "run"}
+    found: dict[str, Left] = {}
+    for wanted in runs:
+        run = wanted.run
+        record = trained.get(run.key)
+        if record is not None and record.status != "ok":
+            continue  # diverged, or out of memory for good: there is nothing to measure
+        kinds = [*measures]
+        if audit and record is not None and record.audit_key not in audits:
+            kinds.insert(0, ("audit", {}))
+        subjects = [
+            {"run": run.key, "budget": budget, "measures": kind, "settings": settings}
+            for budget in run.schedule.budgets
+            for kind, settings in kinds
+        ]
+        missing = tuple(subject for subject in subjects if key_of(subject) not in done)
+        if record is None or missing:
+            found[run.key] = Left(wanted=wanted, train=record is None, measurements=missing)
+    return list(found.values())

@@ -100,7 +100,7 @@ def test_an_empty_environment_runs_the_quick_suite_outside_a_checkout(tmp_path: 
     assert "did you mean 'quick'" in missing.stderr
     ran = run(modbench, "run", "quick", "--only", "mod")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    header, row = (tmp_path / "results" / "quick" / "leaderboard.csv").read_text().splitlines()
+    header, row = (tmp_path / "my-results" / "quick" / "leaderboard.csv").read_text().splitlines()
     assert row.split(",")[header.split(",").index("label")] == "mod"
 
 

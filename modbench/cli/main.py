@@ -54,7 +54,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 if a cell or a check failed, 2 for a user's mistake,
+    """Run a command and return its exit code: 0, 1 if a run or a check failed, 2 for a user's mistake,
     130 if stopped. Command lines that tyro rejects, and ``--help``, raise `SystemExit`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""The section ``downstream`` of a cell's record: scores of lm-eval's tasks by name.
+"""The section ``downstream`` of a measurement's result: scores of lm-eval's tasks by name.
 
 A task of a group or tag states its name as ``part_of``, as does the group itself, which has no items of
 its own; compute is then that of all of its tasks together.

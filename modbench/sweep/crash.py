@@ -1,4 +1,4 @@
-"""The error sentence of a cell that ended without a record."""
+"""The error sentence of a job that ended without a record."""
 
 import re
 import signal

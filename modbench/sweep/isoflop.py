@@ -49,7 +49,7 @@ class IsoFlopConfig(Family):
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One cell of a scheme."""
+    """One run of a scheme."""
 
     shape: ModelConfig
     budget: int
@@ -88,7 +88,7 @@ def trials(
     seeds: Sequence[int],
     losses: Mapping[float, float | None],
 ) -> list[Point]:
-    """The cells that try learning rates, given the ``losses`` of those tried so far."""
+    """The runs that try learning rates, given the ``losses`` of those tried so far."""
     middle, wanted = middle_of(grids), chosen_rate(config, losses).wanted
     rates = sorted([*losses, *wanted])
     seed = rate_seed(config, seeds)
@@ -101,7 +101,7 @@ def points(
     seeds: Sequence[int],
     losses: Mapping[float, float | None],
 ) -> list[Point]:
-    """The cells of a scheme that are known, given the ``losses`` of the learning rates tried so far.
+    """The runs of a scheme that are known, given the ``losses`` of the learning rates tried so far.
 
     First the learning rates. Once one is chosen: every size of every budget with the first of ``seeds``,
     those of the middle budget with all, and at its largest size the law's rate and its neighbours with

@@ -1,4 +1,4 @@
-"""Passes of a suite's cells over its training text. Imports no torch."""
+"""Passes of a suite's runs over its training text. Imports no torch."""
 
 from collections.abc import Collection
 from math import ceil
@@ -14,7 +14,7 @@ def tokens_of(budget: int, step_flops: int, train: TrainConfig) -> int:
 
 
 def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) -> None:
-    """Raise a `UserError` if a cell of ``schemes`` would read the training text of ``train_tokens``
+    """Raise a `UserError` if a run of ``schemes`` would read the training text of ``train_tokens``
     tokens more often than [isoflop] allows; the sentence names the one with the most passes."""
     suite = rows.suite
     if suite.isoflop is None:

@@ -80,7 +80,7 @@ class Progress:
         self.live = Live(get_renderable=self._table, console=console, transient=True)
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "run") -> None:
-        """Begin with ``done`` of ``total`` cells done before."""
+        """Begin with ``done`` of ``total`` jobs done before."""
         self._suite, self._total, self._done, self.unit = suite, total, done, unit
         self._done_before, self._since = done, time.monotonic()
         self._line(f"{suite}: {self._state()}")

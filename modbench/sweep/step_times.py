@@ -1,5 +1,5 @@
 """Times training steps of schemes on this machine, each in a worker, as many at a time as `modbench
-run` has cells."""
+run` has jobs."""
 
 import statistics
 import tempfile

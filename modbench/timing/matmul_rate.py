@@ -1,4 +1,4 @@
-"""A quick estimate of the machine's matmul rate, for the utilisation shown while a cell trains."""
+"""A quick estimate of the machine's matmul rate, for the utilisation shown while a run trains."""
 
 import torch
 

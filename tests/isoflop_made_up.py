@@ -6,6 +6,8 @@ from math import log
 from typing import Any
 
 from modbench.records.result import Result
+from modbench.report.sections import Heading, Page
+from modbench.report.table import Table
 
 BUDGETS = (10**12, 3 * 10**12, 10**13)
 WIDTHS = (32, 48, 64, 96, 128)
@@ -88,8 +90,8 @@ def records(make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others:
     ]
 
 
-def table_under(page: str, heading: str) -> list[list[str]]:
+def table_under(page: Page, heading: str) -> list[list[str]]:
     """The cells of the first table under ``heading``."""
-    lines = page[page.index(heading) :].split("\n\n")
-    table = next(part for part in lines if part.startswith("| rank"))
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    parts = page.parts[page.parts.index(Heading(heading)) :]
+    table = next(part for part in parts if isinstance(part, Table))
+    return [[str(cell) for cell in row] for row in table.rows]

@@ -30,8 +30,8 @@ def texts() -> dict[str, str]:
     return {
         "table": "\n".join(table),
         "row": "\n".join([*table[:2], row]),
-        "columns": column_table(FIRST),
-        "more columns": column_table(MORE),
+        "columns": column_table(FIRST).to_markdown(),
+        "more columns": column_table(MORE).to_markdown(),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from suite_keys import filled
 
 from modbench.plan.units import shown
-from modbench.report.table import markdown_table
+from modbench.report.table import Table
 from modbench.sweep.plan import plan_suite
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def isoflop_table() -> str:
         )
         for line in optima()
     ]
-    return markdown_table(heads, rows, left=(2, 6))
+    return Table(heads, rows, left=(2, 6)).to_markdown()
 
 
 def pairs_table() -> str:
@@ -99,7 +99,7 @@ def pairs_table() -> str:
                 f"{interval(equal, 'difference', 4)}{runs}" if equal else "-",
             )
         )
-    return markdown_table((*heads, "runs of equal shape"), rows, left=(0,))
+    return Table((*heads, "runs of equal shape"), rows).to_markdown()
 
 
 def _reversed(line: dict[str, str]) -> dict[str, str]:
@@ -123,7 +123,7 @@ def scores_table() -> str:
         for line in read(QUICK_SCORES)
     ]
     chance = ("chance", "-", *(f"{float(read(QUICK_SCORES)[0][f'{n}_chance']):.3f}" for _, n in SCORES))
-    return markdown_table(heads, [*rows, chance], left=(0,))
+    return Table(heads, [*rows, chance]).to_markdown()
 
 
 def _half(line: dict[str, str], name: str) -> float:
@@ -155,11 +155,8 @@ def _speed_up(line: dict[str, str]) -> str:
 
 def planned_table() -> str:
     """Runs, FLOPs, largest model and tokens of the suites that were not run."""
-    return markdown_table(
-        ("suite", "runs", "training FLOPs", "largest model (width x layers)", "most tokens of a run"),
-        list(planned()),
-        left=(0,),
-    )
+    heads = ("suite", "runs", "training FLOPs", "largest model (width x layers)")
+    return Table((*heads, "most tokens of a run"), [*planned()]).to_markdown()
 
 
 def planned() -> Iterator[tuple[str, ...]]:

@@ -41,6 +41,6 @@ def report(
                 f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
             )
     for name in dict.fromkeys(suites) or known:
-        for path in write_report(results / name, rank_by=rank_by, say=tell):
+        for path in write_report(results / name, rank_by=rank_by, say=tell).paths:
             print(path)
     return 0

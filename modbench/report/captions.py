@@ -1,7 +1,5 @@
 """Figures of a report: file names, and the sentence that a page says of each."""
 
-from collections.abc import Collection
-
 _LOSS = "Held-out loss against model size, a curve per scheme at equal training FLOPs"
 _STAR = "a star is the optimum with its 95 % intervals, and hollow markers are of curves without one"
 #: By name, in the order of a page. The section on downstream tasks shows its own figure.
@@ -43,12 +41,3 @@ CAPTIONS = {
         "Speed-up over the dense model that is achieved, over the one that FLOPs let expect (1, dotted)."
     ),
 }
-
-
-def embedded(drawn: Collection[str]) -> list[str]:
-    """Paragraphs of a page with the figures among the files ``drawn``, a sentence above each."""
-    parts = []
-    for name, sentence in CAPTIONS.items():
-        if f"{name}.png" in drawn:
-            parts += [sentence, f"![{name.replace('_', ' ')}]({name}.png)"]
-    return ["## Figures", *parts] if parts else []

@@ -1,8 +1,8 @@
 """Writes the derived files of a suite: leaderboard.csv, leaderboard.md, timings.csv, memory.csv,
 timings.md and the figures."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,10 @@ from modbench.records.result import Result, results_of
 from modbench.records.store import RECORDS, Records, read_suite, write_files
 from modbench.report.captions import CAPTIONS
 from modbench.report.leaderboard.scheme import scheme_names, split_label, with_shape
-from modbench.report.table import csv_table
+from modbench.report.table import Table
 
 if TYPE_CHECKING:
+    from modbench.report.sections import Page
     from modbench.report.timing.table import TimingTable
 
 #: All files that a report may have. Those without data are not written, and removed if they are there.
@@ -23,6 +24,16 @@ DERIVED = {
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
+#: Files by name.
+_Contents = dict[str, "bytes | Page | Table"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The files of a report, and its pages by their files' names."""
+
+    paths: Sequence[Path]
+    pages: Mapping[str, "Page"]
 
 
 def write_report(
@@ -30,8 +41,8 @@ def write_report(
     *,
     rank_by: str | None = None,
     say: Callable[[str], object] = lambda text: None,
-) -> list[Path]:
-    """Derive all files in ``results/<suite>`` from its records and timings; return their paths.
+) -> Report:
+    """Derive all files in ``results/<suite>`` from its records and timings.
 
     The bytes depend on the records and ``rank_by`` only. Files are written after all contents are
     made, each in one step, so a report that fails leaves the old files.
@@ -53,7 +64,7 @@ def write_report(
     if not records.runs and not records.timings:
         if records.audits or records.suites:
             say(f"{folder}: no run has finished yet; there is nothing to report")
-            return []
+            return Report([], {})
         raise UserError(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
             f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
@@ -65,10 +76,21 @@ def write_report(
     contents = _of_results(records, results, times, schemes, rank_by) if results else {}
     if times is not None:
         contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, schemes)
-    write_files(folder, contents)
-    for name in DERIVED - contents.keys():  # of an earlier report
+    written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
+    write_files(folder, written)
+    for name in DERIVED - written.keys():  # of an earlier report
         (folder / name).unlink(missing_ok=True)
-    return [folder / name for name in contents]
+    pages = {n: content for n, content in contents.items() if not isinstance(content, bytes | Table)}
+    return Report([folder / name for name in written], pages)
+
+
+def _bytes_of(content: "bytes | Page | Table") -> bytes:
+    """The bytes of a file; none for a table without rows, which is not written."""
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, Table):
+        return content.to_csv().encode() if content.rows else b""
+    return content.to_markdown().encode()
 
 
 def _times(records: Records) -> "TimingTable | None":
@@ -89,16 +111,16 @@ def _of_results(
     times: "TimingTable | None",
     schemes: set[str],
     rank_by: str | None,
-) -> dict[str, bytes]:
+) -> _Contents:
     from modbench.report.downstream.figure import downstream_figure
     from modbench.report.downstream.page import downstream_section
-    from modbench.report.isoflop.csv import differences_csv, optima_csv, rates_csv
+    from modbench.report.isoflop.csv import differences_table, optima_table, rates_table
     from modbench.report.isoflop.figures import isoflop_figures
     from modbench.report.isoflop.page import isoflop_page
     from modbench.report.isoflop.sweep import sweep_of
     from modbench.report.leaderboard.board import Leaderboard
     from modbench.report.leaderboard.figures import figures
-    from modbench.report.leaderboard.markdown import markdown
+    from modbench.report.leaderboard.page import leaderboard_page
     from modbench.report.plot_style import marks
     from modbench.report.routing.cases import cases_of_board, cases_of_sweep
     from modbench.report.routing.pattern import pattern_files
@@ -110,30 +132,30 @@ def _of_results(
     sweep = sweep_of(results, board, times)
     cases = cases_of_sweep(sweep) if sweep else cases_of_board(board)
     drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
-    if sweep:
-        drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
-        pages = {"leaderboard.csv": board.csv(sweep.on_curve)}
-        pages |= {"leaderboard.md": isoflop_page(sweep, downstream_section(board), drawn)}
-        pages |= {"learning_rates.csv": rates_csv(sweep)}
-        pages |= {"optima.csv": optima_csv(sweep)} if sweep.has_curves else {}
-        if differences := differences_csv(sweep):
-            pages |= {"differences.csv": differences}
-    else:
+    if sweep is None:
         drawn |= figures(board, look_of)
-        pages = {"leaderboard.csv": board.csv(), "leaderboard.md": markdown(board, drawn)}
-    return {name: text.encode() for name, text in pages.items()} | drawn
+        page = leaderboard_page(board, drawn)
+        return {"leaderboard.csv": board.table(), "leaderboard.md": page, **drawn}
+    drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
+    return {
+        "leaderboard.csv": board.table(sweep.on_curve),
+        "leaderboard.md": isoflop_page(sweep, downstream_section(board), drawn),
+        "learning_rates.csv": rates_table(sweep),
+        "optima.csv": optima_table(sweep) if sweep.has_curves else Table.of([]),
+        "differences.csv": differences_table(sweep),
+        **drawn,
+    }
 
 
-def _of_times(table: "TimingTable", others: int, schemes: set[str]) -> dict[str, bytes]:
+def _of_times(table: "TimingTable", others: int, schemes: set[str]) -> _Contents:
     from modbench.report.plot_style import marks
     from modbench.report.timing.figure import timing_figures
     from modbench.report.timing.page import timing_page
 
     drawn = timing_figures(table, marks(schemes))
-    pages = {"timings.md": timing_page(table, others, drawn)}
-    for name, rows in (
-        ("timings.csv", [asdict(row) for row in table.cases]),
-        ("memory.csv", table.memory),
-    ):
-        pages |= {name: csv_table(with_shape(rows))} if rows else {}
-    return {name: text.encode() for name, text in pages.items()} | drawn
+    return {
+        "timings.md": timing_page(table, others, drawn),
+        "timings.csv": Table.of(with_shape([asdict(row) for row in table.cases])),
+        "memory.csv": Table.of(with_shape(table.memory)),
+        **drawn,
+    }

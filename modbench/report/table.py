@@ -1,61 +1,124 @@
-"""The writer of tables: Markdown and CSV whose cells stay text, whatever they hold."""
+"""A table as a value, and its forms: Markdown, CSV, HTML, LaTeX, text, and rich for a terminal. Cells
+stay text in each of them, whatever they hold."""
 
 import csv
 import html
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+#: Characters of a cell that are shown: an exception may quote a whole tensor.
 _LONGEST = 400
 #: What a spreadsheet takes for the start of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
+class Markdown(str):
+    """A cell that is Markdown already: not escaped there, and shown as it stands in other forms."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under headings. Columns ``left``, counted from 0, are aligned left, the others right."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    left: Collection[int] = (0,)
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, object]], left: Collection[int] = (0,)) -> "Table":
+        """A table with a row for each of ``records``, which hold their cells by heading."""
+        headings = [*records[0]] if records else []
+        return cls(headings, [[record[name] for name in headings] for record in records], left)
+
+    def to_markdown(self) -> str:
+        rule = ["---" if align == "left" else "---:" for align in self._alignment]
+        lines = [map(escaped, self.headings), rule, *(map(escaped, row) for row in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def to_csv(self) -> str:
+        """Numbers at full precision, None as an empty cell. A text that a spreadsheet would take for a
+        formula gets an apostrophe in front."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows(map(_csv_cell, row) for row in (self.headings, *self.rows))
+        return stream.getvalue()
+
+    def to_html(self) -> str:
+        return self._tabulated("html")
+
+    def to_latex(self) -> str:
+        """A tabular with the rules of booktabs."""
+        return self._tabulated("latex_booktabs")
+
+    def to_text(self) -> str:
+        """Columns with spaces between them."""
+        return self._tabulated("plain")
+
+    def to_rich(self, width: int) -> "Group":
+        """A table for a terminal of ``width`` columns: the first columns that fit, at the width of their
+        longest cell, and a sentence that names the others."""
+        from rich.cells import cell_len  # records and report are imported without rich
+        from rich.console import Group
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        headings, *rows = self._lines()
+        drawn, room = RichTable(), width - 1
+        for column, (heading, align) in enumerate(zip(headings, self._alignment, strict=True)):
+            # A heading may break between words, a cell may not.
+            longest = max(map(cell_len, [*heading.split(), *(row[column] for row in rows)]), default=0)
+            room -= longest + 3  # a space to each side and a rule
+            if room < 0:
+                break
+            drawn.add_column(Text(heading), justify=align, width=longest)
+        shown = len(drawn.columns)
+        for row in rows:
+            drawn.add_row(*map(Text, row[:shown]))
+        hidden = [Text(f"Not shown: {', '.join(headings[shown:])}.")] if headings[shown:] else []
+        return Group(drawn, *hidden)
+
+    def _tabulated(self, form: str) -> str:
+        headings, *rows = self._lines()
+        align = self._alignment
+        return str(tabulate(rows, headings, form, disable_numparse=True, colalign=align))
+
+    @property
+    def _alignment(self) -> list[Literal["left", "right"]]:
+        return ["left" if column in self.left else "right" for column in range(len(self.headings))]
+
+    def _lines(self) -> list[list[str]]:
+        """Headings and rows as text on one line each."""
+        return [[_line(cell) for cell in row] for row in (self.headings, *self.rows)]
+
+
 def escaped(text: object) -> str:
     """``text`` from any source as one line of plain Markdown: no HTML, links, cell boundaries, invisible
     or direction-changing characters."""
-    line = " ".join(str(text).split())
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
-    line = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
-    line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(line, quote=False))
+    if isinstance(text, Markdown):
+        return text
+    line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(_line(text), quote=False))
     # GitHub makes links of bare addresses: https://example.org, www.example.org.
     line = re.sub(r"(?i)(?<=[a-z])(?=://)|(?<=\bwww)(?=\.)", r"\\", line)
     # Markdown leaves an underscore inside a word alone, and token_choice reads better so.
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
 
 
-def markdown_table(
-    heads: Sequence[str], rows: Iterable[Sequence[object]], left: Iterable[int] = (0,)
-) -> str:
-    """A Markdown table; its cells are escaped, the columns ``left`` are aligned left."""
-    rule = ["---" if column in set(left) else "---:" for column in range(len(heads))]
-    lines = [map(escaped, heads), rule, *(map(escaped, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """``rows`` of the same columns as CSV, numbers at full precision, None as an empty cell. A text that
-    a spreadsheet would take for a formula gets an apostrophe in front."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [*rows[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
-    return stream.getvalue()
+def _line(text: object) -> str:
+    """``text`` on one line, without invisible or direction-changing characters, cut where it is long."""
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
 def _csv_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return f"'{value}" if value.startswith(_FORMULA) else value.replace("\r", " ")
-
-
-def in_words(settings: Mapping[str, object]) -> str:
-    """Names and values of ``settings`` as Markdown, sorted by name."""
-    return ", ".join(f"{escaped(name)} {escaped(settings[name])}" for name in sorted(settings))
-
-
-def made_by(code: Mapping[str, object]) -> str:
-    """Version, commit and local changes of the modbench that wrote a line."""
-    commit = f"commit {code['commit'] or 'not known'}"
-    return f"modbench {code['version']}, {commit}{' with local changes' if code['dirty'] else ''}"

@@ -8,7 +8,7 @@ from rich.console import Console
 from modbench.errors import several
 from modbench.report.page import write_report
 from modbench.sweep.engine import Engine, Failure, Job
-from modbench.sweep.progress import show_leaderboard, show_progress
+from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.rows import Rows
 
 Tell = Callable[[str], None]
@@ -37,9 +37,10 @@ def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: 
     """Write the report, show its ``page`` and name the ``failures``. Returns the exit code: 0, 1 if a
     job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
     results, not failures."""
-    written = write_report(folder, say=tell)
-    show_leaderboard((folder / f"{page}.md").read_text(encoding="utf-8"))
-    for path in written:
+    report = write_report(folder, say=tell)
+    if page in report.pages:
+        show_page(report.pages[page])
+    for path in report.paths:
         print(path)
     for failure in failures:
         tell(f"{failure.title} {failure.status}: {failure.error}; its log: {failure.log}")

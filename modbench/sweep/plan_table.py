@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from tabulate import tabulate
-
 from modbench.errors import several
 from modbench.plan.units import shown
+from modbench.report.table import Table
 from modbench.sweep.plan import Part, SuitePlan
 from modbench.sweep.progress import clock
 
@@ -19,9 +18,7 @@ def as_table(plan: SuitePlan) -> str:
     """A row per scheme and budget; the totals; what the figures are, and what was measured."""
     columns = len(_HEADS) if plan.speeds else len(_HEADS) - 1  # no time without a measurement
     rows = [_row(part)[:columns] for part in plan.parts]
-    aligned = ("left", "right", "left", "right", "right", "right", "right", "right")[:columns]
-    heads = _HEADS[:columns]
-    table = tabulate(rows, heads, tablefmt="plain", disable_numparse=True, colalign=aligned)
+    table = Table(_HEADS[:columns], rows, left=(0, 2)).to_text()
     total = f"{several(plan.runs, 'run', ',')}, {plan.flops:.3g} FLOPs"
     if plan.speeds:
         total += f", {_clock(plan.seconds)} with {several(plan.at_a_time, 'run')} at a time"
@@ -92,7 +89,7 @@ def _measured(plan: SuitePlan) -> Iterator[str]:
     for scheme, speed in plan.speeds.items():
         steps = (f"{step.width}x{step.layers} {step.rate:.3g}" for step in speed.steps)
         rows.append((scheme, "; ".join([*steps, *speed.missing])))
-    yield tabulate(rows, tablefmt="plain", disable_numparse=True)
+    yield Table((), rows).to_text()
 
 
 def as_json(plan: SuitePlan) -> str:

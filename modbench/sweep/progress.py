@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import groupby
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from modbench.errors import several
-from modbench.report.sections import before_figures
+from modbench.report.sections import Page, as_markdown
+from modbench.report.table import Table
 
 _LINE_SECONDS = 10.0
 #: Rates are means over this many events, which come at most twice a second.
@@ -127,7 +127,7 @@ class Progress:
         """The table, without columns that are empty, and the suite's line."""
         rows = [(job.title, job.figures) for job in list(self._running.values())]
         shown = [name for name in _COLUMNS if any(figures.get(name) for _, figures in rows)]
-        table = Table(self.unit, box=None, pad_edge=False, collapse_padding=True)
+        table = RichTable(self.unit, box=None, pad_edge=False, collapse_padding=True)
         for name in shown:
             table.add_column(name, justify="left" if name == "step" else "right", no_wrap=name != "step")
         for title, figures in rows:
@@ -173,28 +173,13 @@ def say(console: Console, text: str) -> None:
     console.print(f"modbench: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_leaderboard(markdown: str, console: Console | None = None) -> None:
-    """Print the tables of the page ``markdown`` and the text around them, up to its figures. A terminal
-    gets the columns that fit."""
+def show_page(page: Page, console: Console | None = None) -> None:
+    """Print the parts of ``page`` up to its figures. A terminal gets the columns of tables that fit."""
     console = console or Console()
-    shown_lines = before_figures(markdown).splitlines()
-    for is_table, lines in groupby(shown_lines, lambda line: line.startswith("|")):
-        if not (is_table and console.is_terminal):
-            console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-            continue
-        cells = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
-        table, room, shown = Table(), console.width - 1, list[tuple[str, ...]]()
-        hidden = []
-        for head, rule, *body in zip(*cells, strict=True):
-            width = max(map(len, [*head.split(), *body]))
-            room -= width + 3  # a space to each side and a rule
-            if room < 0:
-                hidden.append(head)
-                continue
-            table.add_column(Text(head), justify="right" if rule.endswith(":") else "left", width=width)
-            shown.append(tuple(body))
-        for row in zip(*shown, strict=True):
-            table.add_row(*map(Text, row))
-        console.print(table)
-        if hidden:
-            console.print(f"Not shown: {', '.join(hidden)}.", markup=False, highlight=False)
+    for number, part in enumerate(page.before_figures()):
+        if number:
+            console.print()
+        if isinstance(part, Table) and console.is_terminal:
+            console.print(part.to_rich(console.width))
+        else:
+            console.print(as_markdown(part), markup=False, highlight=False, soft_wrap=True)

@@ -117,7 +117,7 @@ class _Command:
                 jobs = [job for job in jobs if job.key not in tried]
             if timed := [] if self.tasks else self.timings_left():
                 failures += self.engine_run(timed, len(timed), "process", 1)
-            return end_of_command(self.rows, self.folder, failures, "leaderboard", self.tell)
+            return end_of_command(self.rows, self.folder, failures, "leaderboard.md", self.tell)
 
     def engine_run(self, jobs: Sequence[Job], total: int, unit: str, workers: int) -> list[Failure]:
         """Run ``jobs``, of ``total`` with those that were done before."""

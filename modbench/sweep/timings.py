@@ -70,7 +70,7 @@ def time_suite(
         times = suite.time.repetitions
         jobs, total = plan.left(KINDS, times), len(plan.jobs(KINDS, times))
         failures = run_jobs_of(rows, folder, jobs, total, "process", 1, err) if jobs else []
-        return end_of_command(rows, folder, failures, "timings", tell)
+        return end_of_command(rows, folder, failures, "timings.md", tell)
 
 
 @dataclass(frozen=True, kw_only=True)

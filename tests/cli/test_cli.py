@@ -12,6 +12,7 @@ from small_suite import suite_text
 
 import modbench
 from modbench.cli.main import COMMANDS, main
+from modbench.report.page import Report
 
 SUITE = suite_text("tiny", "vanilla")
 
@@ -233,7 +234,7 @@ def test_plan_solves_shapes_of_equal_budgets(capsys: pytest.CaptureFixture[str])
 def test_a_suite_named_twice_is_reported_once(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("modbench.report.page.write_report", lambda folder, **_: [folder])
+    monkeypatch.setattr("modbench.report.page.write_report", lambda folder, **_: Report([folder], {}))
     assert main(["report", "tiny", "tiny", "--results", "corrupt"]) == 0
     assert capsys.readouterr().out.splitlines() == ["corrupt/tiny"]
 

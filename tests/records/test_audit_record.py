@@ -11,7 +11,7 @@ from modbench.errors import UserError
 from modbench.records.record import AuditRecord, key_of, read_record
 from modbench.records.store import append_record, read_suite
 from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.markdown import markdown
+from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.page import write_report
 
 PROBES = {1: "causal", 2: "batch-invariant", 3: "decode parity", 9: "count", 10: "state"}
@@ -159,7 +159,7 @@ def test_a_report_reads_audits_from_the_records_folder(tmp_path, fakes):
 def test_a_suite_without_a_finished_run_is_no_error(tmp_path):
     append_record(tmp_path, make_audit())
     said = []
-    assert write_report(tmp_path, say=said.append) == []
+    assert write_report(tmp_path, say=said.append).paths == []
     assert said == [f"{tmp_path}: no run has finished yet; there is nothing to report"]
 
 
@@ -168,16 +168,16 @@ def test_how_flops_were_found_is_a_column(fakes):
     board = Leaderboard.of(
         [fakes.make_record(label, flops_source=source) for label, source in sources.items()]
     )
-    page = markdown(board)
+    page = leaderboard_page(board).to_markdown()
     for label, source in sources.items():
         (line,) = (line for line in page.splitlines() if line.startswith(f"| {label} | "))
         assert line.endswith(f" | {source or '-'} |")
-    table = csv.DictReader(io.StringIO(board.csv()))
+    table = csv.DictReader(io.StringIO(board.table().to_csv()))
     assert {line["label"]: line["flops_source"] or None for line in table} == sources
 
 
 def test_a_table_of_old_records_has_no_column_for_how_flops_were_found(fakes):
-    assert "| FLOPs |" not in markdown(Leaderboard.of([fakes.make_record("old")]))
+    assert "| FLOPs |" not in leaderboard_page(Leaderboard.of([fakes.make_record("old")])).to_markdown()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_causal_rule_far_from_its_nominal_capacity_is_marked(fakes, name, real
     board = Leaderboard.of(records)
     notes = {entry.row.label: entry.note for entry in board.entries}
     assert notes == {"mod": note, "vanilla": ""}
-    page = markdown(board)
+    page = leaderboard_page(board).to_markdown()
     assert (f"- **mod**: {note}\n" in page) == bool(note)
 
 

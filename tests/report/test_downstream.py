@@ -14,6 +14,8 @@ from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.page import write_report
+from modbench.report.sections import Page
+from modbench.report.table import Table
 
 
 def entry(value: float = 0.4, *, part_of: str = "arc_easy", **fields: Any) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def items(*correct: int, bits: float = 1.0) -> dict[str, Any]:
 
 
 def lines_of(board: Leaderboard) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(board.csv())))
+    return list(csv.DictReader(io.StringIO(board.table().to_csv())))
 
 
 def test_a_record_with_scores_is_read_back_and_one_without_has_no_section(fakes: Any) -> None:
@@ -103,7 +105,7 @@ def test_the_page_has_a_table_per_group_with_intervals_and_chance(fakes: Any) ->
     }
     asked = {"downstream": ["arc_easy", "mmlu"]}
     records = [fakes.make_record(name, downstream=scores, measure=asked) for name in ("vanilla", "mod")]
-    text = "\n".join(downstream_section(Leaderboard.of(records)))
+    text = Page(downstream_section(Leaderboard.of(records))).to_markdown()
     assert "| task | metric | items | few-shot | version | chance | mod | vanilla |" in text
     shown = "0.400 ± 0.020 (0.260)"
     assert f"| arc_easy | acc | 2,000 | 5 | 1.0 | 0.250 | {shown} | {shown} |" in text
@@ -117,7 +119,7 @@ def test_scores_on_other_items_are_marked_as_not_comparable(fakes: Any) -> None:
         fakes.make_record("vanilla", downstream={"arc_easy": entry()}),
         fakes.make_record("mod", downstream={"arc_easy": entry(items=10)}),
     ]
-    text = "\n".join(downstream_section(Leaderboard.of(records)))
+    text = Page(downstream_section(Leaderboard.of(records))).to_markdown()
     assert "Not comparable, since items, examples or versions differ between columns: arc\\_easy" in (
         text.replace("arc_easy.", "arc\\_easy.")
     )
@@ -127,7 +129,7 @@ def test_the_figure_is_drawn_only_if_something_was_scored(fakes: Any, tmp_path: 
     assert downstream_figure(Leaderboard.of([fakes.make_record()])) == {}
     assert downstream_section(Leaderboard.of([fakes.make_record()])) == []
     folder = fakes.store(tmp_path, [fakes.make_record(downstream={"arc_easy": entry()})])
-    assert {"downstream.png", "downstream.svg"} <= {path.name for path in write_report(folder)}
+    assert {"downstream.png", "downstream.svg"} <= {path.name for path in write_report(folder).paths}
     assert "(downstream.png)" in (folder / "leaderboard.md").read_text()
     assert "chance" in (folder / "downstream.svg").read_text()
 
@@ -138,8 +140,9 @@ def test_of_isoflop_grids_each_scheme_is_shown_at_its_lowest_loss(make: Any) -> 
         for scheme in ("vanilla", "mod")
         for width, loss in ((32, 5.0), (64, 4.0))
     ]
-    (head, *_) = downstream_section(Leaderboard.of(records))[1].splitlines()
-    assert [name.strip() for name in head.split("|")[-3:-1]] == ["mod/w64", "vanilla/w64"]
+    table = downstream_section(Leaderboard.of(records))[1]
+    assert isinstance(table, Table)
+    assert table.headings[-2:] == ("mod/w64", "vanilla/w64")
 
 
 def test_batch_shift_and_leak_audit_are_in_the_table_and_on_the_page(fakes: Any) -> None:
@@ -156,7 +159,7 @@ def test_batch_shift_and_leak_audit_are_in_the_table_and_on_the_page(fakes: Any)
     assert lines["mod"]["leak_audit"] == "passed"
     assert lines["other"]["leak_audit"] == "failed probe 2 batch: moved by 0.7"
     assert lines["vanilla"]["arc_easy:batch_shift_nats"] == ""
-    text = "\n".join(downstream_section(board))
+    text = Page(downstream_section(board)).to_markdown()
     assert "2.0e-06, 1 of 32" in text
     assert "12.5%" in text
     assert "Leak audit (probes 1 and 2): other failed probe 2 batch: moved by 0.7; passed by" in text
@@ -173,15 +176,14 @@ def test_schemes_are_compared_with_the_dense_one_item_by_item(fakes: Any) -> Non
         fakes.make_record("same", downstream={"arc_easy": entry(by_item=items(*right))}),
         fakes.make_record("old", downstream={"arc_easy": entry()}),
     ]
-    text = "\n".join(downstream_section(Leaderboard.of(records)))
-    table = text[text.index("Difference from vanilla on the same items") :].split("\n")
-    assert "| task | score | mod | old | same |" in table
-    [accuracy] = [line for line in table if line.startswith("| arc_easy | accuracy |")]
-    _, _, _, mod, old, same, _ = (cell.strip() for cell in accuracy.split("|"))
-    assert mod.startswith("0.250\\* (0.1")
-    assert (old, same) == ("-", "0.000 (0.000 to 0.000)")
-    [bits] = [line for line in table if line.startswith("| arc_easy | bits/byte")]
-    assert "-0.250\\* (-0.250 to -0.250)" in bits
+    parts = downstream_section(Leaderboard.of(records))
+    [table] = [part for part in parts if isinstance(part, Table) and part.headings[1] == "score"]
+    assert table.headings == ("task", "score", "mod", "old", "same")
+    [accuracy, bits] = table.rows
+    assert accuracy[:2] == ["arc_easy", "accuracy"]
+    assert str(accuracy[2]).startswith("0.250* (0.1")
+    assert accuracy[3:] == ["-", "0.000 (0.000 to 0.000)"]
+    assert bits[1:3] == ["bits/byte of the right answer", "-0.250* (-0.250 to -0.250)"]
 
 
 def test_schemes_scored_on_other_items_are_not_compared_by_item(fakes: Any) -> None:
@@ -189,7 +191,7 @@ def test_schemes_scored_on_other_items_are_not_compared_by_item(fakes: Any) -> N
         fakes.make_record("vanilla", downstream={"arc_easy": entry(by_item=items(1, 0))}),
         fakes.make_record("mod", downstream={"arc_easy": entry(by_item=items(1, 0), sha256="cd" * 32)}),
     ]
-    assert "Difference from" not in "\n".join(downstream_section(Leaderboard.of(records)))
+    assert "Difference from" not in Page(downstream_section(Leaderboard.of(records))).to_markdown()
 
 
 def noisy(value: float, *earlier: float) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def test_signal_to_noise_is_that_of_the_last_checkpoints_and_weak_tasks_are_mark
         "mod": {"arc_easy": noisy(0.6, 0.62), "piqa": noisy(0.51, 0.41)},
     }
     records = [fakes.make_record(label, downstream=found) for label, found in scores.items()]
-    text = "\n".join(downstream_section(Leaderboard.of(records)))
+    text = Page(downstream_section(Leaderboard.of(records))).to_markdown()
     assert "last 2 checkpoints" in text
     assert "the noise between items is not included" in text
     # Signal 0.2 and the deviation of two checkpoints that differ by 0.02, over the mean 0.5.
@@ -227,11 +229,11 @@ def test_without_checkpoints_noise_is_that_of_seeds_and_with_neither_there_is_no
             for seed in range(seeds)
         ]
 
-    text = "\n".join(downstream_section(Leaderboard.of(records(2))))
+    text = Page(downstream_section(Leaderboard.of(records(2)))).to_markdown()
     assert "between seeds" in text
     # The deviation of two seeds that differ by 0.02, over the mean 0.5.
     assert "| arc_easy | acc | 0.400 | 0.028 | 14.1 |" in text
-    text = "\n".join(downstream_section(Leaderboard.of(records(1))))
+    text = Page(downstream_section(Leaderboard.of(records(1)))).to_markdown()
     assert "| signal-to-noise |" not in text
     assert "[measure] downstream_checkpoints" in text
 

@@ -9,7 +9,7 @@ from matplotlib.text import Annotation
 
 from modbench.analysis.comparison import SpeedUp
 from modbench.records.result import Result
-from modbench.report.isoflop.csv import optima_csv
+from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.figures import curves, losses_at_optimum, normalised, speed_ups
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import Sweep, sweep_of
@@ -32,8 +32,8 @@ def test_unknown_ends_of_a_speed_up_are_shown_as_unknown(
         lambda *pair: open_ended if pair[-1] == "parabola" else None,
     )
     sweep = swept(records(make))
-    assert "| 1.05 (? to ?) |" in isoflop_page(sweep)
-    assert ",1.05,,,," in optima_csv(sweep)
+    assert "| 1.05 (? to ?) |" in isoflop_page(sweep).to_markdown()
+    assert ",1.05,,,," in optima_table(sweep).to_csv()
     figure = speed_ups(sweep, marks(sweep.rates))
     assert figure is not None
     arrows = [text for text in figure.axes[0].texts if isinstance(text, Annotation)]

@@ -11,15 +11,17 @@ from isoflop_made_up import BUDGETS, Make, curve_loss, records, sweep_records, t
 from made_up_records import store
 
 from modbench.records.result import Result
-from modbench.report.isoflop.csv import optima_csv
+from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import sweep_of
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.columns import OPTIMA
 from modbench.report.page import DERIVED, write_report
+from modbench.report.sections import Heading, Page
+from modbench.report.table import Table
 
 
-def page_of(found: list[Result]) -> str:
+def page_of(found: list[Result]) -> Page:
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
     return isoflop_page(sweep)
@@ -28,23 +30,24 @@ def page_of(found: list[Result]) -> str:
 def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
     page = page_of(records(make))
     for budget in ("1e+12", "3e+12", "1e+13"):
-        first, second = table_under(page, f"## {budget} training FLOPs")
+        first, second = table_under(page, f"{budget} training FLOPs")
         assert (first[:2], second[:2]) == (["1", "mod"], ["2", "vanilla"])
         assert first[3].startswith("-0.")
         assert first[3].endswith("better")
         assert second[3] == second[4] == second[5] == "-"
-    assert "| mod | 64 x 4 |" in page
-    assert "width 128: 0.00354 by the law, which is best" in page
+    text = page.to_markdown()
+    assert "| mod | 64 x 4 |" in text
+    assert "width 128: 0.00354 by the law, which is best" in text
 
 
 def test_the_page_leads_with_the_optima_and_shows_its_figures(make: Make) -> None:
     found = records(make)
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
-    lead, _, rest = isoflop_page(sweep, drawn={"isoflop_curves.png"}).partition("## Figures")
-    headings = [line for line in lead.splitlines() if line.startswith("| rank")]
-    expected = f"| {' | '.join(column.heading for column in OPTIMA)} |"
-    assert headings == [expected] * len(BUDGETS)
+    page = isoflop_page(sweep, drawn={"isoflop_curves.png"})
+    headings = [part.headings for part in page.before_figures() if isinstance(part, Table)]
+    assert headings == [[column.heading for column in OPTIMA]] * len(BUDGETS)
+    rest = page.to_markdown().partition("## Figures")[2]
     assert len(OPTIMA) <= 8
     assert "![isoflop curves](isoflop_curves.png)" in rest
     assert all(f"\n| {column.heading} | {column.meaning} |" in rest for column in OPTIMA)
@@ -53,18 +56,16 @@ def test_the_page_leads_with_the_optima_and_shows_its_figures(make: Make) -> Non
 
 def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:
     # A lead of 0.3 nats is a factor e of budget on this law, less than the ratio of the budgets.
-    middle = table_under(page_of(records(make)), "## 1e+12 training FLOPs")[0]
+    middle = table_under(page_of(records(make)), "1e+12 training FLOPs")[0]
     assert float(middle[4].split()[0]) == pytest.approx(2.718, rel=0.02)
-    assert table_under(page_of(records(make)), "## 1e+13 training FLOPs")[0][4].startswith(
-        "at least 1.00"
-    )
+    assert table_under(page_of(records(make)), "1e+13 training FLOPs")[0][4].startswith("at least 1.00")
 
 
 def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
     board = Leaderboard.of(records(make))
     sweep = sweep_of(records(make), board)
     assert sweep is not None
-    runs = list(csv.DictReader(io.StringIO(board.csv(sweep.on_curve))))
+    runs = list(csv.DictReader(io.StringIO(board.table(sweep.on_curve).to_csv())))
     assert {row["rank"] for row in runs} == {""}
     assert {row["label"] for row in runs} == {"vanilla", "mod"}
     of_curve = [
@@ -79,7 +80,7 @@ def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
     size = np.log([float(row["active_parameters"]) for row in of_curve])
     loss = [float(row["heldout_loss"]) for row in of_curve]
     square, slope, constant = np.polyfit(size, loss, 2)
-    optima = csv.DictReader(io.StringIO(optima_csv(sweep)))
+    optima = csv.DictReader(io.StringIO(optima_table(sweep).to_csv()))
     key = (str(BUDGETS[1]), "parabola", "mod")
     (row,) = (row for row in optima if (row["budget"], row["fit"], row["scheme"]) == key)
     assert float(row["active_parameters"]) == pytest.approx(np.exp(-slope / (2 * square)), rel=1e-6)
@@ -131,10 +132,10 @@ def test_any_two_schemes_are_compared_at_their_optima_and_run_by_run(make: Make,
 
 def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:
     found = [*records(make, ("vanilla",)), *records(make, ("mod",), failed_probes=(1,))]
-    first, second = table_under(page_of(found), "## 3e+12 training FLOPs")
+    first, second = table_under(page_of(found), "3e+12 training FLOPs")
     assert (first[:2], second[:2]) == (["1", "vanilla"], ["-", "mod"])
     assert "not ranked: failed audit probe 1 causal" in second[-1]
-    assert "### Differences between schemes" not in page_of(found)
+    assert Heading("Differences between schemes", 3) not in page_of(found).parts
 
 
 def test_diverged_runs_stay_with_their_reason(make: Make) -> None:
@@ -145,7 +146,7 @@ def test_diverged_runs_stay_with_their_reason(make: Make) -> None:
         model_width=64,
         train={"budget": BUDGETS[1], "learning_rate": 0.02},
     )
-    page = page_of([*records(make), lost])
+    page = page_of([*records(make), lost]).to_markdown()
     assert "- **mod/w64**, 3e+12 FLOPs, learning rate 0.02, seed 0: diverged (the loss is not" in page
     assert "0.02: diverged" in page
 

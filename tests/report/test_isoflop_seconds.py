@@ -13,7 +13,7 @@ from timings_made_up import make_case, make_timing
 
 from modbench.records.record import TimingRecord
 from modbench.records.result import Result
-from modbench.report.isoflop.csv import optima_csv
+from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import Sweep, sweep_of
 from modbench.report.leaderboard.board import Leaderboard
@@ -68,7 +68,7 @@ def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flo
 ) -> None:
     timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
     sweep = swept(found, timings)
-    text = optima_csv(sweep)
+    text = optima_table(sweep).to_csv()
     rows = {
         (int(row["budget"]), row["scheme"]): row
         for row in csv.DictReader(io.StringIO(text))
@@ -89,9 +89,9 @@ def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flo
             assert float(seconds) == pytest.approx(float(flops) * dense / own)
     assert rows[BUDGETS[1], "vanilla"]["speed_up_seconds"] == ""
     page = isoflop_page(sweep)
-    shown = table_under(page, "## 3e+12 training FLOPs")[0][5]
+    shown = table_under(page, "3e+12 training FLOPs")[0][5]
     assert shown.startswith(f"{float(row['speed_up_seconds']):.2f}")
-    assert "Speed-up in seconds: the one in FLOPs times" in page
+    assert "Speed-up in seconds: the one in FLOPs times" in page.to_markdown()
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_missing_times_are_named_and_never_extrapolated(
 ) -> None:
     timings = [one for scheme, widths in timed.items() for one in steps_of(found, scheme, widths)]
     page = isoflop_page(swept(found, timings))
-    row = table_under(page, "## 3e+12 training FLOPs")[0]
+    row = table_under(page, "3e+12 training FLOPs")[0]
     assert row[1] == "mod"
     assert row[5] == "-"
-    assert f"No speed-up in seconds: {sentence}" in page
+    assert f"No speed-up in seconds: {sentence}" in page.to_markdown()
 
 
 def test_times_of_a_scheme_with_other_options_do_not_count(
@@ -141,5 +141,5 @@ def test_doubtful_times_are_marked(found: list[Result]) -> None:
     for one in steps_of(found, "mod", WIDTHS):
         measured = {**one.measured, "machine": {"overloaded": True, "others": 3.0}}
         timings.append(make_timing("training", one.what, measured))
-    row = table_under(isoflop_page(swept(found, timings)), "## 3e+12 training FLOPs")[0]
+    row = table_under(isoflop_page(swept(found, timings)), "3e+12 training FLOPs")[0]
     assert row[5].endswith("(loaded)")

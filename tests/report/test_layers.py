@@ -12,7 +12,7 @@ from modbench.records.record import read_record
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import sweep_of
 from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.markdown import markdown
+from modbench.report.leaderboard.page import leaderboard_page
 
 IDLE = [
     {"layer": 1, "added": 0.12, "gate_scale": 0.4},
@@ -37,7 +37,7 @@ def test_a_layer_that_adds_next_to_nothing_is_a_remark_in_table_and_page(fakes):
         "mod_half": "",
         "vanilla": "",
     }
-    page = markdown(board)
+    page = leaderboard_page(board).to_markdown()
     assert f"- **mod**: {REMARK}\n" in page
     assert "| scheme | layer 1 adds | layer 1 gate | layer 3 adds | layer 3 gate |" in page
     assert "| mod | 0.12 | 0.4 | 0.0035 | 0.01 |" in page
@@ -63,7 +63,10 @@ def test_the_csv_has_a_column_for_each_layer_of_any_row(fakes):
         ),
         fakes.make_record("vanilla"),
     ]
-    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(Leaderboard.of(records).csv()))}
+    rows = {
+        row["label"]: row
+        for row in csv.DictReader(io.StringIO(Leaderboard.of(records).table().to_csv()))
+    }
     assert [name for name in rows["mod"] if "_layer_" in name] == [
         "added_layer_1",
         "gate_scale_layer_1",
@@ -80,10 +83,10 @@ def test_a_mean_gate_without_layers_is_a_column_and_no_table(fakes):
     record = fakes.make_record("mod", metrics={"gate_scale": 0.25})
     assert record.layers is None
     board = Leaderboard.of([record])
-    (row,) = csv.DictReader(io.StringIO(board.csv()))
+    (row,) = csv.DictReader(io.StringIO(board.table().to_csv()))
     assert row["gate_scale"] == "0.25"
     assert not any("_layer_" in name for name in row)
-    assert "Routed layers" not in markdown(board)
+    assert "Routed layers" not in leaderboard_page(board).to_markdown()
 
 
 def test_layers_survive_the_line_and_are_checked(fakes):
@@ -95,11 +98,11 @@ def test_layers_survive_the_line_and_are_checked(fakes):
 
 def test_an_isoflop_page_counts_the_runs_with_an_idle_layer(make):
     found = records(make)
-    assert "next to nothing" not in isoflop_page(sweep_of(found, Leaderboard.of(found)))
+    assert "next to nothing" not in isoflop_page(sweep_of(found, Leaderboard.of(found))).to_markdown()
     places = [place for place, one in enumerate(found) if one.scheme == "mod"]
     for place in places[:2]:
         heldout, *rest = found[place].measurements
         heldout = replace(heldout, result=heldout.result | {"layers": IDLE})
         found[place] = replace(found[place], measurements=(heldout, *rest))
-    page = isoflop_page(sweep_of(found, Leaderboard.of(found)))
+    page = isoflop_page(sweep_of(found, Leaderboard.of(found))).to_markdown()
     assert f"- In 2 of {len(places)} runs of mod a routed layer adds next to nothing; the column" in page

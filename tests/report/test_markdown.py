@@ -1,4 +1,5 @@
 import re
+from collections.abc import Collection, Iterable
 
 import pytest
 from timings_made_up import times_of
@@ -6,23 +7,32 @@ from timings_made_up import times_of
 from modbench.report.captions import CAPTIONS
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.columns import FIRST
-from modbench.report.leaderboard.markdown import markdown, si
-from modbench.report.table import escaped
+from modbench.report.leaderboard.metric_cells import si
+from modbench.report.leaderboard.page import leaderboard_page
+from modbench.report.sections import Heading, Part
+from modbench.report.table import Table, escaped
 
 
-def _cells(page: str, label: str) -> dict[str, str]:
-    """The cells of the row ``label`` in all tables of ``page``, by heading."""
-    found: dict[str, str] = {}
-    for table in (part for part in page.split("\n\n") if part.startswith("| ")):
-        lines = [re.split(r" ?(?<!\\)\| ?", line)[1:-1] for line in table.splitlines()]
-        for line in (line for line in lines if label in line[:2]):
-            found |= dict(zip(lines[0], line, strict=True))
-    return found
+def _text(board: Leaderboard, drawn: Collection[str] = ()) -> str:
+    return leaderboard_page(board, drawn).to_markdown()
+
+
+def _tables(parts: Iterable[Part]) -> list[Table]:
+    return [part for part in parts if isinstance(part, Table)]
+
+
+def _cells(board: Leaderboard, label: str) -> dict[str, object]:
+    """The cells of the row ``label`` in all tables of the page of ``board``, by heading."""
+    cells: dict[str, object] = {}
+    for table in _tables(leaderboard_page(board).parts):
+        for row in (row for row in table.rows if label in row[:2]):
+            cells |= dict(zip(table.headings, row, strict=True))
+    return cells
 
 
 def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     record = fakes.make_record("mod", loss=4.9)
-    cells = _cells(markdown(Leaderboard.of([record], times=times_of(record))), "mod")
+    cells = _cells(Leaderboard.of([record], times=times_of(record)), "mod")
     assert cells["rank"] == "1"
     assert cells["held-out loss (nats/token)"] == "4.9000"
     assert cells["cloze accuracy (untrained, chance)"] == "0.400 (0.260, 0.250)"
@@ -43,14 +53,15 @@ def test_several_seeds_show_half_an_interval_and_how_ranks_came(fakes):
     records = [
         fakes.make_record("mod", seed=seed, loss=loss) for seed, loss in enumerate((1.0, 2.0, 3.0))
     ]
-    page = markdown(Leaderboard.of(records))
-    assert _cells(page, "mod")["held-out loss (nats/token)"] == "2.0000 ± 2.4841"
+    board = Leaderboard.of(records)
+    page = _text(board)
+    assert _cells(board, "mod")["held-out loss (nats/token)"] == "2.0000 ± 2.4841"
     assert "One seed gives no interval" not in page
     assert "intervals overlap, directly or through others" in page
 
 
 def test_notes_say_what_the_table_was_made_from(six):
-    page = markdown(Leaderboard.of(six))
+    page = _text(Leaderboard.of(six))
     for said in (
         "# Suite fake, version 1",
         "convention `model`",
@@ -65,33 +76,31 @@ def test_notes_say_what_the_table_was_made_from(six):
 
 
 def test_what_is_not_ranked_has_no_rank_and_its_reason_under_the_table(fakes):
-    page = markdown(
-        Leaderboard.of(
-            [
-                fakes.make_record("fair"),
-                fakes.make_record("leaky", loss=1.5, failed_probes=(1,)),
-                fakes.make_record("lost", status="diverged"),
-            ]
-        )
+    board = Leaderboard.of(
+        [
+            fakes.make_record("fair"),
+            fakes.make_record("leaky", loss=1.5, failed_probes=(1,)),
+            fakes.make_record("lost", status="diverged"),
+        ]
     )
-    ranks = {label: _cells(page, label)["rank"] for label in ("fair", "leaky", "lost")}
+    ranks = {label: _cells(board, label)["rank"] for label in ("fair", "leaky", "lost")}
     assert ranks == {"fair": "1", "leaky": "- †", "lost": "- †"}
-    assert _cells(page, "lost")["held-out loss (nats/token)"] == "-"
-    below = page.split("† Not ranked, or to be read with care:")[1]
+    assert _cells(board, "lost")["held-out loss (nats/token)"] == "-"
+    below = _text(board).split("† Not ranked, or to be read with care:")[1]
     assert "- **leaky**: failed audit probe 1 causal (moved by 0.7)\n" in below
     assert "- **lost**: seed 0 diverged: the loss is not finite at step 7\n" in below
 
 
 def test_the_page_names_every_code_that_made_a_row(fakes):
     old = {"version": "0.0.9", "commit": "f" * 40, "dirty": True}
-    page = markdown(Leaderboard.of([fakes.make_record("new"), fakes.make_record("old", code=old)]))
+    page = _text(Leaderboard.of([fakes.make_record("new"), fakes.make_record("old", code=old)]))
     assert f"- Code: modbench 0.1.0, commit {'0' * 40}.\n" in page
     assert f"- Code: modbench 0.0.9, commit {'f' * 40} with local changes.\n" in page
 
 
 def test_the_unigram_loss_is_told_though_the_first_row_broke_off_before_it_was_taken(fakes):
     lost, leaky = fakes.make_record("a", status="diverged"), fakes.make_record("b", failed_probes=(1,))
-    assert "Unigram loss: 6.2500 nats/token" in markdown(Leaderboard.of([lost, leaky]))
+    assert "Unigram loss: 6.2500 nats/token" in _text(Leaderboard.of([lost, leaky]))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +111,7 @@ def test_the_unigram_loss_is_told_though_the_first_row_broke_off_before_it_was_t
     ],
 )
 def test_a_page_that_another_metric_ranks_says_which(six, rank_by, said):
-    page = markdown(Leaderboard.of(six, rank_by=rank_by))
+    page = _text(Leaderboard.of(six, rank_by=rank_by))
     assert said in page
     assert ("One seed" in page) == ("One seed" in said)
 
@@ -111,43 +120,41 @@ def test_a_page_that_is_ranked_by_what_no_column_has_gets_one(fakes):
     figures = {"forward_flops_per_token_full": 12345}
     records = [fakes.make_record(label, metrics=figures) for label in ("mod", "vanilla")]
     heading = "forward_flops_per_token_full (FLOP/token)"
-    page = markdown(Leaderboard.of(records, rank_by="forward_flops_per_token_full"))
-    assert _cells(page, "mod")[heading] == "12345"
-    assert heading not in _cells(markdown(Leaderboard.of(records)), "mod")
+    board = Leaderboard.of(records, rank_by="forward_flops_per_token_full")
+    assert _cells(board, "mod")[heading] == "12345"
+    assert heading not in _cells(Leaderboard.of(records), "mod")
 
 
 def test_a_page_without_a_ranked_row_says_so(fakes):
-    assert "No row could be ranked." in markdown(Leaderboard.of([fakes.make_record(status="oom")]))
+    assert "No row could be ranked." in _text(Leaderboard.of([fakes.make_record(status="oom")]))
 
 
 def test_rows_have_the_times_of_their_scheme_and_a_note_says_where_they_are_from(fakes):
     a, b = fakes.make_record("a"), fakes.make_record("b", options={"every": 2})
-    page = markdown(Leaderboard.of([a, b], times=times_of(a)))
-    times = {label: _cells(page, label)["training step (ms), median ± IQR"] for label in "ab"}
+    board = Leaderboard.of([a, b], times=times_of(a))
+    times = {label: _cells(board, label)["training step (ms), median ± IQR"] for label in "ab"}
     assert times == {"a": "100.0 ± 6.0", "b": "-"}
     said = "- Times and memory: of the newest session of `modbench time`; timings.md has its machine.\n"
-    assert said in page
-    assert said not in markdown(Leaderboard.of([b], times=times_of(a)))
+    assert said in _text(board)
+    assert said not in _text(Leaderboard.of([b], times=times_of(a)))
 
 
 def test_the_page_leads_with_eight_columns_and_explains_them_by_their_headings(fakes):
-    page = markdown(Leaderboard.of([fakes.make_record("mod", seed=seed) for seed in (0, 1)]))
-    title, compared, table, *_ = page.split("\n\n")
-    assert title == "# Suite fake, version 1"
-    assert compared == (
+    page = leaderboard_page(Leaderboard.of([fakes.make_record("mod", seed=seed) for seed in (0, 1)]))
+    assert page.parts[0] == Heading("Suite fake, version 1", 1)
+    assert page.parts[1] == (
         "1 scheme at equal compute: each is trained with 1.00 TFLOP on pypi-en-v1, 2 seeds."
     )
-    heading = table.splitlines()[0].strip("| ").split(" | ")
-    assert heading == [column.heading for column in FIRST]
-    before, _, details = page.partition("## Details")
-    assert all(f"\n| {name} |" in before.partition("## What the columns mean")[2] for name in heading)
-    further = details.partition("| scheme |")[2].splitlines()[0].strip("| ").split(" | ")
-    assert all(f"\n| {name} |" in details for name in further)
+    first, meanings, more, further_meanings = _tables(page.parts)
+    assert page.parts[2] == first
+    assert first.headings == [column.heading for column in FIRST]
+    assert [row[0] for row in meanings.rows] == first.headings
+    assert ["scheme", *(row[0] for row in further_meanings.rows)] == more.headings
 
 
 def test_each_figure_that_was_drawn_is_shown_under_a_sentence(fakes):
     drawn = {"loss_vs_training_flops.png", "loss_vs_training_flops.svg", "routing.png"}
-    page = markdown(Leaderboard.of([fakes.make_record("mod")]), drawn)
+    page = _text(Leaderboard.of([fakes.make_record("mod")]), drawn)
     pictures = re.findall(r"^([A-Z].*\.)\n\n!\[[^]]+\]\((\w+)\.png\)$", page, flags=re.MULTILINE)
     assert pictures == [(CAPTIONS[name], name) for name in ("loss_vs_training_flops", "routing")]
 
@@ -173,19 +180,19 @@ def test_each_figure_that_was_drawn_is_shown_under_a_sentence(fakes):
 )
 def test_foreign_text_stays_text(fakes, text, shown):
     assert escaped(text) == shown
-    page = markdown(Leaderboard.of([fakes.make_record(status="failed", error=text)]))
+    page = _text(Leaderboard.of([fakes.make_record(status="failed", error=text)]))
     assert f"seed 0 failed: {shown}\n" in page
     assert "<script" not in page
 
 
 def test_an_endless_error_is_cut(fakes):
-    page = markdown(Leaderboard.of([fakes.make_record(status="failed", error="x" * 10_000)]))
+    page = _text(Leaderboard.of([fakes.make_record(status="failed", error="x" * 10_000)]))
     assert max(len(line) for line in page.splitlines()) < 1_000
 
 
 def test_what_rounds_to_nothing_has_no_sign(fakes):
     board = Leaderboard.of([fakes.make_record("mod", metrics={"leak": -1e-6})])
-    assert _cells(markdown(board), "mod")["leak (nats/token)"] == "0.0000"
+    assert _cells(board, "mod")["leak (nats/token)"] == "0.0000"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +212,7 @@ def test_an_amount_has_four_digits_and_the_prefix_of_what_it_rounds_to(value, sh
 
 def test_what_a_row_was_trained_with_and_others_were_not_is_told(fakes):
     def page(*rates):
-        return markdown(
+        return _text(
             Leaderboard.of(
                 [
                     fakes.make_record(label, train={"learning_rate": rate, "budget": 10**n})
@@ -220,7 +227,7 @@ def test_what_a_row_was_trained_with_and_others_were_not_is_told(fakes):
 
 def test_a_limit_on_downstream_items_that_differs_is_told(fakes):
     records = [fakes.make_record(f"{n}", measure={"downstream_limit": n}) for n in (5, None)]
-    page = markdown(Leaderboard.of(records))
+    page = _text(Leaderboard.of(records))
     assert "- Settings differ: downstream_limit; see leaderboard.csv.\n" in page
 
 
@@ -228,24 +235,24 @@ def test_a_column_in_which_no_row_has_a_value_is_left_out(fakes):
     cloze = (f"modbench_cloze{part}" for part in ("", "_untrained", "_chance"))
     left_out = dict.fromkeys((*cloze, "kv_cache_bytes_per_token", "kv_cache_share"))
     whole, lean = fakes.make_record("mod"), fakes.make_record("mod", metrics=left_out)
-    heads = set(_cells(markdown(Leaderboard.of([whole], times=times_of(whole))), "mod"))
-    assert heads - set(_cells(markdown(Leaderboard.of([lean])), "mod")) == {
+    heads = set(_cells(Leaderboard.of([whole], times=times_of(whole)), "mod"))
+    assert heads - set(_cells(Leaderboard.of([lean]), "mod")) == {
         "cloze accuracy (untrained, chance)",
         "training step (ms), median ± IQR",
         "peak memory (MB)",
         "KV cache (B/token)",
     }
-    assert _cells(markdown(Leaderboard.of([lean])), "mod")["KV cache, share of dense"] == "-"
+    assert _cells(Leaderboard.of([lean]), "mod")["KV cache, share of dense"] == "-"
     other = fakes.make_record("vanilla")
-    page = markdown(Leaderboard.of([lean, other], times=times_of(other)))
-    assert _cells(page, "mod")["peak memory (MB)"] == "-"
+    board = Leaderboard.of([lean, other], times=times_of(other))
+    assert _cells(board, "mod")["peak memory (MB)"] == "-"
 
 
 def test_a_run_that_ends_above_its_unigram_loss_is_marked(fakes):
-    page = markdown(Leaderboard.of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")]))
-    assert (_cells(page, "good")["rank"], _cells(page, "bad")["rank"]) == ("1", "2 †")
-    assert "- **bad**: held-out loss is above the unigram loss\n" in page
-    assert "1 †" not in markdown(Leaderboard.of([fakes.make_record("good")]))
+    board = Leaderboard.of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")])
+    assert (_cells(board, "good")["rank"], _cells(board, "bad")["rank"]) == ("1", "2 †")
+    assert "- **bad**: held-out loss is above the unigram loss\n" in _text(board)
+    assert "1 †" not in _text(Leaderboard.of([fakes.make_record("good")]))
 
 
 @pytest.mark.parametrize(
@@ -261,6 +268,6 @@ def test_a_doubtful_time_is_marked(fakes, stable, loaded, marks):
     record, seconds = fakes.make_record("mod"), (0.097, 0.097, 0.103, 0.103)
     loops = 1 if stable else 0.001  # a sample is shorter than 1 ms
     times = times_of(record, seconds=tuple(loops * one for one in seconds), overloaded=loaded)
-    page = markdown(Leaderboard.of([record], times=times))
+    board = Leaderboard.of([record], times=times)
     shown = "100.0 ± 6.0" if stable else "0.1 ± 0.0"
-    assert _cells(page, "mod")["training step (ms), median ± IQR"] == f"{shown}{marks}"
+    assert _cells(board, "mod")["training step (ms), median ± IQR"] == f"{shown}{marks}"

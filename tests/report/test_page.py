@@ -48,7 +48,7 @@ def _many(fakes, six):
 
 
 def test_the_report_is_the_files_that_have_data_and_nothing_else(tmp_path, fakes, six):
-    paths = write_report(fakes.store(tmp_path, six))
+    paths = write_report(fakes.store(tmp_path, six)).paths
     assert sorted(path.name for path in paths) == _NAMES
     assert list(_bytes(tmp_path)) == _NAMES
 

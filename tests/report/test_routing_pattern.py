@@ -198,7 +198,7 @@ def test_a_scheme_of_a_sweep_has_the_size_nearest_to_its_optimum(
     assert (case.record.width, case.record.budget) == (expected, 3 * 10**12)
     assert case.record.seed == 0
     assert case.name == f"mod: width {expected}, 4 layers, 3e+12 training FLOPs"
-    assert "](routing_pattern.png)" in isoflop_page(sweep, drawn=["routing_pattern.png"])
+    assert "](routing_pattern.png)" in isoflop_page(sweep, drawn=["routing_pattern.png"]).to_markdown()
 
 
 def test_weights_of_selected_tokens_stand_in_front_of_all(fakes: Any) -> None:
@@ -241,7 +241,7 @@ def test_report_writes_both_figures_again_to_the_byte_and_shows_them(fakes: Any,
     records = [record(fakes, "mod", found), fakes.make_record("vanilla")]
     contents = []
     for place in ("a", "b"):
-        paths = write_report(fakes.store(tmp_path / place, records))
+        paths = write_report(fakes.store(tmp_path / place, records)).paths
         assert names <= {path.name for path in paths}
         contents.append({name: (tmp_path / place / name).read_bytes() for name in names})
     assert contents[0] == contents[1]

@@ -2,14 +2,16 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from modbench.records.result import Result
 from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.markdown import markdown
+from modbench.report.leaderboard.page import leaderboard_page
+from modbench.report.sections import Heading, Page
+from modbench.report.table import Table
 
 WIDTHS = {"S": 64, "M": 96, "L": 128}
 Sized = Callable[..., list[Result]]
@@ -41,10 +43,10 @@ def placed(board: Leaderboard) -> dict[str, tuple[int | None, int, str]]:
     return {e.row.label: (e.rank, e.sizes, e.edge) for e in board.entries if e.best_size}
 
 
-def cells_of(page: str, first: str) -> list[list[str]]:
+def cells_of(page: Page, first: str) -> list[Sequence[object]]:
     """The cells of each table row of ``page`` whose first or second cell is ``first``."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
-    return [cells for cells in lines if first in cells[:2]]
+    rows = [row for part in page.parts if isinstance(part, Table) for row in part.rows]
+    return [row for row in rows if first in row[:2]]
 
 
 def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> None:
@@ -55,12 +57,12 @@ def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> N
     board = Leaderboard.of(records)
     assert len(board.comparisons) == 1
     assert placed(board) == {"vanilla/M": (1, 3, ""), "mod/S": (2, 3, "smallest")}
-    page = markdown(board)
-    assert "Comparison 1" not in page
+    page = leaderboard_page(board)
+    assert Heading("Comparison 1") not in page.parts
     assert cells_of(page, "vanilla, M (best of 3 sizes)")[0][0] == "1"
     assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][0] == "2"
     assert [cells[1] for cells in cells_of(page, "vanilla")] == ["S", "M (best)", "L"]
-    assert "which is slightly optimistic" in page
+    assert "which is slightly optimistic" in page.to_markdown()
 
 
 def test_best_size_is_chosen_by_the_mean_over_seeds(sized: Sized) -> None:
@@ -92,10 +94,10 @@ def test_size_that_diverged_is_listed_and_not_chosen(sized: Sized) -> None:
     records = [*sized("mod", {"S": 4.9, "M": 4.8}), *sized("mod", {"L": 4.7}, status="diverged")]
     board = Leaderboard.of(records)
     assert placed(board) == {"mod/M": (1, 2, "largest")}
-    page = markdown(board)
+    page = leaderboard_page(board)
     assert cells_of(page, "mod, M (best of 2 sizes, the largest, 1 more not ranked)")
     assert cells_of(page, "mod")[2][1] == "L (not ranked) †"
-    assert "- **mod/L**: seed 0 diverged: the loss is not finite at step 7\n" in page
+    assert "- **mod/L**: seed 0 diverged: the loss is not finite at step 7\n" in page.to_markdown()
 
 
 def test_scheme_without_a_size_that_can_be_ranked_stays_in_the_table(sized: Sized) -> None:
@@ -103,7 +105,7 @@ def test_scheme_without_a_size_that_can_be_ranked_stays_in_the_table(sized: Size
         *sized("leaky", {"S": 1.0, "L": 1.1}, failed_probes=(1,)),
         *sized("vanilla", {"S": 5.0, "L": 4.9}),
     ]
-    page = markdown(Leaderboard.of(records))
+    page = leaderboard_page(Leaderboard.of(records))
     assert cells_of(page, "vanilla, L (best of 2 sizes, the largest)")[0][0] == "1"
     assert cells_of(page, "leaky, S")[0][0] == "- †"
 
@@ -123,14 +125,15 @@ def test_schemes_of_different_shapes_with_one_size_each_make_one_table(sized: Si
         "half/S": 2,
         "vanilla/L": 3,
     }
-    page = markdown(board)
+    page = leaderboard_page(board)
     assert [cells_of(page, name)[0][0] for name in ("mod, L", "half, S", "vanilla, L")] == list("123")
-    assert "The sizes of each scheme" not in page
-    assert "optimistic" not in page
+    text = page.to_markdown()
+    assert "The sizes of each scheme" not in text
+    assert "optimistic" not in text
 
 
 def test_page_states_only_the_fields_that_all_shapes_share(sized: Sized) -> None:
-    page = markdown(Leaderboard.of(sized("mod", {"S": 4.8, "L": 4.9})))
+    page = leaderboard_page(Leaderboard.of(sized("mod", {"S": 4.8, "L": 4.9}))).to_markdown()
     assert "model: heads 4, layers 4, vocabulary 2048;" in page
 
 
@@ -157,7 +160,7 @@ def test_one_label_with_two_sets_of_options_is_two_schemes(sized: Sized) -> None
 
 
 def table(board: Leaderboard) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(board.csv())))
+    return list(csv.DictReader(io.StringIO(board.table().to_csv())))
 
 
 def test_csv_has_shape_rate_seeds_and_share_of_the_budget_as_columns(fakes: Any) -> None:

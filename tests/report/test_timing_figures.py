@@ -21,7 +21,7 @@ from modbench.report.timing.page import timing_page
 
 
 def page_of(*timings: TimingRecord) -> str:
-    return timing_page(table_of(*timings))
+    return timing_page(table_of(*timings)).to_markdown()
 
 
 def figure_of(*timings: TimingRecord) -> Figure:

@@ -10,7 +10,7 @@ from modbench.report.timing.page import timing_page
 
 
 def page_of(*timings: TimingRecord, **options: Any) -> str:
-    return timing_page(table_of(*timings), **options)
+    return timing_page(table_of(*timings), **options).to_markdown()
 
 
 def test_memory_is_shown_by_part_measured_before_predicted() -> None:

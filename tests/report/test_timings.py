@@ -91,8 +91,11 @@ def test_the_speed_up_to_reach_follows_realised_flops() -> None:
 def test_without_a_dense_row_there_is_no_efficiency() -> None:
     alone, dense = timed("mod", make_case()), timed("vanilla", make_case())
     assert row_of(alone).realised_efficiency is None
-    assert "no realised efficiency: this session has no vanilla row" in timing_page(table_of(alone))
-    assert "no realised efficiency" not in timing_page(table_of(alone, dense))
+    assert (
+        "no realised efficiency: this session has no vanilla row"
+        in timing_page(table_of(alone)).to_markdown()
+    )
+    assert "no realised efficiency" not in timing_page(table_of(alone, dense)).to_markdown()
     rows = rows_of(timed("mod", make_case("prefill 8 x 1")), timed("vanilla", make_case()))
     assert rows["mod", "prefill 8 x 1"].realised_efficiency is None
 
@@ -119,7 +122,7 @@ def test_utilisation_is_over_the_fastest_of_all_components() -> None:
 
 def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
     def page(*ceilings: TimingRecord) -> str:
-        return timing_page(table_of(timed("vanilla", make_case()), *ceilings))
+        return timing_page(table_of(timed("vanilla", make_case()), *ceilings)).to_markdown()
 
     quiet, loaded = ceiling(), ceiling(repetition=2, overloaded=True)
     assert "ceilings: loaded or throttled" in page(quiet, loaded)
@@ -128,7 +131,7 @@ def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
 
 def test_a_ceiling_that_failed_is_told_and_nothing_said_of_utilisation() -> None:
     failed = make_timing("ceiling", timed_of(None), {}, status="failed", error="it broke")
-    page = timing_page(table_of(timed("vanilla", make_case()), failed))
+    page = timing_page(table_of(timed("vanilla", make_case()), failed)).to_markdown()
     assert "- ceilings: failed: it broke" in page
     assert "Utilisation" not in page
 
@@ -140,11 +143,14 @@ def test_what_follows_from_an_unstable_time_is_marked(shaky: str) -> None:
     timings = [timed(label, make_case(seconds=seconds)) for label, seconds in times.items()]
     row = rows_of(*timings)["mod", "forward"]
     assert (row.stable, row.efficiency_marks) == (shaky != "mod", "unstable")
-    page = timing_page(table_of(*timings, ceiling()))
+    page = timing_page(table_of(*timings, ceiling())).to_markdown()
     assert "| mod | 1.00 (1.00, unstable) |" in page
     assert f"| {shaky} | 1.0 (unstable) |" in page
     stable = [timed(label, make_case(seconds=(1.0,) * 4)) for label in times]
-    assert "unstable" not in timing_page(table_of(*stable, ceiling())).partition("## Notes")[0]
+    assert (
+        "unstable"
+        not in timing_page(table_of(*stable, ceiling())).to_markdown().partition("## Notes")[0]
+    )
 
 
 @pytest.mark.parametrize("busy", ["vanilla", "mod"])
@@ -152,7 +158,7 @@ def test_what_follows_from_a_loaded_machine_is_marked(busy: str) -> None:
     timings = [timed(one, make_case(), overloaded=one == busy) for one in ("vanilla", "mod")]
     row = rows_of(*timings)["mod", "forward"]
     assert (row.loaded, row.efficiency_marks) == (busy == "mod", "loaded")
-    page = timing_page(table_of(*timings, ceiling())).partition("## Notes")[0]
+    page = timing_page(table_of(*timings, ceiling())).to_markdown().partition("## Notes")[0]
     assert "| mod | 1.00 (1.00, loaded) |" in page
     assert f"| {busy} | 100.00 ± 0.00 (loaded) |" in page
     assert page.count("(loaded)") == 2  # its time and its utilisation
@@ -199,7 +205,7 @@ def test_a_time_that_was_throttled_throughout_is_marked_and_what_follows_from_it
     rows = rows_of(*timings)
     assert (rows[slowed, "forward"].throttled, rows[slowed, "forward"].marks) == (True, "throttled")
     assert rows["mod", "forward"].efficiency_marks == "throttled"
-    page = timing_page(table_of(*timings))
+    page = timing_page(table_of(*timings)).to_markdown()
     assert f"| {slowed} | 100.00 ± 0.00 (throttled) |" in page
     assert "ceilings: loaded or throttled" in page
 
@@ -216,7 +222,7 @@ def test_a_time_that_was_throttled_throughout_is_marked_and_what_follows_from_it
 def test_a_case_says_when_it_is_unstable(case: dict[str, Any]) -> None:
     row = row_of(timed("mod", case))
     assert (row.stable, row.marks) == (False, "unstable")
-    assert "(unstable)" in timing_page(table_of(timed("mod", case)))
+    assert "(unstable)" in timing_page(table_of(timed("mod", case))).to_markdown()
 
 
 def test_one_process_of_short_samples_makes_the_pooled_time_unstable() -> None:
@@ -230,7 +236,7 @@ def test_memory_is_held_against_its_prediction() -> None:
     (row,) = table.memory
     assert (row["peak"], row["peak_predicted"]) == (1100, 1000)
     assert row["gradients"] == row["gradients_predicted"] == 10
-    assert "| 0.0 / 0.0 | +10.0 |" in timing_page(table)
+    assert "| 0.0 / 0.0 | +10.0 |" in timing_page(table).to_markdown()
 
 
 def test_timings_of_two_machines_are_refused_by_name() -> None:
@@ -293,10 +299,10 @@ def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
     for timing in reversed(TIMINGS_OF_A_SESSION):
         write(many, [timing, timing])
     assert len(read_suite(many).timings) == 4
-    assert [path.read_bytes() for path in write_report(one)] == [
-        path.read_bytes() for path in write_report(many)
+    assert [path.read_bytes() for path in write_report(one).paths] == [
+        path.read_bytes() for path in write_report(many).paths
     ]
-    names = {path.name for path in write_report(one)}
+    names = {path.name for path in write_report(one).paths}
     pictures = {f"realised_efficiency.{ending}" for ending in ("png", "svg")}
     assert names == {"timings.csv", "memory.csv", "timings.md"} | pictures
 
@@ -321,7 +327,7 @@ def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
 
 
 def test_decoding_is_shown_by_step(tmp_path: Path) -> None:
-    page = timing_page(table_of(timed("mod", make_case("decode after 8 x 1", tokens=16))))
+    page = timing_page(table_of(timed("mod", make_case("decode after 8 x 1", tokens=16)))).to_markdown()
     assert "| mod | 6.25 ± 0.00 |" in page
 
 
@@ -334,6 +340,6 @@ def test_a_scheme_is_compared_to_vanilla_of_its_own_size() -> None:
     table = table_of(*timings)
     speed_ups = {row.label: row.speed_up for row in table.cases}
     assert speed_ups == {"vanilla/small": 1.0, "mod/small": 2.0, "vanilla/large": 1.0}
-    page = timing_page(table)
+    page = timing_page(table).to_markdown()
     assert re.search(r"Model of mod/small, vanilla/small: .*width 128;", page)
     assert re.search(r"Model of vanilla/large: .*width 256;", page)

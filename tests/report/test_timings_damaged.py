@@ -56,7 +56,7 @@ def test_of_what_was_measured(timing: TimingRecord, measured: dict[str, Any], se
 @pytest.mark.parametrize(("measured", "predicted"), [(0, 1000), (1000, 0), (-5, 1000), (0, 0)])
 def test_a_peak_that_no_page_was_needed_for_is_in_the_table(measured: int, predicted: int) -> None:
     table = table_of(weighed("mod", measured, predicted))
-    assert "peak, measured over predicted" in timing_page(table)
+    assert "peak, measured over predicted" in timing_page(table).to_markdown()
 
 
 @pytest.mark.parametrize(

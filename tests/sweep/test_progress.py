@@ -1,24 +1,24 @@
+import re
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from modbench.report.sections import Heading, Page, Picture, pictures
+from modbench.report.table import Table
 from modbench.sweep import progress
-from modbench.sweep.progress import Progress, show_leaderboard, show_progress, summary_line
+from modbench.sweep.progress import Progress, show_page, show_progress, summary_line
 
-TABLE = """# Suite s, version 1
-
-| rank | scheme | loss (nats/token) | a long word for steps |
-| ---: | --- | ---: | ---: |
-| 1 | mod | 1.2500 | 82 |
-| 2 | vanilla [red] | 1.5000 | 66 |
-
-One seed.
-
-## Figures
-
-![not for a terminal](it.png)
-"""
+PAGE = Page(
+    [
+        Heading("Suite s, version 1", 1),
+        Table(("scheme", "loss"), [("mod [red]", "1.2500")]),
+        "One seed.",
+        Picture("not for a terminal", "it.png"),
+        *pictures({"speed_up.png"}),
+    ]
+)
 
 
 class Clock:
@@ -144,21 +144,23 @@ def test_large_numbers_have_a_prefix() -> None:
     assert texts == ["0.5", "850", "1k", "12.3k", "100Z"]
 
 
-def test_a_terminal_shows_the_columns_it_has_room_for_and_names_the_rest() -> None:
-    said = StringIO()
-    show_leaderboard(TABLE, Console(file=said, width=46, force_terminal=True, no_color=True))
-    text = said.getvalue()
-    assert "1.2500" in text
-    assert "vanilla [red]" in text
-    assert "Not shown: a long word for steps." in text
-    assert "not for a terminal" not in text
-    assert max(len(line) for line in text.splitlines() if line.startswith("│")) <= 46
+def shown(**console: Any) -> str:
+    out = StringIO()
+    show_page(PAGE, Console(file=out, width=46, no_color=True, **console))
+    return re.sub(r"\x1b\[\d*m", "", out.getvalue())
 
 
-def test_a_pipe_gets_the_table_as_it_stands() -> None:
-    said = StringIO()
-    show_leaderboard(TABLE, Console(file=said, width=20))
-    assert said.getvalue().rstrip() == TABLE.partition("\n## Figures")[0].rstrip()
+def test_a_terminal_shows_the_page_up_to_its_figures_with_tables_drawn() -> None:
+    lines = [line.rstrip() for line in shown(force_terminal=True).splitlines()]
+    assert lines == [
+        *("# Suite s, version 1", ""),
+        *("┏━━━━━━━━━━━┳━━━━━━━━┓", "┃ scheme    ┃   loss ┃", "┡━━━━━━━━━━━╇━━━━━━━━┩"),
+        *("│ mod [red] │ 1.2500 │", "└───────────┴────────┘", "", "One seed."),
+    ]
+
+
+def test_a_pipe_gets_the_page_up_to_its_figures_in_markdown() -> None:
+    assert shown() == Page([*PAGE.parts[:3]]).to_markdown()
 
 
 @pytest.mark.parametrize(("total", "said"), [(1, "0 of 1 run done"), (2, "0 of 2 runs done")])

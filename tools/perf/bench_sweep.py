@@ -14,6 +14,7 @@ from targets import Reach
 
 from modbench.records.line import canonical_json, key_of
 from modbench.records.store import read_suite
+from modbench.report.page import Report
 from modbench.sweep import command, run
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.rows import resolve
@@ -95,10 +96,9 @@ def test_finished_sweep(
     suite = suite_of(tables)
     folder = tmp_path / suite.header.name
     _finish(suite, folder)
-    (folder / "leaderboard.md").write_text("")
     monkeypatch.setattr(run, "load_suite", lambda name: suite)
     # The report comes after.
-    monkeypatch.setattr(command, "write_report", lambda folder, say: [])
+    monkeypatch.setattr(command, "write_report", lambda folder, say: Report([], {}))
     spent = time.process_time()
 
     def recognise() -> int:

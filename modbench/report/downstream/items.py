@@ -20,7 +20,7 @@ from modbench.report.downstream.scores import (
 )
 from modbench.report.leaderboard.board import Entry
 from modbench.report.leaderboard.row import Row
-from modbench.report.table import escaped, markdown_table
+from modbench.report.table import Table, escaped
 
 #: Router of the scheme that others are compared with, if it was scored.
 DENSE = "vanilla"
@@ -43,8 +43,8 @@ _NO_NOISE = (
 )
 
 
-def comparison_tables(entries: Sequence[Entry]) -> Iterator[str]:
-    """The paragraphs on schemes compared item by item; none for fewer than two schemes."""
+def comparison_tables(entries: Sequence[Entry]) -> Iterator[str | Table]:
+    """The tables and paragraphs on schemes compared item by item; none for fewer than two schemes."""
     if len(entries) < 2:
         return
     reference = _reference(entries)
@@ -55,13 +55,12 @@ def comparison_tables(entries: Sequence[Entry]) -> Iterator[str]:
         for task in tasks_of(rows)
         if comparable(rows, task)
         for column, name in _BY_ITEM.items()
-        if any(cells := [_difference(one.row, reference.row, task, column) for one in others])
+        if any(cells := [_difference(entry.row, reference.row, task, column) for entry in others])
     ]
     if lines:
         yield f"Difference from {escaped(reference.row.label)} {_DIFFERENCES}"
-        heads = ("task", "score", *(entry.row.label for entry in others))
-        filled = [[cell or "-" for cell in line] for line in lines]
-        yield markdown_table(heads, filled, left=(0, 1))
+        headings = ("task", "score", *(entry.row.label for entry in others))
+        yield Table(headings, [[cell or "-" for cell in line] for line in lines], left=(0, 1))
     yield from _signal_table(rows)
 
 
@@ -75,42 +74,43 @@ def _reference(entries: Sequence[Entry]) -> Entry:
 
 def _difference(row: Row, reference: Row, task: str, column: str) -> str:
     """``row`` minus ``reference`` with its interval; empty if their items can't be compared."""
-    one_N, two_N = _items_of(row, task, column), _items_of(reference, task, column)
-    if one_N is None or two_N is None or len(one_N) != len(two_N):
+    scores_N = _items_of(row, task, column)
+    others_N = _items_of(reference, task, column)
+    if scores_N is None or others_N is None or len(scores_N) != len(others_N):
         return ""
-    if np.isnan(one_N - two_N).all():
+    if np.isnan(scores_N - others_N).all():
         return ""
-    found = paired_bootstrap(one_N, two_N)
-    low, high = found.interval
+    paired = paired_bootstrap(scores_N, others_N)
+    low, high = paired.interval
     mark = "" if low <= 0 <= high else "*"
-    return f"{found.difference:z.3f}{mark} ({low:z.3f} to {high:z.3f})"
+    return f"{paired.difference:z.3f}{mark} ({low:z.3f} to {high:z.3f})"
 
 
 def _items_of(row: Row, task: str, column: str) -> Array | None:
     """The scores (N,) of single items, the mean over seeds; None if a seed has none."""
-    found = [entry.get("by_item") for entry in entries_of(row, task)]
-    columns = [np.array(items[column], dtype=np.float64) for items in found if items]
-    if not columns or len(columns) < len(found) or len({len(one) for one in columns}) > 1:
+    seeds = [entry.get("by_item") for entry in entries_of(row, task)]
+    columns = [np.array(items[column], dtype=np.float64) for items in seeds if items]
+    if not columns or len(columns) < len(seeds) or len({*map(len, columns)}) > 1:
         return None
     mean_N: Array = np.mean(columns, axis=0)
     return mean_N
 
 
-def _signal_table(rows: Sequence[Row]) -> Iterator[str]:
+def _signal_table(rows: Sequence[Row]) -> Iterator[str | Table]:
     """Signal, noise and their ratio of each task; a sentence where there is nothing to compute noise
     from."""
     tasks = [task for task in tasks_of(rows) if comparable(rows, task)]
     asked = [(task, name) for task in tasks for name in _names(rows, task)]
     count = max((len(run) for pair in asked for run in _checkpoints(rows, *pair)), default=0)
     lines = [
-        (task, metric, f"{found.signal:.3f}", f"{found.noise:.3f}", _ratio(found))
+        (task, metric, f"{ratio.signal:.3f}", f"{ratio.noise:.3f}", _ratio(ratio))
         for task, metric in asked
-        if (found := _signal(rows, task, metric, seeds=not count))
+        if (ratio := _signal(rows, task, metric, seeds=not count))
     ]
     if not lines:
         yield _NO_NOISE
         return
-    yield markdown_table(("task", "score", "signal", "noise", "signal-to-noise"), lines, left=(0, 1))
+    yield Table(("task", "score", "signal", "noise", "signal-to-noise"), lines, left=(0, 1))
     yield _SIGNAL.format(of=_CHECKPOINTS.format(count=count) if count else _SEEDS)
 
 
@@ -120,10 +120,10 @@ def _names(rows: Sequence[Row], task: str) -> list[str]:
     return [main, *(name for name in others if name == BITS)]
 
 
-def _ratio(found: SignalToNoise) -> str:
-    if math.isnan(found.ratio):
+def _ratio(signal: SignalToNoise) -> str:
+    if math.isnan(signal.ratio):
         return "- (all scores are equal)"
-    return f"{found.ratio:.1f}{' (below 1)' if found.weak else ''}"
+    return f"{signal.ratio:.1f}{' (below 1)' if signal.weak else ''}"
 
 
 def _signal(rows: Sequence[Row], task: str, metric: str, *, seeds: bool) -> SignalToNoise | None:
@@ -131,7 +131,7 @@ def _signal(rows: Sequence[Row], task: str, metric: str, *, seeds: bool) -> Sign
     than two schemes, or no noise."""
     scores = [score.value.center for row in rows if (score := score_of(row, task, metric))]
     runs = (
-        [[one["value"] for one in values_of(row, task, metric)] for row in rows]
+        [[value["value"] for value in values_of(row, task, metric)] for row in rows]
         if seeds
         else _checkpoints(rows, task, metric)
     )
@@ -144,6 +144,6 @@ def _signal(rows: Sequence[Row], task: str, metric: str, *, seeds: bool) -> Sign
 
 def _checkpoints(rows: Sequence[Row], task: str, metric: str) -> list[list[float]]:
     """The scores of each run's last checkpoints, the trained model last, of runs that have them."""
-    found = [one for row in rows for one in values_of(row, task, metric) if "checkpoints" in one]
-    runs = [[*one["checkpoints"], one["value"]] for one in found]
+    values = [value for row in rows for value in values_of(row, task, metric)]
+    runs = [[*value["checkpoints"], value["value"]] for value in values if "checkpoints" in value]
     return [run for run in runs if None not in run]

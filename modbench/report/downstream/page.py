@@ -18,7 +18,8 @@ from modbench.report.downstream.scores import (
 from modbench.report.leaderboard.board import Entry, Leaderboard
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.row import Row
-from modbench.report.table import escaped, markdown_table
+from modbench.report.sections import Heading, Part, Picture
+from modbench.report.table import Table, escaped
 
 _NAMES = {BITS: "bits/byte of the right answer", MARGIN: "margin of the right answer (nats)"}
 _NOTE = (
@@ -33,23 +34,23 @@ _NOTE = (
 )
 
 
-def downstream_section(board: Leaderboard) -> list[str]:
-    """The section as paragraphs; empty if nothing was scored."""
-    parts = []
+def downstream_section(board: Leaderboard) -> list[Part]:
+    """The section; empty if nothing was scored."""
+    parts: list[Part] = []
     for entries in board.comparisons:
         shown = scored_entries(entries)
         if shown:
             budget = f"{shown[0].row.budget:.3g} training FLOPs"
             several = len(board.comparisons) > 1
-            parts += [f"### {budget}, comparison {shown[0].comparison}"] if several else []
-            parts += _tables(shown)
-            parts += [_leaks(shown), *comparison_tables(shown)]
-    return ["## Downstream tasks", *parts, _NOTE, *_picture(board)] if parts else []
+            parts += [Heading(f"{budget}, comparison {shown[0].comparison}", 3)] if several else []
+            parts += [*_tables(shown), _leaks(shown), *comparison_tables(shown)]
+    return [Heading("Downstream tasks"), *parts, _NOTE, *_picture(board)] if parts else []
 
 
-def _picture(board: Leaderboard) -> list[str]:
+def _picture(board: Leaderboard) -> list[Part]:
     rows = [entry.row for entries in board.comparisons for entry in scored_entries(entries)]
-    return ["![scores against inference FLOPs](downstream.png)"] if any(map(has_flops, rows)) else []
+    picture = Picture("scores against inference FLOPs", "downstream.png")
+    return [picture] if any(map(has_flops, rows)) else []
 
 
 def has_flops(row: Row) -> bool:
@@ -60,11 +61,11 @@ def has_flops(row: Row) -> bool:
 def scored_entries(entries: Sequence[Entry]) -> list[Entry]:
     """Those of ``entries`` that were scored on any task; of isoFLOP suites, each scheme at the size and
     learning rate of its lowest held-out loss."""
-    found = [entry for entry in entries if tasks_of([entry.row])]
-    if not any(record.isoflop for entry in found for record in entry.row.records):
-        return found
+    scored = [entry for entry in entries if tasks_of([entry.row])]
+    if not any(record.isoflop for entry in scored for record in entry.row.records):
+        return scored
     best: dict[str, Entry] = {}
-    for entry in sorted(found, key=_loss):
+    for entry in sorted(scored, key=_loss):
         best.setdefault(entry.scheme, entry)
     return [best[scheme] for scheme in sorted(best)]
 
@@ -86,18 +87,18 @@ def groups_of(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: tasks for name, tasks in groups.items() if tasks}
 
 
-def _tables(entries: Sequence[Entry]) -> Iterator[str]:
+def _tables(entries: Sequence[Entry]) -> Iterator[Part]:
     """A table per group: a line for each task and metric, a column for each scheme."""
     rows = [entry.row for entry in entries]
     names = [entry.row.label + (" †" if entry.unranked else "") for entry in entries]
-    heads = ("task", "metric", "items", "few-shot", "version", "chance", *names)
+    headings = ("task", "metric", "items", "few-shot", "version", "chance", *names)
     for group, tasks in groups_of(rows).items():
         if group:
             yield f"Group {escaped(group)}:"
         lines: list[Sequence[str]] = []
         for number, task in enumerate(tasks):
             lines += _lines(rows, task, compute=not group or number == len(tasks) - 1)
-        yield markdown_table(heads, lines, left=(0, 1))
+        yield Table(headings, lines, left=(0, 1))
         if differ := [task for task in tasks if not comparable(rows, task)]:
             yield (
                 f"Not comparable, since items, examples or versions differ between columns: "
@@ -106,13 +107,13 @@ def _tables(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _lines(rows: Sequence[Row], task: str, *, compute: bool) -> Iterator[Sequence[str]]:
-    own, *others = metrics_of(rows, task)
+    main, *others = metrics_of(rows, task)
     entry = next(entry for row in rows for entry in entries_of(row, task))
     version = (entry["version"] or "-") + ", partial" * ("missing" in entry)
     about = (f"{entry['items']:,}", str(entry["few_shot"]), version)
-    for metric in (own, *(name for name in others if name in _NAMES)):
+    for metric in (main, *(name for name in others if name in _NAMES)):
         scores = [score_of(row, task, metric) for row in rows]
-        levels = dict.fromkeys(_number(one.chance) for one in scores if one and one.chance is not None)
+        levels = dict.fromkeys(_number(s.chance) for s in scores if s and s.chance is not None)
         cells = []
         for score in scores:
             text = "-" if score is None else _number(score.value.center)
@@ -137,8 +138,8 @@ def _number(value: float) -> str:
 
 
 def _flops(row: Row, task: str) -> str:
-    found = [compute_of(row, task, f"{name}_flops_per_token") for name in ("nominal", "realised")]
-    return " / ".join("-" if flops is None else si(flops) for flops in found)
+    both = [compute_of(row, task, f"{name}_flops_per_token") for name in ("nominal", "realised")]
+    return " / ".join("-" if flops is None else si(flops) for flops in both)
 
 
 def _microseconds(row: Row, task: str) -> str:
@@ -158,8 +159,8 @@ def _shift(row: Row, task: str) -> str:
 
 def _leaks(entries: Sequence[Entry]) -> str:
     """A sentence on the leak audits."""
-    found = {entry.row.label: leak_of(entry.row) for entry in entries}
-    others = [f"{escaped(label)} {escaped(one)}" for label, one in found.items() if one != "passed"]
+    leaks = {entry.row.label: leak_of(entry.row) for entry in entries}
+    others = [f"{escaped(label)} {escaped(leak)}" for label, leak in leaks.items() if leak != "passed"]
     if not others:
         return "Leak audit (probes 1 and 2, also on the trained weights): passed by all."
     return f"Leak audit (probes 1 and 2): {'; '.join(others)}; passed by the others."

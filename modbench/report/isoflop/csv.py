@@ -1,4 +1,5 @@
-"""CSV files of an isoFLOP sweep: optima, differences and learning rates, at full precision."""
+"""Tables of the CSV files of an isoFLOP sweep: optima, differences and learning rates, at full
+precision."""
 
 from typing import Any
 
@@ -7,44 +8,40 @@ from modbench.analysis.isoflop import FITS
 from modbench.report.isoflop.pairs import at_optima, of_equal_runs
 from modbench.report.isoflop.seconds import SecondsSpeedUp
 from modbench.report.isoflop.sweep import Line, Sweep
-from modbench.report.table import csv_table
+from modbench.report.table import Table
 
 
-def optima_csv(sweep: Sweep) -> str:
-    """One line per budget, scheme and fit, at full precision."""
-    rows = [
-        _optimum_row(sweep, line)
-        for budget in sweep.budgets
-        for fit in FITS
-        for line in sweep.lines(budget, fit)
-    ]
-    return csv_table(rows)
+def optima_table(sweep: Sweep) -> Table:
+    """One row per budget, scheme and fit."""
+    lines = [line for budget in sweep.budgets for fit in FITS for line in sweep.lines(budget, fit)]
+    return Table.of([_optimum_row(sweep, line) for line in lines])
 
 
 def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
-    one, compared, faster, seconds = line.optimum, line.difference, line.speed_up, line.seconds
-    loss_low, loss_high = one.loss_interval or (None, None)
-    size_low, size_high = one.size_interval or (None, None)
+    optimum, compared = line.optimum, line.difference
+    faster, seconds = line.speed_up, line.seconds
+    loss_low, loss_high = optimum.loss_interval or (None, None)
+    size_low, size_high = optimum.size_interval or (None, None)
     faster_low, faster_high = _known_ends(faster)
     seconds_low, seconds_high = _known_ends(seconds)
     return {
-        "budget": one.budget,
-        "fit": one.fit,
-        "scheme": one.scheme,
+        "budget": optimum.budget,
+        "fit": optimum.fit,
+        "scheme": optimum.scheme,
         "rank": line.rank,
-        "verdict": one.verdict,
-        "loss": one.loss,
+        "verdict": optimum.verdict,
+        "loss": optimum.loss,
         "loss_low": loss_low,
         "loss_high": loss_high,
-        "bits_per_byte": None if one.loss is None else one.loss * sweep.bits_per_nat_and_byte,
-        "active_parameters": one.size,
+        "bits_per_byte": None if optimum.loss is None else optimum.loss * sweep.bits_per_nat_and_byte,
+        "active_parameters": optimum.size,
         "active_parameters_low": size_low,
         "active_parameters_high": size_high,
-        "tokens": one.tokens,
-        "forward_flops_per_token": sweep.forward_flops(one),
-        "interior_share": one.interior_share,
-        "interval_missing_because": one.void or None,
-        "noise_floor": sweep.noise_floor(one.scheme),
+        "tokens": optimum.tokens,
+        "forward_flops_per_token": sweep.forward_flops(optimum),
+        "interior_share": optimum.interior_share,
+        "interval_missing_because": optimum.void or None,
+        "noise_floor": sweep.noise_floor(optimum.scheme),
         "difference": compared and compared.nats,
         "difference_low": compared and compared.interval[0],
         "difference_high": compared and compared.interval[1],
@@ -58,22 +55,23 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         "speed_up_seconds_low": seconds_low,
         "speed_up_seconds_high": seconds_high,
         "speed_up_seconds_missing_because": "; ".join(line.seconds_missing) or None,
-        "seconds_per_flop": None if one.size is None else sweep.times.at(one.scheme, one.size),
+        "seconds_per_flop": None
+        if optimum.size is None
+        else sweep.times.at(optimum.scheme, optimum.size),
         "dense_seconds_per_flop": seconds and seconds.dense_seconds_per_flop,
         "doubtful_times": (seconds and seconds.marks) or None,
-        "learning_rate_verdict": sweep.rates[one.scheme].choice.verdict,
+        "learning_rate_verdict": sweep.rates[optimum.scheme].choice.verdict,
     }
 
 
-def _known_ends(found: SpeedUp | SecondsSpeedUp | None) -> list[float | None]:
+def _known_ends(speed_up: SpeedUp | SecondsSpeedUp | None) -> list[float | None]:
     """The interval; None for an end beyond the dense model's budgets."""
-    ends = (found and found.interval) or (0.0, 0.0)
+    ends = (speed_up and speed_up.interval) or (0.0, 0.0)
     return [end if 0 < end < float("inf") else None for end in ends]
 
 
-def differences_csv(sweep: Sweep) -> str:
-    """One line per pair, at full precision; the budget is empty for pairs of runs with equal settings.
-    Empty text if there are no pairs."""
+def differences_table(sweep: Sweep) -> Table:
+    """One row per pair; the budget is empty for pairs of runs with equal settings."""
     rows = [
         {
             "budget": pair.budget,
@@ -89,11 +87,11 @@ def differences_csv(sweep: Sweep) -> str:
         }
         for pair in (*at_optima(sweep), *of_equal_runs(sweep))
     ]
-    return csv_table(rows) if rows else ""
+    return Table.of(rows)
 
 
-def rates_csv(sweep: Sweep) -> str:
-    """One line per learning rate that was tried at a middle size."""
+def rates_table(sweep: Sweep) -> Table:
+    """One row per learning rate that was tried at a middle size."""
     rows = [
         {
             "scheme": scheme,
@@ -107,4 +105,4 @@ def rates_csv(sweep: Sweep) -> str:
         for scheme, rates in sweep.rates.items()
         for rate, loss in rates.losses.items()
     ]
-    return csv_table(rows)
+    return Table.of(rows)

@@ -16,8 +16,8 @@ from modbench.report.layers import idle_layers
 from modbench.report.leaderboard.columns import OPTIMA
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.scheme import shape_name
-from modbench.report.sections import page
-from modbench.report.table import escaped, markdown_table
+from modbench.report.sections import Heading, Items, Page, Part, suite_page
+from modbench.report.table import Table, escaped
 
 _INTERVALS = (
     "In parentheses: 95 % intervals, from draws of the measured noise between seeds. Schemes whose "
@@ -29,26 +29,28 @@ _UNRANKED = (
 
 
 def isoflop_page(
-    sweep: Sweep, downstream: Sequence[str] = (), drawn: Collection[str] = (), notes: Sequence[str] = ()
-) -> str:
-    """The page. ``downstream``: paragraphs of its section on downstream tasks; ``drawn``: names of the
-    files with figures; ``notes``: further ones, as text."""
-    tables, details = [_compared(sweep)], []
+    sweep: Sweep, downstream: Sequence[Part] = (), drawn: Collection[str] = (), notes: Sequence[str] = ()
+) -> Page:
+    """The page. ``downstream``: its section on downstream tasks; ``drawn``: names of the files with
+    figures; ``notes``: further ones, as text."""
+    tables: list[Part] = [_compared(sweep)]
+    details: list[Part] = []
     if sweep.has_curves:
         for budget in sweep.budgets:
-            tables += [f"## {budget:.3g} training FLOPs", *_optima(sweep, budget)]
-            details += [f"### Sizes at {budget:.3g} training FLOPs", _sizes(sweep, budget)]
-        ranked = any(line.rank for budget in sweep.budgets for line in sweep.lines(budget))
-        tables.append(_INTERVALS if ranked else _UNRANKED)
-        if any(line.difference for budget in sweep.budgets for line in sweep.lines(budget)):
-            tables[-1] += f" *Equivalent*: within {sweep.margin:g} nats per token, the suite's margin."
-        details += ["### Three fits", _fits(sweep)]
+            tables += [Heading(f"{budget:.3g} training FLOPs"), *_optima(sweep, budget)]
+            details += [Heading(f"Sizes at {budget:.3g} training FLOPs", 3), _sizes(sweep, budget)]
+        lines = [line for budget in sweep.budgets for line in sweep.lines(budget)]
+        below = _INTERVALS if any(line.rank for line in lines) else _UNRANKED
+        if any(line.difference for line in lines):
+            below += f" *Equivalent*: within {sweep.margin:g} nats per token, the suite's margin."
+        tables.append(below)
+        details += [Heading("Three fits", 3), _fits(sweep)]
     else:
         tables.append("No scheme has a learning rate yet, so there are no curves.")
-    details += [*_pairs(sweep), "### Learning rates", _rates(sweep)]
+    details += [*_pairs(sweep), Heading("Learning rates", 3), _rates(sweep)]
     if unfinished := _unfinished(sweep):
-        details += ["### Not finished", "\n".join(unfinished)]
-    return page(
+        details += [Heading("Not finished", 3), Items(unfinished)]
+    return suite_page(
         sweep.cells,
         tables,
         downstream=downstream,
@@ -68,13 +70,12 @@ def _compared(sweep: Sweep) -> str:
     )
 
 
-def _optima(sweep: Sweep, budget: int) -> Iterable[str]:
-    """The table of the optima."""
+def _optima(sweep: Sweep, budget: int) -> Iterable[Part]:
+    """The table of the optima, and sentences on it."""
     lines = sweep.lines(budget)
-    heads = [column.heading for column in OPTIMA]
     rows = [_optimum(sweep, line) for line in lines]
     rows += [("-", scheme, *"-----", why) for scheme, why in sweep.without_curve(budget).items()]
-    yield markdown_table(heads, rows, left=(1, 7))
+    yield Table([column.heading for column in OPTIMA], rows, left=(1, 7))
     yield from _reasons(sweep, budget)
     if reasons := dict.fromkeys(reason for line in lines for reason in line.seconds_missing):
         yield f"No speed-up in seconds: {'; '.join(map(escaped, reasons))}."
@@ -82,8 +83,10 @@ def _optima(sweep: Sweep, budget: int) -> Iterable[str]:
 
 def _reasons(sweep: Sweep, budget: int) -> Iterable[str]:
     """Sentences on schemes that are not ranked, and on comparisons that are missing or doubtful."""
-    lines, dense = sweep.lines(budget), sweep.optimum(DENSE, budget, HEADLINE)
-    edges = [one for line in lines if not sweep.is_interior(one := line.optimum.scheme)]
+    lines = sweep.lines(budget)
+    dense = sweep.optimum(DENSE, budget, HEADLINE)
+    schemes = [line.optimum.scheme for line in lines]
+    edges = [scheme for scheme in schemes if not sweep.is_interior(scheme)]
     if edges:
         yield (
             f"Not ranked: {', '.join(map(escaped, edges))}. The best learning rate is the first or the "
@@ -96,35 +99,36 @@ def _reasons(sweep: Sweep, budget: int) -> Iterable[str]:
         why = "it has no finished run" if dense is None else f"its curve is {dense.verdict}"
         yield f"No difference to {DENSE}: {why} at this budget."
     if any(line.speed_up is None for line in compared):
-        found = [sweep.optimum(DENSE, other, HEADLINE) for other in sweep.budgets]
-        few = sum(one is not None and one.loss is not None for one in found) < 2
+        optima = [sweep.optimum(DENSE, other, HEADLINE) for other in sweep.budgets]
+        few = sum(optimum is not None and optimum.loss is not None for optimum in optima) < 2
         why = "it has an interior optimum at fewer than two" if few else "its loss rises between two"
         yield f"No speed-up over {DENSE}: {why} budgets."
 
 
 def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
-    one, interior = line.optimum, sweep.is_interior(line.optimum.scheme)
-    verdict = [str(one.verdict)]
-    if one.void:
-        verdict.append(f"no interval: {one.void}")
-    elif one.interior_share is not None and one.interior_share < 1:
-        verdict = [f"interior in {100 * one.interior_share:.3g} % of draws"]
-    verdict.append(sweep.sizes(one.scheme, int(one.budget)))
+    optimum = line.optimum
+    scheme, interior = optimum.scheme, sweep.is_interior(optimum.scheme)
+    verdict = [str(optimum.verdict)]
+    if optimum.void:
+        verdict.append(f"no interval: {optimum.void}")
+    elif optimum.interior_share is not None and optimum.interior_share < 1:
+        verdict = [f"interior in {100 * optimum.interior_share:.3g} % of draws"]
+    verdict.append(sweep.sizes(scheme, int(optimum.budget)))
     if not interior:
-        verdict.append(f"learning rate: {sweep.rates[one.scheme].choice.verdict}")
-    if reason := sweep.unranked.get(one.scheme):
+        verdict.append(f"learning rate: {sweep.rates[scheme].choice.verdict}")
+    if reason := sweep.unranked.get(scheme):
         verdict.append(f"not ranked: {reason}")
     compared = "-"
-    if found := line.difference:
-        compared = _judged(found) if interior else _with(found.nats, found.interval, "+.4f")
+    if minus := line.difference:
+        compared = _judged(minus) if interior else _with(minus.nats, minus.interval, "+.4f")
     return (
         line.rank or "-",
-        one.scheme,
-        _with(one.loss, one.loss_interval, ".4f"),
+        scheme,
+        _with(optimum.loss, optimum.loss_interval, ".4f"),
         compared,
-        _speed_up(line.speed_up),
+        _factor(line.speed_up.factor, line.speed_up, line.speed_up.interval) if line.speed_up else "-",
         _in_seconds(line),
-        _with(one.size, one.size_interval, "si"),
+        _with(optimum.size, optimum.size_interval, "si"),
         "; ".join(filter(None, verdict)),
     )
 
@@ -138,12 +142,6 @@ def _with(value: float | None, interval: Interval | None, form: str) -> str:
     if value is None:
         return "-"
     return text(value) + (f" ({text(interval[0])} to {text(interval[1])})" if interval else "")
-
-
-def _speed_up(found: SpeedUp | None) -> str:
-    if found is None:
-        return "-"
-    return _factor(found.factor, found, found.interval)
 
 
 def _in_seconds(line: Line) -> str:
@@ -163,18 +161,8 @@ def _factor(factor: float, in_flops: SpeedUp, interval: Interval | None) -> str:
     return f"{text} ({low} to {high})"
 
 
-def _sizes(sweep: Sweep, budget: int) -> str:
+def _sizes(sweep: Sweep, budget: int) -> Table:
     """The table of the runs behind the curves of ``budget``."""
-    heads = (
-        "scheme",
-        "size",
-        "active parameters",
-        "learning rate",
-        "steps",
-        "budget spent",
-        "seeds",
-        "loss",
-    )
     rows = []
     groups: dict[tuple[str, int, float], list[Result]] = defaultdict(list)
     for record in sweep.points:
@@ -182,15 +170,24 @@ def _sizes(sweep: Sweep, budget: int) -> str:
             groups[record.scheme, record.width, record.learning_rate].append(record)
     for (scheme, _, rate), records in sorted(groups.items()):
         done = [record for record in records if record.status == "ok"]
-        of_runs = ("-", "-", "-")
+        active = steps = spent = "-"
         if done:
-            spent = fmean(record.metrics["train_flops"] for record in done) / budget
-            steps = round(fmean(record.metrics["train_steps"] for record in done))
-            of_runs = (si(done[0].metrics["active_parameters"], 3), str(steps), f"{100 * spent:.2f} %")
-        active, *spending = of_runs
-        size = shape_name(records[0].model)
-        rows.append((scheme, size, active, f"{rate:g}", *spending, len(done), _loss_text(records)))
-    return markdown_table(heads, rows, left=(0, 1))
+            active = si(done[0].metrics["active_parameters"], 3)
+            steps = f"{fmean(record.metrics['train_steps'] for record in done):.0f}"
+            flops = fmean(record.metrics["train_flops"] for record in done)
+            spent = f"{100 * (flops / budget):.2f} %"
+        row = {
+            "scheme": scheme,
+            "size": shape_name(records[0].model),
+            "active parameters": active,
+            "learning rate": f"{rate:g}",
+            "steps": steps,
+            "budget spent": spent,
+            "seeds": len(done),
+            "loss": _loss_text(records),
+        }
+        rows.append(row)
+    return Table.of(rows, left=(0, 1))
 
 
 def _loss_text(records: Sequence[Result]) -> str:
@@ -202,15 +199,7 @@ def _loss_text(records: Sequence[Result]) -> str:
     return ", ".join([f"{fmean(losses):.4f}{between}", *words] if losses else words)
 
 
-def _rates(sweep: Sweep) -> str:
-    heads = (
-        "scheme",
-        "tried at",
-        "loss by learning rate",
-        "chosen",
-        "verdict",
-        "law at the largest size",
-    )
+def _rates(sweep: Sweep) -> Table:
     rows = []
     for scheme, rates in sweep.rates.items():
         tried = (
@@ -219,79 +208,68 @@ def _rates(sweep: Sweep) -> str:
         )
         best = rates.choice.best
         plan = rates.plan
-        rows.append(
-            (
-                scheme,
-                f"width {plan['middle_width']}, {plan['middle_budget']:.3g} FLOPs",
-                ", ".join(tried),
-                "-" if best is None else f"{best:g}",
-                rates.choice.verdict,
-                sweep.law(scheme),
-            )
-        )
-    return markdown_table(heads, rows, left=range(6))
+        row = {
+            "scheme": scheme,
+            "tried at": f"width {plan['middle_width']}, {plan['middle_budget']:.3g} FLOPs",
+            "loss by learning rate": ", ".join(tried),
+            "chosen": "-" if best is None else f"{best:g}",
+            "verdict": rates.choice.verdict,
+            "law at the largest size": sweep.law(scheme),
+        }
+        rows.append(row)
+    return Table.of(rows, left=range(6))
 
 
-def _fits(sweep: Sweep) -> str:
+def _fits(sweep: Sweep) -> Table:
     """The table of all fits, with further figures of the first one's optimum."""
-    more = ("bits/byte", "forward FLOP/token", "noise floor (nats)")
-    heads = ("FLOPs", "scheme", *(f"{fit}: {of}" for of in ("loss", "size") for fit in FITS), *more)
     rows = []
     for budget in sweep.budgets:
         for scheme in sweep.rates:
-            found = [one for fit in FITS if (one := sweep.optimum(scheme, budget, fit))]
-            if not found:
+            fits = {fit: optimum for fit in FITS if (optimum := sweep.optimum(scheme, budget, fit))}
+            if not fits:
                 continue
-            first = next(one for one in found if one.fit == HEADLINE)
+            first = fits[HEADLINE]
             bits = None if first.loss is None else first.loss * sweep.bits_per_nat_and_byte
-            rows.append(
-                (
-                    *(f"{budget:.3g}", scheme),
-                    *(one.verdict if one.loss is None else f"{one.loss:.4f}" for one in found),
-                    *(_with(one.size, None, "si") for one in found),
-                    _with(bits, None, ".4f"),
-                    _with(sweep.forward_flops(first), None, "si"),
-                    _with(sweep.noise_floor(scheme), None, ".4f"),
-                )
-            )
-    return markdown_table(heads, rows, left=(1,))
+            row = {"FLOPs": f"{budget:.3g}", "scheme": scheme}
+            for fit, at in fits.items():
+                row[f"{fit}: loss"] = str(at.verdict) if at.loss is None else f"{at.loss:.4f}"
+            row |= {f"{fit}: size": _with(at.size, None, "si") for fit, at in fits.items()}
+            row["bits/byte"] = _with(bits, None, ".4f")
+            row["forward FLOP/token"] = _with(sweep.forward_flops(first), None, "si")
+            row["noise floor (nats)"] = _with(sweep.noise_floor(scheme), None, ".4f")
+            rows.append(row)
+    return Table.of(rows, left=(1,))
 
 
-def _pairs(sweep: Sweep) -> Iterable[str]:
+def _pairs(sweep: Sweep) -> Iterable[Part]:
     """The tables of the differences between any two schemes."""
-    heads: tuple[str, ...] = ("FLOPs", "scheme", "minus", "difference at the optima (nats/token)")
     if optima := list(at_optima(sweep)):
+        headings = ("FLOPs", "scheme", "minus", "difference at the optima (nats/token)")
         rows = [(f"{pair.budget:.3g}", pair.scheme, pair.other, _judged(pair.found)) for pair in optima]
-        yield "### Differences between schemes"
-        yield markdown_table(heads, rows, left=(1, 2))
-    heads = ("scheme", "minus", "mean difference (nats/token)", "pairs of runs", "lower in")
+        yield Heading("Differences between schemes", 3)
+        yield Table(headings, rows, left=(1, 2))
     if equal := list(of_equal_runs(sweep)):
         yield (
             "Runs of equal shape, budget, learning rate and seed that differ in their router only, all "
             "budgets together; in parentheses the 95 % t-interval of the mean. It compares schemes at "
             "the shapes that they share, not each at its best."
         )
-        yield markdown_table(
-            heads,
-            [(one.scheme, one.other, _judged(one.found), one.runs, one.lower) for one in equal],
-            left=(0, 1),
-        )
+        means = ("scheme", "minus", "mean difference (nats/token)", "pairs of runs", "lower in")
+        compared = [(p.scheme, p.other, _judged(p.found), p.runs, p.lower) for p in equal]
+        yield Table(means, compared, left=(0, 1))
 
 
-def _judged(found: Difference) -> str:
-    return f"{_with(found.nats, found.interval, '+.4f')} {found.verdict}"
+def _judged(difference: Difference) -> str:
+    return f"{_with(difference.nats, difference.interval, '+.4f')} {difference.verdict}"
 
 
 def _unfinished(sweep: Sweep) -> list[str]:
-    lost = []
-    for record in sweep.cells:
-        if record.status != "ok":
-            place = (record.budget, record.width, record.learning_rate, record.seed)
-            lost.append((record.scheme, *place, record))
+    lost = [record for record in sweep.cells if record.status != "ok"]
+    lost.sort(key=lambda r: (r.scheme, r.budget, r.width, r.learning_rate, r.seed))
     return [
-        f"- **{escaped(record.label)}**, {budget:.3g} FLOPs, learning rate {rate:g}, "
-        f"seed {seed}: {record.status} ({escaped(record.error)})"
-        for _, budget, _, rate, seed, record in sorted(lost, key=lambda one: one[:-1])
+        f"**{escaped(record.label)}**, {record.budget:.3g} FLOPs, learning rate "
+        f"{record.learning_rate:g}, seed {record.seed}: {record.status} ({escaped(record.error)})"
+        for record in lost
     ]
 
 

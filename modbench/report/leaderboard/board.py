@@ -16,7 +16,7 @@ from modbench.report.layers import values as layer_values
 from modbench.report.leaderboard.row import Row, Value, rows_of
 from modbench.report.leaderboard.scheme import scheme_names, shape_columns, split_label
 from modbench.report.leaderboard.times import timed_values
-from modbench.report.table import csv_table
+from modbench.report.table import Table
 from modbench.report.timing.table import TimingTable
 
 
@@ -79,17 +79,17 @@ class Leaderboard:
         numbers = sorted({entry.comparison for entry in self.entries})
         return [[e for e in self.entries if e.comparison == number] for number in numbers]
 
-    def csv(self, place: Callable[[Entry], Mapping[str, Any]] | None = None) -> str:
-        """The table as CSV, all metrics and downstream scores at full precision. ``place``: columns on
-        the place of an entry among the sizes of its scheme; by default ``best_size`` and ``sizes``."""
-        place = place or (lambda entry: {"best_size": entry.best_size, "sizes": entry.sizes})
+    def table(self, size: Callable[[Entry], Mapping[str, Any]] | None = None) -> Table:
+        """All metrics and downstream scores at full precision. ``size``: columns on the place of an
+        entry among the sizes of its scheme; by default ``best_size`` and ``sizes``."""
+        size = size or (lambda entry: {"best_size": entry.best_size, "sizes": entry.sizes})
         shapes = shape_columns([entry.row.model for entry in self.entries])
         rows = [entry.row for entry in self.entries]
         tasks = {task: metrics_of(rows, task) for task in tasks_of(rows)}
-        lines = [self._line(*pair, place) for pair in zip(self.entries, shapes, strict=True)]
+        lines = [self._line(*pair, size) for pair in zip(self.entries, shapes, strict=True)]
         held = layer_values(record for row in rows for record in row.ok)
         layers = [(layer, name) for layer, of in held.items() for name in of]
-        return csv_table(
+        return Table.of(
             [
                 line | layer_columns(row.ok, layers) | csv_columns(row, tasks)
                 for line, row in zip(lines, rows, strict=True)
@@ -97,7 +97,7 @@ class Leaderboard:
         )
 
     def _line(
-        self, entry: Entry, shape: dict[str, Any], place: Callable[[Entry], Mapping[str, Any]]
+        self, entry: Entry, shape: dict[str, Any], size: Callable[[Entry], Mapping[str, Any]]
     ) -> dict[str, Any]:
         row, run = entry.row, entry.row.run
         metrics: dict[str, Any] = {}
@@ -121,7 +121,7 @@ class Leaderboard:
         return {
             **columns,
             **{name: value for name, value in shape.items() if name not in columns},
-            **place(entry),
+            **size(entry),
             "flops_source": row.flops_source,
             **metrics,
             "plugin_sha256": run.router.plugin_sha256,
@@ -164,25 +164,25 @@ class _Ranking:
     def spans(self) -> dict[str, tuple[float, float]]:
         """The interval of each row that was measured, by label: better end first, negated if higher is
         better."""
-        found = {}
+        spans = {}
         for row in self.rows:
             if value := row.value(self.criterion.name):
                 low = value.center if value.low is None else value.low
                 high = value.center if value.high is None else value.high
                 lower = self.criterion.direction == "lower"
-                found[row.label] = (low, high) if lower else (-high, -low)
-        return found
+                spans[row.label] = (low, high) if lower else (-high, -low)
+        return spans
 
     @cached_property
     def reasons(self) -> dict[str, str]:
         """Why each row cannot be ranked, by label; empty if it can."""
-        found = {row.label: self.why_unranked(row) for row in self.rows}
-        usable = [row for row in self.rows if not found[row.label]]
+        reasons = {row.label: self.why_unranked(row) for row in self.rows}
+        usable = [row for row in self.rows if not reasons[row.label]]
         single = [row.label for row in usable if len(row.ok) == 1]
         if self.criterion.kind == "quality" and len(single) < len(usable) and not self.is_isoflop:
             why = "one seed gives no interval to rank among rows of several seeds"
-            found |= dict.fromkeys(single, why)
-        return found
+            reasons |= dict.fromkeys(single, why)
+        return reasons
 
     def why_unranked(self, row: Row) -> str:
         """Why ``row`` cannot be ranked, whatever the other rows are."""
@@ -210,20 +210,20 @@ class _Ranking:
         schemes: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             schemes[row.scheme_key].append(row)
-        usable = {key: [r for r in own if not self.reasons[r.label]] for key, own in schemes.items()}
-        best = [min(usable[key] or own, key=self.middle) for key, own in schemes.items()]
+        usable = {key: [r for r in rows if not self.reasons[r.label]] for key, rows in schemes.items()}
+        best = [min(usable[key] or rows, key=self.middle) for key, rows in schemes.items()]
         ranks = shared_ranks(self._usable(best))
-        found = self.ordered(
+        ranked = self.ordered(
             self.entry(row, ranks.get(row.label), **_among(row, usable[row.scheme_key])) for row in best
         )
-        place = {entry.scheme: place for place, entry in enumerate(found)}
+        number = {entry.scheme: number for number, entry in enumerate(ranked)}
         chosen = {row.label for row in best}
         others = [row for row in self.rows if row.label not in chosen]
         rest = [
             self.entry(row, None, best_size=False, sizes=len(_shapes(usable[row.scheme_key])))
             for row in sorted(others, key=size_of)
         ]
-        return found + sorted(rest, key=lambda entry: place[entry.scheme])
+        return ranked + sorted(rest, key=lambda entry: number[entry.scheme])
 
     def _usable(self, rows: Iterable[Row]) -> dict[str, tuple[float, float]]:
         """The intervals of those of ``rows`` that can be ranked, by label."""
@@ -263,9 +263,9 @@ def size_of(row: Row) -> tuple[float, str]:
 def _among(best: Row, rows: Sequence[Row]) -> dict[str, Any]:
     """The place of ``best`` among the ``rows`` of its scheme that can be ranked."""
     models = _shapes(rows)
-    place = models.index(canonical_json(best.model)) if models else 0
-    inner = len(models) < 2 or 0 < place < len(models) - 1
-    return {"sizes": len(models), "edge": "" if inner else "largest" if place else "smallest"}
+    index = models.index(canonical_json(best.model)) if models else 0
+    inner = len(models) < 2 or 0 < index < len(models) - 1
+    return {"sizes": len(models), "edge": "" if inner else "largest" if index else "smallest"}
 
 
 def _shapes(rows: Sequence[Row]) -> list[str]:

@@ -10,12 +10,12 @@ from modbench.report.leaderboard.columns import FIRST, MORE
 from modbench.report.leaderboard.metric_cells import metric_columns, ranking_column
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import differing, shape_columns, shape_name, split_label
-from modbench.report.table import markdown_table
+from modbench.report.table import Table
 
 _LEFT = ("scheme", "size", "FLOPs", "audit")
 
 
-def first_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
+def first_table(board: Leaderboard, entries: Sequence[Entry]) -> Table:
     """The columns `FIRST` of each scheme at its best size; with one of the metric that ranks ``board``
     if it is none of them."""
     best = best_entries(entries)
@@ -31,7 +31,7 @@ def first_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
     )
 
 
-def more_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
+def more_table(board: Leaderboard, entries: Sequence[Entry]) -> Table:
     """The columns `MORE` of the same rows, without those in which no row has a value."""
     rows, names = [entry.row for entry in best_entries(entries)], _names(entries)
     sizes = [_size(row) for row in rows] if differing([row.model for row in rows]) else ["-"]
@@ -41,36 +41,36 @@ def more_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
     return _table({"scheme": [names[row.label] for row in rows], **shown})
 
 
-def layer_table(entries: Sequence[Entry]) -> str:
-    """Updates and gates of the routed layers of each scheme at its best size, means over seeds; empty if
+def layer_table(entries: Sequence[Entry]) -> Table | None:
+    """Updates and gates of the routed layers of each scheme at its best size, means over seeds; None if
     no record has them."""
     best, names = best_entries(entries), _names(entries)
     held = {entry.row.label: layer_values(entry.row.ok) for entry in best}
     routed = [label for label, layers in held.items() if layers]
     if not routed:
-        return ""
+        return None
     columns: dict[str, Sequence[Any]] = {"scheme": [names[label] for label in routed]}
     for layer in sorted({layer for layers in held.values() for layer in layers}):
-        own = [held[label].get(layer, {}) for label in routed]
+        values = [held[label].get(layer, {}) for label in routed]
         for name, heading in (("added", "adds"), ("gate_scale", "gate")):
-            cells = [f"{fmean(of[name]):.2g}" if name in of else "-" for of in own]
+            cells = [f"{fmean(of[name]):.2g}" if name in of else "-" for of in values]
             if {*cells} != {"-"}:
                 columns[f"layer {layer} {heading}"] = cells
     return _table(columns)
 
 
-def size_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
-    """All sizes of each scheme, in ascending order; empty if each has one."""
+def size_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | None:
+    """All sizes of each scheme, in ascending order; None if each has one."""
     best = best_entries(entries)
     if len(best) == len(entries):
-        return ""
-    place = {entry.scheme: number for number, entry in enumerate(best)}
-    found = sorted(entries, key=lambda entry: (place[entry.scheme], _active(entry.row)))
-    rows = [entry.row for entry in found]
+        return None
+    number = {entry.scheme: number for number, entry in enumerate(best)}
+    ascending = sorted(entries, key=lambda entry: (number[entry.scheme], _active(entry.row)))
+    rows = [entry.row for entry in ascending]
     shapes = shape_columns([row.model for row in rows])
     columns: dict[str, list[Any]] = {
-        "scheme": [entry.scheme for entry in found],
-        "size": [_size(entry.row) + _mark(entry) for entry in found],
+        "scheme": [entry.scheme for entry in ascending],
+        "size": [_size(entry.row) + _mark(entry) for entry in ascending],
     }
     for name in shapes[0]:
         columns[name.replace("_", " ")] = [shape[name] for shape in shapes]
@@ -81,9 +81,9 @@ def size_table(board: Leaderboard, entries: Sequence[Entry]) -> str:
     columns["budget spent"] = [None if share is None else f"{100 * share:.2f} %" for share in spent]
     columns["seeds"] = [len(row.ok) for row in rows]
     columns |= metric_columns(board, rows, dict.fromkeys((ranking_column(board), *FIRST)))
-    known = {head: cells for head, cells in columns.items() if any(one is not None for one in cells)}
+    known = {head: cells for head, cells in columns.items() if any(cell is not None for cell in cells)}
     return _table(
-        {head: ["-" if one is None else one for one in cells] for head, cells in known.items()}
+        {head: ["-" if cell is None else cell for cell in cells] for head, cells in known.items()}
     )
 
 
@@ -112,12 +112,12 @@ def _size(row: Row) -> str:
 
 def _at_size(entry: Entry, entries: Sequence[Entry]) -> str:
     """The scheme of ``entry``, its size, and the place of that among those of the scheme."""
-    own = [other for other in entries if other.scheme == entry.scheme]
-    if len(own) == 1 and not split_label(entry.row.label)[1]:
+    sizes = [other for other in entries if other.scheme == entry.scheme]
+    if len(sizes) == 1 and not split_label(entry.row.label)[1]:
         return entry.scheme
     words = [f"best of {entry.sizes} sizes"] if entry.sizes > 1 else []
     words += [f"the {entry.edge}"] if entry.edge else []
-    if entry.sizes and (others := sum(bool(other.unranked) for other in own)):
+    if entry.sizes and (others := sum(bool(other.unranked) for other in sizes)):
         words.append(f"{others} more not ranked")
     return f"{entry.scheme}, {_size(entry.row)}" + (f" ({', '.join(words)})" if words else "")
 
@@ -127,6 +127,6 @@ def _active(row: Row) -> float:
     return active.center if active else float("inf")
 
 
-def _table(columns: Mapping[str, Sequence[Any]]) -> str:
-    left = [place for place, head in enumerate(columns) if head in _LEFT]
-    return markdown_table(list(columns), zip(*columns.values(), strict=True), left=left)
+def _table(columns: Mapping[str, Sequence[Any]]) -> Table:
+    left = [number for number, heading in enumerate(columns) if heading in _LEFT]
+    return Table([*columns], [*zip(*columns.values(), strict=True)], left)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from modbench.report.table import Markdown, Table
+
 
 @dataclass(frozen=True)
 class Column:
@@ -173,8 +175,7 @@ OPTIMA = (
 )
 
 
-def column_table(columns: Iterable[Column]) -> str:
-    """A Markdown table with the meaning of ``columns``."""
-    lines = ["| column | meaning | better |", "| --- | --- | --- |"]
-    lines += [f"| {of.heading} | {of.meaning} | {of.better} |" for of in columns]
-    return "\n".join(lines)
+def column_table(columns: Iterable[Column]) -> Table:
+    """A table with the meaning of ``columns``."""
+    rows = [(column.heading, Markdown(column.meaning), column.better) for column in columns]
+    return Table(("column", "meaning", "better"), rows, left=range(3))

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from modbench.errors import several
-from modbench.report.captions import embedded
-from modbench.report.table import escaped, in_words, made_by, markdown_table
+from modbench.report.sections import Heading, Items, Page, Part, in_words, made_by, pictures
+from modbench.report.table import Table, escaped
 from modbench.report.timing.table import PARTS, CaseRow, TimingTable
 from modbench.report.timing.values import machine_in_words
 
@@ -42,13 +42,13 @@ _MEMORY = (
 )
 
 
-def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = ()) -> str:
+def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = ()) -> Page:
     """The page of ``timings``; ``others``: number of sessions in the folder that are not shown;
     ``drawn``: names of the files with figures."""
     first = timings.timings[0]
     machine = escaped(machine_in_words(first.environment))
-    parts = [
-        f"# Timings of suite {escaped(timings.suite)}",
+    parts: list[Part] = [
+        Heading(f"Timings of suite {escaped(timings.suite)}", 1),
         f"Session {escaped(first.session)}; machine: {machine}.",
         *_models(timings),
     ]
@@ -59,15 +59,13 @@ def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = 
     parts += _by_case("Utilisation (%)", rows, _utilisation)
     parts += _by_case("Energy of a run (J)", rows, _joules)
     if timings.memory:
-        parts += ["## Memory (MB), measured / predicted", _memory(timings)]
+        parts += [Heading("Memory (MB), measured / predicted"), _memory(timings)]
     if timings.ceilings:
-        parts += ["## Ceilings", *_ceilings(timings)]
-    parts += embedded(drawn)
-    remarks = [f"- {escaped(remark)}" for remark in _remarks(timings)]
-    if remarks:
-        parts += ["## Remarks", "\n".join(remarks)]
-    parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(timings, others))]
-    return "\n\n".join(parts) + "\n"
+        parts += [Heading("Ceilings"), *_ceilings(timings)]
+    parts += pictures(drawn)
+    if remarks := [*map(escaped, _remarks(timings))]:
+        parts += [Heading("Remarks"), Items(remarks)]
+    return Page([*parts, Heading("Notes"), Items([*_notes(timings, others)])])
 
 
 def _models(timings: TimingTable) -> Iterable[str]:
@@ -85,14 +83,15 @@ def _models(timings: TimingTable) -> Iterable[str]:
         )
 
 
-def _by_case(heading: str, rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> list[str]:
+def _by_case(heading: str, rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> list[Part]:
     """A table of ``cell`` by scheme and case, a dash where it is empty; nothing if all are."""
-    found = {(row.label, row.case): cell(row) or "-" for row in rows}
-    if {*found.values()} <= {"-"}:
+    cells = {(row.label, row.case): cell(row) or "-" for row in rows}
+    if {*cells.values()} <= {"-"}:
         return []
-    cases, labels = dict.fromkeys(row.case for row in rows), dict.fromkeys(row.label for row in rows)
-    lines = [[label, *(found.get((label, case), "-") for case in cases)] for label in labels]
-    return [f"## {heading}", markdown_table(["scheme", *cases], lines)]
+    cases = dict.fromkeys(row.case for row in rows)
+    labels = dict.fromkeys(row.label for row in rows)
+    lines = [[label, *(cells.get((label, case), "-") for case in cases)] for label in labels]
+    return [Heading(heading), Table(["scheme", *cases], lines)]
 
 
 def _milliseconds(row: CaseRow) -> str:
@@ -118,29 +117,30 @@ def _joules(row: CaseRow) -> str:
     return "" if row.joules is None else f"{row.joules:.3g}"
 
 
-def _memory(timings: TimingTable) -> str:
+def _memory(timings: TimingTable) -> Table:
     lines = []
     for row in timings.memory:
         pairs = [(row[part], row[f"{part}_predicted"]) for part in PARTS]
         cells = ["-" if m is None else f"{m / 1e6:.1f} / {(p or 0) / 1e6:.1f}" for m, p in pairs]
-        (peak, predicted), over = pairs[-1], "-"
+        peak, predicted = pairs[-1]
+        over = "-"
         if row["status"] != "ok":
             asked = row["asked_bytes"]
             cells[-1] = row["status"] + ("" if asked is None else f", asked for {asked / 1e6:.1f}")
         elif predicted:
             over = f"{100 * (peak / predicted - 1):+.1f}"
         lines.append([row["label"], row["phase"], *cells, over])
-    return markdown_table(["scheme", "phase", *PARTS, "peak, measured over predicted (%)"], lines)
+    return Table(["scheme", "phase", *PARTS, "peak, measured over predicted (%)"], lines)
 
 
-def _ceilings(timings: TimingTable) -> list[str]:
+def _ceilings(timings: TimingTable) -> list[Part]:
     lines = []
     for (_, dtype), gemm in timings.ceilings.items():
         rows, inner, columns = gemm["rows"], gemm["inner"], gemm["columns"]
         size = f"{gemm['component']} ({rows}, {inner}) @ ({inner}, {columns})"
         lines.append([dtype, f"{gemm['flops_per_second'] / 1e12:.4g}", size])
-    copied = max(one.measured["copy_bytes_per_second"] for one in timings.measured("ceiling"))
-    table = markdown_table(("dtype", "TFLOP/s", "fastest matmul"), lines, left=(0, 2))
+    copied = max(ceiling.measured["copy_bytes_per_second"] for ceiling in timings.measured("ceiling"))
+    table = Table(("dtype", "TFLOP/s", "fastest matmul"), lines, left=(0, 2))
     return [table, f"Copies: {copied / 1e9:.4g} GB/s, read and written."]
 
 
@@ -156,8 +156,8 @@ def _remarks(timings: TimingTable) -> Iterable[str]:
             yield f"{part['label']}, memory of {part['phase']}: {part['error']}"
     ceilings = [timing for timing in timings.timings if timing.measures == "ceiling"]
     yield from dict.fromkeys(f"ceilings: {t.status}: {t.error}" for t in ceilings if t.status != "ok")
-    found = [timing.measured for timing in timings.measured("ceiling")]
-    if any(one["machine"]["overloaded"] or (one["gpu"] or {}).get("throttled") for one in found):
+    measured = [timing.measured for timing in timings.measured("ceiling")]
+    if any(of["machine"]["overloaded"] or (of["gpu"] or {}).get("throttled") for of in measured):
         yield "ceilings: loaded or throttled; they may lie higher, and utilisation lower"
     if timings.cases and not any(row.router == "vanilla" for row in timings.cases):
         yield "no realised efficiency: this session has no vanilla row to compare others with; time one"

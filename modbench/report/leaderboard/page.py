@@ -19,8 +19,8 @@ from modbench.report.leaderboard.columns import FIRST, MORE, column_table
 from modbench.report.leaderboard.metric_cells import metric_text, ranking_column, si
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import differing
-from modbench.report.sections import page
-from modbench.report.table import escaped, in_words
+from modbench.report.sections import Heading, Items, Page, Part, in_words, suite_page
+from modbench.report.table import Table, escaped
 
 #: Settings that the page states above the table of each comparison.
 _CONDITIONS = {"budgets", "sequence", "heldout_tokens"}
@@ -58,16 +58,16 @@ _BEST = (
 )
 
 
-def markdown(board: Leaderboard, drawn: Collection[str] = ()) -> str:
+def leaderboard_page(board: Leaderboard, drawn: Collection[str] = ()) -> Page:
     """The page; ``drawn``: names of the files with figures."""
     records = [record for entry in board.entries for record in entry.row.records]
     numbered = len(board.comparisons) > 1
-    tables: list[str] = []
-    details: list[str] = []
+    tables: list[Part] = []
+    details: list[Part] = []
     for number, entries in enumerate(board.comparisons, start=1):
-        tables += [f"## Comparison {number}"] if numbered else []
+        tables += [Heading(f"Comparison {number}")] if numbered else []
         tables += [_compared(entries), *_ranking(board, entries)]
-        details += [f"### Comparison {number}"] if numbered else []
+        details += [Heading(f"Comparison {number}", 3)] if numbered else []
         details += [_setting(board, entries), more_table(board, entries)]
         if layers := layer_table(entries):
             details += [_LAYERS, layers]
@@ -75,15 +75,16 @@ def markdown(board: Leaderboard, drawn: Collection[str] = ()) -> str:
             details += ["The sizes of each scheme:", sizes]
     if numbered:
         tables.insert(0, "Ranks count within a comparison, not between two.")
-    shown = [of for of in MORE if f"| {of.heading} |" in "".join(details)]
-    return page(
+    shown = {heading for part in details if isinstance(part, Table) for heading in part.headings}
+    details.append(column_table(column for column in MORE if column.heading in shown))
+    return suite_page(
         records,
         tables,
         downstream=downstream_section(board),
         drawn=drawn,
         columns=dict.fromkeys((*FIRST[:2], ranking_column(board), *FIRST[2:])),
         manual="docs/reading_the_table.md",
-        details=[*details, column_table(shown)],
+        details=details,
         notes=_notes(board),
     )
 
@@ -99,7 +100,7 @@ def _compared(entries: Sequence[Entry]) -> str:
     )
 
 
-def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[str]:
+def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[Part]:
     """The first table of ``entries``, how it is ranked, and remarks on its rows."""
     yield first_table(board, entries)
     ranked = [entry for entry in entries if entry.rank is not None]
@@ -113,10 +114,10 @@ def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[str]:
         yield f"Ranked by {by}. {_ONE_SEED if one_seed else _SHARED}"
     if any(entry.sizes > 1 for entry in ranked):
         yield _BEST
-    remarks = [f"- **{escaped(e.row.label)}**: {escaped(e.note)}" for e in entries if e.note]
+    remarks = [f"**{escaped(e.row.label)}**: {escaped(e.note)}" for e in entries if e.note]
     if remarks:
         yield "† Not ranked, or to be read with care:"
-        yield "\n".join(remarks)
+        yield Items(remarks)
 
 
 def _setting(board: Leaderboard, entries: Sequence[Entry]) -> str:

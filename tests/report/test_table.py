@@ -1,0 +1,167 @@
+"""A table in each of its forms: cells that hold anything are read back as they are, or cleaned."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from modbench.report.table import Markdown, Table
+
+AWKWARD = [
+    *("a|b", "a\\|b", "two\nlines\r\nof text", "=1+1", "-1", "@x", "<b>bold</b>", "a & b", "&lt;"),
+    *("`code`", "*a* __b__ $c$ ~~d~~", "token_choice", "_a_", "[x](y)", "50 % # {} ^ ~ \\", "±0.1 µs †"),
+    *("日本語", "a\u202eb\x00", "", "  spaces  ", "www.example.org", "https://example.org/a"),
+]
+CELLS = st.one_of(st.sampled_from(AWKWARD), st.text())
+GRIDS = st.integers(1, 3).flatmap(
+    lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1, max_size=4)
+)
+
+
+def table_of(grid: list[list[str]]) -> Table:
+    return Table([f"h{column}" for column in range(len(grid[0]))], grid)
+
+
+def cleaned(grid: list[list[str]]) -> list[list[str]]:
+    """``grid`` as it is shown: on one line, and printable."""
+    lines = [[" ".join(cell.split()) for cell in row] for row in grid]
+    return [["".join(c if c.isprintable() else "\ufffd" for c in cell) for cell in row] for row in lines]
+
+
+class Reader(HTMLParser):
+    """The text of the cells of HTML tables, and the tags and links in them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.others: list[str] = []
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.inside = True
+            self.rows[-1].append("")
+        elif tag not in ("table", "thead", "tbody"):
+            self.others.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+@given(GRIDS)
+def test_markdown_shows_cells_as_plain_text(grid: list[list[str]]) -> None:
+    rendered = (
+        MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(table_of(grid).to_markdown())
+    )
+    reader = Reader(rendered)
+    assert reader.others == []
+    assert [[cell.strip() for cell in row] for row in reader.rows[1:]] == cleaned(grid)
+
+
+@given(GRIDS)
+def test_html_shows_cells_as_plain_text(grid: list[list[str]]) -> None:
+    reader = Reader(table_of(grid).to_html())
+    assert reader.others == []
+    assert [[cell.strip() for cell in row] for row in reader.rows[1:]] == cleaned(grid)
+
+
+@given(GRIDS)
+def test_csv_keeps_cells_without_formulas(grid: list[list[str]]) -> None:
+    rows = list(csv.reader(io.StringIO(table_of(grid).to_csv(), newline="")))[1:]
+    for read, row in zip(rows, grid, strict=True):
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in read)
+        for cell, value in zip(read, row, strict=True):
+            assert cell in (f"'{value}", value.replace("\r", " "))
+
+
+def test_csv_has_numbers_at_full_precision_and_nothing_for_none() -> None:
+    table = Table.of([{"a": 1 / 3, "b": None}, {"b": -1, "a": True}])
+    assert table.to_csv() == "a,b\n0.3333333333333333,\nTrue,-1\n"
+
+
+LATEX = {
+    r"\textbackslash{}": "\\",
+    r"\ensuremath{<}": "<",
+    r"\ensuremath{>}": ">",
+    r"\^{}": "^",
+    r"\textasciitilde{}": "~",
+    **{f"\\{special}": special for special in "&%$#_{}"},
+}
+_ESCAPES = "|".join(map(re.escape, LATEX))
+
+
+@given(GRIDS)
+def test_latex_escapes_what_is_special_there(grid: list[list[str]]) -> None:
+    top, _, _, _, *lines, _, _ = table_of(grid).to_latex().splitlines()
+    assert top == f"\\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}"
+    rows = [re.split(r"(?<!\\)&", line.removesuffix("\\\\")) for line in lines]
+    for row, shown in zip(rows, cleaned(grid), strict=True):
+        assert not any(re.search(r"[\\{}&%$#_^~<>]", re.sub(_ESCAPES, "", cell)) for cell in row)
+        texts = [re.sub(_ESCAPES, lambda found: LATEX[found[0]], cell).strip() for cell in row]
+        assert texts == shown
+
+
+def test_text_has_columns_of_equal_width() -> None:
+    table = Table(("name", "n"), [("a|b\nc", 1), ("-1", 22)])
+    assert table.to_text() == "name      n\na|b c     1\n-1       22"
+    assert Table((), [("a", "b")]).to_text() == "a  b"
+
+
+def test_markdown_cell_is_not_escaped_again() -> None:
+    table = Table(("a", "b"), [(Markdown("*x* `y`"), "*x*")], left=(1,))
+    assert table.to_markdown() == "| a | b |\n| ---: | --- |\n| *x* `y` | \\*x\\* |"
+
+
+def test_long_cell_is_cut() -> None:
+    table = table_of([["x" * 10_000]])
+    for text in (table.to_markdown(), table.to_html(), table.to_latex(), table.to_text()):
+        assert 300 < text.count("x") < 500
+
+
+def on_terminal(table: Table, width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=True, no_color=True).print(table.to_rich(width))
+    return out.getvalue()
+
+
+WIDE = Table(
+    ("rank", "scheme", "loss (nats/token)", "a long word for steps"),
+    [(1, "mod", "1.2500", 82), (2, "vanilla [red]", "1.5000", 66)],
+    left=(1,),
+)
+
+
+def test_terminal_shows_the_columns_it_has_room_for_and_names_the_rest() -> None:
+    text = on_terminal(WIDE, 46)
+    assert "1.2500" in text
+    assert "vanilla [red]" in text
+    assert "Not shown: a long word for steps." in text
+    assert max(len(line) for line in text.splitlines() if line.startswith("│")) <= 46
+    assert "Not shown" not in on_terminal(WIDE, 60)
+
+
+@given(GRIDS, st.integers(10, 80))
+def test_no_cell_is_cut_at_any_width(grid: list[list[str]], width: int) -> None:
+    text = on_terminal(table_of(grid), width)
+    drawn, _, hidden = text.partition("Not shown:")
+    shown = len(grid[0]) - len(re.findall(r"h\d", hidden))
+    for row in cleaned(grid):
+        assert all(cell in drawn for cell in row[:shown])
+
+
+@pytest.mark.parametrize("width", [20, 200])
+def test_table_without_rows_is_shown_by_its_headings(width: int) -> None:
+    assert "head" in on_terminal(Table(("head",), []), width)

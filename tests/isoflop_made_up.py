@@ -94,4 +94,4 @@ def table_under(page: Page, heading: str) -> list[list[str]]:
     """The cells of the first table under ``heading``."""
     parts = page.parts[page.parts.index(Heading(heading)) :]
     table = next(part for part in parts if isinstance(part, Table))
-    return [[str(cell) for cell in row] for row in table.rows]
+    return [["-" if cell is None else str(cell) for cell in row] for row in table.rows]

@@ -108,6 +108,7 @@ def test_no_file_is_longer_than_400_lines() -> None:
         ("import modbench.routing.registry as r; r.router_names()", ["torch", "numpy"]),
         ("import modbench.report.page, modbench.report.leaderboard.figures", ["torch", "lm_eval"]),
         ("import modbench.analysis.intervals", ["torch", "lm_eval"]),
+        ("import modbench.sweep.run", ["matplotlib", "seaborn", "pandas", "lm_eval"]),
         ("import modbench.sweep.suite", ["torch", "pandas", "lm_eval"]),
         ("import modbench.sweep.work", ["pandas", "seaborn", "lm_eval", "datasets", "tokenizers"]),
     ],

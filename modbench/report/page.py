@@ -4,18 +4,31 @@ timings.md and the figures."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modbench.errors import UserError
 from modbench.records.result import Result, results_of
 from modbench.records.store import RECORDS, Records, read_suite, write_files
 from modbench.report.captions import CAPTIONS
+from modbench.report.downstream.figure import downstream_figure
+from modbench.report.downstream.page import downstream_section
+from modbench.report.isoflop.csv import differences_table, optima_table, rates_table
+from modbench.report.isoflop.figures import isoflop_figures
+from modbench.report.isoflop.page import isoflop_page
+from modbench.report.isoflop.sweep import sweep_of
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.figures import figures
+from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.leaderboard.scheme import scheme_names, split_label, with_shape
+from modbench.report.plot_style import Mark, marks
+from modbench.report.routing.cases import cases_of_board, cases_of_sweep
+from modbench.report.routing.pattern import pattern_files
+from modbench.report.routing.weights import weight_files
+from modbench.report.sections import Page
 from modbench.report.table import Table
-
-if TYPE_CHECKING:
-    from modbench.report.sections import Page
-    from modbench.report.timing.table import TimingTable
+from modbench.report.timing.figure import timing_figures
+from modbench.report.timing.page import timing_page
+from modbench.report.timing.table import TimingTable
+from modbench.report.timing.values import labels_of, newest_session
 
 #: All files that a report may have. Those without data are not written, and removed if they are there.
 DERIVED = {
@@ -25,7 +38,7 @@ DERIVED = {
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
 #: Files by name.
-_Contents = dict[str, "bytes | Page | Table"]
+_Contents = dict[str, bytes | Page | Table]
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Report:
     """The files of a report, and its pages by their files' names."""
 
     paths: Sequence[Path]
-    pages: Mapping[str, "Page"]
+    pages: Mapping[str, Page]
 
 
 def write_report(
@@ -73,32 +86,29 @@ def write_report(
     times = _times(records)
     schemes = {result.scheme for result in results} | {*scheme_names(results).values()}
     schemes |= {split_label(label)[0] for label in times.labels.values()} if times else set()
-    contents = _of_results(records, results, times, schemes, rank_by) if results else {}
+    look_of = marks(schemes)
+    contents = _of_results(records, results, times, look_of, rank_by) if results else {}
     if times is not None:
-        contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, schemes)
+        contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
     write_files(folder, written)
     for name in DERIVED - written.keys():  # of an earlier report
         (folder / name).unlink(missing_ok=True)
-    pages = {n: content for n, content in contents.items() if not isinstance(content, bytes | Table)}
+    pages = {name: content for name, content in contents.items() if isinstance(content, Page)}
     return Report([folder / name for name in written], pages)
 
 
-def _bytes_of(content: "bytes | Page | Table") -> bytes:
+def _bytes_of(content: bytes | Page | Table) -> bytes:
     """The bytes of a file; none for a table without rows, which is not written."""
-    if isinstance(content, bytes):
-        return content
+    if isinstance(content, Page):
+        return content.to_markdown().encode()
     if isinstance(content, Table):
         return content.to_csv().encode() if content.rows else b""
-    return content.to_markdown().encode()
+    return content
 
 
-def _times(records: Records) -> "TimingTable | None":
+def _times(records: Records) -> TimingTable | None:
     """The newest session of timings."""
-    # Every job imports records and their store; only a report needs matplotlib and scipy.
-    from modbench.report.timing.table import TimingTable
-    from modbench.report.timing.values import labels_of, newest_session
-
     if not records.timings:
         return None
     suite = str(records.suites[-1].suite["name"]) if records.suites else "unnamed"
@@ -108,25 +118,10 @@ def _times(records: Records) -> "TimingTable | None":
 def _of_results(
     records: Records,
     results: list[Result],
-    times: "TimingTable | None",
-    schemes: set[str],
+    times: TimingTable | None,
+    look_of: dict[str, Mark],
     rank_by: str | None,
 ) -> _Contents:
-    from modbench.report.downstream.figure import downstream_figure
-    from modbench.report.downstream.page import downstream_section
-    from modbench.report.isoflop.csv import differences_table, optima_table, rates_table
-    from modbench.report.isoflop.figures import isoflop_figures
-    from modbench.report.isoflop.page import isoflop_page
-    from modbench.report.isoflop.sweep import sweep_of
-    from modbench.report.leaderboard.board import Leaderboard
-    from modbench.report.leaderboard.figures import figures
-    from modbench.report.leaderboard.page import leaderboard_page
-    from modbench.report.plot_style import marks
-    from modbench.report.routing.cases import cases_of_board, cases_of_sweep
-    from modbench.report.routing.pattern import pattern_files
-    from modbench.report.routing.weights import weight_files
-
-    look_of = marks(schemes)
     by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
     board = Leaderboard.of(results, by, records.audits, times)
     sweep = sweep_of(results, board, times)
@@ -147,12 +142,8 @@ def _of_results(
     }
 
 
-def _of_times(table: "TimingTable", others: int, schemes: set[str]) -> _Contents:
-    from modbench.report.plot_style import marks
-    from modbench.report.timing.figure import timing_figures
-    from modbench.report.timing.page import timing_page
-
-    drawn = timing_figures(table, marks(schemes))
+def _of_times(table: TimingTable, others: int, look_of: dict[str, Mark]) -> _Contents:
+    drawn = timing_figures(table, look_of)
     return {
         "timings.md": timing_page(table, others, drawn),
         "timings.csv": Table.of(with_shape([asdict(row) for row in table.cases])),

@@ -26,7 +26,8 @@ class Markdown(str):
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under headings. Columns ``left``, counted from 0, are aligned left, the others right."""
+    """Cells under headings; None: no value. Columns ``left``, counted from 0, are aligned left, the
+    others right."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -113,7 +114,7 @@ def escaped(text: object) -> str:
 
 def _line(text: object) -> str:
     """``text`` on one line, without invisible or direction-changing characters, cut where it is long."""
-    line = " ".join(str(text).split())
+    line = " ".join(str("-" if text is None else text).split())
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 

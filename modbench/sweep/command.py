@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 
 from modbench.errors import several
-from modbench.report.page import write_report
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.rows import Rows
@@ -37,6 +36,8 @@ def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: 
     """Write the report, show its ``page`` and name the ``failures``. Returns the exit code: 0, 1 if a
     job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
     results, not failures."""
+    from modbench.report.page import write_report  # loads matplotlib and scipy
+
     report = write_report(folder, say=tell)
     if page in report.pages:
         show_page(report.pages[page])

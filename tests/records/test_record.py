@@ -304,7 +304,7 @@ def older_of(record, change):
 def test_records_and_store_load_nothing_heavy():
     heavy = ["torch", "pandas", "numpy", "seaborn", "matplotlib", "scipy", "rich"]
     code = (
-        "import sys, modbench.records.record, modbench.records.store, modbench.report.page; "
+        "import sys, modbench.records.record, modbench.records.store, modbench.report.table; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

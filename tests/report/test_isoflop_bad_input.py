@@ -109,6 +109,13 @@ def test_missing_seed_shows_at_its_size(sweep: Sweep) -> None:
     }
 
 
+def test_budget_of_which_only_learning_rates_are_done_has_empty_tables(sweep: Sweep) -> None:
+    sweep.scheme("vanilla")
+    sweep.add("vanilla", 64, 2 * BUDGETS[1], rate=0.04)
+    headings = sweep.page().partition("### Sizes at 6e+12 training FLOPs")[2].splitlines()[2]
+    assert headings.startswith("| scheme | size | active parameters |")
+
+
 @pytest.mark.parametrize("status", ["failed", "diverged", "oom"])
 def test_unfinished_runs_stay_with_their_reason(status: str, sweep: Sweep) -> None:
     sweep.scheme("vanilla")

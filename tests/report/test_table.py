@@ -125,6 +125,13 @@ def test_markdown_cell_is_not_escaped_again() -> None:
     assert table.to_markdown() == "| a | b |\n| ---: | --- |\n| *x* `y` | \\*x\\* |"
 
 
+def test_missing_value_is_a_dash_and_an_empty_cell_of_the_csv() -> None:
+    table = Table(("a", "b"), [(None, 1)])
+    assert table.to_markdown().splitlines()[-1] == "| - | 1 |"
+    assert table.to_text().splitlines()[-1] == "-      1"
+    assert table.to_csv() == "a,b\n,1\n"
+
+
 def test_long_cell_is_cut() -> None:
     table = table_of([["x" * 10_000]])
     for text in (table.to_markdown(), table.to_html(), table.to_latex(), table.to_text()):

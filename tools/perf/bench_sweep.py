@@ -98,7 +98,7 @@ def test_finished_sweep(
     _finish(suite, folder)
     monkeypatch.setattr(run, "load_suite", lambda name: suite)
     # The report comes after.
-    monkeypatch.setattr(command, "write_report", lambda folder, say: Report([], {}))
+    monkeypatch.setattr("modbench.report.page.write_report", lambda folder, say: Report([], {}))
     spent = time.process_time()
 
     def recognise() -> int:

@@ -1,6 +1,7 @@
 """Tables of the CSV files of an isoFLOP sweep: optima, differences and learning rates, at full
 precision."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from modbench.analysis.comparison import SpeedUp
@@ -20,40 +21,28 @@ def optima_table(sweep: Sweep) -> Table:
 def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
     optimum, compared = line.optimum, line.difference
     faster, seconds = line.speed_up, line.seconds
-    loss_low, loss_high = optimum.loss_interval or (None, None)
-    size_low, size_high = optimum.size_interval or (None, None)
-    faster_low, faster_high = _known_ends(faster)
-    seconds_low, seconds_high = _known_ends(seconds)
+    minus = (compared.nats, compared.interval) if compared else (None, None)
     return {
         "budget": optimum.budget,
         "fit": optimum.fit,
         "scheme": optimum.scheme,
         "rank": line.rank,
         "verdict": optimum.verdict,
-        "loss": optimum.loss,
-        "loss_low": loss_low,
-        "loss_high": loss_high,
+        **_with_ends("loss", optimum.loss, optimum.loss_interval),
         "bits_per_byte": None if optimum.loss is None else optimum.loss * sweep.bits_per_nat_and_byte,
-        "active_parameters": optimum.size,
-        "active_parameters_low": size_low,
-        "active_parameters_high": size_high,
+        **_with_ends("active_parameters", optimum.size, optimum.size_interval),
         "tokens": optimum.tokens,
         "forward_flops_per_token": sweep.forward_flops(optimum),
         "interior_share": optimum.interior_share,
         "interval_missing_because": optimum.void or None,
         "noise_floor": sweep.noise_floor(optimum.scheme),
-        "difference": compared and compared.nats,
-        "difference_low": compared and compared.interval[0],
-        "difference_high": compared and compared.interval[1],
+        **_with_ends("difference", *minus),
         "difference_verdict": compared and compared.verdict,
         "difference_margin": compared and compared.margin,
         "speed_up": faster and faster.factor,
         "speed_up_bound": (faster and faster.bound) or None,
-        "speed_up_low": faster_low,
-        "speed_up_high": faster_high,
-        "speed_up_seconds": seconds and seconds.factor,
-        "speed_up_seconds_low": seconds_low,
-        "speed_up_seconds_high": seconds_high,
+        **_with_ends("speed_up", faster.factor if faster else None, _known_ends(faster)),
+        **_with_ends("speed_up_seconds", seconds.factor if seconds else None, _known_ends(seconds)),
         "speed_up_seconds_missing_because": "; ".join(line.seconds_missing) or None,
         "seconds_per_flop": None
         if optimum.size is None
@@ -62,6 +51,14 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         "doubtful_times": (seconds and seconds.marks) or None,
         "learning_rate_verdict": sweep.rates[optimum.scheme].choice.verdict,
     }
+
+
+def _with_ends(
+    name: str, value: float | None, interval: Iterable[float | None] | None
+) -> dict[str, float | None]:
+    """The columns of ``value`` and of the ends of its interval."""
+    low, high = interval or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _known_ends(speed_up: SpeedUp | SecondsSpeedUp | None) -> list[float | None]:
@@ -77,9 +74,7 @@ def differences_table(sweep: Sweep) -> Table:
             "budget": pair.budget,
             "scheme": pair.scheme,
             "minus": pair.other,
-            "difference": pair.found.nats,
-            "difference_low": pair.found.interval[0],
-            "difference_high": pair.found.interval[1],
+            **_with_ends("difference", pair.found.nats, pair.found.interval),
             "verdict": pair.found.verdict,
             "margin": pair.found.margin,
             "runs": pair.runs,

@@ -26,6 +26,16 @@ _INTERVALS = (
 _UNRANKED = (
     "No scheme can be ranked yet. The column verdict says why; the losses so far are under Details."
 )
+_SIZES = (
+    "scheme",
+    "size",
+    "active parameters",
+    "learning rate",
+    "steps",
+    "budget spent",
+    "seeds",
+    "loss",
+)
 
 
 def isoflop_page(
@@ -122,7 +132,7 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
     if minus := line.difference:
         compared = _judged(minus) if interior else _with(minus.nats, minus.interval, "+.4f")
     return (
-        line.rank or "-",
+        line.rank,
         scheme,
         _with(optimum.loss, optimum.loss_interval, ".4f"),
         compared,
@@ -170,24 +180,15 @@ def _sizes(sweep: Sweep, budget: int) -> Table:
             groups[record.scheme, record.width, record.learning_rate].append(record)
     for (scheme, _, rate), records in sorted(groups.items()):
         done = [record for record in records if record.status == "ok"]
-        active = steps = spent = "-"
+        active = steps = spent = None
         if done:
             active = si(done[0].metrics["active_parameters"], 3)
             steps = f"{fmean(record.metrics['train_steps'] for record in done):.0f}"
             flops = fmean(record.metrics["train_flops"] for record in done)
             spent = f"{100 * (flops / budget):.2f} %"
-        row = {
-            "scheme": scheme,
-            "size": shape_name(records[0].model),
-            "active parameters": active,
-            "learning rate": f"{rate:g}",
-            "steps": steps,
-            "budget spent": spent,
-            "seeds": len(done),
-            "loss": _loss_text(records),
-        }
-        rows.append(row)
-    return Table.of(rows, left=(0, 1))
+        size, loss = shape_name(records[0].model), _loss_text(records)
+        rows.append((scheme, size, active, f"{rate:g}", steps, spent, len(done), loss))
+    return Table(_SIZES, rows, left=(0, 1))  # without rows where only learning rates were tried
 
 
 def _loss_text(records: Sequence[Result]) -> str:

@@ -81,10 +81,7 @@ def size_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | None:
     columns["budget spent"] = [None if share is None else f"{100 * share:.2f} %" for share in spent]
     columns["seeds"] = [len(row.ok) for row in rows]
     columns |= metric_columns(board, rows, dict.fromkeys((ranking_column(board), *FIRST)))
-    known = {head: cells for head, cells in columns.items() if any(cell is not None for cell in cells)}
-    return _table(
-        {head: ["-" if cell is None else cell for cell in cells] for head, cells in known.items()}
-    )
+    return _table({head: cells for head, cells in columns.items() if {*cells} != {None}})
 
 
 def best_entries(entries: Sequence[Entry]) -> list[Entry]:

@@ -109,7 +109,7 @@ def test_missing_seed_shows_at_its_size(sweep: Sweep) -> None:
     }
 
 
-def test_budget_of_which_only_learning_rates_are_done_has_empty_tables(sweep: Sweep) -> None:
+def test_budget_with_trials_of_learning_rates_alone_has_empty_tables(sweep: Sweep) -> None:
     sweep.scheme("vanilla")
     sweep.add("vanilla", 64, 2 * BUDGETS[1], rate=0.04)
     headings = sweep.page().partition("### Sizes at 6e+12 training FLOPs")[2].splitlines()[2]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modbench.accounting.literature import ALL_CONVENTIONS, Reading, flops_under, reading
-from modbench.accounting.statement import meta_decoder
 from modbench.ledger import Phase, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES, Size
+from modbench.routing.build import meta_decoder
 
 PAGE = Path(__file__).parents[1] / "docs" / "conventions.md"
 REGENERATE = "python tools/conventions_page.py"

@@ -13,10 +13,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from modbench.accounting.literature import ALL_CONVENTIONS, flops_under, reading
-from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
 from modbench.ledger import PHASES, Workload
 from modbench.model.sizes import SIZES, Size
+from modbench.routing.build import meta_decoder
 from modbench.routing.registry import installed_modules, load_plugin, router_class
 
 #: The table of the built-in routers.

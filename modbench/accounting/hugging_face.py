@@ -63,12 +63,15 @@ def build(config: Any, device: str) -> nn.Module:
 
 
 def installed() -> Any:
+    """Return the module transformers. Raise a `UserError` if version 5 or later is not installed."""
+    remedy = "pip install 'transformers>=5'"
     try:
         import transformers
     except ImportError as error:
-        raise UserError(
-            "Hugging Face models need transformers: pip install 'transformers>=5'"
-        ) from error
+        raise UserError(f"a Hugging Face model needs transformers: {remedy}") from error
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        version = transformers.__version__
+        raise UserError(f"a Hugging Face model needs transformers 5, not {version}: {remedy}")
     return transformers
 
 

@@ -3,16 +3,13 @@ counters see when it runs on the meta device."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known, flops_under, reading
 from modbench.errors import FAULTS, UserError
 from modbench.ledger import CONVENTIONS, Ledger, Workload
 from modbench.model.config import ModelConfig
 from modbench.routing.plugin_fault import raised
-
-if TYPE_CHECKING:
-    from modbench.routing.build import RoutedDecoder
 
 #: A model's ledger, and what the papers' formulas read off it.
 Model = tuple[Ledger, Reading]
@@ -89,6 +86,8 @@ def router_statement(
 ) -> Statement:
     """State a router (``NAME`` or ``NAME:PRESET``) next to the dense decoder of the same shape. Raise a
     `UserError` if its name or an option is unknown, or the shape impossible."""
+    from modbench.routing.build import meta_decoder
+
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
     described = {"router": routed.router.name, "options": routed.router.options()}
     return _stated(
@@ -132,15 +131,3 @@ def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | s
         raise UserError(f"--profile: the model {what}") from error
     ours = counted.ledger.total(asked.convention)
     return {"modbench": ours, **other_counts(model, inputs, phase, past)}
-
-
-def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) -> "RoutedDecoder":
-    """Build the decoder of ``router`` (``NAME`` or ``NAME:PRESET``) on the meta device."""
-    import torch
-
-    from modbench.routing.build import RoutedDecoder
-    from modbench.routing.registry import build_router, preset_options
-
-    plain, preset = preset_options(router)
-    with torch.device("meta"):
-        return RoutedDecoder(model, build_router(plain, {**preset, **options}))

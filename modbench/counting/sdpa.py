@@ -23,7 +23,7 @@ from modbench.counting.attention import needed_pairs
 from modbench.ledger import labels
 
 SDPA = torch._C._nn.scaled_dot_product_attention
-_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
 _inside = threading.local()
 _fused_on_cpu: dict[Any, bool] = {}
@@ -72,7 +72,7 @@ def is_watched() -> bool:
 
 
 def _attend(*args: Any, **kwargs: Any) -> Any:
-    given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+    given = {**dict(zip(ARGUMENTS, args, strict=False)), **kwargs}
     overridden = torch.overrides.has_torch_function(tuple(given.values()))
     counters = () if is_watched() else labels.listeners()
     with _PLACES.original() if overridden else nullcontext():
@@ -99,7 +99,7 @@ def as_on_cpu(given: Mapping[str, Any]) -> Tensor | None:
     """Run attention on the meta device by the op that a CPU would run, so that both devices show the
     same ops: by itself the meta device decomposes it into matmuls that no CPU executes. Return None if a
     CPU runs matmuls as well, and on other devices."""
-    tensors: tuple[Any, ...] = tuple(given.get(name) for name in _ARGUMENTS[:4])
+    tensors: tuple[Any, ...] = tuple(given.get(name) for name in ARGUMENTS[:4])
     query, key, value, mask = tensors
     if not all(t is None or (type(t) in _PLAIN and t.is_meta and not t.is_nested) for t in tensors):
         return None

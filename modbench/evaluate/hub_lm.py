@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from modbench.accounting.families import family_ledger, stated_length
+from modbench.accounting.hugging_face import installed
 from modbench.errors import UserError, several
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.ledger import Ledger, Workload
@@ -114,22 +115,17 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
     """Load a model folder of transformers with its tokenizer; no code of the folder is run. Raises
     UserError: transformers is missing, the folder has no weights, no tokenizer, no causal language
     model, a tokenizer of another model, or a file that is truncated or damaged."""
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise UserError(
-            "Hugging Face models need transformers: pip install 'transformers>=5'"
-        ) from error
+    transformers = installed()
     _check_weights(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises plain ones for a damaged tokenizer.json
         raise UserError(
             f"{folder} has no tokenizer that transformers can load ({_first_line(error)}); copy the "
             "tokenizer files of the model there"
         ) from error
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, dtype="auto", output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:

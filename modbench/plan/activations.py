@@ -1,33 +1,31 @@
 """Peak bytes of a training step or a prefill, from shapes.
 
-The model runs on fake tensors of the CPU: they have shapes, storages and autocast but no values, so
-nothing is allocated and any router works. Routing takes its nominal counts, as on the meta device.
+The model runs on tensors that have shapes and storages but no values, so nothing is allocated and any
+router works: on the meta device, or under autocast, which that device lacks, on fake tensors of the CPU;
+these take about three times as long. Routing takes its nominal counts.
 
 B sequences, T tokens.
 """
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from modbench.counting.sdpa import ARGUMENTS, as_on_cpu
 from modbench.errors import FAULTS, UserError
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
-from modbench.routing.build import RoutedDecoder
+from modbench.routing.build import RoutedDecoder, outline
 from modbench.routing.plugin_fault import raised
 
 #: ``float32``: everything. ``autocast``: float32 weights and residual stream, matmuls in bfloat16.
@@ -36,7 +34,14 @@ Compute = Literal["float32", "autocast", "bfloat16"]
 #: The device whose kernels are assumed.
 Kernels = Literal["gpu", "cpu"]
 
+#: Operators that read values; a copy to the host does if it fails.
+_READS_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_COPY = torch.ops.aten._to_copy.default
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
+
+
+class _ReadsValuesError(Exception):
+    """An operator failed that reads values."""
 
 
 class Live(TorchDispatchMode):
@@ -55,7 +60,12 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        try:
+            out = func(*args, **(kwargs or {}))
+        except FAULTS as error:
+            if func is _COPY or _READS_VALUES.intersection(func.tags):
+                raise _ReadsValuesError(str(func)) from error
+            raise
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
@@ -75,7 +85,7 @@ class Live(TorchDispatchMode):
 
 
 class _Device(TorchFunctionMode):
-    """Makes fake CPU tensors behave as tensors without values on a device with ``kernels``."""
+    """Makes tensors without values behave as those of a device with ``kernels``."""
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()
@@ -84,9 +94,13 @@ class _Device(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # Routing asks integer and boolean tensors; floating-point ones stay on the CPU for autocast.
+        # Fake tensors: routing asks integer and boolean ones; floating-point ones keep autocast.
         if func == _IS_META and not args[0].dtype.is_floating_point:
             return True
+        if func is F.scaled_dot_product_attention:
+            fused = as_on_cpu(dict(zip(ARGUMENTS, args, strict=False)) | (kwargs or {}))
+            if fused is not None:  # else, as on a CPU, by matmuls
+                return fused
         if self._gpu and func in (F.rms_norm, torch.rms_norm):
             return _fused_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -114,23 +128,27 @@ class _FusedNorm(torch.autograd.Function):
 
 
 @contextmanager
-def _without_values(router: str, kernels: Kernels, dtype: torch.dtype) -> Iterator[None]:
-    """Context in which tensors have no values and new weights are of ``dtype``. Raise a `UserError` if
-    the layers of ``router`` need values, or fail."""
-    before = torch.get_default_dtype()
+def _without_values(
+    decoder: RoutedDecoder, kernels: Kernels, compute: Compute
+) -> Iterator[RoutedDecoder]:
+    """Context in which tensors have no values, with ``decoder`` built again for it. Raise a `UserError`
+    if its layers need values, or fail."""
+    before, router = torch.get_default_dtype(), decoder.router
     try:
-        torch.set_default_dtype(dtype)
-        with FakeTensorMode(), _Device(kernels):
-            yield
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise UserError(
-            f"router '{router}' can't be planned: it reads values of a tensor ({error.func}), and "
-            "planning allocates none; take counts through modbench.routing.topk.counts_to_host"
-        ) from error
+        torch.set_default_dtype(torch.bfloat16 if compute == "bfloat16" else torch.float32)
+        device = "cpu" if compute == "autocast" else "meta"
+        fake = FakeTensorMode() if compute == "autocast" else nullcontext()
+        with fake, torch.device(device), _Device(kernels):
+            yield outline(decoder.config, router, device)
     except UserError:
         raise
+    except _ReadsValuesError as error:
+        raise UserError(
+            f"router '{router.name}' can't be planned: it reads values of a tensor ({error}), and "
+            "planning allocates none; take counts through modbench.routing.topk.counts_to_host"
+        ) from error
     except FAULTS as error:
-        raise UserError(f"router '{router}' {raised(error, 'a pass without values')}") from error
+        raise UserError(f"router '{router.name}' {raised(error, 'a pass without values')}") from error
     finally:
         torch.set_default_dtype(before)
 
@@ -152,9 +170,8 @@ def training_activations(
 ) -> int:
     """Peak bytes of a training step that accumulates gradients, in addition to weights, gradients and
     optimizer states. Raise a `UserError` if the router's layers need values."""
-    dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
-    with _without_values(decoder.router.name, kernels, dtype):
-        model = RoutedDecoder(decoder.config, decoder.router).train()
+    with _without_values(decoder, kernels, compute) as model:
+        model.train()
         for layer in model.layers:
             layer.forward = partial(_on_device, kernels, layer.forward)
         weights = list(model.parameters())
@@ -177,9 +194,9 @@ def inference_memory(
     """Bytes at the peak of a prefill of ``sequences`` prompts of ``length`` tokens, in bfloat16 or
     float32, with nominal routing: weights, KV cache and temporary tensors. Raise a `UserError` if the
     router's layers need values."""
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
-    with _without_values(decoder.router.name, kernels, dtype), torch.no_grad():
-        model = RoutedDecoder(decoder.config, decoder.router).eval()
+    compute: Compute = "bfloat16" if bfloat16 else "float32"
+    with _without_values(decoder, kernels, compute) as model, torch.no_grad():
+        model.eval()
         weights = list(model.parameters())
         tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
         live, cache = Live([*weights, tokens_BT]), Cache(sequences)

@@ -1,6 +1,6 @@
-"""IsoFLOP grids: shapes of one family, around the size that spends a budget compute-optimally."""
+"""Shapes whose depth, heads and MLP follow the width, and isoFLOP grids of them around the size that
+spends a budget compute-optimally."""
 
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -9,13 +9,11 @@ from math import inf, log
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
+from modbench.plan.search import Read, largest
 
-#: Reads a shape: nominal training FLOPs per token (convention ``model``), active parameters.
-Read = Callable[[ModelConfig], tuple[float, int]]
-#: Largest ratio of active parameters between neighbours of a grid, and of its ends to its centre.
-WIDEST_STEP, WIDEST_REACH = 2.0, 4.0
-#: Number of widths that are searched.
-_WIDEST = 1024
+#: Largest ratio of active parameters between the ends of a grid and its centre: up to it the bias of the
+#: parabola is known (docs/isoflop.md); and between neighbours: five sizes reach as far.
+WIDEST_REACH, WIDEST_STEP = 4.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +49,26 @@ class Family:
                 f"centre; take a smaller one: at most {WIDEST_REACH:g} times"
             )
 
-    def shape(self, base: ModelConfig, number: int) -> ModelConfig:
-        """The ``number``-th narrowest shape, from 1, with the ratios of ``base``."""
+    def layers(self, base: ModelConfig, number: int) -> int:
+        """The depth of the ``number``-th narrowest shape."""
+        if self.aspect is None:
+            return base.layers
+        return self.layer_step * max(1, round(number * self.width_step / self.aspect / self.layer_step))
+
+    def shape(
+        self, base: ModelConfig, number: int, layers: int | None = None, mlp_width: int | None = None
+    ) -> ModelConfig:
+        """The ``number``-th narrowest shape, from 1, with the ratios of ``base`` where none is given."""
         width = number * self.width_step
         heads = base.heads if self.head_width is None else max(1, width // self.head_width)
-        layers = base.layers
-        if self.aspect is not None:
-            layers = self.layer_step * max(1, round(width / self.aspect / self.layer_step))
         try:
             return replace(
                 base,
                 width=width,
-                layers=layers,
+                layers=layers or self.layers(base, number),
                 heads=heads,
                 kv_heads=max(1, heads * base.key_heads // base.heads),
-                mlp_width=max(1, round(width * base.hidden / base.width)),
+                mlp_width=mlp_width or max(1, round(width * base.hidden / base.width)),
             )
         except UserError as error:
             raise UserError(
@@ -73,8 +76,11 @@ class Family:
             ) from error
 
 
-def isoflop_grid(family: Family, base: ModelConfig, budget: int, read: Read) -> list[ModelConfig]:
-    """The shapes of an isoFLOP curve in ascending order of size.
+def isoflop_grid(
+    family: Family, base: ModelConfig, budget: int, read: Read, step_tokens: int
+) -> list[ModelConfig]:
+    """The shapes of an isoFLOP curve in ascending order of size. ``read`` gives the FLOPs of a training
+    step of ``step_tokens`` tokens.
 
     The centre is the shape whose compute-optimal training (``tokens_per_parameter`` tokens per active
     parameter) costs closest to ``budget`` FLOPs. The others have ``spacing`` times as many or as few
@@ -82,49 +88,44 @@ def isoflop_grid(family: Family, base: ModelConfig, budget: int, read: Read) -> 
     centred grid, or the family too coarse for its spacing."""
 
     @cache
-    def at(number: int) -> tuple[float, int]:
+    def at(number: int) -> tuple[int, ...]:
         return read(family.shape(base, number))
 
     def cost(number: int) -> float:
-        flops, active = at(number)
-        return flops * active * family.tokens_per_parameter
-
-    def nearest(value: Callable[[int], float], target: float) -> int:
-        below = max(1, bisect_right(range(1, _WIDEST), target, key=value))
-        if below == _WIDEST - 1:
-            raise UserError(
-                f"budget {budget:g} needs widths above {below * family.width_step}, {below} times "
-                f"width_step {family.width_step}; raise width_step"
-            )
-        return min((below, below + 1), key=lambda n: abs(log(value(n) / target)))
+        flops, parameters = at(number)
+        return flops / step_tokens * parameters * family.tokens_per_parameter
 
     def active(number: int) -> float:
         return float(at(number)[1])
 
-    centre = nearest(cost, float(budget))
-    smaller, larger = [centre], [centre]
+    def nearest(value: Callable[[int], float], target: float) -> int:
+        below = max(1, largest(value, target))
+        return min((below, below + 1), key=lambda number: abs(log(value(number) / target)))
+
+    centre = nearest(cost, budget)
+    numbers = [centre]
     for step in range(1, family.sizes // 2 + 1):
-        number = min(smaller[-1] - 1, nearest(active, active(centre) / family.spacing**step))
-        while number + 1 < smaller[-1] and active(smaller[-1]) > WIDEST_STEP * active(number):
+        ratio = family.spacing**step
+        number = min(numbers[0] - 1, nearest(active, active(centre) / ratio))
+        while number + 1 < numbers[0] and active(numbers[0]) > WIDEST_STEP * active(number):
             number += 1
         if number < 1:
             raise UserError(
                 f"budget {budget:g} is too small for {family.sizes} sizes around its centre, width "
                 f"{centre * family.width_step}; raise the budget, or lower width_step"
             )
-        smaller.append(number)
-        number = max(larger[-1] + 1, nearest(active, active(centre) * family.spacing**step))
-        while number - 1 > larger[-1] and active(number) > WIDEST_STEP * active(larger[-1]):
+        numbers.insert(0, number)
+        number = max(numbers[-1] + 1, nearest(active, active(centre) * ratio))
+        while number - 1 > numbers[-1] and active(number) > WIDEST_STEP * active(numbers[-1]):
             number -= 1
-        larger.append(number)
-    numbers = [*smaller[:0:-1], *larger]
+        numbers.append(number)
     sizes = [active(number) for number in numbers]
-    ratio = max(large / small for small, large in pairwise(sizes))
+    apart = max(large / small for small, large in pairwise(sizes))
     reach = max(active(centre) / sizes[0], sizes[-1] / active(centre))
-    if ratio > WIDEST_STEP or reach > WIDEST_REACH:
+    if apart > WIDEST_STEP or reach > WIDEST_REACH:
         widths = [number * family.width_step for number in numbers]
         raise UserError(
-            f"budget {budget:g} gives the widths {widths}, whose sizes are up to {ratio:.2f} times "
+            f"budget {budget:g} gives the widths {widths}, whose sizes are up to {apart:.2f} times "
             f"apart and {reach:.2f} times from the centre; lower width_step or spacing (at most "
             f"{WIDEST_STEP:g} and {WIDEST_REACH:g})"
         )

@@ -1,15 +1,19 @@
 """Memory of one GPU in a training step, from shapes."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Literal
 
 from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.ledger import Workload
+from modbench.model.config import ModelConfig
 from modbench.plan.activations import Compute, Kernels, training_activations
-from modbench.routing.build import RoutedDecoder
+from modbench.plan.search import extrapolated, period_of
+from modbench.routing.build import RoutedDecoder, outline
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
@@ -106,14 +110,33 @@ class Measured:
 
     @cache  # noqa: B019
     def _run(self, sequences: int) -> int:
-        return training_activations(
-            self._decoder,
-            sequences,
-            self._length,
-            compute=self._compute,
-            kernels=self._kernels,
-            checkpoint=self._recipe.checkpoint,
-        )
+        load = Workload.uniform(sequences, self._length, "train")
+
+        @cache
+        def read(model: ModelConfig) -> tuple[int, int]:
+            """Peak of a pass, and FLOPs."""
+            decoder, recipe = outline(model, self._decoder.router), self._recipe
+            peak = training_activations(
+                decoder,
+                sequences,
+                self._length,
+                compute=self._compute,
+                kernels=self._kernels,
+                checkpoint=recipe.checkpoint,
+            )
+            return peak, decoder.ledger(load).total()
+
+        model, period = self._decoder.config, period_of(self._decoder.router)
+        # The peak grows by the same bytes with each group of layers, once they exceed all else; autocast
+        # keeps copies of weights, too, which may exceed the activations in deep models only.
+        if self._compute != "autocast":
+            with suppress(UserError):  # no model with so few layers
+                shallow, _ = read(replace(model, layers=period + model.layers % period))
+                peaks = {extrapolated(read, n * period, period)(model) for n in (1, 2)}
+                peak, flops = peaks.pop()
+                if not peaks and peak > shallow and flops == self._decoder.ledger(load).total():
+                    return peak
+        return read(model)[0]
 
     def largest_micro_batch(self, room: int) -> int:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""

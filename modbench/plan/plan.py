@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modbench.accounting.literature import convention_flops
-from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
@@ -14,6 +13,7 @@ from modbench.model.sizes import Size
 from modbench.plan.gpus import Cluster
 from modbench.plan.memory import Measured, Memory, Recipe
 from modbench.plan.solver import solve, spent_on
+from modbench.routing.build import meta_decoder
 
 
 @dataclass(frozen=True, kw_only=True)

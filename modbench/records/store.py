@@ -304,7 +304,7 @@ def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Par
                 line = raw.decode()
                 found[line] = found.get(line) or parse(line)
             except OlderError as error:
-                raise UserError(f"{path}: {error}") from error
+                raise UserError(f"{path}, line {number}: {error}") from error
             except (UserError, UnicodeDecodeError) as error:
                 reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
                 where = f"{path}, line {number}: no valid record: "

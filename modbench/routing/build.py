@@ -1,5 +1,6 @@
 """Models from a shape and a router."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from modbench.model.init import stream
 from modbench.model.layer import Layer
 from modbench.routing.hook_checks import expect, expect_arguments, expect_registered, shown
 from modbench.routing.plugin_fault import authors_code
+from modbench.routing.registry import build_router, preset_options
 from modbench.routing.router import Router
 
 
@@ -56,11 +58,18 @@ class RoutedDecoder(Decoder):
             return super().active_by_layer()
 
 
-def outline(config: ModelConfig, router: Router) -> RoutedDecoder:
-    """Build a decoder on the meta device, without values. Raise a `UserError` if the router cannot build
-    this shape."""
-    with torch.device("meta"), _Uninitialised():
+def outline(config: ModelConfig, router: Router, device: str = "meta") -> RoutedDecoder:
+    """Build a decoder without values, on the meta device unless the tensors of another one have none.
+    Raise a `UserError` if the router cannot build this shape."""
+    with torch.device(device), _Uninitialised():
         return RoutedDecoder(config, router)
+
+
+def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) -> RoutedDecoder:
+    """`outline` of ``router`` (``NAME`` or ``NAME:PRESET``). Raise a `UserError` for an unknown router,
+    preset or option, or a shape that the router cannot build."""
+    plain, preset = preset_options(router)
+    return outline(model, build_router(plain, {**preset, **options}))
 
 
 class _Uninitialised(TorchFunctionMode):

@@ -10,10 +10,10 @@ from modbench.model.config import ModelConfig
 from modbench.records.run import Timed
 from modbench.sweep.passes import refuse_more_passes, tokens_of
 from modbench.sweep.rows import Rows, resolve
-from modbench.sweep.run import parallel
 from modbench.sweep.step_times import Speed, recorded_speeds, speeds, timing_spec
 from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.wanted import Wanted, chosen, expand_planned
+from modbench.timing.system_load import LoadMonitor, parallel
 
 Tell = Callable[[str], None]
 StepFlops = dict[str, dict[ModelConfig, int]]  #: by scheme and shape
@@ -86,8 +86,6 @@ def plan_suite(
     at_a_time, threads = parallel()
     flops, busy, found = _step_flops(rows), False, dict[str, Speed]()
     if time:
-        from modbench.timing.system_load import LoadMonitor
-
         shapes = _shapes_of(runs, flops)
         if results is not None:
             found = recorded_speeds(results / rows.suite.header.name, shapes, threads)

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, is_file, several
 from modbench.model.config import ModelConfig
 from modbench.plan.family import isoflop_grid
+from modbench.plan.search import Read, solved
 from modbench.records.run import RouterCode
 from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.suite import Scheme, Suite, check_labels
@@ -200,35 +202,41 @@ def describe_row(
     """The fields of `Resolved` of ``scheme`` at each of ``shapes``, or with the grids of ``family``
     around ``base`` for ``budgets``. Imports torch and the router. Raises UserError: an unknown router or
     option, a wrong value, or a budget without a grid."""
+    from modbench.routing.build import outline
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
-    from modbench.train.budget import flops_per_step, model_of
+    from modbench.train.budget import flops_per_step
     from modbench.train.config import TrainTable
 
     name, preset = preset_options(scheme["router"])
-    options = build_router(name, {**preset, **scheme["options"]}).options()
+    router = build_router(name, {**preset, **scheme["options"]})
     config = TrainTable(**{**train, **scheme["train"]}).config()
     flops: list[int | str] = []
     for shape in shapes:
         try:
-            flops.append(flops_per_step(model_of(name, options, shape), config))
+            flops.append(flops_per_step(outline(ModelConfig(**shape), router), config))
         except UserError as error:
             flops.append(str(error))
-    described = {"name": name, "options": options, "plugin_sha256": plugin_sha256(name), "flops": flops}
+    described: dict[str, Any] = {"name": name, "options": router.options(), "flops": flops}
+    described["plugin_sha256"] = plugin_sha256(name)
     if family is None or base is None:
         return described
 
     @cache
-    def step_and_active(model: ModelConfig) -> tuple[int, int]:
-        decoder = model_of(name, options, asdict(model))
+    def read(model: ModelConfig) -> tuple[int, int]:
+        decoder = outline(model, router)
         return flops_per_step(decoder, config), decoder.parameter_count("active")
 
-    def read(model: ModelConfig) -> tuple[float, int]:
-        flops, active = step_and_active(model)
-        return flops / (config.batch * config.sequence), active
+    isoflop, model = IsoFlopConfig(**family), ModelConfig(**base)
+    step_tokens = config.batch * config.sequence
 
+    def search(read: Read) -> list[ModelConfig]:
+        grids = (isoflop_grid(isoflop, model, budget, read, step_tokens) for budget in budgets)
+        return list(chain.from_iterable(grids))
+
+    found, step_and_active = solved(search, read, isoflop.layer_step, isoflop.layer_step)
     grids, grid_flops = [], []
-    for budget in budgets:
-        grid = isoflop_grid(IsoFlopConfig(**family), ModelConfig(**base), budget, read)
+    for number, budget in enumerate(budgets):
+        grid = found[number * isoflop.sizes :][: isoflop.sizes]
         of_grid = [step_and_active(shape)[0] for shape in grid]
         steps = budget // max(of_grid)
         if steps < LEAST_STEPS:

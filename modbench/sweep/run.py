@@ -34,6 +34,7 @@ from modbench.sweep.wanted import (
     losses_of,
     titles,
 )
+from modbench.timing.system_load import parallel
 from modbench.trained.weights_folder import weights_of
 
 
@@ -204,17 +205,6 @@ class _Command:
             return []
         plan = TimingPlan.of(self.rows, self.folder, self.only)
         return plan.left(kinds, repetitions=1)
-
-
-def parallel() -> tuple[int, int]:
-    """Default number of concurrent runs, and the threads of each. On CPUs every run has one thread, so
-    that its bits do not depend on the number of runs; on a GPU one run is trained at a time."""
-    import torch
-
-    from modbench.timing.system_load import thread_count
-
-    cores = thread_count()
-    return (1, cores) if torch.cuda.is_available() else (cores, 1)
 
 
 def gpu_name() -> str | None:

@@ -31,6 +31,15 @@ def thread_count() -> int:
     return max(1, int(min(core_count(), quota() or core_count())))
 
 
+def parallel() -> tuple[int, int]:
+    """Default number of concurrent runs, and the threads of each. On CPUs every run has one thread, so
+    that its bits do not depend on the number of runs; on a GPU one run is trained at a time."""
+    import torch
+
+    cores = thread_count()
+    return (1, cores) if torch.cuda.is_available() else (cores, 1)
+
+
 def quota() -> float | None:
     """Cores' worth of processor time that the container may use; None without a limit."""
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modbench.accounting.hugging_face import installed
 from modbench.errors import UserError
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
@@ -62,7 +63,7 @@ def write_hugging_face(loaded: Loaded, folder: Path) -> float:
     largest difference of a logit. Raises UserError: transformers is not installed, it has no such model,
     or what it loads computes something else."""
     kind = model_type(loaded)
-    transformers = _installed()
+    transformers = installed()
     with _no_progress_bars():
         config = transformers.AutoConfig.for_model(kind, **_config(loaded))
         with torch.device("meta"):
@@ -73,19 +74,6 @@ def write_hugging_face(loaded: Loaded, folder: Path) -> float:
         _complete_config(folder / "config.json")
         _write_tokenizer(loaded, folder)
         return _difference(loaded, folder)
-
-
-def _installed() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError("export --to hf needs transformers: pip install 'transformers>=5'") from error
-    if int(transformers.__version__.partition(".")[0]) < 5:
-        raise UserError(
-            f"export --to hf needs transformers 5, and {transformers.__version__} is installed: "
-            "pip install 'transformers>=5'"
-        )
-    return transformers
 
 
 @contextmanager
@@ -199,7 +187,7 @@ def _write_tokenizer(loaded: Loaded, folder: Path) -> None:
 def _difference(loaded: Loaded, folder: Path) -> float:
     """Return the largest difference of a logit between ``loaded`` and the model that transformers loads
     from ``folder``. Raises UserError: it is too large, or the tokenizers differ."""
-    transformers = _installed()
+    transformers = installed()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(loaded.sequence, 256))

@@ -12,12 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modbench.accounting.other_counters import FORWARD_ONLY, Traced, other_counts
-from modbench.accounting.statement import meta_decoder
 from modbench.cli.main import main
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.routing.build import build_model
+from modbench.routing.build import build_model, meta_decoder
 from modbench.routing.registry import build_router, router_names
 
 sys.path.append(str(Path(__file__).parents[1] / "counting"))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.model.block import Block
@@ -21,7 +21,7 @@ from modbench.model.layer import Layer
 from modbench.plan.activations import Compute, Live, training_activations
 from modbench.plan.memory import Measured, Recipe
 from modbench.routing import registry
-from modbench.routing.build import build_model
+from modbench.routing.build import build_model, meta_decoder
 from modbench.routing.expert_router import ExpertRouter
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
@@ -146,9 +146,13 @@ class Counting(Layer):
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         above = (x_BTD[..., 0] > 0).sum(1)
         if self.by == "item":
-            counts = above.tolist()
+            counts = [int(above[0].item())]
         elif self.by == "counts_to_host":
             counts = counts_to_host(above, [x_BTD.shape[1] // 2] * len(x_BTD))
+        elif self.by == "tolist":
+            counts = above.tolist()
+        elif self.by == "mask":
+            counts = [len(x_BTD[x_BTD > 0])]
         else:
             raise RuntimeError("no")
         first = max(1, min(counts))
@@ -180,14 +184,81 @@ def test_a_plugin_that_uses_counts_to_host_is_planned() -> None:
     assert 0.4 * dense < half < 0.8 * dense
 
 
+class Attending(Layer):
+    """A block, and attention of the stream to itself with ``arguments``."""
+
+    def __init__(self, model: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.block = Block(model, layer)
+        self.arguments: dict[str, object] = {}
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        x_BHTP = x_BTD.unflatten(-1, (4, -1)).transpose(1, 2)
+        tokens, given = x_BTD.shape[1], dict(self.arguments)
+        if "attn_mask" in given:
+            given["attn_mask"] = torch.ones(tokens, tokens, dtype=torch.bool, device=x_BTD.device)
+        y_BHTP = F.scaled_dot_product_attention(x_BHTP, x_BHTP, x_BHTP, **given)  # type: ignore[arg-type]
+        return self.block(x_BTD, context) + y_BHTP.transpose(1, 2).flatten(2)  # type: ignore[no-any-return]
+
+    def ledger(self, load: Workload) -> Ledger:
+        return self.block.ledger(load)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"scale": 0.5, "is_causal": True}, {"attn_mask": True}, {"dropout_p": 0.1}],
+    ids=str,
+)
+def test_a_plugin_may_attend_with_any_arguments(
+    arguments: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peaks are those of a real step, whose kernel is fused, or with dropout several matmuls."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class AttendingRouter(Router):
+        name = "attending"
+
+        def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+            built = Attending(model, layer)
+            built.arguments = arguments
+            return built
+
+    monkeypatch.setitem(registry._registered, "attending", AttendingRouter)
+    shape = ModelConfig(vocabulary=64, width=32, layers=2, heads=4)
+    real, _ = real_peak("attending", shape, "float32", checkpoint=False)
+    decoder = meta_decoder("attending", {}, shape)
+    peak = training_activations(decoder, SEQUENCES, LENGTH, compute="float32", kernels="cpu")
+    assert peak == pytest.approx(real, rel=0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thinning(Router):
+    """Selects half of the tokens from the tenth layer on."""
+
+    name = "thinning"
+
+    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
+        return Counting(model, layer, "counts_to_host") if layer >= 9 else Block(model, layer)
+
+
+@pytest.mark.parametrize("router", ["vanilla", "mod", "thinning"])
+@pytest.mark.parametrize("compute", ["bfloat16", "autocast"])
+def test_deep_models_are_extrapolated_exactly(
+    router: str, compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With autocast and checkpoints, copies of weights are more than the activations of deep models."""
+    monkeypatch.setitem(registry._registered, "thinning", Thinning)
+    decoder = meta_decoder(router, {}, replace(AWKWARD, layers=12))
+    measured = Measured(decoder, LENGTH, Recipe(checkpoint=True), compute=compute)
+    full = training_activations(decoder, SEQUENCES, LENGTH, compute=compute, checkpoint=True)
+    assert measured.memory(SEQUENCES).activations == full
+
+
 @pytest.mark.usefixtures("_plugin")
 @pytest.mark.parametrize(
     ("by", "says"),
     [
-        (
-            "item",
-            r"router 'by_count' can't be planned: .* modbench.routing.topk.counts_to_host$",
-        ),
+        *((by, r"'by_count' can't be planned: .*counts_to_host$") for by in ("item", "tolist", "mask")),
         ("error", r"router 'by_count' raised RuntimeError: no in a pass without values .* fix it$"),
     ],
 )

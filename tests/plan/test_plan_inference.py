@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from modbench.accounting.statement import meta_decoder
 from modbench.model.config import ModelConfig
 from modbench.plan.activations import inference_memory
+from modbench.routing.build import meta_decoder
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, kv_heads=2, mlp_width=64)
 

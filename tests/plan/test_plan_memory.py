@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from modbench.accounting.statement import meta_decoder
 from modbench.model.config import ModelConfig
 from modbench.plan import memory as memory_module
 from modbench.plan.memory import Measured, Memory, Recipe
+from modbench.routing.build import meta_decoder
 
 DENSE = ModelConfig(vocabulary=100, width=16, layers=2, heads=2, mlp_width=24)
 #: Of DENSE: qkv, out, gate and up and down, two norms; then the tied embedding and the last norm.

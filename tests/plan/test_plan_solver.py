@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modbench.accounting.statement import meta_decoder
 from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.block import Block
@@ -17,6 +16,7 @@ from modbench.model.sizes import SIZES
 from modbench.plan.solver import Solution, solve
 from modbench.routers.mod import MixtureOfDepths
 from modbench.routing import registry
+from modbench.routing.build import meta_decoder
 from modbench.routing.router import Router
 
 SCHEMES = (

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 
 from modbench.errors import UserError
+from modbench.model.config import ModelConfig
 from modbench.records.store import Finished
+from modbench.routing.build import meta_decoder
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.wanted import Wanted, chosen, expand, expand_planned, losses_of
-from modbench.train.budget import flops_per_step, model_of
+from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
 
 SCHEMES = [{"router": "vanilla"}, {"router": "mod", "tokens_per_parameter": 10.0}]
@@ -172,7 +174,10 @@ def test_rows_state_the_flops_of_a_training_step_of_each_size() -> None:
     row = resolve(suite()).resolved["mod"]
     config = TrainConfig(sequence=32, batch=2)
     assert row.grid_flops == [
-        [flops_per_step(model_of("mod", row.options, shape), config) for shape in grid]
+        [
+            flops_per_step(meta_decoder("mod", row.options, ModelConfig(**shape)), config)
+            for shape in grid
+        ]
         for grid in row.grids
     ]
 

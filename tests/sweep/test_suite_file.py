@@ -1,15 +1,15 @@
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from modbench.errors import UserError
+from modbench.routing.build import meta_decoder
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, find_suite, load_suite, shipped_suites
 from modbench.sweep.wanted import expand
-from modbench.train.budget import flops_per_step, model_of
+from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
 
 GOOD = """
@@ -67,7 +67,7 @@ def test_a_scheme_has_a_shape_of_its_own(tmp_path: Path) -> None:
     }
     step = TrainConfig(batch=4)
     assert resolve(parse(tmp_path, shallow)).resolved["vanilla"].flops == [
-        flops_per_step(model_of("vanilla", {}, asdict(runs[0].model)), step)
+        flops_per_step(meta_decoder("vanilla", {}, runs[0].model), step)
     ]
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from modbench.accounting.statement import meta_decoder
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.sizes import SIZES
+from modbench.routing.build import meta_decoder
 
 Reach = Callable[[str, float, float, str], None]
 ROUTERS = ("vanilla", "token_choice", "expert_choice", "mod", "mode_staged", "mode_integrated")

@@ -43,14 +43,29 @@ def parabola(sizes: Any, losses: Any) -> Minima:
     x, y = _checked(sizes, losses)
     if len(x) < LEAST_SIZES:
         return _none("too-few", len(y))
-    middle = x.mean()
-    square, slope, constant = np.polynomial.polynomial.polyfit(x - middle, y.T, 2)[::-1]
+    middle, square, slope, constant = parabola_through(x, y)
     with np.errstate(divide="ignore", invalid="ignore"):
         vertex = middle - slope / (2 * square)
         lowest = constant - slope**2 / (4 * square)
     flat = np.abs(square) <= 1e-12 * np.abs(constant)
     verdicts = np.select([flat | (square < 0), vertex <= x[0], vertex >= x[-1]], [3, 1, 2], 0)
     return _minima(verdicts, vertex, lowest)
+
+
+def parabola_through(x: Array, y: Array) -> tuple[float, Array, Array, Array]:
+    """Least-squares parabola ``square * (x - middle)**2 + slope * (x - middle) + constant`` of each row
+    of ``y`` (S, P) at ``x`` (P,): the middle, and the three coefficients (S,).
+
+    It sums the products with orthogonal polynomials itself: a linear algebra library rounds otherwise on
+    another processor."""
+    middle = float(x.mean())
+    first = x - middle
+    length = (first**2).sum()
+    skew, spread = (first**3).sum() / length, length / len(x)
+    second = first**2 - skew * first - spread
+    square = (y * second).sum(axis=1) / (second**2).sum()
+    slope = (y * first).sum(axis=1) / length - skew * square
+    return middle, square, slope, y.mean(axis=1) - spread * square
 
 
 def akima(sizes: Any, losses: Any) -> Minima:

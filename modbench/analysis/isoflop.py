@@ -26,6 +26,10 @@ LEAST_INTERIOR = 0.5
 #: level when up to three depths are equally good (`tests/analysis/test_depths.py`).
 WIDENED = 4.0
 Interval = tuple[float, float]
+#: Significant digits of an optimum that are the same on every processor: exp, log and linear algebra
+#: round differently on another one, and the search for a surface ends within 1e-9 of its optimal size.
+_DIGITS = {"surface": 6}
+_DIGITS_OF_CURVES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,15 @@ def quantiles(values: Array, level: float = 0.95) -> Interval:
     """The central interval that holds ``level`` of ``values``."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def rounded(value: float, digits: int = _DIGITS_OF_CURVES) -> float:
+    """``value`` to ``digits`` significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def _rounded(interval: Interval, digits: int) -> Interval:
+    return rounded(interval[0], digits), rounded(interval[1], digits)
 
 
 def widened(values: Array, estimate: float, level: float = 0.95) -> Interval:
@@ -183,16 +196,17 @@ def _optimum(
     elif share < LEAST_INTERIOR:
         void = f"only {share:.0%} of the draws have an interior optimum"
     inside = spread.interior
+    digits = _DIGITS.get(fit, _DIGITS_OF_CURVES)
     return Optimum(
         scheme=scheme,
         budget=budget,
         fit=fit,
         verdict=verdict,
-        size=float(point.sizes[0]),
-        tokens=float(np.exp(_log_tokens(sizes, tokens)(np.log(point.sizes[0])))),
-        loss=float(point.losses[0]),
-        size_interval=None if void else quantiles(spread.sizes[inside]),
-        loss_interval=None if void else quantiles(losses[inside]),
+        size=rounded(point.sizes[0], digits),
+        tokens=rounded(np.exp(_log_tokens(sizes, tokens)(np.log(point.sizes[0]))), digits),
+        loss=rounded(point.losses[0], digits),
+        size_interval=None if void else _rounded(quantiles(spread.sizes[inside]), digits),
+        loss_interval=None if void else _rounded(quantiles(losses[inside]), digits),
         interior_share=share,
         void=void,
         drawn_losses=np.full(len(losses), np.nan) if void else losses,

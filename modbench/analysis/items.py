@@ -12,6 +12,10 @@ import numpy as np
 
 from modbench.analysis.noise import Array
 
+#: Digits of a difference that are the same on every processor. A difference of counts over a round
+#: number of items lies on the edge between two rounded values, and a last digit would decide.
+_DECIMALS = 12
+
 
 class ItemScore(NamedTuple):
     """Scores of one multiple-choice item, see `score_item`."""
@@ -126,11 +130,11 @@ def paired_bootstrap(
     drawn_S = np.empty(draws)
     for draw in range(draws):
         counted_N = weights_N * np.bincount(generator.integers(number, size=number), minlength=number)
-        drawn_S[draw] = counted_N @ difference_N / counted_N.sum()
+        drawn_S[draw] = (counted_N * difference_N).sum() / counted_N.sum()
     low, high = np.quantile(drawn_S, (0.025, 0.975))
     return ItemDifference(
-        difference=float(weights_N @ difference_N / weights_N.sum()),
-        interval=(float(low), float(high)),
+        difference=round(float((weights_N * difference_N).sum() / weights_N.sum()), _DECIMALS),
+        interval=(round(float(low), _DECIMALS), round(float(high), _DECIMALS)),
         items=number,
     )
 

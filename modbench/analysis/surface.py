@@ -63,14 +63,14 @@ def _linear(columns: Array, losses: Array, delta: float, steps: int) -> tuple[fl
     reweighted least squares at most."""
     terms, _ = nnls(columns, losses)
     for _ in range(steps):
-        root = np.sqrt(_weights(losses - columns @ terms, delta))
+        root = np.sqrt(_weights(losses - (columns * terms).sum(axis=1), delta))
         new, _ = nnls(columns * root[:, None], losses * root)
 
         done = np.allclose(new, terms, rtol=1e-11, atol=0)
         terms = new
         if done:
             break
-    return mean_huber(losses - columns @ terms, delta), terms
+    return mean_huber(losses - (columns * terms).sum(axis=1), delta), terms
 
 
 def fit_surface(sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA) -> Surface:
@@ -162,10 +162,10 @@ def refit(
             axis=2,
         )
         weighted = slopes * _weights(residual, delta)[:, :, None]
-        normal = np.einsum("spi,spj->sij", weighted, slopes)
-        right = np.einsum("spi,sp->si", weighted, residual)
-        diagonal = np.einsum("sii->si", normal) + 1e-15
-        damped = normal + np.einsum("si,ij->sij", damping[:, None] * diagonal, np.eye(5))
+        normal = (weighted[:, :, :, None] * slopes[:, :, None, :]).sum(axis=1)
+        right = (weighted * residual[:, :, None]).sum(axis=1)
+        diagonal = np.diagonal(normal, axis1=1, axis2=2) + 1e-15
+        damped = normal + (damping[:, None] * diagonal)[:, :, None] * np.eye(5)
         trial = np.clip(x + np.linalg.solve(damped, right[:, :, None])[:, :, 0], low, high)
         then = objective(trial)
         better = then < now

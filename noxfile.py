@@ -36,23 +36,31 @@ PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 
 
-def ready(session: nox.Session, name: str = "modbench", further: Sequence[str] = ()) -> str:
-    """Create or update the environment ``name`` with ``further`` packages and return its Python; with
-    --no-venv, return the Python that runs nox."""
+def ready(
+    session: nox.Session,
+    name: str = "modbench",
+    further: Sequence[str] = (),
+    project: str = "[dev]",
+) -> str:
+    """Create or update the environment ``name`` with modbench, its extras ``project`` and ``further``
+    packages, and return its Python; with --no-venv, return the Python that runs nox."""
     if "--no-venv" in sys.argv:
         return sys.executable
     environment = ENVIRONMENTS / name
     python = environment / "bin" / "python"
     stamp = environment / "installed"
-    project = (HERE / "pyproject.toml").read_bytes()
-    asked = "".join((sys.version, str(HERE), *further)).encode()
-    wanted = hashlib.sha256(project + asked).hexdigest()
+    versions = (HERE / "pyproject.toml").read_bytes()
+    asked = "".join((sys.version, str(HERE), project, *further)).encode()
+    wanted = hashlib.sha256(versions + asked).hexdigest()
     if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
         stamp.unlink(missing_ok=True)
         session.run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(environment))
-        session.log(f"installing modbench and its dependencies into {environment}, PyTorch included")
+        session.log(
+            f"installing modbench into {environment}, with PyTorch: pip prints what it collects, and "
+            "then nothing for some minutes while it unpacks"
+        )
         install = [str(python), "-m", "pip", "install"]  # not quiet: it takes minutes
-        session.run(*install, "--editable", f"{HERE}[dev]")
+        session.run(*install, "--editable", f"{HERE}{project}")
         if further:  # some of them need installed packages to build
             session.run(*install, "--no-build-isolation", *further, env={"DS_BUILD_OPS": "0"})
         stamp.write_text(wanted)
@@ -60,8 +68,13 @@ def ready(session: nox.Session, name: str = "modbench", further: Sequence[str] =
 
 
 def module(session: nox.Session, *words: str) -> None:
-    """python -m ``words``."""
+    """python -m ``words``, with the tools of developers."""
     session.run(ready(session), "-m", *words)
+
+
+def for_users(session: nox.Session) -> str:
+    """The Python of the environment of benchmarks, which has no developer's tools."""
+    return ready(session, "bench", project="")
 
 
 @nox.session
@@ -129,7 +142,7 @@ def suite(session: nox.Session, verb: str, name: str, results: str, words: Seque
     """Run modbench ``verb`` on a shipped suite; write to ``results``/ unless ``words`` has --results."""
     if "--results" not in words:
         words = [*words, "--results", results]
-    module(session, "modbench", verb, f"suites/{name}.toml", *words)
+    session.run(for_users(session), "-m", "modbench", verb, f"suites/{name}.toml", *words)
 
 
 def of_training(words: Sequence[str]) -> list[str]:
@@ -145,8 +158,12 @@ def of_training(words: Sequence[str]) -> list[str]:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Train and measure the quick suite in my-results/; arguments after -- go to modbench run."""
+    """Train and measure the quick suite in my-results/ and compare it with the committed table;
+    arguments after -- go to modbench run."""
     suite(session, "run", "quick", "my-results", session.posargs)
+    if "--results" not in session.posargs:
+        compare = ("compare", "results/quick", "my-results/quick")
+        session.run(for_users(session), "-m", "modbench", *compare)
 
 
 @nox.session(name="bench-gpu")
@@ -154,11 +171,11 @@ def bench_gpu(session: nox.Session) -> None:
     """Measure time and memory of the gpu suite's schemes on a GPU, then train them, in my-results-gpu/;
     arguments after -- go to modbench time, and to modbench run where it has the option."""
     code = "import torch; print(torch.cuda.is_available())"
-    if "True" not in str(session.run(ready(session), "-c", code, silent=True)):
+    if "True" not in str(session.run(for_users(session), "-c", code, silent=True)):
         session.error("bench-gpu needs a CUDA GPU and PyTorch finds none; on a CPU run: nox -s bench")
     if "--no-venv" not in sys.argv:
         # Clocks, throttling and energy; without it they are empty in the timings.
-        session.run(ready(session), "-m", "pip", "install", "nvidia-ml-py")
+        session.run(for_users(session), "-m", "pip", "install", "nvidia-ml-py")
     timed = True
     try:
         suite(session, "time", "gpu", "my-results-gpu", session.posargs)

@@ -35,6 +35,7 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "cpu": _cpu(),
+        "instructions": _instructions(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world_size": 1,
@@ -74,6 +75,17 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """Instruction sets that decide the last digits, such as ``AVX512 AVX512_BF16``: processors of one
+    name differ in them."""
+    extras = {
+        "AVX512_BF16": torch.cpu._is_avx512_bf16_supported,
+        "AMX": torch.cpu._is_amx_tile_supported,
+    }
+    names = [name for name, is_supported in extras.items() if is_supported()]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *names])
 
 
 def code_version() -> dict[str, Any]:

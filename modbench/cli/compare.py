@@ -1,0 +1,37 @@
+"""The command `modbench compare`."""
+
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+def compare(
+    first: Annotated[Positional[str], arg(metavar="A", help_behavior_hint="")],
+    second: Annotated[Positional[str], arg(metavar="B", help_behavior_hint="")],
+    /,
+    *,
+    fail_if_worse: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
+) -> int:
+    """Compare two suites' results, or two rows: what differs, and each paired difference.
+
+    Runs are paired by label, budget and seed; two rows of other labels by budget and seed.
+
+    Examples: modbench compare results/quick my-results/quick;
+    modbench compare my-results/quick/vanilla my-results/quick/mine --fail-if-worse heldout_loss
+
+    Args:
+        first: folder of a suite's results, or such a folder and a label: what B is compared with
+        second: the same
+        fail_if_worse: exit with 1 if a row of B is worse in this metric
+    """
+    from modbench.report.compare import Comparison, Side
+
+    comparison = Comparison(Side.of(first), Side.of(second))
+    worse = comparison.worse(fail_if_worse) if fail_if_worse else []
+    print(f"first: {first}\nsecond: {second}\n")
+    print(comparison.table().to_text(), end="\n\n")
+    for sentence in comparison.sentences():
+        print(sentence)
+    if worse:
+        print(f"\nworse in {fail_if_worse}: {', '.join(worse)}")
+    return 1 if worse else 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modbench.errors import UserError, known_names
 from modbench.evaluate.tasks.names import check_names
@@ -29,7 +29,7 @@ class MeasureConfig:
 
     #: what is done: audit, train, heldout, downstream, memory, timing; train is required
     steps: tuple[str, ...] = tuple(STEPS)
-    heldout_tokens: int = 65_536  #: held-out tokens of the final loss
+    heldout_tokens: int | Literal["all"] = 65_536  #: held-out tokens of the final loss
     curve_tokens: int = 8_192  #: held-out tokens of each point of the learning curve
     #: tasks, groups and tags of lm-eval and of modbench by name (docs/evaluation.md)
     downstream: tuple[str, ...] = ("modbench_cloze",)
@@ -61,7 +61,7 @@ class MeasureConfig:
         check_names(self.downstream, include=self.include, data_dir=self.data_dir)
         for name in ("heldout_tokens", "curve_tokens", "downstream_limit"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise UserError(f"measure {name} is {value}; it must be 1 or more")
         if self.downstream_fewshot is not None and self.downstream_fewshot < 0:
             raise UserError(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -68,8 +68,9 @@ class RunJob:
         load_weights(weights_of(self.folder, self.run, budget), model, key=self.run.key)
         return model.train()
 
-    def windows(self, tokens: int) -> np.ndarray:
+    def windows(self, tokens: int | Literal["all"]) -> np.ndarray:
         """Held-out windows (W, T + 1) of about ``tokens`` tokens."""
+        tokens = len(self.data.heldout_N) if tokens == "all" else tokens
         return heldout_windows(self.data.heldout_N, sequence=self.train.sequence, tokens=tokens)
 
     def say(self, event: dict[str, Any]) -> None:

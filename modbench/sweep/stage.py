@@ -77,6 +77,12 @@ class Stage:
             return True
         return False
 
+    def seconds_of_step(self) -> float:
+        """Seconds of the current step so far; while it waits, those before."""
+        name = self._before if self._name == "waiting" else self._name
+        now = 0.0 if self._name == "waiting" else time.monotonic() - self._since
+        return self.seconds[name] + now
+
     def spent(self) -> dict[str, float]:
         """Seconds of each step since the last call."""
         self._account(self._name)

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Trained:
     miscounted: str  #: where the ledger differs from the counter; empty if nowhere
     recharged: str  #: where the ledger, asked again, differs from what it charged; empty if nowhere
     curve: list[dict[str, Any]]
+    #: seconds of training by the processes that this one continues
+    earlier_seconds: float = field(compare=False)
 
 
 def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
@@ -126,7 +128,10 @@ class _Run:
         train: TrainConfig,
         schedule: Schedule,
         dtype: torch.dtype,
+        clock: Callable[[], float],
     ) -> None:
+        self.clock, self.since = clock, clock()
+        self.earlier = 0.0  #: seconds that other processes have trained it
         self.model, self.batches, self.dtype = model, batches, dtype
         self.train, self.schedule = train, schedule
         self.device = next(model.parameters()).device
@@ -243,6 +248,7 @@ class _Run:
             "charges": asdict(self.charges),
             "trunk": self.trunk,
             "origin": origin,
+            "seconds": self.earlier + self.clock() - self.since,
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -281,6 +287,7 @@ class _Run:
             print(why, file=sys.stderr)
             return
         self._restore(state)
+        self.earlier = state["seconds"]
         self.counts, self.charges = CountedSteps(**state["counts"]), Charges(**state["charges"])
         for name in ("trunk", *_PLAIN):
             setattr(self, name, state[name])
@@ -322,6 +329,7 @@ def train_model(
     at_end: Callable[[End], None] = lambda end: None,
     origin: str = "",
     stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Trained:
     """Train until another step would exceed the largest budget of ``schedule``; continue from the
     checkpoint in ``folder``. ``at_end`` is called with the model trained to each budget; a resumed run
@@ -337,7 +345,7 @@ def train_model(
     point of the learning curve; a `StoppedError` once ``stop()`` returns True and the state is saved:
     call again to continue.
     """
-    run, path = _Run(model, batches, train, schedule, dtype), folder / "checkpoint.pt"
+    run, path = _Run(model, batches, train, schedule, dtype, clock), folder / "checkpoint.pt"
     checkpoint.remove_leftovers(folder)
     run.resume(path, origin)
     saved, said = time.monotonic(), 0.0
@@ -381,4 +389,5 @@ def train_model(
         miscounted=run.counts.figure(),
         recharged=run.charges.asked_again(model, run.load),
         curve=run.curve,
+        earlier_seconds=run.earlier,
     )

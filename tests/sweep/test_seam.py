@@ -95,7 +95,7 @@ def test_old_runs_are_scored_on_a_task_by_one_command(place: Path) -> None:
 def test_where_the_weights_are_gone_it_says_so_before_it_trains_again(place: Path) -> None:
     for weights in (place / "my-results" / "seam" / "runs").glob("*/model.safetensors"):
         weights.unlink()
-    write_suite(place, "seam", "vanilla", "mod", measure=MEASURE | {"heldout_tokens": 128}, **TABLES)
+    write_suite(place, "seam", "vanilla", "mod", measure=MEASURE | {"heldout_tokens": "all"}, **TABLES)
     out = run(place, "--only", "mod", "--measure", "modbench_bits_per_byte")
     assert "1 run without stored weights not measured: mod" in " ".join(out.split())
     out = " ".join(run(place, "--only", "mod").split())

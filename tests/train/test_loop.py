@@ -1,6 +1,7 @@
 """Training to a budget, resumable to the bit."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -57,6 +58,7 @@ def run(
     text_N: np.ndarray = TEXT_N,
     heldout: float = 1.0,
     say: Callable[[dict[str, Any]], None] = lambda event: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Decoder, Trained]:
     model = build_model(shape_of(name), build_router(name), seed=1)
     if steps is not None:
@@ -75,6 +77,7 @@ def run(
         say=say,
         origin=origin,
         stop=lambda: stop_after is not None and next(asked) >= stop_after,
+        clock=clock,
     )
     return model, trained
 
@@ -91,6 +94,23 @@ def test_resumed_equals_uninterrupted_to_the_bit(name: str, tmp_path: Path) -> N
     assert spent == spent_in_parts
     ours, theirs = whole.state_dict(), parts.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_seconds_of_all_its_processes_are_kept(tmp_path: Path) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1.0
+        return now
+
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            run("vanilla", tmp_path, stop_after=3, clock=clock)
+    ended = now
+    _, trained = run("vanilla", tmp_path, clock=clock)
+    assert ended > 2
+    assert trained.earlier_seconds == ended - 2  # the clock's first call in each process is its zero
 
 
 @pytest.mark.parametrize("name", router_names())

@@ -126,7 +126,9 @@ def _setting(board: Leaderboard, entries: Sequence[Entry]) -> str:
     of_several = differing(models)
     model = {name: value for name, value in models[0].items() if name not in of_several}
     corpus, limit = held["corpus"], held["heldout_tokens"]
-    scored_on = f"at most {several(limit, 'held-out token', ',')}" if limit else "all held-out tokens"
+    scored_on = "all held-out tokens"
+    if isinstance(limit, int):
+        scored_on = f"at most {several(limit, 'held-out token', ',')}"
     # Equal in all rows; a row that stopped early has none.
     scored = next((e.row for e in entries if e.row.value("unigram_loss")), entries[0].row)
     return (

@@ -65,7 +65,9 @@ def train(job: RunJob) -> None:
         origin=f"text {job.data.sha256[:12]}, modbench {modbench.__version__} "
         f"{code_version()['commit']}",
         stop=job.stage.stopped,
+        clock=job.stage.seconds_of_step,
     )
+    job.stage.seconds["train"] += trained.earlier_seconds
     job.found["curve"] = trained.curve
     if trained.left_behind:
         job.found["left_behind"] = trained.left_behind

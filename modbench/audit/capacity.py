@@ -114,7 +114,7 @@ class _Number:
 def _numbers(subject: Subject) -> list[_Number]:
     """The numbers of all layers whose router decides how many tokens it selects."""
     deciding = _deciding(subject.model)
-    found: dict[str, list[float]] = {name: [] for name in deciding}
+    shares: dict[str, list[float]] = {name: [] for name in deciding}
     models = [subject.twin(), copy.deepcopy(subject.initial)] if deciding else []
     for draw, model in enumerate(models):
         context, text_BT = Context(), subject.tokens(*TEXT, draw=7 + draw)
@@ -126,8 +126,8 @@ def _numbers(subject: Subject) -> list[_Number]:
             reached = text_BT.numel()
             if what == "experts" and selected_BT is not None:  # inside a block that skips tokens
                 reached = int(selected_BT.sum())
-            found[name].append(routed / max(reached, 1))
-    return [_number(layer, tuple(found[name])) for name, layer in deciding.items()]
+            shares[name].append(routed / max(reached, 1))
+    return [_number(layer, tuple(shares[name])) for name, layer in deciding.items()]
 
 
 def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
@@ -181,15 +181,15 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
     for parameter in noisy.layers.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
-    found = []
+    means = []
     for model in (subject.exact, subject.initial, noisy):
         context = Context(selection="causal")
         model(tokens_BT, context)
         shown = [context.trace.tensors.get((layer, "selected")) for layer in layers]
         shares = [shown_BT.double().mean().item() for shown_BT in shown if shown_BT is not None]
         if shares:
-            found.append(sum(shares) / len(shares))
-    return found
+            means.append(sum(shares) / len(shares))
+    return means
 
 
 def _cases(tokens_BT: Tensor, *, first: bool) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:

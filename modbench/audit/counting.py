@@ -170,7 +170,7 @@ def _padded_and_single(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedP
     ]
     yield from alone
     together = _counted(" with padding", subject.exact, tokens_BT, padded, "causal", "forward")
-    yield replace(together, parts=[one.counter for one in alone])
+    yield replace(together, parts=[single.counter for single in alone])
 
 
 def _counted(
@@ -222,12 +222,12 @@ def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[Co
         _read(model, text_BT[row : row + 1], [lengths[row : row + 1] for lengths in reads])
         for row in range(rows)
     ]
-    for one in alone:
-        for name, workload, counter in one:
+    for passes in alone:
+        for name, workload, counter in passes:
             yield CountedPass(f"a {name} of one sequence", model, workload, counter, (counter,))
     together = _read(model, text_BT, reads)
-    for (name, workload, counter), *ones in zip(together, *alone, strict=True):
-        parts = [of_one for _, _, of_one in ones]
+    for (name, workload, counter), *singles in zip(together, *alone, strict=True):
+        parts = [single for _, _, single in singles]
         yield CountedPass(f"a {name} of each sequence of a batch", model, workload, counter, parts)
 
 
@@ -236,7 +236,7 @@ def _read(
     model: RoutedDecoder, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
 ) -> list[tuple[str, Workload, FlopCounter]]:
     """Count cached passes; ``reads`` holds the number of new tokens of each sequence, pass by pass."""
-    cache, found = Cache(len(text_BT)), []
+    cache, passes = Cache(len(text_BT)), []
     for number, lengths in enumerate(reads):
         past = tuple(cache.read)
         new_BT, lengths_B = next_tokens(text_BT, cache, lengths)
@@ -245,5 +245,5 @@ def _read(
             model(new_BT, context)
         phase: Phase = "prefill" if number < 2 else "decode"
         workload = Workload(lengths=lengths, past=past, phase=phase, counts=context.trace.counts)
-        found.append((("prompt", "chunk", "decoded token")[min(number, 2)], workload, counter))
-    return found
+        passes.append((("prompt", "chunk", "decoded token")[min(number, 2)], workload, counter))
+    return passes

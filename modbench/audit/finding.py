@@ -133,14 +133,14 @@ class Subject:
     def skipping(self) -> dict[int, bool]:
         """Layers that show ``selected``, or change some tokens and not others; True for those that hold
         one plain block."""
-        tokens_BT, found = self.tokens(2, 63), dict[int, bool]()
+        tokens_BT, layers = self.tokens(2, 63), dict[int, bool]()
         for rule in RULES:
             context = Context(selection=rule)
             with torch.no_grad():
                 for number, layer, *stream in self.exact.layer_by_layer(tokens_BT, context):
                     if selected(context, number, *stream) is not None:
-                        found[number] = plain_block(layer) is not None
-        return found
+                        layers[number] = plain_block(layer) is not None
+        return layers
 
     def held(self, passed: bool | None, figure: str) -> Outcome:
         """Outcome of a probe that compares layers with the plain block they hold: ``unchecked`` if a
@@ -242,11 +242,11 @@ def largest(one_BTV: Tensor, other_BTV: Tensor) -> Tensor:
     return (one_BTV - other_BTV).abs().amax(-1).nan_to_num(nan=torch.inf)
 
 
-def unmoved(one: Tensor, other: Tensor) -> bool:
+def unmoved(before: Tensor, after: Tensor) -> bool:
     """Return True if all values are equal; NaN equals NaN."""
-    if one.shape != other.shape:
+    if before.shape != after.shape:
         return False
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+    return bool(((before == after) | (before.isnan() & after.isnan())).all())
 
 
 def routers(module: nn.Module) -> Mapping[str, nn.Parameter]:

@@ -130,11 +130,11 @@ def _places(sequence: int, seed: int) -> list[int]:
     """Positions of the last token that an edit keeps."""
     if sequence <= EVERY:
         return list(range(sequence - 1))
-    places = {sequence // 2, sequence - 2}
+    positions = {sequence // 2, sequence - 2}
     for power in range(EVERY.bit_length() - 1, sequence.bit_length()):
-        places |= {2**power - 2, 2**power - 1}
-    places |= set(random.Random(seed).sample(range(sequence - 1), DRAWN))
-    return sorted(place for place in places if place < sequence - 1)
+        positions |= {2**power - 2, 2**power - 1}
+    positions |= set(random.Random(seed).sample(range(sequence - 1), DRAWN))
+    return sorted(position for position in positions if position < sequence - 1)
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ class _Reader:
 
     def advance(self, kept: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Drop all sequences but ``kept``, read one of ``tokens`` of each, return the logits (B, V)."""
-        self.read = [[*self.read[place], token] for place, token in zip(kept, tokens, strict=True)]
+        self.read = [[*self.read[row], token] for row, token in zip(kept, tokens, strict=True)]
         if not isinstance(self.passes.model, Decoder):
             return self._again()
         if len(kept) < self.cache.sequences:
@@ -121,5 +121,5 @@ def _stop_strings(options: Options) -> list[str]:
 
 def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """Return ``text`` before the first stop string, and True if there is one."""
-    found = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+    starts = [start for stop in stops if (start := text.find(stop)) >= 0]
+    return (text[: min(starts)], True) if starts else (text, False)

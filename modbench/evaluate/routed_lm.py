@@ -270,12 +270,12 @@ class RoutedLM(TemplateLM):
         self, batch: Sequence[Tokens], wanted: dict[Tokens, list[tuple[int, Tokens]]]
     ) -> Iterator[tuple[int, float, bool]]:
         asked = [
-            ((row, len(inputs) - len(targets) + place), target, number)
+            ((row, len(inputs) - len(targets) + offset), target, number)
             for row, inputs in enumerate(batch)
             for number, targets in wanted[inputs]
-            for place, target in enumerate(targets)
+            for offset, target in enumerate(targets)
         ]
-        yield from _answers(self.passes.whole(batch, [place for place, *_ in asked]), asked)
+        yield from _answers(self.passes.whole(batch, [position for position, *_ in asked]), asked)
 
     def _from_cache(
         self, groups: dict[Tokens, list[Tokens]], wanted: dict[Tokens, list[tuple[int, Tokens]]]
@@ -292,20 +292,20 @@ class RoutedLM(TemplateLM):
                 if len(inputs) > len(prefix):
                     rest.append((row, inputs[len(prefix) :], inputs))
         if first:
-            rows = [place[0] for place, *_ in first]
+            rows = [position[0] for position, *_ in first]
             yield from _answers(logits_BV[rows], first)
         suffixes = sorted(rest, key=lambda suffix: (-len(suffix[1]), suffix[0], suffix[1]))
         for batch in self._split([suffix for _, suffix, _ in suffixes], past=max(map(len, groups))):
             part, suffixes = suffixes[: len(batch)], suffixes[len(batch) :]
             asked = [
-                ((row, len(suffix) - len(targets) + place), target, number)
+                ((row, len(suffix) - len(targets) + offset), target, number)
                 for row, (_, suffix, inputs) in enumerate(part)
                 for number, targets in wanted[inputs]
-                for place, target in enumerate(targets)
-                if len(suffix) - len(targets) + place >= 0
+                for offset, target in enumerate(targets)
+                if len(suffix) - len(targets) + offset >= 0
             ]
             continued = cache.select([row for row, *_ in part], room=len(batch[0]))
-            logits_RV = self.passes.extend(continued, batch, [place for place, *_ in asked])
+            logits_RV = self.passes.extend(continued, batch, [position for position, *_ in asked])
             yield from _answers(logits_RV, asked)
 
     def _batches(self, inputs: Iterable[Tokens]) -> Iterator[list[Tokens]]:

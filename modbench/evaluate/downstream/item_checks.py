@@ -222,6 +222,6 @@ def _reason(error: Exception) -> str:
         error = error.__cause__
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
         return f"it lacks {error}"
-    if found := re.match(r"'(\w+)' is undefined|'dict object' has no attribute '(\w+)'", str(error)):
-        return f"it lacks '{found[1] or found[2]}'"
+    if match := re.match(r"'(\w+)' is undefined|'dict object' has no attribute '(\w+)'", str(error)):
+        return f"it lacks '{match[1] or match[2]}'"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

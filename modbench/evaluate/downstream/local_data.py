@@ -49,8 +49,8 @@ class Sources:
     def missing_of(self, name: str) -> tuple[str, ...]:
         """Return the tasks of `missing` that belong to ``name``, a task, group or tag."""
         if members_of := self._members(name):
-            found = [task for member in members_of for task in self.missing_of(member)]
-            return tuple(dict.fromkeys(found))
+            tasks = [task for member in members_of for task in self.missing_of(member)]
+            return tuple(dict.fromkeys(tasks))
         return (name,) if name in self.missing else ()
 
     def data_files(self, task: str) -> dict[str, str | list[str]]:

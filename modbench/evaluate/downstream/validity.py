@@ -74,13 +74,14 @@ def _answers(lm: RoutedLM, batch: int, instances: Sequence[Any]) -> list[Any]:
 
 
 def _chosen(task: Any, instances: Sequence[Any], answers: Sequence[Any]) -> dict[int, Any]:
-    """Return what each item's answer is: the place of the most likely choice, or the answer itself
+    """Return what each item's answer is: the index of the most likely choice, or the answer itself
     without its log-probability."""
     by_item: dict[int, list[Any]] = {}
     for instance, answer in zip(instances, answers, strict=True):
         by_item.setdefault(instance.doc_id, []).append(answer)
     if task.OUTPUT_TYPE == "multiple_choice":
         return {
-            doc: max(range(len(each)), key=lambda place: each[place][0]) for doc, each in by_item.items()
+            doc: max(range(len(each)), key=lambda choice: each[choice][0])
+            for doc, each in by_item.items()
         }
     return {doc: each[0][1] if isinstance(each[0], tuple) else each[0] for doc, each in by_item.items()}

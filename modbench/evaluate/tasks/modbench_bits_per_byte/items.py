@@ -29,7 +29,7 @@ def build_items(heldout: Sequence[str], *, sources: str | None = None, count: in
     ]
     if len(pieces) <= count:
         return pieces
-    return [pieces[place * len(pieces) // count] for place in range(count)]
+    return [pieces[index * len(pieces) // count] for index in range(count)]
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -57,19 +57,21 @@ def build_items(
     used: Counter[str] = Counter()
     seen: set[str] = set()
     drafts = []
-    found = [
+    candidates = [
         Draft(source, context, answer, bands[answer])
         for source, text in zip(sources or "-" * len(heldout), heldout, strict=True)
         for context, answer in _sentences(text, bands)
     ]
-    for draft in shuffled(rng, found):
+    for draft in shuffled(rng, candidates):
         end = " ".join(re.findall(r"[a-z]+", draft.context.lower())[-8:])
         if end not in seen and used[draft.answer] < _MOST_PER_ANSWER:
             used[draft.answer] += 1
             seen.add(end)
             drafts.append(draft)
     return items_of(
-        build_quartets(drafts, lambda one, two: overlap(one.answer, two.answer), rng, count // 4)
+        build_quartets(
+            drafts, lambda first, second: overlap(first.answer, second.answer), rng, count // 4
+        )
     )
 
 

@@ -96,8 +96,8 @@ def _runs(text: HeldOut, known: Container[str], number: int, least: int, most: i
     runs: dict[str, _Run] = {}
     for source, document in zip(text.sources, text.documents, strict=True):
         pieces = split_sentences(document)
-        for place in range(len(pieces) - number + 1):
-            sentences = tuple(pieces[place : place + number])
+        for start in range(len(pieces) - number + 1):
+            sentences = tuple(pieces[start : start + number])
             head, _, last = sentences[-1].rpartition(" ")
             match = _LAST.fullmatch(last)
             short = all(least <= sentence.count(" ") + 1 <= most for sentence in sentences)

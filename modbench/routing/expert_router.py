@@ -264,9 +264,9 @@ class RoutedExperts(FeedForward):
         return {(self.layer, "experts"): (nominal,)}
 
     def active_parameters(self) -> int:
-        own = sum(parameter.numel() for parameter in self.parameters())
+        total = sum(parameter.numel() for parameter in self.parameters())
         bank = self.bank
-        return own - bank.parameters_of(bank.experts) + bank.parameters_of(self.active)
+        return total - bank.parameters_of(bank.experts) + bank.parameters_of(self.active)
 
     def _logits(self, x_ND: Tensor, state: Mapping[str, Tensor] | None) -> Tensor:
         experts = self.options.experts + self.options.no_ops()
@@ -340,8 +340,8 @@ class RoutedExperts(FeedForward):
         """Report auxiliary losses, and move the scorer's buffers after a training pass."""
         options = self.options
         losses = options.auxiliary_losses(logits_NE, chosen, tokens)
-        own = overrides(options, "auxiliary_losses", ExpertScheme)
-        expect_losses(options, losses, "auxiliary_losses" if own else "losses")
+        overridden = overrides(options, "auxiliary_losses", ExpertScheme)
+        expect_losses(options, losses, "auxiliary_losses" if overridden else "losses")
         for name, loss in losses.items():
             context.trace.loss(self.layer, name, loss)
         if self.router is not None and tokens.training and not context.trace.repeated:

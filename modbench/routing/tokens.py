@@ -131,10 +131,10 @@ def tokens_of(
 def _state(scorer: nn.Module | None, noise: Noise, context: Context) -> dict[str, Tensor]:
     """The scorer's buffers as the pass found them: a repeated pass must decide as the first one did,
     though training has changed them in between."""
-    found: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
     for name, buffer in scorer.named_buffers() if scorer is not None else ():
         key = f"{noise.name}state.{name}"
         if not context.trace.repeated:
             context.trace.show(noise.layer, key, buffer.clone())
-        found[name] = context.trace.tensors[noise.layer, key]
-    return found
+        buffers[name] = context.trace.tensors[noise.layer, key]
+    return buffers

@@ -24,6 +24,6 @@ def error_of(log: Path, start: int, code: int) -> str:
     if not words:
         return f"{how}, nothing in its log"
     last = (raised or words)[-1]
-    said = _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], last)
-    said = said.removeprefix("modbench: ")[:_LONGEST]
-    return said if last.startswith("modbench: ") and code > 0 else f"{how}: {said}"
+    message = _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], last)
+    message = message.removeprefix("modbench: ")[:_LONGEST]
+    return message if last.startswith("modbench: ") and code > 0 else f"{how}: {message}"

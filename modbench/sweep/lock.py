@@ -42,8 +42,8 @@ def audit_lock(results: Path, key: str, *, waiting: Callable[[], None]) -> Abstr
 def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> None:
     """Wait for jobs of an earlier command that was killed: they notice it, store a checkpoint and end.
     Raises UserError: one still works after a minute."""
-    said = "a job of an earlier, killed command is storing its checkpoint; waiting for it to end"
-    once = cache(lambda: say(said))
+    message = "a job of an earlier, killed command is storing its checkpoint; waiting for it to end"
+    once = cache(lambda: say(message))
     for folder in folders:
         if (folder / LOCK).exists():
             with job_lock(folder, seconds=60.0, waiting=once):

@@ -61,8 +61,8 @@ def run_suite(
     tasks = [suite.measure.task(task) for task in measure]
     if measure:
         steps = dict.fromkeys((*suite.measure.steps, "downstream"))
-        own = suite.measure.downstream if "downstream" in suite.measure.steps else ()
-        named = tuple(dict.fromkeys((*own, *measure)))
+        suite_tasks = suite.measure.downstream if "downstream" in suite.measure.steps else ()
+        named = tuple(dict.fromkeys((*suite_tasks, *measure)))
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
     check_trackers(suite.track)

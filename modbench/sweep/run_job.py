@@ -44,9 +44,9 @@ class RunJob:
         self.decodes = True  #: False: the audit has found that decoding differs from a full forward pass
         self.audit_key: str | None = None  #: of its scheme
         self.findings: list[dict[str, Any]] = []  #: of the audit
-        self.found: dict[str, Any] = {}  #: by field of the run's record; a lost run keeps them
+        self.fields: dict[str, Any] = {}  #: by field of the run's record; a lost run keeps them
         if not spec["train"] and (record := read_run(self.results, run.key)):
-            self.found["ends"] = record.ends
+            self.fields["ends"] = record.ends
             if audit := read_audit(self.results, record.audit_key or ""):
                 self.audited(audit)
 

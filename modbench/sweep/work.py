@@ -94,7 +94,7 @@ def _train(job: RunJob) -> _Outcome:
         audit_key=job.audit_key,
         workers=job.spec["workers"],
         seconds=job.stage.spent(),
-        **job.found,
+        **job.fields,
     )
     append_record(job.results, record)
     return status, error

@@ -271,8 +271,8 @@ def _told(spec: Mapping[str, Any], error: BaseException) -> int:
         return 1
     name = subject["router"]["name"]
     router = router_class(name)
-    said = raised(error, remedy="fix it and run again")
-    print(f"modbench: router '{name}' {said}", file=sys.stderr)
+    reason = raised(error, remedy="fix it and run again")
+    print(f"modbench: router '{name}' {reason}", file=sys.stderr)
     # A full disk is not a mistake of the plugin, unless its own code writes the file.
     built_in = router.__module__.startswith("modbench.")
     return 1 if built_in or (isinstance(error, OSError) and not at(error)) else 2

@@ -33,8 +33,8 @@ def measured_ceilings(
     load, (gpu, why_none) = LoadMonitor(), open_gpu(target.on)
     say({"event": "phase", "phase": "matmuls and copies"})
     monitor = GpuMonitor(gpu)
-    found = ceilings(target, stopwatch(target.on), meanwhile=monitor.look) | {"gpu": monitor.seen()}
-    return found | {"machine": _state(target, load, threads, why_none)}
+    measured = ceilings(target, stopwatch(target.on), meanwhile=monitor.look) | {"gpu": monitor.seen()}
+    return measured | {"machine": _state(target, load, threads, why_none)}
 
 
 def measured_times(
@@ -47,8 +47,8 @@ def measured_times(
     those that ``failed``, with the state of the ``machine``."""
     watch, load = stopwatch(target.on), LoadMonitor()
     gpu, why_none = open_gpu(target.on)
-    found = _cases(target, watch, gpu, say, kind)
-    return found | {"machine": _state(target, load, threads, why_none)}
+    measured = _cases(target, watch, gpu, say, kind)
+    return measured | {"machine": _state(target, load, threads, why_none)}
 
 
 def _state(
@@ -89,12 +89,12 @@ def _cases(
         if ran_out or failed:
             model.zero_grad(set_to_none=True)
             release_memory(subject.on)
-    found = {
+    outcome = {
         "cases": cases,
         "balance": min(kinds, key=BALANCES.index),
         "compiled": is_compiled(model, subject.time),
     }
-    return found | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
+    return outcome | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
 
 
 def out_of_memory(error: BaseException) -> dict[str, Any] | None:

@@ -96,11 +96,11 @@ def _wait_until_quiet(wait: Callable[[str], None], poll: Callable[[], None]) -> 
 
 def _processor_seconds() -> dict[int, float]:
     """Processor time of other processes, by process id."""
-    own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    pids = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     return {
         process.pid: sum(process.info["cpu_times"][:2])
         for process in psutil.process_iter(["cpu_times"])
-        if process.pid not in own and process.info["cpu_times"]
+        if process.pid not in pids and process.info["cpu_times"]
     }
 
 

@@ -60,9 +60,9 @@ class LoadMonitor:
         """``others``: mean number of cores that other processes kept busy. ``overloaded``: these plus
         our ``threads`` (or the cores they kept busy, unless ``all_at_work``) exceeded the cores, or the
         load average did at the start, or the threads exceed the quota."""
-        span, own = time.monotonic() - self._since, _own_seconds() - self._own
-        others = round(max(0.0, _busy_seconds() - self._busy - own) / span, 2)
-        used = threads if all_at_work else min(threads, own / span)
+        span, used_seconds = time.monotonic() - self._since, _own_seconds() - self._own
+        others = round(max(0.0, _busy_seconds() - self._busy - used_seconds) / span, 2)
+        used = threads if all_at_work else min(threads, used_seconds / span)
         cores, allowed = core_count(), quota() or threads
         busiest = max(self._load, others + used) / cores
         return {

@@ -83,9 +83,9 @@ class Charges:
         if len(self.kept) < _KEPT:
             self.kept.append(charge)
             return
-        place = random.Random(f"charge of step {step}, seed {seed}").randrange(step)
-        if place < _KEPT:
-            self.kept[place] = charge
+        index = random.Random(f"charge of step {step}, seed {seed}").randrange(step)
+        if index < _KEPT:
+            self.kept[index] = charge
 
     def asked_again(self, model: RoutedDecoder, load: Workload) -> str:
         """Ask the ledger of ``model`` again for each charge of the sample. Return the differences in one

@@ -300,12 +300,12 @@ class _Run:
         moments = [
             {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight} for weight in weights
         ]
-        for own in (state, state["trunk"]) if state["trunk"] else (state,):
-            checkpoint.check({name: own.get(name) for name in self._own_state()}, self._own_state())
-            checkpoint.check_random(own["random"], torch.device("cpu"), "random")
-            if own["gpu_random"] is not None:
-                checkpoint.check_random(own["gpu_random"], self.device, "gpu_random")
-            stored = own["optimizer"]["state"]  # a weight without a gradient so far has no moments
+        for part in (state, state["trunk"]) if state["trunk"] else (state,):
+            checkpoint.check({name: part.get(name) for name in self._own_state()}, self._own_state())
+            checkpoint.check_random(part["random"], torch.device("cpu"), "random")
+            if part["gpu_random"] is not None:
+                checkpoint.check_random(part["gpu_random"], self.device, "gpu_random")
+            stored = part["optimizer"]["state"]  # a weight without a gradient so far has no moments
             checkpoint.check(stored, {n: of for n, of in enumerate(moments) if n in stored})
 
 
@@ -340,7 +340,7 @@ def train_model(
     run, path = _Run(model, batches, train, schedule, dtype), folder / "checkpoint.pt"
     checkpoint.remove_leftovers(folder)
     run.resume(path, origin)
-    saved, said = time.monotonic(), 0.0
+    saved, reported = time.monotonic(), 0.0
     model.train()
     while not run.is_over:
         if (left := run.steps_left()) < 1:
@@ -365,11 +365,11 @@ def train_model(
         if ends or reached > len(run.curve) - run.evaluated:
             say({"event": "point", **run.add_point(loss, evaluate)})
         now = time.monotonic()
-        if now - said >= PROGRESS_SECONDS or ends:
+        if now - reported >= PROGRESS_SECONDS or ends:
             spent = {"flops": run.flops, "budget": run.budget, "tokens": run.tokens}
             done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
             say({"event": "step", **done, **spent})
-            said = now
+            reported = now
         if now - saved >= train.checkpoint_seconds or ends:
             checkpoint.save(path, run.state(origin))
             saved = time.monotonic()

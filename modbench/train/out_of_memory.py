@@ -42,5 +42,5 @@ def out_of_memory_sentence(error: BaseException) -> str:
 def out_of_memory_kills() -> int:
     """Number of processes that the Linux kernel has killed for lack of memory; 0 if unknown."""
     vmstat = Path("/proc/vmstat")
-    found = re.search(r"^oom_kill (\d+)$", vmstat.read_text() if vmstat.exists() else "", re.MULTILINE)
-    return 0 if found is None else int(found[1])
+    match = re.search(r"^oom_kill (\d+)$", vmstat.read_text() if vmstat.exists() else "", re.MULTILINE)
+    return 0 if match is None else int(match[1])

@@ -49,11 +49,11 @@ def model_type(loaded: Loaded) -> str:
     if shape.mlp != "swiglu":
         raise UserError(f"mlp of {loaded.label} is '{shape.mlp}', and {theirs}'s is swiglu; {otherwise}")
     for option, (value, reason) in _OF_MIXTRAL.items() if name == "token_choice" else ():
-        found = getattr(router, option)
-        if found != value:
+        actual = getattr(router, option)
+        if actual != value:
             raise UserError(
-                f"option {option} of {loaded.label} is {found!r}, and Mixtral's is {value!r}: {reason}; "
-                f"{otherwise}"
+                f"option {option} of {loaded.label} is {actual!r}, and Mixtral's is {value!r}: "
+                f"{reason}; {otherwise}"
             )
     return _MODELS[name]
 

@@ -134,8 +134,8 @@ def _in_folder(folder: Path) -> _Stored:
     parents = folder.resolve().parents
     if parents[0].name == "runs" and len(parents) > 1:
         key = description.run.key if description else folder.resolve().name
-        results = [one for one in results_of(read_suite(parents[1])) if one.key == key]
-        result = next((one for one in reversed(results) if one.status == "ok"), None)
+        results = [candidate for candidate in results_of(read_suite(parents[1])) if candidate.key == key]
+        result = next((candidate for candidate in reversed(results) if candidate.status == "ok"), None)
     if description is None and result is None:
         if (folder / "config.json").exists():
             raise UserError(

@@ -33,11 +33,11 @@ class Batches:
         return window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
 
     def _window(self, number: int) -> np.ndarray:
-        epoch, place = divmod(number, self.windows)
+        epoch, window = divmod(number, self.windows)
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
             offset = generator.integers(self.sequence)
             self._starts_W = generator.permutation(self.windows) * self.sequence + offset
             self._epoch = epoch
-        start = self._starts_W[place]
+        start = self._starts_W[window]
         return self.text_N[start : start + self.sequence + 1]

@@ -84,18 +84,18 @@ class RoutingHistograms:
             return {}
         each = -(-self._sequence // POSITION_BINS)
         edges = [*range(0, self._sequence, each), self._sequence]
-        found = {"windows": self._windows["causal"], "sequence": self._sequence, "edges": edges}
+        record = {"windows": self._windows["causal"], "sequence": self._sequence, "edges": edges}
         for rule in self._windows:
             depth, load = (self._of(rule, name) for name in ("selected", "load"))
             routed = {layer: np.add.reduceat(counts, edges[:-1]) for layer, counts in depth.items()}
-            found[rule] = {
+            record[rule] = {
                 "depth": [
                     {"layer": n, "routed": counts.tolist()} | self._weights(rule, n)
                     for n, counts in routed.items()
                 ],
                 "experts": [{"layer": n, "load": counts.tolist()} for n, counts in load.items()],
             }
-        return found
+        return record
 
     def _weights(self, rule: str, layer: int) -> dict[str, Any]:
         gates = self._gates[rule, layer].as_dict()

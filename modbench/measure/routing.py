@@ -158,13 +158,13 @@ def layer_measures(
             if name == "gate" and shown_BT is not None:
                 sums[number, "gate"] += gate_BT[shown_BT].double().abs().sum().item()
                 sums[number, "gated"] += shown_BT.sum().item()
-    found: dict[int, dict[str, Any]] = {number: {"layer": number} for number, _ in sorted(sums)}
-    for number, entry in found.items():
+    entries: dict[int, dict[str, Any]] = {number: {"layer": number} for number, _ in sorted(sums)}
+    for number, entry in entries.items():
         if number in routed:
             entry["added"] = sums[number, "added"] / max(sums[number, "selected"], 1)
         if sums[number, "gated"]:
             entry["gate_scale"] = sums[number, "gate"] / sums[number, "gated"]
-    return list(found.values())
+    return list(entries.values())
 
 
 def _is_routed(layer: nn.Module) -> bool:

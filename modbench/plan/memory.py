@@ -142,10 +142,10 @@ class Measured:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""
         half, most = self._most // 2, self._most
         each = (self.memory(most).total - self.memory(half).total) / (most - half)
-        found = most + int((room - self.memory(most).total) // each)
-        while found > 0 and self.memory(found).total > room:  # fewer than ``most`` may need more
-            found -= 1
-        return max(0, found)
+        sequences = most + int((room - self.memory(most).total) // each)
+        while sequences > 0 and self.memory(sequences).total > room:  # fewer than ``most`` may need more
+            sequences -= 1
+        return max(0, sequences)
 
 
 def _elements(weights: Iterable[Tensor]) -> int:

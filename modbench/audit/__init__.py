@@ -80,7 +80,8 @@ _RUNS: tuple[tuple[Callable[[Subject, Tensor], Outcome], dict[str, bool]], ...] 
 )
 PROBES = tuple(Probe(text, run, **where) for text, (run, where) in zip(PROBE_TEXTS, _RUNS, strict=True))
 
-#: The shape of a small model with grouped-query attention and a GELU MLP, and its tokens.
+#: The shape of a small model with grouped-query attention and a GELU MLP, and its tokens: few, since
+#: they run in addition to the audited shapes.
 GROUPED = ModelConfig(vocabulary=97, width=48, heads=6, kv_heads=2, mlp="gelu")
 GROUPED_TOKENS = (2, 19)
 

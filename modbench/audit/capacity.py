@@ -30,6 +30,7 @@ FAR_BY_CHANCE = 1.5
 #: eighth of them deviates by a factor of `FAR` in one text of 100, and in the same way in two by one in
 #: 20,000.
 TEXT = (8, 512)
+#: Short lengths, at which rounding to whole tokens matters most; the audited length is added.
 LENGTHS = (1, 2, 7)
 
 

@@ -19,9 +19,10 @@ from modbench.model.kv_cache import Cache
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder
 
-#: Single tokens counted one by one.
+#: Single tokens counted one by one: a layer may skip one and select another; each takes a pass.
 SINGLE_TOKENS = 2
-#: New tokens of each sequence in a chunk after the prompt, and tokens decoded after that.
+#: New tokens of each sequence in a chunk after the prompt, unequal so that the batch is padded; and
+#: tokens decoded after that: the second finds a decoded one in the cache.
 CHUNK, STEPS = (4, 9), 2
 #: Tokens over which FLOPs are averaged: where experts choose tokens, one token alone gets every expert.
 ACTIVE_TOKENS = 512

@@ -25,7 +25,7 @@ PROMPT, LONG = 8, 200
 SINGLE, SKIP, PAIR = 8, 24, 2
 #: Tokens that are read, dropped by rewinding the cache, and read again.
 DRAFT = 3
-#: Passes of another batch that is read in turns with the first.
+#: Passes of another batch that is read in turns with the first; each takes time.
 TURNS = 8
 #: In the model's own dtype, where rounding may flip a decision, this fraction of the tokens may differ.
 TOLERATED = 0.5

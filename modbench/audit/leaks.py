@@ -30,16 +30,16 @@ from modbench.routing.build import RoutedDecoder
 SHARE = 0.5
 #: Up to this length, every position is tested.
 EVERY = 64
-#: Number of random positions tested in a longer sequence.
+#: Number of random positions tested in a longer sequence; each takes a row of a pass.
 DRAWN = 2
 #: Number of texts that are edited at the first shape, since an edit doesn't flip every decision.
 TEXTS = 2
-#: Edited copies of a text in one batch.
+#: Edited copies of a text in one batch: more save passes and take more memory.
 COPIES = 8
 REPEATED = "two equal passes differ by {}; scoring must not draw random numbers"
 DETAILED = "logits differ by {} where the trace is detailed"
 SCALED = "with router scores {}"
-#: Last sequences of a batch that are compared with the same sequences alone.
+#: Last sequences of a batch that are compared with the same sequences alone; each takes a pass.
 TESTED = 3
 
 

@@ -31,7 +31,7 @@ PINNED: dict[tuple[str, str, int], str] = {
 }
 PINNED_WITH = "0.23.3"  # the version of tokenizers that gave the pinned tokens
 
-_BATCH = 1000  # documents tokenized at a time
+_BATCH = 1000  # documents tokenized at a time, so that lists of ids do not fill the memory
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from modbench.model.generate import continue_prompts
 
 #: lm-eval's options of a generation.
 Options = Mapping[str, Any]
-#: Prompts per forward pass of batch size "auto", and new tokens where a task says nothing.
+#: Prompts per forward pass of batch size "auto", where more take more memory; and new tokens where a
+#: task says nothing, as in lm-eval.
 AUTO_PROMPTS, NEW_TOKENS = 16, 256
 
 

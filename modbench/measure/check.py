@@ -36,11 +36,11 @@ from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device, make_deterministic
 
-SEQUENCE = 64  # 20 steps of two models take seconds on two cores
+SEQUENCE = 64  # `STEPS` steps of two models take seconds on two cores
 PHASES: tuple[Phase, ...] = ("forward", "train")
-STEPS = 20
+STEPS = 20  # more would take longer, and a check does not rank
 TRAIN = TrainConfig(sequence=SEQUENCE, batch=8)
-#: Bytes of training text, and tokens that the causal rule is scored on.
+#: Bytes of training text, and tokens that the causal rule is scored on: more would take longer.
 TEXT, HELDOUT = 100_000, 4096
 #: Numbers of layers to try: some routers leave the first ones dense, or share them.
 DEPTHS = (2, 4)

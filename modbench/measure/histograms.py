@@ -14,9 +14,9 @@ import torch
 from modbench.model.context import Selection
 from modbench.model.trace import Trace
 
-#: Largest number of position bins.
+#: Largest number of position bins; more would make records longer.
 POSITION_BINS = 64
-#: Largest number of bins of router weights.
+#: Largest number of bins of router weights; more would make records longer.
 WEIGHT_BINS = 40
 
 

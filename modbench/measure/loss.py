@@ -16,7 +16,7 @@ from modbench.model.context import Context, Selection
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
-#: Sequences per forward pass.
+#: Sequences per forward pass: more take more memory. `modbench.sweep.steps.audit` audits this batch.
 SCORING_BATCH = 16
 
 

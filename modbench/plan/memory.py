@@ -19,7 +19,7 @@ from modbench.routing.build import RoutedDecoder, outline
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
 #: weights and moments in the optimizer.
 STATES: Mapping[str, tuple[int, int, int]] = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
-#: Tokens up to which a step is run; beyond, its memory is extrapolated.
+#: Tokens up to which a step is run; beyond, its memory is extrapolated; more would make a plan slower.
 _ROWS = 2**13
 
 

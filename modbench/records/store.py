@@ -33,7 +33,7 @@ from modbench.records.record import (
 )
 
 RECORDS = "records"
-_LONGEST = 300  #: characters of a sentence on a line
+_LONGEST = 300  #: characters of a sentence on a line: a few lines of a terminal
 #: Age in seconds from which a temporary file is left over. Files are written in seconds; a writer on
 #: another machine or in another container can't be asked.
 _LEFT_OVER = 3600.0

@@ -7,7 +7,7 @@ from pathlib import Path
 KILLED = "killed (SIGKILL); likely out of memory"
 _RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?=:|$)")
 _PATH = re.compile(r"(?<![\w.:/])~?(?:/[^\s/:'\"`,;()<>\[\]]+)+/?")
-_LONGEST = 300
+_LONGEST = 300  #: characters of a record's error; the longest of `plugin_fault` fits, with its line
 
 
 def error_of(log: Path, start: int, code: int) -> str:

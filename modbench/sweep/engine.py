@@ -16,7 +16,7 @@ from modbench.records.store import Finished, append_record, finished
 from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.worker import Worker, stop_signals
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2  #: too short a delay to notice
 _STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
 
 #: Kind of record and key; of a timing its session, what it measures and its repetition, too.

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from modbench.errors import UserError
 
 LOCK = ".lock"
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2  #: short next to the seconds that a job takes to end
 
 
 def suite_lock(folder: Path) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from modbench.errors import several
 from modbench.report.sections import Page, as_markdown
 from modbench.report.table import Table
 
+#: Seconds between two lines of a job, since a log keeps all of them.
 _LINE_SECONDS = 10.0
 #: Rates are means over this many events, which come at most twice a second.
 _WINDOW = 40

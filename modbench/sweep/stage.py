@@ -12,6 +12,7 @@ from modbench.timing.machine_lock import measured_elsewhere, measuring
 from modbench.train.loop import StoppedError
 
 Say = Callable[[dict[str, Any]], None]
+#: Seconds between two checks of a wait: too short to notice when a job is stopped.
 _POLL_SECONDS = 0.1
 #: Seconds between two events of a wait, which tell the parent that this process is alive.
 _TOLD_SECONDS = 5.0

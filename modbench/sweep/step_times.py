@@ -14,11 +14,12 @@ from modbench.records.run import Timed
 from modbench.sweep.worker import DiedError, Say, run_worker
 from modbench.timing.config import TimeConfig
 
-#: A step is timed if it takes at most this many seconds at the rate of a large matmul.
+#: A step is timed if it takes at most this many seconds at the rate of a large matmul. A real step takes
+#: longer, and a plan should end in minutes.
 LONGEST_STEP = 3.0
 #: Weights, gradients and AdamW's two moments in float32.
 BYTES_PER_PARAMETER = 16
-#: Seconds of samples at each shape.
+#: Seconds of samples at each shape: more would steady the median, and make a plan slower.
 _SECONDS = 0.7
 #: Seconds without progress after which a worker is ended; a step may be compiled first.
 _TIMEOUT = 600.0

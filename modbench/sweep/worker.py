@@ -43,8 +43,10 @@ JOBS = {
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
 #: Environment variable: the descriptor of the pipe of events, ':' and the word before each event.
 _EVENTS = "MODBENCH_EVENTS"
+#: Seconds to store a checkpoint once the parent has ended; `modbench.sweep.lock.wait_for_orphans` waits
+#: for twice as long.
 _GRACE_SECONDS = 30.0
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.1  #: short next to the seconds that a worker takes to start
 
 #: By default glibc returns large buffers to the kernel at once; a training step then spends up to a
 #: fifth of its time on page faults. These settings keep the memory, and ask for it in huge pages.

@@ -24,8 +24,11 @@ from modbench.timing.system_load import LoadMonitor
 #: Longest wait for other processes to pause; then the measurement is taken, and marked as loaded. On a
 #: machine that is never quiet, MODBENCH_QUIET_SECONDS=0 saves the wait.
 QUIET_SECONDS = float(os.environ.get("MODBENCH_QUIET_SECONDS", "10"))
-#: Cores that other processes may keep busy on a quiet machine.
+#: Cores that other processes may keep busy on a quiet machine: a process that computes keeps a whole
+#: one busy, and services of the system keep a little of one.
 _QUIET_CORES = 0.15
+#: Also the span over which load is measured: Linux counts it in ticks of 10 ms, and `_QUIET_CORES` are
+#: nearly four of them.
 _POLL_SECONDS = 0.25
 
 

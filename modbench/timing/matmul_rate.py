@@ -4,9 +4,11 @@ import torch
 
 from modbench.timing.stopwatch import stopwatch
 
+#: Seconds in all: a run waits for them.
 _SECONDS = 0.1
-#: Rows of the smallest and the largest matrix.
+#: Rows of the smallest matrix, short on any machine, and of the largest, which fills a GPU.
 _SMALLEST, _LARGEST = 128, 8192
+#: The best of them counts, so that a slow first one does not.
 _SAMPLES = 3
 
 

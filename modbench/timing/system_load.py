@@ -10,7 +10,8 @@ import psutil
 
 #: Limit on this container's processor time (control groups, version 2).
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-#: A machine is overloaded if its cores are oversubscribed by more than this share.
+#: A machine is overloaded if its cores are oversubscribed by more than this share, which leaves room for
+#: services of the system.
 SLACK = 0.1
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from modbench.errors import UserError
 from modbench.routing.build import RoutedDecoder
 
-_DIGEST_BYTES = 32
+_DIGEST_BYTES = 32  #: of the sha256 at the end of the file
 
 
 class DamagedError(ValueError):

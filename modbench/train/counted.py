@@ -21,7 +21,7 @@ from modbench.train.out_of_memory import failed_allocation
 #: Charges that are asked for again. A ledger that answers differently for one step in ten is found in
 #: 29 of 30 runs; asking costs as much as charging 32 steps.
 _KEPT = 32
-#: Steps that a sentence names.
+#: Steps that a sentence names; a number stands for the others.
 _NAMED = 3
 
 

@@ -27,7 +27,7 @@ from modbench.train.counted import Charges, CountedSteps
 from modbench.train.numerics import autocast
 from modbench.train.schedule import Schedule
 
-#: Seconds between two lines of progress.
+#: Seconds between two events of progress: more often than a reader notices would slow short steps.
 PROGRESS_SECONDS = 0.5
 #: Numbers of a run that its checkpoint holds.
 _PLAIN = ("step", "flops", "each", "curve", "ends", "decaying", "began", "evaluated", "left_behind")

@@ -14,7 +14,7 @@ from modbench.evaluate.downstream.evaluation import Evaluation, TaskScore
 from modbench.evaluate.downstream.item_answers import ItemAnswers
 from modbench.evaluate.downstream.validity import BatchShift
 
-_LARGEST = 1e30  #: that a record holds
+_LARGEST = 1e30  #: that a record holds (`modbench.records.line.REAL`)
 
 
 def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:

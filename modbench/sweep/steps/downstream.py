@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Folder of lm-eval's own files, next to the weights.
 FILES = "lm-eval"
-_TOLD_SECONDS = 5.0
+_TOLD_SECONDS = 5.0  #: as in `modbench.sweep.stage`
 
 
 def downstream(

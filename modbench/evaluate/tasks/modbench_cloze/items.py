@@ -22,7 +22,7 @@ from modbench.evaluate.tasks.words import WordCounts, overlap, shuffled, word_ba
 ITEMS = 2000  # a standard error of 1 point at chance
 _SEED = "modbench_cloze 2"
 _CONTEXT_WORDS = 24  # about 47 tokens of the default tokenizer; 48 words score no better on small models
-_LEAST_CONTEXT_WORDS = 16
+_LEAST_CONTEXT_WORDS = 16  # fewer say less about the last word; more leave fewer items
 _LEAST_SENTENCE_WORDS = 4  # before the last one
 _MOST_PER_ANSWER = 4  # of 2,000 items: no word decides more than 0.2 % of the score
 

@@ -24,7 +24,7 @@ from modbench.evaluate.tasks.words import bare, overlap, shuffled, word_bands
 ITEMS = 400  # a standard error of 2 points at chance
 _SEED = "modbench_mixture 1"
 _REFRAIN_WORDS = (5, 9)  # least and most
-_SENTENCE_WORDS = (4, 20)
+_SENTENCE_WORDS = (4, 20)  # least and most: labels are short, and long ones fill a small model's window
 _MOST_PER_ANSWER = 4  # of 400 items: no word decides more than 1 % of the score
 
 

@@ -46,7 +46,8 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
     The share of tokens that the causal rule selects is reported at the first shape; it fails only if it
     is 0 or 1 whatever the weights."""
-    first, tokens_BT = subject.is_first(tokens_BT), few(tokens_BT)
+    first = subject.is_first(tokens_BT)
+    tokens_BT = few(tokens_BT)
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
     numbers = _numbers(subject) if first else []
@@ -118,7 +119,8 @@ def _numbers(subject: Subject) -> list[_Number]:
     shares: dict[str, list[float]] = {name: [] for name in deciding}
     models = [subject.twin(), copy.deepcopy(subject.initial)] if deciding else []
     for draw, model in enumerate(models):
-        context, text_BT = Context(), subject.tokens(*TEXT, draw=7 + draw)
+        context = Context()
+        text_BT = subject.tokens(*TEXT, draw=7 + draw)
         model.train()(text_BT, context)
         for name, layer in _deciding(model).items():
             what = "experts" if isinstance(layer, RoutedExperts) else "depth"
@@ -148,7 +150,8 @@ def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
 def _number(layer: RoutedExperts | DepthRouted, realised: tuple[float, ...]) -> _Number:
     scored = layer.router is not None
     if isinstance(layer, RoutedExperts):
-        experts, hooks = layer.options, ("losses", "auxiliary_losses", "update")
+        experts = layer.options
+        hooks = ("losses", "auxiliary_losses", "update")
         return _Number(
             layer.layer,
             "experts per token",
@@ -195,7 +198,8 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
 
 def _cases(tokens_BT: Tensor, *, first: bool) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     """Name, tokens and lengths of each batch; one padded batch beyond the first shape."""
-    sequence, three_BT = tokens_BT.shape[1], tokens_BT[:3]
+    sequence = tokens_BT.shape[1]
+    three_BT = tokens_BT[:3]
     if first:
         for length in (*(n for n in LENGTHS if n < sequence), sequence):
             yield "one sequence", tokens_BT[:1, :length], (length,)

@@ -41,9 +41,12 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 5: tokens that a layer shows as not selected leave it unchanged, bit for bit. No layer
     writes into its input."""
     tokens_BT = few(tokens_BT)
-    skipped, altered, quiet = 0, 0, False
+    skipped = 0
+    altered = 0
+    quiet = False
     for rule in RULES:
-        context, inputs = Context(selection=rule), list[Tensor]()
+        context = Context(selection=rule)
+        inputs = list[Tensor]()
 
         def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
             inputs.append(x_BTD)  # noqa: B023
@@ -109,7 +112,8 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     full, taken = subject.fresh(capacity=1.0)
     all_selected = "capacity" in taken  # then order and position, which are probe 7's, cannot be wrong
     model = full if all_selected else subject.exact
-    worst, count = 0.0, 0
+    worst = 0.0
+    count = 0
     for rule in RULES[:1] if all_selected else RULES:
         for update in updates(model, tokens_BT, rule):
             count += len(update.x_ND)
@@ -140,7 +144,8 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
     token and of the block's output among the selected tokens, in order and at their positions."""
     if not subject.skipping:
         return None, NO_SKIPPING
-    worst, count = 0.0, 0
+    worst = 0.0
+    count = 0
     for rule in RULES:
         for update in updates(subject.exact, few(tokens_BT), rule):
             count += len(update.x_ND)

@@ -94,7 +94,8 @@ class Subject:
         return copies | {f"centred and scaled up to {most:g}": self._scaled(_Scaled(most, centred=True))}
 
     def _scaled(self, scaling: "_Scaled") -> RoutedDecoder:
-        model, tokens_BT = copy.deepcopy(self.exact), self.tokens(3, 63)
+        model = copy.deepcopy(self.exact)
+        tokens_BT = self.tokens(3, 63)
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == "router":
                 module.register_forward_hook(replace(scaling))
@@ -133,7 +134,8 @@ class Subject:
     def skipping(self) -> dict[int, bool]:
         """Layers that show ``selected``, or change some tokens and not others; True for those that hold
         one plain block."""
-        tokens_BT, layers = self.tokens(2, 63), dict[int, bool]()
+        tokens_BT = self.tokens(2, 63)
+        layers = dict[int, bool]()
         for rule in RULES:
             context = Context(selection=rule)
             with torch.no_grad():
@@ -163,7 +165,8 @@ class Subject:
     def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
         """A newly initialised model of the same shape in float64, its router with those of the options
         ``wanted`` that it has and accepts; and the names of these options."""
-        router, taken = self.model.router, set[str]()
+        router = self.model.router
+        taken = set[str]()
         for name, value in wanted.items():
             try:
                 hint = get_type_hints(type(router))[name]

@@ -104,9 +104,11 @@ def _changes(
 ) -> tuple[float, list[int]]:
     """The largest change of the logits of positions before edits at `_places`; and for each edit of each
     text, how many of these changed by more than rounding. `COPIES` edits of a text run as one batch."""
-    on, sequence = tokens_BT.device, tokens_BT.shape[1]
+    on = tokens_BT.device
+    sequence = tokens_BT.shape[1]
     places = _places(sequence, subject.seed)[::every]
-    most, changed = 0.0, list[int]()
+    most = 0.0
+    changed = list[int]()
     for number, text_T in enumerate(tokens_BT):
         others_PT = subject.tokens(len(places), sequence, draw=2 + number)
         copies = 0
@@ -116,7 +118,8 @@ def _changes(
             text_BT = text_T.expand(len(places_B), -1)
             kept_BT = torch.arange(sequence, device=on) <= places_B[:, None]
             if len(text_BT) != copies:
-                before_BTD, copies = model.hidden(text_BT, Context(selection="causal")), len(text_BT)
+                before_BTD = model.hidden(text_BT, Context(selection="causal"))
+                copies = len(text_BT)
                 bound = rounding * max(1.0, before_BTD.abs().max().item())
             edited_BT = torch.where(kept_BT, text_BT, other_BT)
             after_BTD = model.hidden(edited_BT, Context(selection="causal"))
@@ -190,7 +193,8 @@ def _differences(
         batch_BT = tokens_BT[:, : max(lengths)]
         context = Context(selection="causal", lengths_B=ragged(lengths, batch_BT))
         together_BTD = model.hidden(batch_BT, context)
-        bound, offs = rounding, []
+        bound = rounding
+        offs = []
         for row, length in list(enumerate(lengths))[-TESTED:]:
             if (row, length) not in alone:
                 text_1T = tokens_BT[row : row + 1, :length]

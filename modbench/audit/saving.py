@@ -37,7 +37,8 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
     measured = False
     for rule in RULES:
         model.train(rule == "topk")
-        context, ledgers = Context(selection=rule), list[Ledger]()
+        context = Context(selection=rule)
+        ledgers = list[Ledger]()
 
         def run_counted(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
             with FlopCounter() as counter, torch.set_grad_enabled(context.selection == "topk"):
@@ -58,7 +59,8 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
                 key: n for key, n in context.trace.counts.items() if key[1] not in ("depth", "past")
             }
             workload = Workload(lengths=(max(sent, default=0),) * max(1, len(sent)), counts=inner)
-            flops, allowed = _by_token(ledgers[-1]), _by_token(block.ledger(workload)) if sent else 0
+            flops = _by_token(ledgers[-1])
+            allowed = _by_token(block.ledger(workload)) if sent else 0
             if flops > allowed:
                 return False, (
                     f"layer {number} spends {flops / max(1, allowed):.2f} times the FLOPs of the "

@@ -104,7 +104,8 @@ def changed_by_scoring(subject: Subject) -> str:
 @torch.no_grad()
 def _random_scores(subject: Subject) -> str:
     """Describe logits that differ between two equal passes in eval mode; empty if none do."""
-    model, text_BT = subject.twin().eval(), subject.tokens(3, 33)
+    model = subject.twin().eval()
+    text_BT = subject.tokens(3, 33)
     for rule in RULES:
         logits = []
         for seed in (1, 2):
@@ -137,7 +138,8 @@ def _random_steps(subject: Subject) -> str:
 def _changed_by_repetition(subject: Subject) -> str:
     """Name what differs when a layer's pass is repeated as by activation checkpointing (whose import in
     PyTorch takes a second); empty if nothing does."""
-    model, context = subject.twin().train(), Context()
+    model = subject.twin().train()
+    context = Context()
 
     def run_seeded(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
         with seeded(layer.place.layer, x_BTD.device):

@@ -15,7 +15,10 @@ class Batches:
     the text is too short for one window at every offset."""
 
     def __init__(self, text_N: np.ndarray, *, sequence: int, batch: int, seed: int) -> None:
-        self.text_N, self.sequence, self.batch, self.seed = text_N, sequence, batch, seed
+        self.text_N = text_N
+        self.sequence = sequence
+        self.batch = batch
+        self.seed = seed
         self.windows = (len(text_N) - sequence - 1) // sequence
         if self.windows < 1:
             raise UserError(

@@ -15,9 +15,10 @@ from modbench.model.generate import continue_prompts
 
 #: lm-eval's options of a generation.
 Options = Mapping[str, Any]
-#: Prompts per forward pass of batch size "auto", where more take more memory; and new tokens where a
-#: task says nothing, as in lm-eval.
-AUTO_PROMPTS, NEW_TOKENS = 16, 256
+#: Prompts per forward pass of batch size "auto"; more take more memory.
+AUTO_PROMPTS = 16
+#: New tokens where a task says nothing, as in lm-eval.
+NEW_TOKENS = 256
 
 
 def new_tokens(options: Options, sequence: int) -> int:
@@ -87,7 +88,8 @@ class _Reader:
     another model."""
 
     def __init__(self, passes: ScoringPasses, prompts: Sequence[Sequence[int]]) -> None:
-        self.passes, self.read = passes, [list(prompt) for prompt in prompts]
+        self.passes = passes
+        self.read = [list(prompt) for prompt in prompts]
 
     def start(self) -> Tensor:
         """Return the logits (B, V) after each prompt."""

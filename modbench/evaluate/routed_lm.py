@@ -23,8 +23,10 @@ from modbench.model.context import Selection
 Window = tuple[Tokens, Tokens]
 RULES: tuple[str, ...] = get_args(Selection)
 #: Tokens of a forward pass of batch size "auto", padding and cached ones included: on a CPU, whose
-#: caches hold no more, and on other devices; and the most logits that they have.
-CPU_TOKENS, AUTO_TOKENS, AUTO_LOGITS = 2048, 8192, 2**26
+#: caches hold no more, and on other devices.
+CPU_TOKENS, AUTO_TOKENS = 2048, 8192
+#: The most logits that they have: 256 MiB in float32.
+AUTO_LOGITS = 2**26
 #: Largest difference in nats of a log-probability scored from a cached prefix and in one pass. If more
 #: than half of the requests exceed it, the model does not continue from its cache; of a model that does,
 #: rounding may flip a routing decision now and then. Weights of half precision round more.
@@ -86,7 +88,8 @@ class RoutedLM(TemplateLM):
 
     def reset(self) -> None:
         """Set `cost` and ``truncated`` to zero."""
-        self.passes.cost, self.truncated = Cost(), 0
+        self.passes.cost = Cost()
+        self.truncated = 0
 
     @property
     def eot_token_id(self) -> int:
@@ -237,7 +240,8 @@ class RoutedLM(TemplateLM):
             with self.passes.uncounted():
                 self.reuses = self._continues(shared, wanted)
         if not self.reuses:
-            alone, shared = list(wanted), {}
+            alone = list(wanted)
+            shared = {}
         for batch in self._batches(shared):
             yield from self._from_cache({prefix: shared[prefix] for prefix in batch}, wanted)
         for batch in self._batches(alone):

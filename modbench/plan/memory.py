@@ -74,11 +74,14 @@ class Measured:
         compute: Compute | None = None,
     ) -> None:
         """``compute``: by default that of the recipe."""
-        self._decoder, self._length, self._recipe = decoder, length, recipe
+        self._decoder = decoder
+        self._length = length
+        self._recipe = recipe
         self._kernels: Kernels = kernels
         self._compute = compute or recipe.compute
         self._most = max(2, _ROWS // length)
-        weights, shard = list(decoder.parameters()), recipe.shard
+        weights = list(decoder.parameters())
+        shard = recipe.shard
         self._held = -(-_elements(weights) // shard)
         # A frozen weight has neither gradient nor optimizer state.
         self._learned = -(-_elements(weight for weight in weights if weight.requires_grad) // shard)
@@ -115,7 +118,8 @@ class Measured:
         @cache
         def read(model: ModelConfig) -> tuple[int, int]:
             """Peak of a pass, and FLOPs."""
-            decoder, recipe = outline(model, self._decoder.router), self._recipe
+            decoder = outline(model, self._decoder.router)
+            recipe = self._recipe
             peak = training_activations(
                 decoder,
                 sequences,
@@ -126,7 +130,8 @@ class Measured:
             )
             return peak, decoder.ledger(load).total()
 
-        model, period = self._decoder.config, period_of(self._decoder.router)
+        model = self._decoder.config
+        period = period_of(self._decoder.router)
         # The peak grows by the same bytes with each group of layers, once they exceed all else; autocast
         # keeps copies of weights, too, which may exceed the activations in deep models only.
         if self._compute != "autocast":

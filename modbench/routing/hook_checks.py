@@ -146,7 +146,8 @@ def _is_called(router: type[Router], hook: str, replaced_by: str = "") -> bool:
 
 def _names(function: Callable[..., Any]) -> set[str]:
     """Return the names of attributes and globals that ``function`` uses, inner functions included."""
-    codes, names = [inspect.unwrap(function).__code__], set[str]()
+    codes = [inspect.unwrap(function).__code__]
+    names = set[str]()
     while codes:
         code = codes.pop()
         names |= set(code.co_names)

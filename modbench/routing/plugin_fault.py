@@ -70,7 +70,8 @@ def defined_at(function: Callable[..., Any]) -> str:
 def shown(file: Path) -> str:
     """Return the path of ``file`` from the working directory if it lies there, else its name: records
     hold no other paths."""
-    file, here = file.resolve(), Path.cwd()
+    file = file.resolve()
+    here = Path.cwd()
     return str(file.relative_to(here) if file.is_relative_to(here) else file.name)
 
 

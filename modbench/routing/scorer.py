@@ -41,7 +41,8 @@ class LinearScorer(LayerScorer):
 
     def __init__(self, width: int, scores: int | None, *, stream: str = "router") -> None:
         super().__init__()
-        self.stream, self.squeezed = stream, scores is None
+        self.stream = stream
+        self.squeezed = scores is None
         self.weight = nn.Parameter(torch.empty(scores or 1, width))
 
     def initialise(self, seed: int) -> None:
@@ -68,7 +69,8 @@ def run_scorer(
     with component("router", layer):
         if isinstance(scorer, LinearScorer):
             return call(x_D)  # type: ignore[no-any-return]
-        kind, dtype = x_D.device.type, torch.promote_types(x_D.dtype, torch.float32)
+        kind = x_D.device.type
+        dtype = torch.promote_types(x_D.dtype, torch.float32)
         weight_dtype = next((p.dtype for p in scorer.parameters() if p.is_floating_point()), dtype)
         off = x_D.is_meta or not torch.is_autocast_enabled(kind)
         with nullcontext() if off else torch.autocast(kind, enabled=False):

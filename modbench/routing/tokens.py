@@ -24,7 +24,8 @@ class Noise(nn.Module):
     def __init__(self, layer: int, name: str = "") -> None:
         super().__init__()
         #: ``name`` tells apart two routers in one layer, such as experts in a depth-routed block.
-        self.layer, self.name = layer, f"{name}." if name else ""
+        self.layer = layer
+        self.name = f"{name}." if name else ""
         self.register_buffer("key", torch.zeros((), dtype=torch.int64))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
@@ -85,7 +86,8 @@ class Tokens:
     @cached_property
     def sequences(self) -> Tensor:
         """The sequence of each token, in the shape of the scores."""
-        lengths, on = self.lengths, self.ids.device
+        lengths = self.lengths
+        on = self.ids.device
         if self.ids.dim() == 2:
             rows_B1 = torch.arange(self.ids.shape[0], device=on)[:, None]
             return rows_B1.expand(self.ids.shape)

@@ -77,7 +77,8 @@ def _differences(wanted: Iterable[Wanted], recorded: Iterable[Result], isoflop: 
     differs from the closest one. Seeds, and learning rates of isoFLOP suites, may differ."""
     now: dict[str, list[Settings]] = {}
     for item in wanted:
-        settings, of_scheme = _settings(item.run, isoflop), now.setdefault(item.scheme, [])
+        settings = _settings(item.run, isoflop)
+        of_scheme = now.setdefault(item.scheme, [])
         if settings not in of_scheme:
             of_scheme.append(settings)
     seen: list[tuple[str, Settings]] = []

@@ -72,7 +72,8 @@ class Engine:
                 stored a checkpoint.
             UserError: the folder can't be written, or a record line is corrupt.
         """
-        todo, begun = deque(jobs), time.monotonic()
+        todo = deque(jobs)
+        begun = time.monotonic()
         self._before = Counter(finished(self.folder))
         failures: list[Failure] = []
         running: dict[Job, Worker] = {}
@@ -127,7 +128,8 @@ class Engine:
         lost = [record.status for record in stored.values() if record.status not in ("ok", None)]
         if lost or not lacking:  # killed between record and result
             return lost[0] if lost and lost[0] else "ok", "", False
-        status, error = "oom" if worker.out_of_memory() else "failed", worker.error()
+        status = "oom" if worker.out_of_memory() else "failed"
+        error = worker.error()
         append_record(self.folder, job.crash_record(lacking[0], status, error, worker.started))
         return status, error, worker.code == 2
 

@@ -37,7 +37,8 @@ def run_jobs(
     crash; ``wait``: pause while another process measures."""
     import torch
 
-    suite, jobs = rows.suite, []
+    suite = rows.suite
+    jobs = []
     machine = environment(torch.float32)
     # The other entries describe this process, not the one that crashed.
     known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
@@ -190,7 +191,8 @@ def suite_of(
 ) -> dict[str, Any]:
     """Return what the suite wants, as its record states it. ``planned``: see
     `modbench.sweep.wanted.expand_planned`; its shapes are timed before all runs are known."""
-    header, stated = rows.suite.header, dict[str, dict[str, Any]]()
+    header = rows.suite.header
+    stated = dict[str, dict[str, Any]]()
     for item in [*planned, *wanted]:
         row = stated.setdefault(item.label, {"label": item.label, "runs": [], "timed": []})
         if plan := plan_of(rows, item.scheme):

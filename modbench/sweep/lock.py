@@ -54,7 +54,8 @@ def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> Non
 def _locked(
     file: Path, busy: str, *, seconds: float = 0.0, waiting: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    lock, end = FileLock(file), time.monotonic() + seconds
+    lock = FileLock(file)
+    end = time.monotonic() + seconds
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         while not lock.is_locked:

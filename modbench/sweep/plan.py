@@ -84,7 +84,9 @@ def plan_suite(
     if text is not None:
         refuse_more_passes(rows, rows.resolved, text)
     at_a_time, threads = parallel()
-    flops, busy, scheme_speeds = _step_flops(rows), False, dict[str, Speed]()
+    flops = _step_flops(rows)
+    busy = False
+    scheme_speeds = dict[str, Speed]()
     if time:
         shapes = _shapes_of(runs, flops)
         if results is not None:
@@ -128,7 +130,8 @@ def _step_flops(rows: Rows) -> StepFlops:
     """The nominal FLOPs of a training step of each scheme's shapes."""
     by_scheme: StepFlops = {}
     for scheme in rows.suite.schemes:
-        label, row = scheme.label, rows.resolved.get(scheme.label)
+        label = scheme.label
+        row = rows.resolved.get(scheme.label)
         if row is None:  # its plugin has a mistake
             continue
         shapes = [*zip(rows.suite.shapes_of(scheme).values(), row.flops, strict=False)]
@@ -170,10 +173,14 @@ def _part(
     runs: Sequence[Wanted], flops: Mapping[ModelConfig, int], text: int | None, speed: Speed
 ) -> Part:
     sizes: dict[tuple[int, int], int] = {}
-    total, tokens, seconds = 0, 0, list[float | None]()
+    total = 0
+    tokens = 0
+    seconds = list[float | None]()
     for wanted in runs:
-        run, model = wanted.run, wanted.run.model
-        of_step, schedule = flops[model], wanted.run.schedule
+        run = wanted.run
+        model = wanted.run.model
+        of_step = flops[model]
+        schedule = wanted.run.schedule
         spent = wanted.budget // of_step * of_step
         # The decays of smaller budgets branch off the trunk.
         spent += sum(budget - schedule.trunk(budget) for budget in schedule.budgets[:-1])

@@ -28,7 +28,9 @@ class RunJob:
     """
 
     def __init__(self, spec: dict[str, Any], data: TokenData, stage: Stage) -> None:
-        self.spec, self.data, self.stage = spec, data, stage
+        self.spec = spec
+        self.data = data
+        self.stage = stage
         run = Run.of(spec["run"])
         watched = {name: spec[name] for name in ("evaluations", "checkpoint_seconds")}
         self.run = replace(run, train=replace(run.train, **watched))

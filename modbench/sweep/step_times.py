@@ -163,7 +163,8 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
         target, flops = short[number]
         model = target.config
         say({"event": "phase", "phase": f"width {model.width}"})
-        needed, free = BYTES_PER_PARAMETER * target.outline().parameter_count(), _free(target)
+        needed = BYTES_PER_PARAMETER * target.outline().parameter_count()
+        free = _free(target)
         if needed > free:
             missing.append(
                 f"width {model.width}: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
@@ -201,7 +202,8 @@ def _seconds(target: Any) -> float:
     from modbench.timing.stopwatch import stopwatch
 
     (case,) = (case for case in training_cases(target.build(), target) if case.phase == "train")
-    run, watch = case.prepare().run, stopwatch(target.on)
+    run = case.prepare().run
+    watch = stopwatch(target.on)
     watch.seconds(run)  # allocates, and compiles
     times = [watch.seconds(run)]
     while sum(times) < _SECONDS:

@@ -28,7 +28,8 @@ def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """Take the measurement of ``spec`` (see `modbench.sweep.timings.TimingPlan`), alone on this machine,
     and append its record; return its status, error and seconds. Raises UserError: invalid plugin,
     router, option or shape."""
-    started, stage = datetime.now(UTC), Stage(say)
+    started = datetime.now(UTC)
+    stage = Stage(say)
     target = _target(spec)
     with stage.measuring(spec["title"]):
         say({"event": "phase", "phase": "measuring"})

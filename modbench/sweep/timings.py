@@ -55,7 +55,8 @@ def time_suite(
     if repetitions is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
     rows = resolve(suite, plugins)
-    folder, err = results / suite.header.name, Console(stderr=True)
+    folder = results / suite.header.name
+    err = Console(stderr=True)
     tell = partial(say, err)
     plan = TimingPlan.of(rows, folder, only, again=again)
     for mistake in rows.mistakes:

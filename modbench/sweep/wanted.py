@@ -63,7 +63,8 @@ def _in_blocks(suite: Suite, runs: Sequence[Wanted]) -> list[Wanted]:
         widths[wanted.scheme, wanted.budget].add(wanted.run.model.width)
 
     def turn(wanted: Wanted) -> tuple[bool, int, bool, int]:
-        budget, seeds = wanted.budget, suite.axes.seeds
+        budget = wanted.budget
+        seeds = suite.axes.seeds
         sizes = sorted(widths[wanted.scheme, budget])
         size = sizes.index(wanted.run.model.width)
         chooses_rate = size == len(sizes) // 2
@@ -91,7 +92,8 @@ def expand_planned(rows: Rows) -> list[Wanted]:
 def _grid_runs(rows: Rows) -> list[Wanted]:
     """The runs of a suite without isoFLOP grids: schemes times shapes times budgets times seeds. A
     trapezoid spends all budgets in one run."""
-    suite, runs = rows.suite, list[Wanted]()
+    suite = rows.suite
+    runs = list[Wanted]()
     for number, size in enumerate(suite.shapes):
         for scheme in suite.schemes:
             row = rows.resolved.get(scheme.label)
@@ -136,9 +138,13 @@ def _router(row: Resolved) -> RouterCode:
 
 def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) -> list[Wanted]:
     """The runs of ``scheme`` that are known now that those of ``done`` are."""
-    suite, row = rows.suite, rows.resolved[scheme.label]
-    config, seeds, grids = suite.family_of(scheme), suite.axes.seeds, grids_of(rows, scheme)
-    table, router = suite.training_of(scheme), _router(row)
+    suite = rows.suite
+    row = rows.resolved[scheme.label]
+    config = suite.family_of(scheme)
+    seeds = suite.axes.seeds
+    grids = grids_of(rows, scheme)
+    table = suite.training_of(scheme)
+    router = _router(row)
 
     @cache
     def wanted(point: Point) -> Wanted:

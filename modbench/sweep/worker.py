@@ -99,11 +99,15 @@ class Worker:
         timeout: float = math.inf,
         command: Sequence[str] | None = None,
     ) -> None:
-        self.log, self.started = log, datetime.now(UTC)
+        self.log = log
+        self.started = datetime.now(UTC)
         self.result: dict[str, Any] | None = None
-        self._timeout, self._late = timeout, False
-        self._heard, self._phase = time.monotonic(), "start"
-        self._hear, self._kills_before = hear, out_of_memory_kills()
+        self._timeout = timeout
+        self._late = False
+        self._heard = time.monotonic()
+        self._phase = "start"
+        self._hear = hear
+        self._kills_before = out_of_memory_kills()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         reading, writing = os.pipe()
         self._word = secrets.token_hex(8).encode()
@@ -177,7 +181,8 @@ class Worker:
                 event = parsed_event(text)
                 if word != self._word or event is None:
                     continue
-                self._heard, self._phase = time.monotonic(), event.get("phase", self._phase)
+                self._heard = time.monotonic()
+                self._phase = event.get("phase", self._phase)
                 if event["event"] == "result":
                     self.result = event["result"]
                 else:
@@ -225,7 +230,8 @@ def run_worker(
 def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
     """Environment variables of a worker: its threads, its allocator, and this modbench, whatever the
     working directory holds."""
-    threads, of_memory = str(spec["threads"]), "memory" in spec.get("measures", "")
+    threads = str(spec["threads"])
+    of_memory = "memory" in spec.get("measures", "")
     names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
     path = [str(Path(modbench.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     return {

@@ -85,7 +85,8 @@ def _identity(pid: int) -> dict[str, Any]:
 def _wait_until_quiet(wait: Callable[[str], None], poll: Callable[[], None]) -> None:
     end = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < end:
-        load, before = LoadMonitor(), _processor_seconds()
+        load = LoadMonitor()
+        before = _processor_seconds()
         time.sleep(_POLL_SECONDS)
         if load.state(1)["others"] <= _QUIET_CORES:
             return

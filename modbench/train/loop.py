@@ -127,14 +127,18 @@ class _Run:
         schedule: Schedule,
         dtype: torch.dtype,
     ) -> None:
-        self.model, self.batches, self.dtype = model, batches, dtype
+        self.model = model
+        self.batches = batches
+        self.dtype = dtype
         self.train, self.schedule = train, schedule
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, train)
         self.losses = compiled(eager(model), model, train.compile)
         self.load = Workload.uniform(train.batch, train.sequence, "train")
         self.nominal = flops_per_step(model, train)
-        self.step, self.flops, self.curve = 0, 0, list[dict[str, Any]]()
+        self.step = 0
+        self.flops = 0
+        self.curve = list[dict[str, Any]]()
         self.each = self.nominal  #: FLOPs of the last step, the estimate for the next one
         self.ends = list[dict[str, int]]()  #: fields of `End`
         self.decaying = False  #: in the decay of a trapezoid
@@ -189,7 +193,8 @@ class _Run:
         done = (self.flops + self.each) / (self.flops + left * self.each)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self.train.learning_rate, done, self.budget)
-        seed, number = self.batches.seed, self.step + 1
+        seed = self.batches.seed
+        number = self.step + 1
         if number == 1 or self.counts.draws(seed, number, done, left):
             self.count(number)
         batch = self.batch(self.step)
@@ -207,7 +212,8 @@ class _Run:
 
     def count(self, number: int) -> None:
         """Count the passes of step ``number`` (from 1), eager, with the current weights."""
-        losses, batch = eager(self.model), self.batch(number - 1)
+        losses = eager(self.model)
+        batch = self.batch(number - 1)
         self.counts.count(number, self.model, self.load, lambda: _passes(losses, batch, self.dtype)[1])
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -337,10 +343,12 @@ def train_model(
     point of the learning curve; a `StoppedError` once ``stop()`` returns True and the state is saved:
     call again to continue.
     """
-    run, path = _Run(model, batches, train, schedule, dtype), folder / "checkpoint.pt"
+    run = _Run(model, batches, train, schedule, dtype)
+    path = folder / "checkpoint.pt"
     checkpoint.remove_leftovers(folder)
     run.resume(path, origin)
-    saved, reported = time.monotonic(), 0.0
+    saved = time.monotonic()
+    reported = 0.0
     model.train()
     while not run.is_over:
         if (left := run.steps_left()) < 1:

@@ -33,7 +33,8 @@ def failed_allocation(error: BaseException) -> BaseException | None:
 
 def out_of_memory_sentence(error: BaseException) -> str:
     """One line on a `failed_allocation`: its size and the first line of its message."""
-    size, text = asked_bytes(str(error)), str(error).strip()
+    size = asked_bytes(str(error))
+    text = str(error).strip()
     asked = "an unknown number of" if size is None else f"{size:,}"
     first = text.splitlines()[0] if text else type(error).__name__
     return f"out of memory, asked for {asked} bytes ({first[:200]})"

@@ -39,7 +39,9 @@ _TEXT = f"Text, of bytes: é\t{END_OF_TEXT}\n"
 def model_type(loaded: Loaded) -> str:
     """Return the ``model_type`` of transformers that computes what the model does under the causal rule.
     Raises UserError: there is none; the message names the reason."""
-    router, shape, name = loaded.model.router, loaded.model.config, loaded.model.router.name
+    router = loaded.model.router
+    shape = loaded.model.config
+    name = loaded.model.router.name
     otherwise = f"load it with modbench.load('{loaded.folder}'), or export it --to modbench"
     if name not in _MODELS:
         raise UserError(
@@ -91,7 +93,8 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _config(loaded: Loaded) -> dict[str, Any]:
-    config, end = loaded.model.config, loaded.tokenizer.end_of_text
+    config = loaded.model.config
+    end = loaded.tokenizer.end_of_text
     shape = {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,

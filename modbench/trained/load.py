@@ -130,7 +130,8 @@ def _of_run(run: str, results: str | Path | None) -> _Stored:
 def _in_folder(folder: Path) -> _Stored:
     """Describe the weights in ``folder`` from ``modbench.json``, or from the records of the
     results that it belongs to."""
-    description, result = read_description(folder), None
+    description = read_description(folder)
+    result = None
     parents = folder.resolve().parents
     if parents[0].name == "runs" and len(parents) > 1:
         key = description.run.key if description else folder.resolve().name
@@ -150,7 +151,8 @@ def _in_folder(folder: Path) -> _Stored:
 
 
 def _loaded(stored: _Stored, plugins: Plugins) -> Loaded:
-    description, run = stored.description, stored.run
+    description = stored.description
+    run = stored.run
     model = _model(stored, plugins)
     if description is not None:
         tokenizer = description.tokenizer()

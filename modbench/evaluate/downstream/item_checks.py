@@ -64,7 +64,9 @@ class _Check:
     """The items of one file, read by one task."""
 
     def __init__(self, sources: Sources, task: str, file: Path) -> None:
-        self.sources, self.task, self.file = sources, task, file
+        self.sources = sources
+        self.task = task
+        self.file = file
 
     @property
     def key(self) -> tuple[Any, ...]:

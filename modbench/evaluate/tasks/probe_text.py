@@ -81,7 +81,8 @@ class Probe:
 
     def build_items(self, text: HeldOut, *, distance: int) -> list[Item]:
         """Build the items, the same on every machine, of the same words and filler at every distance."""
-        words, seed = probe_text(text), f"{self.task} 1"
+        words = probe_text(text)
+        seed = f"{self.task} 1"
         quartets: list[list[Draft]] = []
         for choices in words.quartets(random.Random(seed)):
             drafts = self.drafts(words, choices, distance, f"{seed} {len(quartets)}")

@@ -71,7 +71,8 @@ def random_words(
 ) -> list[str]:
     """Draw ``number`` words of ``pool``, none a prefix of another or of those ``avoided``; fewer if a
     hundred times as many draws don't find them."""
-    taken, drawn = list(avoided), list[str]()
+    taken = list(avoided)
+    drawn = list[str]()
     for _ in range(100 * number):
         word = pool[int(rng.random() * len(pool))]
         if len(drawn) < number and not any(overlap(word, other) for other in taken):

@@ -67,7 +67,8 @@ def _adapter(model: RoutedDecoder, job: RunJob) -> "RoutedLM":
     """The model for lm-eval; it reports progress, and stops when a stop is requested."""
     from modbench.evaluate.routed_lm import RoutedLM
 
-    lm, told = RoutedLM(model, job.data.tokenizer, sequence=job.train.sequence), time.monotonic()
+    lm = RoutedLM(model, job.data.tokenizer, sequence=job.train.sequence)
+    told = time.monotonic()
 
     def watch() -> None:
         nonlocal told

@@ -29,7 +29,8 @@ def train(job: RunJob) -> None:
         StoppedError: a stop was requested; the state of training is saved.
         DivergedError: a loss or a weight is not finite.
     """
-    model, run = job.fresh_model(), job.run
+    model = job.fresh_model()
+    run = job.run
     job.fields["flops_source"] = model.flops_source
     job.fields["metrics"] = _costs(model, job.train)
     curve_WT = job.windows(job.spec["curve_tokens"])

@@ -32,7 +32,7 @@ def known_names(name: object, known: Iterable[str]) -> str:
 def nearest_names(name: object, known: Iterable[str]) -> str:
     """Return the end of an "unknown X" message where there are too many names to list: the nearest."""
     near = difflib.get_close_matches(str(name), sorted(known), n=3)
-    return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else "check its spelling"
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else "check its spelling"
 
 
 def several(number: int, noun: str, form: str = "") -> str:

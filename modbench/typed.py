@@ -51,10 +51,10 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
     try:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
-        said = " or ".join(one["msg"] for one in error.errors())
+        problem = " or ".join(detail["msg"] for detail in error.errors())
         shown = repr(value)
         shown = f"{shown[:77]}..." if len(shown) > 80 else shown
-        raise UserError(f"{what} is {shown}; {said.replace('Input', 'it')}") from error
+        raise UserError(f"{what} is {shown}; {problem.replace('Input', 'it')}") from error
 
 
 def checked_fields(

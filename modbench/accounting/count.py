@@ -86,10 +86,13 @@ def count(
     uniform_workload(sequences, length, phase, past)
     if not isinstance(model, nn.Module):
         model = hugging_face.build(model, "meta")
-    device, counter = next(model.parameters()).device, FlopCounter()
-    cached, train = past > 0 or phase in ("prefill", "decode"), phase == "train"
+    device = next(model.parameters()).device
+    counter = FlopCounter()
+    cached = past > 0 or phase in ("prefill", "decode")
+    train = phase == "train"
     if isinstance(model, RoutedDecoder):
-        vocabulary, run = model.config.vocabulary, _decoder_pass(model, sequences if cached else 0)
+        vocabulary = model.config.vocabulary
+        run = _decoder_pass(model, sequences if cached else 0)
         ready: AbstractContextManager[Any] = nullcontext()
     else:
         hugging_face.check(model)

@@ -168,7 +168,8 @@ def _masks(model: Any, tokens_BT: Tensor, cache: Any) -> dict[str, Any]:
 @contextmanager
 def fit_for_meta(model: Any) -> Iterator[None]:
     """Switch off what reads values: data-dependent routing, and the check for padding tokens."""
-    config, experts = model.config, None
+    config = model.config
+    experts = None
     pad = getattr(config, "pad_token_id", None)
     try:
         config.pad_token_id = None

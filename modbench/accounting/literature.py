@@ -40,7 +40,8 @@ def reading(decoder: "RoutedDecoder") -> Reading:
     """Read the sizes of a decoder with any router: attention's matrices follow from its config, the
     routers' from the ledger of a single token, which is routed everywhere; the other matrices are
     feed-forward."""
-    config, layers = decoder.config, list(decoder.layers)
+    config = decoder.config
+    layers = list(decoder.layers)
     attention_width = config.heads * config.head_width
     vectors = sum(p.numel() for layer in layers for p in layer.parameters() if p.dim() < 2)
     matrices = sum(decoder.active_by_layer()) - vectors

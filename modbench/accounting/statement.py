@@ -121,7 +121,9 @@ def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | s
     from modbench.accounting.count import count
     from modbench.accounting.other_counters import other_counts
 
-    inputs, phase, past = (workload.sequences, workload.lengths[0]), workload.phase, workload.past[0]
+    inputs = (workload.sequences, workload.lengths[0])
+    phase = workload.phase
+    past = workload.past[0]
     try:
         counted = count(model, inputs, phase=phase, past=past)
     except UserError:

@@ -12,7 +12,8 @@ def as_table(statements: Sequence[Statement]) -> str:
 
 
 def _table(s: Statement) -> Iterator[str]:
-    workload, tokens = s.workload, s.workload.tokens
+    workload = s.workload
+    tokens = s.workload.tokens
     each = f"{workload.phase}, {workload.sequences} x {workload.lengths[0]} tokens"
     each += " one at a time" * (workload.phase == "decode")
     if workload.past[0]:

@@ -80,7 +80,8 @@ _RUNS: tuple[tuple[Callable[[Subject, Tensor], Outcome], dict[str, bool]], ...] 
 )
 PROBES = tuple(Probe(text, run, **where) for text, (run, where) in zip(PROBE_TEXTS, _RUNS, strict=True))
 
-#: The shape of a small model with grouped-query attention and a GELU MLP, and its tokens.
+#: The shape of a small model with grouped-query attention and a GELU MLP, and its tokens: few, since
+#: they run in addition to the audited shapes.
 GROUPED = ModelConfig(vocabulary=97, width=48, heads=6, kv_heads=2, mlp="gelu")
 GROUPED_TOKENS = (2, 19)
 
@@ -130,13 +131,13 @@ def findings(
             cases.append((grouped, GROUPED_TOKENS))
         passed: bool | Unchecked | None = None
         figure = ""
-        for one, shape in cases:
-            here, said = _outcome(probe, one, one.tokens(*shape))
-            if here is False and not probe.once:
-                where = ", grouped-query attention, GELU MLP" if one is grouped else ""
-                said += f" (at {shape[0]} x {shape[1]} tokens{where})"
-            if not figure or _RISING.index(here) > _RISING.index(passed):
-                passed, figure = here, said
+        for variant, shape in cases:
+            verdict, detail = _outcome(probe, variant, variant.tokens(*shape))
+            if verdict is False and not probe.once:
+                where = ", grouped-query attention, GELU MLP" if variant is grouped else ""
+                detail += f" (at {shape[0]} x {shape[1]} tokens{where})"
+            if not figure or _RISING.index(verdict) > _RISING.index(passed):
+                passed, figure = verdict, detail
             if passed is False:
                 break
         yield _finding(probe, passed, figure)

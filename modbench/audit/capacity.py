@@ -30,6 +30,7 @@ FAR_BY_CHANCE = 1.5
 #: eighth of them deviates by a factor of `FAR` in one text of 100, and in the same way in two by one in
 #: 20,000.
 TEXT = (8, 512)
+#: Short lengths, at which rounding to whole tokens matters most; the audited length is added.
 LENGTHS = (1, 2, 7)
 
 
@@ -45,7 +46,8 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
     The share of tokens that the causal rule selects is reported at the first shape; it fails only if it
     is 0 or 1 whatever the weights."""
-    first, tokens_BT = subject.is_first(tokens_BT), few(tokens_BT)
+    first = subject.is_first(tokens_BT)
+    tokens_BT = few(tokens_BT)
     sequence = tokens_BT.shape[1]
     model = subject.twin().train()
     numbers = _numbers(subject) if first else []
@@ -114,10 +116,11 @@ class _Number:
 def _numbers(subject: Subject) -> list[_Number]:
     """The numbers of all layers whose router decides how many tokens it selects."""
     deciding = _deciding(subject.model)
-    found: dict[str, list[float]] = {name: [] for name in deciding}
+    shares: dict[str, list[float]] = {name: [] for name in deciding}
     models = [subject.twin(), copy.deepcopy(subject.initial)] if deciding else []
     for draw, model in enumerate(models):
-        context, text_BT = Context(), subject.tokens(*TEXT, draw=7 + draw)
+        context = Context()
+        text_BT = subject.tokens(*TEXT, draw=7 + draw)
         model.train()(text_BT, context)
         for name, layer in _deciding(model).items():
             what = "experts" if isinstance(layer, RoutedExperts) else "depth"
@@ -126,8 +129,8 @@ def _numbers(subject: Subject) -> list[_Number]:
             reached = text_BT.numel()
             if what == "experts" and selected_BT is not None:  # inside a block that skips tokens
                 reached = int(selected_BT.sum())
-            found[name].append(routed / max(reached, 1))
-    return [_number(layer, tuple(found[name])) for name, layer in deciding.items()]
+            shares[name].append(routed / max(reached, 1))
+    return [_number(layer, tuple(shares[name])) for name, layer in deciding.items()]
 
 
 def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
@@ -147,7 +150,8 @@ def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
 def _number(layer: RoutedExperts | DepthRouted, realised: tuple[float, ...]) -> _Number:
     scored = layer.router is not None
     if isinstance(layer, RoutedExperts):
-        experts, hooks = layer.options, ("losses", "auxiliary_losses", "update")
+        experts = layer.options
+        hooks = ("losses", "auxiliary_losses", "update")
         return _Number(
             layer.layer,
             "experts per token",
@@ -181,20 +185,21 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
     for parameter in noisy.layers.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
-    found = []
+    means = []
     for model in (subject.exact, subject.initial, noisy):
         context = Context(selection="causal")
         model(tokens_BT, context)
         shown = [context.trace.tensors.get((layer, "selected")) for layer in layers]
         shares = [shown_BT.double().mean().item() for shown_BT in shown if shown_BT is not None]
         if shares:
-            found.append(sum(shares) / len(shares))
-    return found
+            means.append(sum(shares) / len(shares))
+    return means
 
 
 def _cases(tokens_BT: Tensor, *, first: bool) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     """Name, tokens and lengths of each batch; one padded batch beyond the first shape."""
-    sequence, three_BT = tokens_BT.shape[1], tokens_BT[:3]
+    sequence = tokens_BT.shape[1]
+    three_BT = tokens_BT[:3]
     if first:
         for length in (*(n for n in LENGTHS if n < sequence), sequence):
             yield "one sequence", tokens_BT[:1, :length], (length,)

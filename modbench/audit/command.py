@@ -44,17 +44,17 @@ def run_audit(
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
     torch.set_num_threads(1)  # at the sizes of an audit, more are slower
-    found: list[Finding] = []
+    results: list[Finding] = []
     with _enough_memory():
         with authors_code(router_class(router), "a training step"):
             model = warmed(size.model, router, chosen, seed, size.sequence)
         if format == "table":
             print(f"{name}: {ODD[0]} x {ODD[1]} and {LONG} x {size.sequence} tokens", flush=True)
         for finding in findings(model, shapes=(ODD, (LONG, size.sequence)), seed=seed):
-            found.append(finding)
+            results.append(finding)
             if format == "table":
                 print(line(finding), flush=True)
-    failed = any(finding.failed for finding in found)
+    failed = any(finding.failed for finding in results)
     if format == "json":
         document = {
             "router": router,
@@ -63,7 +63,7 @@ def run_audit(
             "sequence": size.sequence,
             "seed": seed,
             "passed": not failed,
-            "probes": [asdict(finding) for finding in found],
+            "probes": [asdict(finding) for finding in results],
         }
         print(json.dumps(document))
     return int(failed)
@@ -78,8 +78,8 @@ def _enough_memory() -> Iterator[None]:
         allocation = failed_allocation(error)
         if allocation is None:
             raise
-        said = f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
-        raise UserError(said) from error
+        message = f"{out_of_memory_sentence(allocation)}; audit a smaller size or sequence"
+        raise UserError(message) from error
 
 
 def line(finding: Finding) -> str:

@@ -19,9 +19,10 @@ from modbench.model.kv_cache import Cache
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder
 
-#: Single tokens counted one by one.
+#: Single tokens counted one by one: a layer may skip one and select another; each takes a pass.
 SINGLE_TOKENS = 2
-#: New tokens of each sequence in a chunk after the prompt, and tokens decoded after that.
+#: New tokens of each sequence in a chunk after the prompt, unequal so that the batch is padded; and
+#: tokens decoded after that: the second finds a decoded one in the cache.
 CHUNK, STEPS = (4, 9), 2
 #: Tokens over which FLOPs are averaged: where experts choose tokens, one token alone gets every expert.
 ACTIVE_TOKENS = 512
@@ -46,7 +47,8 @@ def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
     A layer has at least as many active parameters as the FLOPs of a token imply.
     """
     first = subject.is_first(tokens_BT) and not subject.brief
-    cases, wrong = [*_full(subject, tokens_BT)], dict[str, str]()
+    cases = [*_full(subject, tokens_BT)]
+    wrong = dict[str, str]()
     if first:
         cases += [*_padded_and_single(subject, tokens_BT), *_each_cached(subject, tokens_BT)]
     for case in cases:
@@ -72,8 +74,10 @@ def _nominal(subject: Subject, step: "CountedPass") -> tuple[dict[str, str], str
     """Errors of the ledger without realised counts, by phase; and why they cannot be checked, if so.
     ``step``: a training step of full sequences."""
     wrong: dict[str, str] = {}
-    model, (tokens, *_) = subject.model, step.workload.lengths
-    sequences, seen = step.workload.sequences, step.counter.ledger
+    model = subject.model
+    tokens, *_ = step.workload.lengths
+    sequences = step.workload.sequences
+    seen = step.counter.ledger
     nominal = model.ledger(Workload.uniform(sequences, tokens, "train"))
     # On a GPU the counter does not see the convention ``executed``.
     if device_of(model).type != "cpu" or model.ledger(step.workload) != nominal:
@@ -96,7 +100,8 @@ def _too_few_active(subject: Subject) -> str:
     """Name the first layer with fewer active parameters than the FLOPs of a token imply, if any. A
     matmul spends 2 FLOPs per parameter and token. A layer that applies its parameters repeatedly must
     report all of them at most. Tokens are routed at every depth."""
-    model, full = subject.model, Workload.uniform(1, ACTIVE_TOKENS)
+    model = subject.model
+    full = Workload.uniform(1, ACTIVE_TOKENS)
     depths = [key for key in model.nominal_counts(full) if key[1] == "depth"]
     workload = Workload(lengths=full.lengths, counts=dict.fromkeys(depths, full.lengths))
     for number, active in enumerate(model.active_by_layer()):
@@ -148,14 +153,16 @@ class CountedPass:
 
 def _full(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     """Training and scoring of full sequences."""
-    twin, full = subject.twin(), (tokens_BT.shape[1],) * len(tokens_BT)
+    twin = subject.twin()
+    full = (tokens_BT.shape[1],) * len(tokens_BT)
     yield _counted("", twin, tokens_BT, full, "topk", "train")
     yield _counted("", twin, tokens_BT, full, "causal", "forward")
 
 
 def _padded_and_single(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     """Padded batches, one sequence, and single tokens."""
-    twin, tokens_BT = subject.twin(), tokens_BT[:2]
+    twin = subject.twin()
+    tokens_BT = tokens_BT[:2]
     padded = tuple(max(1, tokens_BT.shape[1] - 7 * n) for n in range(len(tokens_BT)))
     yield _counted(" with padding", twin, tokens_BT, padded, "topk", "train")
     yield _counted(" of one sequence", twin, tokens_BT[:1], padded[:1], "topk", "train")
@@ -170,7 +177,7 @@ def _padded_and_single(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedP
     ]
     yield from alone
     together = _counted(" with padding", subject.exact, tokens_BT, padded, "causal", "forward")
-    yield replace(together, parts=[one.counter for one in alone])
+    yield replace(together, parts=[single.counter for single in alone])
 
 
 def _counted(
@@ -222,12 +229,12 @@ def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[Co
         _read(model, text_BT[row : row + 1], [lengths[row : row + 1] for lengths in reads])
         for row in range(rows)
     ]
-    for one in alone:
-        for name, workload, counter in one:
+    for passes in alone:
+        for name, workload, counter in passes:
             yield CountedPass(f"a {name} of one sequence", model, workload, counter, (counter,))
     together = _read(model, text_BT, reads)
-    for (name, workload, counter), *ones in zip(together, *alone, strict=True):
-        parts = [of_one for _, _, of_one in ones]
+    for (name, workload, counter), *singles in zip(together, *alone, strict=True):
+        parts = [single for _, _, single in singles]
         yield CountedPass(f"a {name} of each sequence of a batch", model, workload, counter, parts)
 
 
@@ -236,7 +243,8 @@ def _read(
     model: RoutedDecoder, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
 ) -> list[tuple[str, Workload, FlopCounter]]:
     """Count cached passes; ``reads`` holds the number of new tokens of each sequence, pass by pass."""
-    cache, found = Cache(len(text_BT)), []
+    cache = Cache(len(text_BT))
+    passes = []
     for number, lengths in enumerate(reads):
         past = tuple(cache.read)
         new_BT, lengths_B = next_tokens(text_BT, cache, lengths)
@@ -245,5 +253,5 @@ def _read(
             model(new_BT, context)
         phase: Phase = "prefill" if number < 2 else "decode"
         workload = Workload(lengths=lengths, past=past, phase=phase, counts=context.trace.counts)
-        found.append((("prompt", "chunk", "decoded token")[min(number, 2)], workload, counter))
-    return found
+        passes.append((("prompt", "chunk", "decoded token")[min(number, 2)], workload, counter))
+    return passes

@@ -16,16 +16,21 @@ from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import RoutedDecoder
 
-#: Tokens of each sequence of a batch that are decoded one by one, after a chunk of at most `CHUNK`;
-#: fewer at further shapes.
-DECODED, FEWER, CHUNK = 16, 4, 5
+#: Tokens of each sequence of a batch that are decoded one by one; fewer at further shapes, since each
+#: takes a pass.
+DECODED, FEWER = 16, 4
+#: Most tokens of the chunk that is read before them.
+CHUNK = 5
 #: Tokens of the prompt of a sequence decoded alone, and the least number read after it.
 PROMPT, LONG = 8, 200
-#: Number of these that are decoded one by one at first; then chunks and single tokens alternate.
-SINGLE, SKIP, PAIR = 8, 24, 2
+#: Number of these that are decoded one by one at first.
+SINGLE = 8
+#: Tokens of a chunk, and single tokens after it: these two alternate from then on, since chunks are
+#: cheaper.
+SKIP, PAIR = 24, 2
 #: Tokens that are read, dropped by rewinding the cache, and read again.
 DRAFT = 3
-#: Passes of another batch that is read in turns with the first.
+#: Passes of another batch that is read in turns with the first; each takes time.
 TURNS = 8
 #: In the model's own dtype, where rounding may flip a decision, this fraction of the tokens may differ.
 TOLERATED = 0.5
@@ -175,7 +180,8 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
 def _batch(subject: Subject, tokens_BT: Tensor) -> Reading:
     """Read a batch in float64; at the first shape, in turns with another one."""
-    text_BT, first = tokens_BT[:4], subject.is_first(tokens_BT)
+    text_BT = tokens_BT[:4]
+    first = subject.is_first(tokens_BT)
     passes = _passes(text_BT, rewinds=True, decoded=DECODED if first else FEWER)
     reading = Reading(subject.exact, text_BT, passes)
     turns: Iterator[None] = iter(())

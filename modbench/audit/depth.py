@@ -41,9 +41,12 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 5: tokens that a layer shows as not selected leave it unchanged, bit for bit. No layer
     writes into its input."""
     tokens_BT = few(tokens_BT)
-    skipped, altered, quiet = 0, 0, False
+    skipped = 0
+    altered = 0
+    quiet = False
     for rule in RULES:
-        context, inputs = Context(selection=rule), list[Tensor]()
+        context = Context(selection=rule)
+        inputs = list[Tensor]()
 
         def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
             inputs.append(x_BTD)  # noqa: B023
@@ -109,10 +112,11 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     full, taken = subject.fresh(capacity=1.0)
     all_selected = "capacity" in taken  # then order and position, which are probe 7's, cannot be wrong
     model = full if all_selected else subject.exact
-    worst, found = 0.0, 0
+    worst = 0.0
+    count = 0
     for rule in RULES[:1] if all_selected else RULES:
         for update in updates(model, tokens_BT, rule):
-            found += len(update.x_ND)
+            count += len(update.x_ND)
             beyond = update.beyond(update.gated_ND).max().item()
             worst = max(worst, beyond)
             if beyond > ROUNDING:
@@ -120,7 +124,7 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
                     f"the update of layer {update.layer} is not gate x block output (relative error "
                     f"{beyond:.2g})"
                 )
-    if not found:
+    if not count:
         return subject.held(None, "no token is selected")
     unit, taken = subject.fresh(capacity=1.0, gate="scaled_sigmoid")
     if "gate" not in taken:
@@ -140,10 +144,11 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
     token and of the block's output among the selected tokens, in order and at their positions."""
     if not subject.skipping:
         return None, NO_SKIPPING
-    worst, found = 0.0, 0
+    worst = 0.0
+    count = 0
     for rule in RULES:
         for update in updates(subject.exact, few(tokens_BT), rule):
-            found += len(update.x_ND)
+            count += len(update.x_ND)
             beyond_N = update.beyond(update.x_ND, update.delta_ND)
             worst = max(worst, beyond_N.max().item())
             off = int((beyond_N > ROUNDING).sum())
@@ -152,9 +157,9 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
                     f"{off} of {len(beyond_N)} selected tokens of layer {update.layer} ({rule}) "
                     f"differ from the block in their order, at their positions, by up to {worst:.1e}"
                 )
-    if not found:
+    if not count:
         return subject.held(None, "no token is selected")
-    return subject.held(True, f"{found} selected tokens keep order and position, up to {worst:.1e}")
+    return subject.held(True, f"{count} selected tokens keep order and position, up to {worst:.1e}")
 
 
 def updates(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Update]:

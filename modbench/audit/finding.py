@@ -94,7 +94,8 @@ class Subject:
         return copies | {f"centred and scaled up to {most:g}": self._scaled(_Scaled(most, centred=True))}
 
     def _scaled(self, scaling: "_Scaled") -> RoutedDecoder:
-        model, tokens_BT = copy.deepcopy(self.exact), self.tokens(3, 63)
+        model = copy.deepcopy(self.exact)
+        tokens_BT = self.tokens(3, 63)
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == "router":
                 module.register_forward_hook(replace(scaling))
@@ -133,14 +134,15 @@ class Subject:
     def skipping(self) -> dict[int, bool]:
         """Layers that show ``selected``, or change some tokens and not others; True for those that hold
         one plain block."""
-        tokens_BT, found = self.tokens(2, 63), dict[int, bool]()
+        tokens_BT = self.tokens(2, 63)
+        layers = dict[int, bool]()
         for rule in RULES:
             context = Context(selection=rule)
             with torch.no_grad():
                 for number, layer, *stream in self.exact.layer_by_layer(tokens_BT, context):
                     if selected(context, number, *stream) is not None:
-                        found[number] = plain_block(layer) is not None
-        return found
+                        layers[number] = plain_block(layer) is not None
+        return layers
 
     def held(self, passed: bool | None, figure: str) -> Outcome:
         """Outcome of a probe that compares layers with the plain block they hold: ``unchecked`` if a
@@ -163,7 +165,8 @@ class Subject:
     def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
         """A newly initialised model of the same shape in float64, its router with those of the options
         ``wanted`` that it has and accepts; and the names of these options."""
-        router, taken = self.model.router, set[str]()
+        router = self.model.router
+        taken = set[str]()
         for name, value in wanted.items():
             try:
                 hint = get_type_hints(type(router))[name]
@@ -242,11 +245,11 @@ def largest(one_BTV: Tensor, other_BTV: Tensor) -> Tensor:
     return (one_BTV - other_BTV).abs().amax(-1).nan_to_num(nan=torch.inf)
 
 
-def unmoved(one: Tensor, other: Tensor) -> bool:
+def unmoved(before: Tensor, after: Tensor) -> bool:
     """Return True if all values are equal; NaN equals NaN."""
-    if one.shape != other.shape:
+    if before.shape != after.shape:
         return False
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+    return bool(((before == after) | (before.isnan() & after.isnan())).all())
 
 
 def routers(module: nn.Module) -> Mapping[str, nn.Parameter]:

@@ -57,12 +57,12 @@ def _unlike_dense(subject: Subject, initial: Mapping[str, Tensor]) -> str:
     other values; empty if there is none."""
     dense = build_model(subject.model.config, build_router("vanilla"), subject.seed)
     for name, shared in _tensors(dense).items():
-        for own in (name, re.sub(r"^(layers\.\d+\.)", r"\1block.", name)):
-            value = initial.get(own)
+        for candidate in (name, re.sub(r"^(layers\.\d+\.)", r"\1block.", name)):
+            value = initial.get(candidate)
             if value is None or value.shape != shared.shape:
                 continue
-            if _holder(subject.model, own) is _holder(dense, name) and not unmoved(value, shared):
-                return own
+            if _holder(subject.model, candidate) is _holder(dense, name) and not unmoved(value, shared):
+                return candidate
     return ""
 
 

@@ -30,16 +30,16 @@ from modbench.routing.build import RoutedDecoder
 SHARE = 0.5
 #: Up to this length, every position is tested.
 EVERY = 64
-#: Number of random positions tested in a longer sequence.
+#: Number of random positions tested in a longer sequence; each takes a row of a pass.
 DRAWN = 2
 #: Number of texts that are edited at the first shape, since an edit doesn't flip every decision.
 TEXTS = 2
-#: Edited copies of a text in one batch.
+#: Edited copies of a text in one batch: more save passes and take more memory.
 COPIES = 8
 REPEATED = "two equal passes differ by {}; scoring must not draw random numbers"
 DETAILED = "logits differ by {} where the trace is detailed"
 SCALED = "with router scores {}"
-#: Last sequences of a batch that are compared with the same sequences alone.
+#: Last sequences of a batch that are compared with the same sequences alone; each takes a pass.
 TESTED = 3
 
 
@@ -104,9 +104,11 @@ def _changes(
 ) -> tuple[float, list[int]]:
     """The largest change of the logits of positions before edits at `_places`; and for each edit of each
     text, how many of these changed by more than rounding. `COPIES` edits of a text run as one batch."""
-    on, sequence = tokens_BT.device, tokens_BT.shape[1]
+    on = tokens_BT.device
+    sequence = tokens_BT.shape[1]
     places = _places(sequence, subject.seed)[::every]
-    most, changed = 0.0, list[int]()
+    most = 0.0
+    changed = list[int]()
     for number, text_T in enumerate(tokens_BT):
         others_PT = subject.tokens(len(places), sequence, draw=2 + number)
         copies = 0
@@ -116,7 +118,8 @@ def _changes(
             text_BT = text_T.expand(len(places_B), -1)
             kept_BT = torch.arange(sequence, device=on) <= places_B[:, None]
             if len(text_BT) != copies:
-                before_BTD, copies = model.hidden(text_BT, Context(selection="causal")), len(text_BT)
+                before_BTD = model.hidden(text_BT, Context(selection="causal"))
+                copies = len(text_BT)
                 bound = rounding * max(1.0, before_BTD.abs().max().item())
             edited_BT = torch.where(kept_BT, text_BT, other_BT)
             after_BTD = model.hidden(edited_BT, Context(selection="causal"))
@@ -130,11 +133,11 @@ def _places(sequence: int, seed: int) -> list[int]:
     """Positions of the last token that an edit keeps."""
     if sequence <= EVERY:
         return list(range(sequence - 1))
-    places = {sequence // 2, sequence - 2}
+    positions = {sequence // 2, sequence - 2}
     for power in range(EVERY.bit_length() - 1, sequence.bit_length()):
-        places |= {2**power - 2, 2**power - 1}
-    places |= set(random.Random(seed).sample(range(sequence - 1), DRAWN))
-    return sorted(place for place in places if place < sequence - 1)
+        positions |= {2**power - 2, 2**power - 1}
+    positions |= set(random.Random(seed).sample(range(sequence - 1), DRAWN))
+    return sorted(position for position in positions if position < sequence - 1)
 
 
 @torch.no_grad()
@@ -190,7 +193,8 @@ def _differences(
         batch_BT = tokens_BT[:, : max(lengths)]
         context = Context(selection="causal", lengths_B=ragged(lengths, batch_BT))
         together_BTD = model.hidden(batch_BT, context)
-        bound, offs = rounding, []
+        bound = rounding
+        offs = []
         for row, length in list(enumerate(lengths))[-TESTED:]:
             if (row, length) not in alone:
                 text_1T = tokens_BT[row : row + 1, :length]

@@ -28,9 +28,10 @@ from modbench.routing.tokens import Noise
 #: Smallest norm of a depth router's gradient, relative to a linear gate's. A sigmoid gate gives a
 #: quarter; a softmax over the selected tokens, one over their number.
 SMALLEST = 0.02
-#: Sequence lengths long enough to tell these apart: with capacity 1, and with less; and another where
-#: the length does not matter.
-TOKENS, TOKENS_PARTLY_SELECTED, SHORT = 128, 512, 63
+#: Sequence lengths long enough to tell these apart: with capacity 1, and with less.
+TOKENS, TOKENS_PARTLY_SELECTED = 128, 512
+#: Sequence length where it does not matter.
+SHORT = 63
 #: Relative rounding error of an auxiliary loss whose terms are summed in another order.
 SUMMED = 1e-6
 #: Largest entry of a gradient that is rounding in float64, relative to the largest of all parameters.
@@ -175,7 +176,8 @@ def _scale(
     number: int, layer: nn.Module, before_BTD: Tensor, after_BTD: Tensor, context: Context
 ) -> float | None:
     """Norm of a linear depth router's gradient relative to a linear gate's; None if there is none."""
-    selected_BT, block = context.trace.tensors.get((number, "selected")), plain_block(layer)
+    selected_BT = context.trace.tensors.get((number, "selected"))
+    block = plain_block(layer)
     if selected_BT is None or block is None or not selected_BT.any():
         return None
     weights = [p for p in outer_routers(layer) if p.numel() == before_BTD.shape[-1]]
@@ -258,7 +260,8 @@ def _values(
 ) -> tuple[Trace, dict[str, float]]:
     """Trace of a training pass of a copy of ``layer``, its auxiliary losses, and a weighted sum of each
     floating-point buffer after it."""
-    twin, context = copy.deepcopy(layer).train(), Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
+    twin = copy.deepcopy(layer).train()
+    context = Context(tokens_BT=tokens_BT, lengths_B=lengths_B)
     for part in twin.modules():
         if isinstance(part, Noise):
             part.draws += seed

@@ -34,10 +34,11 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
     tokens_BT = few(tokens_BT)
     model = subject.twin()
     skipped, spent, everything = 0, 0, 0
-    found = False
+    measured = False
     for rule in RULES:
         model.train(rule == "topk")
-        context, ledgers = Context(selection=rule), list[Ledger]()
+        context = Context(selection=rule)
+        ledgers = list[Ledger]()
 
         def run_counted(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
             with FlopCounter() as counter, torch.set_grad_enabled(context.selection == "topk"):
@@ -52,22 +53,23 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
             block = plain_block(layer)
             if selected_BT is None or block is None:
                 continue
-            found = True
+            measured = True
             sent = [n for n in selected_BT.sum(1).tolist() if n]
             inner = {
                 key: n for key, n in context.trace.counts.items() if key[1] not in ("depth", "past")
             }
             workload = Workload(lengths=(max(sent, default=0),) * max(1, len(sent)), counts=inner)
-            own, allowed = _by_token(ledgers[-1]), _by_token(block.ledger(workload)) if sent else 0
-            if own > allowed:
+            flops = _by_token(ledgers[-1])
+            allowed = _by_token(block.ledger(workload)) if sent else 0
+            if flops > allowed:
                 return False, (
-                    f"layer {number} spends {own / max(1, allowed):.2f} times the FLOPs of the "
+                    f"layer {number} spends {flops / max(1, allowed):.2f} times the FLOPs of the "
                     f"{sum(sent)} of {selected_BT.numel()} tokens that it selects ({rule})"
                 )
             skipped += int((~selected_BT).sum())
-            spent += own
+            spent += flops
             everything += _by_token(block.ledger(Workload.uniform(*tokens_BT.shape)))
-    if not found or not skipped:
+    if not measured or not skipped:
         return subject.held(None, "no layer skips tokens")
     share = spent / everything
     return subject.held(True, f"routed layers spend {share:.3f} of the FLOPs of all tokens")

@@ -104,7 +104,8 @@ def changed_by_scoring(subject: Subject) -> str:
 @torch.no_grad()
 def _random_scores(subject: Subject) -> str:
     """Describe logits that differ between two equal passes in eval mode; empty if none do."""
-    model, text_BT = subject.twin().eval(), subject.tokens(3, 33)
+    model = subject.twin().eval()
+    text_BT = subject.tokens(3, 33)
     for rule in RULES:
         logits = []
         for seed in (1, 2):
@@ -122,11 +123,11 @@ def _random_steps(subject: Subject) -> str:
     """Describe what differs after one training step of two equal models, for which torch's generators
     are seeded; empty if nothing does."""
     for draw in range(10, 10 + REPEATED):
-        one, other = subject.twin(), subject.twin()
-        for model in (one, other):
+        first, second = subject.twin(), subject.twin()
+        for model in (first, second):
             with seeded(draw, device_of(model)):
                 take_step(model, subject.tokens(*MANY, draw))
-        if differs := _differs(one.state_dict(), other.state_dict()):
+        if differs := _differs(first.state_dict(), second.state_dict()):
             return (
                 f"{differs} differs after two equal training steps, as with noise that no seed "
                 "determines, or state outside the model"
@@ -137,7 +138,8 @@ def _random_steps(subject: Subject) -> str:
 def _changed_by_repetition(subject: Subject) -> str:
     """Name what differs when a layer's pass is repeated as by activation checkpointing (whose import in
     PyTorch takes a second); empty if nothing does."""
-    model, context = subject.twin().train(), Context()
+    model = subject.twin().train()
+    context = Context()
 
     def run_seeded(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
         with seeded(layer.place.layer, x_BTD.device):
@@ -159,9 +161,9 @@ def _changed_by_repetition(subject: Subject) -> str:
     return ""
 
 
-def _differs(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
-    """Name the first tensor of ``one`` that differs in ``other``; empty if there is none."""
-    return next((name for name, value in one.items() if not unmoved(value, other[name])), "")
+def _differs(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
+    """Name the first tensor of ``first`` that differs in ``second``; empty if there is none."""
+    return next((name for name, value in first.items() if not unmoved(value, second[name])), "")
 
 
 def _attributes(model: RoutedDecoder) -> dict[str, list[Any]]:
@@ -194,10 +196,10 @@ def _own_classes(model: RoutedDecoder) -> Iterator[type]:
             yield kind
 
 
-def _unlike(one: Mapping[str, list[Any]], other: Mapping[str, list[Any]]) -> str:
-    """Name the first attribute of ``one`` that ``other`` has, too, with another value; empty if there is
-    none."""
-    differing = (name for name in one if name in other and one[name] != other[name])
+def _unlike(first: Mapping[str, list[Any]], second: Mapping[str, list[Any]]) -> str:
+    """Name the first attribute of ``first`` that ``second`` has, too, with another value; empty if there
+    is none."""
+    differing = (name for name in first if name in second and first[name] != second[name])
     return next((f"; {name} differs, which is not in state_dict" for name in differing), "")
 
 

@@ -99,7 +99,8 @@ class RecordedOps:
         numbers = [number for (_, number), op in self._ops.items() if op.function == function]
         nodes = [getattr(output, "grad_fn", None) for output in outputs] if numbers else []
         first = min(numbers, default=0)
-        seen, taken = set(), []
+        seen = set()
+        taken = []
         while nodes:
             node = nodes.pop()
             if node is None or node in seen or node._sequence_nr() < first:

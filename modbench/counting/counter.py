@@ -259,7 +259,8 @@ class FlopCounter:
         """Note that the running backward function is about to differentiate ``losses``, and ``others``
         with gradients that it passes. What it recorded to compute ``others`` is a forward pass run
         again."""
-        function, thread = self._key(_current_autograd_node()), threading.get_ident()
+        function = self._key(_current_autograd_node())
+        thread = threading.get_ident()
         self._recorded.take(losses, function, thread)
         for again in self._recorded.take(others, function, thread):
             label, op = again.entry

@@ -31,7 +31,9 @@ class AtWork:
     last."""
 
     def __init__(self) -> None:
-        self._lock, self._counters, self._undo = threading.Lock(), 0, ExitStack()
+        self._lock = threading.Lock()
+        self._counters = 0
+        self._undo = ExitStack()
         self._propagation_seen = False
         self._here = threading.local()
 

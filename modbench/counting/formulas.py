@@ -142,7 +142,8 @@ def _attention_layer(given: Arguments, result: Any) -> Flops:
     """Projections and attention of the fused inference path of `nn.MultiheadAttention`. Of a nested
     input the real tokens are projected; scores are computed for all, padded to the longest."""
     query, key = given.get("query", given.get("src")), given.get("key")
-    width, hidden = given["embed_dim"], given.get("mask")
+    width = given["embed_dim"]
+    hidden = given.get("mask")
     if query.is_nested:
         lengths = [int(length) for length in query._nested_tensor_size()[:, 0]]
         rows, pairs = 2 * sum(lengths), len(lengths) * max(lengths) ** 2
@@ -179,7 +180,8 @@ def _recurrent_layer(times: int) -> Formula:
 def _trilinear(given: Arguments, result: Any) -> int:
     """Three tensors multiplied and summed, in slices along one dimension: the first two over dimensions
     that the third lacks, then their product and the third over the rest; each is a matmul if it sums."""
-    unrolled, summed = given["unroll_dim"], set(given["sumdim"])
+    unrolled = given["unroll_dim"]
+    summed = set(given["sumdim"])
     shapes = []
     for n in "123":
         tensor, expanded = given[f"i{n}"], given[f"expand{n}"]

@@ -55,7 +55,8 @@ class FlexAttention:
 def _allowed(mask: tuple[Any, ...], others: tuple[Any, ...], queries: int, keys: int) -> int:
     from torch.nn.attention.flex_attention import create_mask
 
-    rule, counts = mask[-1], mask[2]
+    rule = mask[-1]
+    counts = mask[2]
     allowed = 0
     for start in range(0, queries, _ROWS):
 
@@ -95,7 +96,8 @@ def _scan(combine: Any, start: Any, over: Any, further: Any) -> Any:
     ``scan`` (whose ``combine`` is a partial), in the user's structure. PyTorch 2.11's own loop runs the
     first slice twice, to infer shapes."""
     shape: Any = None
-    carry, rows = tuple(start), []
+    carry = tuple(start)
+    rows = []
     if not over or not len(over[0]):
         from torch._higher_order_ops.scan import generic_scan
 

@@ -14,7 +14,7 @@ def untouched(model: nn.Module, *, train: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    values = [(b, b.clone()) for _, own in buffers for b in own.values() if b is not None]
+    values = [(b, b.clone()) for _, saved in buffers for b in saved.values() if b is not None]
     gpus = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(devices=gpus):
         try:
@@ -22,9 +22,9 @@ def untouched(model: nn.Module, *, train: bool) -> Iterator[None]:
             model.zero_grad(set_to_none=True)
             yield
         finally:
-            for module, own in buffers:
+            for module, saved in buffers:
                 module._buffers.clear()
-                module._buffers.update(own)
+                module._buffers.update(saved)
             with torch.no_grad():
                 for buffer, value in values:
                     # An expanded buffer can't be written to.

@@ -33,7 +33,9 @@ class _Places:
     """Which function the names in torch refer to, in all threads."""
 
     def __init__(self) -> None:
-        self._lock, self._watching, self._original = threading.Lock(), False, 0
+        self._lock = threading.Lock()
+        self._watching = False
+        self._original = 0
 
     def watch(self, on: bool) -> None:
         with self._lock:
@@ -78,7 +80,8 @@ def _attend(*args: Any, **kwargs: Any) -> Any:
     with _PLACES.original() if overridden else nullcontext():
         if not counters:
             return SDPA(*args, **kwargs)
-        needed, mask = needed_pairs(given), given.get("attn_mask")
+        needed = needed_pairs(given)
+        mask = given.get("attn_mask")
         for counter in counters:
             counter.open(None, needed)
             counter.unread_masks += mask is not None and needed is None
@@ -105,8 +108,10 @@ def as_on_cpu(given: Mapping[str, Any]) -> Tensor | None:
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
-    dropout, causal = given.get("dropout_p", 0.0), given.get("is_causal", False)
-    grouped, enabled = given.get("enable_gqa", False), torch.backends.cuda.flash_sdp_enabled()
+    dropout = given.get("dropout_p", 0.0)
+    causal = given.get("is_causal", False)
+    grouped = given.get("enable_gqa", False)
+    enabled = torch.backends.cuda.flash_sdp_enabled()
     case = (*map(_layout, tensors), dropout > 0, causal, grouped, enabled)
     if case not in _fused_on_cpu:
         with _disable_current_modes(), torch._C.DisableTorchFunction():

@@ -15,7 +15,10 @@ class Batches:
     the text is too short for one window at every offset."""
 
     def __init__(self, text_N: np.ndarray, *, sequence: int, batch: int, seed: int) -> None:
-        self.text_N, self.sequence, self.batch, self.seed = text_N, sequence, batch, seed
+        self.text_N = text_N
+        self.sequence = sequence
+        self.batch = batch
+        self.seed = seed
         self.windows = (len(text_N) - sequence - 1) // sequence
         if self.windows < 1:
             raise UserError(
@@ -33,11 +36,11 @@ class Batches:
         return window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
 
     def _window(self, number: int) -> np.ndarray:
-        epoch, place = divmod(number, self.windows)
+        epoch, window = divmod(number, self.windows)
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
             offset = generator.integers(self.sequence)
             self._starts_W = generator.permutation(self.windows) * self.sequence + offset
             self._epoch = epoch
-        start = self._starts_W[place]
+        start = self._starts_W[window]
         return self.text_N[start : start + self.sequence + 1]

@@ -51,7 +51,8 @@ def _cut(text: str, size: int) -> list[str]:
     for paragraph in text.split("\n\n"):
         if current and length + len(paragraph) > size:
             pieces.append("\n\n".join(current))
-            current, length = [], 0
+            current = []
+            length = 0
         current.append(paragraph)
         length += len(paragraph) + 2
     return [*pieces, "\n\n".join(current)]

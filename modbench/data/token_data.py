@@ -31,7 +31,7 @@ PINNED: dict[tuple[str, str, int], str] = {
 }
 PINNED_WITH = "0.23.3"  # the version of tokenizers that gave the pinned tokens
 
-_BATCH = 1000  # documents tokenized at a time
+_BATCH = 1000  # documents tokenized at a time, so that lists of ids do not fill the memory
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
     path = _token_path(config, cache or cache_folder())
     try:
         document = json.loads(path.read_bytes())
-        header, tokens_N = document["header"], np.load(path.with_suffix(".npy"), mmap_mode="r")
+        header = document["header"]
+        tokens_N = np.load(path.with_suffix(".npy"), mmap_mode="r")
         sha256 = _content_sha256(header, tokens_N)
         for right in (document["sha256"], PINNED.get(_pin_key(config), sha256)):
             if sha256 != right:
@@ -136,7 +137,8 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None]) -> None:
         "train_tokens": len(train_N),
         "heldout_tokens": len(heldout_N),
     }
-    pinned, built = PINNED.get(_pin_key(config)), _content_sha256(header, tokens_N)
+    pinned = PINNED.get(_pin_key(config))
+    built = _content_sha256(header, tokens_N)
     if pinned is not None and built != pinned:
         raise UserError(
             f"corpus '{config.source}' came out with sha256 {built}, not the pinned {pinned}, and was "

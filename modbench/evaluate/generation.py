@@ -15,8 +15,10 @@ from modbench.model.generate import continue_prompts
 
 #: lm-eval's options of a generation.
 Options = Mapping[str, Any]
-#: Prompts per forward pass of batch size "auto", and new tokens where a task says nothing.
-AUTO_PROMPTS, NEW_TOKENS = 16, 256
+#: Prompts per forward pass of batch size "auto"; more take more memory.
+AUTO_PROMPTS = 16
+#: New tokens where a task says nothing, as in lm-eval.
+NEW_TOKENS = 256
 
 
 def new_tokens(options: Options, sequence: int) -> int:
@@ -86,7 +88,8 @@ class _Reader:
     another model."""
 
     def __init__(self, passes: ScoringPasses, prompts: Sequence[Sequence[int]]) -> None:
-        self.passes, self.read = passes, [list(prompt) for prompt in prompts]
+        self.passes = passes
+        self.read = [list(prompt) for prompt in prompts]
 
     def start(self) -> Tensor:
         """Return the logits (B, V) after each prompt."""
@@ -97,7 +100,7 @@ class _Reader:
 
     def advance(self, kept: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Drop all sequences but ``kept``, read one of ``tokens`` of each, return the logits (B, V)."""
-        self.read = [[*self.read[place], token] for place, token in zip(kept, tokens, strict=True)]
+        self.read = [[*self.read[row], token] for row, token in zip(kept, tokens, strict=True)]
         if not isinstance(self.passes.model, Decoder):
             return self._again()
         if len(kept) < self.cache.sequences:
@@ -121,5 +124,5 @@ def _stop_strings(options: Options) -> list[str]:
 
 def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """Return ``text`` before the first stop string, and True if there is one."""
-    found = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+    starts = [start for stop in stops if (start := text.find(stop)) >= 0]
+    return (text[: min(starts)], True) if starts else (text, False)

@@ -133,8 +133,8 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
             f"{folder} has no causal language model that transformers can load "
             f"({_first_line(error)}); give a folder that save_pretrained wrote"
         ) from error
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
+    model, loading_info = loaded
+    if missing := sorted(loading_info["missing_keys"]):
         raise UserError(
             f"the weights in {folder} lack {missing[0]} and in all {several(len(missing), 'tensor')} of "
             f"{type(model).__name__}; copy them again, with the config.json of the same model"

@@ -23,8 +23,10 @@ from modbench.model.context import Selection
 Window = tuple[Tokens, Tokens]
 RULES: tuple[str, ...] = get_args(Selection)
 #: Tokens of a forward pass of batch size "auto", padding and cached ones included: on a CPU, whose
-#: caches hold no more, and on other devices; and the most logits that they have.
-CPU_TOKENS, AUTO_TOKENS, AUTO_LOGITS = 2048, 8192, 2**26
+#: caches hold no more, and on other devices.
+CPU_TOKENS, AUTO_TOKENS = 2048, 8192
+#: The most logits that they have: 256 MiB in float32.
+AUTO_LOGITS = 2**26
 #: Largest difference in nats of a log-probability scored from a cached prefix and in one pass. If more
 #: than half of the requests exceed it, the model does not continue from its cache; of a model that does,
 #: rounding may flip a routing decision now and then. Weights of half precision round more.
@@ -86,7 +88,8 @@ class RoutedLM(TemplateLM):
 
     def reset(self) -> None:
         """Set `cost` and ``truncated`` to zero."""
-        self.passes.cost, self.truncated = Cost(), 0
+        self.passes.cost = Cost()
+        self.truncated = 0
 
     @property
     def eot_token_id(self) -> int:
@@ -237,7 +240,8 @@ class RoutedLM(TemplateLM):
             with self.passes.uncounted():
                 self.reuses = self._continues(shared, wanted)
         if not self.reuses:
-            alone, shared = list(wanted), {}
+            alone = list(wanted)
+            shared = {}
         for batch in self._batches(shared):
             yield from self._from_cache({prefix: shared[prefix] for prefix in batch}, wanted)
         for batch in self._batches(alone):
@@ -270,12 +274,12 @@ class RoutedLM(TemplateLM):
         self, batch: Sequence[Tokens], wanted: dict[Tokens, list[tuple[int, Tokens]]]
     ) -> Iterator[tuple[int, float, bool]]:
         asked = [
-            ((row, len(inputs) - len(targets) + place), target, number)
+            ((row, len(inputs) - len(targets) + offset), target, number)
             for row, inputs in enumerate(batch)
             for number, targets in wanted[inputs]
-            for place, target in enumerate(targets)
+            for offset, target in enumerate(targets)
         ]
-        yield from _answers(self.passes.whole(batch, [place for place, *_ in asked]), asked)
+        yield from _answers(self.passes.whole(batch, [position for position, *_ in asked]), asked)
 
     def _from_cache(
         self, groups: dict[Tokens, list[Tokens]], wanted: dict[Tokens, list[tuple[int, Tokens]]]
@@ -292,20 +296,20 @@ class RoutedLM(TemplateLM):
                 if len(inputs) > len(prefix):
                     rest.append((row, inputs[len(prefix) :], inputs))
         if first:
-            rows = [place[0] for place, *_ in first]
+            rows = [position[0] for position, *_ in first]
             yield from _answers(logits_BV[rows], first)
         suffixes = sorted(rest, key=lambda suffix: (-len(suffix[1]), suffix[0], suffix[1]))
         for batch in self._split([suffix for _, suffix, _ in suffixes], past=max(map(len, groups))):
             part, suffixes = suffixes[: len(batch)], suffixes[len(batch) :]
             asked = [
-                ((row, len(suffix) - len(targets) + place), target, number)
+                ((row, len(suffix) - len(targets) + offset), target, number)
                 for row, (_, suffix, inputs) in enumerate(part)
                 for number, targets in wanted[inputs]
-                for place, target in enumerate(targets)
-                if len(suffix) - len(targets) + place >= 0
+                for offset, target in enumerate(targets)
+                if len(suffix) - len(targets) + offset >= 0
             ]
             continued = cache.select([row for row, *_ in part], room=len(batch[0]))
-            logits_RV = self.passes.extend(continued, batch, [place for place, *_ in asked])
+            logits_RV = self.passes.extend(continued, batch, [position for position, *_ in asked])
             yield from _answers(logits_RV, asked)
 
     def _batches(self, inputs: Iterable[Tokens]) -> Iterator[list[Tokens]]:

@@ -64,7 +64,9 @@ class ScoringPasses:
     """
 
     def __init__(self, model: nn.Module, *, rule: Selection, padding: int) -> None:
-        self.model, self.rule, self.padding = model, rule, padding
+        self.model = model
+        self.rule = rule
+        self.padding = padding
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self.cost = Cost()
         self.watch: Callable[[], object] = lambda: None  #: called before each forward pass
@@ -78,7 +80,8 @@ class ScoringPasses:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Context in which the model is in evaluation mode and seconds are added to `cost`."""
-        training, started = self.model.training, time.perf_counter()
+        training = self.model.training
+        started = time.perf_counter()
         self.model.eval()
         try:
             yield
@@ -89,7 +92,8 @@ class ScoringPasses:
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Context whose forward passes and seconds are not added to `cost`; lies within `timed`."""
-        cost, started = self.cost, time.perf_counter()
+        cost = self.cost
+        started = time.perf_counter()
         self.cost = Cost()
         try:
             yield

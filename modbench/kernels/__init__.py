@@ -15,9 +15,9 @@ VARIABLE = "MODBENCH_KERNELS"
 
 def mode() -> Mode:
     """Return the selected kernels. Raise a `UserError` if the environment variable has another value."""
-    found = os.environ.get(VARIABLE, "fast")
-    if found not in ("plain", "fast"):
+    selected = os.environ.get(VARIABLE, "fast")
+    if selected not in ("plain", "fast"):
         raise UserError(
-            f"{VARIABLE} is '{found}' in the environment; {known_names(found, ('plain', 'fast'))}"
+            f"{VARIABLE} is '{selected}' in the environment; {known_names(selected, ('plain', 'fast'))}"
         )
-    return cast(Mode, found)
+    return cast(Mode, selected)

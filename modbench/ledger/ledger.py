@@ -70,7 +70,8 @@ class Ledger:
 
     def by_component(self, convention: str = "model") -> dict[str, int]:
         """Sum the FLOPs under ``convention`` by component over all layers, in order of appearance."""
-        seen, sums = seen_by(convention), dict[str, int]()
+        seen = seen_by(convention)
+        sums = dict[str, int]()
         for (_, component, _), flops in self.entries.items():
             sums[component] = sums.get(component, 0) + int(seen(flops))
         return sums
@@ -118,10 +119,12 @@ def attention(
     workload's. A fused kernel recomputes the scores in the backward pass, which only ``executed``
     counts; otherwise, and if values are of another width than keys, matmuls compute the whole square."""
     value_width = head_width if value_width is None else value_width
-    pairs, each = workload.pairs() if pairs is None else pairs, 2 * heads * (head_width + value_width)
+    pairs = workload.pairs() if pairs is None else pairs
+    each = 2 * heads * (head_width + value_width)
     again = 2 * heads * backward_width(head_width, value_width)
     if not fused or head_width != value_width:
-        pairs, again = Flops(pairs.model, pairs.full), 2 * each
+        pairs = Flops(pairs.model, pairs.full)
+        again = 2 * each
     forward = pairs * each
     entries: dict[Key, Flops] = {(layer, "attention.scores", "forward"): forward}
     if workload.phase == "train" and (workload.input_gradient if gradient is None else gradient):

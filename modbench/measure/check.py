@@ -36,12 +36,14 @@ from modbench.train.config import TrainConfig
 from modbench.train.loop import build_optimizer, training_step
 from modbench.train.numerics import device, make_deterministic
 
-SEQUENCE = 64  # 20 steps of two models take seconds on two cores
+SEQUENCE = 64  # `STEPS` steps of two models take seconds on two cores
 PHASES: tuple[Phase, ...] = ("forward", "train")
-STEPS = 20
+STEPS = 20  # more would take longer, and a check does not rank
 TRAIN = TrainConfig(sequence=SEQUENCE, batch=8)
-#: Bytes of training text, and tokens that the causal rule is scored on.
-TEXT, HELDOUT = 100_000, 4096
+#: Bytes of training text.
+TEXT = 100_000
+#: Tokens that the causal rule is scored on; more would take longer.
+HELDOUT = 4096
 #: Numbers of layers to try: some routers leave the first ones dense, or share them.
 DEPTHS = (2, 4)
 
@@ -99,7 +101,7 @@ def _chosen(target: str, name: str | None) -> list[str]:
 def _print_costs(router: Router) -> None:
     """Print nominal FLOPs per token and parameters next to the dense model's."""
     size = SIZES["1M"]
-    models = [outline(size.model, one) for one in (router, build_router("vanilla"))]
+    models = [outline(size.model, scheme) for scheme in (router, build_router("vanilla"))]
     print(_row("", "router", "dense") + f"{'ratio':>8}")
     costs: dict[str, list[float]] = {}
     for phase in PHASES:
@@ -179,7 +181,8 @@ def _print_training(config: ModelConfig, router: Router, seed: int) -> str:
 
 def _losses(model: RoutedDecoder, batches: Batches) -> list[float]:
     """The training loss of each step."""
-    optimizer, losses = build_optimizer(model.train(), TRAIN), []
+    optimizer = build_optimizer(model.train(), TRAIN)
+    losses = []
     for step in range(STEPS):
         inputs_BT, targets_BT = (tokens_BT.to(device()) for tokens_BT in batches.step(step))
         loss, _ = training_step(model, optimizer, TRAIN, (inputs_BT, targets_BT), torch.float32)

@@ -84,13 +84,13 @@ class MeasureConfig:
 
     def wanted(self) -> list[tuple[str, dict[str, Any]]]:
         """Measurements of the weights of each run: kinds, and the settings that alter the result."""
-        found: list[tuple[str, dict[str, Any]]] = []
+        measurements: list[tuple[str, dict[str, Any]]] = []
         if "heldout" in self.steps:
             tokens = {"heldout_tokens": self.heldout_tokens, "curve_tokens": self.curve_tokens}
-            found.append(("heldout", tokens))
+            measurements.append(("heldout", tokens))
         if "downstream" in self.steps:
-            found += [("downstream", self.task(name)) for name in self.downstream]
-        return found
+            measurements += [("downstream", self.task(name)) for name in self.downstream]
+        return measurements
 
     def task(self, name: str) -> dict[str, Any]:
         """The settings of the task ``name``; those that are None are left out."""

@@ -30,7 +30,7 @@ VARIABLES = (
 
 def environment(dtype: torch.dtype) -> dict[str, Any]:
     """The machine and the settings of this process; ``dtype`` is that of its matmuls."""
-    found: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
@@ -50,10 +50,10 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        found |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
-        found["cuda"] = torch.version.cuda
-        found |= _nvidia(f"GPU-{properties.uuid}", "driver_version", "clocks.max.sm", "clocks.max.mem")
-    return found
+        entries |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
+        entries["cuda"] = torch.version.cuda
+        entries |= _nvidia(f"GPU-{properties.uuid}", "driver_version", "clocks.max.sm", "clocks.max.mem")
+    return entries
 
 
 def _nvidia(gpu: str, *fields: str) -> dict[str, str]:

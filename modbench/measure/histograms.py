@@ -14,9 +14,9 @@ import torch
 from modbench.model.context import Selection
 from modbench.model.trace import Trace
 
-#: Largest number of position bins.
+#: Largest number of position bins; more would make records longer.
 POSITION_BINS = 64
-#: Largest number of bins of router weights.
+#: Largest number of bins of router weights; more would make records longer.
 WEIGHT_BINS = 40
 
 
@@ -84,18 +84,18 @@ class RoutingHistograms:
             return {}
         each = -(-self._sequence // POSITION_BINS)
         edges = [*range(0, self._sequence, each), self._sequence]
-        found = {"windows": self._windows["causal"], "sequence": self._sequence, "edges": edges}
+        record = {"windows": self._windows["causal"], "sequence": self._sequence, "edges": edges}
         for rule in self._windows:
             depth, load = (self._of(rule, name) for name in ("selected", "load"))
             routed = {layer: np.add.reduceat(counts, edges[:-1]) for layer, counts in depth.items()}
-            found[rule] = {
+            record[rule] = {
                 "depth": [
                     {"layer": n, "routed": counts.tolist()} | self._weights(rule, n)
                     for n, counts in routed.items()
                 ],
                 "experts": [{"layer": n, "load": counts.tolist()} for n, counts in load.items()],
             }
-        return found
+        return record
 
     def _weights(self, rule: str, layer: int) -> dict[str, Any]:
         gates = self._gates[rule, layer].as_dict()

@@ -16,7 +16,7 @@ from modbench.model.context import Context, Selection
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 
-#: Sequences per forward pass.
+#: Sequences per forward pass: more take more memory. `modbench.sweep.steps.audit` audits this batch.
 SCORING_BATCH = 16
 
 
@@ -60,7 +60,11 @@ def heldout_loss(
     the tokens (B, T) and the trace of each forward pass."""
     on = next(model.parameters()).device
     model.eval()
-    nats, tokens, text_bytes, realised, dispatched = 0.0, 0, 0, 0, 0
+    nats = 0.0
+    tokens = 0
+    text_bytes = 0
+    realised = 0
+    dispatched = 0
     for start in range(0, len(windows_WT), batch):
         window_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)
         # Copies, since layers may write to the tokens they get.

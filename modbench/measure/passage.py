@@ -33,15 +33,15 @@ def passage_routing(
     ids_T = window_T[:-1]
     tokens_1T = torch.from_numpy(ids_T[None]).to(next(model.parameters()).device)
     texts = [pieces[index].decode("utf-8", "backslashreplace") for index in ids_T[:PASSAGE_TOKENS]]
-    found: dict[str, Any] = {"texts": texts, "experts": []}
+    routing: dict[str, Any] = {"texts": texts, "experts": []}
     rules: tuple[Selection, ...] = get_args(Selection)
     for rule in rules:
         trace = Trace(detailed=True)
         model(tokens_1T.clone(), Context(selection=rule, trace=trace))
-        found[rule] = _depth(trace, with_gates=rule == "causal")
+        routing[rule] = _depth(trace, with_gates=rule == "causal")
         if rule == "causal":
-            found["experts"] = _experts(trace, len(ids_T))
-    return found
+            routing["experts"] = _experts(trace, len(ids_T))
+    return routing
 
 
 def _depth(trace: Trace, *, with_gates: bool) -> list[dict[str, Any]]:
@@ -50,11 +50,11 @@ def _depth(trace: Trace, *, with_gates: bool) -> list[dict[str, Any]]:
         if name != "selected":
             continue
         mask = "".join("01"[chosen] for chosen in shown[0, :PASSAGE_TOKENS].tolist())
-        found: dict[str, Any] = {"layer": layer, "selected": mask}
+        entry: dict[str, Any] = {"layer": layer, "selected": mask}
         gate_T = trace.tensors.get((layer, "gate"), torch.ones_like(shown))[0, :PASSAGE_TOKENS]
         if with_gates and (gate_T != gate_T[0]).any() and (gate_T.abs() < _LARGEST).all():
-            found["gates"] = [float(f"{gate:.3g}") for gate in gate_T.tolist()]
-        layers.append(found)
+            entry["gates"] = [float(f"{gate:.3g}") for gate in gate_T.tolist()]
+        layers.append(entry)
     return layers
 
 

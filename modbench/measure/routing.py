@@ -97,7 +97,8 @@ def _experts(
         if name == "load":
             loads_E[layer] = loads_E.get(layer, 0) + value.double().cpu()
         elif name == "taken" and chosen_NE is not None:  # without padding, unlike ``taken`` itself
-            taken_N, before_NE = chosen_NE.sum(-1), training.tensors.get((layer, "chosen"))
+            taken_N = chosen_NE.sum(-1)
+            before_NE = training.tensors.get((layer, "chosen"))
             sums["offered"] += taken_N.numel()
             sums["untaken"] += (taken_N == 0).sum().item()
             sums["taken"] += taken_N.sum().item()
@@ -137,7 +138,8 @@ def layer_measures(
     routed = [number for number, layer in enumerate(model.layers) if _is_routed(layer)]
     for start in range(0, len(windows_WT), batch):
         tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
-        context, fed = Context(selection="causal"), dict[Layer, Tensor | None]()
+        context = Context(selection="causal")
+        fed = dict[Layer, Tensor | None]()
 
         def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
             out_BTD, fed[layer] = _with_fed(layer, x_BTD, context)  # noqa: B023
@@ -158,13 +160,13 @@ def layer_measures(
             if name == "gate" and shown_BT is not None:
                 sums[number, "gate"] += gate_BT[shown_BT].double().abs().sum().item()
                 sums[number, "gated"] += shown_BT.sum().item()
-    found: dict[int, dict[str, Any]] = {number: {"layer": number} for number, _ in sorted(sums)}
-    for number, entry in found.items():
+    entries: dict[int, dict[str, Any]] = {number: {"layer": number} for number, _ in sorted(sums)}
+    for number, entry in entries.items():
         if number in routed:
             entry["added"] = sums[number, "added"] / max(sums[number, "selected"], 1)
         if sums[number, "gated"]:
             entry["gate_scale"] = sums[number, "gate"] / sums[number, "gated"]
-    return list(found.values())
+    return list(entries.values())
 
 
 def _is_routed(layer: nn.Module) -> bool:

@@ -36,14 +36,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(model.width, model.width, bias=False)
 
     def initialise(self, seed: int) -> None:
-        name, scale = f"layers.{self.layer}.attention", residual_scale(self.model.layers)
+        name = f"layers.{self.layer}.attention"
+        scale = residual_scale(self.model.layers)
         normal_(self.qkv.weight, seed, f"{name}.qkv")
         normal_(self.out.weight, seed, f"{name}.out", scale=scale)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Return the attention output of the normalised stream ``x_BTD``, (B, T, D)."""
         q_BHTP, k_BKTP, v_BKTP = self._project(x_BTD, context.positions_BT)
-        grouped, mask_B1TC, past = self.key_heads != self.heads, None, [0]
+        grouped = self.key_heads != self.heads
+        mask_B1TC = None
+        past = [0]
         if context.cache is not None:
             past = context.cache.lengths(self.layer, context.rows)
             new = context.lengths(x_BTD)
@@ -60,7 +63,8 @@ class Attention(nn.Module):
 
     def ledger(self, workload: Workload) -> Ledger:
         """Return the closed form of `forward` for ``workload``."""
-        rows, projected = workload.slots, with_upstream_grad(workload, self.qkv)
+        rows = workload.slots
+        projected = with_upstream_grad(workload, self.qkv)
         return (
             weight_ledger(workload, self.layer, "attention.qkv", self.qkv.weight, rows)
             + attention(projected, self.layer, heads=self.heads, head_width=self.head_width)

@@ -90,7 +90,8 @@ class Decoder(nn.Module):
     def hidden(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """Return the input of the head, (B, T, D), or (B, 1, D). Raise as `forward`."""
         context.check(tokens_BT)
-        x_BTD, context = self.embedding(tokens_BT), replace(context, tokens_BT=tokens_BT)
+        x_BTD = self.embedding(tokens_BT)
+        context = replace(context, tokens_BT=tokens_BT)
         if context.cache is not None:
             if context.selection != "causal":
                 raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")

@@ -113,7 +113,9 @@ class _ModelReader:
     """Reads through ``cache``; without one, all tokens again. No row may end before another."""
 
     def __init__(self, model: Decoder, texts: list[list[int]], cache: Cache | None) -> None:
-        self.model, self.texts, self.cache = model, texts, cache
+        self.model = model
+        self.texts = texts
+        self.cache = cache
         self.device = next(model.parameters()).device
 
     def start(self) -> Tensor:
@@ -132,7 +134,8 @@ class _ModelReader:
 def dense_cache_bytes(model: Decoder, tokens: int) -> int:
     """Return the cache bytes of ``tokens`` tokens that are cached in every layer, as in the dense
     decoder of the model's shape."""
-    config, weight = model.config, next(model.parameters())
+    config = model.config
+    weight = next(model.parameters())
     return tokens * config.layers * 2 * config.key_heads * config.head_width * weight.element_size()
 
 

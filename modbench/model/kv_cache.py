@@ -47,11 +47,11 @@ class Cache:
     @property
     def bytes(self) -> int:
         """Bytes of the keys and values of all cached tokens, without memory allocated ahead."""
-        found = 0
+        total = 0
         for cached in self._layers.values():
             _, heads, _, width = cached.k_BKCP.shape
-            found += sum(cached.lengths) * 2 * heads * width * cached.k_BKCP.element_size()
-        return found
+            total += sum(cached.lengths) * 2 * heads * width * cached.k_BKCP.element_size()
+        return total
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         """Return the positions of the next ``tokens`` tokens of each sequence, (B, T)."""

@@ -31,7 +31,8 @@ class MLP(FeedForward):
         self.down = nn.Linear(model.hidden, model.width, bias=False)
 
     def initialise(self, seed: int) -> None:
-        name, scale = f"layers.{self.layer}.mlp", residual_scale(self.model.layers)
+        name = f"layers.{self.layer}.mlp"
+        scale = residual_scale(self.model.layers)
         normal_(self.up.weight, seed, f"{name}.up")
         normal_(self.down.weight, seed, f"{name}.down", scale=scale)
 

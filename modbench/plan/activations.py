@@ -133,7 +133,8 @@ def _without_values(
 ) -> Iterator[RoutedDecoder]:
     """Context in which tensors have no values, with ``decoder`` built again for it. Raise a `UserError`
     if its layers need values, or fail."""
-    before, router = torch.get_default_dtype(), decoder.router
+    before = torch.get_default_dtype()
+    router = decoder.router
     try:
         torch.set_default_dtype(torch.bfloat16 if compute == "bfloat16" else torch.float32)
         device = "cpu" if compute == "autocast" else "meta"
@@ -179,7 +180,8 @@ def training_activations(
             if weight.requires_grad:
                 weight.grad = torch.empty_like(weight)
         tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
-        live, context = Live(weights), Context(checkpoint=checkpoint)
+        live = Live(weights)
+        context = Context(checkpoint=checkpoint)
         with live:
             inputs_BT, targets_BT = tokens_BT.clone(), tokens_BT.clone()
             with torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast"):
@@ -199,7 +201,8 @@ def inference_memory(
         model.eval()
         weights = list(model.parameters())
         tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
-        live, cache = Live([*weights, tokens_BT]), Cache(sequences)
+        live = Live([*weights, tokens_BT])
+        cache = Cache(sequences)
         with live:
             model(tokens_BT, Context(selection="causal", cache=cache, logits="last"))
         kept = cache.bytes

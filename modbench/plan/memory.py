@@ -19,7 +19,7 @@ from modbench.routing.build import RoutedDecoder, outline
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
 #: weights and moments in the optimizer.
 STATES: Mapping[str, tuple[int, int, int]] = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
-#: Tokens up to which a step is run; beyond, its memory is extrapolated.
+#: Tokens up to which a step is run; beyond, its memory is extrapolated; more would make a plan slower.
 _ROWS = 2**13
 
 
@@ -74,11 +74,14 @@ class Measured:
         compute: Compute | None = None,
     ) -> None:
         """``compute``: by default that of the recipe."""
-        self._decoder, self._length, self._recipe = decoder, length, recipe
+        self._decoder = decoder
+        self._length = length
+        self._recipe = recipe
         self._kernels: Kernels = kernels
         self._compute = compute or recipe.compute
         self._most = max(2, _ROWS // length)
-        weights, shard = list(decoder.parameters()), recipe.shard
+        weights = list(decoder.parameters())
+        shard = recipe.shard
         self._held = -(-_elements(weights) // shard)
         # A frozen weight has neither gradient nor optimizer state.
         self._learned = -(-_elements(weight for weight in weights if weight.requires_grad) // shard)
@@ -115,7 +118,8 @@ class Measured:
         @cache
         def read(model: ModelConfig) -> tuple[int, int]:
             """Peak of a pass, and FLOPs."""
-            decoder, recipe = outline(model, self._decoder.router), self._recipe
+            decoder = outline(model, self._decoder.router)
+            recipe = self._recipe
             peak = training_activations(
                 decoder,
                 sequences,
@@ -126,7 +130,8 @@ class Measured:
             )
             return peak, decoder.ledger(load).total()
 
-        model, period = self._decoder.config, period_of(self._decoder.router)
+        model = self._decoder.config
+        period = period_of(self._decoder.router)
         # The peak grows by the same bytes with each group of layers, once they exceed all else; autocast
         # keeps copies of weights, too, which may exceed the activations in deep models only.
         if self._compute != "autocast":
@@ -142,10 +147,10 @@ class Measured:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""
         half, most = self._most // 2, self._most
         each = (self.memory(most).total - self.memory(half).total) / (most - half)
-        found = most + int((room - self.memory(most).total) // each)
-        while found > 0 and self.memory(found).total > room:  # fewer than ``most`` may need more
-            found -= 1
-        return max(0, found)
+        sequences = most + int((room - self.memory(most).total) // each)
+        while sequences > 0 and self.memory(sequences).total > room:  # fewer than ``most`` may need more
+            sequences -= 1
+        return max(0, sequences)
 
 
 def _elements(weights: Iterable[Tensor]) -> int:

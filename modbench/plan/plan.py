@@ -92,7 +92,9 @@ def plan(
 
 
 def _scheme(of: Plan, name: str, options: Mapping[str, Any], model: ModelConfig, tokens: int) -> Scheme:
-    sequence, convention, recipe = of.sequence, of.convention, of.recipe
+    sequence = of.sequence
+    convention = of.convention
+    recipe = of.recipe
     routed, dense = meta_decoder(name, options, model), meta_decoder("vanilla", {}, model)
     # Only convention ``executed`` counts the recomputation of checkpointed layers.
     training = Workload.uniform(1, sequence, "train", checkpoint=recipe.checkpoint)

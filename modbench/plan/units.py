@@ -4,6 +4,7 @@ from decimal import Decimal, InvalidOperation
 
 from modbench.errors import UserError
 
+#: Powers of ten; B and G are both 10^9.
 _POWERS = {"T": 12, "B": 9, "G": 9, "M": 6, "K": 3}
 
 

@@ -9,9 +9,9 @@ from modbench.records.probes import LEAK_PROBES
 def leak_verdict(findings: Sequence[Mapping[str, Any]]) -> str:
     """Return ``passed``; ``failed`` with the probe and its figure; or ``not audited``. ``findings``: of
     the audit of the scheme, and of the trained weights."""
-    found = [probe for probe in findings if probe["probe"] in LEAK_PROBES]
-    for probe in found:
+    probes = [probe for probe in findings if probe["probe"] in LEAK_PROBES]
+    for probe in probes:
         if probe["verdict"] == "failed":
             return f"failed probe {probe['probe']} {probe['name']}: {probe['figure']}"
-    passed = {probe["probe"] for probe in found if probe["verdict"] == "passed"}
+    passed = {probe["probe"] for probe in probes if probe["verdict"] == "passed"}
     return "passed" if passed == set(LEAK_PROBES) else "not audited"

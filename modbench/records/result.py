@@ -66,7 +66,7 @@ class Result:
         trained = self.end is not None and (self.record.status == "ok" or self.run.schedule.shares_trunk)
         if not trained:
             return self.record.status, self.record.error
-        lost = [one for one in self.measurements if one.status != "ok"]
+        lost = [record for record in self.measurements if record.status != "ok"]
         return (lost[0].status, lost[0].error) if lost else ("ok", None)
 
     @property
@@ -81,7 +81,9 @@ class Result:
     @cached_property
     def audit_key(self) -> str | None:
         """Key of the audit of its scheme."""
-        later = (one.result["audit_key"] for one in self.measurements if "audit_key" in one.result)
+        later = (
+            record.result["audit_key"] for record in self.measurements if "audit_key" in record.result
+        )
         return next(later, self.record.audit_key)
 
     @property
@@ -100,7 +102,7 @@ class Result:
                 "train_flops": self.end["flops"],
                 "train_flops_nominal": self.end["flops_nominal"],
             }
-        measured = (one.result.get("metrics", {}) for one in self.measurements)
+        measured = (record.result.get("metrics", {}) for record in self.measurements)
         return self.record.metrics | spent | {name: of[name] for of in measured for name in of}
 
     @cached_property
@@ -110,41 +112,46 @@ class Result:
         if not schedule.shares_trunk:
             return self.record.curve
         branch = schedule.trunk(self.budget)
-        own = [
+        mask = [
             point["decay"] == self.budget if "decay" in point else point["flops"] <= branch
             for point in self.record.curve
         ]
-        return list(compress(self.record.curve, own))
+        return list(compress(self.record.curve, mask))
 
     @cached_property
     def routing(self) -> dict[str, Any]:
         """Histograms of its routing on held-out text; {} if it routes nothing."""
-        found = (one.result["routing"] for one in self.measurements if "routing" in one.result)
-        return next(found, {})
+        routings = (
+            record.result["routing"] for record in self.measurements if "routing" in record.result
+        )
+        return next(routings, {})
 
     @cached_property
     def layers(self) -> list[dict[str, Any]] | None:
         """Updates and gates of its routed layers; None if they were not measured."""
-        return next((one.result["layers"] for one in self.measurements if "layers" in one.result), None)
+        return next(
+            (record.result["layers"] for record in self.measurements if "layers" in record.result), None
+        )
 
     @cached_property
     def downstream(self) -> dict[str, Any]:
         """Scores by task; see `modbench.records.downstream`."""
-        scores = (one.result.get("downstream", {}) for one in self.measurements)
+        scores = (record.result.get("downstream", {}) for record in self.measurements)
         return {task: of[task] for of in scores for task in of}
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Settings of its measurements: ``heldout``, and ``downstream`` by name of the suite; of a lost
         run, those of the measurements that the suite wants."""
-        found = {kind: dict(of) for kind, of in self.wanted.items()} if self.status != "ok" else {}
-        for one in self.measurements:
-            measured = one.measurement
+        settings = {kind: dict(of) for kind, of in self.wanted.items()} if self.status != "ok" else {}
+        for record in self.measurements:
+            measured = record.measurement
             if measured["measures"] == "downstream":
-                found.setdefault("downstream", {})[measured["settings"]["task"]] = measured["settings"]
+                task = measured["settings"]["task"]
+                settings.setdefault("downstream", {})[task] = measured["settings"]
             else:
-                found[measured["measures"]] = measured["settings"]
-        return found
+                settings[measured["measures"]] = measured["settings"]
+        return settings
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -209,11 +216,11 @@ def _rows(suites: Iterable[SuiteRecord]) -> dict[str, list[_Row]]:
     for record in suites:
         named = {name: record.suite[name] for name in ("name", "version", "rank_by")}
         named["finished"] = record.finished
-        own: dict[str, list[_Row]] = defaultdict(list)
+        suite_rows: dict[str, list[_Row]] = defaultdict(list)
         for row in record.suite["rows"]:
             for key in row["runs"]:
-                own[key].append((row["label"], named, row.get("isoflop")))
-        rows |= own
+                suite_rows[key].append((row["label"], named, row.get("isoflop")))
+        rows |= suite_rows
     return rows
 
 
@@ -231,14 +238,16 @@ def _measured(
             return bool(measured["settings"] == tasks.get(measured["settings"]["task"]))
         return bool(measured["settings"] == wanted.get(measured["measures"]))
 
-    for record in sorted(latest(records), key=lambda one: (is_wanted(one), one.finished_at, one.key)):
+    for record in sorted(
+        latest(records), key=lambda record: (is_wanted(record), record.finished_at, record.key)
+    ):
         measured = record.measurement
         task = measured["settings"].get("task", "")
         kind = "0" if measured["measures"] == "heldout" else measured["measures"]
         best[measured["run"], measured["budget"], kind, task] = record
-    found: dict[tuple[str, int], list[MeasurementRecord]] = defaultdict(list)
-    order = {task: place for place, task in enumerate(tasks)}
+    by_run: dict[tuple[str, int], list[MeasurementRecord]] = defaultdict(list)
+    order = {task: rank for rank, task in enumerate(tasks)}
     keys = sorted(best, key=lambda key: (key[:3], order.get(key[3], len(order)), key[3]))
     for run, budget, kind, task in keys:
-        found[run, budget].append(best[run, budget, kind, task])
-    return found
+        by_run[run, budget].append(best[run, budget, kind, task])
+    return by_run

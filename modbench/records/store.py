@@ -33,7 +33,7 @@ from modbench.records.record import (
 )
 
 RECORDS = "records"
-_LONGEST = 300  #: characters of a sentence on a line
+_LONGEST = 300  #: characters of a sentence on a line: a few lines of a terminal
 #: Age in seconds from which a temporary file is left over. Files are written in seconds; a writer on
 #: another machine or in another container can't be asked.
 _LEFT_OVER = 3600.0
@@ -281,19 +281,19 @@ def _finished(line: str) -> Finished:
 def _glance(line: str) -> _Glance | None:
     """The parts of ``line``; None if it is not a valid one (see `parse_line`)."""
     try:
-        found = _GLANCE.validate_json(line)
+        glance = _GLANCE.validate_json(line)
     except ValidationError:
         return None
-    digest = found.get("digest")
+    digest = glance.get("digest")
     unsigned = line.replace(f'"digest":"{digest}"', '"digest":""', 1)
-    return found if found.get("schema") == SCHEMA and digest == sha256(unsigned) else None
+    return glance if glance.get("schema") == SCHEMA and digest == sha256(unsigned) else None
 
 
 def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Parsed], list[str]]:
     """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for
     each file that is empty, or whose last line is cut off. Raises UserError: a line can't be parsed, or
     a file can't be read."""
-    found: dict[str, _Parsed] = {}
+    parsed: dict[str, _Parsed] = {}
     cut = []
     for path in _files(folder):
         with _naming(path, "read"):
@@ -302,7 +302,7 @@ def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Par
         for number, raw in enumerate(lines, start=1):
             try:
                 line = raw.decode()
-                found[line] = found.get(line) or parse(line)
+                parsed[line] = parsed.get(line) or parse(line)
             except OlderError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
             except (UserError, UnicodeDecodeError) as error:
@@ -321,7 +321,7 @@ def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Par
                 f"{path}: its last line is cut off and is skipped; running the suite again repeats what "
                 "is missing"
             )
-    return found, cut
+    return parsed, cut
 
 
 def recorded_suites(results: Path) -> list[str]:
@@ -333,13 +333,13 @@ def recorded_suites(results: Path) -> list[str]:
 def _files(suite: Path) -> list[Path]:
     """The files of records of ``suite``. Raises UserError: one is not a regular file; a FIFO would block
     its reader."""
-    found = [path for path in _inside(suite / RECORDS) if path.suffix == ".jsonl"]
-    for path in found:
+    paths = [path for path in _inside(suite / RECORDS) if path.suffix == ".jsonl"]
+    for path in paths:
         with _naming(path, "read"):
             regular = path.is_file()
         if not regular:
             raise UserError(f"{path}: it is not a regular file; move it out of the results")
-    return found
+    return paths
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -357,6 +357,8 @@ def latest(
     Of several records of one key (reruns): an ``ok`` one before any other, then the one finished last,
     then the greatest line. The choice does not depend on their order.
     """
-    ordered = sorted(records, key=lambda one: (one.status == "ok", one.finished_at, one.line()))
+    ordered = sorted(
+        records, key=lambda record: (record.status == "ok", record.finished_at, record.line())
+    )
     best = {key(record): record for record in ordered}
-    return [best[found] for found in sorted(best)]
+    return [best[identity] for identity in sorted(best)]

@@ -118,7 +118,8 @@ class Recursions(Layer):
         return self._expert_choice(x_BTD, context)
 
     def ledger(self, workload: Workload) -> Ledger:
-        parts, by_token = [], self.options.depth == "token_choice"
+        parts = []
+        by_token = self.options.depth == "token_choice"
         for r in range(self.options.recursions):
             if r == 0 or not by_token:
                 scored = matmul(
@@ -161,7 +162,8 @@ class Recursions(Layer):
                 f_BTD = self._f(self._delta(x_BTD, context, r), x_BTD)
                 x_BTD = x_BTD + (f_BTD * gate_BT[..., None]).to(x_BTD.dtype)
                 continue
-            active_BT, out_BTD = self._continuing(scores_BT, active_BT, r, context), x_BTD
+            active_BT = self._continuing(scores_BT, active_BT, r, context)
+            out_BTD = x_BTD
             for gathered in self._gathered(x_BTD, active_BT, r, context):
                 delta_SKD = self._delta(gathered.x_RKD, gathered.context, r)
                 f_SKD = self._f(delta_SKD, gathered.x_RKD)
@@ -174,7 +176,8 @@ class Recursions(Layer):
         predicted_BT = (scores_BT >= 0) & active_BT
         if context.selection == "causal":
             return predicted_BT
-        depth, lengths = self._depths(r)[0], context.lengths(scores_BT)
+        depth = self._depths(r)[0]
+        lengths = context.lengths(scores_BT)
         candidates, kept = (self._nominal(lengths, [0] * len(lengths), n)[0] for n in (r - 1, r))
         kept_BT = highest(scores_BT.detach(), list(kept), active_BT)
         errors_BT = F.binary_cross_entropy_with_logits(
@@ -219,7 +222,8 @@ class Recursions(Layer):
     ) -> Iterator[GatheredTokens]:
         """Yield the tokens of recursion r by sequences of equal counts, so that nothing is computed for
         padding."""
-        recursions, real_BT = self.options.recursions, context.real(x_BTD)
+        recursions = self.options.recursions
+        real_BT = context.real(x_BTD)
         active_BT = even_tokens(active_BT, context, float(recursions - r), among=recursions)
         if real_BT is not None:
             active_BT = active_BT & real_BT

@@ -95,7 +95,8 @@ class Stride(Control):
         self.capacity = capacity
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        before, tokens = context.before(x_BTD), x_BTD.shape[1]
+        before = context.before(x_BTD)
+        tokens = x_BTD.shape[1]
         return strided_rows(self.capacity, before, tokens, x_BTD.device).float()
 
 

@@ -17,8 +17,8 @@ def check_declaration(name: str, router: type) -> None:
     kind = f"router '{name}' ({router.__qualname__})"
     if not issubclass(router, Router):
         raise UserError(f"{kind} must derive from DepthRouter, ExpertRouter or Router of modbench")
-    own = vars(router).get("__dataclass_params__")  # a base class has its own
-    if own is None or not own.frozen:
+    parameters = vars(router).get("__dataclass_params__")  # a base class has its own
+    if parameters is None or not parameters.frozen:
         raise UserError(f"{kind} must be a frozen dataclass; put {DECORATORS.format(name)} above it")
     if inspect.isabstract(router):
         missing = ", ".join(sorted(router.__abstractmethods__))

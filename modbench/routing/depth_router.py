@@ -160,8 +160,12 @@ class DepthRouted(Layer):
 
     def __init__(self, options: DepthScheme, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
-        self.options, self.model, self.layer, self.block = options, model, layer, block
-        self.router, self.noise = scorer_of(options, model, layer), Noise(layer)
+        self.options = options
+        self.model = model
+        self.layer = layer
+        self.block = block
+        self.router = scorer_of(options, model, layer)
+        self.noise = Noise(layer)
         self.decides = overrides(options, "selected", DepthScheme)
         if self.router is None and not self.decides:
             raise UserError(
@@ -323,7 +327,9 @@ class DepthRouted(Layer):
         """Report the scheme's losses and let it update its state."""
         if not any(overrides(self.options, hook, DepthScheme) for hook in ("losses", "update")):
             return
-        scores_N, selected_N, slots_N = scores_BT.flatten(), selected_BT.flatten(), None
+        scores_N = scores_BT.flatten()
+        selected_N = selected_BT.flatten()
+        slots_N = None
         real_BT = context.real(x_BTD)
         if real_BT is not None:
             slots_N = nonzero_indices(real_BT, sum(context.lengths(x_BTD)))

@@ -55,7 +55,10 @@ class ExpertBank(nn.Module):
 
     def __init__(self, model: ModelConfig, layer: int, *, experts: int, width: int) -> None:
         super().__init__()
-        self.model, self.layer, self.experts, self.width = model, layer, experts, width
+        self.model = model
+        self.layer = layer
+        self.experts = experts
+        self.width = width
         self.up = nn.Parameter(torch.empty(experts, up_columns(model, width), model.width))
         self.down = nn.Parameter(torch.empty(experts, model.width, width))
 
@@ -109,7 +112,8 @@ def dispatched(
         on_device = bank.grouped(flat_SD)
         loads = first_E1.new_full((experts,), counts) if on_device else [counts] * experts
     else:
-        chosen_N, loads = nonzero_indices(chosen_SE.T, sum(counts)), counts
+        chosen_N = nonzero_indices(chosen_SE.T, sum(counts))
+        loads = counts
     rows_N = chosen_N % tokens
     gates_N = gates_SE.T.reshape(-1).index_select(0, chosen_N)
     y_ND = bank(flat_SD.index_select(0, rows_N), loads)

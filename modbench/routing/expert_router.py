@@ -183,7 +183,9 @@ class RoutedExperts(FeedForward):
 
     def __init__(self, options: ExpertScheme, model: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.options, self.model, self.layer = options, model, layer
+        self.options = options
+        self.model = model
+        self.layer = layer
         self.active = options.nominal_experts_per_token()
         right = isinstance(self.active, int | float) and 0 < self.active <= options.experts
         expected = f"a number above 0 and at most experts, {options.experts}"
@@ -219,7 +221,8 @@ class RoutedExperts(FeedForward):
         return has_closed_form(self.router)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        x_SD, real_BT = x_BTD.flatten(0, 1), context.real(x_BTD)
+        x_SD = x_BTD.flatten(0, 1)
+        real_BT = context.real(x_BTD)
         # Padding is left out here and comes back as zeros.
         slots_N = None if real_BT is None else real_BT.flatten().nonzero().squeeze(1)
         x_ND = x_SD if slots_N is None else x_SD.index_select(0, slots_N)
@@ -250,7 +253,9 @@ class RoutedExperts(FeedForward):
         return total + scorer_ledger(self.shared_gate, workload, self.layer, width)
 
     def nominal_counts(self, workload: Workload) -> Counts:
-        options, lengths, past = self.options, workload.lengths, workload.past
+        options = self.options
+        lengths = workload.lengths
+        past = workload.past
         if options.assigns:
             load = options.exact_load(lengths, past)
             return {} if load is None else {(self.layer, "load"): (load,) * options.experts}
@@ -264,9 +269,9 @@ class RoutedExperts(FeedForward):
         return {(self.layer, "experts"): (nominal,)}
 
     def active_parameters(self) -> int:
-        own = sum(parameter.numel() for parameter in self.parameters())
+        total = sum(parameter.numel() for parameter in self.parameters())
         bank = self.bank
-        return own - bank.parameters_of(bank.experts) + bank.parameters_of(self.active)
+        return total - bank.parameters_of(bank.experts) + bank.parameters_of(self.active)
 
     def _logits(self, x_ND: Tensor, state: Mapping[str, Tensor] | None) -> Tensor:
         experts = self.options.experts + self.options.no_ops()
@@ -274,21 +279,25 @@ class RoutedExperts(FeedForward):
             dtype = torch.promote_types(x_ND.dtype, torch.float32)
             return x_ND.new_zeros(len(x_ND), experts, dtype=dtype)
         logits_NE = run_scorer(self.router, x_ND, self.layer, state)
-        shape, gives = (len(x_ND), experts), "a module that gives "
+        shape = (len(x_ND), experts)
+        gives = "a module that gives "
         return checked_tensor(self.options, "scorer", logits_NE, shape, part=gives)
 
     def _choose(
         self, x_ND: Tensor, logits_NE: Tensor, tokens: Tokens, context: Context
     ) -> tuple[Tensor, Tensor]:
         """Return the output (N, D) of the experts that tokens choose, and their ids (N, K)."""
-        options, (count, experts) = self.options, logits_NE.shape
-        choice, grouped = options.choose(logits_NE, tokens), self.bank.grouped(x_ND)
+        options = self.options
+        count, experts = logits_NE.shape
+        choice = options.choose(logits_NE, tokens)
+        grouped = self.bank.grouped(x_ND)
         known = None if grouped or not has_values(logits_NE) else experts
         expert_ids_NK, gates_NK = checked_choice(options, choice, count, options.top_k, known)
         expert_ids_NK = even_experts(
             expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()
         )
-        load_E, capacity = load_of(expert_ids_NK, experts), self._capacity(count, context)
+        load_E = load_of(expert_ids_NK, experts)
+        capacity = self._capacity(count, context)
         counts: Sequence[int] | Tensor
         order_A, counts = by_expert(expert_ids_NK, load_E, options.experts, capacity)
         if not grouped:
@@ -313,7 +322,9 @@ class RoutedExperts(FeedForward):
         self, x_ND: Tensor, logits_NE: Tensor, tokens: Tokens, context: Context
     ) -> tuple[Tensor, Tensor]:
         """Return the output (N, D) of the experts that tokens are assigned to, and the gates (N, E)."""
-        options, trace, load = self.options, context.trace, None
+        options = self.options
+        trace = context.trace
+        load = None
         gates_NE = options.assign(logits_NE, tokens)
         checked_tensor(options, "assign", gates_NE, (len(x_ND), options.experts))
         chosen_NE = gates_NE != 0
@@ -340,8 +351,8 @@ class RoutedExperts(FeedForward):
         """Report auxiliary losses, and move the scorer's buffers after a training pass."""
         options = self.options
         losses = options.auxiliary_losses(logits_NE, chosen, tokens)
-        own = overrides(options, "auxiliary_losses", ExpertScheme)
-        expect_losses(options, losses, "auxiliary_losses" if own else "losses")
+        overridden = overrides(options, "auxiliary_losses", ExpertScheme)
+        expect_losses(options, losses, "auxiliary_losses" if overridden else "losses")
         for name, loss in losses.items():
             context.trace.loss(self.layer, name, loss)
         if self.router is not None and tokens.training and not context.trace.repeated:
@@ -357,7 +368,8 @@ class RoutedExperts(FeedForward):
         return capacity_tokens(options.capacity_factor, tokens * options.top_k, among=experts)
 
     def _show_load(self, context: Context, load_E: Tensor, capacity: int | None) -> None:
-        experts, taken_E = self.options.experts, load_E
+        experts = self.options.experts
+        taken_E = load_E
         if capacity is not None:
             taken_E = torch.cat((load_E[:experts].clamp(max=capacity), load_E[experts:]))
             context.trace.show(self.layer, "dropped", load_E - taken_E)

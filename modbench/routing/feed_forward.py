@@ -40,8 +40,8 @@ def as_feed_forward(router: Router, module: nn.Module) -> FeedForward:
     """Return ``module``, what the ``feed_forward`` of ``router`` returned, as a part of a block."""
     right = isinstance(module, nn.Module)
     expect(router, "feed_forward", right, shown(module), "a torch.nn.Module")
-    own = isinstance(module, FeedForward)
-    arguments = ["x_BTD", "context"] if own else ["x_BTD"]
+    takes_context = isinstance(module, FeedForward)
+    arguments = ["x_BTD", "context"] if takes_context else ["x_BTD"]
     forward = f"forward of {type(module).__name__}"
     expect_arguments(f"router '{router.name}'", forward, module.forward, arguments)
     return module if isinstance(module, FeedForward) else CountedFeedForward(module)

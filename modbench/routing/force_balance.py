@@ -25,7 +25,8 @@ def strided(capacity: float, first: int, tokens: int, among: int = 1) -> list[bo
     """Return which of ``tokens`` tokens after ``first`` others are selected if
     ``capacity_tokens(capacity, n, among)`` of any first n are: those at floor(j * among / capacity) for
     j = 0, 1, ..."""
-    row, each = [False] * tokens, Fraction(repr(capacity)) / among
+    row = [False] * tokens
+    each = Fraction(repr(capacity)) / among
     before, end = (capacity_tokens(capacity, n, among) for n in (first, first + tokens))
     for j in range(before, end):
         row[j * each.denominator // each.numerator - first] = True
@@ -48,7 +49,8 @@ def even_tokens(decided_BT: Tensor, context: Context, capacity: float, among: in
     if not context.forced_balance:
         return decided_BT
     context.trace.forced = True
-    tokens, before = decided_BT.shape[1], context.before(decided_BT)
+    tokens = decided_BT.shape[1]
+    before = context.before(decided_BT)
     even_BT = strided_rows(capacity, before, tokens, decided_BT.device, among)
     real_BT = context.real(decided_BT)
     return even_BT if real_BT is None else even_BT & real_BT

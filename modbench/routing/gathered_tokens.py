@@ -31,7 +31,8 @@ class GatheredTokens:
         self._selected_BT = selected_BT if real_BT is None else selected_BT & real_BT
         self._shape = (len(rows), max(lengths))
         self._slots_S = self._slots(rows, *x_BTD.shape[:2])
-        cached_rows, past = None, []
+        cached_rows = None
+        past = []
         if context.cache is not None:
             cached_rows = [row if context.rows is None else context.rows[row] for row in rows]
             past = context.cache.lengths(layer, cached_rows)
@@ -55,7 +56,8 @@ class GatheredTokens:
 
     def add_to(self, x_BTD: Tensor, update_RKD: Tensor) -> Tensor:
         """Add each selected token's update to ``x_BTD``; the others stay the same to the bit."""
-        slots_S, update_SD = self._slots_S, update_RKD.flatten(0, 1).to(x_BTD.dtype)
+        slots_S = self._slots_S
+        update_SD = update_RKD.flatten(0, 1).to(x_BTD.dtype)
         if self._selected < slots_S.numel():
             selected_N = nonzero_indices(self.gather(self._selected_BT), self._selected)
             slots_S, update_SD = (t.index_select(0, selected_N) for t in (slots_S, update_SD))
@@ -63,9 +65,11 @@ class GatheredTokens:
 
     def _slots(self, rows: Sequence[int], sequences: int, tokens: int) -> Tensor:
         """Return the index of each slot's token among all B * T tokens, (S,)."""
-        on, longest = self._selected_BT.device, self._shape[1]
+        on = self._selected_BT.device
+        longest = self._shape[1]
         if len(rows) == sequences:
-            first_R, selected_RT = torch.arange(sequences, device=on), self._selected_BT
+            first_R = torch.arange(sequences, device=on)
+            selected_RT = self._selected_BT
         else:
             first_R = torch.tensor(rows, device=on)
             selected_RT = self._selected_BT.index_select(0, first_R)

@@ -107,14 +107,14 @@ def _methods(
 ) -> Iterator[tuple[str, Callable[..., Any], Callable[..., Any] | None]]:
     """Yield name and function of each method that a plugin's classes define, and the function of
     modbench that it overrides, if it overrides one."""
-    for place, kind in enumerate(router.__mro__[:-1]):
+    for position, kind in enumerate(router.__mro__[:-1]):
         if kind.__module__.startswith("modbench."):
             continue
         for name, value in vars(kind).items():
             function = getattr(value, "__func__", value)  # of a static or class method
             if not inspect.isfunction(function) or (name[:2] == "__" and name != "__post_init__"):
                 continue
-            bases = (b for b in router.__mro__[place + 1 :] if b.__module__.startswith("modbench."))
+            bases = (b for b in router.__mro__[position + 1 :] if b.__module__.startswith("modbench."))
             overridden = (vars(base).get(name) for base in bases)
             yield name, function, next(filter(inspect.isfunction, overridden), None)
 
@@ -128,23 +128,26 @@ def _replaces(router: type[Router], method: str, hook: str) -> bool:
     one with ``hook``, which replaces the inherited hook on purpose."""
     if not method or not hasattr(router, method):
         return False
-    owner, place = _owner(router, method), _owner(router, hook)
-    return owner.__name__ not in ELSEWHERE and (owner is place or not issubclass(owner, place))
+    method_owner, hook_owner = _owner(router, method), _owner(router, hook)
+    return method_owner.__name__ not in ELSEWHERE and (
+        method_owner is hook_owner or not issubclass(method_owner, hook_owner)
+    )
 
 
 def _is_called(router: type[Router], hook: str, replaced_by: str = "") -> bool:
     """Return True if another method of a plugin names ``hook``, or if ``replaced_by`` names it or the
     method it overrides."""
-    own = [_names(function) for name, function, _ in _methods(router) if name != hook]
+    called = [_names(function) for name, function, _ in _methods(router) if name != hook]
     if replaced_by:
         replacing = _names(getattr(router, replaced_by))
-        own += [replacing, {hook} if replaced_by in replacing else set()]
-    return any(hook in names for names in own)
+        called += [replacing, {hook} if replaced_by in replacing else set()]
+    return any(hook in names for names in called)
 
 
 def _names(function: Callable[..., Any]) -> set[str]:
     """Return the names of attributes and globals that ``function`` uses, inner functions included."""
-    codes, names = [inspect.unwrap(function).__code__], set[str]()
+    codes = [inspect.unwrap(function).__code__]
+    names = set[str]()
     while codes:
         code = codes.pop()
         names |= set(code.co_names)
@@ -155,8 +158,8 @@ def _names(function: Callable[..., Any]) -> set[str]:
 def _misspelt(router: type[Router]) -> Iterator[tuple[str, str]]:
     """Yield methods of a plugin that are called nearly as a method of modbench which the plugin does not
     override, and that method."""
-    for place, kind in enumerate(router.__mro__):
-        bases = router.__mro__[place + 1 :]
+    for position, kind in enumerate(router.__mro__):
+        bases = router.__mro__[position + 1 :]
         if kind.__module__.startswith("modbench."):
             continue
         hooks = {
@@ -211,13 +214,13 @@ def _parameters(value: Any) -> Iterator[Tensor]:
             yield leaf
 
 
-def expect(router: Router, hook: str, condition: bool, found: str, expected: str) -> None:
+def expect(router: Router, hook: str, condition: bool, actual: str, expected: str) -> None:
     """Check ``condition``, which holds if the method ``hook`` of ``router`` returned what it must. Raise
     a `UserError` if it does not hold."""
     if not condition:
         name = getattr(router, "name", type(router).__name__)
         where = f"{hook}{defined_at(getattr(type(router), hook))}"
-        raise UserError(f"router '{name}': {where} returned {found}; expected {expected}")
+        raise UserError(f"router '{name}': {where} returned {actual}; expected {expected}")
 
 
 def shown(value: Any) -> str:

@@ -39,12 +39,12 @@ def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]
 def raised(error: BaseException, during: str = "", remedy: str = "fix it") -> str:
     """Return "raised KeyError: 'k' in DURING (my_router.py, line 16); REMEDY"; both may be empty."""
     text = str(error.msg if isinstance(error, SyntaxError) else error)  # str(error) repeats the line
-    said = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
+    fault = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
     where = f" in {during}" if during else ""
     if text.startswith(_NO_DATACLASS):
         remedy = f"put {DECORATORS.format('NAME')} above the class"
     end = f"; {remedy}" if remedy else ""
-    return f"raised {said}{where}{at(error)}{end}"
+    return f"raised {fault}{where}{at(error)}{end}"
 
 
 def at(error: BaseException) -> str:
@@ -70,7 +70,8 @@ def defined_at(function: Callable[..., Any]) -> str:
 def shown(file: Path) -> str:
     """Return the path of ``file`` from the working directory if it lies there, else its name: records
     hold no other paths."""
-    file, here = file.resolve(), Path.cwd()
+    file = file.resolve()
+    here = Path.cwd()
     return str(file.relative_to(here) if file.is_relative_to(here) else file.name)
 
 

@@ -24,7 +24,9 @@ class Predictor(nn.Module):
 
     def __init__(self, model: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.model, self.layer, self.hidden = model, layer, max(1, model.width // 2)
+        self.model = model
+        self.layer = layer
+        self.hidden = max(1, model.width // 2)
         self.up = nn.Parameter(torch.empty(self.hidden, model.width))
         self.down = nn.Parameter(torch.empty(1, self.hidden))
 
@@ -39,7 +41,9 @@ class Predictor(nn.Module):
             return score(F.gelu(F.linear(x_BTD, self.up)), self.down).squeeze(-1)
 
     def ledger(self, workload: Workload) -> Ledger:
-        rows, layer, learns = workload.slots, self.layer, self.up.requires_grad
+        rows = workload.slots
+        layer = self.layer
+        learns = self.up.requires_grad
         return weight_ledger(
             workload, layer, "predictor", self.up, rows, input_gradient=False
         ) + weight_ledger(workload, layer, "predictor", self.down, rows, input_gradient=learns)

@@ -106,10 +106,10 @@ def load_plugin(path: str | Path) -> list[str]:
             del sys.modules[module_name]
             for name in set(_registered) - before:
                 del _registered[name]
-            said = f" {raised(error)}"
+            fault = f" {raised(error)}"
             if isinstance(error, UserError):  # one on a method names its line
-                said = f": {error}" + ("" if ", line " in str(error) else at(error))
-            raise UserError(f"plugin {path}{said}") from error
+                fault = f": {error}" + ("" if ", line " in str(error) else at(error))
+            raise UserError(f"plugin {path}{fault}") from error
         digest = code_sha256(file)
         _sources.update(dict.fromkeys(set(_registered) - before, (file, digest)))
     names = sorted(n for n, router in _registered.items() if router.__module__ == module_name)

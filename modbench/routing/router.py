@@ -39,8 +39,8 @@ class Router(ABC):
         """Return all options, including defaults; they are part of a record's key. Fields with
         ``init=False`` are no options."""
         hidden = {field.name for field in fields(self) if not field.init}  # type: ignore[arg-type]
-        found: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
-        return {name: value for name, value in found.items() if name not in hidden}
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return {name: value for name, value in values.items() if name not in hidden}
 
 
 def overrides(router: Router, method: str, base: type) -> bool:

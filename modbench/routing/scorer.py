@@ -41,7 +41,8 @@ class LinearScorer(LayerScorer):
 
     def __init__(self, width: int, scores: int | None, *, stream: str = "router") -> None:
         super().__init__()
-        self.stream, self.squeezed = stream, scores is None
+        self.stream = stream
+        self.squeezed = scores is None
         self.weight = nn.Parameter(torch.empty(scores or 1, width))
 
     def initialise(self, seed: int) -> None:
@@ -68,11 +69,12 @@ def run_scorer(
     with component("router", layer):
         if isinstance(scorer, LinearScorer):
             return call(x_D)  # type: ignore[no-any-return]
-        kind, dtype = x_D.device.type, torch.promote_types(x_D.dtype, torch.float32)
-        own = next((p.dtype for p in scorer.parameters() if p.is_floating_point()), dtype)
+        kind = x_D.device.type
+        dtype = torch.promote_types(x_D.dtype, torch.float32)
+        weight_dtype = next((p.dtype for p in scorer.parameters() if p.is_floating_point()), dtype)
         off = x_D.is_meta or not torch.is_autocast_enabled(kind)
         with nullcontext() if off else torch.autocast(kind, enabled=False):
-            scores: Tensor = call(x_D.to(own))
+            scores: Tensor = call(x_D.to(weight_dtype))
         return scores.to(dtype) if isinstance(scores, Tensor) else scores
 
 
@@ -84,12 +86,12 @@ def scorer_of(router: Any, model: ModelConfig, layer: int) -> nn.Module | None:
     kind = type(scorer).__name__
     module = isinstance(scorer, nn.Module)
     expect(router, "scorer", module, shown(scorer), "a torch.nn.Module or None")
-    found = f"the same {kind} as for another layer or model"
-    expect(router, "scorer", scorer not in _held, found, "a new module in each call")
+    actual = f"the same {kind} as for another layer or model"
+    expect(router, "scorer", scorer not in _held, actual, "a new module in each call")
     frozen = [not parameter.requires_grad for parameter in scorer.parameters()]
-    found = f"a {kind} whose parameters are all frozen"
+    actual = f"a {kind} whose parameters are all frozen"
     fixed = bool(frozen) and all(frozen)
-    expect(router, "scorer", not fixed, found, "one that is trained, or buffers in place of parameters")
+    expect(router, "scorer", not fixed, actual, "one that is trained, or buffers in place of parameters")
     if isinstance(scorer, LayerScorer):
         scorer.layer = layer
     else:

@@ -24,7 +24,8 @@ class Noise(nn.Module):
     def __init__(self, layer: int, name: str = "") -> None:
         super().__init__()
         #: ``name`` tells apart two routers in one layer, such as experts in a depth-routed block.
-        self.layer, self.name = layer, f"{name}." if name else ""
+        self.layer = layer
+        self.name = f"{name}." if name else ""
         self.register_buffer("key", torch.zeros((), dtype=torch.int64))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
@@ -85,7 +86,8 @@ class Tokens:
     @cached_property
     def sequences(self) -> Tensor:
         """The sequence of each token, in the shape of the scores."""
-        lengths, on = self.lengths, self.ids.device
+        lengths = self.lengths
+        on = self.ids.device
         if self.ids.dim() == 2:
             rows_B1 = torch.arange(self.ids.shape[0], device=on)[:, None]
             return rows_B1.expand(self.ids.shape)
@@ -131,10 +133,10 @@ def tokens_of(
 def _state(scorer: nn.Module | None, noise: Noise, context: Context) -> dict[str, Tensor]:
     """The scorer's buffers as the pass found them: a repeated pass must decide as the first one did,
     though training has changed them in between."""
-    found: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
     for name, buffer in scorer.named_buffers() if scorer is not None else ():
         key = f"{noise.name}state.{name}"
         if not context.trace.repeated:
             context.trace.show(noise.layer, key, buffer.clone())
-        found[name] = context.trace.tensors[noise.layer, key]
-    return found
+        buffers[name] = context.trace.tensors[noise.layer, key]
+    return buffers

@@ -22,7 +22,8 @@ def score(x_D: Tensor, weight_ED: Tensor) -> Tensor:
 
     Of E = 1 and a number of rows that 8 does not divide, a CPU's matmul may give equal rows other last
     bits: two equal tokens before a first block that is routed are then no tie."""
-    dtype, kind = torch.promote_types(x_D.dtype, torch.float32), x_D.device.type
+    dtype = torch.promote_types(x_D.dtype, torch.float32)
+    kind = x_D.device.type
     # The meta device knows no autocast, and entering a context takes as long as scoring one token.
     off = x_D.is_meta or not torch.is_autocast_enabled(kind)
     with nullcontext() if off else torch.autocast(kind, enabled=False):

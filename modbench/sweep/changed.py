@@ -43,13 +43,13 @@ def check_unchanged(
     if not differ:
         return
     more = f", and {len(differ) - 1} more" if len(differ) > 1 else ""
-    said = f"{folder} holds runs with other settings than the suite has now: {differ[0]}{more}"
+    message = f"{folder} holds runs with other settings than the suite has now: {differ[0]}{more}"
     if isoflop:
         raise UserError(
-            f"{said}; a curve must not hold both: give that scheme another label, give --results "
+            f"{message}; a curve must not hold both: give that scheme another label, give --results "
             "another folder, or restore the suite"
         )
-    tell(f"{said}; the report shows them as rows of their own")
+    tell(f"{message}; the report shows them as rows of their own")
 
 
 #: Settings of [isoflop] that hold for a whole results folder, and why.
@@ -77,7 +77,8 @@ def _differences(wanted: Iterable[Wanted], recorded: Iterable[Result], isoflop: 
     differs from the closest one. Seeds, and learning rates of isoFLOP suites, may differ."""
     now: dict[str, list[Settings]] = {}
     for item in wanted:
-        settings, of_scheme = _settings(item.run, isoflop), now.setdefault(item.scheme, [])
+        settings = _settings(item.run, isoflop)
+        of_scheme = now.setdefault(item.scheme, [])
         if settings not in of_scheme:
             of_scheme.append(settings)
     seen: list[tuple[str, Settings]] = []
@@ -98,11 +99,13 @@ def _settings(run: Run, isoflop: bool) -> Settings:
     stated = run.as_json()
     parts = {"train": stated["train"], "schedule": stated["schedule"], "model": stated["model"]}
     parts |= {"data": stated["data"], "router": stated["router"]}
-    found = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    options = found.pop("router.options")
-    found |= {f"router.options.{name}": value for name, value in options.items()}
+    settings = {
+        f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()
+    }
+    options = settings.pop("router.options")
+    settings |= {f"router.options.{name}": value for name, value in options.items()}
     free = {"train.learning_rate"} if isoflop else set()
-    return {name: value for name, value in found.items() if name not in free}
+    return {name: value for name, value in settings.items() if name not in free}
 
 
 def _between(settings: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 KILLED = "killed (SIGKILL); likely out of memory"
 _RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?=:|$)")
 _PATH = re.compile(r"(?<![\w.:/])~?(?:/[^\s/:'\"`,;()<>\[\]]+)+/?")
-_LONGEST = 300
+_LONGEST = 300  #: characters of a record's error; the longest of `plugin_fault` fits, with its line
 
 
 def error_of(log: Path, start: int, code: int) -> str:
@@ -24,6 +24,6 @@ def error_of(log: Path, start: int, code: int) -> str:
     if not words:
         return f"{how}, nothing in its log"
     last = (raised or words)[-1]
-    said = _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], last)
-    said = said.removeprefix("modbench: ")[:_LONGEST]
-    return said if last.startswith("modbench: ") and code > 0 else f"{how}: {said}"
+    message = _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], last)
+    message = message.removeprefix("modbench: ")[:_LONGEST]
+    return message if last.startswith("modbench: ") and code > 0 else f"{how}: {message}"

@@ -16,7 +16,7 @@ from modbench.records.store import Finished, append_record, finished
 from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.worker import Worker, stop_signals
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2  #: too short a delay to notice
 _STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
 
 #: Kind of record and key; of a timing its session, what it measures and its repetition, too.
@@ -72,7 +72,8 @@ class Engine:
                 stored a checkpoint.
             UserError: the folder can't be written, or a record line is corrupt.
         """
-        todo, begun = deque(jobs), time.monotonic()
+        todo = deque(jobs)
+        begun = time.monotonic()
         self._before = Counter(finished(self.folder))
         failures: list[Failure] = []
         running: dict[Job, Worker] = {}
@@ -127,7 +128,8 @@ class Engine:
         lost = [record.status for record in stored.values() if record.status not in ("ok", None)]
         if lost or not lacking:  # killed between record and result
             return lost[0] if lost and lost[0] else "ok", "", False
-        status, error = "oom" if worker.out_of_memory() else "failed", worker.error()
+        status = "oom" if worker.out_of_memory() else "failed"
+        error = worker.error()
         append_record(self.folder, job.crash_record(lacking[0], status, error, worker.started))
         return status, error, worker.code == 2
 

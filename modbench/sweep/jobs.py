@@ -37,13 +37,14 @@ def run_jobs(
     crash; ``wait``: pause while another process measures."""
     import torch
 
-    suite, jobs = rows.suite, []
+    suite = rows.suite
+    jobs = []
     machine = environment(torch.float32)
     # The other entries describe this process, not the one that crashed.
     known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
     for item in left:
         run = item.wanted.run
-        own = folder_of(folder, run.key)
+        job_folder = folder_of(folder, run.key)
         settings = run.train
         spec = {
             "job": "run",
@@ -61,7 +62,7 @@ def run_jobs(
             "track": asdict(suite.track),
             "plugins": rows.plugins_of(run.router),
             "results": str(folder.resolve()),
-            "folder": str(own),
+            "folder": str(job_folder),
             "threads": threads,
             "workers": workers,
             "wait": wait,
@@ -72,7 +73,7 @@ def run_jobs(
                 identities=identities_of(item),
                 title=names[run.key],
                 spec=spec,
-                log=own / "log.txt",
+                log=job_folder / "log.txt",
                 crash_record=crashed,
             )
         )
@@ -103,7 +104,9 @@ def crash_record(
     made: dict[str, Any] = {"machine": machine, "status": status, "error": error, "started": started}
     if identity[0] == "run":
         return run_record(item.wanted.run, data, **made, workers=workers)
-    subject = next(one for one in item.measurements if key_of(one) == identity[1])
+    subject = next(
+        measurement for measurement in item.measurements if key_of(measurement) == identity[1]
+    )
     return measurement_record(subject, {}, **made, workers=workers)
 
 
@@ -114,9 +117,9 @@ def run_record(
     status: Any,
     error: str | None,
     started: datetime,
-    **found: Any,
+    **fields: Any,
 ) -> RunRecord:
-    """The record of ``run``, which ends now. One that crashed has ``found`` nothing."""
+    """The record of ``run``, which ends now. ``fields``: its other fields; none for a crash."""
     nothing: dict[str, Any] = {"metrics": {}, "ends": [], "curve": []}
     return RunRecord(
         run=run.as_json(),
@@ -125,7 +128,7 @@ def run_record(
         status=status,
         error=error,
         **_made(machine, started),
-        **nothing | found,
+        **nothing | fields,
     )
 
 
@@ -136,7 +139,7 @@ def measurement_record(
     status: Any,
     error: str | None,
     started: datetime,
-    **found: Any,
+    **fields: Any,
 ) -> MeasurementRecord:
     """The record of the measurement ``subject``, which ends now."""
     return MeasurementRecord(
@@ -146,7 +149,7 @@ def measurement_record(
         status=status,
         error=error,
         **_made(machine, started),
-        **found,
+        **fields,
     )
 
 
@@ -188,7 +191,8 @@ def suite_of(
 ) -> dict[str, Any]:
     """Return what the suite wants, as its record states it. ``planned``: see
     `modbench.sweep.wanted.expand_planned`; its shapes are timed before all runs are known."""
-    header, stated = rows.suite.header, dict[str, dict[str, Any]]()
+    header = rows.suite.header
+    stated = dict[str, dict[str, Any]]()
     for item in [*planned, *wanted]:
         row = stated.setdefault(item.label, {"label": item.label, "runs": [], "timed": []})
         if plan := plan_of(rows, item.scheme):

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from modbench.errors import UserError
 
 LOCK = ".lock"
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2  #: short next to the seconds that a job takes to end
 
 
 def suite_lock(folder: Path) -> AbstractContextManager[None]:
@@ -42,8 +42,8 @@ def audit_lock(results: Path, key: str, *, waiting: Callable[[], None]) -> Abstr
 def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> None:
     """Wait for jobs of an earlier command that was killed: they notice it, store a checkpoint and end.
     Raises UserError: one still works after a minute."""
-    said = "a job of an earlier, killed command is storing its checkpoint; waiting for it to end"
-    once = cache(lambda: say(said))
+    message = "a job of an earlier, killed command is storing its checkpoint; waiting for it to end"
+    once = cache(lambda: say(message))
     for folder in folders:
         if (folder / LOCK).exists():
             with job_lock(folder, seconds=60.0, waiting=once):
@@ -54,7 +54,8 @@ def wait_for_orphans(folders: Sequence[Path], say: Callable[[str], None]) -> Non
 def _locked(
     file: Path, busy: str, *, seconds: float = 0.0, waiting: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    lock, end = FileLock(file), time.monotonic() + seconds
+    lock = FileLock(file)
+    end = time.monotonic() + seconds
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         while not lock.is_locked:

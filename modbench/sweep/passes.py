@@ -19,7 +19,8 @@ def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) 
     suite = rows.suite
     if suite.isoflop is None:
         return
-    passes, where = 0.0, ""
+    passes = 0.0
+    where = ""
     for scheme in suite.schemes:
         row = rows.resolved.get(scheme.label)
         if row is None or scheme.label not in schemes:
@@ -29,7 +30,8 @@ def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) 
             for shape, of_step in zip(shapes, flops, strict=True):
                 read = tokens_of(budget, of_step, train) / train_tokens
                 if read > passes:
-                    passes, where = read, f"'{scheme.label}', width {shape['width']} at {budget:g} FLOPs"
+                    passes = read
+                    where = f"'{scheme.label}', width {shape['width']} at {budget:g} FLOPs"
     if passes > suite.isoflop.passes:
         enough = ceil(10 * passes) / 10
         raise UserError(

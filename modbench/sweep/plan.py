@@ -84,31 +84,33 @@ def plan_suite(
     if text is not None:
         refuse_more_passes(rows, rows.resolved, text)
     at_a_time, threads = parallel()
-    flops, busy, found = _step_flops(rows), False, dict[str, Speed]()
+    flops = _step_flops(rows)
+    busy = False
+    scheme_speeds = dict[str, Speed]()
     if time:
         shapes = _shapes_of(runs, flops)
         if results is not None:
-            found = recorded_speeds(results / rows.suite.header.name, shapes, threads)
-            if found:
-                tell(f"step times of {', '.join(found)}: as recorded by modbench time")
+            scheme_speeds = recorded_speeds(results / rows.suite.header.name, shapes, threads)
+            if scheme_speeds:
+                tell(f"step times of {', '.join(scheme_speeds)}: as recorded by modbench time")
         specs = {
-            label: timing_spec(own, rows.suite.time, rows.plugins_of(own[0][0].router), threads)
-            for label, own in shapes.items()
-            if label not in found
+            label: timing_spec(targets, rows.suite.time, rows.plugins_of(targets[0][0].router), threads)
+            for label, targets in shapes.items()
+            if label not in scheme_speeds
         }
         abreast = min(at_a_time, len(specs))
         if specs:
             tell(f"timing training steps of {several(len(specs), 'scheme')}, {abreast} at a time")
             load = LoadMonitor()
-            found |= speeds(specs, at_a_time)
+            scheme_speeds |= speeds(specs, at_a_time)
             busy = load.state(abreast * threads, all_at_work=False)["overloaded"]
     return SuitePlan(
         suite=rows.suite,
-        parts=tuple(_parts(rows, runs, flops, text, found)),
+        parts=tuple(_parts(rows, runs, flops, text, scheme_speeds)),
         train_tokens=text,
         at_a_time=at_a_time,
         threads=threads,
-        speeds=found,
+        speeds=scheme_speeds,
         busy=busy,
         left_out=bool(rows.mistakes),
     )
@@ -128,7 +130,8 @@ def _step_flops(rows: Rows) -> StepFlops:
     """The nominal FLOPs of a training step of each scheme's shapes."""
     by_scheme: StepFlops = {}
     for scheme in rows.suite.schemes:
-        label, row = scheme.label, rows.resolved.get(scheme.label)
+        label = scheme.label
+        row = rows.resolved.get(scheme.label)
         if row is None:  # its plugin has a mistake
             continue
         shapes = [*zip(rows.suite.shapes_of(scheme).values(), row.flops, strict=False)]
@@ -152,7 +155,7 @@ def _parts(
     runs: Sequence[Wanted],
     flops: StepFlops,
     text: int | None,
-    found: Mapping[str, Speed],
+    scheme_speeds: Mapping[str, Speed],
 ) -> Iterator[Part]:
     """The parts in the suite's order."""
     by_part: dict[tuple[str, int], list[Wanted]] = defaultdict(list)
@@ -160,18 +163,24 @@ def _parts(
         by_part[wanted.scheme, wanted.budget].append(wanted)
     for scheme in rows.suite.schemes:
         for budget in rows.suite.axes.budgets:
-            if own := by_part.get((scheme.label, budget)):
-                yield _part(own, flops[scheme.label], text, found.get(scheme.label, Speed()))
+            if part_runs := by_part.get((scheme.label, budget)):
+                yield _part(
+                    part_runs, flops[scheme.label], text, scheme_speeds.get(scheme.label, Speed())
+                )
 
 
 def _part(
     runs: Sequence[Wanted], flops: Mapping[ModelConfig, int], text: int | None, speed: Speed
 ) -> Part:
     sizes: dict[tuple[int, int], int] = {}
-    total, tokens, seconds = 0, 0, list[float | None]()
+    total = 0
+    tokens = 0
+    seconds = list[float | None]()
     for wanted in runs:
-        run, model = wanted.run, wanted.run.model
-        of_step, schedule = flops[model], wanted.run.schedule
+        run = wanted.run
+        model = wanted.run.model
+        of_step = flops[model]
+        schedule = wanted.run.schedule
         spent = wanted.budget // of_step * of_step
         # The decays of smaller budgets branch off the trunk.
         spent += sum(budget - schedule.trunk(budget) for budget in schedule.budgets[:-1])
@@ -179,7 +188,7 @@ def _part(
         total += spent
         tokens = max(tokens, tokens_of(wanted.budget, of_step, run.train))
         seconds.append(speed.seconds(spent, of_step))
-    known = [one for one in seconds if one is not None]
+    known = [duration for duration in seconds if duration is not None]
     return Part(
         scheme=runs[0].scheme,
         budget=runs[0].budget,

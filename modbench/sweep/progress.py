@@ -19,6 +19,7 @@ from modbench.errors import several
 from modbench.report.sections import Page, as_markdown
 from modbench.report.table import Table
 
+#: Seconds between two lines of a job, since a log keeps all of them.
 _LINE_SECONDS = 10.0
 #: Rates are means over this many events, which come at most twice a second.
 _WINDOW = 40
@@ -75,13 +76,19 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._running: dict[str, _Job] = {}
-        self._suite, self._total, self._done, self.unit = "", 0, 0, "run"
+        self._suite = ""
+        self._total = 0
+        self._done = 0
+        self.unit = "run"
         self._done_before, self._since = 0, time.monotonic()
         self.live = Live(get_renderable=self._table, console=console, transient=True)
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "run") -> None:
         """Begin with ``done`` of ``total`` jobs done before."""
-        self._suite, self._total, self._done, self.unit = suite, total, done, unit
+        self._suite = suite
+        self._total = total
+        self._done = done
+        self.unit = unit
         self._done_before, self._since = done, time.monotonic()
         self._line(f"{suite}: {self._state()}")
 
@@ -95,7 +102,8 @@ class Progress:
         job = self._running.get(key)
         if job is None:  # it arrived after the job's end
             return
-        phase, now = job.phase, time.monotonic()
+        phase = job.phase
+        now = time.monotonic()
         job.update(event, now)
         if job.phase != phase or job.told is None or now - job.told >= _LINE_SECONDS:
             job.told = now
@@ -117,7 +125,8 @@ class Progress:
 
     def _state(self) -> str:
         """Jobs done, and the time left, estimated from those that this run has finished."""
-        new, about = self._done - self._done_before, ""
+        new = self._done - self._done_before
+        about = ""
         if new and self._done < self._total:
             left = (self._total - self._done) * (time.monotonic() - self._since) / new
             about = f", about {clock(left)} left"
@@ -147,7 +156,8 @@ def show_progress(console: Console) -> Iterator[Progress]:
 def summary_line(what: str, seconds_by_step: Mapping[str, float], wall: float) -> str:
     """The last line of a run: ``what`` was run (6 runs), its wall time, and the percentage of the
     workers' summed time that each step took, largest first."""
-    line, total = f"{what} in {clock(wall)}", sum(seconds_by_step.values())
+    line = f"{what} in {clock(wall)}"
+    total = sum(seconds_by_step.values())
     by_size = sorted(seconds_by_step.items(), key=lambda item: -item[1])
     steps = ", ".join(f"{step} {_percent(seconds / total)}" for step, seconds in by_size if seconds)
     return f"{line}; of the workers' time: {steps}" if steps else line

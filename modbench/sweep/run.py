@@ -61,8 +61,8 @@ def run_suite(
     tasks = [suite.measure.task(task) for task in measure]
     if measure:
         steps = dict.fromkeys((*suite.measure.steps, "downstream"))
-        own = suite.measure.downstream if "downstream" in suite.measure.steps else ()
-        named = tuple(dict.fromkeys((*own, *measure)))
+        suite_tasks = suite.measure.downstream if "downstream" in suite.measure.steps else ()
+        named = tuple(dict.fromkeys((*suite_tasks, *measure)))
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
     check_trackers(suite.track)
@@ -88,8 +88,12 @@ class _Command:
         *,
         wait: bool,
     ) -> None:
-        self.rows, self.folder, self.only = rows, folder, only
-        self.conditions, self.tasks, self.wait = conditions, tasks, wait
+        self.rows = rows
+        self.folder = folder
+        self.only = only
+        self.conditions = conditions
+        self.tasks = tasks
+        self.wait = wait
         self.err = Console(stderr=True)
 
     def tell(self, sentence: str) -> None:
@@ -98,7 +102,8 @@ class _Command:
     def run(self) -> int:
         """Run all that is left; write the report and show its first table; see
         `modbench.sweep.command.end_of_command`."""
-        suite, failures = self.rows.suite, list[Failure]()
+        suite = self.rows.suite
+        failures = list[Failure]()
         for mistake in self.rows.mistakes:
             self.tell(f"{mistake}; the other rows are run")
         with suite_lock(self.folder):
@@ -127,7 +132,9 @@ class _Command:
     def jobs_left(self) -> tuple[list[Job], int]:
         """Record what the suite wants; prepare the data once; return the jobs that are left of the runs
         with the labels ``only``, and the number of all of these runs."""
-        rows, suite, records = self.rows, self.rows.suite, finished(self.folder)
+        rows = self.rows
+        suite = self.rows.suite
+        records = finished(self.folder)
         wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
         check_unchanged(rows, wanted, records, self.folder, self.tell)
         measures = suite.measure.wanted()

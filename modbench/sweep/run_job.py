@@ -28,7 +28,9 @@ class RunJob:
     """
 
     def __init__(self, spec: dict[str, Any], data: TokenData, stage: Stage) -> None:
-        self.spec, self.data, self.stage = spec, data, stage
+        self.spec = spec
+        self.data = data
+        self.stage = stage
         run = Run.of(spec["run"])
         watched = {name: spec[name] for name in ("evaluations", "checkpoint_seconds")}
         self.run = replace(run, train=replace(run.train, **watched))
@@ -44,9 +46,9 @@ class RunJob:
         self.decodes = True  #: False: the audit has found that decoding differs from a full forward pass
         self.audit_key: str | None = None  #: of its scheme
         self.findings: list[dict[str, Any]] = []  #: of the audit
-        self.found: dict[str, Any] = {}  #: by field of the run's record; a lost run keeps them
+        self.fields: dict[str, Any] = {}  #: by field of the run's record; a lost run keeps them
         if not spec["train"] and (record := read_run(self.results, run.key)):
-            self.found["ends"] = record.ends
+            self.fields["ends"] = record.ends
             if audit := read_audit(self.results, record.audit_key or ""):
                 self.audited(audit)
 

@@ -39,7 +39,9 @@ def sample_run(
     from modbench.trained.load import load_trained
 
     loaded = load_trained(run, plugins, results=results)
-    model, tokenizer, trained = loaded.model, loaded.tokenizer, loaded.sequence
+    model = loaded.model
+    tokenizer = loaded.tokenizer
+    trained = loaded.sequence
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     longest = max(map(len, ids), default=0) + drawing.tokens
     if longest > trained:
@@ -57,7 +59,8 @@ def sample_run(
             seed=drawing.seed,
             cache=cache,
         )
-    seconds, dense = time.perf_counter() - started, dense_cache_bytes(model, sum(cache.read))
+    seconds = time.perf_counter() - started
+    dense = dense_cache_bytes(model, sum(cache.read))
     print(
         f"modbench: {several(sum(map(len, new)), 'token')} in {seconds:.2f} s with a cache of "
         f"{several(cache.bytes, 'byte', ',')} ({dense:,} in a dense model of its shape)",

@@ -12,6 +12,7 @@ from modbench.timing.machine_lock import measured_elsewhere, measuring
 from modbench.train.loop import StoppedError
 
 Say = Callable[[dict[str, Any]], None]
+#: Seconds between two checks of a wait: too short to notice when a job is stopped.
 _POLL_SECONDS = 0.1
 #: Seconds between two events of a wait, which tell the parent that this process is alive.
 _TOLD_SECONDS = 5.0
@@ -24,10 +25,14 @@ class Stage:
     def __init__(
         self, say: Say, stop: Callable[[], bool] = lambda: False, *, pauses: bool = True
     ) -> None:
-        self.say, self._stop, self._pauses = say, stop, pauses
+        self.say = say
+        self._stop = stop
+        self._pauses = pauses
         self.seconds: dict[str, float] = defaultdict(float)
         self._told_of: dict[str, float] = defaultdict(float)  #: seconds that `spent` has returned
-        self._name, self._before, self._told = "start", "start", 0.0
+        self._name = "start"
+        self._before = "start"
+        self._told = 0.0
         self._since = time.monotonic() - (time.time() - psutil.Process().create_time())
 
     def begin(self, name: str) -> None:

@@ -14,11 +14,12 @@ from modbench.records.run import Timed
 from modbench.sweep.worker import DiedError, Say, run_worker
 from modbench.timing.config import TimeConfig
 
-#: A step is timed if it takes at most this many seconds at the rate of a large matmul.
+#: A step is timed if it takes at most this many seconds at the rate of a large matmul. A real step takes
+#: longer, and a plan should end in minutes.
 LONGEST_STEP = 3.0
 #: Weights, gradients and AdamW's two moments in float32.
 BYTES_PER_PARAMETER = 16
-#: Seconds of samples at each shape.
+#: Seconds of samples at each shape: more would steady the median, and make a plan slower.
 _SECONDS = 0.7
 #: Seconds without progress after which a worker is ended; a step may be compiled first.
 _TIMEOUT = 600.0
@@ -64,14 +65,14 @@ def speeds(specs: Mapping[str, Mapping[str, Any]], at_a_time: int) -> dict[str, 
 
         def measure(number: int, spec: Mapping[str, Any]) -> Speed:
             try:
-                found = run_worker(spec, log=Path(folder, f"{number}.txt"), timeout=_TIMEOUT)
+                answer = run_worker(spec, log=Path(folder, f"{number}.txt"), timeout=_TIMEOUT)
             except DiedError as death:
                 return Speed(missing=(f"its process ended: {death}",))
-            steps = tuple(TimedStep(**step) for step in found["steps"])
-            return Speed(steps=steps, missing=tuple(found["missing"]))
+            steps = tuple(TimedStep(**step) for step in answer["steps"])
+            return Speed(steps=steps, missing=tuple(answer["missing"]))
 
-        found = pool.map(measure, range(len(specs)), specs.values())
-        return dict(zip(specs, found, strict=True))
+        results = pool.map(measure, range(len(specs)), specs.values())
+        return dict(zip(specs, results, strict=True))
 
 
 def recorded_speeds(
@@ -94,9 +95,9 @@ def recorded_speeds(
     labels = {timing.key: timing.key for timing in session}
     rows = [row for row in TimingTable(session, labels).cases if row.phase == "train"]
     seconds = {row.key: row.seconds_median for row in rows if row.seconds_median is not None}
-    found = {}
-    for scheme, own in shapes.items():
-        ascending = sorted(own, key=lambda shape: shape[1])
+    recorded = {}
+    for scheme, timed_shapes in shapes.items():
+        ascending = sorted(timed_shapes, key=lambda shape: shape[1])
         known = [(timed, flops) for timed, flops in ascending if timed.key in seconds]
         if known and known[0] == ascending[0] and known[-1] == ascending[-1]:
             steps = (
@@ -108,8 +109,8 @@ def recorded_speeds(
                 )
                 for timed, flops in known
             )
-            found[scheme] = Speed(steps=tuple(steps))
-    return found
+            recorded[scheme] = Speed(steps=tuple(steps))
+    return recorded
 
 
 def timing_spec(
@@ -162,7 +163,8 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
         target, flops = short[number]
         model = target.config
         say({"event": "phase", "phase": f"width {model.width}"})
-        needed, free = BYTES_PER_PARAMETER * target.outline().parameter_count(), _free(target)
+        needed = BYTES_PER_PARAMETER * target.outline().parameter_count()
+        free = _free(target)
         if needed > free:
             missing.append(
                 f"width {model.width}: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
@@ -199,10 +201,11 @@ def _seconds(target: Any) -> float:
     from modbench.timing.benchmark_case import training_cases
     from modbench.timing.stopwatch import stopwatch
 
-    (case,) = (one for one in training_cases(target.build(), target) if one.phase == "train")
-    run, watch = case.prepare().run, stopwatch(target.on)
+    (case,) = (case for case in training_cases(target.build(), target) if case.phase == "train")
+    run = case.prepare().run
+    watch = stopwatch(target.on)
     watch.seconds(run)  # allocates, and compiles
-    found = [watch.seconds(run)]
-    while sum(found) < _SECONDS:
-        found.append(watch.seconds(run))
-    return statistics.median(found)
+    times = [watch.seconds(run)]
+    while sum(times) < _SECONDS:
+        times.append(watch.seconds(run))
+    return statistics.median(times)

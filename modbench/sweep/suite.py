@@ -191,13 +191,13 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     for number, entries in enumerate(tables.schemes, start=1):
         scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
-        own = checked_fields(at, scheme.train, TrainTable)
-        _check_schedule(at, replace(train, **own), axes, measure)
+        settings = checked_fields(at, scheme.train, TrainTable)
+        _check_schedule(at, replace(train, **settings), axes, measure)
         at = f"{where} [[schemes]] '{scheme.label}' model"
         model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
         for shape in shapes.values():
             built(at, {**asdict(shape), **model}, ModelConfig)
-        schemes.append(replace(scheme, model=model, train=own))
+        schemes.append(replace(scheme, model=model, train=settings))
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     isoflop = None if tables.isoflop is None else table("isoflop", IsoFlopConfig)
     _refuse_contradictions(where, tables, schemes)
@@ -257,8 +257,8 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
                 f"{where} [[schemes]] '{scheme.label}' has a width, and [isoflop] chooses it; remove it"
             )
         if scheme.tokens_per_parameter is not None:
-            own = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
-            built(f"{where} [[schemes]] '{scheme.label}'", own, IsoFlopConfig)
+            merged = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
+            built(f"{where} [[schemes]] '{scheme.label}'", merged, IsoFlopConfig)
 
 
 def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelConfig]:

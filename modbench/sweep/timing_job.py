@@ -28,12 +28,13 @@ def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """Take the measurement of ``spec`` (see `modbench.sweep.timings.TimingPlan`), alone on this machine,
     and append its record; return its status, error and seconds. Raises UserError: invalid plugin,
     router, option or shape."""
-    started, stage = datetime.now(UTC), Stage(say)
+    started = datetime.now(UTC)
+    stage = Stage(say)
     target = _target(spec)
     with stage.measuring(spec["title"]):
         say({"event": "phase", "phase": "measuring"})
-        found = _measured(spec, target, say)
-    record = timing_record(spec, environment(target.dtype), started=started, **found)
+        outcome = _measured(spec, target, say)
+    record = timing_record(spec, environment(target.dtype), started=started, **outcome)
     append_record(Path(spec["results"]), record)
     return {"status": record.status, "error": record.error, "seconds": stage.end()}
 
@@ -83,7 +84,7 @@ def _target(spec: dict[str, Any]) -> BenchmarkTarget:
 def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[str, Any]:
     """Status, error, asked_bytes and measured of a timing record. Of several failed cases the first is
     stated."""
-    found: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
+    outcome: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
     kind = spec["measures"]
     try:
         if kind in _MEMORY:
@@ -97,11 +98,11 @@ def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[s
         lack = out_of_memory(error)
         if lack is None:
             raise
-        return found | {"status": "oom"} | lack
+        return outcome | {"status": "oom"} | lack
     failed, ran_out = measured.pop("failed", []), measured.get("ran_out", [])
-    errors = [*failed, *(f"{one['name']}: {one['error']}" for one in ran_out)]
+    errors = [*failed, *(f"{case['name']}: {case['error']}" for case in ran_out)]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        found |= {"status": "failed" if failed else "oom", "error": errors[0] + more}
-        found["asked_bytes"] = ran_out[0]["asked_bytes"] if ran_out else None
-    return found | {"measured": measured}
+        outcome |= {"status": "failed" if failed else "oom", "error": errors[0] + more}
+        outcome["asked_bytes"] = ran_out[0]["asked_bytes"] if ran_out else None
+    return outcome | {"measured": measured}

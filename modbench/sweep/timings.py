@@ -55,7 +55,8 @@ def time_suite(
     if repetitions is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
     rows = resolve(suite, plugins)
-    folder, err = results / suite.header.name, Console(stderr=True)
+    folder = results / suite.header.name
+    err = Console(stderr=True)
     tell = partial(say, err)
     plan = TimingPlan.of(rows, folder, only, again=again)
     for mistake in rows.mistakes:
@@ -116,7 +117,7 @@ class TimingPlan:
         """All processes of the session for ``kinds`` in their order: repetition by repetition, so that a
         drift of the machine affects all schemes alike; each repetition begins with another scheme;
         memory comes last, once."""
-        machines = {one.machine.key: one.machine for one in self.timed.values()}
+        machines = {timed.machine.key: timed.machine for timed in self.timed.values()}
         entries: list[tuple[TimingKind, Timed]] = []
         if "ceiling" in kinds:
             entries += [("ceiling", machine) for machine in machines.values()]
@@ -173,10 +174,10 @@ def _machine(rows: Rows, timed: Timed) -> dict[str, Any]:
     spec = {"job": "machine", "timed": timed.as_json(), "time": time, "plugins": []}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = run_worker(spec | {"threads": _threads(rows)}, log=Path(folder, "log.txt"))
+            answer = run_worker(spec | {"threads": _threads(rows)}, log=Path(folder, "log.txt"))
         except DiedError as death:
             raise UserError(f"nothing can be measured: {death}; repair the installation") from None
-    return dict(found["environment"])
+    return dict(answer["environment"])
 
 
 def _session(rows: Rows, folder: Path, machine: dict[str, Any], again: bool) -> tuple[str, str]:

@@ -46,7 +46,8 @@ class Trackers:
     with a line on standard error."""
 
     def __init__(self, config: TrackConfig, suite: str, label: str, run: Run, folder: Path) -> None:
-        self._config, self._folder = config, folder
+        self._config = config
+        self._folder = folder
         budget = run.schedule.budgets[-1]
         title = f"{label}-{budget:.3g}-seed{run.seed}-{folder.name[:8]}"
         name = re.sub(r"[^\w.+-]+", "_", title)

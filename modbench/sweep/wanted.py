@@ -63,7 +63,8 @@ def _in_blocks(suite: Suite, runs: Sequence[Wanted]) -> list[Wanted]:
         widths[wanted.scheme, wanted.budget].add(wanted.run.model.width)
 
     def turn(wanted: Wanted) -> tuple[bool, int, bool, int]:
-        budget, seeds = wanted.budget, suite.axes.seeds
+        budget = wanted.budget
+        seeds = suite.axes.seeds
         sizes = sorted(widths[wanted.scheme, budget])
         size = sizes.index(wanted.run.model.width)
         chooses_rate = size == len(sizes) // 2
@@ -83,13 +84,16 @@ def expand_planned(rows: Rows) -> list[Wanted]:
         return tried
     rates = rows.suite.isoflop.learning_rates
     middle = rates[len(rates) // 2]
-    return expand(rows, {one.run.key: abs(one.run.train.learning_rate - middle) for one in tried})
+    return expand(
+        rows, {wanted.run.key: abs(wanted.run.train.learning_rate - middle) for wanted in tried}
+    )
 
 
 def _grid_runs(rows: Rows) -> list[Wanted]:
     """The runs of a suite without isoFLOP grids: schemes times shapes times budgets times seeds. A
     trapezoid spends all budgets in one run."""
-    suite, runs = rows.suite, list[Wanted]()
+    suite = rows.suite
+    runs = list[Wanted]()
     for number, size in enumerate(suite.shapes):
         for scheme in suite.schemes:
             row = rows.resolved.get(scheme.label)
@@ -134,9 +138,13 @@ def _router(row: Resolved) -> RouterCode:
 
 def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) -> list[Wanted]:
     """The runs of ``scheme`` that are known now that those of ``done`` are."""
-    suite, row = rows.suite, rows.resolved[scheme.label]
-    config, seeds, grids = suite.family_of(scheme), suite.axes.seeds, grids_of(rows, scheme)
-    table, router = suite.training_of(scheme), _router(row)
+    suite = rows.suite
+    row = rows.resolved[scheme.label]
+    config = suite.family_of(scheme)
+    seeds = suite.axes.seeds
+    grids = grids_of(rows, scheme)
+    table = suite.training_of(scheme)
+    router = _router(row)
 
     @cache
     def wanted(point: Point) -> Wanted:
@@ -158,11 +166,11 @@ def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) 
         if not fresh:
             break
         losses |= fresh
-    found = points(config, grids, seeds, losses)
+    grid_points = points(config, grids, seeds, losses)
     if table.schedule == "cosine":
-        return [wanted(point) for point in found]
+        return [wanted(point) for point in grid_points]
     rates = [wanted(point) for point in tried]
-    curves = [wanted(point) for point in found if point not in tried]
+    curves = [wanted(point) for point in grid_points if point not in tried]
     return [*rates, *_on_trunks(curves)]
 
 
@@ -198,12 +206,12 @@ def losses_of(records: Iterable[Finished]) -> dict[str, float | None]:
     that one counts which a report would show (`modbench.records.store.latest`)."""
     ordered = sorted(records, key=lambda record: (record.status == "ok", record.finished))
     ended = {r.key: r.status for r in ordered if r.kind == "run" and r.status != "failed"}
-    found: dict[str, float | None] = {key: None for key, status in ended.items() if status != "ok"}
+    losses: dict[str, float | None] = {key: None for key, status in ended.items() if status != "ok"}
     for record in ordered:
         is_loss = record.kind == "measurement" and record.measures == "heldout"
         if is_loss and record.run and ended.get(record.run) == "ok" and record.status != "failed":
-            found[record.run] = record.loss if record.status == "ok" else None
-    return found
+            losses[record.run] = record.loss if record.status == "ok" else None
+    return losses
 
 
 def chosen(
@@ -218,10 +226,12 @@ def chosen(
             raise UserError(
                 f"--only: no row of the suite is called '{label}'; {known_names(label, known)}"
             )
-    found = [one for one in runs if not labels or one.label in labels or one.scheme in labels]
-    if mistakes and not found:
+    selected = [
+        wanted for wanted in runs if not labels or wanted.label in labels or wanted.scheme in labels
+    ]
+    if mistakes and not selected:
         raise mistakes[0]
-    return found
+    return selected
 
 
 def titles(runs: Iterable[Wanted]) -> dict[str, str]:
@@ -287,7 +297,7 @@ def left_of(
     ended = [record for record in records if conditions.is_done(record)]
     done = {record.key for record in ended if record.kind == "measurement"}
     trained = {record.key: record for record in ended if record.kind == "run"}
-    found: dict[str, Left] = {}
+    left: dict[str, Left] = {}
     for wanted in runs:
         run = wanted.run
         record = trained.get(run.key)
@@ -303,5 +313,5 @@ def left_of(
         ]
         missing = tuple(subject for subject in subjects if key_of(subject) not in done)
         if record is None or missing:
-            found[run.key] = Left(wanted=wanted, train=record is None, measurements=missing)
-    return list(found.values())
+            left[run.key] = Left(wanted=wanted, train=record is None, measurements=missing)
+    return list(left.values())

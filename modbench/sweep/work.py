@@ -94,7 +94,7 @@ def _train(job: RunJob) -> _Outcome:
         audit_key=job.audit_key,
         workers=job.spec["workers"],
         seconds=job.stage.spent(),
-        **job.found,
+        **job.fields,
     )
     append_record(job.results, record)
     return status, error
@@ -102,7 +102,8 @@ def _train(job: RunJob) -> _Outcome:
 
 def _measure(job: RunJob, subject: dict[str, Any]) -> _Outcome:
     """Take the measurement ``subject`` and store its record."""
-    started, result = datetime.now(UTC), dict[str, Any]()
+    started = datetime.now(UTC)
+    result = dict[str, Any]()
     job.stage.begin(subject["measures"])
     status, error = _outcome(lambda: result.update(_result(job, subject)))
     record = measurement_record(
@@ -135,7 +136,9 @@ def _outcome(work: Callable[[], object]) -> _Outcome:
 
 def _result(job: RunJob, subject: Mapping[str, Any]) -> dict[str, Any]:
     """The result of the measurement ``subject``. Raises DivergedError: a metric is not finite."""
-    kind, settings, budget = subject["measures"], subject["settings"], subject["budget"]
+    kind = subject["measures"]
+    settings = subject["settings"]
+    budget = subject["budget"]
     if kind == "audit":
         return {"audit_key": job.audit_key}
     measure = {"heldout": heldout, "downstream": downstream}[kind]

@@ -43,8 +43,10 @@ JOBS = {
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
 #: Environment variable: the descriptor of the pipe of events, ':' and the word before each event.
 _EVENTS = "MODBENCH_EVENTS"
+#: Seconds to store a checkpoint once the parent has ended; `modbench.sweep.lock.wait_for_orphans` waits
+#: for twice as long.
 _GRACE_SECONDS = 30.0
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.1  #: short next to the seconds that a worker takes to start
 
 #: By default glibc returns large buffers to the kernel at once; a training step then spends up to a
 #: fifth of its time on page faults. These settings keep the memory, and ask for it in huge pages.
@@ -97,11 +99,15 @@ class Worker:
         timeout: float = math.inf,
         command: Sequence[str] | None = None,
     ) -> None:
-        self.log, self.started = log, datetime.now(UTC)
+        self.log = log
+        self.started = datetime.now(UTC)
         self.result: dict[str, Any] | None = None
-        self._timeout, self._late = timeout, False
-        self._heard, self._phase = time.monotonic(), "start"
-        self._hear, self._kills_before = hear, out_of_memory_kills()
+        self._timeout = timeout
+        self._late = False
+        self._heard = time.monotonic()
+        self._phase = "start"
+        self._hear = hear
+        self._kills_before = out_of_memory_kills()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         reading, writing = os.pipe()
         self._word = secrets.token_hex(8).encode()
@@ -175,7 +181,8 @@ class Worker:
                 event = parsed_event(text)
                 if word != self._word or event is None:
                     continue
-                self._heard, self._phase = time.monotonic(), event.get("phase", self._phase)
+                self._heard = time.monotonic()
+                self._phase = event.get("phase", self._phase)
                 if event["event"] == "result":
                     self.result = event["result"]
                 else:
@@ -223,7 +230,8 @@ def run_worker(
 def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
     """Environment variables of a worker: its threads, its allocator, and this modbench, whatever the
     working directory holds."""
-    threads, of_memory = str(spec["threads"]), "memory" in spec.get("measures", "")
+    threads = str(spec["threads"])
+    of_memory = "memory" in spec.get("measures", "")
     names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
     path = [str(Path(modbench.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     return {
@@ -271,8 +279,8 @@ def _told(spec: Mapping[str, Any], error: BaseException) -> int:
         return 1
     name = subject["router"]["name"]
     router = router_class(name)
-    said = raised(error, remedy="fix it and run again")
-    print(f"modbench: router '{name}' {said}", file=sys.stderr)
+    reason = raised(error, remedy="fix it and run again")
+    print(f"modbench: router '{name}' {reason}", file=sys.stderr)
     # A full disk is not a mistake of the plugin, unless its own code writes the file.
     built_in = router.__module__.startswith("modbench.")
     return 1 if built_in or (isinstance(error, OSError) and not at(error)) else 2

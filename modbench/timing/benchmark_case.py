@@ -102,7 +102,8 @@ def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Bench
         return Prepared(run)
 
     def step() -> Prepared:
-        optimizer, batch = build_optimizer(model.train(), train), random_batch(model, train)
+        optimizer = build_optimizer(model.train(), train)
+        batch = random_batch(model, train)
         forced = time.forced_balance
 
         def run() -> list[Trace]:

@@ -29,7 +29,8 @@ class BenchmarkTarget:
     def of(cls, timed: Timed, time: TimeConfig) -> "BenchmarkTarget":
         """Build for this machine. Raises UserError: an unknown router, option or field, or a wrong
         value."""
-        on, router = device(), timed.router
+        on = device()
+        router = timed.router
         train = TrainConfig(
             sequence=timed.sequence,
             batch=timed.batch,

@@ -30,11 +30,12 @@ def measured_ceilings(
     target: BenchmarkTarget, threads: int, say: Say = lambda event: None
 ) -> dict[str, Any]:
     """`ceilings` of the machine of ``target``, with the state of the ``machine``."""
-    load, (gpu, why_none) = LoadMonitor(), open_gpu(target.on)
+    load = LoadMonitor()
+    gpu, why_none = open_gpu(target.on)
     say({"event": "phase", "phase": "matmuls and copies"})
     monitor = GpuMonitor(gpu)
-    found = ceilings(target, stopwatch(target.on), meanwhile=monitor.look) | {"gpu": monitor.seen()}
-    return found | {"machine": _state(target, load, threads, why_none)}
+    measured = ceilings(target, stopwatch(target.on), meanwhile=monitor.look) | {"gpu": monitor.seen()}
+    return measured | {"machine": _state(target, load, threads, why_none)}
 
 
 def measured_times(
@@ -45,10 +46,11 @@ def measured_times(
 ) -> dict[str, Any]:
     """Time the cases of ``kind``: ``cases`` and their ``balance``, those that ``ran_out`` of memory and
     those that ``failed``, with the state of the ``machine``."""
-    watch, load = stopwatch(target.on), LoadMonitor()
+    watch = stopwatch(target.on)
+    load = LoadMonitor()
     gpu, why_none = open_gpu(target.on)
-    found = _cases(target, watch, gpu, say, kind)
-    return found | {"machine": _state(target, load, threads, why_none)}
+    measured = _cases(target, watch, gpu, say, kind)
+    return measured | {"machine": _state(target, load, threads, why_none)}
 
 
 def _state(
@@ -89,12 +91,12 @@ def _cases(
         if ran_out or failed:
             model.zero_grad(set_to_none=True)
             release_memory(subject.on)
-    found = {
+    outcome = {
         "cases": cases,
         "balance": min(kinds, key=BALANCES.index),
         "compiled": is_compiled(model, subject.time),
     }
-    return found | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
+    return outcome | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
 
 
 def out_of_memory(error: BaseException) -> dict[str, Any] | None:
@@ -115,9 +117,11 @@ def _case(
     run, before = case.prepare()
     before()
     traces = run()
-    flops, kind = case.flops(model, traces), balance(traces)
+    flops = case.flops(model, traces)
+    kind = balance(traces)
     del traces  # those of a training step hold its graph
-    monitor, time = GpuMonitor(gpu), subject.time
+    monitor = GpuMonitor(gpu)
+    time = subject.time
     samples = sampled(
         watch,
         run,

@@ -92,8 +92,10 @@ def _after_a_step(
 ) -> tuple[torch.optim.Optimizer, Callable[[], object]]:
     """Take a training step, which creates the optimizer's state; return the optimizer, and a function
     that takes another step."""
-    train, forced = subject.train, subject.time.forced_balance
-    optimizer, batch = build_optimizer(model.train(), train), random_batch(model, train)
+    train = subject.train
+    forced = subject.time.forced_balance
+    optimizer = build_optimizer(model.train(), train)
+    batch = random_batch(model, train)
     step = partial(training_step, model, optimizer, train, batch, subject.dtype, forced_balance=forced)
     step()
     return optimizer, step

@@ -24,8 +24,11 @@ from modbench.timing.system_load import LoadMonitor
 #: Longest wait for other processes to pause; then the measurement is taken, and marked as loaded. On a
 #: machine that is never quiet, MODBENCH_QUIET_SECONDS=0 saves the wait.
 QUIET_SECONDS = float(os.environ.get("MODBENCH_QUIET_SECONDS", "10"))
-#: Cores that other processes may keep busy on a quiet machine.
+#: Cores that other processes may keep busy on a quiet machine: a process that computes keeps a whole
+#: one busy, and services of the system keep a little of one.
 _QUIET_CORES = 0.15
+#: Also the span over which load is measured: Linux counts it in ticks of 10 ms, and `_QUIET_CORES` are
+#: nearly four of them.
 _POLL_SECONDS = 0.25
 
 
@@ -82,7 +85,8 @@ def _identity(pid: int) -> dict[str, Any]:
 def _wait_until_quiet(wait: Callable[[str], None], poll: Callable[[], None]) -> None:
     end = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < end:
-        load, before = LoadMonitor(), _processor_seconds()
+        load = LoadMonitor()
+        before = _processor_seconds()
         time.sleep(_POLL_SECONDS)
         if load.state(1)["others"] <= _QUIET_CORES:
             return
@@ -96,11 +100,11 @@ def _wait_until_quiet(wait: Callable[[str], None], poll: Callable[[], None]) -> 
 
 def _processor_seconds() -> dict[int, float]:
     """Processor time of other processes, by process id."""
-    own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    pids = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     return {
         process.pid: sum(process.info["cpu_times"][:2])
         for process in psutil.process_iter(["cpu_times"])
-        if process.pid not in own and process.info["cpu_times"]
+        if process.pid not in pids and process.info["cpu_times"]
     }
 
 

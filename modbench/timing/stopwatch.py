@@ -9,6 +9,7 @@ import torch
 Action = Callable[[], object]
 #: Least seconds of a sample; shorter runs are repeated. Twice pyperf's minimum.
 SHORTEST = 2e-3
+#: Most runs of a sample; only a run of less than half a microsecond would need more.
 _MOST_LOOPS = 4096
 
 

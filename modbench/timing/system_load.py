@@ -10,7 +10,8 @@ import psutil
 
 #: Limit on this container's processor time (control groups, version 2).
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-#: A machine is overloaded if its cores are oversubscribed by more than this share.
+#: A machine is overloaded if its cores are oversubscribed by more than this share, which leaves room for
+#: services of the system.
 SLACK = 0.1
 
 
@@ -54,16 +55,20 @@ class LoadMonitor:
 
     def __init__(self) -> None:
         self._load = os.getloadavg()[0]
-        self._since, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+        self._since = time.monotonic()
+        self._busy = _busy_seconds()
+        self._own = _own_seconds()
 
     def state(self, threads: int, *, all_at_work: bool = True) -> dict[str, Any]:
         """``others``: mean number of cores that other processes kept busy. ``overloaded``: these plus
         our ``threads`` (or the cores they kept busy, unless ``all_at_work``) exceeded the cores, or the
         load average did at the start, or the threads exceed the quota."""
-        span, own = time.monotonic() - self._since, _own_seconds() - self._own
-        others = round(max(0.0, _busy_seconds() - self._busy - own) / span, 2)
-        used = threads if all_at_work else min(threads, own / span)
-        cores, allowed = core_count(), quota() or threads
+        span = time.monotonic() - self._since
+        used_seconds = _own_seconds() - self._own
+        others = round(max(0.0, _busy_seconds() - self._busy - used_seconds) / span, 2)
+        used = threads if all_at_work else min(threads, used_seconds / span)
+        cores = core_count()
+        allowed = quota() or threads
         busiest = max(self._load, others + used) / cores
         return {
             "cores": cores,
@@ -85,7 +90,8 @@ def _busy_seconds() -> float:
 
 def _own_seconds() -> float:
     """Processor time of this process and its descendants, such as compilers."""
-    process, total = psutil.Process(), 0.0
+    process = psutil.Process()
+    total = 0.0
     for each in (process, *process.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
             total += sum(each.cpu_times()[:4])  # user and system, and those of awaited children

@@ -18,7 +18,7 @@ from torch import Tensor
 from modbench.errors import UserError
 from modbench.routing.build import RoutedDecoder
 
-_DIGEST_BYTES = 32
+_DIGEST_BYTES = 32  #: of the sha256 at the end of the file
 
 
 class DamagedError(ValueError):
@@ -54,22 +54,22 @@ def load(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def check(found: object, expected: object, name: str = "it") -> None:
+def check(stored: object, expected: object, name: str = "it") -> None:
     """Compare keys, types, shapes and dtypes; raise a `DamagedError` that names the first difference. An
     empty dict or list in ``expected`` stands for any."""
-    if isinstance(expected, Tensor) and isinstance(found, Tensor):
-        have, want = ((one.dtype, tuple(one.shape)) for one in (found, expected))
+    if isinstance(expected, Tensor) and isinstance(stored, Tensor):
+        have, want = ((tensor.dtype, tuple(tensor.shape)) for tensor in (stored, expected))
         if have != want:
             raise DamagedError(f"{name} is {have[0]} {have[1]}, not {want[0]} {want[1]}")
-    elif type(found) is not type(expected):
-        raise DamagedError(f"{name} is {type(found).__name__}, not {type(expected).__name__}")
-    elif isinstance(expected, list) and isinstance(found, list):
-        check(dict(enumerate(found)), dict(enumerate(expected)), name)
-    elif isinstance(expected, dict) and isinstance(found, dict) and expected:
-        for key in sorted(map(str, expected.keys() ^ found.keys())):
+    elif type(stored) is not type(expected):
+        raise DamagedError(f"{name} is {type(stored).__name__}, not {type(expected).__name__}")
+    elif isinstance(expected, list) and isinstance(stored, list):
+        check(dict(enumerate(stored)), dict(enumerate(expected)), name)
+    elif isinstance(expected, dict) and isinstance(stored, dict) and expected:
+        for key in sorted(map(str, expected.keys() ^ stored.keys())):
             raise DamagedError(f"{name} has or lacks {key}")
-        for key, one in expected.items():
-            check(found[key], one, str(key))
+        for key, value in expected.items():
+            check(stored[key], value, str(key))
 
 
 def check_random(state: Tensor, device: torch.device, name: str) -> None:

@@ -21,7 +21,7 @@ from modbench.train.out_of_memory import failed_allocation
 #: Charges that are asked for again. A ledger that answers differently for one step in ten is found in
 #: 29 of 30 runs; asking costs as much as charging 32 steps.
 _KEPT = 32
-#: Steps that a sentence names.
+#: Steps that a sentence names; a number stands for the others.
 _NAMED = 3
 
 
@@ -83,9 +83,9 @@ class Charges:
         if len(self.kept) < _KEPT:
             self.kept.append(charge)
             return
-        place = random.Random(f"charge of step {step}, seed {seed}").randrange(step)
-        if place < _KEPT:
-            self.kept[place] = charge
+        index = random.Random(f"charge of step {step}, seed {seed}").randrange(step)
+        if index < _KEPT:
+            self.kept[index] = charge
 
     def asked_again(self, model: RoutedDecoder, load: Workload) -> str:
         """Ask the ledger of ``model`` again for each charge of the sample. Return the differences in one

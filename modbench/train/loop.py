@@ -27,7 +27,7 @@ from modbench.train.counted import Charges, CountedSteps
 from modbench.train.numerics import autocast
 from modbench.train.schedule import Schedule
 
-#: Seconds between two lines of progress.
+#: Seconds between two events of progress: more often than a reader notices would slow short steps.
 PROGRESS_SECONDS = 0.5
 #: Numbers of a run that its checkpoint holds.
 _PLAIN = ("step", "flops", "each", "curve", "ends", "decaying", "began", "evaluated", "left_behind")
@@ -68,8 +68,7 @@ class Trained:
     miscounted: str  #: where the ledger differs from the counter; empty if nowhere
     recharged: str  #: where the ledger, asked again, differs from what it charged; empty if nowhere
     curve: list[dict[str, Any]]
-    #: seconds of training by the processes that this one continues
-    earlier_seconds: float = field(compare=False)
+    earlier_seconds: float = field(compare=False)  #: of training before this process resumed it
 
 
 def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
@@ -130,16 +129,21 @@ class _Run:
         dtype: torch.dtype,
         clock: Callable[[], float],
     ) -> None:
-        self.clock, self.since = clock, clock()
+        self.clock = clock
+        self.since = clock()
         self.earlier = 0.0  #: seconds that other processes have trained it
-        self.model, self.batches, self.dtype = model, batches, dtype
+        self.model = model
+        self.batches = batches
+        self.dtype = dtype
         self.train, self.schedule = train, schedule
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, train)
         self.losses = compiled(eager(model), model, train.compile)
         self.load = Workload.uniform(train.batch, train.sequence, "train")
         self.nominal = flops_per_step(model, train)
-        self.step, self.flops, self.curve = 0, 0, list[dict[str, Any]]()
+        self.step = 0
+        self.flops = 0
+        self.curve = list[dict[str, Any]]()
         self.each = self.nominal  #: FLOPs of the last step, the estimate for the next one
         self.ends = list[dict[str, int]]()  #: fields of `End`
         self.decaying = False  #: in the decay of a trapezoid
@@ -194,7 +198,8 @@ class _Run:
         done = (self.flops + self.each) / (self.flops + left * self.each)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self.train.learning_rate, done, self.budget)
-        seed, number = self.batches.seed, self.step + 1
+        seed = self.batches.seed
+        number = self.step + 1
         if number == 1 or self.counts.draws(seed, number, done, left):
             self.count(number)
         batch = self.batch(self.step)
@@ -307,12 +312,12 @@ class _Run:
         moments = [
             {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight} for weight in weights
         ]
-        for own in (state, state["trunk"]) if state["trunk"] else (state,):
-            checkpoint.check({name: own.get(name) for name in self._own_state()}, self._own_state())
-            checkpoint.check_random(own["random"], torch.device("cpu"), "random")
-            if own["gpu_random"] is not None:
-                checkpoint.check_random(own["gpu_random"], self.device, "gpu_random")
-            stored = own["optimizer"]["state"]  # a weight without a gradient so far has no moments
+        for part in (state, state["trunk"]) if state["trunk"] else (state,):
+            checkpoint.check({name: part.get(name) for name in self._own_state()}, self._own_state())
+            checkpoint.check_random(part["random"], torch.device("cpu"), "random")
+            if part["gpu_random"] is not None:
+                checkpoint.check_random(part["gpu_random"], self.device, "gpu_random")
+            stored = part["optimizer"]["state"]  # a weight without a gradient so far has no moments
             checkpoint.check(stored, {n: of for n, of in enumerate(moments) if n in stored})
 
 
@@ -345,10 +350,12 @@ def train_model(
     point of the learning curve; a `StoppedError` once ``stop()`` returns True and the state is saved:
     call again to continue.
     """
-    run, path = _Run(model, batches, train, schedule, dtype, clock), folder / "checkpoint.pt"
+    run = _Run(model, batches, train, schedule, dtype, clock)
+    path = folder / "checkpoint.pt"
     checkpoint.remove_leftovers(folder)
     run.resume(path, origin)
-    saved, said = time.monotonic(), 0.0
+    saved = time.monotonic()
+    reported = 0.0
     model.train()
     while not run.is_over:
         if (left := run.steps_left()) < 1:
@@ -373,11 +380,11 @@ def train_model(
         if ends or reached > len(run.curve) - run.evaluated:
             say({"event": "point", **run.add_point(loss, evaluate)})
         now = time.monotonic()
-        if now - said >= PROGRESS_SECONDS or ends:
+        if now - reported >= PROGRESS_SECONDS or ends:
             spent = {"flops": run.flops, "budget": run.budget, "tokens": run.tokens}
             done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
             say({"event": "step", **done, **spent})
-            said = now
+            reported = now
         if now - saved >= train.checkpoint_seconds or ends:
             checkpoint.save(path, run.state(origin))
             saved = time.monotonic()

@@ -33,7 +33,8 @@ def failed_allocation(error: BaseException) -> BaseException | None:
 
 def out_of_memory_sentence(error: BaseException) -> str:
     """One line on a `failed_allocation`: its size and the first line of its message."""
-    size, text = asked_bytes(str(error)), str(error).strip()
+    size = asked_bytes(str(error))
+    text = str(error).strip()
     asked = "an unknown number of" if size is None else f"{size:,}"
     first = text.splitlines()[0] if text else type(error).__name__
     return f"out of memory, asked for {asked} bytes ({first[:200]})"
@@ -42,5 +43,5 @@ def out_of_memory_sentence(error: BaseException) -> str:
 def out_of_memory_kills() -> int:
     """Number of processes that the Linux kernel has killed for lack of memory; 0 if unknown."""
     vmstat = Path("/proc/vmstat")
-    found = re.search(r"^oom_kill (\d+)$", vmstat.read_text() if vmstat.exists() else "", re.MULTILINE)
-    return 0 if found is None else int(found[1])
+    match = re.search(r"^oom_kill (\d+)$", vmstat.read_text() if vmstat.exists() else "", re.MULTILINE)
+    return 0 if match is None else int(match[1])

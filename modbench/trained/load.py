@@ -130,12 +130,13 @@ def _of_run(run: str, results: str | Path | None) -> _Stored:
 def _in_folder(folder: Path) -> _Stored:
     """Describe the weights in ``folder`` from ``modbench.json``, or from the records of the
     results that it belongs to."""
-    description, result = read_description(folder), None
+    description = read_description(folder)
+    result = None
     parents = folder.resolve().parents
     if parents[0].name == "runs" and len(parents) > 1:
         key = description.run.key if description else folder.resolve().name
-        results = [one for one in results_of(read_suite(parents[1])) if one.key == key]
-        result = next((one for one in reversed(results) if one.status == "ok"), None)
+        results = [candidate for candidate in results_of(read_suite(parents[1])) if candidate.key == key]
+        result = next((candidate for candidate in reversed(results) if candidate.status == "ok"), None)
     if description is None and result is None:
         if (folder / "config.json").exists():
             raise UserError(
@@ -150,7 +151,8 @@ def _in_folder(folder: Path) -> _Stored:
 
 
 def _loaded(stored: _Stored, plugins: Plugins) -> Loaded:
-    description, run = stored.description, stored.run
+    description = stored.description
+    run = stored.run
     model = _model(stored, plugins)
     if description is not None:
         tokenizer = description.tokenizer()

@@ -19,7 +19,7 @@ from modbench.records.store import write_files
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "modbench.json"
-_FORMAT = 2
+_FORMAT = 2  #: of `DESCRIPTION`; another one is refused, so raise it with the fields
 _RUN = TypeAdapter(get_type_hints(RunRecord, include_extras=True)["run"])
 _AUDIT = TypeAdapter(get_type_hints(AuditRecord, include_extras=True)["audit"])
 

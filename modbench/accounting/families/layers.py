@@ -121,7 +121,8 @@ def norm_parameters(config: FamilyConfig) -> int:
 
 def _slides(config: FamilyConfig, layer: int) -> bool:
     """Return True if the attention of ``layer`` has a window."""
-    border, kinds = config.max_window_layers, config.layer_types
+    border = config.max_window_layers
+    kinds = config.layer_types
     if not config.use_sliding_window:
         return False
     if kinds is not None:
@@ -155,7 +156,8 @@ def _latent(config: FamilyConfig, rank: int) -> Layer:
     and values, as transformers does. (Kernels that attend to the latents themselves cost less.)"""
     width, heads, value = config.hidden_size, config.num_attention_heads, config.v_head_dim
     nope, rope, query_rank = config.qk_nope_head_dim, config.qk_rope_head_dim, config.q_lora_rank
-    query, ranks = heads * (nope + rope), (query_rank or 0) + rank
+    query = heads * (nope + rope)
+    ranks = (query_rank or 0) + rank
     qkv = partial(Matrix, "attention.qkv")
     queries = (qkv(width, query),)
     if query_rank is not None:

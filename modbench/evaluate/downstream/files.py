@@ -76,14 +76,14 @@ class ResultFiles:
     def add(self, evaluation: Evaluation, modbench: dict[str, Any]) -> None:
         """Write the samples of ``evaluation``, and results that hold it too. ``modbench``: entries under
         that name, for what lm-eval has no place for."""
-        found = evaluation.results
+        results = evaluation.results
         for part in _BY_TASK:
-            if part in found:
-                self.results.setdefault(part, {}).update(found[part])
+            if part in results:
+                self.results.setdefault(part, {}).update(results[part])
         self.results.setdefault("modbench", {})[evaluation.name] = modbench
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for task, samples in found.get("samples", {}).items():
+            for task, samples in results.get("samples", {}).items():
                 hashes = [s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples]
                 self.results["task_hashes"][task] = hash_string("".join(hashes))
                 rule = self.results["config"]["selection_rule"]

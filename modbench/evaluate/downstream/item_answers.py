@@ -49,7 +49,7 @@ def item_answers(task: Any) -> ItemAnswers:
     for instance in task.instances:
         requests[instance.doc_id].append(instance)
     rows = [
-        (doc_id, *_item(task, sorted(requests[doc_id], key=lambda one: one.idx)))
+        (doc_id, *_item(task, sorted(requests[doc_id], key=lambda request: request.idx)))
         for doc_id in sorted(requests)
     ]
     if not rows:

@@ -64,7 +64,9 @@ class _Check:
     """The items of one file, read by one task."""
 
     def __init__(self, sources: Sources, task: str, file: Path) -> None:
-        self.sources, self.task, self.file = sources, task, file
+        self.sources = sources
+        self.task = task
+        self.file = file
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -222,6 +224,6 @@ def _reason(error: Exception) -> str:
         error = error.__cause__
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
         return f"it lacks {error}"
-    if found := re.match(r"'(\w+)' is undefined|'dict object' has no attribute '(\w+)'", str(error)):
-        return f"it lacks '{found[1] or found[2]}'"
+    if match := re.match(r"'(\w+)' is undefined|'dict object' has no attribute '(\w+)'", str(error)):
+        return f"it lacks '{match[1] or match[2]}'"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

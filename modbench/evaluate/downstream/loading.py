@@ -41,12 +41,12 @@ def raise_if_own(sources: Sources, error: Exception) -> None:
     """Raise a UserError if a task of ``sources`` is of the user's YAML files, which may be the cause of
     ``error``."""
     include = sources.include
-    own = [] if include is None else [p for p in sources.files.values() if p.is_relative_to(include)]
-    if own:
-        said = " ".join(str(error).split())[:200]
+    files = [] if include is None else [p for p in sources.files.values() if p.is_relative_to(include)]
+    if files:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"task '{sources.name}' can't be scored ({type(error).__name__}: {said}); fix "
-            f"{' or '.join(map(str, own[:3]))}"
+            f"task '{sources.name}' can't be scored ({type(error).__name__}: {reason}); fix "
+            f"{' or '.join(map(str, files[:3]))}"
         ) from error
 
 

@@ -49,17 +49,19 @@ class Sources:
     def missing_of(self, name: str) -> tuple[str, ...]:
         """Return the tasks of `missing` that belong to ``name``, a task, group or tag."""
         if members_of := self._members(name):
-            found = [task for member in members_of for task in self.missing_of(member)]
-            return tuple(dict.fromkeys(found))
+            tasks = [task for member in members_of for task in self.missing_of(member)]
+            return tuple(dict.fromkeys(tasks))
         return (name,) if name in self.missing else ()
 
     def data_files(self, task: str) -> dict[str, str | list[str]]:
         """Return the local files of ``task`` by split; none if it reads no file, or its file is missing.
         A split without a file is given that of the evaluated split: lm-eval loads all splits, and
         few-shot examples from it are refused."""
-        stated, folder = self.stated[task], self.data_dir
+        stated = self.stated[task]
+        folder = self.data_dir
         if folder is not None and self._reads_files(task) and items_file(task, folder).is_file():
-            file, evaluated = str(items_file(task, folder)), evaluated_split(stated)
+            file = str(items_file(task, folder))
+            evaluated = evaluated_split(stated)
             named = [*(stated.get(name) for name in _SPLITS), few_shot_split(stated)]
             others = [split for split in named if split and split != evaluated]
             return {evaluated: file, **{split: self._of_split(task, split) or file for split in others}}
@@ -71,7 +73,8 @@ class Sources:
     def lacks_examples(self, task: str) -> str | None:
         """Return the name of the file of few-shot examples that ``task`` needs and ``data_dir`` lacks;
         None if nothing is lacking."""
-        stated, split = self.stated[task], few_shot_split(self.stated[task])
+        stated = self.stated[task]
+        split = few_shot_split(self.stated[task])
         if self.data_dir is None or not items_file(task, self.data_dir).is_file():
             return None
         if split in (None, evaluated_split(stated)) or self._of_split(task, str(split)):

@@ -14,7 +14,7 @@ from modbench.evaluate.downstream.evaluation import Evaluation, TaskScore
 from modbench.evaluate.downstream.item_answers import ItemAnswers
 from modbench.evaluate.downstream.validity import BatchShift
 
-_LARGEST = 1e30  #: that a record holds
+_LARGEST = 1e30  #: that a record holds (`modbench.records.line.REAL`)
 
 
 def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:
@@ -40,24 +40,24 @@ def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:
     }
 
 
-def add_untrained(found: dict[str, Any], evaluation: Evaluation) -> None:
-    """Add the values of the untrained model to the entries ``found``."""
-    for entry, value in _values(found, evaluation):
+def add_untrained(entries: dict[str, Any], evaluation: Evaluation) -> None:
+    """Add the values of the untrained model to ``entries``."""
+    for entry, value in _values(entries, evaluation):
         entry["untrained"] = value
 
 
-def add_checkpoint(found: dict[str, Any], evaluation: Evaluation) -> None:
-    """Add the values of an earlier checkpoint of the run, the next one, to the entries ``found``."""
-    for entry, value in _values(found, evaluation):
+def add_checkpoint(entries: dict[str, Any], evaluation: Evaluation) -> None:
+    """Add the values of an earlier checkpoint of the run, the next one, to ``entries``."""
+    for entry, value in _values(entries, evaluation):
         entry.setdefault("checkpoints", []).append(value)
 
 
 def _values(
-    found: dict[str, Any], evaluation: Evaluation
+    entries: dict[str, Any], evaluation: Evaluation
 ) -> Iterator[tuple[dict[str, Any], float | None]]:
-    """Yield each metric's and each mean's entry in ``found``, and its value in ``evaluation``."""
+    """Yield each metric's and each mean's entry in ``entries``, and its value in ``evaluation``."""
     for score in evaluation.scores:
-        of_task = found[score.task]
+        of_task = entries[score.task]
         for metric, value in score.metrics.items():
             if metric in of_task["metrics"]:
                 yield of_task["metrics"][metric], _finite(value)
@@ -118,4 +118,4 @@ def _documents(evaluation: Evaluation, task: str) -> str | None:
     samples = evaluation.results["samples"].get(task)
     if not samples:
         return None
-    return hashlib.sha256("".join(one["doc_hash"] for one in samples).encode()).hexdigest()
+    return hashlib.sha256("".join(sample["doc_hash"] for sample in samples).encode()).hexdigest()

@@ -14,7 +14,7 @@ from modbench.evaluate.downstream.validity import BatchShift
 HEADS = (
     "task", "metric", "value", "stderr", "chance", "items", "few-shot", "version", "rule",
 )  # fmt: skip
-_LEFT = (0, 1)
+_LEFT = (0, 1)  # columns of words: task and metric
 NON_CAUSAL = "topk (non-causal)"
 
 

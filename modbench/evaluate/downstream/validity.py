@@ -8,9 +8,11 @@ from typing import Any
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.evaluate.scoring_passes import Cost
 
-#: Batch sizes that are compared, and items that are scored at each, of all tasks of a group together;
-#: fewer if they are long, since scoring one by one is slow.
-BATCHES, ITEMS, CHARACTERS = (1, 7, 32), 32, 100_000
+#: Batch sizes that are compared.
+BATCHES = (1, 7, 32)
+#: Most items, and their characters, that are scored at each, of all tasks of a group together: scoring
+#: one by one is slow.
+ITEMS, CHARACTERS = 32, 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,9 @@ class BatchShift:
 def batch_shift(lm: RoutedLM, tasks: Mapping[str, Any], *, items: int = ITEMS) -> BatchShift:
     """Score the first items of each of ``tasks``, lm-eval tasks that were evaluated, at batch sizes 1, 7
     and 32: about ``items`` together. The cost is not added to that of ``lm``."""
-    nats, flipped, scored = 0.0, 0, 0
+    nats = 0.0
+    flipped = 0
+    scored = 0
     for task in tasks.values():
         kept = _first_items(task, max(1, items // len(tasks)))
         instances = [instance for instance in task.instances if instance.doc_id in kept]
@@ -62,7 +66,8 @@ def _first_items(task: Any, items: int) -> list[int]:
 def _answers(lm: RoutedLM, batch: int, instances: Sequence[Any]) -> list[Any]:
     """Return (log-probability, greedy) or a text for each instance, in batches of ``batch``."""
     other = copy.copy(lm)
-    other.batch, other.passes = batch, copy.copy(lm.passes)
+    other.batch = batch
+    other.passes = copy.copy(lm.passes)
     other.passes.cost = Cost()
     by_number: dict[int, Any] = {}
     for kind in dict.fromkeys(instance.request_type for instance in instances):
@@ -74,13 +79,14 @@ def _answers(lm: RoutedLM, batch: int, instances: Sequence[Any]) -> list[Any]:
 
 
 def _chosen(task: Any, instances: Sequence[Any], answers: Sequence[Any]) -> dict[int, Any]:
-    """Return what each item's answer is: the place of the most likely choice, or the answer itself
+    """Return what each item's answer is: the index of the most likely choice, or the answer itself
     without its log-probability."""
     by_item: dict[int, list[Any]] = {}
     for instance, answer in zip(instances, answers, strict=True):
         by_item.setdefault(instance.doc_id, []).append(answer)
     if task.OUTPUT_TYPE == "multiple_choice":
         return {
-            doc: max(range(len(each)), key=lambda place: each[place][0]) for doc, each in by_item.items()
+            doc: max(range(len(each)), key=lambda choice: each[choice][0])
+            for doc, each in by_item.items()
         }
     return {doc: each[0][1] if isinstance(each[0], tuple) else each[0] for doc, each in by_item.items()}

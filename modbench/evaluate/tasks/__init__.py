@@ -7,7 +7,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
-#: Distances of the copy and recall probes, in words.
+#: Distances of the copy and recall probes, in words: each four times the last, so that four tasks
+#: cover short and long contexts.
 DISTANCES = (16, 64, 256, 1024)
 
 

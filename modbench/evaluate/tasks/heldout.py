@@ -44,10 +44,10 @@ def read_heldout(config: DataConfig) -> HeldOut:
     data = load(config)
     documents = _documents(data.heldout_N, data.tokenizer)
     sources = PIECES if config.source == "pypi-en-v1" else "-" * len(documents)
-    kept = [(text, one) for text, one in zip(documents, sources, strict=True) if one != "."]
+    kept = [(text, source) for text, source in zip(documents, sources, strict=True) if source != "."]
     return HeldOut(
         documents=tuple(text for text, _ in kept),
-        sources="".join(one for _, one in kept),
+        sources="".join(source for _, source in kept),
         words=count_words(_documents(data.train_N, data.tokenizer)),
     )
 

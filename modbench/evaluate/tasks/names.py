@@ -70,8 +70,8 @@ def unknown_task(name: str, include: Path | None = None, data_dir: Path | None =
 
 def file_of(name: str, include: Path | None = None) -> Path | None:
     """Return the YAML file of a task or group; None if there is none of this name."""
-    own = _of_include(include) if include is not None else {}
-    return own.get(name) or _guess(name) or scan(include).files.get(name)
+    included = _of_include(include) if include is not None else {}
+    return included.get(name) or _guess(name) or scan(include).files.get(name)
 
 
 def _guess(name: str) -> Path | None:
@@ -104,13 +104,13 @@ def scan(include: Path | None = None) -> Index:
 @lru_cache(maxsize=2)
 def _of_include(folder: Path) -> dict[str, Path]:
     """Return the files of a user's tasks and groups by name. Raises UserError: one is not YAML."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.yaml")):
         stated = _read_yaml(path)
         name = stated.get("group", stated.get("task"))
         if isinstance(name, str):
-            found.setdefault(name, path)
-    return found
+            files.setdefault(name, path)
+    return files
 
 
 class _Loader(yaml.SafeLoader):
@@ -142,8 +142,8 @@ def _tags(path: str, contents: dict[str, bytes]) -> list[str]:
     if path not in contents:  # included files often lack the suffix
         contents[path] = Path(path).read_bytes() if is_file(Path(path)) else b""
     content = contents[path]
-    if found := _TAG.findall(content):
-        return [word.decode() for word in _WORD.findall(found[0])]
+    if lines := _TAG.findall(content):
+        return [word.decode() for word in _WORD.findall(lines[0])]
     included = _INCLUDE.search(content)
     if included is None:
         return []
@@ -159,8 +159,8 @@ def _declared(content: bytes) -> list[str]:
 def _paths() -> list[str]:
     """All task files, ours first."""
     lm_eval = find_spec("lm_eval")  # not imported, which takes seconds
-    places = list(lm_eval.submodule_search_locations or ()) if lm_eval else []
-    roots = (str(FOLDER), *(os.path.join(place, "tasks") for place in places))
+    packages = list(lm_eval.submodule_search_locations or ()) if lm_eval else []
+    roots = (str(FOLDER), *(os.path.join(package, "tasks") for package in packages))
     return [
         os.path.join(folder, file)
         for root in roots

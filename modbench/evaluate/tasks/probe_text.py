@@ -34,10 +34,10 @@ class ProbeText:
             for word in self.common
             for number in range(_MOST_PER_ANSWER)
         ]
-        found = build_quartets(
-            drafts, lambda one, two: overlap(one.answer, two.answer), rng, count=QUARTETS
+        quartets = build_quartets(
+            drafts, lambda first, second: overlap(first.answer, second.answer), rng, count=QUARTETS
         )
-        return [[draft.answer for draft in quartet] for quartet in found]
+        return [[draft.answer for draft in quartet] for quartet in quartets]
 
     def filler(self, rng: random.Random, length: int, avoided: Collection[str]) -> tuple[str, list[str]]:
         """(source, ``length`` words of held-out text in a row, those in ``avoided`` left out). The text
@@ -46,7 +46,7 @@ class ProbeText:
         source = names[int(rng.random() * len(names))]
         stream = self.streams[source]
         start = int(rng.random() * len(stream))
-        in_turn = (stream[(start + place) % len(stream)] for place in range(len(stream)))
+        in_turn = (stream[(start + step) % len(stream)] for step in range(len(stream)))
         kept = (word for word in in_turn if bare(word).lower() not in avoided)
         return source, list(islice(kept, length))
 
@@ -81,7 +81,8 @@ class Probe:
 
     def build_items(self, text: HeldOut, *, distance: int) -> list[Item]:
         """Build the items, the same on every machine, of the same words and filler at every distance."""
-        words, seed = probe_text(text), f"{self.task} 1"
+        words = probe_text(text)
+        seed = f"{self.task} 1"
         quartets: list[list[Draft]] = []
         for choices in words.quartets(random.Random(seed)):
             drafts = self.drafts(words, choices, distance, f"{seed} {len(quartets)}")

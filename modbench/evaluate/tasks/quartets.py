@@ -32,19 +32,19 @@ def build_quartets(
     bands: dict[Hashable, dict[str, list[Draft]]] = defaultdict(lambda: defaultdict(list))
     for draft in shuffled(rng, drafts)[: 32 * count]:  # eight times the drafts that are needed
         bands[draft.band][draft.answer].append(draft)
-    found = []
+    quartets = []
     for _, queues in sorted(bands.items(), key=lambda band: str(band[0])):
         left = list(queues.values())
         while len(left) >= 4:
             left.sort(key=len, reverse=True)
             chosen = _compatible(left, clash)
             if len(chosen) == 4:
-                found.append([queue[-1] for queue in chosen])
+                quartets.append([queue[-1] for queue in chosen])
             # A draft that fits no three others is dropped.
             for queue in chosen if len(chosen) == 4 else chosen[:1]:
                 queue.pop()
             left = [queue for queue in left if queue]
-    return [tuple(shuffled(rng, quartet)) for quartet in shuffled(rng, found)[:count]]
+    return [tuple(shuffled(rng, quartet)) for quartet in shuffled(rng, quartets)[:count]]
 
 
 def _compatible(

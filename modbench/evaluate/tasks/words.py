@@ -51,18 +51,18 @@ def word_bands(words: WordCounts) -> dict[str, tuple[int, int, int]]:
     return bands
 
 
-def overlap(one: str, other: str) -> bool:
+def overlap(word: str, other: str) -> bool:
     """Return True if a word is a prefix of the other: a tokenizer may then add their probabilities."""
-    return one.startswith(other) or other.startswith(one)
+    return word.startswith(other) or other.startswith(word)
 
 
 def shuffled(rng: random.Random, pool: Iterable[T]) -> list[T]:
     """``pool`` in random order; the same in every version of Python, which only ``Random.random``
     guarantees."""
     drawn = list(pool)
-    for place in range(len(drawn)):
-        other = place + int(rng.random() * (len(drawn) - place))
-        drawn[place], drawn[other] = drawn[other], drawn[place]
+    for index in range(len(drawn)):
+        other = index + int(rng.random() * (len(drawn) - index))
+        drawn[index], drawn[other] = drawn[other], drawn[index]
     return drawn
 
 
@@ -71,7 +71,8 @@ def random_words(
 ) -> list[str]:
     """Draw ``number`` words of ``pool``, none a prefix of another or of those ``avoided``; fewer if a
     hundred times as many draws don't find them."""
-    taken, drawn = list(avoided), list[str]()
+    taken = list(avoided)
+    drawn = list[str]()
     for _ in range(100 * number):
         word = pool[int(rng.random() * len(pool))]
         if len(drawn) < number and not any(overlap(word, other) for other in taken):

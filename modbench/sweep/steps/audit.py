@@ -68,10 +68,12 @@ def scheme_of(run: Run) -> dict[str, Any]:
 
 
 def _run(job: RunJob, scheme: dict[str, Any]) -> AuditRecord:
-    started, router = datetime.now(UTC), job.run.router
+    started = datetime.now(UTC)
+    router = job.run.router
     model = warmed(job.run.model, router.name, router.options, SEED, job.train.sequence)
     probes = []
-    shapes, trained = [tuple(shape) for shape in scheme["shapes"]], tuple(scheme["trained"])
+    shapes = [tuple(shape) for shape in scheme["shapes"]]
+    trained = tuple(scheme["trained"])
     for finding in findings(model, shapes=shapes, trained=trained, seed=SEED):
         probes.append(asdict(finding))
         job.stage.tell()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Folder of lm-eval's own files, next to the weights.
 FILES = "lm-eval"
-_TOLD_SECONDS = 5.0
+_TOLD_SECONDS = 5.0  #: as in `modbench.sweep.stage`
 
 
 def downstream(
@@ -36,7 +36,7 @@ def downstream(
     from modbench.evaluate.downstream.table import details
     from modbench.evaluate.downstream.validity import batch_shift
 
-    end = next(end for end in job.found["ends"] if end["budget"] == budget)
+    end = next(end for end in job.fields["ends"] if end["budget"] == budget)
     leak = leak_verdict([*job.findings, *end["audit"]])
     lm = _adapter(model, job)
     files = ResultFiles(job.folder / FILES, job.spec["label"], lm, limit=settings.get("limit"))
@@ -67,7 +67,8 @@ def _adapter(model: RoutedDecoder, job: RunJob) -> "RoutedLM":
     """The model for lm-eval; it reports progress, and stops when a stop is requested."""
     from modbench.evaluate.routed_lm import RoutedLM
 
-    lm, told = RoutedLM(model, job.data.tokenizer, sequence=job.train.sequence), time.monotonic()
+    lm = RoutedLM(model, job.data.tokenizer, sequence=job.train.sequence)
+    told = time.monotonic()
 
     def watch() -> None:
         nonlocal told
@@ -95,11 +96,11 @@ def _evaluated(lm: "RoutedLM", job: RunJob, settings: dict[str, Any]) -> "Iterat
     )
 
 
-def _metrics(found: dict[str, Any]) -> dict[str, Any]:
+def _metrics(entries: dict[str, Any]) -> dict[str, Any]:
     """Accuracies of the tasks that can rank a table, which are metrics too."""
     metrics: dict[str, Any] = {}
-    for task in found.keys() & METRICS.keys():
-        scores = found[task]["metrics"]["acc"]
+    for task in entries.keys() & METRICS.keys():
+        scores = entries[task]["metrics"]["acc"]
         metrics |= {
             task: scores["value"],
             f"{task}_untrained": scores["untrained"],

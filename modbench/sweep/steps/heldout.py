@@ -32,11 +32,11 @@ def heldout(model: RoutedDecoder, job: RunJob, settings: dict[str, Any], budget:
         return heldout_loss(model, windows_WT, job.data.token_bytes_V, selection=rule, watch=watch)
 
     causal, leaky = scored("causal"), scored("topk")
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if routing := histograms.as_dict():
         pieces = job.data.tokenizer.pieces
         routing["passage"] = passage_routing(model, windows_WT[0], pieces)
-        found["routing"] = routing
+        result["routing"] = routing
     metrics = {
         "heldout_loss": causal.nats_per_token,
         "heldout_bits_per_byte": causal.bits_per_byte,
@@ -48,7 +48,7 @@ def heldout(model: RoutedDecoder, job: RunJob, settings: dict[str, Any], budget:
     }
     metrics |= routing_measures(model, curve_WT)
     if layers := layer_measures(model, curve_WT):
-        found["layers"] = layers
+        result["layers"] = layers
     if job.decodes:
         metrics |= kv_cache_measures(model, curve_WT)
-    return found | {"metrics": metrics}
+    return result | {"metrics": metrics}

@@ -29,9 +29,10 @@ def train(job: RunJob) -> None:
         StoppedError: a stop was requested; the state of training is saved.
         DivergedError: a loss or a weight is not finite.
     """
-    model, run = job.fresh_model(), job.run
-    job.found["flops_source"] = model.flops_source
-    job.found["metrics"] = _costs(model, job.train)
+    model = job.fresh_model()
+    run = job.run
+    job.fields["flops_source"] = model.flops_source
+    job.fields["metrics"] = _costs(model, job.train)
     curve_WT = job.windows(job.spec["curve_tokens"])
     token_bytes_V = job.data.token_bytes_V
 
@@ -68,19 +69,19 @@ def train(job: RunJob) -> None:
         clock=job.stage.seconds_of_step,
     )
     job.stage.seconds["train"] += trained.earlier_seconds
-    job.found["curve"] = trained.curve
+    job.fields["curve"] = trained.curve
     if trained.left_behind:
-        job.found["left_behind"] = trained.left_behind
+        job.fields["left_behind"] = trained.left_behind
     merges = job.data.tokenizer.merges
     description = Description(suite=job.spec["suite"], label=job.spec["label"], run=run, merges=merges)
     write_description(job.folder, description)
     job.stage.begin("checks")
     counted = counted_steps(trained)
-    job.found["ends"] = [
-        asdict(end)
-        | {"audit": [asdict(one) for one in [*of_trained(job.trained_model(end.budget)), counted]]}
-        for end in trained.ends
-    ]
+    ends = []
+    for end in trained.ends:
+        findings = [*of_trained(job.trained_model(end.budget)), counted]
+        ends.append(asdict(end) | {"audit": [asdict(finding) for finding in findings]})
+    job.fields["ends"] = ends
 
 
 def _costs(model: RoutedDecoder, train: TrainConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from modbench.evaluate.tasks.words import WordCounts, overlap, shuffled, word_ba
 ITEMS = 2000  # a standard error of 1 point at chance
 _SEED = "modbench_cloze 2"
 _CONTEXT_WORDS = 24  # about 47 tokens of the default tokenizer; 48 words score no better on small models
-_LEAST_CONTEXT_WORDS = 16
+_LEAST_CONTEXT_WORDS = 16  # fewer say less about the last word; more leave fewer items
 _LEAST_SENTENCE_WORDS = 4  # before the last one
 _MOST_PER_ANSWER = 4  # of 2,000 items: no word decides more than 0.2 % of the score
 
@@ -57,19 +57,21 @@ def build_items(
     used: Counter[str] = Counter()
     seen: set[str] = set()
     drafts = []
-    found = [
+    candidates = [
         Draft(source, context, answer, bands[answer])
         for source, text in zip(sources or "-" * len(heldout), heldout, strict=True)
         for context, answer in _sentences(text, bands)
     ]
-    for draft in shuffled(rng, found):
+    for draft in shuffled(rng, candidates):
         end = " ".join(re.findall(r"[a-z]+", draft.context.lower())[-8:])
         if end not in seen and used[draft.answer] < _MOST_PER_ANSWER:
             used[draft.answer] += 1
             seen.add(end)
             drafts.append(draft)
     return items_of(
-        build_quartets(drafts, lambda one, two: overlap(one.answer, two.answer), rng, count // 4)
+        build_quartets(
+            drafts, lambda first, second: overlap(first.answer, second.answer), rng, count // 4
+        )
     )
 
 

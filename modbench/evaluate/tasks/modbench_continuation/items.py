@@ -52,7 +52,7 @@ def _drafts(source: str, text: str) -> Iterator[Draft]:
         words += piece.split()
 
 
-def _ambiguous(one: Draft, other: Draft) -> bool:
+def _ambiguous(draft: Draft, other: Draft) -> bool:
     """Return True if the context of one question contains the answer of the other, as in passages that
     are close to each other."""
-    return one.answer in other.context or other.answer in one.context
+    return draft.answer in other.context or other.answer in draft.context

@@ -24,7 +24,7 @@ from modbench.evaluate.tasks.words import bare, overlap, shuffled, word_bands
 ITEMS = 400  # a standard error of 2 points at chance
 _SEED = "modbench_mixture 1"
 _REFRAIN_WORDS = (5, 9)  # least and most
-_SENTENCE_WORDS = (4, 20)
+_SENTENCE_WORDS = (4, 20)  # least and most: labels are short, and long ones fill a small model's window
 _MOST_PER_ANSWER = 4  # of 400 items: no word decides more than 1 % of the score
 
 
@@ -96,8 +96,8 @@ def _runs(text: HeldOut, known: Container[str], number: int, least: int, most: i
     runs: dict[str, _Run] = {}
     for source, document in zip(text.sources, text.documents, strict=True):
         pieces = split_sentences(document)
-        for place in range(len(pieces) - number + 1):
-            sentences = tuple(pieces[place : place + number])
+        for start in range(len(pieces) - number + 1):
+            sentences = tuple(pieces[start : start + number])
             head, _, last = sentences[-1].rpartition(" ")
             match = _LAST.fullmatch(last)
             short = all(least <= sentence.count(" ") + 1 <= most for sentence in sentences)

@@ -18,7 +18,7 @@ def _drafts(words: ProbeText, values: Sequence[str], distance: int, seed: str) -
     draw = random.Random(seed)
     keys = random_words(draw, words.common, 4, avoided=values)
     # Two words per later pair, the key that is asked, and the value itself.
-    lengths = [distance - 2 * (3 - place) - 2 for place in range(4)]
+    lengths = [distance - 2 * (3 - pair) - 2 for pair in range(4)]
     source, filler = words.filler(draw, max(lengths), {*values, *keys})
     if len(keys) < 4 or len(filler) < max(lengths):
         return []

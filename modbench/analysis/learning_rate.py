@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf, isclose
+from math import inf, isclose, log
 from typing import Literal
 
 
@@ -51,6 +51,44 @@ def rate_at(best: float, middle_width: int, width: int, exponent: float) -> floa
     """The learning rate of a model of ``width``: ``best``, found at ``middle_width``, times the ratio of
     widths to the power of ``exponent``."""
     return rounded(best * (width / middle_width) ** exponent)
+
+
+def refined_exponent(
+    exponent: float,
+    best: float,
+    middle_width: int,
+    tried: Mapping[int, Mapping[float, float | None]],
+    margin: float,
+) -> float:
+    """The exponent of the law after its check at other widths: ``exponent`` if the law's rate loses at
+    most ``margin`` nats at each of them, else that of the line through ``best`` at ``middle_width`` (in
+    logarithms) next to the best rates there.
+
+    ``tried``: losses by width and rate, for each width the law's rate and its neighbours; None is a
+    diverged run."""
+    fails, products, squares = False, 0.0, 0.0
+    for width, losses in tried.items():
+        known = {rate: _loss(loss) for rate, loss in losses.items()}
+        law = rate_at(best, middle_width, width, exponent)
+        fails = fails or known.get(law, inf) - min(known.values()) > margin
+        distance = log(width / middle_width)
+        products += distance * log(_lowest(known) / best)
+        squares += distance**2
+    return round(products / squares, 3) if fails else exponent
+
+
+def _lowest(losses: Mapping[float, float]) -> float:
+    """The rate at the minimum of the parabola through three ``losses`` (in the logarithm of the rate),
+    within their range; the best rate if one of them diverged or the parabola has no minimum."""
+    best = min(losses, key=losses.__getitem__)
+    if len(losses) != 3 or inf in losses.values():
+        return best
+    (low, below), (middle, at), (high, above) = sorted(losses.items())
+    curvature = below - 2 * at + above  # the rates stand in one ratio
+    if curvature <= 0:
+        return best
+    shift = (below - above) / (2 * curvature)
+    return middle * (high / middle if shift > 0 else middle / low) ** max(-1.0, min(1.0, shift))
 
 
 def neighbours(grid: Sequence[float], rate: float) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """IsoFLOP suites: which sizes, budgets, learning rates and seeds of a scheme are run. Imports no torch.
 
 The learning rate is chosen at the middle size of the middle budget; all other sizes follow from it by a
-law in the width, which is checked at the largest size of the middle budget.
+law in the width. The law is checked at the ends of the middle budget before the curves run, and its
+exponent fitted again if it fails; it is checked once more at the largest budget.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,14 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from modbench.analysis.learning_rate import RateChoice, choose_rate, is_geometric, neighbours, rate_at
+from modbench.analysis.learning_rate import (
+    RateChoice,
+    choose_rate,
+    is_geometric,
+    neighbours,
+    rate_at,
+    refined_exponent,
+)
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.plan.family import Family
@@ -25,6 +33,7 @@ class IsoFlopConfig(Family):
     rate_seed: int | None = None
     extensions: int = 2  #: further rates to try while the best one is at an end
     exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
+    refine: bool = True  #: fit the exponent again if it fails its check at the ends of the middle budget
     margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
     passes: float = 4.0  #: most passes over the training text
 
@@ -95,33 +104,87 @@ def trials(
     return [_point(middle.shape, middle.budget, rate, seed) for rate in rates]
 
 
+def ends(
+    config: IsoFlopConfig,
+    grids: Mapping[int, Sequence[ModelConfig]],
+    seeds: Sequence[int],
+    best: float,
+) -> list[Point]:
+    """The runs that check the law of the learning rate, given the ``best`` one at the middle: its rate
+    and the neighbours, at the smallest and the largest size of the middle budget."""
+    middle = middle_of(grids)
+    shapes = grids[middle.budget]
+    checked = (shapes[0], shapes[-1]) if config.refine else (shapes[-1],)
+    at = ((shape, middle.budget, config.exponent) for shape in checked)
+    return [point for place in at for point in _around(config, middle, best, *place, seeds)]
+
+
 def points(
     config: IsoFlopConfig,
     grids: Mapping[int, Sequence[ModelConfig]],
     seeds: Sequence[int],
     losses: Mapping[float, float | None],
+    checks: Mapping[tuple[int, float], float | None] | None = None,
 ) -> list[Point]:
-    """The runs of a scheme that are known, given the ``losses`` of the learning rates tried so far.
+    """The runs of a scheme that are known, given the ``losses`` of the learning rates tried so far, and
+    of the ``checks`` of their law by width and rate.
 
-    First the learning rates. Once one is chosen: every size of every budget with the first of ``seeds``,
-    those of the middle budget with all, and at its largest size the law's rate and its neighbours with
-    the seed of the learning rates.
-    """
+    First the learning rates. Once one is chosen: the check of the law (`ends`), and, once that is done
+    and the exponent refined: every size of every budget with the first of ``seeds``, those of the middle
+    budget with all; and the same check at the middle size of the largest budget. Without `refine`, the
+    check waits for nothing."""
     middle, choice = middle_of(grids), chosen_rate(config, losses)
     found = trials(config, grids, seeds, losses)
     if choice.verdict == "open" or choice.best is None:
         return found
+    check, exponent = ends(config, grids, seeds, choice.best), config.exponent
+    if config.refine:
+        tried = _by_width(check, checks or {})
+        if tried is None:
+            return list(dict.fromkeys([*found, *check]))
+        width = middle.shape.width
+        exponent = refined_exponent(exponent, choice.best, width, tried, config.margin)
+        found += check
     for budget, shapes in sorted(grids.items()):
         for shape in shapes:
-            rate = rate_at(choice.best, middle.shape.width, shape.width, config.exponent)
+            rate = rate_at(choice.best, middle.shape.width, shape.width, exponent)
             for seed in seeds if budget == middle.budget else seeds[:1]:
                 found.append(_point(shape, budget, rate, seed))
-    largest = grids[middle.budget][-1]
-    rate = rate_at(choice.best, middle.shape.width, largest.width, config.exponent)
-    below, above = neighbours(config.learning_rates, rate)
-    for checked in (rate, below, above):
-        found.append(_point(largest, middle.budget, checked, rate_seed(config, seeds)))
+    largest = max(grids)
+    if not config.refine:
+        found += check
+    elif largest != middle.budget:
+        shape = grids[largest][len(grids[largest]) // 2]
+        found += _around(config, middle, choice.best, shape, largest, exponent, seeds)
     return list(dict.fromkeys(found))
+
+
+def _by_width(
+    check: Sequence[Point], losses: Mapping[tuple[int, float], float | None]
+) -> dict[int, dict[float, float | None]] | None:
+    """The ``losses`` of the runs of ``check`` by width and rate; None if one is missing."""
+    tried: dict[int, dict[float, float | None]] = {}
+    for point in check:
+        width, rate = point.shape.width, point.learning_rate
+        if (width, rate) not in losses:
+            return None
+        tried.setdefault(width, {})[rate] = losses[width, rate]
+    return tried
+
+
+def _around(
+    config: IsoFlopConfig,
+    middle: Middle,
+    best: float,
+    shape: ModelConfig,
+    budget: int,
+    exponent: float,
+    seeds: Sequence[int],
+) -> list[Point]:
+    """The runs of ``shape`` with the law's rate and its neighbours."""
+    rate = rate_at(best, middle.shape.width, shape.width, exponent)
+    rates = (rate, *neighbours(config.learning_rates, rate))
+    return [_point(shape, budget, each, rate_seed(config, seeds)) for each in rates]
 
 
 def _point(shape: ModelConfig, budget: int, rate: float, seed: int) -> Point:
@@ -141,4 +204,5 @@ def stated(config: IsoFlopConfig, middle: Middle, seeds: Sequence[int]) -> dict[
         "seed": seed,
         "seed_on_curve": seed in seeds,
         "sizes": config.sizes,
+        **({"refine": True} if config.refine else {}),
     }

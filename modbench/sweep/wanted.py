@@ -3,18 +3,20 @@ minus recorded."""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import log
 from typing import Any
 
+from modbench.analysis.learning_rate import rate_at
 from modbench.errors import UserError, known_names
 from modbench.model.config import ModelConfig
 from modbench.records.line import key_of
 from modbench.records.record import DONE
 from modbench.records.run import RouterCode, Run
 from modbench.records.store import Finished
-from modbench.sweep.isoflop import Point, middle_of, points, stated, trials
+from modbench.sweep.isoflop import Point, chosen_rate, ends, middle_of, points, stated, trials
 from modbench.sweep.rows import Resolved, Rows
 from modbench.sweep.suite import Scheme, Suite
 
@@ -51,6 +53,18 @@ def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[W
     return _in_blocks(suite, runs)
 
 
+def expand_planned(rows: Rows) -> list[Wanted]:
+    """The runs of ``rows`` once all are known; of isoFLOP grids, as if the middle learning rate is best
+    and its law holds. Raises UserError: see `expand`."""
+    suite = rows.suite
+    if suite.isoflop is None:
+        return expand(rows)
+    known = (scheme for scheme in suite.schemes if scheme.label in rows.resolved)
+    return _in_blocks(
+        suite, [wanted for scheme in known for wanted in _isoflop_runs(rows, scheme, None)]
+    )
+
+
 def _in_blocks(suite: Suite, runs: Sequence[Wanted]) -> list[Wanted]:
     """isoFLOP ``runs`` in the order in which they are run. All schemes of one budget, seed and size
     stand together, so that one machine runs them. A sweep that takes days compares all schemes with one
@@ -74,19 +88,6 @@ def _in_blocks(suite: Suite, runs: Sequence[Wanted]) -> list[Wanted]:
         return budget > middle, turn_of_seed, budget != middle, size
 
     return sorted(runs, key=turn)
-
-
-def expand_planned(rows: Rows) -> list[Wanted]:
-    """The runs of ``rows`` once all are known; of isoFLOP grids, as if the middle learning rate is
-    best. Raises UserError: see `expand`."""
-    tried = expand(rows)
-    if rows.suite.isoflop is None:
-        return tried
-    rates = rows.suite.isoflop.learning_rates
-    middle = rates[len(rates) // 2]
-    return expand(
-        rows, {wanted.run.key: abs(wanted.run.train.learning_rate - middle) for wanted in tried}
-    )
 
 
 def _grid_runs(rows: Rows) -> list[Wanted]:
@@ -136,8 +137,9 @@ def _router(row: Resolved) -> RouterCode:
     return RouterCode(name=row.name, options=options, plugin_sha256=row.plugin_sha256)
 
 
-def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) -> list[Wanted]:
-    """The runs of ``scheme`` that are known now that those of ``done`` are."""
+def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] | None) -> list[Wanted]:
+    """The runs of ``scheme`` that are known now that those of ``done`` are; None: as if the middle
+    learning rate is best and its law holds."""
     suite = rows.suite
     row = rows.resolved[scheme.label]
     config = suite.family_of(scheme)
@@ -158,18 +160,37 @@ def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) 
         )
         return Wanted(label=f"{scheme.label}/w{point.shape.width}", run=run)
 
+    def losses_at(points: Sequence[Point], expected: Callable[[Point], float]) -> list[float | None]:
+        """Losses of ``points``; "unknown" ones are left out by the caller."""
+        if done is None:
+            return [abs(log(point.learning_rate / expected(point))) for point in points]
+        return [done[wanted(point).run.key] for point in points]
+
+    def known(points: Sequence[Point]) -> list[Point]:
+        return [point for point in points if done is None or wanted(point).run.key in done]
+
+    middle_rate = config.learning_rates[len(config.learning_rates) // 2]
     losses: dict[float, float | None] = {}
     while True:
         tried = trials(config, grids, seeds, losses)
-        keys = {point.learning_rate: wanted(point).run.key for point in tried}
-        fresh = {r: done[key] for r, key in keys.items() if r not in losses and key in done}
+        fresh = [point for point in known(tried) if point.learning_rate not in losses]
         if not fresh:
             break
-        losses |= fresh
-    grid_points = points(config, grids, seeds, losses)
+        found = losses_at(fresh, lambda point: middle_rate)
+        losses |= {point.learning_rate: loss for point, loss in zip(fresh, found, strict=True)}
+    checks: dict[tuple[int, float], float | None] = {}
+    best = chosen_rate(config, losses).best
+    if best is not None:
+        law = known(ends(config, grids, seeds, best))
+        width = middle_of(grids).shape.width
+        found = losses_at(law, lambda point: rate_at(best, width, point.shape.width, config.exponent))
+        places = ((point.shape.width, point.learning_rate) for point in law)
+        checks = dict(zip(places, found, strict=True))
+        tried += law if config.refine else []
+    grid_points = points(config, grids, seeds, losses, checks)
     if table.schedule == "cosine":
         return [wanted(point) for point in grid_points]
-    rates = [wanted(point) for point in tried]
+    rates = [wanted(point) for point in grid_points if point in tried]
     curves = [wanted(point) for point in grid_points if point not in tried]
     return [*rates, *_on_trunks(curves)]
 

@@ -8,7 +8,8 @@ from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.sweep.isoflop import IsoFlopConfig, Point, middle_of, points, stated
 
-CONFIG = IsoFlopConfig()
+CONFIG = IsoFlopConfig(refine=False)
+REFINED = IsoFlopConfig(rate_seed=9)
 SEEDS = (0, 1, 2)
 
 
@@ -50,6 +51,50 @@ def test_chosen_rate_gives_all_sizes_and_the_check_of_its_law() -> None:
     assert small == Point(shape=GRIDS[100][0], budget=100, learning_rate=0.00866, seed=0)
 
 
+RATES = {0.0025: 3.0, 0.005: 2.9, 0.01: 3.0}
+
+
+def checks_of(smallest: tuple[float, ...], largest: tuple[float, ...]) -> dict[tuple[int, float], float]:
+    """Losses of the check at widths 24 and 96, by the law's rate at 48, .005: below, law, above."""
+    rates = {24: (0.00353, 0.00707, 0.0141), 96: (0.00177, 0.00354, 0.00708)}
+    losses = {24: smallest, 96: largest}
+    return {(w, r): loss for w in rates for r, loss in zip(rates[w], losses[w], strict=True)}
+
+
+def test_the_law_is_checked_at_both_ends_before_any_curve_runs() -> None:
+    found = points(REFINED, GRIDS, SEEDS, RATES)
+    widths = {(point.shape.width, point.budget, point.seed) for point in found}
+    assert widths == {(24, 300, 9), (48, 300, 9), (96, 300, 9)}
+    assert len(found) == 9
+    assert set(checks_of((0, 0, 0), (0, 0, 0))) == {
+        (point.shape.width, point.learning_rate) for point in found if point.shape.width != 48
+    }
+
+
+def test_a_law_that_holds_keeps_its_exponent_and_is_checked_at_the_largest_budget() -> None:
+    held = checks_of((3.0, 2.9, 3.0), (3.0, 2.995, 2.99))  # loses less than the margin of 0.01
+    found = points(REFINED, GRIDS, SEEDS, RATES, held)
+    assert len(found) == 9 + 5 * 3 + 5 + 5 + 3
+    curve = {point.shape.width: point.learning_rate for point in found if point.budget == 900}
+    assert curve[128] == 0.00306  # .005 x (128 / 48) ** -.5
+    again = sorted((p.learning_rate, p.seed) for p in found if (p.shape.width, p.budget) == (64, 900))
+    assert again == [(0.00216, 9), (0.00433, 0), (0.00433, 9), (0.00866, 9)]
+
+
+def test_a_law_that_fails_gets_another_exponent() -> None:
+    failed = checks_of((3.0, 2.9, 2.8), (2.8, 2.9, 3.0))  # best: twice and half the law's rate
+    found = points(REFINED, GRIDS, SEEDS, RATES, failed)
+    of_curve = {p.shape.width: p.learning_rate for p in found if (p.budget, p.seed) == (300, 0)}
+    # log(2 x 2 ** .5) / log(1 / 2) = -1.5, but for the rounding of the rates
+    assert of_curve == {24: 0.0141, 32: 0.00917, 48: 0.005, 64: 0.00325, 96: 0.00177}
+
+
+def test_one_missing_check_keeps_the_curves_waiting() -> None:
+    known = checks_of((3.0, 2.9, 2.8), (2.8, 2.9, 3.0))
+    known.pop((96, 0.00708))
+    assert {point.budget for point in points(REFINED, GRIDS, SEEDS, RATES, known)} == {300}
+
+
 def test_all_rates_diverged_leaves_the_scheme_without_curves() -> None:
     found = points(CONFIG, GRIDS, SEEDS, dict.fromkeys((0.0025, 0.005, 0.01)))
     assert {point.budget for point in found} == {300}
@@ -68,6 +113,10 @@ def test_records_state_what_a_report_needs() -> None:
         "seed_on_curve": True,
         "sizes": 5,
     }
+
+
+def test_records_state_that_the_exponent_is_refined() -> None:
+    assert stated(REFINED, middle_of(GRIDS), SEEDS)["refine"] is True
 
 
 @pytest.mark.parametrize(

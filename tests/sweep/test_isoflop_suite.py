@@ -23,7 +23,7 @@ def suite(schemes: list[dict[str, Any]] = SCHEMES, **tables: Any) -> Suite:
         "model": {"layers": 2, "heads": 1},
         "data": {"tokenizer": "bytes"},
         "train": {"sequence": 32, "batch": 2},
-        "isoflop": {"width_step": 2},
+        "isoflop": {"width_step": 2, "refine": False},
         "sweep": {"budgets": [10**10, 2 * 10**10, 4 * 10**10], "seeds": [0, 1]},
         "schemes": schemes,
     }
@@ -84,7 +84,7 @@ def test_schemes_of_one_seed_and_size_stand_together() -> None:
 
 
 def test_a_seed_of_the_learning_rates_is_on_no_curve() -> None:
-    rows = resolve(suite(isoflop={"width_step": 2, "rate_seed": 7}))
+    rows = resolve(suite(isoflop={"width_step": 2, "refine": False, "rate_seed": 7}))
     first = expand(rows)
     assert {cell.run.seed for cell in first} == {7}
     losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in first}
@@ -96,6 +96,27 @@ def test_a_seed_of_the_learning_rates_is_on_no_curve() -> None:
     largest = max(cell.run.model.width for cell in checks)
     assert len([cell for cell in checks if cell.run.model.width == largest]) == 3
     assert len(checks) == 6
+
+
+def test_curves_wait_for_the_check_of_the_law_and_take_its_exponent() -> None:
+    rows = resolve(suite([{"router": "vanilla"}], isoflop={"width_step": 2, "rate_seed": 7}))
+    losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
+    checks = expand(rows, losses)
+    assert {(cell.run.seed, cell.budget) for cell in checks} == {(7, 2 * 10**10)}
+    assert len(checks) == 9
+    middle = checks[0].run.model.width
+    # The smallest model wants a lower rate than the law's, the largest a higher one.
+    for cell in checks:
+        sign = 1 if cell.run.model.width < middle else -1
+        losses.setdefault(cell.run.key, sign * 100 * rate(cell))
+    curves = [cell for cell in expand(rows, losses) if cell.run.seed == 0]
+    widths = sorted({cell.run.model.width for cell in curves})
+    of_width = {cell.run.model.width: rate(cell) for cell in curves}
+    law = {width: 0.005 * (width / middle) ** -0.5 for width in widths}
+    assert of_width[widths[-1]] > 1.2 * law[widths[-1]]
+    last = [cell for cell in expand(rows, losses) if cell not in checks and cell.run.seed == 7]
+    assert {cell.budget for cell in last} == {4 * 10**10}
+    assert len(last) == 3
 
 
 def test_fewer_tokens_per_parameter_give_a_scheme_larger_models() -> None:
@@ -168,6 +189,11 @@ def test_plan_of_an_isoflop_suite_takes_the_middle_learning_rate_for_the_best() 
     losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
     assert planned == expand(rows, losses)
     assert len(planned) == 2 * (2 + 5 * 2 + 5 + 5 + 2)
+
+
+def test_plan_takes_the_law_to_hold() -> None:
+    rows = resolve(suite(isoflop={"width_step": 2}))
+    assert len(expand_planned(rows)) == 2 * (2 + 5 * 2 + 2 * 2 + 5 + 5 + 2)
 
 
 def test_rows_state_the_flops_of_a_training_step_of_each_size() -> None:

@@ -96,7 +96,7 @@ def test_a_plan_has_the_runs_flops_tokens_and_passes_of_each_scheme_and_budget()
 def test_an_isoflop_suite_is_planned_with_its_trials_and_the_check_of_its_law() -> None:
     isoflop_suite("vanilla", passes=20.0)
     plan = planned()
-    assert [part.runs for part in plan.parts] == [5, 2 + 5 * 2 + 2, 5]
+    assert [part.runs for part in plan.parts] == [5, 2 + 5 * 2 + 2 * 2, 5 + 2]
     assert all(len(part.sizes) == 5 for part in plan.parts)
     assert "as if the middle learning rate is best" in as_table(plan)
 
@@ -128,7 +128,7 @@ def test_more_passes_than_allowed_are_refused_before_anything_runs(
     enough = float(line.partition("set passes = ")[2].partition(",")[0])
     assert enough - 0.1 < worst.tokens / text <= enough
     isoflop_suite("vanilla", "mod", passes=enough)
-    assert planned().runs == 2 * 24
+    assert planned().runs == 2 * 28
 
 
 def test_time_is_that_of_measured_steps_and_outside_them_there_is_none() -> None:

@@ -17,6 +17,7 @@ from modbench.cli.check import check
 from modbench.cli.data import data
 from modbench.cli.eval import eval_
 from modbench.cli.export import export
+from modbench.cli.fit import fit
 from modbench.cli.flops import flops
 from modbench.cli.gate import gate
 from modbench.cli.list import list_
@@ -31,7 +32,21 @@ from modbench.errors import UserError
 
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
-    for command in (check, run, time, report, list_, data, flops, plan, audit, eval_, sample, export)
+    for command in (
+        check,
+        run,
+        time,
+        report,
+        list_,
+        data,
+        flops,
+        plan,
+        fit,
+        audit,
+        eval_,
+        sample,
+        export,
+    )
 }
 #: Errors of a full disk, an exhausted quota or missing permissions.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)

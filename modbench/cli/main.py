@@ -18,6 +18,7 @@ from modbench.cli.compare import compare
 from modbench.cli.data import data
 from modbench.cli.eval import eval_
 from modbench.cli.export import export
+from modbench.cli.fit import fit
 from modbench.cli.flops import flops
 from modbench.cli.gate import gate
 from modbench.cli.list import list_
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
         data,
         flops,
         plan,
+        fit,
         audit,
         eval_,
         sample,

@@ -1,0 +1,43 @@
+"""Files of isoFLOP points: of known surfaces, and the public sets."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modbench.analysis.surface import Surface
+
+#: Of Hoffmann et al. 2022.
+CHINCHILLA = Surface(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28, huber=0.0)
+BUDGETS = (1e17, 1e18, 1e19, 1e20, 1e21)
+
+
+def points_of(
+    surface: Surface = CHINCHILLA,
+    *,
+    budgets: Sequence[float] = BUDGETS,
+    sizes: int = 15,
+    width: float = 4.0,
+) -> list[tuple[float, float, float]]:
+    """Size, FLOPs and loss of points within ``width`` of the optimum of each budget, without noise."""
+    points = []
+    for flops in budgets:
+        best = surface.optimal_size(flops)
+        for size in np.geomspace(best / width, best * width, sizes):
+            points.append((float(size), flops, float(surface.loss(size, flops / 6 / size))))
+    return points
+
+
+def csv_of(headings: str, rows: Sequence[Sequence[object]]) -> str:
+    return "\n".join([headings, *(",".join(map(str, row)) for row in rows)]) + "\n"
+
+
+def public_sets() -> Path:
+    """isoflops.csv of github.com/Open-Athena/scaling-law-analysis. It states no licence, so there is no
+    copy in this repository; without one, the test is skipped."""
+    file = Path(os.environ.get("MODBENCH_ISOFLOPS", ""))
+    if not file.is_file():
+        pytest.skip("MODBENCH_ISOFLOPS names no copy of scaling-law-analysis' isoflops.csv")
+    return file

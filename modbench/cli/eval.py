@@ -37,7 +37,9 @@ def eval_(
     Example: modbench eval quick/mod --tasks lambada_openai,modbench_cloze --limit 200
 
     Args:
-        run: a trained run, a folder of weights, or a model folder of Hugging Face transformers
+        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
+            label may be left out if one run remains); a folder of weights; or a model folder of Hugging
+            Face transformers
         tasks: names of tasks, groups or tags
         limit: number of items of each task; by default all
         batch_size: sequences per forward pass; auto: as many as fit 8192 tokens, or 2048 on a CPU
@@ -98,7 +100,7 @@ def eval_(
             tell(sentence(evaluation.name, found))
             if missing := evaluation.missing:
                 tell(missing_sentence(evaluation.name, missing, len(evaluation.tasks)))
-            if num_fewshot and all(one.config.num_fewshot == 0 for one in evaluation.tasks.values()):
+            if num_fewshot and all(task.config.num_fewshot == 0 for task in evaluation.tasks.values()):
                 tell(
                     f"{evaluation.name}: --num-fewshot {num_fewshot} is not used; "
                     "the task fixes its number of examples to 0"

@@ -22,7 +22,7 @@ Labels = Annotated[Several[str], arg(metavar="LABEL ...", help_behavior_hint="")
 #: Names of tasks, also joined by commas; see `names_of`.
 Tasks = Annotated[Several[str], arg(metavar="NAME[,NAME...] ...", help_behavior_hint="")]
 Suite = Annotated[Positional[str], arg(metavar="SUITE")]
-#: A trained model: SUITE/LABEL or SUITE/KEY in the results folder, or a path of `modbench.load`.
+#: A trained model: SUITE/LABEL@BUDGET#SEED in the results folder, or a path of `modbench.load`.
 Run = Annotated[Positional[str], arg(metavar="RUN")]
 Results = Annotated[Path, arg(metavar="DIR")]
 #: Numbers whose help text says what holds by default.

@@ -30,7 +30,7 @@ def run(
         results: folder that holds one folder per suite
         plugin: Python files that register routers; a router that the suite does not name gets a row
         workers: runs to train at the same time; 0, the default: one per core, or one on a GPU
-        only: labels of the rows to run; by default all
+        only: labels of the rows to run, or names of runs such as mod@1e11#0; by default all
         measure: tasks to score the trained runs on (docs/evaluation.md); nothing is trained
         wait: pause training while another process of modbench measures on this machine
         retry: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on

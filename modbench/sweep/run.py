@@ -1,6 +1,6 @@
 """`modbench run`: a suite file to records, table and plots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from modbench.sweep.wanted import (
     chosen,
     expand,
     expand_planned,
+    is_chosen,
     left_of,
     losses_of,
     titles,
@@ -61,13 +62,14 @@ def run_suite(
     tasks = [suite.measure.task(task) for task in measure]
     if measure:
         steps = dict.fromkeys((*suite.measure.steps, "downstream"))
-        own = suite.measure.downstream if "downstream" in suite.measure.steps else ()
-        named = tuple(dict.fromkeys((*own, *measure)))
+        stated = suite.measure.downstream if "downstream" in suite.measure.steps else ()
+        named = tuple(dict.fromkeys((*stated, *measure)))
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
-    chosen(expand(rows), only, rows.mistakes)  # a wrong label is refused before anything runs
+    # A wrong name is refused before anything runs.
+    chosen([*expand(rows), *expand_planned(rows)], only, rows.mistakes)
     workers = workers or parallel()[0]
     conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
     folder = results / suite.header.name
@@ -131,10 +133,12 @@ class _Command:
         wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
         check_unchanged(rows, wanted, records, self.folder, self.tell)
         measures = suite.measure.wanted()
-        runs = chosen(wanted, self.only, rows.mistakes)
+        runs = [item for item in wanted if is_chosen(item, self.only)]
+        names = titles(wanted)
         if self.tasks:
             asked = [("downstream", task) for task in self.tasks]
-            left = self.measurable(left_of(runs, asked, records, self.conditions, audit=False))
+            left = left_of(runs, asked, records, self.conditions, audit=False)
+            left = self.measurable(left, names)
         else:
             audit = "audit" in suite.measure.steps
             left = left_of(runs, measures, records, self.conditions, audit=audit)
@@ -152,7 +156,6 @@ class _Command:
         total = len({item.run.key for item in runs})
         if not left:
             return [], total
-        names = titles(runs)
         left = [self.with_weights(item, names) for item in left]
         jobs = run_jobs(
             left,
@@ -172,7 +175,7 @@ class _Command:
         budgets = {subject["budget"] for subject in item.measurements if subject["measures"] != "audit"}
         return all(weights_of(folder, run, budget).is_file() for budget in budgets)
 
-    def with_weights(self, item: Left, names: dict[str, str]) -> Left:
+    def with_weights(self, item: Left, names: Mapping[str, str]) -> Left:
         """``item``; it is trained again if the weights to be measured are gone."""
         if item.train or self.has_weights(item):
             return item
@@ -183,13 +186,13 @@ class _Command:
         )
         return replace(item, train=True)
 
-    def measurable(self, left: Sequence[Left]) -> list[Left]:
-        """Those of ``left`` whose weights are stored; the others are named."""
+    def measurable(self, left: Sequence[Left], names: Mapping[str, str]) -> list[Left]:
+        """Those of ``left`` whose weights are stored; the others are named by ``names``."""
         known = [item for item in left if not item.train and self.has_weights(item)]
-        if lacking := [item.wanted.label for item in left if item not in known]:
+        if lacking := [names[item.wanted.run.key] for item in left if item not in known]:
             self.tell(
                 f"{several(len(lacking), 'run')} without stored weights not measured: "
-                f"{', '.join(dict.fromkeys(lacking))}"
+                f"{', '.join(lacking)}"
             )
         return known
 

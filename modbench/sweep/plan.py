@@ -48,6 +48,7 @@ class SuitePlan:
     speeds: dict[str, Speed]
     busy: bool
     left_out: bool  #: a row has a mistake of its plugin
+    added: dict[str, str]  #: the plugin file of each row that the suite does not name
 
     @property
     def runs(self) -> int:
@@ -67,16 +68,18 @@ class SuitePlan:
 def plan_suite(
     name: str,
     *,
+    settings: Mapping[str, object] | None = None,
     plugins: Sequence[Path] = (),
     results: Path | None = None,
     time: bool = True,
     tell: Tell,
 ) -> SuitePlan:
-    """Plan the suite ``name`` with the routers of ``plugins``. ``time``: use the step times in
+    """Plan the suite ``name`` with the routers of ``plugins``. ``settings``: in place of those of the
+    suite file (`modbench.sweep.suite.load_suite`). ``time``: use the step times in
     ``results``, where `modbench time` took them on this machine with the threads of a run; measure
     others. Raises UserError: an error in the suite or in the plugins of all rows, or a model would read
     the training text more often than the suite allows."""
-    rows = resolve(load_suite(name), plugins)
+    rows = resolve(load_suite(name, settings), plugins)
     runs = chosen(expand_planned(rows), (), rows.mistakes)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are planned")
@@ -84,33 +87,34 @@ def plan_suite(
     if text is not None:
         refuse_more_passes(rows, rows.resolved, text)
     at_a_time, threads = parallel()
-    flops, busy, found = _step_flops(rows), False, dict[str, Speed]()
+    flops, busy, measured = _step_flops(rows), False, dict[str, Speed]()
     if time:
         shapes = _shapes_of(runs, flops)
         if results is not None:
-            found = recorded_speeds(results / rows.suite.header.name, shapes, threads)
-            if found:
-                tell(f"step times of {', '.join(found)}: as recorded by modbench time")
+            measured = recorded_speeds(results / rows.suite.header.name, shapes, threads)
+            if measured:
+                tell(f"step times of {', '.join(measured)}: as recorded by modbench time")
         specs = {
-            label: timing_spec(own, rows.suite.time, rows.plugins_of(own[0][0].router), threads)
-            for label, own in shapes.items()
-            if label not in found
+            label: timing_spec(timed, rows.suite.time, rows.plugins_of(timed[0][0].router), threads)
+            for label, timed in shapes.items()
+            if label not in measured
         }
         abreast = min(at_a_time, len(specs))
         if specs:
             tell(f"timing training steps of {several(len(specs), 'scheme')}, {abreast} at a time")
             load = LoadMonitor()
-            found |= speeds(specs, at_a_time)
+            measured |= speeds(specs, at_a_time)
             busy = load.state(abreast * threads, all_at_work=False)["overloaded"]
     return SuitePlan(
         suite=rows.suite,
-        parts=tuple(_parts(rows, runs, flops, text, found)),
+        parts=tuple(_parts(rows, runs, flops, text, measured)),
         train_tokens=text,
         at_a_time=at_a_time,
         threads=threads,
-        speeds=found,
+        speeds=measured,
         busy=busy,
         left_out=bool(rows.mistakes),
+        added=rows.added,
     )
 
 
@@ -152,7 +156,7 @@ def _parts(
     runs: Sequence[Wanted],
     flops: StepFlops,
     text: int | None,
-    found: Mapping[str, Speed],
+    measured: Mapping[str, Speed],
 ) -> Iterator[Part]:
     """The parts in the suite's order."""
     by_part: dict[tuple[str, int], list[Wanted]] = defaultdict(list)
@@ -160,8 +164,8 @@ def _parts(
         by_part[wanted.scheme, wanted.budget].append(wanted)
     for scheme in rows.suite.schemes:
         for budget in rows.suite.axes.budgets:
-            if own := by_part.get((scheme.label, budget)):
-                yield _part(own, flops[scheme.label], text, found.get(scheme.label, Speed()))
+            if of_part := by_part.get((scheme.label, budget)):
+                yield _part(of_part, flops[scheme.label], text, measured.get(scheme.label, Speed()))
 
 
 def _part(
@@ -179,7 +183,7 @@ def _part(
         total += spent
         tokens = max(tokens, tokens_of(wanted.budget, of_step, run.train))
         seconds.append(speed.seconds(spent, of_step))
-    known = [one for one in seconds if one is not None]
+    known = [of_run for of_run in seconds if of_run is not None]
     return Part(
         scheme=runs[0].scheme,
         budget=runs[0].budget,

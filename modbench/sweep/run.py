@@ -42,6 +42,7 @@ from modbench.trained.weights_folder import weights_of
 def run_suite(
     name: str,
     *,
+    settings: Mapping[str, Any] | None = None,
     results: Path,
     plugins: Sequence[Path] = (),
     workers: int = 0,
@@ -50,7 +51,8 @@ def run_suite(
     retry_oom: bool = False,
     wait: bool = True,
 ) -> int:
-    """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``measure``:
+    """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``settings``: in
+    place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``:
     tasks that its trained runs are scored on, and nothing is trained. ``wait``: pause while another
     process of modbench measures on this machine. Returns the exit code of
     `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the data or the
@@ -58,7 +60,7 @@ def run_suite(
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
-    suite = load_suite(name)
+    suite = load_suite(name, settings)
     tasks = [suite.measure.task(task) for task in measure]
     if measure:
         steps = dict.fromkeys((*suite.measure.steps, "downstream"))
@@ -103,6 +105,8 @@ class _Command:
         suite, failures = self.rows.suite, list[Failure]()
         for mistake in self.rows.mistakes:
             self.tell(f"{mistake}; the other rows are run")
+        for sentence in self.rows.additions(self.only):
+            self.tell(sentence)
         with suite_lock(self.folder):
             remove_leftovers(self.folder)
             # An orphan may finish its run while it is waited for: records are read afterwards.

@@ -73,7 +73,9 @@ class Scheme:
 
     router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin
     label: str = ""  #: its name in tables and plots; the router's name if empty
-    options: dict[str, Any] = field(default_factory=dict)  #: options of the router (docs/routers.md)
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  #: options of the router (`modbench docs routers`)
     model: dict[str, Any] = field(default_factory=dict)  #: keys of [model] that differ for this scheme
     train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
     tokens_per_parameter: float | None = None  #: overrides that of [isoflop]
@@ -159,9 +161,10 @@ def find_suite(name: str) -> Path:
     raise UserError(f"suite '{name}' is not known; {known_names(name, shipped)}; or give a file's path")
 
 
-def load_suite(name: str) -> Suite:
-    """Load the suite file that ``name`` stands for (see `find_suite`). Raises UserError: no such suite,
-    not TOML, an unknown table or key, a wrong type or value; the sentence names the file and the key."""
+def load_suite(name: str, settings: Mapping[str, Any] | None = None) -> Suite:
+    """Load the suite file that ``name`` stands for (see `find_suite`). ``settings``: values by
+    "TABLE.KEY" in place of the file's. Raises UserError: no such suite, not TOML, an unknown table or
+    key, a wrong type or value; the sentence names the file and the key."""
     path = find_suite(name)
     source = path.name if name in shipped_suites() else name
     try:
@@ -170,7 +173,20 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"suite {source} isn't TOML ({error}); fix it there") from error
     except OSError as error:
         raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error
+    for key, value in (settings or {}).items():
+        _set(content, key, value)
     return parse_suite(content, source)
+
+
+def _set(content: dict[str, Any], name: str, value: Any) -> None:
+    """Give ``content`` the ``value`` of "TABLE.KEY". Raises UserError: ``name`` has no such form."""
+    table, _, key = name.partition(".")
+    if not key or not isinstance(content.setdefault(table, {}), dict):
+        raise UserError(
+            f"--set {name}: it must be TABLE.KEY=VALUE with a table of suite files such as train, for "
+            "example train.learning_rate=3e-3"
+        )
+    content[table][key] = value
 
 
 def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
@@ -191,13 +207,13 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     for number, entries in enumerate(tables.schemes, start=1):
         scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
-        own = checked_fields(at, scheme.train, TrainTable)
-        _check_schedule(at, replace(train, **own), axes, measure)
+        overrides = checked_fields(at, scheme.train, TrainTable)
+        _check_schedule(at, replace(train, **overrides), axes, measure)
         at = f"{where} [[schemes]] '{scheme.label}' model"
         model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
         for shape in shapes.values():
             built(at, {**asdict(shape), **model}, ModelConfig)
-        schemes.append(replace(scheme, model=model, train=own))
+        schemes.append(replace(scheme, model=model, train=overrides))
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     isoflop = None if tables.isoflop is None else table("isoflop", IsoFlopConfig)
     _refuse_contradictions(where, tables, schemes)
@@ -257,8 +273,8 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
                 f"{where} [[schemes]] '{scheme.label}' has a width, and [isoflop] chooses it; remove it"
             )
         if scheme.tokens_per_parameter is not None:
-            own = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
-            built(f"{where} [[schemes]] '{scheme.label}'", own, IsoFlopConfig)
+            family = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
+            built(f"{where} [[schemes]] '{scheme.label}'", family, IsoFlopConfig)
 
 
 def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelConfig]:

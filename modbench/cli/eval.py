@@ -45,7 +45,7 @@ def eval_(
         batch_size: sequences per forward pass; auto: as many as fit 8192 tokens, or 2048 on a CPU
         num_fewshot: examples before each item; by default as the task says
         data_dir: folder of local files, in place of the hub; a file there is also a task of its own
-            (docs/evaluation.md)
+            (modbench docs evaluation)
         include_path: folder of your own YAML files of lm-eval tasks
         rule: selection rule; topk is the training rule, which looks ahead: its scores are non-causal
         out: folder for lm-eval's result and sample files

@@ -54,7 +54,7 @@ def flops(
         phase: forward: score all tokens; train: a training step; prefill: read a prompt into the cache;
             decode: one token at a time
         convention: how FLOPs are counted: model, full, executed, or a paper's convention: kaplan, six_n,
-            chinchilla_text, chinchilla_a4, palm, megatron, torchtitan (docs/conventions.md)
+            chinchilla_text, chinchilla_a4, palm, megatron, torchtitan (modbench docs conventions)
         compare_conventions: print the total under every convention
         profile: also count a run on the meta device, next to fvcore and PyTorch's FlopCounterMode; the
             exit code is 1 if our counter differs

@@ -15,6 +15,7 @@ from modbench import __version__
 from modbench.cli.audit import audit
 from modbench.cli.check import check
 from modbench.cli.data import data
+from modbench.cli.docs import docs
 from modbench.cli.eval import eval_
 from modbench.cli.export import export
 from modbench.cli.flops import flops
@@ -31,7 +32,21 @@ from modbench.errors import UserError
 
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
-    for command in (check, run, time, report, list_, data, flops, plan, audit, eval_, sample, export)
+    for command in (
+        check,
+        run,
+        time,
+        report,
+        list_,
+        data,
+        flops,
+        plan,
+        audit,
+        eval_,
+        sample,
+        export,
+        docs,
+    )
 }
 #: Errors of a full disk, an exhausted quota or missing permissions.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import modbench
 from modbench.data.config import DataConfig
+from modbench.data.tokenizer_file import with_tokenizer
 from modbench.errors import UserError, is_file, known_names
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
@@ -198,7 +199,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     def table(name: str, kind: type) -> Any:
         return built(f"{where} [{name}]", getattr(tables, name), kind)
 
-    data = table("data", DataConfig)
+    data = _data(where, tables.data)
     axes = table("sweep", Axes)
     measure = table("measure", MeasureConfig)
     train = table("train", TrainTable)
@@ -231,6 +232,15 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         schemes=tuple(schemes),
         isoflop=isoflop,
     )
+
+
+def _data(where: str, table: dict[str, Any]) -> DataConfig:
+    """The [data] table, with the vocabulary of its tokenizer's file."""
+    data: DataConfig = built(f"{where} [data]", table, DataConfig)
+    try:
+        return with_tokenizer(data, table.get("vocabulary"))
+    except UserError as error:
+        raise UserError(f"{where} [data]: {error}") from error
 
 
 def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConfig) -> None:

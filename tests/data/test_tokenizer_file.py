@@ -93,7 +93,7 @@ def test_a_changed_file_is_another_text() -> None:
         ({"data": {"tokenizer": "no.json"}}, "data tokenizer 'no.json' can't be read (No such file"),
         (
             {"data": {"tokenizer": "bpee"}},
-            "tokenizer is 'bpee'; did you mean 'bpe'? known: bpe, bytes, or the path of a tokenizer.json",
+            "did you mean 'bpe'? known: bpe, bytes, or the path of a tokenizer.json",
         ),
         (
             {"data": {"tokenizer_sha256": "ab"}},

@@ -68,7 +68,7 @@ def sections(text: str) -> dict[str, str]:
     for line in lines:
         code ^= line.startswith("```")
         levels.append(0 if code else len(line) - len(line.lstrip("#")))
-    found, level = dict[str, str](), 1
+    parts, level = dict[str, str](), 1
     for number, line in enumerate(lines):
         level = levels[number] or level
         anchors = re.findall(r'<a id="([\w-]+)"></a>', line)
@@ -77,8 +77,8 @@ def sections(text: str) -> dict[str, str]:
             anchors.append(re.sub(r"[^\w -]", "", heading).replace(" ", "-"))
         ends = (later for later in range(number + 1, len(lines)) if 0 < levels[later] <= level)
         end = next(ends, len(lines)) if anchors else number
-        found |= dict.fromkeys(anchors, "\n".join(lines[number:end]).rstrip() + "\n")
-    return found
+        parts |= dict.fromkeys(anchors, "\n".join(lines[number:end]).rstrip() + "\n")
+    return parts
 
 
 def _first_sentence(text: str) -> str:

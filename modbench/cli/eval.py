@@ -93,11 +93,11 @@ def eval_(
             data=loaded.data,
         ):
             shift = batch_shift(lm, evaluation.tasks) if validity else None
-            found = details(evaluation, shift, loaded.leak)
+            scores = details(evaluation, shift, loaded.leak)
             done.append(evaluation)
             if files is not None:
-                files.add(evaluation, found)
-            tell(sentence(evaluation.name, found))
+                files.add(evaluation, scores)
+            tell(sentence(evaluation.name, scores))
             if missing := evaluation.missing:
                 tell(missing_sentence(evaluation.name, missing, len(evaluation.tasks)))
             if num_fewshot and all(task.config.num_fewshot == 0 for task in evaluation.tasks.values()):

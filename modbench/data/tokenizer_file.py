@@ -56,7 +56,7 @@ class FileTokenizer(Tokenizer):
             )
 
     def engine(self) -> "Engine":
-        return _engine(self.text, self._what)
+        return _engine(str(self.text), self._what)
 
 
 def _engine(text: str, what: str) -> "Engine":
@@ -106,7 +106,7 @@ def with_tokenizer(config: DataConfig, vocabulary: int | None = None) -> DataCon
             f"data vocabulary is {vocabulary}, but tokenizer '{config.tokenizer}' has "
             f"{tokenizer.vocabulary} ids with end of text; leave it out, the file determines it"
         )
-    sha256 = hashlib.sha256(tokenizer.text.encode()).hexdigest()
+    sha256 = hashlib.sha256(str(tokenizer.text).encode()).hexdigest()
     return replace(config, vocabulary=tokenizer.vocabulary, tokenizer_sha256=sha256)
 
 

@@ -99,7 +99,7 @@ def _chosen(target: str, name: str | None) -> list[str]:
 def _print_costs(router: Router) -> None:
     """Print nominal FLOPs per token and parameters next to the dense model's."""
     size = SIZES["1M"]
-    models = [outline(size.model, one) for one in (router, build_router("vanilla"))]
+    models = [outline(size.model, each) for each in (router, build_router("vanilla"))]
     print(_row("", "router", "dense") + f"{'ratio':>8}")
     costs: dict[str, list[float]] = {}
     for phase in PHASES:

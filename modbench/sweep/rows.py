@@ -248,10 +248,10 @@ def describe_row(
         grids = (isoflop_grid(isoflop, model, budget, read, step_tokens) for budget in budgets)
         return list(chain.from_iterable(grids))
 
-    found, step_and_active = solved(search, read, isoflop.layer_step, isoflop.layer_step)
+    sizes, step_and_active = solved(search, read, isoflop.layer_step, isoflop.layer_step)
     grids, grid_flops = [], []
     for number, budget in enumerate(budgets):
-        grid = found[number * isoflop.sizes :][: isoflop.sizes]
+        grid = sizes[number * isoflop.sizes :][: isoflop.sizes]
         of_grid = [step_and_active(shape)[0] for shape in grid]
         steps = budget // max(of_grid)
         if steps < LEAST_STEPS:

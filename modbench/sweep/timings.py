@@ -177,10 +177,10 @@ def _machine(rows: Rows, timed: Timed) -> dict[str, Any]:
     spec = {"job": "machine", "timed": timed.as_json(), "time": time, "plugins": []}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = run_worker(spec | {"threads": _threads(rows)}, log=Path(folder, "log.txt"))
+            answer = run_worker(spec | {"threads": _threads(rows)}, log=Path(folder, "log.txt"))
         except DiedError as death:
             raise UserError(f"nothing can be measured: {death}; repair the installation") from None
-    return dict(found["environment"])
+    return dict(answer["environment"])
 
 
 def _session(rows: Rows, folder: Path, machine: dict[str, Any], again: bool) -> tuple[str, str]:

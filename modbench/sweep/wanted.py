@@ -161,11 +161,11 @@ def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None]) 
         if not fresh:
             break
         losses |= fresh
-    found = points(config, grids, seeds, losses)
+    known = points(config, grids, seeds, losses)
     if table.schedule == "cosine":
-        return [wanted(point) for point in found]
+        return [wanted(point) for point in known]
     rates = [wanted(point) for point in tried]
-    curves = [wanted(point) for point in found if point not in tried]
+    curves = [wanted(point) for point in known if point not in tried]
     return [*rates, *_on_trunks(curves)]
 
 
@@ -201,12 +201,12 @@ def losses_of(records: Iterable[Finished]) -> dict[str, float | None]:
     that one counts which a report would show (`modbench.records.store.latest`)."""
     ordered = sorted(records, key=lambda record: (record.status == "ok", record.finished))
     ended = {r.key: r.status for r in ordered if r.kind == "run" and r.status != "failed"}
-    found: dict[str, float | None] = {key: None for key, status in ended.items() if status != "ok"}
+    losses: dict[str, float | None] = {key: None for key, status in ended.items() if status != "ok"}
     for record in ordered:
         is_loss = record.kind == "measurement" and record.measures == "heldout"
         if is_loss and record.run and ended.get(record.run) == "ok" and record.status != "failed":
-            found[record.run] = record.loss if record.status == "ok" else None
-    return found
+            losses[record.run] = record.loss if record.status == "ok" else None
+    return losses
 
 
 def chosen(
@@ -224,10 +224,10 @@ def chosen(
             of_row = [wanted for wanted in runs if is_chosen(wanted, [row])]
             shown = shortest(*_full_names(of_row))
             raise UserError(f"--only: the suite has no run '{name}'; {known_names(name, shown)}")
-    found = [wanted for wanted in runs if is_chosen(wanted, names)]
-    if mistakes and not found:
+    fitting = [wanted for wanted in runs if is_chosen(wanted, names)]
+    if mistakes and not fitting:
         raise mistakes[0]
-    return found
+    return fitting
 
 
 def is_chosen(wanted: Wanted, names: Sequence[str]) -> bool:
@@ -306,7 +306,7 @@ def left_of(
     ended = [record for record in records if conditions.is_done(record)]
     done = {record.key for record in ended if record.kind == "measurement"}
     trained = {record.key: record for record in ended if record.kind == "run"}
-    found: dict[str, Left] = {}
+    left: dict[str, Left] = {}
     for wanted in runs:
         run = wanted.run
         record = trained.get(run.key)
@@ -322,5 +322,5 @@ def left_of(
         ]
         missing = tuple(subject for subject in subjects if key_of(subject) not in done)
         if record is None or missing:
-            found[run.key] = Left(wanted=wanted, train=record is None, measurements=missing)
-    return list(found.values())
+            left[run.key] = Left(wanted=wanted, train=record is None, measurements=missing)
+    return list(left.values())

@@ -36,9 +36,9 @@ def _appearing(out: Path, write: Callable[[Path], str]) -> str:
             f"folder {out} can't be made ({error.strerror}); give --out another one"
         ) from error
     try:
-        said = write(temporary)
+        sentence = write(temporary)
         temporary.replace(out)
-        return said
+        return sentence
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -82,7 +82,11 @@ def train(job: RunJob) -> None:
     counted = counted_steps(trained)
     job.found["ends"] = [
         asdict(end)
-        | {"audit": [asdict(one) for one in [*of_trained(job.trained_model(end.budget)), counted]]}
+        | {
+            "audit": [
+                asdict(finding) for finding in [*of_trained(job.trained_model(end.budget)), counted]
+            ]
+        }
         for end in trained.ends
     ]
 

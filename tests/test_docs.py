@@ -38,7 +38,7 @@ def audited(source: str) -> int:
 
 
 def test_the_guide_is_short() -> None:
-    assert len(GUIDE.splitlines()) <= 150
+    assert len(GUIDE.splitlines()) <= 170
 
 
 def test_the_routers_of_the_guide_are_examples() -> None:
@@ -81,6 +81,40 @@ class Stateful(DepthRouter):
 """
     )
     assert audited(source + blocks("python")[2]) == 0
+
+
+def test_a_convolution_as_the_scorer_fails_as_the_guide_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = (
+        IMPORTS
+        + """class Convolution(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv1d(width, 1, 3)
+
+    def forward(self, x_BTD):
+        return self.conv(nn.functional.pad(x_BTD.mT, (2, 0)))[:, 0]
+
+
+@register_router("convolved")
+@dataclass(frozen=True, kw_only=True)
+class Convolved(DepthRouter):
+    def scorer(self, model):
+        return Convolution(model.width)
+"""
+    )
+    assert audited(source) == 1
+    failed = re.findall(r"^FAILED (\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert failed == ["3"]
+
+
+def test_the_cache_of_the_guide_is_that_of_its_example() -> None:
+    lines = [line.strip() for line in blocks("python")[3].splitlines()]
+    example = (DOCS.parent / "examples" / "conv_skip.py").read_text()
+    assert all(line in example for line in lines[:2])
+    assert lines[2].partition("(")[0] in example
 
 
 def test_the_entry_point_of_the_guide_is_valid() -> None:

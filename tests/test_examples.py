@@ -22,6 +22,7 @@ STATED = {
     "tempered_expert_choice": (25, "closed form"),
     "gumbel_skip": (30, "closed form"),
     "light_heavy": (60, "counted"),
+    "conv_skip": (80, "counted"),
 }
 SHAPE = ModelConfig(vocabulary=61, width=32, layers=2, heads=4, mlp_width=64)
 

@@ -63,10 +63,11 @@ def installed(site: Path, *words: str, cwd: Path) -> "subprocess.CompletedProces
     )
 
 
-def test_a_wheel_brings_suites_tasks_and_the_flop_table(wheel: Path) -> None:
+def test_a_wheel_brings_suites_pages_tasks_and_the_flop_table(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "modbench/suites/quick.toml",
+        "modbench/docs/writing_a_router.md",
         "modbench/evaluate/tasks/modbench_cloze/modbench_cloze.yaml",
         "modbench/evaluate/tasks/_choice_yaml",
         "modbench/accounting/golden.json",

@@ -6,9 +6,9 @@ The first cause that the probe's figure names applies; without one, `modbench.re
 from modbench.audit.finding import Finding
 from modbench.records.probes import PROBE_TEXTS
 
-_GUIDE = "docs/writing_a_router.md"
+_GUIDE = "modbench docs writing_a_router"
 #: Causes that a figure names: probes (none: all), text of the figure, advice, anchor of the guide;
-#: without an anchor, the probe's section of docs/audit.md.
+#: without an anchor, the probe's section of the page `audit`.
 _CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
     (
         (),
@@ -128,8 +128,8 @@ _CAUSES: tuple[tuple[tuple[int, ...], str, str, str], ...] = (
 
 
 def section(finding: Finding) -> str:
-    """Name the section of docs/audit.md on the finding's probe."""
-    return f"docs/audit.md#{finding.probe}-{finding.name.replace(' ', '-')}"
+    """Name the section of the page `audit` on the finding's probe."""
+    return f"modbench docs audit#{finding.probe}-{finding.name.replace(' ', '-')}"
 
 
 def advice(finding: Finding) -> str:
@@ -143,7 +143,7 @@ def advice(finding: Finding) -> str:
         ),
         (f"{general.means}; {general.remedy}", general.guide),
     )
-    return f"{words} ({f'{_GUIDE}#{anchor}' if anchor else section(finding)})."
+    return f"{words} (`{f'{_GUIDE}#{anchor}' if anchor else section(finding)}`)."
 
 
 def sentence(finding: Finding) -> str:

@@ -21,7 +21,7 @@ def audit(
     plugin: Plugins = (),
 ) -> int:
     """Test a router before it is trained: causality, batch invariance, decode parity, capacity, bypass,
-    FLOPs and more (docs/audit.md). The exit code is 1 if a probe fails.
+    FLOPs and more (modbench docs audit). The exit code is 1 if a probe fails.
 
     Example: modbench audit my_router --plugin my_router.py
 

@@ -23,7 +23,10 @@ def data(
         config: the corpus and its tokenizer
     """
     from modbench.data.token_data import prepare
+    from modbench.data.tokenizer_file import with_tokenizer
 
+    default = DataConfig.vocabulary
+    config = with_tokenizer(config, None if config.vocabulary == default else config.vocabulary)
     made = prepare(config, say=tell)
     print(
         f"{config.source} is ready: {len(made.train_N):,} training and {len(made.heldout_N):,} held-out "

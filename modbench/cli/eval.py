@@ -37,13 +37,15 @@ def eval_(
     Example: modbench eval quick/mod --tasks lambada_openai,modbench_cloze --limit 200
 
     Args:
-        run: a trained run, a folder of weights, or a model folder of Hugging Face transformers
+        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
+            label may be left out if one run remains); a folder of weights; or a model folder of Hugging
+            Face transformers
         tasks: names of tasks, groups or tags
         limit: number of items of each task; by default all
         batch_size: sequences per forward pass; auto: as many as fit 8192 tokens, or 2048 on a CPU
         num_fewshot: examples before each item; by default as the task says
         data_dir: folder of local files, in place of the hub; a file there is also a task of its own
-            (docs/evaluation.md)
+            (modbench docs evaluation)
         include_path: folder of your own YAML files of lm-eval tasks
         rule: selection rule; topk is the training rule, which looks ahead: its scores are non-causal
         out: folder for lm-eval's result and sample files
@@ -91,14 +93,14 @@ def eval_(
             data=loaded.data,
         ):
             shift = batch_shift(lm, evaluation.tasks) if validity else None
-            found = details(evaluation, shift, loaded.leak)
+            scores = details(evaluation, shift, loaded.leak)
             done.append(evaluation)
             if files is not None:
-                files.add(evaluation, found)
-            tell(sentence(evaluation.name, found))
+                files.add(evaluation, scores)
+            tell(sentence(evaluation.name, scores))
             if missing := evaluation.missing:
                 tell(missing_sentence(evaluation.name, missing, len(evaluation.tasks)))
-            if num_fewshot and all(one.config.num_fewshot == 0 for one in evaluation.tasks.values()):
+            if num_fewshot and all(task.config.num_fewshot == 0 for task in evaluation.tasks.values()):
                 tell(
                     f"{evaluation.name}: --num-fewshot {num_fewshot} is not used; "
                     "the task fixes its number of examples to 0"

@@ -23,8 +23,8 @@ def export(
     Example: modbench export quick/vanilla --to hf --out my-model
 
     Args:
-        run: a suite and the label of a row or the first characters of a record's key, or a folder of
-            weights
+        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
+            label may be left out if one run remains); or a folder of weights
         to: hf: for Hugging Face transformers, which has vanilla as Llama and token_choice as Mixtral;
             modbench: for `modbench.load`
         out: folder to write; it must be new or empty

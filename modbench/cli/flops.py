@@ -54,7 +54,7 @@ def flops(
         phase: forward: score all tokens; train: a training step; prefill: read a prompt into the cache;
             decode: one token at a time
         convention: how FLOPs are counted: model, full, executed, or a paper's convention: kaplan, six_n,
-            chinchilla_text, chinchilla_a4, palm, megatron, torchtitan (docs/conventions.md)
+            chinchilla_text, chinchilla_a4, palm, megatron, torchtitan (modbench docs conventions)
         compare_conventions: print the total under every convention
         profile: also count a run on the meta device, next to fvcore and PyTorch's FlopCounterMode; the
             exit code is 1 if our counter differs
@@ -77,11 +77,12 @@ def flops(
     else:
         size, options = shape.resolved(), parsed_options(option)
         load = uniform_workload(batch, size.sequence, phase, past)
-        statements = [router_statement(one, options, size.model, load, asked) for one in flat(router)]
+        statements = [router_statement(name, options, size.model, load, asked) for name in flat(router)]
     print(as_json(statements) if format == "json" else as_table(statements))
-    wrong = [one for one in statements if one.counters.get("modbench", one.flops) != one.flops]
-    for one in wrong:
-        tell(f"{one.name}: the closed form says {one.flops:,}, the counter {one.counters['modbench']:,}")
+    wrong = [made for made in statements if made.counters.get("modbench", made.flops) != made.flops]
+    for made in wrong:
+        counted = made.counters["modbench"]
+        tell(f"{made.name}: the closed form says {made.flops:,}, the counter {counted:,}")
     return 1 if wrong else 0
 
 
@@ -101,8 +102,8 @@ def _family(
     """State the model of a config.json at ``sequence`` tokens; None: its own length, less ``past``."""
     config = load_config(file)
     if sequence is None:
-        own = stated_length(config) or UNSTATED_LENGTH
-        sequence = max(1, (min(own, UNSTATED_LENGTH) if asked.profile else own) - past)
+        longest = stated_length(config) or UNSTATED_LENGTH
+        sequence = max(1, (min(longest, UNSTATED_LENGTH) if asked.profile else longest) - past)
     load = uniform_workload(batch, sequence, phase, past)
     try:
         return family_statement(config, load, asked, name=str(file))

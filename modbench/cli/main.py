@@ -16,6 +16,7 @@ from modbench.cli.audit import audit
 from modbench.cli.check import check
 from modbench.cli.compare import compare
 from modbench.cli.data import data
+from modbench.cli.docs import docs
 from modbench.cli.eval import eval_
 from modbench.cli.export import export
 from modbench.cli.fit import fit
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
         eval_,
         sample,
         export,
+        docs,
     )
 }
 #: Errors of a full disk, an exhausted quota or missing permissions.

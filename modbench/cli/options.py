@@ -22,9 +22,13 @@ Labels = Annotated[Several[str], arg(metavar="LABEL ...", help_behavior_hint="")
 #: Names of tasks, also joined by commas; see `names_of`.
 Tasks = Annotated[Several[str], arg(metavar="NAME[,NAME...] ...", help_behavior_hint="")]
 Suite = Annotated[Positional[str], arg(metavar="SUITE")]
-#: A trained model: SUITE/LABEL or SUITE/KEY in the results folder, or a path of `modbench.load`.
+#: A trained model: SUITE/LABEL@BUDGET#SEED in the results folder, or a path of `modbench.load`.
 Run = Annotated[Positional[str], arg(metavar="RUN")]
 Results = Annotated[Path, arg(metavar="DIR")]
+#: Settings in place of those of a suite file; see `suite_settings`.
+Settings = Annotated[Several[str], arg(metavar="TABLE.KEY=VALUE ...", help_behavior_hint="")]
+Seeds = Annotated[str | None, arg(metavar="SEED[,SEED...]", help_behavior_hint="")]
+Budgets = Annotated[str | None, arg(metavar="FLOPS[,FLOPS...]", help_behavior_hint="")]
 #: Numbers whose help text says what holds by default.
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Amount = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
@@ -40,21 +44,43 @@ def names_of(values: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(name for group in flat(values) for name in group.split(",") if name)
 
 
-def parsed_options(groups: Iterable[Sequence[str]]) -> dict[str, Any]:
-    """Parse ``NAME=VALUE`` pairs; each value is TOML, or a string where it is not valid TOML. Raises
-    UserError: a pair without a name or "=", or a name that is given twice."""
+def parsed_options(
+    groups: Iterable[Sequence[str]], flag: str = "--option", example: str = "capacity=0.25"
+) -> dict[str, Any]:
+    """Parse ``NAME=VALUE`` pairs of ``flag``; each value is TOML, or a string where it is not valid
+    TOML. Raises UserError: a pair without a name or "=", or a name that is given twice."""
     options: dict[str, Any] = {}
     for pair in flat(groups):
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise UserError(f"--option {pair}: it must be NAME=VALUE, such as capacity=0.25")
+            raise UserError(f"{flag} {pair}: it must be NAME=VALUE, such as {example}")
         if name in options:
-            raise UserError(f"--option {name} is given twice; give it once")
-        try:
-            options[name] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):  # no TOML, or too deeply nested
-            options[name] = value
+            raise UserError(f"{flag} {name} is given twice; give it once")
+        options[name] = _toml(value)
     return options
+
+
+def suite_settings(
+    set: Iterable[Sequence[str]], seeds: str | None, budget: str | None
+) -> dict[str, Any]:
+    """The settings that ``--set``, ``--seeds`` and ``--budget`` give in place of those of the suite
+    file, by "TABLE.KEY". Raises UserError: see `parsed_options`; or a setting is given twice."""
+    settings = parsed_options(set, "--set", "train.learning_rate=3e-3")
+    for flag, key, value in (("--seeds", "seeds", seeds), ("--budget", "budgets", budget)):
+        if value is None:
+            continue
+        if f"sweep.{key}" in settings:
+            raise UserError(f"{flag} and --set sweep.{key} are both given; leave one of them out")
+        settings[f"sweep.{key}"] = _toml(f"[{value}]")
+    return settings
+
+
+def _toml(text: str) -> Any:
+    """The TOML value ``text``; the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):  # no TOML, or too deeply nested
+        return text
 
 
 def tell(text: str) -> None:

@@ -1,20 +1,25 @@
 """The command `modbench plan`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench.cli.options import (
     Amount,
+    Budgets,
     Count,
     Plugins,
     Results,
     RouterOptions,
     Routers,
+    Seeds,
+    Settings,
     flat,
     parsed_options,
+    suite_settings,
     tell,
 )
 from modbench.errors import UserError
@@ -51,11 +56,13 @@ def plan(
     cluster: OmitArgPrefixes[ClusterOptions],
     option: RouterOptions = (),
     tokens: Annotated[str | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
-    budget: Annotated[str | None, arg(metavar="FLOPS", help_behavior_hint="")] = None,
+    budget: Budgets = None,
     tokens_per_parameter: Amount = None,
     convention: str = "model",
     format: Literal["table", "json"] = "table",
     plugin: Plugins = (),
+    set: Settings = (),
+    seeds: Seeds = None,
     results: Results = Path("my-results"),
     time: bool = True,
 ) -> int:
@@ -75,13 +82,16 @@ def plan(
         cluster: the GPUs and how training uses them
         option: options of the routers; by default their defaults
         tokens: training tokens, such as 300B
-        budget: training FLOPs, such as 1e21, that the shape of each scheme is solved for
+        budget: with a suite: training FLOPs of a run in place of the suite's budgets; with --router:
+            training FLOPs, such as 1e21, that the shape of each scheme is solved for
         tokens_per_parameter: with a budget and no tokens: training tokens per active parameter, by
             default 20
         convention: how FLOPs are counted: model, full, executed or a paper's convention
-            (docs/conventions.md)
+            (modbench docs conventions)
         format: table: for reading; json: one JSON document on the last line
         plugin: Python files that register routers; a router that the suite does not name gets a row
+        set: settings in place of those of the suite file, such as train.learning_rate=3e-3
+        seeds: seeds in place of the suite's, such as 0,1
         results: folder whose step times of this machine are used, if `modbench time` took them there
         time: measure training steps of the suite that have no step time
     """
@@ -94,7 +104,7 @@ def plan(
     if suite is not None:
         if convention != "model":
             raise UserError("--convention has no effect with a suite; leave it out")
-        unused: dict[str, object] = {"option": option or None, "tokens": tokens, "budget": budget}
+        unused: dict[str, object] = {"option": option or None, "tokens": tokens}
         unused |= {"tokens-per-parameter": tokens_per_parameter}
         for group in (shape, cluster):
             changed = [field for field in fields(group) if getattr(group, field.name) != field.default]
@@ -102,7 +112,10 @@ def plan(
         for name, value in unused.items():
             if value is not None:
                 raise UserError(f"--{name} has no effect with a suite; leave it out")
-        return _plan_suite(suite, flat(plugin), results, time, format)
+        settings = suite_settings(set, seeds, budget)
+        return _plan_suite(suite, settings, flat(plugin), results, time, format)
+    if set or seeds is not None:
+        raise UserError("--set and --seeds need a suite; leave them out")
     from modbench.plan.memory import Recipe
     from modbench.plan.plan import plan as make_plan
     from modbench.plan.table import as_json, as_table
@@ -135,10 +148,17 @@ def plan(
     return 0
 
 
-def _plan_suite(suite: str, plugins: tuple[Path, ...], results: Path, time: bool, format: str) -> int:
+def _plan_suite(
+    suite: str,
+    settings: Mapping[str, Any],
+    plugins: tuple[Path, ...],
+    results: Path,
+    time: bool,
+    format: str,
+) -> int:
     from modbench.sweep.plan import plan_suite
     from modbench.sweep.plan_table import as_json, as_table
 
-    made = plan_suite(suite, plugins=plugins, results=results, time=time, tell=tell)
+    made = plan_suite(suite, settings=settings, plugins=plugins, results=results, time=time, tell=tell)
     print(as_json(made) if format == "json" else as_table(made))
     return 2 if made.left_out else 0

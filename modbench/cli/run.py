@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from modbench.cli.hub_folder import refuse_hub_folder
-from modbench.cli.options import Labels, Plugins, Results, Suite, Tasks, flat, names_of
+from modbench.cli.options import (
+    Budgets,
+    Labels,
+    Plugins,
+    Results,
+    Seeds,
+    Settings,
+    Suite,
+    Tasks,
+    flat,
+    names_of,
+    suite_settings,
+)
 
 
 def run(
@@ -18,6 +30,9 @@ def run(
     workers: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0,
     only: Labels = (),
     measure: Tasks = (),
+    set: Settings = (),
+    seeds: Seeds = None,
+    budget: Budgets = None,
     wait: bool = True,
     retry: Annotated[Literal["oom"] | None, arg(help_behavior_hint="")] = None,
 ) -> int:
@@ -30,8 +45,11 @@ def run(
         results: folder that holds one folder per suite
         plugin: Python files that register routers; a router that the suite does not name gets a row
         workers: runs to train at the same time; 0, the default: one per core, or one on a GPU
-        only: labels of the rows to run; by default all
-        measure: tasks to score the trained runs on (docs/evaluation.md); nothing is trained
+        only: labels of the rows to run, or names of runs such as mod@1e11#0; by default all
+        measure: tasks to score the trained runs on (modbench docs evaluation); nothing is trained
+        set: settings in place of those of the suite file, such as train.learning_rate=3e-3
+        seeds: seeds in place of the suite's, such as 0,1
+        budget: training FLOPs of a run in place of the suite's budgets, such as 1e12
         wait: pause training while another process of modbench measures on this machine
         retry: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on
             another GPU
@@ -41,6 +59,7 @@ def run(
 
     return run_suite(
         suite,
+        settings=suite_settings(set, seeds, budget),
         results=results,
         plugins=flat(plugin),
         workers=workers,

@@ -25,8 +25,8 @@ def sample(
     Example: modbench sample quick/mod --prompt "In the beginning" --temperature 0.8
 
     Args:
-        run: a suite and the label of a row or the first characters of a record's key, or a folder of
-            weights
+        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
+            label may be left out if one run remains); or a folder of weights
         prompt: texts to continue
         drawing: how tokens are sampled
         results: folder that holds one folder per suite

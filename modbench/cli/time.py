@@ -3,7 +3,18 @@
 from pathlib import Path
 
 from modbench.cli.hub_folder import refuse_hub_folder
-from modbench.cli.options import Count, Labels, Plugins, Results, Suite, flat
+from modbench.cli.options import (
+    Budgets,
+    Count,
+    Labels,
+    Plugins,
+    Results,
+    Seeds,
+    Settings,
+    Suite,
+    flat,
+    suite_settings,
+)
 
 
 def time(
@@ -13,6 +24,9 @@ def time(
     results: Results = Path("my-results"),
     plugin: Plugins = (),
     only: Labels = (),
+    set: Settings = (),
+    seeds: Seeds = None,
+    budget: Budgets = None,
     repetitions: Count = None,
     again: bool = False,
 ) -> int:
@@ -26,6 +40,9 @@ def time(
         results: folder that holds one folder per suite
         plugin: Python files that register routers; a router that the suite does not name gets a row
         only: labels of the rows to time; by default all
+        set: settings in place of those of the suite file, such as train.learning_rate=3e-3
+        seeds: seeds in place of the suite's, such as 0,1
+        budget: training FLOPs of a run in place of the suite's budgets, such as 1e12
         repetitions: processes per scheme; by default the suite's value
         again: start a new run even if the last one is complete
     """
@@ -34,6 +51,7 @@ def time(
 
     return time_suite(
         suite,
+        settings=suite_settings(set, seeds, budget),
         results=results,
         plugins=flat(plugin),
         only=flat(only),

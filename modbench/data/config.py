@@ -3,10 +3,11 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from modbench.errors import UserError
+from modbench.errors import UserError, known_names
 
 Source = Literal["pypi-en-v1", "text", "huggingface"]
-TokenizerKind = Literal["bpe", "bytes"]
+#: Most ids of a tokenizer; token files have 16 bits per token.
+MOST_IDS = 65_536
 
 #: Sources that read a field; for other sources it must keep its default.
 _FIELDS_OF = {
@@ -22,8 +23,13 @@ class DataConfig:
     source."""
 
     source: Source = "pypi-en-v1"  #: the built-in corpus, a local file, or a Hugging Face data set
-    tokenizer: TokenizerKind = "bpe"  #: bpe: trained on the corpus; bytes: one id per byte
-    vocabulary: int = 2048  #: ids of the bpe, bytes and end of text included; ``bytes`` always has 257
+    #: bpe: trained on the corpus; bytes: one id per byte; or the path of a tokenizer.json, relative to
+    #: the working directory
+    tokenizer: str = "bpe"
+    #: ids of the bpe, bytes and end of text included; ``bytes`` always has 257, a file as many as it has
+    vocabulary: int = 2048
+    #: of the tokenizer's file, which must have it; unset: filled in
+    tokenizer_sha256: str | None = None
     #: text: a .txt file, or a .jsonl file with one document per line; relative to the working directory
     path: str | None = None
     name: str | None = None  #: huggingface: the data set's name, or a local folder
@@ -51,6 +57,15 @@ class DataConfig:
             raise UserError("data name is missing; source 'huggingface' needs the name of a data set")
         if not 0 < self.heldout < 1:
             raise UserError(f"data heldout is {self.heldout}; it must lie between 0 and 1")
+        if self.tokenizer not in ("bpe", "bytes") and not self.has_tokenizer_file:
+            known = known_names(self.tokenizer, ("bpe", "bytes"))
+            raise UserError(
+                f"data tokenizer is {self.tokenizer!r}; {known}, or the path of a tokenizer.json"
+            )
+        if self.tokenizer_sha256 is not None and not self.has_tokenizer_file:
+            raise UserError(
+                f"data tokenizer_sha256 is set, but tokenizer {self.tokenizer!r} is no file; remove it"
+            )
         if self.tokenizer == "bytes":
             if self.vocabulary not in (257, DataConfig.vocabulary):  # the default is replaced
                 raise UserError(
@@ -58,16 +73,24 @@ class DataConfig:
                     "remove it, or set tokenizer = 'bpe'"
                 )
             object.__setattr__(self, "vocabulary", 257)
-        elif not 258 <= self.vocabulary <= 65_536:
+        elif not 258 <= self.vocabulary <= MOST_IDS and not self.has_tokenizer_file:
             raise UserError(
                 f"data vocabulary is {self.vocabulary}; "
-                "a bpe has from 258 (bytes, one merge, end of text) to 65536 ids"
+                f"a bpe has from 258 (bytes, one merge, end of text) to {MOST_IDS} ids"
             )
+
+    @property
+    def has_tokenizer_file(self) -> bool:
+        """True if ``tokenizer`` is the path of a file."""
+        return self.tokenizer.endswith(".json")
 
     def settings(self) -> dict[str, object]:
         """The fields that this source reads, on which alone its tokens depend."""
-        return {
+        settings = {
             field.name: getattr(self, field.name)
             for field in fields(self)
             if self.source in _FIELDS_OF.get(field.name, (self.source,))
         }
+        if not self.has_tokenizer_file:
+            del settings["tokenizer_sha256"]  # hashes of other tokenizers' tokens have no such field
+        return settings

@@ -19,6 +19,7 @@ from modbench.data.cache_folder import cache_folder, file_lock, put
 from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus, text_sha256
 from modbench.data.tokenizer import Tokenizer, train_bpe
+from modbench.data.tokenizer_file import read_tokenizer, tokenizer_of
 from modbench.errors import UserError
 
 __all__ = ["DataConfig", "TokenData", "is_prepared", "load", "prepare"]
@@ -99,7 +100,8 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
             f"token file {path} of corpus '{config.source}' was altered ({error}); delete it and "
             "run `modbench data prepare` with the settings of its suite"
         ) from None
-    tokenizer = Tokenizer([(left, right) for left, right in header["merges"]])
+    merges = [(left, right) for left, right in header["merges"]]
+    tokenizer = tokenizer_of(header.get("tokenizer"), merges, f"the tokenizer in {path}")
     return TokenData(
         train_N=tokens_N[: header["train_tokens"]],
         heldout_N=tokens_N[header["train_tokens"] :],
@@ -115,7 +117,8 @@ def _header(config: DataConfig) -> dict[str, object]:
 
 
 def _pin_key(config: DataConfig) -> tuple[str, str, int]:
-    return config.source, config.tokenizer, config.vocabulary
+    tokenizer = "file" if config.has_tokenizer_file else config.tokenizer
+    return config.source, tokenizer, config.vocabulary
 
 
 def _token_path(config: DataConfig, cache: Path) -> Path:
@@ -129,7 +132,7 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None]) -> None:
     train = [document.text for document in corpus.train]
     heldout = [document.text for document in corpus.heldout]
     say(f"tokenizing {sum(map(len, train)) + sum(map(len, heldout)):,} characters of {config.source}")
-    tokenizer = Tokenizer() if config.tokenizer == "bytes" else train_bpe(train, config.vocabulary)
+    tokenizer = _tokenizer(config, train)
     train_N, heldout_N = (_token_stream(tokenizer, texts) for texts in (train, heldout))
     tokens_N = np.concatenate([train_N, heldout_N])
     header = _header(config) | {
@@ -137,6 +140,8 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None]) -> None:
         "train_tokens": len(train_N),
         "heldout_tokens": len(heldout_N),
     }
+    if tokenizer.text is not None:
+        header["tokenizer"] = tokenizer.text
     pinned = PINNED.get(_pin_key(config))
     built = _content_sha256(header, tokens_N)
     if pinned is not None and built != pinned:
@@ -149,6 +154,12 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None]) -> None:
     np.save(buffer, tokens_N)
     put(path.with_suffix(".npy"), buffer.getvalue())
     put(path, json.dumps({"header": header, "sha256": built}, sort_keys=True).encode())
+
+
+def _tokenizer(config: DataConfig, train: Sequence[str]) -> Tokenizer:
+    if config.has_tokenizer_file:
+        return read_tokenizer(config)
+    return Tokenizer() if config.tokenizer == "bytes" else train_bpe(train, config.vocabulary)
 
 
 def _token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Tokenizers: raw bytes, or byte-pair encoding trained on the training text. Both are lossless.
+"""Tokenizers: raw bytes, or byte-pair encoding trained on the training text. Both are lossless. For
+those of a file see `modbench.data.tokenizer_file`.
 
 Token ids: 0 to 255 are the bytes, then come the results of merges in the order learnt, and the last id
 is end of text. The merges determine a tokenizer, and only they are stored: a file written with one
@@ -34,8 +35,11 @@ class Tokenizer:
             if merged not in known:
                 known.add(merged)
                 pieces.append(merged)
-        self.merges = tuple((left, right) for left, right in merges)
-        self.pieces = (*pieces, b"")  #: the bytes of each id; none for end of text
+        self.merges: tuple[Merge, ...] = tuple((left, right) for left, right in merges)
+        self.text: str | None = None  #: the content of its file, if it has one
+        self.end_token = "<|endoftext|>"  #: name of end of text, for other libraries
+        #: the bytes of each id; none for end of text
+        self.pieces: tuple[bytes, ...] = (*pieces, b"")
         self.end_of_text = len(pieces)
         self.vocabulary = len(pieces) + 1
         self._engine = _engine(self.merges, pieces) if merges else None
@@ -44,13 +48,14 @@ class Tokenizer:
         """The ids of ``text``, without end of text."""
         if self._engine is None:
             return list(text.encode("utf-8"))
-        return cast(list[int], self._engine.encode(text).ids)
+        return cast(list[int], self._engine.encode(text, add_special_tokens=False).ids)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text: :meth:`encode` of each, faster."""
         if self._engine is None:
             return [self.encode(text) for text in texts]
-        return [encoding.ids for encoding in self._engine.encode_batch_fast(list(texts))]
+        encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; end of text adds nothing, bytes that are not UTF-8 become U+FFFD."""
@@ -74,7 +79,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     engine.train_from_iterator(texts, trainer)
-    of_char = _byte_of_character()
+    of_char = byte_of_character()
     ids = {bytes([value]): value for value in range(256)}
     merges = []
     for pair in json.loads(engine.to_str())["model"]["merges"]:
@@ -95,7 +100,7 @@ def _engine(merges: Sequence[Merge] = (), pieces: Sequence[bytes] = ()) -> "Engi
     from tokenizers import Tokenizer as Engine
     from tokenizers import models, pre_tokenizers
 
-    char_of = {value: char for char, value in _byte_of_character().items()}
+    char_of = {value: char for char, value in byte_of_character().items()}
     written = ["".join(char_of[value] for value in piece) for piece in pieces]
     vocab = {piece: index for index, piece in enumerate(written)}
     engine = Engine(models.BPE(vocab, [(written[left], written[right]) for left, right in merges]))
@@ -103,7 +108,7 @@ def _engine(merges: Sequence[Merge] = (), pieces: Sequence[bytes] = ()) -> "Engi
     return engine
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2's table, as ``tokenizers`` uses it: the byte of each printable character."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]

@@ -194,11 +194,11 @@ def _print_next(router: Router, failed: list[Finding], diverged: str, *, is_defa
     """Print what to do next."""
     if failed:
         probes = ", ".join(f"{finding.probe} {finding.name}" for finding in failed)
-        print(f"failed: {probes}; docs/audit.md explains each probe and the usual mistakes")
+        print(f"failed: {probes}; `modbench docs audit` explains each probe and the usual mistakes")
     if diverged:
         print(f"failed: {diverged}")
     if failed or diverged:
-        print("next: fix it and check again; docs/writing_a_router.md has the contract")
+        print("next: fix it and check again; `modbench docs writing_a_router` has the contract")
         return
     file = plugin_file(router.name)
     if file is None:

@@ -31,7 +31,7 @@ class MeasureConfig:
     steps: tuple[str, ...] = tuple(STEPS)
     heldout_tokens: int | Literal["all"] = 65_536  #: held-out tokens of the final loss
     curve_tokens: int = 8_192  #: held-out tokens of each point of the learning curve
-    #: tasks, groups and tags of lm-eval and of modbench by name (docs/evaluation.md)
+    #: tasks, groups and tags of lm-eval and of modbench by name (`modbench docs evaluation`)
     downstream: tuple[str, ...] = ("modbench_cloze",)
     downstream_limit: int | None = None  #: items per task; None: all
     downstream_fewshot: int | None = None  #: examples before each item; None: as the task says

@@ -79,12 +79,12 @@ def suite_page(
     notes: Iterable[str],
 ) -> Page:
     """The page of ``records``. ``drawn``: names of the files with figures; ``columns``: of the first
-    tables; ``manual``: the page of the docs that explains them."""
+    tables; ``manual``: the topic of `modbench docs` that explains them."""
     suites = sorted({(record.suite["name"], record.suite["version"]) for record in records})
     named = ", ".join(f"{escaped(name)}, version {version}" for name, version in suites)
     parts: list[Part] = [Heading(f"Suite {named}", 1), *tables, *downstream, *pictures(drawn)]
     parts += [_COLUMNS, column_table(columns)]
-    parts.append(f"More, and what one may conclude: {manual} in modbench's repository.")
+    parts.append(f"More, and what one may conclude: `modbench docs {manual}`.")
     parts += [Heading("Details"), *details, Heading("Notes", 3)]
     return Page([*parts, Items([*notes, *_origin(records)])])
 

@@ -48,6 +48,7 @@ class SuitePlan:
     speeds: dict[str, Speed]
     busy: bool
     left_out: bool  #: a row has a mistake of its plugin
+    added: dict[str, str]  #: the plugin file of each row that the suite does not name
 
     @property
     def runs(self) -> int:
@@ -67,16 +68,18 @@ class SuitePlan:
 def plan_suite(
     name: str,
     *,
+    settings: Mapping[str, object] | None = None,
     plugins: Sequence[Path] = (),
     results: Path | None = None,
     time: bool = True,
     tell: Tell,
 ) -> SuitePlan:
-    """Plan the suite ``name`` with the routers of ``plugins``. ``time``: use the step times in
+    """Plan the suite ``name`` with the routers of ``plugins``. ``settings``: in place of those of the
+    suite file (`modbench.sweep.suite.load_suite`). ``time``: use the step times in
     ``results``, where `modbench time` took them on this machine with the threads of a run; measure
     others. Raises UserError: an error in the suite or in the plugins of all rows, or a model would read
     the training text more often than the suite allows."""
-    rows = resolve(load_suite(name), plugins)
+    rows = resolve(load_suite(name, settings), plugins)
     runs = chosen(expand_planned(rows), (), rows.mistakes)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are planned")
@@ -113,6 +116,7 @@ def plan_suite(
         speeds=scheme_speeds,
         busy=busy,
         left_out=bool(rows.mistakes),
+        added=rows.added,
     )
 
 

@@ -47,6 +47,8 @@ def _clock(seconds: float | None) -> str:
 
 def _notes(plan: SuitePlan) -> Iterator[str]:
     suite = plan.suite
+    for label, file in plan.added.items():
+        yield f"{label}: added by --plugin {file}; the suite does not name it"
     yield "sizes: width x layers"
     if suite.isoflop is not None:
         more = suite.isoflop.extensions
@@ -112,6 +114,7 @@ def as_json(plan: SuitePlan) -> str:
         "parts": [asdict(part) | {"sizes": _sizes(part)} for part in plan.parts],
         "measured": speeds,
         "busy": plan.busy,
+        "added": plan.added,
     }
     return json.dumps(document)
 

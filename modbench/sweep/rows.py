@@ -18,6 +18,7 @@ from modbench.model.config import ModelConfig
 from modbench.plan.family import isoflop_grid
 from modbench.plan.search import Read, solved
 from modbench.records.run import RouterCode
+from modbench.records.run_name import RunName
 from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.suite import Scheme, Suite, check_labels
 from modbench.sweep.worker import DiedError, Say, run_worker
@@ -52,11 +53,22 @@ class Rows:
     suite: Suite
     resolved: dict[str, Resolved] = field(default_factory=dict)  #: by the scheme's label
     mistakes: list[UserError] = field(default_factory=list)
+    #: the file, as the user named it, of each row that the suite does not name, by label
+    added: dict[str, str] = field(default_factory=dict)
 
     def plugins_of(self, router: RouterCode | None) -> list[str]:
         """The plugin files that a process of ``router`` loads: the one that registers it, if any."""
         files = {row.plugin for row in self.resolved.values() if router and row.name == router.name}
         return sorted(file for file in files if file)
+
+    def additions(self, only: Sequence[str]) -> list[str]:
+        """A sentence for each added row; ``only``: names of rows that are chosen, empty for all."""
+        chosen = {RunName.parsed(name).row.partition("/")[0] for name in only}
+        return [
+            f"row '{label}' was added by --plugin {file}; the suite does not name it"
+            for label, file in self.added.items()
+            if not only or label in chosen
+        ]
 
 
 def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
@@ -77,16 +89,18 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
         asked.append((None, packaged))
     for (plugin, _), answer in zip(asked, _ask_all(suite, asked), strict=True):
         _add(rows, plugin, answer)
-    check_labels(f"suite {suite.source} with its plugins", [one.label for one in rows.suite.schemes])
+    check_labels(
+        f"suite {suite.source} with its plugins", [scheme.label for scheme in rows.suite.schemes]
+    )
     for scheme in suite.schemes:
         may_be_left_out = rows.mistakes and not modules[scheme.label]  # of a plugin with a mistake
         if scheme not in packaged and scheme.label not in rows.resolved and not may_be_left_out:
             try:
-                found = describe_row(asdict(scheme), asdict(suite.train), **_sizes(suite, scheme))
+                row = describe_row(asdict(scheme), asdict(suite.train), **_sizes(suite, scheme))
             except UserError as error:
                 where = f"suite {suite.source}: [[schemes]] '{scheme.label}'"
                 raise UserError(f"{where}: {error}") from error
-            rows.resolved[scheme.label] = Resolved(**found)
+            rows.resolved[scheme.label] = Resolved(**row)
     return rows
 
 
@@ -95,14 +109,15 @@ def _add(rows: Rows, file: Path | None, answer: dict[str, Any] | UserError) -> N
     if isinstance(answer, UserError):
         rows.mistakes.append(answer)
         return
-    fresh = (Scheme(router=name) for name in answer["fresh"])
+    fresh = [Scheme(router=name) for name in answer["fresh"]]
+    rows.added |= {scheme.label: str(file) for scheme in fresh if scheme.label in answer["rows"]}
     rows.suite = replace(rows.suite, schemes=(*rows.suite.schemes, *fresh))
-    for label, found in answer["rows"].items():
-        if isinstance(found, str):
+    for label, row in answer["rows"].items():
+        if isinstance(row, str):
             where = f"suite {rows.suite.source}: [[schemes]] '{label}'"
-            rows.mistakes.append(UserError(f"{where}: {found}"))
+            rows.mistakes.append(UserError(f"{where}: {row}"))
         else:
-            rows.resolved[label] = Resolved(**found, plugin=str(file.resolve()) if file else None)
+            rows.resolved[label] = Resolved(**row, plugin=str(file.resolve()) if file else None)
 
 
 def _sizes(suite: Suite, scheme: Scheme) -> dict[str, Any]:
@@ -128,7 +143,7 @@ def _ask_all(suite: Suite, asked: Sequence[_Asked]) -> list[dict[str, Any] | Use
 
     with ThreadPoolExecutor() as pool:
         try:
-            return list(pool.map(lambda one: _ask(suite, one[0], one[1], poll), asked))
+            return list(pool.map(lambda of: _ask(suite, of[0], of[1], poll), asked))
         except BaseException:
             stopped.set()
             pool.shutdown(cancel_futures=True)
@@ -161,8 +176,8 @@ def _ask(
             )
         except DiedError as death:
             where = f"plugin {file}" if file else f"suite {suite.source}, installed routers"
-            said = f"{where}: its process ended in {at[-1]}: {death}"
-            return UserError(str(death) if death.code == 2 else said)
+            sentence = f"{where}: its process ended in {at[-1]}: {death}"
+            return UserError(str(death) if death.code == 2 else sentence)
 
 
 def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
@@ -233,10 +248,10 @@ def describe_row(
         grids = (isoflop_grid(isoflop, model, budget, read, step_tokens) for budget in budgets)
         return list(chain.from_iterable(grids))
 
-    found, step_and_active = solved(search, read, isoflop.layer_step, isoflop.layer_step)
+    sizes, step_and_active = solved(search, read, isoflop.layer_step, isoflop.layer_step)
     grids, grid_flops = [], []
     for number, budget in enumerate(budgets):
-        grid = found[number * isoflop.sizes :][: isoflop.sizes]
+        grid = sizes[number * isoflop.sizes :][: isoflop.sizes]
         of_grid = [step_and_active(shape)[0] for shape in grid]
         steps = budget // max(of_grid)
         if steps < LEAST_STEPS:

@@ -1,6 +1,6 @@
 """`modbench run`: a suite file to records, table and plots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from modbench.sweep.wanted import (
     chosen,
     expand,
     expand_planned,
+    is_chosen,
     left_of,
     losses_of,
     titles,
@@ -41,6 +42,7 @@ from modbench.trained.weights_folder import weights_of
 def run_suite(
     name: str,
     *,
+    settings: Mapping[str, Any] | None = None,
     results: Path,
     plugins: Sequence[Path] = (),
     workers: int = 0,
@@ -49,7 +51,8 @@ def run_suite(
     retry_oom: bool = False,
     wait: bool = True,
 ) -> int:
-    """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``measure``:
+    """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``settings``: in
+    place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``:
     tasks that its trained runs are scored on, and nothing is trained. ``wait``: pause while another
     process of modbench measures on this machine. Returns the exit code of
     `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the data or the
@@ -57,7 +60,7 @@ def run_suite(
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
-    suite = load_suite(name)
+    suite = load_suite(name, settings)
     tasks = [suite.measure.task(task) for task in measure]
     if measure:
         steps = dict.fromkeys((*suite.measure.steps, "downstream"))
@@ -67,7 +70,8 @@ def run_suite(
         suite = replace(suite, measure=asked)
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
-    chosen(expand(rows), only, rows.mistakes)  # a wrong label is refused before anything runs
+    # A wrong name is refused before anything runs.
+    chosen([*expand(rows), *expand_planned(rows)], only, rows.mistakes)
     workers = workers or parallel()[0]
     conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
     folder = results / suite.header.name
@@ -106,6 +110,8 @@ class _Command:
         failures = list[Failure]()
         for mistake in self.rows.mistakes:
             self.tell(f"{mistake}; the other rows are run")
+        for sentence in self.rows.additions(self.only):
+            self.tell(sentence)
         with suite_lock(self.folder):
             remove_leftovers(self.folder)
             # An orphan may finish its run while it is waited for: records are read afterwards.
@@ -138,10 +144,12 @@ class _Command:
         wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
         check_unchanged(rows, wanted, records, self.folder, self.tell)
         measures = suite.measure.wanted()
-        runs = chosen(wanted, self.only, rows.mistakes)
+        runs = [item for item in wanted if is_chosen(item, self.only)]
+        names = titles(wanted)
         if self.tasks:
             asked = [("downstream", task) for task in self.tasks]
-            left = self.measurable(left_of(runs, asked, records, self.conditions, audit=False))
+            left = left_of(runs, asked, records, self.conditions, audit=False)
+            left = self.measurable(left, names)
         else:
             audit = "audit" in suite.measure.steps
             left = left_of(runs, measures, records, self.conditions, audit=audit)
@@ -159,7 +167,6 @@ class _Command:
         total = len({item.run.key for item in runs})
         if not left:
             return [], total
-        names = titles(runs)
         left = [self.with_weights(item, names) for item in left]
         jobs = run_jobs(
             left,
@@ -179,7 +186,7 @@ class _Command:
         budgets = {subject["budget"] for subject in item.measurements if subject["measures"] != "audit"}
         return all(weights_of(folder, run, budget).is_file() for budget in budgets)
 
-    def with_weights(self, item: Left, names: dict[str, str]) -> Left:
+    def with_weights(self, item: Left, names: Mapping[str, str]) -> Left:
         """``item``; it is trained again if the weights to be measured are gone."""
         if item.train or self.has_weights(item):
             return item
@@ -190,13 +197,13 @@ class _Command:
         )
         return replace(item, train=True)
 
-    def measurable(self, left: Sequence[Left]) -> list[Left]:
-        """Those of ``left`` whose weights are stored; the others are named."""
+    def measurable(self, left: Sequence[Left], names: Mapping[str, str]) -> list[Left]:
+        """Those of ``left`` whose weights are stored; the others are named by ``names``."""
         known = [item for item in left if not item.train and self.has_weights(item)]
-        if lacking := [item.wanted.label for item in left if item not in known]:
+        if lacking := [names[item.wanted.run.key] for item in left if item not in known]:
             self.tell(
                 f"{several(len(lacking), 'run')} without stored weights not measured: "
-                f"{', '.join(dict.fromkeys(lacking))}"
+                f"{', '.join(lacking)}"
             )
         return known
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import modbench
 from modbench.data.config import DataConfig
+from modbench.data.tokenizer_file import with_tokenizer
 from modbench.errors import UserError, is_file, known_names
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
@@ -73,7 +74,9 @@ class Scheme:
 
     router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin
     label: str = ""  #: its name in tables and plots; the router's name if empty
-    options: dict[str, Any] = field(default_factory=dict)  #: options of the router (docs/routers.md)
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  #: options of the router (`modbench docs routers`)
     model: dict[str, Any] = field(default_factory=dict)  #: keys of [model] that differ for this scheme
     train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
     tokens_per_parameter: float | None = None  #: overrides that of [isoflop]
@@ -159,9 +162,10 @@ def find_suite(name: str) -> Path:
     raise UserError(f"suite '{name}' is not known; {known_names(name, shipped)}; or give a file's path")
 
 
-def load_suite(name: str) -> Suite:
-    """Load the suite file that ``name`` stands for (see `find_suite`). Raises UserError: no such suite,
-    not TOML, an unknown table or key, a wrong type or value; the sentence names the file and the key."""
+def load_suite(name: str, settings: Mapping[str, Any] | None = None) -> Suite:
+    """Load the suite file that ``name`` stands for (see `find_suite`). ``settings``: values by
+    "TABLE.KEY" in place of the file's. Raises UserError: no such suite, not TOML, an unknown table or
+    key, a wrong type or value; the sentence names the file and the key."""
     path = find_suite(name)
     source = path.name if name in shipped_suites() else name
     try:
@@ -170,7 +174,20 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"suite {source} isn't TOML ({error}); fix it there") from error
     except OSError as error:
         raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error
+    for key, value in (settings or {}).items():
+        _set(content, key, value)
     return parse_suite(content, source)
+
+
+def _set(content: dict[str, Any], name: str, value: Any) -> None:
+    """Give ``content`` the ``value`` of "TABLE.KEY". Raises UserError: ``name`` has no such form."""
+    table, _, key = name.partition(".")
+    if not key or not isinstance(content.setdefault(table, {}), dict):
+        raise UserError(
+            f"--set {name}: it must be TABLE.KEY=VALUE with a table of suite files such as train, for "
+            "example train.learning_rate=3e-3"
+        )
+    content[table][key] = value
 
 
 def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
@@ -182,7 +199,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     def table(name: str, kind: type) -> Any:
         return built(f"{where} [{name}]", getattr(tables, name), kind)
 
-    data = table("data", DataConfig)
+    data = _data(where, tables.data)
     axes = table("sweep", Axes)
     measure = table("measure", MeasureConfig)
     train = table("train", TrainTable)
@@ -191,13 +208,13 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     for number, entries in enumerate(tables.schemes, start=1):
         scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
-        settings = checked_fields(at, scheme.train, TrainTable)
-        _check_schedule(at, replace(train, **settings), axes, measure)
+        overrides = checked_fields(at, scheme.train, TrainTable)
+        _check_schedule(at, replace(train, **overrides), axes, measure)
         at = f"{where} [[schemes]] '{scheme.label}' model"
         model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
         for shape in shapes.values():
             built(at, {**asdict(shape), **model}, ModelConfig)
-        schemes.append(replace(scheme, model=model, train=settings))
+        schemes.append(replace(scheme, model=model, train=overrides))
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     isoflop = None if tables.isoflop is None else table("isoflop", IsoFlopConfig)
     _refuse_contradictions(where, tables, schemes)
@@ -215,6 +232,15 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         schemes=tuple(schemes),
         isoflop=isoflop,
     )
+
+
+def _data(where: str, table: dict[str, Any]) -> DataConfig:
+    """The [data] table, with the vocabulary of its tokenizer's file."""
+    data: DataConfig = built(f"{where} [data]", table, DataConfig)
+    try:
+        return with_tokenizer(data, table.get("vocabulary"))
+    except UserError as error:
+        raise UserError(f"{where} [data]: {error}") from error
 
 
 def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConfig) -> None:
@@ -257,8 +283,8 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
                 f"{where} [[schemes]] '{scheme.label}' has a width, and [isoflop] chooses it; remove it"
             )
         if scheme.tokens_per_parameter is not None:
-            merged = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
-            built(f"{where} [[schemes]] '{scheme.label}'", merged, IsoFlopConfig)
+            family = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
+            built(f"{where} [[schemes]] '{scheme.label}'", family, IsoFlopConfig)
 
 
 def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelConfig]:

@@ -2,7 +2,7 @@
 same measurements, fewer of them."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ KINDS: tuple[TimingKind, ...] = (
 def time_suite(
     name: str,
     *,
+    settings: Mapping[str, Any] | None = None,
     results: Path,
     plugins: Sequence[Path] = (),
     only: Sequence[str] = (),
@@ -48,10 +49,11 @@ def time_suite(
     again: bool = False,
 ) -> int:
     """Finish the last session of this machine, code and settings, or begin a new one (always if
-    ``again``); then write the report into ``results``/<suite>. Returns the exit code, see
+    ``again``); then write the report into ``results``/<suite>. ``settings``: in place of those of the
+    suite file (`modbench.sweep.suite.load_suite`). Returns the exit code, see
     `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the plugins of all
     rows or the folder, before anything has run."""
-    suite = load_suite(name)
+    suite = load_suite(name, settings)
     if repetitions is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
     rows = resolve(suite, plugins)
@@ -61,6 +63,8 @@ def time_suite(
     plan = TimingPlan.of(rows, folder, only, again=again)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are timed")
+    for sentence in rows.additions(only):
+        tell(sentence)
     with suite_lock(folder):
         remove_leftovers(folder)
         records = finished(folder)

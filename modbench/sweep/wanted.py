@@ -15,6 +15,7 @@ from modbench.model.config import ModelConfig
 from modbench.records.line import key_of
 from modbench.records.record import DONE
 from modbench.records.run import RouterCode, Run
+from modbench.records.run_name import RunName, shortest
 from modbench.records.store import Finished
 from modbench.sweep.isoflop import Point, chosen_rate, ends, middle_of, points, stated, trials
 from modbench.sweep.rows import Resolved, Rows
@@ -236,44 +237,58 @@ def losses_of(records: Iterable[Finished]) -> dict[str, float | None]:
 
 
 def chosen(
-    runs: Sequence[Wanted], labels: Sequence[str], mistakes: Sequence[UserError] = ()
+    runs: Sequence[Wanted], names: Sequence[str], mistakes: Sequence[UserError] = ()
 ) -> list[Wanted]:
-    """The runs whose label is in ``labels``; all of them if ``labels`` is empty. A label without a row
-    may be of a row that was left out for ``mistakes``. Raises UserError: no row has one of the labels;
-    or all chosen rows were left out, with the mistake."""
+    """The runs that `is_chosen`. A label without a row may be of a row that was left out for
+    ``mistakes``. Raises UserError: no row has one of the labels, or no run one of the names; or all
+    chosen rows were left out, with the mistake."""
     known = {wanted.label for wanted in runs} | {wanted.scheme for wanted in runs}
-    for label in labels:
-        if label not in known and not mistakes:
-            raise UserError(
-                f"--only: no row of the suite is called '{label}'; {known_names(label, known)}"
-            )
-    selected = [
-        wanted for wanted in runs if not labels or wanted.label in labels or wanted.scheme in labels
-    ]
-    if mistakes and not selected:
+    for name in names:
+        row = RunName.parsed(name).row
+        if not known & {name, row} and not mistakes:
+            raise UserError(f"--only: no row of the suite is called '{row}'; {known_names(row, known)}")
+        if known & {name, row} and not any(is_chosen(wanted, [name]) for wanted in runs):
+            of_row = [wanted for wanted in runs if is_chosen(wanted, [row])]
+            shown = shortest(*_full_names(of_row))
+            raise UserError(f"--only: the suite has no run '{name}'; {known_names(name, shown)}")
+    fitting = [wanted for wanted in runs if is_chosen(wanted, names)]
+    if mistakes and not fitting:
         raise mistakes[0]
-    return selected
+    return fitting
+
+
+def is_chosen(wanted: Wanted, names: Sequence[str]) -> bool:
+    """Return True if one of ``names`` is the label of ``wanted`` or of its scheme, or is one of its
+    names (`RunName`); also if ``names`` is empty."""
+    rows = wanted.label, wanted.scheme
+    if not names or any(name in rows for name in names):
+        return True
+    parts = [RunName.parsed(name) for name in names]
+    full = _names_of(wanted)
+    return any(part.row in rows and part.names(name) for part in parts for name in full)
+
+
+def _names_of(wanted: Wanted) -> list[RunName]:
+    """The full name of the run at each of its budgets."""
+    run = wanted.run
+    return [
+        RunName(row=wanted.label, budget=budget, seed=run.seed, learning_rate=run.train.learning_rate)
+        for budget in run.schedule.budgets
+    ]
+
+
+def _full_names(runs: Iterable[Wanted]) -> tuple[list[RunName], list[str]]:
+    """The full name of each run at its largest budget, and its key."""
+    runs = list(runs)
+    return [_names_of(wanted)[-1] for wanted in runs], [wanted.run.key for wanted in runs]
 
 
 def titles(runs: Iterable[Wanted]) -> dict[str, str]:
-    """The displayed names of ``runs``, by key: a label; with budget and seed if those differ among
-    them, and with the learning rate if runs of one label differ in it."""
-    runs = list(runs)
-    several_budgets = len({wanted.budget for wanted in runs}) > 1
-    several_seeds = len({wanted.run.seed for wanted in runs}) > 1
-    rates: dict[str, set[float]] = defaultdict(set)
-    for wanted in runs:
-        rates[wanted.label].add(wanted.run.train.learning_rate)
+    """The displayed names of ``runs``, by key: the shortest that tell them apart."""
     names: dict[str, str] = {}
-    for wanted in runs:
-        words = [wanted.label]
-        if several_budgets:
-            words.append(f"{wanted.budget:.3g} FLOPs")
-        if len(rates[wanted.label]) > 1:
-            words.append(f"learning rate {wanted.run.train.learning_rate:g}")
-        if several_seeds:
-            words.append(f"seed {wanted.run.seed}")
-        names.setdefault(wanted.run.key, ", ".join(words))
+    full, keys = _full_names(runs)
+    for key, name in zip(keys, shortest(full, keys), strict=True):
+        names.setdefault(key, name)
     return names
 
 

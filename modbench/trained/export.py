@@ -51,6 +51,7 @@ def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
             label=loaded.row,
             run=loaded.run,
             merges=loaded.tokenizer.merges,
+            tokenizer_text=loaded.tokenizer.text,
             audit=findings_of(loaded),
         ),
     )

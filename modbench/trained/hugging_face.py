@@ -172,13 +172,15 @@ def _write_tokenizer(loaded: Loaded, folder: Path) -> None:
 
     engine = loaded.tokenizer.engine()
     engine.decoder = decoders.ByteLevel()
-    engine.add_special_tokens([END_OF_TEXT])
+    end = loaded.tokenizer.end_token
+    engine.post_processor = None  # modbench adds no token
+    engine.add_special_tokens([end])
     engine.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        # The characters <|endoftext|> in a text are text, as in modbench.
+        "bos_token": end,
+        "eos_token": end,
+        # The characters of a special token in a text are text, as in modbench.
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],

@@ -83,8 +83,9 @@ class _Stored:
 def load(path: str | Path, plugins: Plugins = ()) -> tuple[RoutedDecoder, Tokenizer]:
     """Return the trained model, on the CPU in eval mode, and its tokenizer.
 
-    ``path`` is a run, ``my-results/SUITE/LABEL`` or ``my-results/SUITE/KEY``, or a folder with
-    ``model.safetensors``: that of a run, ``my-results/SUITE/runs/KEY``, or a copy of it.
+    ``path`` is a run, ``my-results/SUITE/LABEL@BUDGET#SEED`` (the last parts may be left out if one run
+    remains) or ``my-results/SUITE/KEY``, or a folder with ``model.safetensors``: that of a run,
+    ``my-results/SUITE/runs/KEY``, or a copy of it.
     ``plugins``: the Python files that register its router, if it is not built in. Logits (B, T, V)
     of token ids (B, T) are ``model(tokens_BT, Context(selection="causal"))``. Raises UserError: see
     `load_trained`."""
@@ -96,9 +97,9 @@ def load_trained(
     path: str | Path, plugins: Plugins = (), *, results: str | Path | None = None
 ) -> Loaded:
     """Return the trained model at ``path`` and what is known of it; for the arguments see `load`. With a
-    folder ``results``, ``path`` may also be SUITE/LABEL or SUITE/KEY. Raises UserError: no such run,
-    several, or one that failed; its weights or its tokenizer are missing, damaged or of another run;
-    its plugin is missing. If the code of its plugin has changed since, standard error says so."""
+    folder ``results``, ``path`` may also start with SUITE. Raises UserError: no such run, several, or
+    one that failed; its weights or its tokenizer are missing, damaged or of another run; its plugin is
+    missing. If the code of its plugin has changed since, standard error says so."""
     folder = Path(path)
     if (folder / WEIGHTS).is_file():
         stored = _in_folder(folder)

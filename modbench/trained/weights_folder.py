@@ -1,5 +1,5 @@
 """Folders of trained weights: ``model.safetensors`` and ``modbench.json``, which holds what is needed to
-load them on another machine: router, options, shape, training settings and the tokenizer's merges.
+load them on another machine: router, options, shape, training settings and the tokenizer.
 Imports no torch."""
 
 import json
@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from modbench.data.tokenizer import Tokenizer
+from modbench.data.tokenizer_file import tokenizer_of
 from modbench.errors import UserError
 from modbench.records.line import canonical_json, check, sha256
 from modbench.records.record import AuditRecord, RunRecord
@@ -39,12 +40,13 @@ class Description:
     label: str  #: of its row
     run: Run  #: its key is the key of the weights
     merges: Sequence[tuple[int, int]]  #: of the tokenizer; none: bytes
+    tokenizer_text: str | None = None  #: the content of the tokenizer's file, in place of merges
     #: findings of the audit, of the scheme and of the trained weights; none in the folder of a run,
     #: whose #: results hold them
     audit: Sequence[dict[str, Any]] = ()
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.merges)
+        return tokenizer_of(self.tokenizer_text, self.merges, f"the tokenizer of {self.label}")
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -56,6 +58,8 @@ def write_description(folder: Path, description: Description) -> None:
         "run": description.run.as_json(),
         "merges": [list(merge) for merge in description.merges],
     }
+    if description.tokenizer_text is not None:
+        value["tokenizer"] = description.tokenizer_text
     if description.audit:
         value["audit"] = list(description.audit)
     text = canonical_json(value | {"sha256": sha256(canonical_json(value))})
@@ -81,6 +85,7 @@ def read_description(folder: Path) -> Description | None:
             label=str(value["label"]),
             run=Run.of(value["run"]),
             merges=[(int(left), int(right)) for left, right in value["merges"]],
+            tokenizer_text=value.get("tokenizer"),
             audit=value.get("audit", []),
         )
     except _OtherError:

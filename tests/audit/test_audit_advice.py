@@ -7,6 +7,7 @@ import pytest
 
 from modbench.audit import PROBES, Finding
 from modbench.audit.advice import _CAUSES, advice
+from modbench.cli.docs import sections, topics
 from modbench.records.probes import PROBE_TEXTS, ProbeText
 
 ROOT = Path(__file__).parents[2]
@@ -21,13 +22,6 @@ def text_of(number: int) -> ProbeText:
     return PROBE_TEXTS[number - 1]
 
 
-def anchors(page: str) -> set[str]:
-    text = (ROOT / page).read_text()
-    headings = re.findall(r"^#+ (?:<a [^>]*></a>)?(.*)$", text, flags=re.MULTILINE)
-    named = re.findall(r'<a id="(\w+)"></a>', text)
-    return {heading.lower().replace(" ", "-") for heading in headings} | {*named}
-
-
 def test_every_probe_has_advice_for_every_figure() -> None:
     assert [probe.number for probe in PROBES] == [*range(1, len(PROBES) + 1)]
     assert all(text for _, text, _, _ in _CAUSES)
@@ -38,10 +32,10 @@ def test_every_link_leads_to_a_section(probe: int) -> None:
     causes = {text: words for of, text, words, _ in _CAUSES if probe in (of or (probe,))}
     for text, words in (causes | {"": f"{text_of(probe).means}; {text_of(probe).remedy}"}).items():
         said = advice(failed(probe, text))
-        found = re.fullmatch(r"(.*) \((docs/\w+\.md)#([\w-]+)\)\.", said)
-        assert found, said
-        assert found[1] == words
-        assert found[3] in anchors(found[2]), said
+        parts = re.fullmatch(r"(.*) \(`modbench docs (\w+)#([\w-]+)`\)\.", said)
+        assert parts, said
+        assert parts[1] == words
+        assert parts[3] in sections(topics()[parts[2]].read_text()), said
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.Captu
         r"FAILED 1 causal: logits at \d+ earlier positions changed \(max [\d.]+\) when later tokens "
         r"were replaced \(at 3 x 63 tokens\)\. A prediction depends on later tokens, so "
         r"held-out losses are too low and text cannot be generated; use a causal rule for prediction "
-        r"\(docs/writing_a_router\.md#causal\)\. Not ranked\."
+        r"\(`modbench docs writing_a_router#causal`\)\. Not ranked\."
     )
     assert re.fullmatch(said, lines[1]), lines[1]
     assert lines[3].endswith(" Not ranked.")
@@ -123,4 +123,4 @@ def test_each_probe_points_to_its_section_of_the_documentation() -> None:
             probe=probe.number, name=probe.name, verdict="failed", figure="", ranks=probe.ranks
         )
         assert probe.text.means in page.replace("\n", " ")
-        assert section(finding).removeprefix("docs/audit.md#") in anchors
+        assert section(finding).removeprefix("modbench docs audit#") in anchors

@@ -74,7 +74,7 @@ def test_a_failed_probe_is_explained(capsys: pytest.CaptureFixture[str]) -> None
     assert "FAILED 1 causal: " in said
     *_, failed, last = said.splitlines()
     assert failed.startswith("failed: 1 causal, 2 batch-invariant, 3 decode parity")
-    assert last == "next: fix it and check again; docs/writing_a_router.md has the contract"
+    assert last == "next: fix it and check again; `modbench docs writing_a_router` has the contract"
 
 
 def test_a_loss_that_is_not_finite_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from small_suite import modbench_says, write_suite
 
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
+from modbench.trained.load import load_trained
 
 TABLES: dict[str, Any] = {
     "model": {"layers": 2},
@@ -145,3 +146,8 @@ def test_one_run_of_a_trapezoid_gives_a_row_at_each_budget(tmp_path: Path) -> No
     assert shared == ["True"] * 4
     assert "share a trunk" in (folder / "leaderboard.md").read_text()
     assert "4 of 4 runs done" in run(tmp_path)
+    loaded = [load_trained(folder / f"mod@{budget}#1") for budget in ("1e8", "2e8")]
+    for model, budget in zip(loaded, (10**8, 2 * 10**8), strict=True):
+        assert (model.result.budget, model.run.seed) == (budget, 1)
+    first, last = (model.model.embedding.weight for model in loaded)
+    assert not first.equal(last)

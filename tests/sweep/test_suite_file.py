@@ -110,7 +110,11 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
             "vocabulary = 300",
             "[model] vocabulary is 300, but the tokenizer of [data] has 257",
         ),
-        ('"bytes"', '"byets"', "[data] tokenizer is 'byets'; it should be 'bpe' or 'bytes'"),
+        (
+            '"bytes"',
+            '"byets"',
+            "[data]: data tokenizer is 'byets'; did you mean 'bytes'? known: bpe, bytes, or the path",
+        ),
         ("[1e13,", "[1.5,", "[sweep] budgets is (1.5, 20000000000000); it should be"),
         ("[1e13, 20_000_000_000_000]", "[]", "[sweep]: budgets is empty"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "[sweep]: seeds is [1, 1]; an entry appears twice"),

@@ -196,12 +196,33 @@ def test_a_plugin_whose_name_is_another_rows_label_is_refused(tmp_path: Path) ->
 
 def test_a_title_tells_apart_what_differs() -> None:
     runs = expand(suite([{"router": "mod"}], sweep={"budgets": [1e12], "seeds": [0, 1]}))
-    assert list(titles(runs).values()) == ["mod, seed 0", "mod, seed 1"]
+    assert list(titles(runs).values()) == ["mod#0", "mod#1"]
     first = runs[0]
     assert titles([first]) == {first.run.key: "mod"}
     train = replace(first.run.train, learning_rate=0.5)
     faster = replace(first, run=replace(first.run, train=train))
-    assert list(titles([first, faster]).values()) == [
-        "mod, learning rate 0.003",
-        "mod, learning rate 0.5",
-    ]
+    assert list(titles([first, faster]).values()) == ["mod,lr=0.003", "mod,lr=0.5"]
+
+
+def test_runs_are_chosen_by_name() -> None:
+    schemes = [{"router": "vanilla"}, {"router": "mod"}]
+    runs = expand(suite(schemes, sweep={"budgets": [1e12, 2e12], "seeds": [0, 1]}))
+
+    def names(*only: str) -> list[str]:
+        shown = titles(runs)
+        return [shown[wanted.run.key] for wanted in chosen(runs, only)]
+
+    assert names("mod@1e12#0") == ["mod@1e12#0"]
+    assert names("mod#1", "vanilla@2e12#0") == ["vanilla@2e12#0", "mod@1e12#1", "mod@2e12#1"]
+    with pytest.raises(UserError, match="--only: the suite has no run 'mod@3e12#0'; did you mean 'mod@"):
+        names("mod@3e12#0")
+    with pytest.raises(UserError, match="no row of the suite is called 'mdo'; did you mean 'mod'"):
+        names("mdo@1e12")
+
+
+def test_a_trapezoid_is_chosen_by_each_of_its_budgets() -> None:
+    train = {"schedule": "trapezoid"}
+    runs = expand(suite([{"router": "mod"}], sweep={"budgets": [1e12, 2e12]}, train=train))
+    assert len(runs) == 1
+    for name in ("mod@1e12", "mod@2e12"):
+        assert chosen(runs, [name]) == runs

@@ -77,21 +77,64 @@ def test_a_path_that_is_no_run_is_refused(
         find_result(run)
 
 
-def test_runs_of_one_label_are_told_apart_by_what_differs(results: Path) -> None:
-    runs = [record_of("many", "mod", 0, budgets=[budget]) for budget in (10**12, 3 * 10**12)]
+def test_runs_of_one_label_are_named_by_what_differs(results: Path) -> None:
+    budgets = (10**11, 3 * 10**11, 12_345_678_901)
+    runs = [record_of("many", "mod", seed, budgets=[budget]) for budget in budgets for seed in (0, 1)]
+    add_records(results, *runs)
+    names = [
+        f"tiny/many@{budget}#{seed}" for budget in ("1e11", "3e11", "12345678901") for seed in (0, 1)
+    ]
+    for run, name in zip(runs, names, strict=True):
+        assert find_result(name, results)[1].record == run.record
+        assert find_result(f"{results}/{name}")[1].record == run.record
+    for asked in ("tiny/many", "tiny/many@1e+11"):
+        with pytest.raises(UserError) as refused:
+            find_result(asked, results)
+        shown = str(refused.value).partition("name one of ")[2].split(", ")
+        assert set(shown) == {name for name in names if name.startswith(asked.replace("+", ""))}
+    with pytest.raises(UserError, match="'tiny/many@2e11#0' is not known; did you mean 'tiny/many@"):
+        find_result("tiny/many@2e11#0", results)
+
+
+def test_parts_that_tell_nothing_apart_may_be_given_or_left_out(results: Path) -> None:
+    for name in ("tiny/mod", "tiny/mod@1", "tiny/mod#0", "tiny/mod@1#0,lr=0.003", "tiny/twice#1"):
+        assert find_result(name, results)[1].label == name[5:].partition("@")[0].partition("#")[0]
+    with pytest.raises(UserError, match="'tiny/mod#1' is not known; did you mean 'tiny/mod'"):
+        find_result("tiny/mod#1", results)
+    with pytest.raises(UserError, match=r"name one of tiny/twice#1, tiny/twice#2$"):
+        find_result("tiny/twice", results)
+
+
+def test_trials_of_learning_rates_are_named_by_their_rate(results: Path) -> None:
+    runs = [record_of("mod/w48", "mod", 0, learning_rate=rate) for rate in (0.0025, 0.005)]
+    add_records(results, *runs)
+    names = ["tiny/mod/w48,lr=0.0025", "tiny/mod/w48,lr=0.005"]
+    with pytest.raises(UserError, match=f"name one of {', '.join(names)}$"):
+        find_result("tiny/mod/w48", results)
+    for run, name in zip(runs, names, strict=True):
+        assert find_result(name, results)[1].record == run.record
+
+
+def test_runs_that_no_part_tells_apart_are_named_by_their_keys(results: Path) -> None:
+    runs = [record_of("batches", "mod", 0, batch=batch) for batch in (2, 4)]
     add_records(results, *runs)
     with pytest.raises(UserError) as refused:
-        find_result("tiny/many", results)
-    for run, budget in zip(runs, ("1e+12", "3e+12"), strict=True):
-        assert f"tiny/{run.key[:8]} (budget {budget})" in str(refused.value)
+        find_result("tiny/batches", results)
+    for run in runs:
+        assert f"tiny/{run.key[:8]}" in str(refused.value)
+        assert find_result(f"tiny/{run.key[:8]}", results)[1].record == run.record
 
 
-def test_of_a_run_with_several_budgets_the_largest_is_meant(results: Path) -> None:
-    run = record_of("several", "mod", 0, budgets=[100, 300, 900])
+def test_each_budget_of_a_run_has_a_name(results: Path) -> None:
+    run = record_of("several", "mod", 0, budgets=[100, 300, 9_000_000])
     add_records(results, run)
+    for budget, text in ((100, "100"), (300, "3e2"), (9_000_000, "9e6")):
+        for name in (f"tiny/several@{text}", f"tiny/{run.key[:8]}@{text}"):
+            _, result = find_result(name, results)
+            assert (result.record, result.budget) == (run.record, budget)
     for name in ("tiny/several", f"tiny/{run.key[:8]}"):
-        _, result = find_result(name, results)
-        assert (result.record, result.budget) == (run.record, 900)
+        with pytest.raises(UserError, match="name one of tiny/several@100, tiny/several@300, tiny/sev"):
+            find_result(name, results)
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "diverged"])

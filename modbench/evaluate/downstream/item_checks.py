@@ -96,7 +96,7 @@ class _Check:
         yaml, include = self.sources.files[self.task], self.sources.include
         is_own = include is not None and yaml.is_relative_to(include)
         foundry = not is_own and row.keys() >= set(FIELDS["choices"]) and self.task in _CONVERTED
-        remedy = f"fix it or {yaml}" if is_own else "see docs/evaluation.md"
+        remedy = f"fix it or {yaml}" if is_own else "see `modbench docs evaluation`"
         remedy = "examples/local_items.py converts files of llm-foundry" if foundry else remedy
         return UserError(
             f"{self.file}, line {number} is no item of task '{self.task}': {fault}; the line has "

@@ -91,5 +91,5 @@ def data_sets(sources: Sources) -> Iterator[None]:
         raise UserError(
             f"the data set of task '{sources.name}' could not be loaded from the Hugging Face hub "
             f"({' '.join(str(error).split())[:120]}); connect to a network, or {instead} "
-            "(docs/evaluation.md)"
+            "(modbench docs evaluation)"
         ) from error

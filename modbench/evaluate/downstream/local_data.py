@@ -97,7 +97,8 @@ class Sources:
         names = ", ".join(items_file(task, Path()).name for task in self.missing)
         what = "task" if self.name in self.missing else "group"
         raise UserError(
-            f"{what} '{self.name}' needs {names} in --data-dir {self.data_dir}; see docs/evaluation.md"
+            f"{what} '{self.name}' needs {names} in --data-dir {self.data_dir}; see "
+            "`modbench docs evaluation`"
         )
 
     def config(self, task: str, cache: Path | None = None) -> Config:

@@ -52,7 +52,7 @@ def check_include(folder: Path) -> None:
     if not _of_include(folder):
         raise UserError(
             f"{folder} has no file *.yaml with the field 'task' or 'group'; give a folder of lm-eval "
-            "tasks (docs/evaluation.md)"
+            "tasks (modbench docs evaluation)"
         )
 
 

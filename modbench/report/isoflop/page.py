@@ -66,7 +66,7 @@ def isoflop_page(
         downstream=downstream,
         drawn=drawn,
         columns=OPTIMA,
-        manual="docs/isoflop.md",
+        manual="isoflop",
         details=details,
         notes=[*_notes(sweep), *map(escaped, notes)],
     )

@@ -54,7 +54,7 @@ _LAYERS = (
 _BEST = (
     "Each scheme is ranked at the size of its best mean, which is slightly optimistic: the more sizes "
     "were tried, the more. If the best size is the smallest or the largest, the scheme may do better "
-    "beyond it; an isoFLOP suite finds the optimum (docs/isoflop.md)."
+    "beyond it; an isoFLOP suite finds the optimum (`modbench docs isoflop`)."
 )
 
 
@@ -83,7 +83,7 @@ def leaderboard_page(board: Leaderboard, drawn: Collection[str] = ()) -> Page:
         downstream=downstream_section(board),
         drawn=drawn,
         columns=dict.fromkeys((*FIRST[:2], ranking_column(board), *FIRST[2:])),
-        manual="docs/reading_the_table.md",
+        manual="reading_the_table",
         details=details,
         notes=_notes(board),
     )

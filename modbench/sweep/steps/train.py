@@ -72,8 +72,14 @@ def train(job: RunJob) -> None:
     job.fields["curve"] = trained.curve
     if trained.left_behind:
         job.fields["left_behind"] = trained.left_behind
-    merges = job.data.tokenizer.merges
-    description = Description(suite=job.spec["suite"], label=job.spec["label"], run=run, merges=merges)
+    tokenizer = job.data.tokenizer
+    description = Description(
+        suite=job.spec["suite"],
+        label=job.spec["label"],
+        run=run,
+        merges=tokenizer.merges,
+        tokenizer_text=tokenizer.text,
+    )
     write_description(job.folder, description)
     job.stage.begin("checks")
     counted = counted_steps(trained)

@@ -19,14 +19,14 @@ READING = ROOT / "docs" / "reading_the_table.md"
 
 def first_table() -> list[str]:
     """The lines of the first table of the committed page: heading, rule, a row for each scheme."""
-    table = LEADERBOARD.read_text().partition("\n| rank |")
+    table = LEADERBOARD.read_text().partition("\n| ")
     return (table[1] + table[2]).partition("\n\n")[0].strip().splitlines()
 
 
 def texts() -> dict[str, str]:
     """The tables by their name in the pages."""
     table = first_table()
-    row = next(line for line in table if line.split(" | ")[1] == "mod")
+    row = next(line for line in table if "mod" in line.strip("| ").split(" | ")[:2])
     return {
         "table": "\n".join(table),
         "row": "\n".join([*table[:2], row]),

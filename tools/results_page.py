@@ -60,12 +60,12 @@ def interval(line: dict[str, str], name: str, digits: int) -> str:
 
 def isoflop_table() -> str:
     """One row per budget and scheme."""
-    heads = ("FLOPs", "rank", "scheme", "loss at the optimum (nats/token)", "bits/byte", "minus dense")
+    heads = ("FLOPs", "group", "scheme", "loss at the optimum (nats/token)", "bits/byte", "minus dense")
     heads += ("compared with dense", "speed-up at equal loss", "active parameters")
     rows = [
         (
             _budget(float(line["budget"])),
-            line["rank"] or "-",
+            line["group"] if line["position"] else "not ranked",
             line["scheme"],
             interval(line, "loss", 4),
             f"{float(line['bits_per_byte']):.4f}",
@@ -76,7 +76,7 @@ def isoflop_table() -> str:
         )
         for line in optima()
     ]
-    return Table(heads, rows, left=(2, 6)).to_markdown()
+    return Table(heads, rows, left=(1, 2, 6)).to_markdown()
 
 
 def pairs_table() -> str:
@@ -91,7 +91,7 @@ def pairs_table() -> str:
     for scheme, other in PAIRS:
         cells = [found.get((f"{budget:.0f}", scheme, other)) for budget in budgets]
         equal = found.get(("", scheme, other))
-        runs = f", lower in {equal['lower_in']} of {equal['runs']}" if equal else ""
+        runs = f", lower in {equal['lower_in']} of {equal['cells']} cells" if equal else ""
         rows.append(
             (
                 f"{scheme} minus {other}",
@@ -110,7 +110,7 @@ def _reversed(line: dict[str, str]) -> dict[str, str]:
         "difference": str(-float(line[middle])),
         "difference_low": str(-float(line[low])),
         "difference_high": str(-float(line[high])),
-        "lower_in": str(int(line["runs"]) - int(line["lower_in"])) if line["runs"] else "",
+        "lower_in": str(int(line["cells"]) - int(line["lower_in"])) if line["runs"] else "",
     }
 
 

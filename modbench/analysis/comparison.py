@@ -1,34 +1,14 @@
-"""Comparisons of schemes at equal training FLOPs: loss differences, speed-ups, ranks."""
+"""Comparisons of schemes at their optima of equal training FLOPs: loss differences and speed-ups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.special import stdtrit
 
-from modbench.analysis.isoflop import LEAST_INTERIOR, Interval, IsoFlop, quantiles, widened
+from modbench.analysis.difference import MARGIN, Difference, Interval, drawn_difference, judge
+from modbench.analysis.isoflop import LEAST_INTERIOR, IsoFlop, widening
 from modbench.analysis.noise import Array
-
-#: Largest difference in nats per token that counts as none, unless a suite states another.
-MARGIN = 0.01
-
-
-Verdict = Literal["better", "worse", "equivalent", "undecided"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Loss of a scheme minus that of another one, in nats per token.
-
-    ``verdict``: better or worse if the 95 % interval excludes 0; equivalent if it doesn't and the 90 %
-    interval lies within +-``margin`` (two one-sided tests at 5 %); otherwise undecided."""
-
-    nats: float
-    interval: Interval
-    margin: float
-    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,44 +44,38 @@ def difference(
     if len(drawn) < LEAST_INTERIOR * len(ours.drawn_losses):
         return None
     nats = ours.loss - theirs.loss
-    if ours.depths or theirs.depths:
-        return _judged(nats, widened(drawn, nats), widened(drawn, nats, 0.9), margin)
-    return _judged(nats, quantiles(drawn), quantiles(drawn, 0.9), margin)
+    low, high = (0.0, 0.0) if not (ours.depths or theirs.depths) else widening(drawn, nats)
+    return drawn_difference(nats, drawn - low, drawn + high, margin)
 
 
-def mean_difference(differences: Sequence[float], margin: float = MARGIN) -> Difference:
-    """Mean of two or more loss differences between runs that differ in their scheme only, with the
-    t-interval of independent pairs."""
-    mean = float(np.mean(differences))
-    error = float(np.std(differences, ddof=1)) / np.sqrt(len(differences))
-    wide, narrow = (error * float(stdtrit(len(differences) - 1, level)) for level in (0.975, 0.95))
-    return _judged(mean, (mean - wide, mean + wide), (mean - narrow, mean + narrow), margin)
-
-
-def _judged(nats: float, interval: Interval, narrow: Interval, margin: float) -> Difference:
-    """The difference with its verdict; ``interval`` holds 95 %, ``narrow`` 90 %."""
-    verdict: Verdict = "undecided"
-    if interval[1] < 0:
-        verdict = "better"
-    elif interval[0] > 0:
-        verdict = "worse"
-    elif -margin <= narrow[0] and narrow[1] <= margin:
-        verdict = "equivalent"
-    return Difference(nats=nats, interval=interval, margin=margin, verdict=verdict)
+def family(
+    isoflop: IsoFlop, pairs: Iterable[tuple[float, str, str]], fit: str, margin: float = MARGIN
+) -> dict[tuple[float, str, str], Difference]:
+    """The differences of a family of (budget, scheme, reference), with verdicts adjusted for their
+    number; without those pairs that can't be compared."""
+    known = {(at.budget, at.scheme) for at in isoflop.optima if at.fit == fit}
+    compared = {
+        (budget, scheme, reference): difference(isoflop, scheme, reference, budget, fit, margin)
+        for budget, scheme, reference in pairs
+        if {(budget, scheme), (budget, reference)} <= known
+    }
+    tested = {pair: minus for pair, minus in compared.items() if minus is not None}
+    return dict(zip(tested, judge([*tested.values()]), strict=True))
 
 
 def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: str) -> SpeedUp | None:
     """Effective speed-up at equal loss: the budget at which the reference's optimum reaches the loss of
     the scheme's optimum, over ``budget``. Losses between the reference's budgets are interpolated
-    monotonically (PCHIP) in log FLOPs and never extrapolated. None where an optimum is missing."""
+    monotonically (PCHIP) in log FLOPs and never extrapolated. None where an optimum is
+    missing."""
     ours = isoflop.optimum(scheme, budget, fit)
-    theirs = [one for one in isoflop.optima if (one.scheme, one.fit) == (reference, fit)]
-    theirs = sorted((one for one in theirs if one.loss is not None), key=lambda one: one.budget)
+    optima = [at for at in isoflop.optima if (at.scheme, at.fit) == (reference, fit)]
+    theirs = sorted((at for at in optima if at.loss is not None), key=lambda at: at.budget)
     if ours.loss is None or len(theirs) < 2:
         return None
-    budgets = np.array([one.budget for one in theirs])
-    losses = np.array([one.loss for one in theirs])
-    factor = _needed(budgets, losses, ours.loss) / budget
+    budgets = np.array([at.budget for at in theirs])
+    losses = np.array([[at.loss for at in theirs]], float)
+    factor = float(_needed(budgets, losses, np.array([ours.loss]))[0]) / budget
     bound: Literal["", "at least", "at most"] = ""
     if np.isinf(factor):
         factor, bound = budgets[-1] / budget, "at least"
@@ -110,48 +84,59 @@ def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: 
     elif np.isnan(factor):
         return None
     interval: Interval | None = None
-    if not ours.void and not any(one.void for one in theirs):
-        drawn = np.array(
-            [
-                _needed(budgets, row, loss) / budget
-                for row, loss in zip(
-                    np.stack([one.drawn_losses for one in theirs], axis=1),
-                    ours.drawn_losses,
-                    strict=True,
-                )
-            ]
-        )
+    if not ours.void and not any(at.void for at in theirs):
+        losses = np.stack([at.drawn_losses for at in theirs], axis=1)
+        drawn = _needed(budgets, losses, ours.drawn_losses) / budget
         drawn = np.sort(drawn[~np.isnan(drawn)])
-        if len(drawn) >= LEAST_INTERIOR * len(ours.drawn_losses):
+        if len(drawn) >= LEAST_INTERIOR * len(losses):
             ends = drawn[[int(0.025 * len(drawn)), min(len(drawn) - 1, int(0.975 * len(drawn)))]]
             interval = float(ends[0]), float(ends[1])
     return SpeedUp(factor=float(factor), bound=bound, interval=interval)
 
 
-def _needed(budgets: Array, losses: Array, loss: float) -> float:
-    """The budget at which ``losses`` reach ``loss``: inf beyond the last, 0 before the first, NaN if the
-    losses don't fall with the budget."""
+def _needed(budgets: Array, losses: Array, wanted: Array) -> Array:
+    """The budgets (S,) at which rows of ``losses`` (S, budgets) reach the losses ``wanted`` (S,): inf
+    beyond the last budget, 0 before the first, NaN if the losses of a row don't fall with the budget.
+    A loss that is NaN is left out."""
+    needed = np.full(len(losses), np.nan)
     known = np.isfinite(losses)
-    if known.sum() < 2 or not np.isfinite(loss) or (np.diff(losses[known]) >= 0).any():
-        return float("nan")
-    budgets, losses = budgets[known], losses[known]
-    if loss < losses[-1]:
-        return float("inf")
-    if loss > losses[0]:
-        return 0.0
-    return float(np.exp(PchipInterpolator(losses[::-1], np.log(budgets[::-1]))(loss)))
+    for pattern in np.unique(known, axis=0):
+        rows = np.flatnonzero((known == pattern).all(axis=1) & np.isfinite(wanted))
+        if pattern.sum() < 2 or not len(rows):
+            continue
+        row_losses, at = losses[rows][:, pattern], budgets[pattern]
+        falls = (np.diff(row_losses, axis=1) < 0).all(axis=1)
+        row_losses, rows = row_losses[falls], rows[falls]
+        loss = wanted[rows]
+        inside = np.clip(loss, row_losses[:, -1], row_losses[:, 0])
+        budget = np.exp(_monotone(row_losses[:, ::-1], np.log(at[::-1]), inside))
+        beyond, before = loss < row_losses[:, -1], loss > row_losses[:, 0]
+        needed[rows] = np.select([beyond, before], [np.inf, 0.0], budget)
+    return needed
 
 
-def shared_ranks(intervals: Mapping[str, Interval]) -> dict[str, int]:
-    """Ranks from 1, lower intervals first; schemes whose intervals overlap, directly or through others
-    between them, share a rank."""
-    ranks: dict[str, int] = {}
-    reach = -np.inf
-    rank = 0
-    ordered: Sequence[tuple[str, Interval]] = sorted(intervals.items(), key=lambda item: item[1])
-    for place, (scheme, (low, high)) in enumerate(ordered, start=1):
-        if low > reach:
-            rank = place
-        ranks[scheme] = rank
-        reach = max(reach, high)
-    return ranks
+def _monotone(x: Array, y: Array, at: Array) -> Array:
+    """Values at ``at`` (S,) of the monotone cubic interpolations (PCHIP, Fritsch and Butland 1984)
+    through the points ``x`` (S, K), ascending, and ``y`` (K,), which ascend or descend: what scipy's
+    PchipInterpolator gives row by row."""
+    width = np.diff(x, axis=1)
+    slope = np.diff(y) / width
+    rows = np.arange(len(x))
+    if slope.shape[1] == 1:
+        return np.asarray(y[0] + slope[:, 0] * (at - x[:, 0]))
+
+    def end(h0: Array, h1: Array, m0: Array, m1: Array) -> Array:
+        three_points = ((2 * h0 + h1) * m0 - h0 * m1) / (h0 + h1)
+        return np.where(three_points * m0 > 0, three_points, 0.0)
+
+    before, after = 2 * width[:, 1:] + width[:, :-1], width[:, 1:] + 2 * width[:, :-1]
+    inner = (before + after) / (before / slope[:, :-1] + after / slope[:, 1:])
+    first = end(width[:, 0], width[:, 1], slope[:, 0], slope[:, 1])
+    last = end(width[:, -1], width[:, -2], slope[:, -1], slope[:, -2])
+    tangent = np.column_stack([first, inner, last])
+    segment = np.clip((x <= at[:, None]).sum(axis=1) - 1, 0, slope.shape[1] - 1)
+    step, rise = at - x[rows, segment], slope[rows, segment]
+    left, right, span = tangent[rows, segment], tangent[rows, segment + 1], width[rows, segment]
+    square = (3 * rise - 2 * left - right) / span
+    cube = (left + right - 2 * rise) / span**2
+    return np.asarray(y[segment] + step * (left + step * (square + step * cube)))

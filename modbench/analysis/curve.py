@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
-Array = NDArray[np.float64]
+from modbench.analysis.noise import Array, Spread
 
 #: The kinds of curve. Only an interior one has an optimum: at an edge the loss still falls at the
 #: smallest or largest size, an open-down one is concave, and too few means fewer than three sizes.
@@ -68,6 +68,24 @@ def parabola_through(x: Array, y: Array) -> tuple[float, Array, Array, Array]:
     return middle, square, slope, y.mean(axis=1) - spread * square
 
 
+def scatter(sizes: Any, losses: Any, seeds: Any) -> Spread | None:
+    """Standard deviation of the points of one curve around its least-squares parabola, with P - 3
+    degrees of freedom; None for three points. ``sizes`` (P,), ``losses`` (P,): means over ``seeds`` (P,)
+    runs each, so that the distances are scaled to those of one run. It contains the noise between
+    seeds, and what a parabola misses of the curve."""
+    x, (y,) = _checked(sizes, losses)
+    if len(x) <= LEAST_SIZES:
+        return None
+    x = x - x.sum() / len(x)
+    square = x**2 - (x**2).sum() / len(x)
+    square = square - x * (x * square).sum() / (x**2).sum()
+    rest = y - y.sum() / len(y)
+    for term in (x, square):  # orthogonal polynomials: each takes its part out
+        rest = rest - term * (term * rest).sum() / (term**2).sum()
+    freedom = len(x) - LEAST_SIZES
+    return Spread(float(np.sqrt((np.asarray(seeds) * rest**2).sum() / freedom)), freedom)
+
+
 def akima(sizes: Any, losses: Any) -> Minima:
     """Minimum of the Akima interpolation in log size. ``sizes`` (P,), ``losses`` (S, P)."""
     x, y = _checked(sizes, losses)
@@ -84,10 +102,10 @@ def akima(sizes: Any, losses: Any) -> Minima:
     offset = np.where(inside, root, 0.0)
     values = ((c3 * offset + c2) * offset + c1) * offset + c0
     values = np.concatenate([c0, values, y.T[-1:]])
-    places = np.concatenate([np.broadcast_to(x[:-1, None], c0.shape), x[:-1, None] + offset])
-    places = np.concatenate([places, np.full((1, len(y)), x[-1])])
+    positions = np.concatenate([np.broadcast_to(x[:-1, None], c0.shape), x[:-1, None] + offset])
+    positions = np.concatenate([positions, np.full((1, len(y)), x[-1])])
     best = values.argmin(axis=0)
-    at = np.take_along_axis(places, best[None], axis=0)[0]
+    at = np.take_along_axis(positions, best[None], axis=0)[0]
     lowest = np.take_along_axis(values, best[None], axis=0)[0]
     ends_higher = np.where(at <= x[0], 1, np.where(at >= x[-1], 2, 0))
     concave = (ends_higher > 0) & (y[:, 1:-1].min(axis=1) >= np.maximum(y[:, 0], y[:, -1]))

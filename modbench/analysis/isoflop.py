@@ -12,20 +12,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from modbench.analysis.curve import CURVE_FITS, LEAST_SIZES, VERDICTS, Minima, Verdict, parabola
-from modbench.analysis.noise import Array, Cell, Noise, Run, by_cell, draw_losses, measure_noise
+from modbench.analysis.curve import CURVE_FITS, LEAST_SIZES, VERDICTS, Minima, Verdict, parabola, scatter
+from modbench.analysis.difference import Interval
+from modbench.analysis.noise import Array, Cell, Noise, Run, Spread, by_cell, draw_losses, measure_noise
 from modbench.analysis.surface import Surface, fit_surface, refit
 from modbench.errors import UserError
 
 FITS = (*CURVE_FITS, "surface")
-DRAWS = 1000
+#: Draws of the curves: with fewer, the ends of intervals move in the third decimal.
+DRAWS = 10_000
+#: Draws to which a surface is fitted, which takes most of the time; the first ones of the curves.
+SURFACE_DRAWS = 1000
 #: Below this share of draws with an interior optimum, there is no interval.
 LEAST_INTERIOR = 0.5
 #: By how many times the shift of the draws an interval is widened. The draws choose once more among
 #: minima that were chosen already, and so show a part of the shift only. With 4, intervals keep their
 #: level when up to three depths are equally good (`tests/analysis/test_depths.py`).
 WIDENED = 4.0
-Interval = tuple[float, float]
 #: Significant digits of an optimum that are the same on every processor: exp, log and linear algebra
 #: round differently on another one, and the search for a surface ends within 1e-9 of its optimal size.
 _DIGITS = {"surface": 6}
@@ -54,6 +57,7 @@ class Optimum:
     depth_share: float | None = None  #: of the draws in which this depth is the best one
     #: the depths among which this one was chosen, those with an interior optimum and an interval
     depths: tuple[int | None, ...] = ()
+    scatter: Spread | None = None  #: of the points of the curve around its parabola
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ class IsoFlop:
         raise KeyError((scheme, budget, fit, depth))
 
 
-def quantiles(values: Array, level: float = 0.95) -> Interval:
-    """The central interval that holds ``level`` of ``values``."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def quantiles(values: Array) -> Interval:
+    """The central interval that holds 95 % of ``values``."""
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -90,13 +94,19 @@ def _rounded(interval: Interval, digits: int) -> Interval:
     return rounded(interval[0], digits), rounded(interval[1], digits)
 
 
-def widened(values: Array, estimate: float, level: float = 0.95) -> Interval:
+def widened(values: Array, estimate: float) -> Interval:
     """The interval of an ``estimate`` that is the lowest of several, or the difference of two such ones,
     from draws ``values`` that chose again. Their mean lies beyond the estimate by a part of what the
     estimate lies beyond the truth; the interval is widened on the other side."""
-    low, high = quantiles(values, level)
+    low, high = quantiles(values)
+    down, up = widening(values, estimate)
+    return low - down, high + up
+
+
+def widening(values: Array, estimate: float) -> Interval:
+    """By how much `widened` moves both ends of an interval outwards."""
     shift = float(values.mean()) - estimate
-    return low - WIDENED * max(0.0, shift), high + WIDENED * max(0.0, -shift)
+    return WIDENED * max(0.0, shift), WIDENED * max(0.0, -shift)
 
 
 def analyse(
@@ -128,6 +138,7 @@ def analyse(
             means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
             noisy = np.stack([drawn[cell] for cell in row], axis=1)
             shape = parabola(sizes, means)
+            around = scatter(sizes, means, [len(cells[cell]) for cell in row])
             for fit in fits:
                 if surface is not None and fit == "surface":
                     point, spread = surface.minima(sizes, tokens)
@@ -136,8 +147,8 @@ def analyse(
                 else:
                     point, spread = CURVE_FITS[fit](sizes, means), CURVE_FITS[fit](sizes, noisy)
                 key = (scheme, budget, fit)
-                found = _optimum(key, sizes, tokens, point, spread, repeated)
-                by_depth.append(replace(found, depth=depth))
+                optimum = _optimum(key, sizes, tokens, point, spread, repeated)
+                by_depth.append(replace(optimum, depth=depth, scatter=around))
     return IsoFlop(noise, _best_depths(by_depth), surfaces, by_depth)
 
 
@@ -158,15 +169,15 @@ def _best_depth(group: Sequence[Optimum]) -> Optimum:
     usable = tuple(optimum for optimum in interior if not optimum.void)
     if len(usable) < 2 or best.void:
         return best
-    drawn = np.stack([np.where(np.isnan(one.drawn_losses), np.inf, one.drawn_losses) for one in usable])
+    drawn = np.stack([np.where(np.isnan(at.drawn_losses), np.inf, at.drawn_losses) for at in usable])
     lowest = drawn.min(axis=0)
     chosen = np.isfinite(lowest)
-    own = np.isfinite(best.drawn_losses) & (best.drawn_losses == lowest)
+    best_draws = np.isfinite(best.drawn_losses) & (best.drawn_losses == lowest)
     return replace(
         best,
         loss_interval=widened(lowest[chosen], best.loss or 0.0),
         drawn_losses=np.where(chosen, lowest, np.nan),
-        depth_share=float(own.sum() / chosen.sum()),
+        depth_share=float(best_draws.sum() / chosen.sum()),
         depths=tuple(optimum.depth for optimum in usable),
     )
 
@@ -227,7 +238,7 @@ class _Surfaces:
         sizes = np.array([cell.size for cell in row])
         tokens = np.array([_mean_tokens(cells[cell]) for cell in row])
         means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
-        self.draws = len(drawn[row[0]])
+        self.draws = min(SURFACE_DRAWS, len(drawn[row[0]]))
         self.fitted: Surface | None = None
         self.refits: list[Surface] = []
         if len({cell.budget for cell in row}) < 2:
@@ -236,7 +247,7 @@ class _Surfaces:
             self.fitted = fit_surface(sizes, tokens, means)
         except UserError:  # too few runs: a verdict below
             return
-        noise = np.stack([drawn[cell] for cell in row], axis=1) - means
+        noise = np.stack([drawn[cell][: self.draws] for cell in row], axis=1) - means
         self.refits = refit(self.fitted, sizes, tokens, self.fitted.loss(sizes, tokens) + noise)
 
     def minima(self, sizes: Array, tokens: Array) -> tuple[Minima, Minima]:

@@ -6,6 +6,7 @@ that were run with the same seeds. Losses of one run at several budgets (a trape
 they are drawn as one, and count once as a measurement of the noise. Shapes: S draws.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,14 @@ class Spread:
 
     sd: float
     freedom: int
+
+
+def pooled(spreads: Iterable[Spread]) -> Spread | None:
+    """The standard deviation of ``spreads`` together; None without any."""
+    known = list(spreads)
+    freedom = sum(spread.freedom for spread in known)
+    squares = math.fsum(spread.freedom * spread.sd**2 for spread in known)
+    return Spread(math.sqrt(squares / freedom), freedom) if freedom else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +129,7 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
         return Noise(residuals={}, pooled=None, shift=Spread(0.0, 1))
     total = sum(freedoms.values())
     pooled = Spread(float(np.sqrt(sum(squares.values()) / total)), max(1, round(total)))
-    free = sum(one[1] for one in shifts)
+    free = sum(freedom for _, freedom, _ in shifts)
     # The mean square of the shifts contains residual / cells.
     variance = sum(s - f * pooled.sd**2 / cells for s, f, cells in shifts) / free if free else 0.0
     return Noise(
@@ -148,7 +157,7 @@ def draw_losses(runs: Iterable[Run], noise: Noise, draws: int, seed: int = 0) ->
         return shift_sd * generator("shift", at, run.seed).standard_normal(draws)
 
     shift_sd = scale(noise.shift, "shift")
-    found = {}
+    drawn = {}
     for cell, seeds in cells.items():
         mean = np.mean([run.loss for run in seeds.values()])
         shifts = np.mean([shift(run) for run in seeds.values()], axis=0)
@@ -156,16 +165,16 @@ def draw_losses(runs: Iterable[Run], noise: Noise, draws: int, seed: int = 0) ->
         if spread is None:
             residual = np.zeros(draws)
         else:
-            own = (cell.scheme, cell.budget, cell.size)  # a sweep of one depth keeps its numbers
+            key = (cell.scheme, cell.budget, cell.size)  # a sweep of one depth keeps its numbers
             depth = () if cell.depth is None else (cell.depth,)
             if trunks := _trunks(seeds.values()):
                 each = [generator("residual", trunk).standard_normal(draws) for trunk in trunks]
                 standard = np.sum(each, axis=0) / np.sqrt(len(seeds))
             else:
-                standard = generator("residual", *own, *depth).standard_normal(draws)
+                standard = generator("residual", *key, *depth).standard_normal(draws)
             residual = scale(spread, cell.scheme) * standard / np.sqrt(len(seeds))
-        found[cell] = mean + shifts + residual
-    return found
+        drawn[cell] = mean + shifts + residual
+    return drawn
 
 
 def _trunks(runs: Iterable[Run]) -> tuple[str, ...]:

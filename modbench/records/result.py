@@ -20,6 +20,7 @@ class Result:
     record: RunRecord
     budget: int
     label: str  #: of the row: the scheme's, in suites of several shapes with its shape's
+    row_number: int = 0  #: of the row, in the order of its suite
     suite: Mapping[str, Any]  #: that names the row: name, version, rank_by, and time of its record
     isoflop: Mapping[str, Any] | None = None  #: plan of the scheme's learning rates
     measurements: tuple[MeasurementRecord, ...] = ()
@@ -187,14 +188,15 @@ def results_of(records: Records) -> list[Result]:
     settings = {**wanted, "downstream": tasks}
     results = []
     for record in latest(records.runs):
-        unnamed = [(record.what.router.name, _UNNAMED, None)]
-        for label, suite, plan in rows.get(record.key, unnamed):
+        unnamed = [(record.what.router.name, 0, _UNNAMED, None)]
+        for label, number, suite, plan in rows.get(record.key, unnamed):
             for budget in record.what.schedule.budgets:
                 results.append(
                     Result(
                         record=record,
                         budget=budget,
                         label=label,
+                        row_number=number,
                         suite=suite,
                         isoflop=plan,
                         measurements=tuple(measured.get((record.key, budget), ())),
@@ -206,20 +208,20 @@ def results_of(records: Records) -> list[Result]:
 
 #: For runs that no suite record names.
 _UNNAMED = {"name": "unnamed", "version": 1, "rank_by": "heldout_loss", "finished": ""}
-_Row = tuple[str, Mapping[str, Any], Mapping[str, Any] | None]
+_Row = tuple[str, int, Mapping[str, Any], Mapping[str, Any] | None]
 
 
 def _rows(suites: Iterable[SuiteRecord]) -> dict[str, list[_Row]]:
-    """Label, suite and plan of each run, by key; the last suite that names a run counts. Two of its rows
-    may share a run."""
+    """Label, number, suite and plan of each row of a run, by key; the last suite that names a run
+    counts. Two of its rows may share a run."""
     rows: dict[str, list[_Row]] = {}
     for record in suites:
         named = {name: record.suite[name] for name in ("name", "version", "rank_by")}
         named["finished"] = record.finished
         suite_rows: dict[str, list[_Row]] = defaultdict(list)
-        for row in record.suite["rows"]:
+        for number, row in enumerate(record.suite["rows"]):
             for key in row["runs"]:
-                suite_rows[key].append((row["label"], named, row.get("isoflop")))
+                suite_rows[key].append((row["label"], number, named, row.get("isoflop")))
         rows |= suite_rows
     return rows
 

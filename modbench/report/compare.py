@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from modbench.analysis.comparison import Difference, mean_difference
+from modbench.analysis.difference import MARGIN, Difference, compare, judge, pooled_noise
+from modbench.analysis.noise import Spread
 from modbench.errors import UserError, known_names, several
 from modbench.records.metrics import METRICS
 from modbench.records.result import Result, results_of
@@ -70,25 +71,23 @@ class Pairing:
     label: str
     pairs: Mapping[int, tuple[Result, Result]]
 
-    def difference(self, metric: str) -> tuple[float, Difference | None] | None:
-        """Mean over seeds of the second side minus the first one, and its interval if there are two
-        seeds or more; None where a run lacks ``metric``."""
-        values = [_values(pair, metric) for pair in self.pairs.values()]
-        known = [value for value in values if value is not None]
-        if not known or len(known) < len(values):
+    def values(self, metric: str) -> tuple[dict[int, float], dict[int, float]] | None:
+        """``metric`` on both sides by seed; None where a run lacks it."""
+        values = {seed: _values(pair, metric) for seed, pair in self.pairs.items()}
+        known = {seed: value for seed, value in values.items() if value is not None}
+        if len(known) < len(values):
             return None
-        differences = [second - first for first, second in known]
-        return fmean(differences), mean_difference(differences) if len(differences) > 1 else None
+        return {s: value[0] for s, value in known.items()}, {s: value[1] for s, value in known.items()}
 
     def means(self, metric: str) -> tuple[float, float]:
         """The mean of ``metric`` on both sides."""
-        first, second = zip(*(_values(pair, metric) or () for pair in self.pairs.values()), strict=True)
-        return fmean(first), fmean(second)
+        first, second = self.values(metric) or ({}, {})
+        return fmean(first.values()), fmean(second.values())
 
     @cached_property
     def metrics(self) -> list[str]:
         """The metrics that every run of the pairing has."""
-        return [name for name in METRICS if self.difference(name) is not None]
+        return [name for name in METRICS if self.values(name) is not None]
 
     @cached_property
     def unequal(self) -> list[str]:
@@ -132,17 +131,52 @@ class Comparison:
             for (label, budget), pairs in sorted(groups.items())
         ]
 
+    def noise(self, metric: str) -> Spread | None:
+        """The noise of one run between seeds, pooled over all rows of both sides; None for a metric that
+        has none, or without repeated runs."""
+        if METRICS[metric].kind != "quality":
+            return None
+        rows: dict[tuple[int, str, int], dict[int, float]] = defaultdict(dict)
+        for number, side in enumerate((self.first, self.second)):
+            for result in side.results:
+                if (value := result.metrics.get(metric)) is not None:
+                    rows[number, result.label, result.budget][result.seed] = value
+        return pooled_noise(rows.values())
+
+    def differences(self, metric: str) -> dict[str, Difference]:
+        """The second side minus the first one, by label: paired by seed, the verdict adjusted for the
+        number of rows (Holm). Rows that lack ``metric`` are left out."""
+        noise = self.noise(metric)
+        margin = MARGIN if METRICS[metric].unit == "nats/token" else None
+        minus = {
+            pairing.label: difference
+            for pairing in self.pairings
+            if (values := pairing.values(metric))
+            and (difference := compare(values[1], values[0], noise, margin))
+        }
+        direction = METRICS[metric].direction
+        judged = judge([*minus.values()], "higher" if direction == "higher" else "lower")
+        return dict(zip(minus, judged, strict=True))
+
     def table(self) -> Table:
         """A line per row if there are several, else a line per metric."""
         if len(self.pairings) == 1 and self.is_of_rows:
-            lines = [_line(self.pairings[0], name) for name in self.pairings[0].metrics]
-            headings: tuple[str, ...] = ("metric",)
+            (pairing,) = self.pairings
+            lines = [
+                _line(name, pairing, name, self.differences(name)[pairing.label])
+                for name in pairing.metrics
+            ]
+            heading = "metric"
         else:
-            pairings = [pairing for pairing in self.pairings if "heldout_loss" in pairing.metrics]
-            lines = [(pairing.label, *_line(pairing, "heldout_loss")[1:]) for pairing in pairings]
-            headings = ("row: held-out loss (nats/token)",)
+            differences = self.differences("heldout_loss")
+            lines = [
+                _line(pairing.label, pairing, "heldout_loss", differences[pairing.label])
+                for pairing in self.pairings
+                if pairing.label in differences
+            ]
+            heading = "row: held-out loss (nats/token)"
         columns = ("seeds", "first", "second", "second - first", "verdict", "digits")
-        return Table((*headings, *columns), lines, left=(0, 5, 6))
+        return Table((heading, *columns), lines, left=(0, 5, 6))
 
     def sentences(self) -> list[str]:
         """A sentence on the digits, and one for each setting, machine or version that differs."""
@@ -170,23 +204,21 @@ class Comparison:
         ]
 
     def worse(self, metric: str) -> list[str]:
-        """The rows whose ``metric`` is worse on the second side: by the verdict, or, with one seed in
-        common, by any difference. Raises UserError: no such metric, it has no better side, or a row
+        """The rows whose ``metric`` is worse on the second side: by the verdict, or, where no noise is
+        known, by any difference. Raises UserError: no such metric, it has no better side, or a row
         lacks it."""
         if metric not in METRICS or METRICS[metric].direction == "none":
             known = [name for name, of in METRICS.items() if of.direction != "none"]
             raise UserError(f"metric '{metric}' can't be worse; {known_names(metric, known)}")
-        sign = 1 if METRICS[metric].direction == "lower" else -1
-        labels = []
+        differences = self.differences(metric)
         for pairing in self.pairings:
-            found = pairing.difference(metric)
-            if found is None:
+            if pairing.label not in differences:
                 raise UserError(f"row '{pairing.label}' has no {metric} on both sides")
-            mean, tested = found
-            low, high = tested.interval if tested else (mean, mean)
-            if min(sign * low, sign * high) > 0:
-                labels.append(pairing.label)
-        return labels
+        return [
+            label
+            for label, difference in differences.items()
+            if _verdict(metric, difference).startswith("worse")
+        ]
 
 
 def _place(result: Result, one_row: bool) -> tuple[Any, ...]:
@@ -203,28 +235,31 @@ def _known(pair: tuple[Result, Result], metric: str) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _line(pairing: Pairing, metric: str) -> tuple[object, ...]:
-    mean, tested = pairing.difference(metric) or (0.0, None)
-    shown = f"{mean:+.6g}"
-    if tested is not None:
-        shown += f" ({tested.interval[0]:+.3g} to {tested.interval[1]:+.3g})"
+def _line(name: str, pairing: Pairing, metric: str, difference: Difference) -> tuple[object, ...]:
+    shown = f"{difference.value:+.6g}"
+    if difference.interval is not None and difference.value:
+        shown += f" ({difference.interval[0]:+.3g} to {difference.interval[1]:+.3g})"
     numbers = [f"{value:.6g}" for value in pairing.means(metric)]
     digits = "differ" if metric in pairing.unequal else "equal"
-    return (metric, len(pairing.pairs), *numbers, shown, _verdict(metric, mean, tested), digits)
+    return (name, len(pairing.pairs), *numbers, shown, _verdict(metric, difference), digits)
 
 
-def _verdict(metric: str, mean: float, tested: Difference | None) -> str:
-    if mean == 0 and (tested is None or tested.interval == (0.0, 0.0)):
+def _verdict(metric: str, difference: Difference) -> str:
+    """That of the difference; where no noise is known, its direction counts, however small."""
+    if difference.value == 0:
         return "equal"
-    if tested is None:
-        return "one seed: no interval"
-    low, high = tested.interval
-    if low <= 0 <= high:
-        return "undecided"
     direction = METRICS[metric].direction
     if direction == "none":
-        return "differs"
-    return "better" if (high < 0) == (direction == "lower") else "worse"
+        return "-"
+    if difference.verdict is not None:
+        return difference.verdict
+    if METRICS[metric].kind == "quality" and difference.p is None:
+        return (
+            "better (one seed)"
+            if (difference.value < 0) == (direction == "lower")
+            else "worse (one seed)"
+        )
+    return "better" if (difference.value < 0) == (direction == "lower") else "worse"
 
 
 def _differences(first: Result, second: Result) -> Iterator[tuple[str, tuple[str, str]]]:

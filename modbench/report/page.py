@@ -16,6 +16,7 @@ from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import sweep_of
 from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board_tables import pairs_table
 from modbench.report.leaderboard.figures import figures
 from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.leaderboard.scheme import scheme_names, split_label, with_shape
@@ -130,7 +131,12 @@ def _of_results(
     if sweep is None:
         drawn |= figures(board, look_of)
         page = leaderboard_page(board, drawn)
-        return {"leaderboard.csv": board.table(), "leaderboard.md": page, **drawn}
+        return {
+            "leaderboard.csv": board.table(),
+            "leaderboard.md": page,
+            "differences.csv": pairs_table(board),
+            **drawn,
+        }
     drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
     return {
         "leaderboard.csv": board.table(sweep.on_curve),

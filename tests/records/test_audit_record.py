@@ -103,14 +103,14 @@ def test_of_two_audits_of_one_scheme_the_one_finished_last_counts(tmp_path):
 def test_seeds_share_the_audit_of_their_scheme(fakes):
     audit = make_audit()
     (entry,) = board_of(runs(fakes, audit, seeds=(0, 1, 2)), audit).entries
-    assert (entry.rank, entry.row.audit, entry.note) == (1, "passed 5", "")
+    assert (entry.position, entry.row.audit, entry.note) == (1, "passed 5", "")
 
 
 @pytest.mark.parametrize("probe", [1, 2, 3, 9])
 def test_a_scheme_that_fails_a_ranking_probe_is_not_ranked(fakes, probe):
     audit = make_audit(failed=(probe,))
     (entry,) = board_of(runs(fakes, audit), audit).entries
-    assert entry.rank is None
+    assert entry.position is None
     assert entry.note == f"failed audit probe {probe} {PROBES[probe]} (by 0.7)"
     assert entry.row.audit == f"failed {probe} {PROBES[probe]}"
 
@@ -118,7 +118,7 @@ def test_a_scheme_that_fails_a_ranking_probe_is_not_ranked(fakes, probe):
 def test_a_scheme_that_fails_another_probe_is_ranked_with_a_note(fakes):
     audit = make_audit(failed=(10,))
     (entry,) = board_of(runs(fakes, audit), audit).entries
-    assert (entry.rank, entry.note) == (1, "failed audit probe 10 state (by 0.7)")
+    assert (entry.position, entry.note) == (1, "failed audit probe 10 state (by 0.7)")
 
 
 @pytest.mark.parametrize("probe", [1, 9])
@@ -127,7 +127,7 @@ def test_one_run_that_fails_its_own_check_keeps_its_row_out_of_the_ranking(fakes
     own = [finding(probe, "failed", "trained weights: 12 positions")]
     records = runs(fakes, audit) + runs(fakes, audit, seeds=(1,), own=own)
     (entry,) = board_of(records, audit).entries
-    assert entry.rank is None
+    assert entry.position is None
     assert entry.note == f"failed audit probe {probe} {PROBES[probe]} (trained weights: 12 positions)"
 
 
@@ -135,15 +135,15 @@ def test_training_steps_that_could_not_be_counted_do_not_hide_the_audit(fakes):
     audit = make_audit()
     own = [finding(9, "not asked", "2 training steps were not counted, for want of memory")]
     (entry,) = board_of(runs(fakes, audit, own=own), audit).entries
-    assert (entry.rank, entry.row.audit) == (1, "passed 5")
+    assert (entry.position, entry.row.audit) == (1, "passed 5")
 
 
 def test_a_run_whose_audit_is_missing_is_not_ranked(fakes):
     audit, other = make_audit(), make_audit("vanilla")
     records = runs(fakes, audit) + runs(fakes, other, label="vanilla")
     entries = {entry.row.label: entry for entry in board_of(records, other).entries}
-    assert entries["vanilla"].rank == 1
-    assert (entries["mod"].rank, entries["mod"].note) == (None, "audit was not run")
+    assert entries["vanilla"].position == 1
+    assert (entries["mod"].position, entries["mod"].note) == (None, "audit was not run")
     assert entries["mod"].row.audit == "not run"
 
 
@@ -153,7 +153,7 @@ def test_a_report_reads_audits_from_the_records_folder(tmp_path, fakes):
     fakes.store(tmp_path, runs(fakes, audit))
     write_report(tmp_path)
     (line,) = csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines())
-    assert (line["rank"], line["audit"]) == ("1", "passed 5")
+    assert (line["position"], line["audit"]) == ("1", "passed 5")
 
 
 def test_a_suite_without_a_finished_run_is_no_error(tmp_path):
@@ -170,7 +170,7 @@ def test_how_flops_were_found_is_a_column(fakes):
     )
     page = leaderboard_page(board).to_markdown()
     for label, source in sources.items():
-        (line,) = (line for line in page.splitlines() if line.startswith(f"| {label} | "))
+        line = next(line for line in page.splitlines() if line.startswith(f"| {label} | -"))
         assert line.endswith(f" | {source or '-'} |")
     table = csv.DictReader(io.StringIO(board.table().to_csv()))
     assert {line["label"]: line["flops_source"] or None for line in table} == sources
@@ -220,7 +220,7 @@ def test_a_capacity_is_judged_by_the_mean_over_seeds(fakes):
 def test_an_unranked_row_far_from_its_nominal_capacity_says_so_after_the_reason(fakes):
     metrics = {"realised_capacity": 0.5, "nominal_capacity": 0.125}
     (entry,) = Leaderboard.of([fakes.make_record("mod", metrics=metrics, failed_probes=(1,))]).entries
-    assert entry.rank is None
+    assert entry.position is None
     assert entry.note == (
         "failed audit probe 1 causal (moved by 0.7); causal rule selects 0.5 of tokens, nominal 0.125"
     )

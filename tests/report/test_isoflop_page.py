@@ -2,17 +2,19 @@
 
 import csv
 import io
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from isoflop_made_up import BUDGETS, Make, curve_loss, records, sweep_records, table_under
+from isoflop_made_up import BUDGETS, WIDTHS, Make, curve_loss, records, sweep_records, table_under
 from made_up_records import store
 
 from modbench.records.result import Result
 from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
+from modbench.report.isoflop.pairs import of_equal_runs
 from modbench.report.isoflop.sweep import sweep_of
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.columns import OPTIMA
@@ -31,7 +33,7 @@ def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
     page = page_of(records(make))
     for budget in ("1e+12", "3e+12", "1e+13"):
         first, second = table_under(page, f"{budget} training FLOPs")
-        assert (first[:2], second[:2]) == (["1", "mod"], ["2", "vanilla"])
+        assert (first[:2], second[:2]) == (["best", "mod"], ["", "vanilla"])
         assert first[3].startswith("-0.")
         assert first[3].endswith("better")
         assert second[3] == second[4] == second[5] == "-"
@@ -66,7 +68,7 @@ def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
     sweep = sweep_of(records(make), board)
     assert sweep is not None
     runs = list(csv.DictReader(io.StringIO(board.table(sweep.on_curve).to_csv())))
-    assert {row["rank"] for row in runs} == {""}
+    assert {row["position"] for row in runs} == {""}
     assert {row["label"] for row in runs} == {"vanilla", "mod"}
     of_curve = [
         row
@@ -124,16 +126,26 @@ def test_any_two_schemes_are_compared_at_their_optima_and_run_by_run(make: Make,
         assert (row["verdict"], row["runs"]) == ("better", "")
     equal = found["", "mod", "mod:gaussian"]
     assert float(equal["difference"]) == pytest.approx(-0.3, abs=1e-9)
-    assert (equal["runs"], equal["lower_in"]) == ("25", "25")  # without trials of learning rates
+    assert (equal["runs"], equal["cells"]) == ("25", "15")  # without trials of learning rates
+    assert (equal["lower_in"], float(equal["per_size_step"])) == ("15", pytest.approx(0, abs=1e-9))
     assert found["", "mod:gaussian", "vanilla"]["verdict"] == "equivalent"
     page = (tmp_path / "leaderboard.md").read_text()
-    assert "| mod | mod:gaussian | -0.3000 (-0.3000 to -0.3000) better | 25 | 25 |" in page
+    assert (
+        "| mod | mod:gaussian | -0.3000 (-0.3000 to -0.3000) better | below 0.0001 | +0.0000 | 15 | 15 |"
+        in page
+    )
+    families = {row["family"]: 0 for row in rows}
+    for row in rows:
+        families[row["family"]] += 1
+    assert families == {"dense": 6, "other pairs": 3, "equal runs": 3}
+    assert "adjusted by Holm's method for 6 comparisons: all those with the dense model" in page
 
 
 def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:
     found = [*records(make, ("vanilla",)), *records(make, ("mod",), failed_probes=(1,))]
     first, second = table_under(page_of(found), "3e+12 training FLOPs")
-    assert (first[:2], second[:2]) == (["1", "vanilla"], ["-", "mod"])
+    assert (first[:2], second[:2]) == (["best", "vanilla"], ["not ranked", "mod"])
+    assert not second[3].endswith(("better", "worse", "undecided"))
     assert "not ranked: failed audit probe 1 causal" in second[-1]
     assert Heading("Differences between schemes", 3) not in page_of(found).parts
 
@@ -165,4 +177,90 @@ def test_runs_with_the_seed_of_the_learning_rates_are_on_no_curve(make: Make) ->
     assert sweep is not None
     assert sweep.rates["mod"].choice.best == 0.005
     assert {result.seed for result in sweep.curve_records()} == {0, 1, 2}
-    assert "0.00354 by the law, which is best" in sweep.law("mod")
+    assert "0.00354 by the law, which is best" in str(sweep.law("mod"))
+
+
+def with_lower_loss(found: list[Result], width: int, rate: float, lower: float) -> list[Result]:
+    """The records, with a loss that is lower by ``lower`` in the runs of ``width`` at ``rate``."""
+    changed = []
+    for result in found:
+        if (result.width, result.learning_rate) == (width, rate):
+            heldout, *others = result.measurements
+            loss = heldout.result["metrics"]["heldout_loss"] - lower
+            metrics = heldout.result["metrics"] | {"heldout_loss": loss}
+            heldout = replace(heldout, result={**heldout.result, "metrics": metrics})
+            result = replace(result, measurements=(heldout, *others))
+        changed.append(result)
+    return changed
+
+
+@pytest.mark.parametrize(("lower", "fails"), [(0.05, False), (0.1005, False), (0.3, True)])
+def test_law_that_loses_more_than_the_noise_floor_is_a_remark(
+    make: Make, lower: float, fails: bool
+) -> None:
+    page = page_of(with_lower_loss(records(make), 128, 0.00177, lower))
+    remark = "the learning rate's law loses more than the noise floor (width 128: 0.00354 by the law, "
+    assert all((remark in row[-1]) == fails for row in table_under(page, "1e+13 training FLOPs"))
+
+
+def test_schemes_of_other_processor_types_are_marked_at_their_budget(make: Make) -> None:
+    found = records(make)
+    moved = [
+        run
+        for run in found
+        if not (run.scheme == "mod" and run.budget == BUDGETS[0] and run.width == 64)
+    ]
+    other = sweep_records(
+        make, "mod", partial(curve_loss, "mod"), environment={"cpu": "Another CPU"}, widths=(64,)
+    )
+    moved += [run for run in other if run.budget == BUDGETS[0]]
+    page = page_of(moved)
+    assert table_under(page, "1e+12 training FLOPs")[0][3].endswith("better ‡")
+    assert table_under(page, "3e+12 training FLOPs")[0][3].endswith("better")
+    text = page.to_markdown()
+    assert text.count("‡: the two rows did not run on one processor type") == 1
+    assert "‡: the two" not in page_of(found).to_markdown()
+    sweep = sweep_of(moved, Leaderboard.of(moved))
+    assert sweep is not None
+    rows = list(csv.DictReader(io.StringIO(optima_table(sweep).to_csv())))
+    types = {
+        row["processor"] for row in rows if (row["scheme"], row["budget"]) == ("mod", str(BUDGETS[0]))
+    }
+    assert types == {"cpu Another CPU, threads 2; cpu Imaginary CPU, threads 2"}
+
+
+def test_scatter_around_the_curves_stands_next_to_the_noise(make: Make) -> None:
+    page = page_of(records(make))
+    rows = table_under_details(page, "Scatter around the curves")
+    assert [(row[0], row[2]) for row in rows] == [("1e+12", "4"), ("3e+12", "4"), ("1e+13", "4")]
+    assert all(0.0001 < float(row[1]) < 0.003 for row in rows)
+
+
+def table_under_details(page: Page, heading: str) -> list[list[str]]:
+    parts = page.parts[page.parts.index(Heading(heading, 3)) :]
+    table = next(part for part in parts if isinstance(part, Table))
+    return [[str(cell) for cell in row] for row in table.rows]
+
+
+def test_seeds_of_a_cell_are_averaged_before_the_interval(make: Make) -> None:
+    """Three seeds at the middle budget make one cell each, so they don't narrow the interval."""
+    found = records(make, ("vanilla", "mod"))
+    sweep = sweep_of(found, Leaderboard.of(found))
+    assert sweep is not None
+    (pair,) = of_equal_runs(sweep)
+    assert (pair.runs, pair.difference.pairs) == (25, 15)
+    one = records(make, ("vanilla", "mod"), seeds=(0,))
+    alone = sweep_of(one, Leaderboard.of(one))
+    assert alone is not None
+    assert of_equal_runs(alone)[0].difference.pairs == 15
+
+
+def test_trend_of_the_cells_is_the_change_from_size_to_size(make: Make) -> None:
+    def tilted(width: int, budget: int) -> float:
+        return curve_loss("vanilla", width, budget) - 0.02 * WIDTHS.index(width) + budget / 10**13
+
+    found = [*records(make, ("vanilla",)), *sweep_records(make, "mod", tilted)]
+    sweep = sweep_of(found, Leaderboard.of(found))
+    assert sweep is not None
+    (pair,) = of_equal_runs(sweep)
+    assert pair.trend == pytest.approx(-0.02)

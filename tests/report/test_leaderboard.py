@@ -24,7 +24,7 @@ def _seeds(fakes, label, losses, **changes):
     ]
 
 
-def test_one_seed_ranks_by_order(six):
+def test_one_seed_gives_an_order_and_no_group(six):
     table = _table(Leaderboard.of(six))
     assert list(table["label"]) == [
         "token_choice",
@@ -34,17 +34,22 @@ def test_one_seed_ranks_by_order(six):
         "mode_integrated",
         "vanilla",
     ]
-    assert list(table["rank"]) == [1, 2, 3, 4, 5, 6]
+    assert list(table["position"]) == [1, 2, 3, 4, 5, 6]
+    assert table["group"].isna().all()
+    assert table["minus_dense_verdict"].isna().all()
+    assert table.set_index("label").loc["mod", "minus_dense"] == pytest.approx(-0.04)
 
 
-def test_rows_within_each_others_interval_share_a_rank(fakes):
+def test_rows_that_noise_does_not_separate_from_the_best_are_a_group(fakes):
     records = [
-        *_seeds(fakes, "a", [4.00, 4.02, 4.04]),
-        *_seeds(fakes, "b", [4.01, 4.03, 4.05]),
+        *_seeds(fakes, "a", [4.00, 4.03, 4.04]),
+        *_seeds(fakes, "b", [4.01, 4.02, 4.06]),
         *_seeds(fakes, "c", [4.50, 4.52, 4.54]),
     ]
     table = _table(Leaderboard.of(records)).set_index("label")
-    assert dict(table["rank"]) == {"a": 1, "b": 1, "c": 3}
+    assert dict(table["position"]) == {"a": 1, "b": 2, "c": 3}
+    assert table["group"].to_dict() | {"c": ""} == {"a": "best", "b": "not separable", "c": ""}
+    assert pd.isna(table.loc["c", "group"])
     assert (table["heldout_loss_high"] > table["heldout_loss"]).all()
 
 
@@ -68,19 +73,26 @@ def test_accuracies_over_different_items_are_not_ranked_against_each_other(fakes
     board = Leaderboard.of(records, rank_by="modbench_cloze")
     placed = [[entry.row.label for entry in entries] for entries in board.comparisons]
     assert sorted(placed) == [["all", "every"], ["some"]]
-    assert [entry.rank for entry in board.entries if entry.row.label == "some"] == [1]
+    assert [entry.position for entry in board.entries if entry.row.label == "some"] == [1]
 
 
-@pytest.mark.parametrize(("apart", "ranks"), [(0.01, [1, 1]), (0.4, [1, 2])])
-def test_of_what_is_better_when_higher_intervals_that_meet_are_a_tie(fakes, apart, ranks):
+@pytest.mark.parametrize(
+    ("apart", "group", "verdict"), [(0.01, "not separable", "undecided"), (0.4, "", "better")]
+)
+def test_what_is_better_when_higher_is_compared_so(fakes, apart, group, verdict):
     records = [
-        fakes.make_record(label, seed=seed, metrics={"modbench_cloze": middle + 0.02 * (seed - 1)})
-        for label, middle in (("high", 0.3 + apart), ("low", 0.3))
+        fakes.make_record(
+            label, seed=seed, metrics={"modbench_cloze": middle + sign * 0.02 * (seed - 1)}
+        )
+        for label, middle, sign in (("high", 0.3 + apart, 1), ("vanilla", 0.3, -1))
         for seed in range(3)
     ]
     board = Leaderboard.of(records, rank_by="modbench_cloze")
-    assert [entry.row.label for entry in board.entries] == ["high", "low"]
-    assert [entry.rank for entry in board.entries] == ranks
+    assert [entry.row.label for entry in board.entries] == ["high", "vanilla"]
+    assert [board.differences.group(entry) for entry in board.entries] == ["best", group]
+    minus = board.differences.to_dense(board.entries[0])
+    assert minus is not None
+    assert minus.difference.verdict == verdict
 
 
 @pytest.mark.parametrize("name", ["leak", "train_step_seconds", "heldout_los"])
@@ -101,7 +113,7 @@ def test_unequal_budget_or_data_is_another_comparison(fakes, change):
     board = Leaderboard.of(
         [fakes.make_record("a", loss=4.0), fakes.make_record("b", loss=5.0, **change)]
     )
-    assert [entry.rank for entry in board.entries] == [1, 1]
+    assert [entry.position for entry in board.entries] == [1, 1]
     assert len(board.comparisons) == 2
 
 
@@ -110,7 +122,7 @@ def test_an_unequal_text_or_tokenizer_is_another_comparison(fakes):
     run = b.record.run | {"data": b.record.run["data"] | {"tokenizer": "bytes"}}
     other = replace(b, record=replace(b.record, run=run, key=key_of(run)))
     board = Leaderboard.of([a, other])
-    assert [entry.rank for entry in board.entries] == [1, 1]
+    assert [entry.position for entry in board.entries] == [1, 1]
     assert len(board.comparisons) == 2
 
 
@@ -125,15 +137,15 @@ def test_an_unequal_learning_rate_is_the_same_comparison(fakes):
 def test_a_router_that_fails_a_ranking_probe_is_listed_unranked_with_the_reason(fakes, probe):
     records = [fakes.make_record("leaky", loss=1.0, failed_probes=(probe,)), fakes.make_record("fair")]
     fair, leaky = Leaderboard.of(records).entries
-    assert (fair.row.label, fair.rank) == ("fair", 1)
-    assert leaky.rank is None
+    assert (fair.row.label, fair.position) == ("fair", 1)
+    assert leaky.position is None
     assert leaky.note.startswith(f"failed audit probe {probe} ")
     assert "moved by 0.7" in leaky.note
 
 
 def test_a_failed_probe_that_does_not_unrank_is_still_told(fakes):
     (entry,) = Leaderboard.of([fakes.make_record("a", failed_probes=(5,))]).entries
-    assert entry.rank == 1
+    assert entry.position == 1
     assert "5 bypass" in entry.note
     assert entry.row.audit == "failed 5 bypass"
 
@@ -146,13 +158,13 @@ def test_what_an_audit_could_not_check_is_told_apart_from_what_it_had_not_to_ask
         *({**record.audit[0], "probe": n, "verdict": v, "ranks": False} for n, v in verdicts.items()),
     ]
     (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
-    assert entry.rank == 1
+    assert entry.position == 1
     assert entry.row.audit == "passed 5, unchecked 2, not asked 1"
 
 
 def test_a_run_without_its_audit_is_not_ranked(fakes):
     (entry,) = Leaderboard.of([fakes.make_record("a", audit=[])]).entries
-    assert entry.rank is None
+    assert entry.position is None
     assert entry.note == "not run of the audit: probe 1, 2, 3, 9; add audit to [measure] steps"
 
 
@@ -161,7 +173,7 @@ def test_a_ranking_probe_that_could_not_be_asked_in_one_run_is_none_that_was_pas
     whole = fakes.make_record("a")
     audit = [{**probe, "verdict": verdict} if probe["probe"] == 3 else probe for probe in whole.audit]
     (entry,) = Leaderboard.of([whole, fakes.make_record("a", seed=1, audit=audit)]).entries
-    assert (entry.rank, entry.note) == (
+    assert (entry.position, entry.note) == (
         None,
         "not run of the audit: probe 3; add audit to [measure] steps",
     )
@@ -172,7 +184,7 @@ def test_a_probe_that_a_record_says_keeps_out_of_the_ranking_does(fakes):
     record = fakes.make_record("a", failed_probes=(5,))
     audit = [{**probe, "ranks": True} for probe in record.audit]
     (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
-    assert (entry.rank, entry.note) == (None, "failed audit probe 5 bypass (moved by 0.7)")
+    assert (entry.position, entry.note) == (None, "failed audit probe 5 bypass (moved by 0.7)")
 
 
 @pytest.mark.parametrize("probe", [1, 2, 3, 9])
@@ -180,7 +192,7 @@ def test_a_ranking_probe_keeps_out_of_the_ranking_whatever_its_record_says(fakes
     record = fakes.make_record("a", failed_probes=(probe,))
     audit = [{**one, "ranks": False} for one in record.audit]
     (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
-    assert entry.rank is None
+    assert entry.position is None
     assert entry.note.startswith(f"failed audit probe {probe} ")
 
 
@@ -190,7 +202,7 @@ def test_what_did_not_finish_is_listed_with_its_error(fakes, status):
     row = table.set_index("label").loc["b"]
     assert row["status"] == status
     assert "the loss is not finite at step 7" in row["note"]
-    assert pd.isna(row["rank"])
+    assert pd.isna(row["position"])
 
 
 def test_a_row_with_a_lost_seed_is_not_ranked_by_the_rest(fakes):
@@ -199,34 +211,43 @@ def test_a_row_with_a_lost_seed_is_not_ranked_by_the_rest(fakes):
         fakes.make_record("part", seed=0, loss=4.0),
         fakes.make_record("part", seed=1, status="diverged"),
     ]
-    ranks = {entry.row.label: entry.rank for entry in Leaderboard.of(records).entries}
+    ranks = {entry.row.label: entry.position for entry in Leaderboard.of(records).entries}
     assert ranks == {"whole": 1, "part": None}
 
 
-def test_one_seed_among_rows_of_several_has_no_interval_to_rank_by(fakes):
-    records = [*_seeds(fakes, "several", [4.5, 4.6]), fakes.make_record("single", loss=4.0)]
-    entries = {entry.row.label: entry for entry in Leaderboard.of(records).entries}
-    assert entries["several"].rank == 1
-    assert entries["single"].rank is None
-    assert "no interval" in entries["single"].note
+def test_one_seed_among_rows_of_several_has_the_noise_of_those(fakes):
+    records = [
+        *_seeds(fakes, "vanilla", [4.5, 4.6]),
+        *_seeds(fakes, "mod", [4.51, 4.605]),
+        fakes.make_record("single", loss=4.0),
+    ]
+    board = Leaderboard.of(records)
+    pair = board.differences.to_dense(board.entries[0])
+    assert pair.row.label == "single"
+    assert pair.difference.pairs == 1
+    assert pair.difference.value == pytest.approx(-0.5)
+    assert (pair.difference.verdict, board.differences.group(board.entries[1])) == ("better", "")
 
 
-def test_an_unranked_row_of_several_seeds_takes_no_rank_from_rows_of_one(fakes):
+def test_an_unranked_row_of_several_seeds_takes_no_position_from_rows_of_one(fakes):
     records = [*_seeds(fakes, "leaky", [3.0, 3.1], failed_probes=(1,)), fakes.make_record("single")]
-    ranks = {entry.row.label: entry.rank for entry in Leaderboard.of(records).entries}
+    ranks = {entry.row.label: entry.position for entry in Leaderboard.of(records).entries}
     assert ranks == {"single": 1, "leaky": None}
 
 
 def test_what_is_equal_over_seeds_ranks_rows_of_one_seed_among_those_of_several(fakes):
     records = [*_seeds(fakes, "several", [4.5, 4.6]), fakes.make_record("single", cost=0.5)]
     board = Leaderboard.of(records, rank_by="forward_flops_per_token")
-    assert [(entry.row.label, entry.rank) for entry in board.entries] == [("single", 1), ("several", 2)]
+    assert [(entry.row.label, entry.position) for entry in board.entries] == [
+        ("single", 1),
+        ("several", 2),
+    ]
 
 
-def test_rows_that_share_a_rank_stand_in_the_order_of_their_figures(fakes):
+def test_rows_stand_in_the_order_of_their_figures(fakes):
     records = [*_seeds(fakes, "a", [4.01, 4.03, 4.05]), *_seeds(fakes, "b", [4.00, 4.02, 4.04])]
     entries = Leaderboard.of(records).entries
-    assert [(entry.row.label, entry.rank) for entry in entries] == [("b", 1), ("a", 1)]
+    assert [(entry.row.label, entry.position) for entry in entries] == [("b", 1), ("a", 2)]
 
 
 def test_the_csv_has_the_interval_and_how_many_seeds_finished(fakes):
@@ -251,7 +272,7 @@ def test_figures_reach_the_csv_to_the_bit_and_whole_numbers_stay_whole(fakes):
 def test_the_columns_are_fixed_and_lead_back_to_the_records(fakes):
     records = _seeds(fakes, "a", [4.0, 5.0], options={"capacity": 0.5})
     table = _table(Leaderboard.of(records))
-    assert list(table.columns)[:3] == ["comparison", "rank", "label"]
+    assert list(table.columns)[:3] == ["comparison", "position", "group"]
     assert set(METRICS) - set(table.columns) == {m.name for m in METRICS.values() if m.kind == "timed"}
     assert table.loc[0, "records"].split() == [record.key for record in records]
     assert json.loads(table.loc[0, "options"]) == {"capacity": 0.5}
@@ -272,14 +293,14 @@ def test_a_row_that_is_not_ranked_itself_asks_no_interval_of_others(fakes):
     best, second = _seeds(fakes, "mod", [4.0, 4.1])
     few = [best, second, fakes.make_record("mod", seed=2, metrics={"heldout_loss": None})]
     entries = Leaderboard.of([*few, *_seeds(fakes, "vanilla", [5.0])]).entries
-    assert [(entry.row.label, entry.rank) for entry in entries] == [("vanilla", 1), ("mod", None)]
+    assert [(entry.row.label, entry.position) for entry in entries] == [("vanilla", 1), ("mod", None)]
 
 
 def test_a_row_is_not_ranked_by_a_part_of_its_seeds(fakes):
     lacking = {"heldout_loss": None}
     few = [fakes.make_record("mod", seed=seed, metrics=lacking if seed else {}) for seed in range(3)]
     entries = Leaderboard.of([*few, *_seeds(fakes, "vanilla", [5.0, 5.1, 5.2])]).entries
-    assert [(entry.row.label, entry.rank) for entry in entries] == [("vanilla", 1), ("mod", None)]
+    assert [(entry.row.label, entry.position) for entry in entries] == [("vanilla", 1), ("mod", None)]
     assert entries[1].note == "heldout_loss was not measured in all seeds"
 
 

@@ -33,7 +33,7 @@ def _cells(board: Leaderboard, label: str) -> dict[str, object]:
 def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     record = fakes.make_record("mod", loss=4.9)
     cells = _cells(Leaderboard.of([record], times=times_of(record)), "mod")
-    assert cells["rank"] == "1"
+    assert "group" not in cells
     assert cells["held-out loss (nats/token)"] == "4.9000"
     assert cells["cloze accuracy (untrained, chance)"] == "0.400 (0.260, 0.250)"
     assert cells["forward FLOP/token"] == "3.03 M"
@@ -49,7 +49,7 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     assert cells["audit"] == "passed 5"
 
 
-def test_several_seeds_show_half_an_interval_and_how_ranks_came(fakes):
+def test_several_seeds_show_half_an_interval_and_how_groups_came(fakes):
     records = [
         fakes.make_record("mod", seed=seed, loss=loss) for seed, loss in enumerate((1.0, 2.0, 3.0))
     ]
@@ -57,7 +57,8 @@ def test_several_seeds_show_half_an_interval_and_how_ranks_came(fakes):
     page = _text(board)
     assert _cells(board, "mod")["held-out loss (nats/token)"] == "2.0000 ± 2.4841"
     assert "One seed gives no interval" not in page
-    assert "intervals overlap, directly or through others" in page
+    assert _cells(board, "mod")["group"] == "best"
+    assert "No difference to a dense model: no row has the router `vanilla`." in page
 
 
 def test_notes_say_what_the_table_was_made_from(six):
@@ -75,7 +76,7 @@ def test_notes_say_what_the_table_was_made_from(six):
         assert said in page
 
 
-def test_what_is_not_ranked_has_no_rank_and_its_reason_under_the_table(fakes):
+def test_what_is_not_ranked_says_so_with_its_reason_under_the_table(fakes):
     board = Leaderboard.of(
         [
             fakes.make_record("fair"),
@@ -83,8 +84,8 @@ def test_what_is_not_ranked_has_no_rank_and_its_reason_under_the_table(fakes):
             fakes.make_record("lost", status="diverged"),
         ]
     )
-    ranks = {label: _cells(board, label)["rank"] for label in ("fair", "leaky", "lost")}
-    assert ranks == {"fair": "1", "leaky": "- †", "lost": "- †"}
+    groups = {label: _cells(board, label)["group"] for label in ("fair", "leaky", "lost")}
+    assert groups == {"fair": "", "leaky": "not ranked †", "lost": "not ranked †"}
     assert _cells(board, "lost")["held-out loss (nats/token)"] == "-"
     below = _text(board).split("† Not ranked, or to be read with care:")[1]
     assert "- **leaky**: failed audit probe 1 causal (moved by 0.7)\n" in below
@@ -106,8 +107,8 @@ def test_the_unigram_loss_is_told_though_the_first_row_broke_off_before_it_was_t
 @pytest.mark.parametrize(
     ("rank_by", "said"),
     [
-        ("modbench_cloze", "Ranked by modbench_cloze. One seed gives no interval"),
-        ("forward_flops_per_token", "Ranked by forward_flops_per_token, which is exact: rows of equal"),
+        ("modbench_cloze", "Ordered by modbench_cloze. One seed gives no interval"),
+        ("forward_flops_per_token", "Ordered by forward_flops_per_token, which is exact"),
     ],
 )
 def test_a_page_that_another_metric_ranks_says_which(six, rank_by, said):
@@ -139,13 +140,15 @@ def test_rows_have_the_times_of_their_scheme_and_a_note_says_where_they_are_from
     assert said not in _text(Leaderboard.of([b], times=times_of(a)))
 
 
-def test_the_page_leads_with_eight_columns_and_explains_them_by_their_headings(fakes):
-    page = leaderboard_page(Leaderboard.of([fakes.make_record("mod", seed=seed) for seed in (0, 1)]))
+def test_the_page_leads_with_its_columns_and_explains_them_by_their_headings(fakes):
+    labels = ("mod", "vanilla")
+    records = [fakes.make_record(label, seed=seed) for label in labels for seed in (0, 1)]
+    page = leaderboard_page(Leaderboard.of(records))
     assert page.parts[0] == Heading("Suite fake, version 1", 1)
     assert page.parts[1] == (
-        "1 scheme at equal compute: each is trained with 1.00 TFLOP on pypi-en-v1, 2 seeds."
+        "2 schemes at equal compute: each is trained with 1.00 TFLOP on pypi-en-v1, 2 seeds."
     )
-    first, meanings, more, further_meanings = _tables(page.parts)
+    first, meanings, more, _, further_meanings = _tables(page.parts)
     assert page.parts[2] == first
     assert first.headings == [column.heading for column in FIRST]
     assert [row[0] for row in meanings.rows] == first.headings
@@ -250,9 +253,9 @@ def test_a_column_in_which_no_row_has_a_value_is_left_out(fakes):
 
 def test_a_run_that_ends_above_its_unigram_loss_is_marked(fakes):
     board = Leaderboard.of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")])
-    assert (_cells(board, "good")["rank"], _cells(board, "bad")["rank"]) == ("1", "2 †")
+    assert (_cells(board, "good")["group"], _cells(board, "bad")["group"]) == ("", "†")
     assert "- **bad**: held-out loss is above the unigram loss\n" in _text(board)
-    assert "1 †" not in _text(Leaderboard.of([fakes.make_record("good")]))
+    assert "†" not in _text(Leaderboard.of([fakes.make_record("good")]))
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def sized(fakes: Any) -> Sized:
 
 
 def placed(board: Leaderboard) -> dict[str, tuple[int | None, int, str]]:
-    """Rank, number of sizes and edge by label of the row at which each scheme is shown."""
-    return {e.row.label: (e.rank, e.sizes, e.edge) for e in board.entries if e.best_size}
+    """Position, number of sizes and edge by label of the row at which each scheme is shown."""
+    return {e.row.label: (e.position, e.sizes, e.edge) for e in board.entries if e.best_size}
 
 
 def cells_of(page: Page, first: str) -> list[Sequence[object]]:
@@ -59,8 +59,8 @@ def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> N
     assert placed(board) == {"vanilla/M": (1, 3, ""), "mod/S": (2, 3, "smallest")}
     page = leaderboard_page(board)
     assert Heading("Comparison 1") not in page.parts
-    assert cells_of(page, "vanilla, M (best of 3 sizes)")[0][0] == "1"
-    assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][0] == "2"
+    assert cells_of(page, "vanilla, M (best of 3 sizes)")[0][2] is None
+    assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][2] == "+0.1000"
     assert [cells[1] for cells in cells_of(page, "vanilla")] == ["S", "M (best)", "L"]
     assert "which is slightly optimistic" in page.to_markdown()
 
@@ -79,17 +79,6 @@ def test_best_size_has_the_highest_mean_of_a_metric_that_is_better_when_higher(f
     assert [entry.row.label for entry in board.entries if entry.best_size] == ["mod/L"]
 
 
-def test_schemes_whose_intervals_overlap_through_others_share_a_rank(sized: Sized) -> None:
-    records = [
-        *sized("best", {"S": (4.00, 4.001, 4.002), "L": (5.0, 5.1, 5.2)}),
-        *sized("wide", {"S": (3.9, 4.2, 4.5)}),
-        *sized("third", {"S": (4.30, 4.301, 4.302)}),
-        *sized("worst", {"L": (6.0, 6.001, 6.002)}),
-    ]
-    ranks = {label: rank for label, (rank, _, _) in placed(Leaderboard.of(records)).items()}
-    assert ranks == {"best/S": 1, "wide/S": 1, "third/S": 1, "worst/L": 4}
-
-
 def test_size_that_diverged_is_listed_and_not_chosen(sized: Sized) -> None:
     records = [*sized("mod", {"S": 4.9, "M": 4.8}), *sized("mod", {"L": 4.7}, status="diverged")]
     board = Leaderboard.of(records)
@@ -106,27 +95,21 @@ def test_scheme_without_a_size_that_can_be_ranked_stays_in_the_table(sized: Size
         *sized("vanilla", {"S": 5.0, "L": 4.9}),
     ]
     page = leaderboard_page(Leaderboard.of(records))
-    assert cells_of(page, "vanilla, L (best of 2 sizes, the largest)")[0][0] == "1"
-    assert cells_of(page, "leaky, S")[0][0] == "- †"
-
-
-def test_size_with_one_seed_is_not_chosen_among_sizes_with_several(sized: Sized) -> None:
-    board = Leaderboard.of(sized("mod", {"S": (4.8, 4.9), "L": 4.0}))
-    assert placed(board) == {"mod/S": (1, 1, "")}
-    (other,) = (entry for entry in board.entries if not entry.best_size)
-    assert "one seed gives no interval" in other.note
+    assert cells_of(page, "vanilla, L (best of 2 sizes, the largest)")[0][0] == ""
+    assert cells_of(page, "leaky, S")[0][0] == "not ranked †"
 
 
 def test_schemes_of_different_shapes_with_one_size_each_make_one_table(sized: Sized) -> None:
     records = [*sized("vanilla", {"L": 5.0}), *sized("half", {"S": 4.9}), *sized("mod", {"L": 4.8})]
     board = Leaderboard.of(records)
-    assert {label: rank for label, (rank, _, _) in placed(board).items()} == {
+    assert {label: position for label, (position, _, _) in placed(board).items()} == {
         "mod/L": 1,
         "half/S": 2,
         "vanilla/L": 3,
     }
     page = leaderboard_page(board)
-    assert [cells_of(page, name)[0][0] for name in ("mod, L", "half, S", "vanilla, L")] == list("123")
+    first = next(part for part in page.parts if isinstance(part, Table))
+    assert [row[0] for row in first.rows] == ["mod, L", "half, S", "vanilla, L"]
     text = page.to_markdown()
     assert "The sizes of each scheme" not in text
     assert "optimistic" not in text
@@ -155,7 +138,7 @@ def test_one_label_with_two_sets_of_options_is_two_schemes(sized: Sized) -> None
         *sized("mod", {"S": 4.7, "L": 5.0}, options={"capacity": 0.2}),
     ]
     board = Leaderboard.of(records)
-    assert sorted(entry.rank or 0 for entry in board.entries if entry.best_size) == [1, 2]
+    assert sorted(entry.position or 0 for entry in board.entries if entry.best_size) == [1, 2]
     assert len({entry.scheme for entry in board.entries}) == 2
 
 
@@ -188,17 +171,17 @@ def test_csv_has_shape_rate_seeds_and_share_of_the_budget_as_columns(fakes: Any)
     assert float(first["budget_spent"]) == 0.993
 
 
-def test_csv_marks_the_best_size_and_ranks_it_alone(sized: Sized) -> None:
+def test_csv_marks_the_best_size_and_orders_it_alone(sized: Sized) -> None:
     rows = table(Leaderboard.of(sized("mod", {"S": 4.9, "M": 4.8, "L": 4.95})))
-    assert [(row["shape"], row["rank"], row["best_size"], row["sizes"]) for row in rows] == [
+    assert [(row["shape"], row["position"], row["best_size"], row["sizes"]) for row in rows] == [
         ("M", "1", "True", "3"),
         ("S", "", "False", "3"),
         ("L", "", "False", "3"),
     ]
 
 
-def test_rows_of_an_isoflop_suite_have_no_rank_of_their_own(fakes: Any) -> None:
+def test_rows_of_an_isoflop_suite_have_no_position_of_their_own(fakes: Any) -> None:
     plan = {"learning_rates": [0.1, 0.2, 0.4], "extensions": 1, "exponent": -0.5, "margin": 0.01}
     plan |= {"middle_width": 64, "middle_budget": 10, "seed": 0}
     (entry,) = Leaderboard.of([fakes.make_record("mod/w64", suite={"isoflop": plan})]).entries
-    assert (entry.rank, entry.note) == (None, "")
+    assert (entry.position, entry.note) == (None, "")

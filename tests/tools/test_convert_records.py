@@ -113,9 +113,11 @@ def test_a_report_of_converted_records_shows_the_same_figures(tmp_path: Path) ->
     (row,) = csv.DictReader((folder / "leaderboard.csv").read_text().splitlines())
     for name, value in CELL["metrics"].items():
         assert float(row[name]) == value, name
-    shown = {name: row[name] for name in ("rank", "label", "status", "seeds", "audit", "budget_spent")}
+    shown = {
+        name: row[name] for name in ("position", "label", "status", "seeds", "audit", "budget_spent")
+    }
     assert shown == {
-        "rank": "1",
+        "position": "1",
         "label": "expert_choice",
         "status": "ok",
         "seeds": "1",

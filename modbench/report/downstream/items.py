@@ -18,7 +18,7 @@ from modbench.report.downstream.scores import (
     tasks_of,
     values_of,
 )
-from modbench.report.leaderboard.board import Entry
+from modbench.report.leaderboard.entry import Entry
 from modbench.report.leaderboard.row import Row
 from modbench.report.table import Table, escaped
 
@@ -69,7 +69,7 @@ def _reference(entries: Sequence[Entry]) -> Entry:
     dense = [entry for entry in entries if entry.row.run.router.name == DENSE]
     if dense:
         return min(dense, key=lambda entry: entry.row.label)
-    return min(entries, key=lambda entry: (entry.rank is None, entry.rank or 0))
+    return min(entries, key=lambda entry: (entry.position is None, entry.position or 0))
 
 
 def _difference(row: Row, reference: Row, task: str, column: str) -> str:

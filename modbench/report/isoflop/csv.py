@@ -6,9 +6,9 @@ from typing import Any
 
 from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.isoflop import FITS
-from modbench.report.isoflop.pairs import at_optima, of_equal_runs
+from modbench.report.isoflop.pairs import at_optima, of_equal_runs, with_dense
 from modbench.report.isoflop.seconds import SecondsSpeedUp
-from modbench.report.isoflop.sweep import Line, Sweep
+from modbench.report.isoflop.sweep import DENSE, Line, Sweep
 from modbench.report.table import Table
 
 
@@ -21,12 +21,15 @@ def optima_table(sweep: Sweep) -> Table:
 def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
     optimum, compared = line.optimum, line.difference
     faster, seconds = line.speed_up, line.seconds
-    minus = (compared.nats, compared.interval) if compared else (None, None)
+    law = sweep.law(optimum.scheme)
+    minus = (compared.value, compared.interval) if compared else (None, None)
+    budget, scatter = int(optimum.budget), optimum.scatter
     return {
         "budget": optimum.budget,
         "fit": optimum.fit,
         "scheme": optimum.scheme,
-        "rank": line.rank,
+        "position": line.position,
+        "group": line.group or None,
         "verdict": optimum.verdict,
         **_with_ends("loss", optimum.loss, optimum.loss_interval),
         "bits_per_byte": None if optimum.loss is None else optimum.loss * sweep.bits_per_nat_and_byte,
@@ -36,9 +39,16 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         "interior_share": optimum.interior_share,
         "interval_missing_because": optimum.void or None,
         "noise_floor": sweep.noise_floor(optimum.scheme),
+        "scatter": scatter and scatter.sd,
+        "scatter_freedom": scatter and scatter.freedom,
         **_with_ends("difference", *minus),
+        "difference_p": compared and compared.p,
+        "difference_p_adjusted": compared and compared.p_adjusted,
         "difference_verdict": compared and compared.verdict,
-        "difference_margin": compared and compared.margin,
+        "difference_margin": compared and sweep.margin,
+        "same_processor_as_dense": line.same_processor if optimum.scheme != DENSE else None,
+        "processor": "; ".join(sweep.processors(budget, optimum.scheme)),
+        "to_best_p_adjusted": line.to_best and line.to_best.p_adjusted,
         "speed_up": faster and faster.factor,
         "speed_up_bound": (faster and faster.bound) or None,
         **_with_ends("speed_up", faster.factor if faster else None, _known_ends(faster)),
@@ -50,6 +60,7 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         "dense_seconds_per_flop": seconds and seconds.dense_seconds_per_flop,
         "doubtful_times": (seconds and seconds.marks) or None,
         "learning_rate_verdict": sweep.rates[optimum.scheme].choice.verdict,
+        "learning_rate_law_loses": law and law.lost,
     }
 
 
@@ -74,13 +85,19 @@ def differences_table(sweep: Sweep) -> Table:
             "budget": pair.budget,
             "scheme": pair.scheme,
             "minus": pair.other,
-            **_with_ends("difference", pair.found.nats, pair.found.interval),
-            "verdict": pair.found.verdict,
-            "margin": pair.found.margin,
+            **_with_ends("difference", pair.difference.value, pair.difference.interval),
+            "p": pair.difference.p,
+            "family": pair.family,
+            "p_adjusted": pair.difference.p_adjusted,
+            "verdict": pair.difference.verdict,
+            "margin": sweep.margin,
             "runs": pair.runs,
+            "cells": pair.difference.pairs,
             "lower_in": pair.lower,
+            "per_size_step": pair.trend,
+            "same_processor": pair.same_processor,
         }
-        for pair in (*at_optima(sweep), *of_equal_runs(sweep))
+        for pair in (*with_dense(sweep), *at_optima(sweep), *of_equal_runs(sweep))
     ]
     return Table.of(rows)
 

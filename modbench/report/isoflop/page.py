@@ -6,26 +6,21 @@ from collections.abc import Collection, Iterable, Sequence
 from math import inf
 from statistics import fmean
 
-from modbench.analysis.comparison import Difference, SpeedUp
-from modbench.analysis.isoflop import FITS, Interval
+from modbench.analysis.comparison import SpeedUp
+from modbench.analysis.difference import Interval
+from modbench.analysis.isoflop import FITS
 from modbench.errors import several
 from modbench.records.result import Result
-from modbench.report.isoflop.pairs import at_optima, of_equal_runs
+from modbench.report.isoflop.comparison_page import below_tables, pair_section, scatter_section
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Sweep
 from modbench.report.layers import idle_layers
 from modbench.report.leaderboard.columns import OPTIMA
+from modbench.report.leaderboard.difference_cells import difference_text
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.scheme import shape_name
 from modbench.report.sections import Heading, Items, Page, Part, suite_page
 from modbench.report.table import Table, escaped
 
-_INTERVALS = (
-    "In parentheses: 95 % intervals, from draws of the measured noise between seeds. Schemes whose "
-    "intervals overlap share a rank."
-)
-_UNRANKED = (
-    "No scheme can be ranked yet. The column verdict says why; the losses so far are under Details."
-)
 _SIZES = (
     "scheme",
     "size",
@@ -49,15 +44,12 @@ def isoflop_page(
         for budget in sweep.budgets:
             tables += [Heading(f"{budget:.3g} training FLOPs"), *_optima(sweep, budget)]
             details += [Heading(f"Sizes at {budget:.3g} training FLOPs", 3), _sizes(sweep, budget)]
-        lines = [line for budget in sweep.budgets for line in sweep.lines(budget)]
-        below = _INTERVALS if any(line.rank for line in lines) else _UNRANKED
-        if any(line.difference for line in lines):
-            below += f" *Equivalent*: within {sweep.margin:g} nats per token, the suite's margin."
-        tables.append(below)
+        tables += below_tables(sweep)
+        details += scatter_section(sweep)
         details += [Heading("Three fits", 3), _fits(sweep)]
     else:
         tables.append("No scheme has a learning rate yet, so there are no curves.")
-    details += [*_pairs(sweep), Heading("Learning rates", 3), _rates(sweep)]
+    details += [*pair_section(sweep), Heading("Learning rates", 3), _rates(sweep)]
     if unfinished := _unfinished(sweep):
         details += [Heading("Not finished", 3), Items(unfinished)]
     return suite_page(
@@ -84,8 +76,10 @@ def _optima(sweep: Sweep, budget: int) -> Iterable[Part]:
     """The table of the optima, and sentences on it."""
     lines = sweep.lines(budget)
     rows = [_optimum(sweep, line) for line in lines]
-    rows += [("-", scheme, *"-----", why) for scheme, why in sweep.without_curve(budget).items()]
-    yield Table([column.heading for column in OPTIMA], rows, left=(1, 7))
+    rows += [
+        ("not ranked", scheme, *"-----", why) for scheme, why in sweep.without_curve(budget).items()
+    ]
+    yield Table([column.heading for column in OPTIMA], rows, left=(0, 1, 7))
     yield from _reasons(sweep, budget)
     if reasons := dict.fromkeys(reason for line in lines for reason in line.seconds_missing):
         yield f"No speed-up in seconds: {'; '.join(map(escaped, reasons))}."
@@ -121,18 +115,20 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
     verdict = [str(optimum.verdict)]
     if optimum.void:
         verdict.append(f"no interval: {optimum.void}")
-    elif optimum.interior_share is not None and optimum.interior_share < 1:
-        verdict = [f"interior in {100 * optimum.interior_share:.3g} % of draws"]
+    elif (share := f"{100 * (optimum.interior_share or 1.0):.3g}") != "100":
+        verdict = [f"interior in {share} % of draws"]
     verdict.append(sweep.sizes(scheme, int(optimum.budget)))
     if not interior:
         verdict.append(f"learning rate: {sweep.rates[scheme].choice.verdict}")
     if reason := sweep.unranked.get(scheme):
         verdict.append(f"not ranked: {reason}")
+    if check := sweep.law_fails(scheme):
+        verdict.append(f"the learning rate's law loses more than the noise floor ({check})")
     compared = "-"
     if minus := line.difference:
-        compared = _judged(minus) if interior else _with(minus.nats, minus.interval, "+.4f")
+        compared = difference_text(minus, line.same_processor)
     return (
-        line.rank,
+        line.group if line.position else "not ranked",
         scheme,
         _with(optimum.loss, optimum.loss_interval, ".4f"),
         compared,
@@ -215,7 +211,7 @@ def _rates(sweep: Sweep) -> Table:
             "loss by learning rate": ", ".join(tried),
             "chosen": "-" if best is None else f"{best:g}",
             "verdict": rates.choice.verdict,
-            "law at the largest size": sweep.law(scheme),
+            "law at the largest size": sweep.law(scheme) or "not checked",
         }
         rows.append(row)
     return Table.of(rows, left=range(6))
@@ -240,28 +236,6 @@ def _fits(sweep: Sweep) -> Table:
             row["noise floor (nats)"] = _with(sweep.noise_floor(scheme), None, ".4f")
             rows.append(row)
     return Table.of(rows, left=(1,))
-
-
-def _pairs(sweep: Sweep) -> Iterable[Part]:
-    """The tables of the differences between any two schemes."""
-    if optima := list(at_optima(sweep)):
-        headings = ("FLOPs", "scheme", "minus", "difference at the optima (nats/token)")
-        rows = [(f"{pair.budget:.3g}", pair.scheme, pair.other, _judged(pair.found)) for pair in optima]
-        yield Heading("Differences between schemes", 3)
-        yield Table(headings, rows, left=(1, 2))
-    if equal := list(of_equal_runs(sweep)):
-        yield (
-            "Runs of equal shape, budget, learning rate and seed that differ in their router only, all "
-            "budgets together; in parentheses the 95 % t-interval of the mean. It compares schemes at "
-            "the shapes that they share, not each at its best."
-        )
-        means = ("scheme", "minus", "mean difference (nats/token)", "pairs of runs", "lower in")
-        compared = [(p.scheme, p.other, _judged(p.found), p.runs, p.lower) for p in equal]
-        yield Table(means, compared, left=(0, 1))
-
-
-def _judged(difference: Difference) -> str:
-    return f"{_with(difference.nats, difference.interval, '+.4f')} {difference.verdict}"
 
 
 def _unfinished(sweep: Sweep) -> list[str]:

@@ -2,65 +2,127 @@
 their router only, such as those of a learned router and its random control."""
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import fmean
 
-from modbench.analysis.comparison import Difference, difference, mean_difference
+from modbench.analysis.comparison import family
+from modbench.analysis.difference import Difference, judge, mean_difference
 from modbench.records.record import canonical_json
-from modbench.report.isoflop.sweep import HEADLINE, Sweep
+from modbench.records.result import Result
+from modbench.report.isoflop.sweep import DENSE, HEADLINE, Sweep
+from modbench.report.processor import processor_types
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """Loss of ``scheme`` minus that of ``other``: at the optima of ``budget`` or, without one, the mean
-    over ``runs`` pairs of runs with equal settings, ``lower`` of them with a lower loss."""
+    over the cells (shape and budget) of ``runs`` pairs of runs with equal settings. ``family``: the
+    comparisons for whose number the verdict is adjusted."""
 
     scheme: str
     other: str
-    found: Difference
+    difference: Difference
+    family: str
+    same_processor: bool
     budget: int | None = None
     runs: int | None = None
-    lower: int | None = None
+    lower: int | None = None  #: cells with a lower loss
+    trend: float | None = None  #: change of the difference from one size to the next larger one
+
+
+def with_dense(sweep: Sweep) -> Iterator[Pair]:
+    """The differences to the dense model of the page's tables."""
+    for budget in sweep.budgets:
+        for line in sweep.lines(budget):
+            if line.difference is not None and line.difference.verdict is not None:
+                yield Pair(
+                    scheme=line.optimum.scheme,
+                    other=DENSE,
+                    difference=line.difference,
+                    family="dense",
+                    same_processor=line.same_processor,
+                    budget=budget,
+                )
 
 
 def at_optima(sweep: Sweep) -> Iterator[Pair]:
-    """All pairs of comparable schemes with an optimum and an interval; at each budget, the scheme with
-    the lower loss first."""
+    """All other pairs of ranked schemes with an optimum and an interval; the lower loss first."""
+    pairs: list[tuple[float, str, str]] = []
     for budget in sweep.budgets:
-        names = [line.optimum.scheme for line in sweep.lines(budget) if line.optimum.loss is not None]
-        names = [name for name in names if _is_comparable(sweep, name)]
-        names.sort(key=lambda name: sweep.analysis.optimum(name, budget, HEADLINE).loss or 0.0)
-        for scheme, other in combinations(names, 2):
-            found = difference(sweep.analysis, scheme, other, budget, HEADLINE, sweep.margin)
-            if found is not None:
-                yield Pair(scheme=scheme, other=other, found=found, budget=budget)
+        ranked = [line.optimum.scheme for line in sweep.lines(budget) if line.position]
+        names = [name for name in ranked if name != DENSE]
+        pairs += [(budget, scheme, other) for scheme, other in combinations(names, 2)]
+    judged = family(sweep.analysis, pairs, HEADLINE, sweep.margin)
+    for (at, scheme, other), difference in judged.items():
+        budget = int(at)
+        yield Pair(
+            scheme=scheme,
+            other=other,
+            difference=difference,
+            family="other pairs",
+            same_processor=len(sweep.processors(budget, scheme, other)) < 2,
+            budget=budget,
+        )
 
 
-def of_equal_runs(sweep: Sweep) -> Iterator[Pair]:
-    """All pairs of comparable schemes with two or more pairs of runs on their curves that agree in seed,
-    shape, budget, learning rate and all else but the router."""
-    losses: dict[str, dict[str, float]] = defaultdict(dict)
+def of_equal_runs(sweep: Sweep) -> list[Pair]:
+    """All pairs of ranked schemes that share two or more cells: runs on their curves that agree in
+    shape, budget, seed, learning rate and all else but the router. Seeds are averaged within a cell."""
+    runs: dict[str, dict[str, Result]] = defaultdict(dict)
     for record in sweep.curve_records():
-        if _is_comparable(sweep, scheme := record.scheme):
-            settings = canonical_json({**record.record.run, "router": None})
-            losses[settings][scheme] = record.metrics["heldout_loss"]
-    pairs: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for runs in losses.values():
-        for scheme, other in combinations(sorted(runs), 2):
-            pairs[scheme, other].append(runs[scheme] - runs[other])
-    for (scheme, other), found in sorted(pairs.items()):
-        if len(found) > 1:
-            yield Pair(
-                scheme=scheme,
-                other=other,
-                found=mean_difference(found, sweep.margin),
-                runs=len(found),
-                lower=sum(one < 0 for one in found),
-            )
+        if sweep.is_comparable(record.scheme):
+            settings = canonical_json({**record.record.run, "router": None, "budget": record.budget})
+            runs[settings][record.scheme] = record
+    matched: dict[tuple[str, str], list[tuple[Result, Result]]] = defaultdict(list)
+    for by_scheme in runs.values():
+        for schemes in combinations(sorted(by_scheme), 2):
+            matched[schemes].append((by_scheme[schemes[0]], by_scheme[schemes[1]]))
+    pairs = [
+        pair
+        for schemes, equal in sorted(matched.items())
+        if (pair := _of_cells(*schemes, equal, sweep.margin)) is not None
+    ]
+    judged = judge([pair.difference for pair in pairs])
+    return [replace(pair, difference=minus) for pair, minus in zip(pairs, judged, strict=True)]
 
 
-def _is_comparable(sweep: Sweep, scheme: str) -> bool:
-    """Return True if ``scheme`` may be ranked: it passes the audit, and its learning rate is not at the
-    edge."""
-    return scheme not in sweep.unranked and sweep.is_interior(scheme)
+def _of_cells(
+    scheme: str, other: str, equal: Sequence[tuple[Result, Result]], margin: float
+) -> Pair | None:
+    """The mean over the cells of ``equal`` pairs of runs; None if there is one cell."""
+    cells: dict[tuple[int, str], list[float]] = defaultdict(list)
+    sizes: dict[tuple[int, str], float] = {}
+    for ours, theirs in equal:
+        cell = ours.budget, canonical_json(ours.model)
+        cells[cell].append(ours.metrics["heldout_loss"] - theirs.metrics["heldout_loss"])
+        sizes[cell] = ours.metrics["active_parameters"]
+    if len(cells) < 2:
+        return None
+    means = {cell: fmean(cells[cell]) for cell in sorted(cells)}
+    return Pair(
+        scheme=scheme,
+        other=other,
+        difference=mean_difference([*means.values()], margin),
+        family="equal runs",
+        same_processor=len(processor_types(run for pair in equal for run in pair)) < 2,
+        runs=len(equal),
+        lower=sum(mean < 0 for mean in means.values()),
+        trend=_trend(means, sizes),
+    )
+
+
+def _trend(
+    means: Mapping[tuple[int, str], float], sizes: Mapping[tuple[int, str], float]
+) -> float | None:
+    """The least-squares slope of ``means`` over the number of the size among those of its budget, with a
+    constant for each budget; None if no budget has two sizes."""
+    steps: list[tuple[float, float]] = []
+    for budget in sorted({cell[0] for cell in means}):
+        ascending = sorted((cell for cell in means if cell[0] == budget), key=lambda at: (sizes[at], at))
+        middle = fmean(means[cell] for cell in ascending)
+        centre = (len(ascending) - 1) / 2
+        steps += [(number - centre, means[cell] - middle) for number, cell in enumerate(ascending)]
+    square = sum(step**2 for step, _ in steps)
+    return sum(step * rise for step, rise in steps) / square if square else None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.analysis.isoflop import Interval, Optimum
+from modbench.analysis.difference import Interval
+from modbench.analysis.isoflop import Optimum
 from modbench.analysis.noise import Array
 from modbench.records.result import Result
 from modbench.report.timing.table import TimingTable
@@ -44,8 +45,8 @@ class StepTimes:
             if size is not None and row and row.seconds_median and row.flops_realised:
                 seconds = row.seconds_median / row.flops_realised
                 measured[result.scheme].add((size, seconds, row.marks))
-        found = {scheme: sorted(steps) for scheme, steps in measured.items()}
-        return cls(found, str(results[0].suite["name"]))
+        ascending = {scheme: sorted(steps) for scheme, steps in measured.items()}
+        return cls(ascending, str(results[0].suite["name"]))
 
     def at(self, scheme: str, size: float) -> float | None:
         """Seconds per FLOP of ``scheme`` at ``size`` active parameters, interpolated linearly in log
@@ -72,12 +73,13 @@ class StepTimes:
 
     def marks(self, scheme: str) -> str:
         """Reasons to doubt any time of ``scheme``."""
-        found = {mark for _, _, marks in self.measured.get(scheme, ()) for mark in marks.split(", ")}
-        return ", ".join(sorted(found - {""}))
+        doubts = {mark for _, _, marks in self.measured.get(scheme, ()) for mark in marks.split(", ")}
+        return ", ".join(sorted(doubts - {""}))
 
     def _known(self, scheme: str) -> tuple[Array, Array]:
-        found = self.measured.get(scheme, ())
-        return np.array([one[0] for one in found], float), np.array([one[1] for one in found], float)
+        steps = self.measured.get(scheme, ())
+        sizes, seconds = ([step[number] for step in steps] for number in (0, 1))
+        return np.array(sizes, float), np.array(seconds, float)
 
 
 def in_seconds(
@@ -86,23 +88,23 @@ def in_seconds(
     """The speed-up ``faster`` at the optimum ``ours`` in seconds: times the dense model's seconds per
     FLOP over the scheme's, each at its optimum. ``dense``: its optima by budget; at the budget at which
     it reaches the loss, its size is interpolated between them. Returns reasons if a time is missing."""
-    known = sorted((one.budget, one.size) for one in dense if one.size is not None)
+    known = sorted((optimum.budget, optimum.size) for optimum in dense if optimum.size is not None)
     budgets, sizes = np.log(np.array(known, float)).T
     needed = np.log(faster.factor * ours.budget)
     pairs = (
         (ours.scheme, float(ours.size or 0.0)),
         (dense[0].scheme, float(np.exp(np.interp(needed, budgets, sizes)))),
     )
-    own, other = (times.at(*pair) for pair in pairs)
-    if own is None or other is None:
+    scheme_seconds, dense_seconds = (times.at(*pair) for pair in pairs)
+    if scheme_seconds is None or dense_seconds is None:
         return tuple(dict.fromkeys(filter(None, (times.missing(*pair) for pair in pairs))))
-    ratio = other / own
+    ratio = dense_seconds / scheme_seconds
     interval = faster.interval and (faster.interval[0] * ratio, faster.interval[1] * ratio)
     marks = {mark for scheme, _ in pairs for mark in times.marks(scheme).split(", ")} - {""}
     return SecondsSpeedUp(
         factor=faster.factor * ratio,
         interval=interval,
-        seconds_per_flop=own,
-        dense_seconds_per_flop=other,
+        seconds_per_flop=scheme_seconds,
+        dense_seconds_per_flop=dense_seconds,
         marks=", ".join(sorted(marks)),
     )

@@ -8,23 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from modbench.analysis.comparison import Difference, SpeedUp, difference, shared_ranks, speed_up
+from modbench.analysis.comparison import SpeedUp, difference, family, speed_up
+from modbench.analysis.difference import Difference
 from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
 from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
 from modbench.errors import several
 from modbench.records.result import Result
+from modbench.report.isoflop.law import LawCheck, check_law
 from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
-from modbench.report.leaderboard.board import Entry, Leaderboard
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.differences import BEST, NOT_SEPARABLE
+from modbench.report.leaderboard.entry import DENSE, Entry
+from modbench.report.processor import processor_types
 from modbench.report.timing.table import TimingTable
 
 #: Metrics that a curve can have on its axis.
 SIZES = ("active_parameters", "parameters", "forward_flops_per_token")
 #: The fit of the page's table; the others are columns of the CSV.
 HEADLINE = "parabola"
-DENSE = "vanilla"
-#: Learning rates at one size that check the law.
-LEAST_RATES = 3
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,14 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One optimum with its comparisons to the dense model."""
+    """One optimum with its comparisons to the dense model and to the best scheme."""
 
     optimum: Optimum
-    rank: int | None
-    difference: Difference | None
+    position: int | None  #: in the order of the losses; None for a scheme that is not ranked
+    group: str  #: `BEST`, `NOT_SEPARABLE` or empty
+    to_best: Difference | None  #: to the scheme of least loss at this budget
+    difference: Difference | None  #: to the dense model; without a verdict if it is not ranked
+    same_processor: bool  #: all runs of the scheme and of the dense model ran on one processor type
     speed_up: SpeedUp | None
     seconds: SecondsSpeedUp | None
     seconds_missing: tuple[str, ...]  #: why there is a speed-up in FLOPs and none in seconds
@@ -70,7 +75,7 @@ class Sweep:
         by_scheme: dict[str, list[Result]] = defaultdict(list)
         for record in self.cells:
             by_scheme[record.scheme].append(record)
-        found = {}
+        rates = {}
         for scheme, records in sorted(by_scheme.items()):
             plan = _newest_plan(records)
             tried = {
@@ -84,8 +89,8 @@ class Sweep:
             losses = {rate: _loss(record) for rate, record in sorted(tried.items())}
             statuses = {rate: record.status for rate, record in tried.items()}
             choice = choose_rate(plan["learning_rates"], losses, plan["extensions"])
-            found[scheme] = Rates(plan, losses, statuses, choice)
-        return found
+            rates[scheme] = Rates(plan, losses, statuses, choice)
+        return rates
 
     @cached_property
     def margin(self) -> float:
@@ -103,40 +108,42 @@ class Sweep:
     @cached_property
     def points(self) -> list[Result]:
         """The records of the curves, with those that have no loss."""
-        return [one for one in self.cells if not self.is_trial(one)]
+        return [record for record in self.cells if not self.is_trial(record)]
 
     def curve_records(self) -> list[Result]:
         """The finished records that make the curves."""
-        return [one for one in self.points if _loss(one) is not None]
+        return [record for record in self.points if _loss(record) is not None]
 
     def sizes(self, scheme: str, budget: int) -> str:
         """The number of sizes on a curve and the lost ones, such as "4 of 5 sizes, w60 diverged"; empty
         if the curve has all sizes. Older records don't state how many were planned."""
         statuses: dict[int, set[str]] = defaultdict(set)
-        for one in self.points:
-            if (one.scheme, one.budget) == (scheme, budget):
-                statuses[one.width].add(one.status)
-        lost = {width: found for width, found in sorted(statuses.items()) if "ok" not in found}
+        for record in self.points:
+            if (record.scheme, record.budget) == (scheme, budget):
+                statuses[record.width].add(record.status)
+        lost = {width: ended for width, ended in sorted(statuses.items()) if "ok" not in ended}
         done, planned = len(statuses) - len(lost), self.rates[scheme].plan.get("sizes")
         if done == planned and not lost:
             return ""
         number = f"{done} of {several(planned, 'size')}" if planned else several(done, "size")
         return ", ".join(
-            [number, *(f"w{width} {'/'.join(sorted(found))}" for width, found in lost.items())]
+            [number, *(f"w{width} {'/'.join(sorted(ended))}" for width, ended in lost.items())]
         )
 
     def without_curve(self, budget: int) -> dict[str, str]:
         """The schemes without a finished run on the curves of ``budget``, with the reason."""
-        found = {}
+        reasons = {}
         for scheme, rates in self.rates.items():
             if self.optimum(scheme, budget, HEADLINE) is None:
                 if rates.choice.verdict == "open":
-                    found[scheme] = "its learning rate is not chosen yet"
+                    reasons[scheme] = "its learning rate is not chosen yet"
                 elif rates.choice.best is None:
-                    found[scheme] = f"all learning rates: {'/'.join(sorted({*rates.statuses.values()}))}"
+                    reasons[scheme] = (
+                        f"all learning rates: {'/'.join(sorted({*rates.statuses.values()}))}"
+                    )
                 else:
-                    found[scheme] = self.sizes(scheme, budget)
-        return found
+                    reasons[scheme] = self.sizes(scheme, budget)
+        return reasons
 
     def is_interior(self, scheme: str) -> bool:
         """Return True if smaller and larger learning rates of ``scheme`` are worse than the chosen."""
@@ -180,43 +187,79 @@ class Sweep:
         return float(np.median(ratios))
 
     @cached_property
-    def _lines(self) -> dict[tuple[int, str], list[Line]]:
-        return {(budget, fit): self._compare(budget, fit) for budget in self.budgets for fit in FITS}
+    def _lines(self) -> dict[str, dict[int, list[Line]]]:
+        return {fit: self._compare(fit) for fit in FITS}
 
     def lines(self, budget: int, fit: str = HEADLINE) -> list[Line]:
-        """The optima of all schemes at ``budget``, ranked by their intervals, best first."""
-        return self._lines[budget, fit]
+        """The optima of all schemes at ``budget``: those that are ranked by loss, then the others."""
+        return self._lines[fit][budget]
 
-    def _compare(self, budget: int, fit: str) -> list[Line]:
-        optima = [one for one in self.analysis.optima if (one.budget, one.fit) == (budget, fit)]
-        ranks = shared_ranks(
-            {
-                one.scheme: one.loss_interval
-                for one in optima
-                if one.loss_interval is not None
-                and one.scheme not in self.unranked
-                and self.is_interior(one.scheme)
-            }
-        )
-        dense = any(one.scheme == DENSE for one in optima)
-        lines = []
-        for one in optima:
-            compared = dense and one.scheme != DENSE
-            pair = (self.analysis, one.scheme, DENSE, budget, fit)
-            faster = speed_up(*pair) if compared else None
-            seconds = self._in_seconds(one, faster)
-            lines.append(
-                Line(
-                    optimum=one,
-                    rank=ranks.get(one.scheme),
-                    difference=difference(*pair, self.margin) if compared else None,
-                    speed_up=faster,
-                    seconds=None if isinstance(seconds, tuple) else seconds,
-                    seconds_missing=seconds if isinstance(seconds, tuple) else (),
+    def is_comparable(self, scheme: str) -> bool:
+        """Return True if ``scheme`` may be ranked: it passes the audit, and its learning rate is not at
+        the edge."""
+        return scheme not in self.unranked and self.is_interior(scheme)
+
+    def _compare(self, fit: str) -> dict[int, list[Line]]:
+        """The lines of ``fit`` by budget. The comparisons of ranked schemes with the dense model, at all
+        budgets, are one family of tests; those with the best scheme of a budget are another."""
+        optima = [optimum for optimum in self.analysis.optima if optimum.fit == fit]
+        optima.sort(key=lambda at: (at.loss is None, at.loss or 0.0, at.scheme))
+        ranked: dict[float, list[str]] = defaultdict(list)
+        for at in optima:
+            if at.loss is not None and self.is_comparable(at.scheme):
+                ranked[at.budget].append(at.scheme)
+        rows = [(budget, scheme) for budget, row in ranked.items() for scheme in row]
+        against_dense = [(*row, DENSE) for row in rows if row[1] != DENSE]
+        against_best = [(*row, ranked[row[0]][0]) for row in rows if row[1] != ranked[row[0]][0]]
+        to_dense = family(self.analysis, against_dense, fit, self.margin)
+        to_best = family(self.analysis, against_best, fit, self.margin)
+        lines: dict[int, list[Line]] = {budget: [] for budget in self.budgets}
+        for at in sorted(optima, key=lambda at: at.scheme not in ranked[at.budget]):
+            row, order = (at.budget, at.scheme), ranked[at.budget]
+            minus = to_dense.get((*row, DENSE))
+            if at.scheme not in order and at.scheme != DENSE and self.optimum(DENSE, at.budget, fit):
+                minus = difference(self.analysis, at.scheme, DENSE, at.budget, fit, self.margin)
+            lines[int(at.budget)].append(
+                self._line(
+                    at,
+                    order.index(at.scheme) + 1 if at.scheme in order else None,
+                    minus,
+                    to_best.get((*row, order[0])) if order else None,
                 )
             )
-        inf = float("inf")
-        return sorted(lines, key=lambda line: (line.rank or inf, line.optimum.loss or inf))
+        return lines
+
+    def _line(
+        self, optimum: Optimum, position: int | None, minus: Difference | None, best: Difference | None
+    ) -> Line:
+        scheme, budget = optimum.scheme, int(optimum.budget)
+        group = ""
+        if position and self.analysis.noise.pooled is not None:
+            is_separable = best is not None and best.verdict == "worse"
+            group = BEST if position == 1 else "" if is_separable else NOT_SEPARABLE
+        faster = None
+        if scheme != DENSE and self.optimum(DENSE, budget, optimum.fit):
+            faster = speed_up(self.analysis, scheme, DENSE, budget, optimum.fit)
+        seconds = self._in_seconds(optimum, faster)
+        return Line(
+            optimum=optimum,
+            position=position,
+            group=group,
+            to_best=best,
+            difference=minus,
+            same_processor=len(self.processors(budget, scheme, DENSE)) < 2,
+            speed_up=faster,
+            seconds=None if isinstance(seconds, tuple) else seconds,
+            seconds_missing=seconds if isinstance(seconds, tuple) else (),
+        )
+
+    def processors(self, budget: int, *schemes: str) -> list[str]:
+        """The processor types of the runs on the curves of ``schemes`` at ``budget``."""
+        return processor_types(
+            record
+            for record in self.curve_records()
+            if record.budget == budget and record.scheme in schemes
+        )
 
     @cached_property
     def times(self) -> StepTimes:
@@ -226,35 +269,24 @@ class Sweep:
     def _in_seconds(self, optimum: Optimum, faster: SpeedUp | None) -> SecondsSpeedUp | tuple[str, ...]:
         if faster is None:
             return ()
-        of_fit = [one for one in self.analysis.optima if one.fit == optimum.fit]
-        return in_seconds(self.times, faster, optimum, [one for one in of_fit if one.scheme == DENSE])
+        of_fit = [at for at in self.analysis.optima if at.fit == optimum.fit]
+        return in_seconds(self.times, faster, optimum, [at for at in of_fit if at.scheme == DENSE])
 
-    def optimum(self, scheme: str, budget: int, fit: str) -> Optimum | None:
+    def optimum(self, scheme: str, budget: float, fit: str) -> Optimum | None:
         """The optimum, or None if the scheme has no run at ``budget``."""
         key = (scheme, budget, fit)
-        return next(
-            (one for one in self.analysis.optima if (one.scheme, one.budget, one.fit) == key), None
-        )
+        return next((at for at in self.analysis.optima if (at.scheme, at.budget, at.fit) == key), None)
 
-    def law(self, scheme: str) -> str:
-        """Describe the check of the learning rate's law, at the largest size of the middle budget."""
+    def law(self, scheme: str) -> LawCheck | None:
+        """Check the learning rate's law; None if it was not checked."""
         rates = self.rates[scheme]
-        found: dict[int, dict[float, float]] = defaultdict(dict)
-        for record in self.cells:
-            loss = _loss(record)
-            at_middle = record.budget == rates.plan["middle_budget"]
-            first_seed = record.seed == rates.plan["seed"]
-            if record.scheme == scheme and at_middle and first_seed and loss is not None:
-                found[record.width][record.learning_rate] = loss
-        width = max(found, default=0)
-        losses, expected = found[width], rates.at(width) if width else None
-        if len(losses) < LEAST_RATES or width == rates.plan["middle_width"] or expected not in losses:
-            return "not checked"
-        best = min(losses, key=losses.__getitem__)
-        lost = losses[expected] - losses[best]
-        return f"width {width}: {expected:g} by the law" + (
-            ", which is best" if best == expected else f", {best:g} is better by {lost:.4f} nats"
-        )
+        of_scheme = (record for record in self.cells if record.scheme == scheme)
+        return check_law(of_scheme, rates.plan, rates.at)
+
+    def law_fails(self, scheme: str) -> LawCheck | None:
+        """The check of the learning rate's law if it loses more than the noise floor."""
+        check, floor = self.law(scheme), self.noise_floor(scheme)
+        return check if check and floor is not None and check.lost > floor else None
 
     def forward_flops(self, optimum: Optimum) -> float | None:
         """Nominal forward FLOPs per token at ``optimum``, between those of its neighbours."""
@@ -293,7 +325,7 @@ def _loss(record: Result) -> float | None:
 
 def _newest_plan(records: Sequence[Result]) -> dict[str, Any]:
     """The entry ``isoflop`` of the newest suite among ``records``."""
-    newest = max(records, key=lambda one: (one.suite["finished"], one.key))
+    newest = max(records, key=lambda record: (record.suite["finished"], record.key))
     return dict(newest.isoflop or {})
 
 

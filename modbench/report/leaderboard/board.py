@@ -2,48 +2,34 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from modbench.analysis.comparison import shared_ranks
 from modbench.records.metrics import METRICS, Metric, ranking_metric
 from modbench.records.record import AuditRecord, canonical_json
 from modbench.records.result import Result
 from modbench.report.downstream.scores import csv_columns, metrics_of, tasks_of
 from modbench.report.layers import csv_columns as layer_columns
 from modbench.report.layers import values as layer_values
+from modbench.report.leaderboard.differences import Differences, differences_of
+from modbench.report.leaderboard.entry import Entry
 from modbench.report.leaderboard.row import Row, Value, rows_of
 from modbench.report.leaderboard.scheme import scheme_names, shape_columns, split_label
 from modbench.report.leaderboard.times import timed_values
+from modbench.report.processor import processor_types
 from modbench.report.table import Table
 from modbench.report.timing.table import TimingTable
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A row and its rank. ``rank`` is None for a row that may not be ranked, with the reason in
-    ``unranked``, and for sizes of a scheme that aren't its best. ``note``: the reason, and remarks."""
-
-    row: Row
-    scheme: str  #: name of the scheme, without shape and budget
-    comparison: int
-    rank: int | None
-    note: str
-    unranked: str
-    best_size: bool = True  #: of the scheme, among the sizes that can be ranked
-    sizes: int = 1  #: of the scheme that can be ranked
-    edge: str = ""  #: smallest or largest, if the best of several sizes is that
 
 
 @dataclass(frozen=True)
 class Leaderboard:
     """All rows, comparison by comparison, ranked ones first.
 
-    A comparison holds rows of equal budget and data (all of `Row.conditions`); rows are ranked within
-    it, and those whose 95 % intervals over seeds overlap share a rank. If there are several shapes, each
-    scheme is ranked at the size of its best mean. Without intervals (one seed) the rank is the order of
-    the figures. Rows of isoFLOP suites have no rank here: their optima have.
+    A comparison holds rows of equal budget and data (all of `Row.conditions`); rows are ordered within
+    it by the figure that ranks them, and `differences` says which of them may be the best. If there are
+    several shapes, each scheme is ranked at the size of its best mean. Rows of isoFLOP suites have no
+    position here: their optima have.
     """
 
     entries: tuple[Entry, ...]
@@ -72,6 +58,11 @@ class Leaderboard:
             for entry in _Ranking(groups[conditions], number, criterion, names).entries()
         ]
         return cls(tuple(entries), rank_by)
+
+    @cached_property
+    def differences(self) -> Differences:
+        """The differences between ranked rows in the metric that ranks the table."""
+        return differences_of(self.comparisons, METRICS[self.rank_by])
 
     @property
     def comparisons(self) -> list[list[Entry]]:
@@ -105,7 +96,8 @@ class Leaderboard:
             metrics |= _columns(name, row.value(name))
         columns = {
             "comparison": entry.comparison,
-            "rank": entry.rank,
+            "position": entry.position,
+            "group": self.differences.group(entry) or None,
             "label": entry.scheme,
             "status": row.status,
             "seeds": len(row.ok),
@@ -122,6 +114,8 @@ class Leaderboard:
             **columns,
             **{name: value for name, value in shape.items() if name not in columns},
             **size(entry),
+            **(self._minus(entry) if self.differences.noise else {}),
+            "processor": "; ".join(processor_types(row.records)),
             "flops_source": row.flops_source,
             **metrics,
             "plugin_sha256": run.router.plugin_sha256,
@@ -133,6 +127,22 @@ class Leaderboard:
             "measure": canonical_json(row.settings),
             "corpus_sha256": row.records[0].data["sha256"],
             "records": " ".join(record.key for record in row.records),
+        }
+
+    def _minus(self, entry: Entry) -> dict[str, Any]:
+        """The columns on the differences of ``entry`` to the dense row and to the best one."""
+        dense, best = self.differences.to_dense(entry), self.differences.to_best(entry)
+        minus = dense and dense.difference
+        low, high = (minus and minus.interval) or (None, None)
+        return {
+            "minus_dense": minus and minus.value,
+            "minus_dense_low": low,
+            "minus_dense_high": high,
+            "minus_dense_p": minus and minus.p,
+            "minus_dense_p_adjusted": minus and minus.p_adjusted,
+            "minus_dense_verdict": minus and minus.verdict,
+            "same_processor_as_dense": dense and dense.same_processor,
+            "to_best_p_adjusted": best and best.difference.p_adjusted,
         }
 
 
@@ -161,35 +171,29 @@ class _Ranking:
     names: Mapping[str, str]  #: of schemes, by key
 
     @cached_property
-    def spans(self) -> dict[str, tuple[float, float]]:
-        """The interval of each row that was measured, by label: better end first, negated if higher is
-        better."""
-        spans = {}
+    def figures(self) -> dict[str, float]:
+        """The figure of each row that was measured, by label, negated if higher is better: the mean over
+        seeds, of an exact metric the middle of its range."""
+        sign = 1 if self.criterion.direction == "lower" else -1
+        figures = {}
         for row in self.rows:
             if value := row.value(self.criterion.name):
-                low = value.center if value.low is None else value.low
-                high = value.center if value.high is None else value.high
-                lower = self.criterion.direction == "lower"
-                spans[row.label] = (low, high) if lower else (-high, -low)
-        return spans
+                is_range = self.criterion.kind == "exact" and value.high is not None
+                middle = (value.center + (value.high or 0.0)) / 2 if is_range else value.center
+                figures[row.label] = sign * middle
+        return figures
 
     @cached_property
     def reasons(self) -> dict[str, str]:
         """Why each row cannot be ranked, by label; empty if it can."""
-        reasons = {row.label: self.why_unranked(row) for row in self.rows}
-        usable = [row for row in self.rows if not reasons[row.label]]
-        single = [row.label for row in usable if len(row.ok) == 1]
-        if self.criterion.kind == "quality" and len(single) < len(usable) and not self.is_isoflop:
-            why = "one seed gives no interval to rank among rows of several seeds"
-            reasons |= dict.fromkeys(single, why)
-        return reasons
+        return {row.label: self.why_unranked(row) for row in self.rows}
 
     def why_unranked(self, row: Row) -> str:
         """Why ``row`` cannot be ranked, whatever the other rows are."""
         name = self.criterion.name
         if row.why_unranked:
             return row.why_unranked
-        if row.label not in self.spans:
+        if row.label not in self.figures:
             return f"{name} was not measured"
         if not all(name in record.metrics for record in row.ok):
             return f"{name} was not measured in all seeds"
@@ -200,54 +204,46 @@ class _Ranking:
         return any(record.isoflop for row in self.rows for record in row.records)
 
     def entries(self) -> list[Entry]:
-        """Ranked entries by rank, figure and label, then those that may not be ranked; at last the sizes
+        """Ranked entries by figure and label, then those that may not be ranked; at last the sizes
         that aren't the best of their scheme."""
         if self.is_isoflop:
-            return [self.entry(row, None) for row in self.rows]
+            return [self.entry(row) for row in self.rows]
         if len({canonical_json(row.model) for row in self.rows}) == 1:
-            ranks = shared_ranks(self._usable(self.rows))
-            return self.ordered(self.entry(row, ranks.get(row.label)) for row in self.rows)
+            return self.ordered(self.entry(row) for row in self.rows)
         schemes: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             schemes[row.scheme_key].append(row)
         usable = {key: [r for r in rows if not self.reasons[r.label]] for key, rows in schemes.items()}
-        best = [min(usable[key] or rows, key=self.middle) for key, rows in schemes.items()]
-        ranks = shared_ranks(self._usable(best))
-        ranked = self.ordered(
-            self.entry(row, ranks.get(row.label), **_among(row, usable[row.scheme_key])) for row in best
-        )
+        best = [min(usable[key] or rows, key=self.order) for key, rows in schemes.items()]
+        ranked = self.ordered(self.entry(row, **_among(row, usable[row.scheme_key])) for row in best)
         number = {entry.scheme: number for number, entry in enumerate(ranked)}
         chosen = {row.label for row in best}
         others = [row for row in self.rows if row.label not in chosen]
         rest = [
-            self.entry(row, None, best_size=False, sizes=len(_shapes(usable[row.scheme_key])))
+            self.entry(row, best_size=False, sizes=len(_shapes(usable[row.scheme_key])))
             for row in sorted(others, key=size_of)
         ]
         return ranked + sorted(rest, key=lambda entry: number[entry.scheme])
 
-    def _usable(self, rows: Iterable[Row]) -> dict[str, tuple[float, float]]:
-        """The intervals of those of ``rows`` that can be ranked, by label."""
-        return {row.label: self.spans[row.label] for row in rows if not self.reasons[row.label]}
-
-    def middle(self, row: Row) -> tuple[float, str]:
-        return sum(self.spans.get(row.label, (float("inf"),))), row.label
+    def order(self, row: Row) -> tuple[float, str]:
+        return self.figures.get(row.label, float("inf")), row.label
 
     def ordered(self, entries: Iterable[Entry]) -> list[Entry]:
-        """``entries`` by rank, figure and label, those without a rank last."""
+        """``entries`` by figure and label, with their positions; those that can't be ranked last."""
+        entries = sorted(entries, key=lambda entry: (bool(entry.unranked), self.order(entry.row)))
+        return [
+            entry if entry.unranked else replace(entry, position=number)
+            for number, entry in enumerate(entries, start=1)
+        ]
 
-        def order(entry: Entry) -> tuple[Any, ...]:
-            return (1,) if entry.rank is None else (0, entry.rank, *self.middle(entry.row))
-
-        return sorted(entries, key=order)
-
-    def entry(self, row: Row, rank: int | None, **sizes: Any) -> Entry:
+    def entry(self, row: Row, **sizes: Any) -> Entry:
         reason = self.reasons[row.label]
         notes = [reason or row.audit_failures, *row.remarks]
         return Entry(
             row=row,
             scheme=self.names[row.scheme_key],
             comparison=self.comparison,
-            rank=rank,
+            position=None,
             note="; ".join(filter(None, notes)),
             unranked=reason,
             **sizes,

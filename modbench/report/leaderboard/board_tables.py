@@ -4,30 +4,89 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from modbench.records.metrics import METRICS
 from modbench.report.layers import values as layer_values
-from modbench.report.leaderboard.board import Entry, Leaderboard
-from modbench.report.leaderboard.columns import FIRST, MORE
-from modbench.report.leaderboard.metric_cells import metric_columns, ranking_column
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.columns import FIRST, GROUP, MORE
+from modbench.report.leaderboard.difference_cells import difference_text, pair_table
+from modbench.report.leaderboard.differences import margin_of
+from modbench.report.leaderboard.entry import Entry
+from modbench.report.leaderboard.metric_cells import (
+    first_columns,
+    metric_columns,
+    ranking_column,
+)
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import differing, shape_columns, shape_name, split_label
 from modbench.report.table import Table
 
-_LEFT = ("scheme", "size", "FLOPs", "audit")
+_LEFT = ("group", "scheme", "size", "FLOPs", "audit")
 
 
 def first_table(board: Leaderboard, entries: Sequence[Entry]) -> Table:
-    """The columns `FIRST` of each scheme at its best size; with one of the metric that ranks ``board``
-    if it is none of them."""
+    """The columns `FIRST` of each scheme at its best size; without groups if no row has one."""
     best = best_entries(entries)
     rows, names = [entry.row for entry in best], _names(entries)
-    columns = dict.fromkeys((ranking_column(board), *FIRST))
-    return _table(
-        {
-            "rank": [f"{entry.rank or '-'}{' †' if entry.note else ''}" for entry in best],
-            "scheme": [names[row.label] for row in rows],
-            **metric_columns(board, rows, columns),
-            "audit": [row.audit for row in rows],
-        }
+    cells: dict[str, Sequence[Any]] = {
+        "group": [_group(board, entry) for entry in best],
+        "scheme": [names[row.label] for row in rows],
+    }
+    for column in first_columns(board):
+        if column.heading.startswith("minus dense"):
+            cells[column.heading] = [_minus_dense(board, entry) for entry in best]
+        else:
+            cells |= metric_columns(board, rows, [column])
+    cells["audit"] = [row.audit for row in rows]
+    return _table({name: of for name, of in cells.items() if name != GROUP.heading or any(of)})
+
+
+def _group(board: Leaderboard, entry: Entry) -> str:
+    group = "not ranked" if entry.unranked else board.differences.group(entry)
+    return f"{group}{' †' if entry.note else ''}".strip()
+
+
+def _minus_dense(board: Leaderboard, entry: Entry) -> str | None:
+    pair = board.differences.to_dense(entry)
+    return difference_text(pair.difference, pair.same_processor) if pair else None
+
+
+def difference_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | None:
+    """All differences between ranked rows of ``entries``, those to the dense row first; None without
+    repeated runs."""
+    number, names = entries[0].comparison, _names(entries)
+    differences = board.differences
+    pairs = [
+        (names[pair.row.label], names[pair.other.label], pair.difference, pair.same_processor)
+        for pair in (*differences.dense, *differences.others)
+        if pair.comparison == number and pair.difference.p is not None
+    ]
+    return pair_table((), pairs, METRICS[board.rank_by].unit) if pairs else None
+
+
+def pairs_table(board: Leaderboard) -> Table:
+    """The table of differences.csv: one row per pair of ranked rows, at full precision."""
+    margin = margin_of(METRICS[board.rank_by])
+    return Table.of(
+        [
+            {
+                "comparison": pair.comparison,
+                "budget": pair.row.budget,
+                "row": pair.row.label,
+                "minus": pair.other.label,
+                "metric": board.rank_by,
+                "difference": pair.difference.value,
+                "difference_low": pair.difference.interval and pair.difference.interval[0],
+                "difference_high": pair.difference.interval and pair.difference.interval[1],
+                "p": pair.difference.p,
+                "family": pair.family,
+                "p_adjusted": pair.difference.p_adjusted,
+                "verdict": pair.difference.verdict,
+                "margin": margin,
+                "pairs": pair.difference.pairs,
+                "same_processor": pair.same_processor,
+            }
+            for pair in (*board.differences.dense, *board.differences.others)
+        ]
     )
 
 

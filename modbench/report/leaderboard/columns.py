@@ -17,14 +17,27 @@ class Column:
     cells: str = ""
 
 
+#: The rows that may be the best one, of any table.
+GROUP = Column(
+    "group",
+    "rows stand in the order of their figures, which alone claims nothing. *Best*: the first row. *Not "
+    "separable*: its difference to the first row could be noise (adjusted p above 0.05). With a "
+    "probability of 95 %, the truly best row is among these. Without a repeated run there are no "
+    "groups. `†`: a remark; it, or the reason of *not ranked*, is below the table",
+)
+#: The comparison with the dense row.
+MINUS = Column(
+    "minus dense (nats/token)",
+    "mean difference to the dense row over runs of the same seed, with the 95 % interval of this one "
+    "comparison. The verdict is adjusted for the number of comparisons with the dense row on the page "
+    "(Holm): *better*, *worse*, *equivalent* within the margin, or *undecided*. `‡`: runs of another "
+    "processor type. The dense row has the router `vanilla` and the shape of most rows; of several "
+    "such rows it is the first of the suite",
+    "lower",
+)
 #: The first table of the page, and of the README.
 FIRST = (
-    Column(
-        "rank",
-        "rows whose 95 % intervals overlap share a rank. Overlaps chain: if A overlaps B and B overlaps "
-        "C, all three share it. With one seed there are no intervals, and the rank is only the order of "
-        "the figures. `-`: not ranked; `†`: a remark. The reason or remark is below the table",
-    ),
+    GROUP,
     Column(
         "scheme",
         "the label, by default the router with its preset; if it ran at several sizes, the size with "
@@ -37,6 +50,7 @@ FIRST = (
         "lower",
         "{heldout_loss:.4f}",
     ),
+    MINUS,
     Column(
         "forward FLOP/token",
         "FLOPs to score one held-out token, with the routing that the causal rule selected "
@@ -142,7 +156,13 @@ MORE = (
 )
 #: The first tables of an isoFLOP suite's page.
 OPTIMA = (
-    Column("rank", "schemes whose 95 % intervals overlap, directly or through others, share a rank"),
+    Column(
+        "group",
+        "schemes stand in the order of their losses, which alone claims nothing. *Best*: the first one. "
+        "*Not separable*: its difference to the first one could be noise (adjusted p above 0.05). With "
+        "a probability of 95 %, the truly best scheme is among these. Without a repeated run there are "
+        "no groups",
+    ),
     Column("scheme", "the router, with its preset or label, at its optimal size"),
     Column(
         "loss at the optimum (nats/token)",
@@ -151,8 +171,10 @@ OPTIMA = (
     ),
     Column(
         "minus dense (nats/token)",
-        "that loss minus the dense model's at its own optimum: *better*, *worse*, *equivalent* within "
-        "the margin, or *undecided*",
+        "that loss minus the dense model's at its own optimum, with the 95 % interval of this one "
+        "comparison. The verdict is adjusted for the number of comparisons with the dense model on the "
+        "page (Holm): *better*, *worse*, *equivalent* within the margin, or *undecided*. `‡`: runs of "
+        "several processor types",
         "lower",
     ),
     Column(

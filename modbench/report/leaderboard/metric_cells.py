@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from modbench.records.metrics import METRICS
 from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.columns import FIRST, Column
+from modbench.report.leaderboard.columns import FIRST, MINUS, Column
 from modbench.report.leaderboard.row import Row
 
 _FIELD = re.compile(r"\{(\w+):([^}]*)\}")
@@ -28,6 +29,15 @@ def ranking_column(board: Leaderboard) -> Column:
         f"{name} ({unit})", METRICS[name].meaning, METRICS[name].direction, f"{{{name}:{form}}}"
     )
     return next((column for column in FIRST if f"{{{name}:" in column.cells), new)
+
+
+def first_columns(board: Leaderboard) -> list[Column]:
+    """The columns `FIRST` of the page of ``board``: with the metric that ranks it, and the difference to
+    the dense row in its unit; without that if no row has one."""
+    ranking, unit = ranking_column(board), METRICS[board.rank_by].unit
+    rest = [column for column in FIRST[2:] if column not in (ranking, MINUS)]
+    minus = replace(MINUS, heading=f"minus dense ({unit})", better=METRICS[board.rank_by].direction)
+    return [*FIRST[:2], ranking, *([minus] if board.differences.dense else []), *rest]
 
 
 def _cell(board: Leaderboard, row: Row, template: str) -> str:

@@ -1,22 +1,32 @@
-"""leaderboard.md: each scheme's row with its rank, figures, further columns and notes."""
+"""leaderboard.md: each scheme's row with its figures and comparisons, further columns and notes."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from modbench.analysis.idle_layers import LEAST_ADDED
+from modbench.analysis.noise import LEAST_FREEDOM
 from modbench.errors import several
 from modbench.records.metrics import METRICS
 from modbench.report.downstream.page import downstream_section
-from modbench.report.leaderboard.board import Entry, Leaderboard
+from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.board_tables import (
     best_entries,
+    difference_table,
     first_table,
     layer_table,
     more_table,
     size_table,
 )
-from modbench.report.leaderboard.columns import FIRST, MORE, column_table
-from modbench.report.leaderboard.metric_cells import metric_text, ranking_column, si
+from modbench.report.leaderboard.columns import MORE, Column, column_table
+from modbench.report.leaderboard.difference_cells import PROCESSORS, family_text
+from modbench.report.leaderboard.differences import margin_of
+from modbench.report.leaderboard.entry import DENSE, Entry, dense_entry
+from modbench.report.leaderboard.metric_cells import (
+    first_columns,
+    metric_text,
+    ranking_column,
+    si,
+)
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import differing
 from modbench.report.sections import Heading, Items, Page, Part, in_words, suite_page
@@ -37,14 +47,18 @@ _CSV = (
     "where there is one value). A text that a spreadsheet would take for a formula has an "
     "apostrophe in front."
 )
-_EXACT = "which is exact: rows of equal figures share a rank."
+_EXACT = "which is exact: it has no noise, and a difference needs no test."
 _ONE_SEED = (
-    "One seed gives no interval: the rank is the order of the figures, not a claim that one scheme is "
-    "better than another."
+    "One seed gives no interval: no run was repeated, so the noise between seeds is not known. The "
+    "order of the rows is no claim that one scheme is better than another."
 )
-_SHARED = (
-    "± is half a 95 % t-interval over seeds. Schemes whose intervals overlap, directly or through "
-    "others between them, share a rank."
+_GROUPS = (
+    "± is half a 95 % t-interval over the seeds of a row. *Best* is the first row; *not separable* from "
+    "it are the rows whose paired difference to it has a p above 0.05, adjusted by Holm's method for {}."
+)
+_PAIRS = (
+    "Differences of all ranked rows, paired by seed, with the two-sided p of each and the adjusted one: "
+    "for the {} with the dense row, and for the {} of the other pairs. "
 )
 _LAYERS = (
     "Routed layers: *adds* is the mean norm of a layer's update over the norm of the residual stream, "
@@ -61,7 +75,7 @@ _BEST = (
 def leaderboard_page(board: Leaderboard, drawn: Collection[str] = ()) -> Page:
     """The page; ``drawn``: names of the files with figures."""
     records = [record for entry in board.entries for record in entry.row.records]
-    numbered = len(board.comparisons) > 1
+    numbered = _numbered(board)
     tables: list[Part] = []
     details: list[Part] = []
     for number, entries in enumerate(board.comparisons, start=1):
@@ -69,24 +83,31 @@ def leaderboard_page(board: Leaderboard, drawn: Collection[str] = ()) -> Page:
         tables += [_compared(entries), *_ranking(board, entries)]
         details += [Heading(f"Comparison {number}", 3)] if numbered else []
         details += [_setting(board, entries), more_table(board, entries)]
+        if pairs := difference_table(board, entries):
+            details += [_pairs(board, entries), pairs]
         if layers := layer_table(entries):
             details += [_LAYERS, layers]
         if sizes := size_table(board, entries):
             details += ["The sizes of each scheme:", sizes]
     if numbered:
-        tables.insert(0, "Ranks count within a comparison, not between two.")
-    shown = {heading for part in details if isinstance(part, Table) for heading in part.headings}
-    details.append(column_table(column for column in MORE if column.heading in shown))
+        tables.insert(0, "Rows are compared within a table, not between two.")
+    details.append(column_table(_shown(MORE, details)))
     return suite_page(
         records,
         tables,
         downstream=downstream_section(board),
         drawn=drawn,
-        columns=dict.fromkeys((*FIRST[:2], ranking_column(board), *FIRST[2:])),
+        columns=_shown(first_columns(board), tables),
         manual="reading_the_table",
         details=details,
         notes=_notes(board),
     )
+
+
+def _shown(columns: Iterable[Column], parts: Iterable[Part]) -> list[Column]:
+    """Those of ``columns`` that a table of ``parts`` has."""
+    headings = {heading for part in parts if isinstance(part, Table) for heading in part.headings}
+    return [column for column in columns if column.heading in headings]
 
 
 def _compared(entries: Sequence[Entry]) -> str:
@@ -101,23 +122,73 @@ def _compared(entries: Sequence[Entry]) -> str:
 
 
 def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[Part]:
-    """The first table of ``entries``, how it is ranked, and remarks on its rows."""
+    """The first table of ``entries``, how its rows are compared, and remarks on them."""
     yield first_table(board, entries)
-    ranked = [entry for entry in entries if entry.rank is not None]
+    ranked = [entry for entry in entries if entry.position is not None]
     by = ranking_column(board).heading.partition(" (")[0]
+    differences = board.differences
     if not ranked:
         yield "No row could be ranked."
     elif METRICS[board.rank_by].kind == "exact":
-        yield f"Ranked by {by}, {_EXACT}"
+        yield f"Ordered by {by}, {_EXACT}"
+    elif differences.noise.get(ranked[0].comparison) is None:
+        yield f"Ordered by {by}. {_ONE_SEED}"
     else:
-        one_seed = all(len(entry.row.ok) == 1 for entry in ranked)
-        yield f"Ranked by {by}. {_ONE_SEED if one_seed else _SHARED}"
+        tests = sum(pair.difference.p is not None for pair in differences.best)
+        counted = (
+            several(tests, "comparison") + " with the first row" + " of each table" * _numbered(board)
+        )
+        yield f"Ordered by {by}. {_GROUPS.format(counted)}"
+    yield from _on_dense(board, entries)
     if any(entry.sizes > 1 for entry in ranked):
         yield _BEST
     remarks = [f"**{escaped(e.row.label)}**: {escaped(e.note)}" for e in entries if e.note]
     if remarks:
         yield "† Not ranked, or to be read with care:"
         yield Items(remarks)
+
+
+def _numbered(board: Leaderboard) -> bool:
+    return len(board.comparisons) > 1
+
+
+def _on_dense(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[str]:
+    """Sentences on the comparison with the dense row, or on why there is none."""
+    number, dense = entries[0].comparison, dense_entry(entries)
+    pairs = [pair for pair in board.differences.dense if pair.comparison == number]
+    if METRICS[board.rank_by].kind == "exact":
+        return
+    if dense is None:
+        yield f"No difference to a dense model: no row has the router `{DENSE}`."
+    elif dense.position is None:
+        yield f"No difference to the dense row {escaped(dense.row.label)}: it is not ranked."
+    elif not pairs and len(entries) > 1:
+        yield f"No difference to the dense row {escaped(dense.row.label)}: no row has its seeds."
+    if any(pair.difference.p is not None for pair in pairs):
+        tests = sum(pair.difference.p is not None for pair in board.differences.dense)
+        margin = margin_of(METRICS[board.rank_by])
+        within = f" *Equivalent*: within {margin:g} nats per token." if margin else ""
+        yield family_text(tests) + within
+    if not all(pair.same_processor for pair in pairs):
+        yield PROCESSORS
+
+
+def _pairs(board: Leaderboard, entries: Sequence[Entry]) -> str:
+    """The sentences on the table of differences."""
+    differences = board.differences
+    counts = (
+        several(sum(pair.difference.p is not None for pair in family), "comparison")
+        for family in (differences.dense, differences.others)
+    )
+    noise = differences.noise[entries[0].comparison]
+    pooled = (
+        f"Noise of one run: {noise.sd:.4f} between seeds, pooled over all rows with "
+        f"{several(noise.freedom, 'degree')} of freedom, without the shift that all rows of a seed "
+        f"share. Pairs with {LEAST_FREEDOM + 1} seeds or more have the noise of their own differences."
+        if noise
+        else ""
+    )
+    return _PAIRS.format(*counts) + pooled
 
 
 def _setting(board: Leaderboard, entries: Sequence[Entry]) -> str:

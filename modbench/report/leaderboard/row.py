@@ -99,7 +99,9 @@ class Row:
     def budget_spent(self) -> float | None:
         """Training FLOPs by the exact count over the budget, the mean over seeds."""
         spent = [
-            one.metrics["train_flops"] for one in self.ok or self.records if "train_flops" in one.metrics
+            record.metrics["train_flops"]
+            for record in self.ok or self.records
+            if "train_flops" in record.metrics
         ]
         return statistics.fmean(spent) / self.budget if spent else None
 
@@ -151,8 +153,12 @@ class Row:
         """Failed probes, each once: True unless it prevents ranking, number, name, figure."""
         failed = [p for probes in self._probes_by_run for p in probes if p["verdict"] == "failed"]
         prevents = [p["ranks"] or p["probe"] in RANKING_PROBES for p in failed]
-        found = zip(failed, prevents, strict=True)
-        return sorted({(not one, p["probe"], p["name"], p["figure"]) for p, one in found})
+        return sorted(
+            {
+                (not prevented, probe["probe"], probe["name"], probe["figure"])
+                for probe, prevented in zip(failed, prevents, strict=True)
+            }
+        )
 
     @property
     def audit(self) -> str:
@@ -174,7 +180,7 @@ class Row:
         """Why the row cannot be ranked, whatever its figures; None if it can."""
         lost = [record for record in self.records if record.status != "ok"]
         if lost:
-            return "; ".join(f"seed {one.seed} {one.status}: {one.error}" for one in lost)
+            return "; ".join(f"seed {run.seed} {run.status}: {run.error}" for run in lost)
         if self._failures and not self._failures[0][0]:
             return self.audit_failures
         if not self._is_audited:
@@ -195,13 +201,13 @@ class Row:
     @property
     def remarks(self) -> list[str]:
         """Reasons to read the figures of finished runs with care."""
-        found = []
+        remarks = []
         if any(
             {"heldout_loss", "unigram_loss"} <= record.metrics.keys()
             and record.metrics["heldout_loss"] > record.metrics["unigram_loss"]
             for record in self.ok
         ):
-            found.append("held-out loss is above the unigram loss")
+            remarks.append("held-out loss is above the unigram loss")
         for prefix, unit in (("", "of tokens"), ("expert_", "experts per token")):
             realised = self.value(f"{prefix}realised_capacity")
             nominal = self.value(f"{prefix}nominal_capacity")
@@ -209,8 +215,12 @@ class Row:
                 continue
             if not nominal.center / FAR <= realised.center <= nominal.center * FAR:
                 selects = f"causal rule selects {realised.center:.3g} {unit}"
-                found.append(f"{selects}, nominal {nominal.center:.3g}")
-        return found + idle_layers(self.ok)
+                remarks.append(f"{selects}, nominal {nominal.center:.3g}")
+        return remarks + idle_layers(self.ok)
+
+    def by_seed(self, name: str) -> dict[int, float]:
+        """The metric ``name`` of each finished seed that measured it."""
+        return {record.seed: record.metrics[name] for record in self.ok if name in record.metrics}
 
     def value(self, name: str) -> Value | None:
         """The metric ``name`` over the seeds that measured it (quality: finished runs only); None if no

@@ -9,7 +9,8 @@ from typing import Any
 from modbench.errors import several
 from modbench.records.result import Result
 from modbench.report.isoflop.sweep import HEADLINE, SIZES, Sweep
-from modbench.report.leaderboard.board import Entry, Leaderboard
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.entry import Entry
 
 #: Largest number of runs in a figure.
 MOST_CASES = 6
@@ -55,7 +56,7 @@ def cases_of_board(board: Leaderboard) -> list[RoutingCase]:
             if scheme not in best or entry.comparison > best[scheme].comparison:
                 best[scheme] = entry
     return [
-        RoutingCase(entry.row.label + " (not ranked)" * (entry.rank is None), entry.row.ok[0])
+        RoutingCase(entry.row.label + " (not ranked)" * (entry.position is None), entry.row.ok[0])
         for entry in best.values()
     ]
 

@@ -1,0 +1,173 @@
+"""Differences paired by seed, their adjusted verdicts, and how often these are wrong."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from modbench.analysis.difference import (
+    Difference,
+    compare,
+    drawn_difference,
+    holm,
+    judge,
+    mean_difference,
+    pooled_noise,
+)
+from modbench.analysis.noise import Spread
+
+Rows = list[Mapping[int, float]]
+
+
+def rows_of(means: Sequence[float], seeds: int, *, sd: float, shift: float, number: int) -> Rows:
+    """Rows of losses by seed around ``means``, with a shift that the rows of a seed share."""
+    generator = np.random.default_rng(number)
+    shifts = generator.normal(0, shift, seeds)
+    losses = np.array(means)[:, None] + shifts + generator.normal(0, sd, (len(means), seeds))
+    return [dict(enumerate(map(float, row))) for row in losses]
+
+
+def verdicts(differences: Sequence[Difference]) -> list[str | None]:
+    return [difference.verdict for difference in judge(differences)]
+
+
+def test_adjusted_p_values_are_those_of_holm() -> None:
+    # By hand: 4 x 0.01, 3 x 0.015, 2 x 0.02 (not below the one before), 1 x 0.2.
+    assert holm([0.02, 0.01, 0.2, 0.015]) == pytest.approx([0.045, 0.04, 0.2, 0.045])
+    assert holm([0.6, 0.4]) == pytest.approx([0.8, 0.8])
+    assert holm([0.9, 0.9]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+def test_a_verdict_depends_on_the_number_of_comparisons() -> None:
+    def tested(p: float) -> Difference:
+        return Difference(value=-0.1, interval=(-0.2, -0.01), p=p, p_equivalent=1.0)
+
+    assert verdicts([tested(0.02)]) == ["better"]
+    assert verdicts([tested(0.02), tested(0.9), tested(0.9)]) == ["undecided"] * 3
+    assert verdicts([tested(0.01), tested(0.02), tested(0.9)]) == ["better", "better", "undecided"]
+    untested = Difference(value=-0.1)
+    assert verdicts([tested(0.02), untested, untested]) == ["better", None, None]
+
+
+def test_higher_is_better_where_the_metric_says_so() -> None:
+    (judged,) = judge([Difference(value=0.1, interval=(0.05, 0.15), p=0.001)], "higher")
+    assert (judged.verdict, judged.p_adjusted) == ("better", 0.001)
+    assert judge([Difference(value=0.1, p=0.001)])[0].verdict == "worse"
+
+
+def test_mean_difference_has_the_t_interval_of_its_cells() -> None:
+    found = mean_difference([-0.03, -0.01, -0.02])
+    assert found.value == pytest.approx(-0.02)
+    assert found.interval == pytest.approx((-0.02 - 0.02484, -0.02 + 0.02484), abs=1e-5)
+    assert found.p == pytest.approx(stats.ttest_1samp([-0.03, -0.01, -0.02], 0).pvalue)
+    assert verdicts([found]) == ["undecided"]
+    assert verdicts([mean_difference([-0.03, -0.01, -0.02, -0.02])]) == ["better"]
+    assert verdicts([mean_difference([0.03, 0.01, 0.02, 0.02])]) == ["worse"]
+    assert verdicts([mean_difference([0.002, -0.002, 0.001])]) == ["equivalent"]
+    assert verdicts([mean_difference([0.002, -0.002, 0.001], margin=0.001)]) == ["undecided"]
+    assert verdicts([mean_difference([0.002, -0.002, 0.001], margin=None)]) == ["undecided"]
+
+
+def test_equal_cells_have_no_noise() -> None:
+    assert mean_difference([0.25, 0.25]).interval == (0.25, 0.25)
+    assert verdicts([mean_difference([0.25, 0.25])]) == ["worse"]
+    assert verdicts([mean_difference([0.0, 0.0])]) == ["equivalent"]
+
+
+def test_pairing_removes_what_the_rows_of_a_seed_share() -> None:
+    ours, theirs = rows_of([3.0, 3.1], 6, sd=0.001, shift=0.2, number=0)
+    found = compare(ours, theirs)
+    assert found is not None
+    assert found.interval is not None
+    alone = stats.sem(list(ours.values())) * stats.t.ppf(0.975, 5)
+    assert found.interval[1] - found.interval[0] < 0.1 * alone
+    assert found.interval[0] < -0.1 < found.interval[1]
+    assert found.pairs == 6
+
+
+def test_rows_of_few_seeds_have_the_noise_of_all_rows() -> None:
+    rows = rows_of([3.0] * 8, 3, sd=0.01, shift=0.1, number=1)
+    pooled = pooled_noise(rows)
+    assert pooled is not None
+    assert pooled.freedom == 14
+    assert pooled.sd == pytest.approx(0.01, rel=0.4)
+    intervals = [found.interval for row in rows[1:] if (found := compare(row, rows[0], pooled))]
+    widths = [high - low for low, high in filter(None, intervals)]
+    expected = 2 * stats.t.ppf(0.975, 14) * pooled.sd * (2 / 3) ** 0.5
+    assert widths == pytest.approx([expected] * 7)
+
+
+def test_rows_of_five_seeds_have_the_noise_of_their_own_pairs() -> None:
+    ours, theirs = rows_of([3.0, 3.0], 5, sd=0.01, shift=0.0, number=2)
+    found = compare(ours, theirs, Spread(99.0, 100))
+    assert found is not None
+    expected = stats.ttest_rel(list(ours.values()), list(theirs.values()))
+    assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_a_row_of_one_seed_is_compared_with_the_pooled_noise_only() -> None:
+    found = compare({0: 3.1, 1: 3.2}, {1: 3.0, 2: 2.0}, Spread(0.01, 10))
+    assert found is not None
+    assert (found.value, found.pairs) == (pytest.approx(0.2), 1)
+    assert verdicts([found]) == ["worse"]
+    without = compare({0: 3.1}, {0: 3.0})
+    assert without is not None
+    assert (without.interval, without.p, judge([without])[0].verdict) == (None, None, None)
+    assert compare({0: 3.1}, {1: 3.0}, Spread(0.01, 10)) is None
+    assert pooled_noise([{0: 3.1}, {0: 3.0}]) is None
+
+
+def test_p_of_draws_counts_one_draw_more() -> None:
+    draws = np.linspace(-0.01, 0.99, 1001)  # 11 of them at or below 0
+    found = drawn_difference(0.5, draws, draws, margin=0.1)
+    assert found.p == pytest.approx(2 * 12 / 1002)
+    assert drawn_difference(5.0, draws + 4, draws + 4).p == pytest.approx(2 / 1002)
+    near = drawn_difference(0.0, draws - 0.49, draws - 0.49, margin=0.5)
+    assert near.p == pytest.approx(1.0, abs=0.01)
+    assert near.p_equivalent == pytest.approx(2 / 1002)
+
+
+@pytest.mark.parametrize(("seeds", "shift"), [(3, 0.05), (2, 0.0), (6, 0.05)])
+def test_verdicts_against_dense_are_rarely_wrong_in_a_suite(seeds: int, shift: float) -> None:
+    """Seven equal schemes; without the adjustment, a fifth of the suites would have a wrong verdict."""
+    wrong, single, suites = 0, 0, 600
+    for number in range(suites):
+        rows = rows_of([3.0] * 7, seeds, sd=0.02, shift=shift, number=number)
+        pooled = pooled_noise(rows)
+        found = [compare(row, rows[0], pooled, margin=None) for row in rows[1:]]
+        family = judge([difference for difference in found if difference is not None])
+        wrong += any(difference.verdict in ("better", "worse") for difference in family)
+        single += any((difference.p or 1.0) <= 0.05 for difference in family)
+    assert single > 0.12 * suites
+    assert wrong <= 0.05 * suites + 2 * (0.05 * 0.95 * suites) ** 0.5
+
+
+def test_intervals_of_single_comparisons_contain_the_truth() -> None:
+    hits = []
+    for number in range(600):
+        rows = rows_of([3.0, 2.95, 3.1], 3, sd=0.02, shift=0.05, number=number)
+        found = compare(rows[1], rows[0], pooled_noise(rows))
+        assert found is not None
+        assert found.interval is not None
+        hits.append(found.interval[0] <= -0.05 <= found.interval[1])
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_the_truly_best_row_is_nearly_always_inseparable_from_the_first() -> None:
+    """Row 0 is the best by next to nothing; one row is far away."""
+    lost, caught, suites = 0, 0, 600
+    for number in range(suites):
+        rows = rows_of([3.0, *[3.0 + 1e-9] * 5, 3.2], 3, sd=0.02, shift=0.05, number=number)
+        pooled = pooled_noise(rows)
+        first = min(rows, key=lambda row: sum(row.values()))
+        others = [row for row in rows if row is not first]
+        found = [compare(row, first, pooled) for row in others]
+        judged = judge([difference for difference in found if difference is not None])
+        worse = [id(row) for row, minus in zip(others, judged, strict=True) if minus.verdict == "worse"]
+        lost += id(rows[0]) in worse
+        caught += id(rows[6]) in worse
+    assert lost <= 0.05 * suites
+    assert caught == suites

@@ -1,0 +1,139 @@
+"""Comparisons with the dense row and between all rows, on the page and in differences.csv."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_records import make_record, store, suite_record
+
+from modbench.records.line import key_of
+from modbench.records.result import Result, results_of
+from modbench.records.store import read_suite
+from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board_tables import first_table, pairs_table
+from modbench.report.leaderboard.entry import dense_entry
+from modbench.report.leaderboard.page import leaderboard_page
+
+LOSSES = {"mod": (3.90, 4.00, 4.11), "vanilla": (4.00, 4.11, 4.20), "token_choice": (4.00, 4.10, 4.21)}
+
+
+def seeds(label: str, losses: Sequence[float], **fields: Any) -> list[Result]:
+    return [make_record(label, seed=seed, loss=loss, **fields) for seed, loss in enumerate(losses)]
+
+
+def suite(**fields: Any) -> list[Result]:
+    return [result for label, losses in LOSSES.items() for result in seeds(label, losses, **fields)]
+
+
+def minus_dense(board: Leaderboard) -> dict[object, object]:
+    table = first_table(board, board.entries)
+    scheme, minus = table.headings.index("scheme"), table.headings.index("minus dense (nats/token)")
+    return {row[scheme]: row[minus] for row in table.rows}
+
+
+def test_each_row_has_its_difference_to_the_dense_one() -> None:
+    cells = minus_dense(Leaderboard.of(suite()))
+    assert cells["vanilla"] is None
+    assert str(cells["mod"]).startswith("-0.1000 (-0.11")
+    assert str(cells["mod"]).endswith(") better")
+    assert str(cells["token_choice"]).endswith(") undecided")
+
+
+def test_the_page_says_how_many_comparisons_there_are() -> None:
+    more = {"budget": 2 * 10**12}
+    one, two = suite(), [*suite(), *suite(train=more)]
+    assert "Holm's method for 2 comparisons: all those with the dense row" in page_of(one)
+    both = page_of(two)
+    assert both.count("Holm's method for 4 comparisons: all those with the dense row") == 2
+    assert both.count("Holm's method for 4 comparisons with the first row of each table") == 2
+
+
+def page_of(results: Sequence[Result]) -> str:
+    return leaderboard_page(Leaderboard.of(results)).to_markdown()
+
+
+def test_a_suite_without_a_dense_row_says_so() -> None:
+    without = [result for result in suite() if result.label != "vanilla"]
+    page = page_of(without)
+    assert "No difference to a dense model: no row has the router `vanilla`." in page
+    assert "minus dense" not in page
+
+
+def test_a_dense_row_that_is_lost_is_named() -> None:
+    lost = [*seeds("mod", (4.0, 4.1)), make_record("vanilla", status="diverged")]
+    assert "No difference to the dense row vanilla: it is not ranked." in page_of(lost)
+
+
+def test_rows_without_a_seed_in_common_are_not_compared() -> None:
+    other = [make_record("vanilla", seed=seed, loss=4.0) for seed in (7, 8)]
+    assert "No difference to the dense row vanilla: no row has its seeds." in page_of(
+        [*seeds("mod", (4.0, 4.1)), *other]
+    )
+
+
+@pytest.mark.parametrize(("other", "shown"), [("Imaginary CPU", False), ("Another CPU", True)])
+def test_rows_of_other_processor_types_are_marked(other: str, shown: bool) -> None:
+    board = Leaderboard.of(
+        [
+            *seeds("vanilla", LOSSES["vanilla"]),
+            *seeds("token_choice", LOSSES["token_choice"]),
+            *seeds("mod", LOSSES["mod"], environment={"cpu": other}),
+        ]
+    )
+    cells = minus_dense(board)
+    assert ("‡" in str(cells["mod"])) == shown
+    assert "‡" not in str(cells["token_choice"])
+    page = leaderboard_page(board).to_markdown()
+    assert ("‡: the two rows did not run on one processor type" in page) == shown
+    rows = list(csv.DictReader(io.StringIO(board.table().to_csv())))
+    assert {row["label"]: row["processor"] for row in rows}["mod"] == f"cpu {other}, threads 2"
+
+
+def test_the_processor_types_of_each_seed_count() -> None:
+    environments = [{"cpu": "A"}, {"cpu": "B"}]
+    records = [
+        make_record(label, seed=seed, loss=4.0 + seed, environment=environments[seed])
+        for label in ("mod", "vanilla")
+        for seed in (0, 1)
+    ]
+    assert all(pair.same_processor for pair in Leaderboard.of(records).differences.dense)
+
+
+def test_differences_csv_has_all_pairs() -> None:
+    rows = list(csv.DictReader(io.StringIO(pairs_table(Leaderboard.of(suite())).to_csv())))
+    found = {(row["row"], row["minus"]): row for row in rows}
+    assert set(found) == {("mod", "vanilla"), ("token_choice", "vanilla"), ("mod", "token_choice")}
+    pair = found["mod", "token_choice"]
+    assert float(pair["difference"]) == pytest.approx(-0.1)
+    assert (pair["pairs"], pair["verdict"], pair["family"]) == ("3", "better", "other pairs")
+    assert float(pair["p"]) == float(pair["p_adjusted"]) > 0
+    dense = found["mod", "vanilla"]
+    assert float(dense["p_adjusted"]) == pytest.approx(2 * float(dense["p"]))
+
+
+def test_one_seed_gives_differences_without_interval_and_verdict() -> None:
+    records = [make_record("mod", loss=4.0), make_record("vanilla", loss=4.5)]
+    board = Leaderboard.of(records)
+    assert minus_dense(board)["mod"] == "-0.5000"
+    assert "no run was repeated" in leaderboard_page(board).to_markdown()
+    (row,) = csv.DictReader(io.StringIO(pairs_table(board).to_csv()))
+    assert [row[name] for name in ("difference_low", "p", "p_adjusted", "verdict")] == [""] * 4
+
+
+def test_the_dense_row_is_the_first_of_the_suite_that_has_the_shape_of_most_rows(tmp_path: Path) -> None:
+    shallow = make_record("vanilla, 2 layers", router="vanilla", model={"layers": 2})
+    runs = [shallow, make_record("dense b", router="vanilla", train={"learning_rate": 0.1})]
+    runs += [make_record("a dense", router="vanilla"), make_record("mod")]
+    record = suite_record(runs)
+    order = [run.label for run in runs]
+    rows = sorted(record.suite["rows"], key=lambda row: order.index(row["label"]))
+    stated = {**record.suite, "rows": rows}
+    record = replace(record, suite=stated, key=key_of(stated))
+    results = results_of(read_suite(store(tmp_path, runs, record)))
+    dense = dense_entry(Leaderboard.of(results).entries)
+    assert dense is not None
+    assert dense.row.label == "dense b"

@@ -19,6 +19,7 @@ from modbench.report.leaderboard.columns import FIRST, MORE, column_table
 from modbench.report.leaderboard.metric_cells import metric_text, ranking_column, si
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import differing
+from modbench.report.leaderboard.titles import comparison_titles
 from modbench.report.sections import Heading, Items, Page, Part, in_words, suite_page
 from modbench.report.table import Table, escaped
 
@@ -61,20 +62,20 @@ _BEST = (
 def leaderboard_page(board: Leaderboard, drawn: Collection[str] = ()) -> Page:
     """The page; ``drawn``: names of the files with figures."""
     records = [record for entry in board.entries for record in entry.row.records]
-    numbered = len(board.comparisons) > 1
+    several_tables = len(board.comparisons) > 1
     tables: list[Part] = []
     details: list[Part] = []
-    for number, entries in enumerate(board.comparisons, start=1):
-        tables += [Heading(f"Comparison {number}")] if numbered else []
+    for title, entries in zip(comparison_titles(board.comparisons), board.comparisons, strict=True):
+        tables += [Heading(title)] if several_tables else []
         tables += [_compared(entries), *_ranking(board, entries)]
-        details += [Heading(f"Comparison {number}", 3)] if numbered else []
+        details += [Heading(title, 3)] if several_tables else []
         details += [_setting(board, entries), more_table(board, entries)]
         if layers := layer_table(entries):
             details += [_LAYERS, layers]
         if sizes := size_table(board, entries):
             details += ["The sizes of each scheme:", sizes]
-    if numbered:
-        tables.insert(0, "Ranks count within a comparison, not between two.")
+    if several_tables:
+        tables.insert(0, "Ranks count within a table, not between two.")
     shown = {heading for part in details if isinstance(part, Table) for heading in part.headings}
     details.append(column_table(column for column in MORE if column.heading in shown))
     return suite_page(

@@ -5,13 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import exp, log
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from modbench.report.timing.table import CaseRow
+from typing import Any, Protocol
 
 #: Largest relative difference of MLP width over width between shapes of one family: widths are rounded.
 _ROUNDED = 0.05
+
+
+class TimedCase(Protocol):
+    """The fields of a `modbench.report.timing.table.CaseRow` that a comparison needs."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def train(self) -> str: ...
+    @property
+    def case(self) -> str: ...
+    @property
+    def seconds_median(self) -> float | None: ...
+    @property
+    def flops_realised(self) -> int | None: ...
+    @property
+    def stable(self) -> bool | None: ...
+    @property
+    def loaded(self) -> bool | None: ...
+    @property
+    def throttled(self) -> bool | None: ...
 
 
 @dataclass(frozen=True)
@@ -21,14 +39,14 @@ class Dense:
 
     seconds: float
     flops: float
-    rows: "Sequence[CaseRow]"
+    rows: Sequence[TimedCase]
 
     @property
     def is_interpolated(self) -> bool:
         return len(self.rows) > 1
 
 
-def dense_case(row: "CaseRow", dense: "Sequence[CaseRow]") -> Dense | None:
+def dense_case(row: TimedCase, dense: Sequence[TimedCase]) -> Dense | None:
     """The dense case that ``row`` is compared with, from the timed ``dense`` rows; of several of one
     shape the first counts.
 
@@ -36,7 +54,7 @@ def dense_case(row: "CaseRow", dense: "Sequence[CaseRow]") -> Dense | None:
     next widths of dense models with otherwise equal shape and settings. None outside the timed widths.
     """
     shape = _shape(row.model)
-    family: dict[float, CaseRow] = {}
+    family: dict[float, TimedCase] = {}
     for other in dense:
         if (other.case, other.train) == (row.case, row.train) and other.flops_realised:
             if other.model == row.model:

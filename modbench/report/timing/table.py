@@ -15,7 +15,7 @@ from typing import Any
 
 from modbench.analysis.intervals import summary
 from modbench.records.record import TimingKind, TimingRecord, canonical_json
-from modbench.report.timing.dense import Dense, dense_case
+from modbench.report.timing.dense import Dense, TimedCase, dense_case
 from modbench.report.timing.values import refuse_incomparable, time_marks
 
 #: Shortest sample that pyperf accepts, in seconds.
@@ -86,7 +86,7 @@ class CaseRow:
             return self
         achieved = dense.seconds / self.seconds_median
         promised = dense.flops / self.flops_realised
-        compared = [self, *dense.rows]
+        compared: list[TimedCase] = [self, *dense.rows]
         return replace(
             self,
             speed_up=achieved,

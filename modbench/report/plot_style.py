@@ -84,29 +84,29 @@ def marks(routers: Mapping[str, str]) -> dict[str, Mark]:
     """
     plugins = sorted({*routers.values()} - {*_BUILT_IN})
     taken: dict[str, set[int]] = {}
-    found = {}
+    looks = {}
     for scheme, router in sorted(routers.items()):
         base = _mark_of(router, plugins)
         if scheme == router:
-            found[scheme] = base
+            looks[scheme] = base
             continue
         used = taken.setdefault(router, set())
         first = zlib.crc32(scheme.encode()) % len(_VARIANTS)
         order = [(first + step) % len(_VARIANTS) for step in range(len(_VARIANTS))]
         number = next((number for number in order if number not in used), first)
         used.add(number)
-        found[scheme] = _variant(base, number, is_grey=router == "vanilla")
-    return found
+        looks[scheme] = _variant(base, number, is_grey=router == "vanilla")
+    return looks
 
 
 def _mark_of(router: str, plugins: Sequence[str]) -> Mark:
     if router in _BUILT_IN:
-        palette, place, marker = _BUILT_IN[router]
+        palette, index, marker = _BUILT_IN[router]
     else:
         number = plugins.index(router)
-        palette, place = _PLUGINS[number % len(_PLUGINS)]
+        palette, index = _PLUGINS[number % len(_PLUGINS)]
         marker = _PLUGIN_MARKERS[number % len(_PLUGIN_MARKERS)]
-    return Mark(_palette(palette)[place], marker, "-")
+    return Mark(_palette(palette)[index], marker, "-")
 
 
 def _variant(base: Mark, number: int, *, is_grey: bool) -> Mark:
@@ -213,9 +213,9 @@ def legend_below(figure: Figure, handles: Mapping[str, Any], above: str = "") ->
     lines = max(map(_line_count, _columns([*handles], number)))
     lines += _line_count([above]) if above else 0
     figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * lines)
-    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
-    place |= {"title": above, "title_fontsize": 11} if above else {}
-    legend = figure.legend(list(handles.values()), list(handles), ncols=number, **place)
+    style: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
+    style |= {"title": above, "title_fontsize": 11} if above else {}
+    legend = figure.legend(list(handles.values()), list(handles), ncols=number, **style)
     legend.get_title().set_multialignment("center")
 
 

@@ -130,8 +130,8 @@ def _loads(axes: Axes, layers: list[dict[str, Any]], no_ops: int) -> None:
 
 def _name_side(axes: Axes, text: str) -> None:
     """Name the common y axis of a line of panels at the first of them."""
-    place = axes.get_subplotspec()
-    if place is None or place.is_first_col():
+    cell = axes.get_subplotspec()
+    if cell is None or cell.is_first_col():
         axes.set_ylabel(text)
 
 

@@ -160,7 +160,7 @@ class TimingTable:
         cool = [(timing, case) for timing, case in samples if not _throttled(case["gpu"])]
         used = cool or samples
         timing, case = used[0]
-        seconds = [value for _, one in used for value in one["seconds"]]
+        seconds = [value for _, sample in used for value in sample["seconds"]]
         executed = case["flops"]["dispatched"]["executed"]
         row = CaseRow(
             **self._scheme(timing),
@@ -181,10 +181,10 @@ class TimingTable:
         if len(seconds) < FEWEST:
             return replace(row, status="invalid", error=f"no time, too few samples: {len(seconds)}")
         spread = summary(seconds)
-        short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
+        short = any(min(sample["seconds"]) * sample["loops"] < SHORTEST for _, sample in used)
         rate = executed / spread["median"]
         best = self.ceilings.get((row.model, row.dtype), {}).get("flops_per_second")
-        joules = [one["joules"] for _, one in used if one["joules"] is not None]
+        joules = [sample["joules"] for _, sample in used if sample["joules"] is not None]
         return replace(
             row,
             seconds_median=spread["median"],

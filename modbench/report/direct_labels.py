@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from modbench.report.plot_style import lay_out
+
 #: Points of the font; height of a line of it, in inches; characters of a line.
 _FONT, _LINE, _LONGEST = 9, 0.155, 26
 
@@ -24,17 +26,17 @@ class End:
 
 
 def label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[End]]]) -> None:
-    """Write the names of all ``panels``, once their data and limits are set. The layout makes room for
-    them, so they are never cut."""
+    """Write the names of all ``panels`` and lay out the figure, once all else is drawn. The layout makes
+    room for the names, so they are never cut."""
     drawn = [(axes, end, _write(axes, end)) for axes, ends in panels for end in ends]
-    figure.draw_without_rendering()  # type: ignore[no-untyped-call]
+    lay_out(figure)
     for axes, _ in panels:
-        own = [(end, note) for at, end, note in drawn if at is axes]
+        notes = [(end, note) for at, end, note in drawn if at is axes]
         inches = axes.get_window_extent().height / figure.dpi
-        heights = [_LINE * len(_lines(end.text)) / inches for end, _ in own]
-        places = spread([_fraction(axes, end) for end, _ in own], heights)
-        for (_, note), place in zip(own, places, strict=True):
-            note.set_y(place)
+        heights = [_LINE * len(_lines(end.text)) / inches for end, _ in notes]
+        centres = spread([_fraction(axes, end) for end, _ in notes], heights)
+        for (_, note), centre in zip(notes, centres, strict=True):
+            note.set_y(centre)
 
 
 def _write(axes: Axes, end: End) -> Annotation:
@@ -69,9 +71,9 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     (least squares), within 0 to 1 if they fit."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     offsets: list[float] = []
-    for place, index in enumerate(order):
-        before = heights[order[place - 1]] if place else 0.0
-        offsets.append(offsets[-1] + (before + heights[index]) / 2 if place else 0.0)
+    for number, index in enumerate(order):
+        before = heights[order[number - 1]] if number else 0.0
+        offsets.append(offsets[-1] + (before + heights[index]) / 2 if number else 0.0)
     # Without their offsets the centres must ascend: isotonic regression by pooling neighbours.
     pools: list[tuple[float, int]] = []
     for index, offset in zip(order, offsets, strict=True):
@@ -83,5 +85,5 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     low = heights[order[0]] / 2 if order else 0.0
     high = 1 - heights[order[-1]] / 2 - offsets[-1] if order else 1.0
     centres = [max(min(mean, high), low) + offset for mean, offset in zip(free, offsets, strict=True)]
-    found = dict(zip(order, centres, strict=True))
-    return [found[index] for index in range(len(wanted))]
+    of_interval = dict(zip(order, centres, strict=True))
+    return [of_interval[index] for index in range(len(wanted))]

@@ -19,7 +19,12 @@ from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.board_tables import pairs_table
 from modbench.report.leaderboard.figures import figures
 from modbench.report.leaderboard.page import leaderboard_page
-from modbench.report.leaderboard.scheme import scheme_names, split_label, with_shape
+from modbench.report.leaderboard.scheme import (
+    scheme_key,
+    scheme_names,
+    split_label,
+    with_shape,
+)
 from modbench.report.plot_style import Mark, marks
 from modbench.report.routing.cases import cases_of_board, cases_of_sweep
 from modbench.report.routing.pattern import pattern_files
@@ -85,9 +90,7 @@ def write_report(
         )
     results = results_of(records)
     times = _times(records)
-    schemes = {result.scheme for result in results} | {*scheme_names(results).values()}
-    schemes |= {split_label(label)[0] for label in times.labels.values()} if times else set()
-    look_of = marks(schemes)
+    look_of = marks(_routers(results, times))
     contents = _of_results(records, results, times, look_of, rank_by) if results else {}
     if times is not None:
         contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
@@ -114,6 +117,16 @@ def _times(records: Records) -> TimingTable | None:
         return None
     suite = str(records.suites[-1].suite["name"]) if records.suites else "unnamed"
     return TimingTable(newest_session(records.timings), labels_of(records.suites), suite)
+
+
+def _routers(results: Sequence[Result], times: TimingTable | None) -> dict[str, str]:
+    """The router of each scheme, by all names that the figures use."""
+    names = scheme_names(results)
+    routers = {split_label(row.label)[0]: row.router for row in (times.cases if times else ())}
+    for result in results:
+        router = result.run.router.name
+        routers |= {result.scheme: router, names[scheme_key(result)]: router}
+    return routers
 
 
 def _of_results(

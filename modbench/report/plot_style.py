@@ -3,18 +3,20 @@ reproducible files."""
 
 import io
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.lines import Line2D
@@ -24,16 +26,40 @@ from modbench.report.leaderboard.board import Entry
 
 #: Inches, without legend. At 6 cm (a phone), a font of 11 points is still readable.
 WIDTH, HEIGHT = 5.4, 4.2
-_LEGEND_LINE = 0.24
+#: Inches of a legend: a line; a handle with its gaps; a character of a name, on average.
+_LEGEND_LINE, _LEGEND_HANDLE, _LEGEND_CHARACTER = 0.24, 0.7, 0.085
 DOTS_PER_INCH = 200
 REFERENCE = "0.35"  #: grey, for reference lines
 DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
 FONT_FILE = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _FONT = "modbench DejaVu Sans"
-_MARKERS = "osD^vPXdp"  # nine for eight colours: no pair repeats among 72 schemes
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
-#: Of seaborn's colour-blind-safe palette: without pink and yellow, too pale on white.
-_COLORS = (0, 1, 2, 3, 4, 5, 7, 9)
+#: Seaborn's palette, the colour's place in it, and the marker of each router of modbench: the same in
+#: all suites. Routers of the shipped suites have the colours that differ most; dense is grey.
+_BUILT_IN = {
+    "vanilla": ("colorblind", 7, "o"),
+    "mod": ("colorblind", 0, "s"),
+    "expert_choice": ("colorblind", 2, "D"),
+    "token_choice": ("colorblind", 1, "P"),
+    "mode_staged": ("colorblind", 4, "v"),
+    "mode_integrated": ("colorblind", 3, "^"),
+    "expert_threshold": ("colorblind", 5, "d"),
+    "mixture_of_recursions": ("colorblind", 9, "X"),
+    "relu_routing": ("dark", 8, "p"),
+    "threshold_skip": ("dark", 9, "h"),
+}
+#: The same of plugins, in the order of their names.
+_PLUGINS = (("dark", 6), ("dark", 3), ("dark", 2), ("dark", 0))
+_PLUGIN_MARKERS = "<>8H*"  # five for four colours: 20 plugins differ
+#: Presets and other schemes of a router: its colour mixed with black (below 0) or white, another marker,
+#: and dashes.
+_VARIANTS = (
+    (-0.4, "<", (0, (5, 1.5))),
+    (0.35, ">", (0, (1.5, 1.2))),
+    (-0.4, "8", (0, (6, 1.5, 1.5, 1.5))),
+    (0.35, "H", (0, (3, 3))),
+    (-0.65, "d", (0, (1, 2.5))),
+    (0.35, "*", (0, (9, 2))),
+)
 _LONGEST = 30  #: characters of a line of a name
 
 
@@ -49,17 +75,60 @@ class Mark:
 GREY = Mark(REFERENCE, "o", "-")
 
 
-def marks(schemes: Iterable[str]) -> dict[str, Mark]:
-    """One mark per scheme, by its place in sorted order: the same in all figures of a suite."""
-    palette = [sns.color_palette("colorblind")[index] for index in _COLORS]
-    return {
-        scheme: Mark(
-            palette[place % len(palette)],
-            _MARKERS[place % len(_MARKERS)],
-            _DASHES[place % len(_DASHES)],
-        )
-        for place, scheme in enumerate(sorted(set(schemes)))
-    }
+def marks(routers: Mapping[str, str]) -> dict[str, Mark]:
+    """One mark per scheme. ``routers``: the router's name by scheme.
+
+    The scheme that is named as its router has the router's mark, which for modbench's routers is the
+    same in all suites. Its other schemes have a shade of the colour, by a hash of their name. Plugins
+    take colours in the order of their names.
+    """
+    plugins = sorted({*routers.values()} - {*_BUILT_IN})
+    taken: dict[str, set[int]] = {}
+    looks = {}
+    for scheme, router in sorted(routers.items()):
+        base = _mark_of(router, plugins)
+        if scheme == router:
+            looks[scheme] = base
+            continue
+        used = taken.setdefault(router, set())
+        first = zlib.crc32(scheme.encode()) % len(_VARIANTS)
+        order = [(first + step) % len(_VARIANTS) for step in range(len(_VARIANTS))]
+        number = next((number for number in order if number not in used), first)
+        used.add(number)
+        looks[scheme] = _variant(base, number, is_grey=router == "vanilla")
+    return looks
+
+
+def _mark_of(router: str, plugins: Sequence[str]) -> Mark:
+    if router in _BUILT_IN:
+        palette, index, marker = _BUILT_IN[router]
+    else:
+        number = plugins.index(router)
+        palette, index = _PLUGINS[number % len(_PLUGINS)]
+        marker = _PLUGIN_MARKERS[number % len(_PLUGIN_MARKERS)]
+    return Mark(_palette(palette)[index], marker, "-")
+
+
+def _variant(base: Mark, number: int, *, is_grey: bool) -> Mark:
+    mixed, marker, dashes = _VARIANTS[number]
+    if is_grey:  # a lighter grey is too pale on white
+        mixed = -abs(mixed)
+    target = float(mixed > 0)
+    color = tuple(part + abs(mixed) * (target - part) for part in base.color)
+    return Mark(color, marker, dashes)
+
+
+@cache
+def _palette(name: str) -> Sequence[Any]:
+    return tuple(_seaborn().color_palette(name))
+
+
+@cache
+def _seaborn() -> Any:
+    """Seaborn, imported with the first figure: it takes longer than all of a report without figures."""
+    import seaborn
+
+    return seaborn
 
 
 def draw_point(axes: Axes, x: float, y: float, mark: Mark, *, filled: bool, **style: Any) -> None:
@@ -68,10 +137,11 @@ def draw_point(axes: Axes, x: float, y: float, mark: Mark, *, filled: bool, **st
     axes.plot([x], [y], markerfacecolor=mark.color if filled else "white", **style)
 
 
-def handle(mark: Mark, *, filled: bool = True) -> Line2D:
-    """The marker of ``mark`` for a legend."""
+def handle(mark: Mark, *, filled: bool = True, markersize: float = 6) -> Line2D:
+    """The marker of ``mark`` for a legend, as `draw_point` draws it."""
+    style: dict[str, Any] = {"color": mark.color, "marker": mark.marker, "linestyle": "none"}
     face = mark.color if filled else "white"
-    return Line2D([], [], color=mark.color, marker=mark.marker, markerfacecolor=face, linestyle="none")
+    return Line2D([], [], markerfacecolor=face, markersize=markersize, **style)
 
 
 @contextmanager
@@ -79,7 +149,7 @@ def look() -> Iterator[None]:
     """Context with our matplotlib settings, whatever the user's are."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(sns.axes_style("whitegrid"))
+        mpl.rcParams.update(_seaborn().axes_style("whitegrid"))
         mpl.rcParams.update(
             {
                 "font.family": _font(),
@@ -112,9 +182,11 @@ def row_names(entries: Sequence[Entry]) -> dict[str, str]:
     return {e.row.label: folded(e.row.label + " (not ranked)" * bool(e.unranked)) for e in entries}
 
 
-def folded(label: str) -> str:
-    """``label`` in lines that are short enough for a panel's title."""
-    return textwrap.fill(label, _LONGEST)
+def folded(label: str, longest: int = _LONGEST) -> str:
+    """``label`` in lines short enough for a panel's title; a budget in brackets gets its own line."""
+    if len(label) <= longest:
+        return label
+    return "\n".join(textwrap.fill(line, longest) for line in label.replace(" [", "\n[").split("\n"))
 
 
 def sheet(width: float = WIDTH, height: float = HEIGHT) -> Figure:
@@ -134,18 +206,46 @@ def written_out(axis: Axis, low: float, high: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def legend_below(figure: Figure, handles: dict[str, Any]) -> None:
-    """Add a legend of ``handles`` by text below the axes, in up to three columns as the width allows;
-    the figure grows by its height."""
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    height, lines = figure.get_figheight(), sum(1 + name.count("\n") for name in handles)
-    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
-    for columns in (3, 2, 1):
-        figure.set_figheight(height + _LEGEND_LINE * -(-lines // columns))
-        legend = figure.legend(list(handles.values()), list(handles), ncols=columns, **place)
-        if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
-            break
-        legend.remove()
+def legend_below(figure: Figure, handles: Mapping[str, Any], above: str = "") -> None:
+    """Add a legend of ``handles`` by text below the axes, in as many columns as the width allows; the
+    figure grows by its height. ``above``: text over it, such as the name of all panels' x axis."""
+    number = next(n for n in range(min(4, len(handles)), 0, -1) if n == 1 or _fits(figure, handles, n))
+    lines = max(map(_line_count, _columns([*handles], number)))
+    lines += _line_count([above]) if above else 0
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * lines)
+    style: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
+    style |= {"title": above, "title_fontsize": 11} if above else {}
+    legend = figure.legend(list(handles.values()), list(handles), ncols=number, **style)
+    legend.get_title().set_multialignment("center")
+
+
+def _fits(figure: Figure, handles: Mapping[str, Any], number: int) -> bool:
+    """Estimate if a legend of ``number`` columns is at most as wide as ``figure``."""
+    longest = [max(map(_length, names)) for names in _columns([*handles], number)]
+    width = sum(_LEGEND_HANDLE + _LEGEND_CHARACTER * length for length in longest)
+    return bool(width <= figure.get_figwidth())
+
+
+def _columns(names: Sequence[str], number: int) -> list[Sequence[str]]:
+    """``names`` as matplotlib puts them in ``number`` columns: the first ones may have one more."""
+    least, more = divmod(len(names), number)
+    ends = [column * least + min(column, more) for column in range(number + 1)]
+    return [names[start:end] for start, end in pairwise(ends)]
+
+
+def _length(name: str) -> int:
+    return max(map(len, name.split("\n")))
+
+
+def _line_count(names: Sequence[str]) -> int:
+    return sum(1 + name.count("\n") for name in names)
+
+
+def lay_out(figure: Figure) -> None:
+    """Lay out ``figure`` once; drawing it keeps the layout."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def drawn_files(draws: Mapping[str, Callable[[], Figure | None]]) -> dict[str, bytes]:
@@ -160,9 +260,9 @@ def drawn_files(draws: Mapping[str, Callable[[], Figure | None]]) -> dict[str, b
 
 def _files(name: str, figure: Figure) -> dict[str, bytes]:
     """The figure as PNG and SVG, by file name; equal figures give equal bytes."""
-    contents = {}
-    for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        stream = io.BytesIO()
-        figure.savefig(stream, format=ending, metadata=metadata, dpi=DOTS_PER_INCH)
-        contents[f"{name}.{ending}"] = stream.getvalue()
-    return contents
+    lay_out(figure)
+    png, svg = io.BytesIO(), io.BytesIO()
+    # Not by `Figure.savefig`, which draws a figure with a layout engine twice.
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    return {f"{name}.png": png.getvalue(), f"{name}.svg": svg.getvalue()}

@@ -10,10 +10,11 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.records.record import read_record
-from modbench.report.downstream.figure import downstream_figure
+from modbench.report.downstream.figure import downstream_figure, drawn
 from modbench.report.downstream.page import downstream_section
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.page import write_report
+from modbench.report.plot_style import marks
 from modbench.report.sections import Page
 from modbench.report.table import Table
 
@@ -149,7 +150,7 @@ def test_batch_shift_and_leak_audit_are_in_the_table_and_on_the_page(fakes: Any)
     shift = {"nats": 2e-6, "flipped": 1, "items": 32, "batches": [1, 7, 32]}
     records = [
         fakes.make_record("vanilla", downstream={"arc_easy": entry()}),  # of an older modbench
-        fakes.make_record("mod", downstream={"arc_easy": entry(batch_shift=shift, share_routed=0.125)}),
+        fakes.make_record("mod", downstream={"arc_easy": entry(batch_shift=shift)}),
         fakes.make_record("other", downstream={"arc_easy": entry()}, failed_probes=(2,)),
     ]
     board = Leaderboard.of(records)
@@ -161,7 +162,6 @@ def test_batch_shift_and_leak_audit_are_in_the_table_and_on_the_page(fakes: Any)
     assert lines["vanilla"]["arc_easy:batch_shift_nats"] == ""
     text = Page(downstream_section(board)).to_markdown()
     assert "2.0e-06, 1 of 32" in text
-    assert "12.5%" in text
     assert "Leak audit (probes 1 and 2): other failed probe 2 batch: moved by 0.7; passed by" in text
 
 
@@ -263,3 +263,40 @@ def test_the_statistics_of_the_page_on_tasks_run() -> None:
     names: dict[str, Any] = {"margins_of_mod": [1.0, 2.0, 3.0], "margins_of_dense": [1.0, 1.0, 1.0]}
     exec(snippet("tasks.md", "signal_to_noise"), names)
     assert names["mean"] == 2.0
+
+
+def test_shares_of_routed_tokens_are_of_one_kind_of_layer(fakes: Any) -> None:
+    """A mean over layers that select an eighth of the tokens and layers of experts has no meaning."""
+    layers = {"mod": ((1,), ()), "experts": ((), (0,)), "staged": ((1,), (0,))}
+    records = [
+        fakes.make_record(
+            scheme,
+            routing=fakes.make_routing(*routed),
+            downstream={"arc_easy": entry(share_routed=0.55)},
+        )
+        for scheme, routed in layers.items()
+    ]
+    table = next(part for part in downstream_section(Leaderboard.of(records)) if isinstance(part, Table))
+    rows = {row[1]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
+    selected = rows["tokens selected by depth-routed layers"]
+    processed = rows["tokens with an expert"]
+    assert [selected[scheme] for scheme in layers] == ["55.0%", "-", "-"]
+    assert [processed[scheme] for scheme in layers] == ["-", "55.0%", "-"]
+
+
+def test_a_far_chance_level_leaves_the_scores_their_room(fakes: Any) -> None:
+    def limits(chance: float) -> tuple[float, float, list[str]]:
+        task = entry(0.5)
+        task["metrics"]["acc"]["chance"] = chance
+        entries = Leaderboard.of([fakes.make_record("mod", downstream={"arc_easy": task})]).entries
+        figure = drawn(entries, marks({"mod": "mod"}))
+        axes = figure.axes[0]
+        assert axes.get_ylabel() == "acc\nhigher is better"
+        return *axes.get_ylim(), [text.get_text() for text in axes.texts]
+
+    low, high, texts = limits(8.0)
+    assert 0.4 < low < high < 0.6
+    assert texts == ["chance 8, off the axis"]
+    low, high, texts = limits(0.46)
+    assert low < 0.46
+    assert texts == ["chance"]

@@ -8,7 +8,8 @@ from matplotlib.image import imread
 from modbench.report.leaderboard import figures as figures_module
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.figures import figures
-from modbench.report.plot_style import look, marks
+from modbench.report.plot_style import folded, look, marks
+from modbench.routing.registry import installed_modules
 
 
 def _axes(board: Leaderboard, name: str):
@@ -19,6 +20,10 @@ def _axes(board: Leaderboard, name: str):
 
 def _texts(axes) -> list[str]:
     return [text.get_text().replace("\n", " ") for text in axes.texts]
+
+
+def _legend(figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 def _titles(figure) -> list[str]:
@@ -88,15 +93,24 @@ def test_a_figure_says_what_its_bars_are_where_it_has_any(fakes, name, words):
     records = [fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(3)]
     for seeds, told in ((records, True), (records[:1], False)):
         figure, _ = _axes(Leaderboard.of(seeds), name)
-        assert figure.get_supxlabel().endswith(f"convention model){words if told else ''}")
+        legend = figure.legends[0].get_title().get_text() if figure.legends else ""
+        named = figure.get_supxlabel() or legend
+        assert named.endswith(f"convention model){words if told else ''}")
 
 
 def test_each_point_is_named_and_says_when_it_is_unranked(fakes, six):
     board = Leaderboard.of([*six, fakes.make_record("leaky", failed_probes=(1,), cost=1.3)])
     names = [record.label for record in six]
-    _, axes = _axes(board, "loss_vs_forward_flops")
-    assert {*names, "leaky (not ranked)"} == {*_texts(axes)}
-    assert len([line for line in axes.lines if line.get_marker() in tuple("osD^vPX")]) == 7
+    figure, axes = _axes(board, "loss_vs_forward_flops")
+    assert {*names, "leaky (not ranked)"} == {*_legend(figure)}
+    assert len([line for line in axes.lines if line.get_linestyle() == "None"]) == 7
+
+
+def test_points_lie_at_the_realised_flops_of_the_table(six):
+    figure, axes = _axes(Leaderboard.of(six), "loss_vs_forward_flops")
+    drawn = {float(line.get_xdata()[0]) for line in axes.lines}
+    assert drawn == {record.metrics["forward_flops_per_token_realised"] for record in six}
+    assert "(realised" in figure.legends[0].get_title().get_text()
 
 
 def test_runs_that_all_failed_make_no_figures(fakes):
@@ -155,7 +169,7 @@ def test_sizes_of_a_scheme_are_one_line_and_the_best_is_filled(fakes):
     assert [len(line.get_xdata()) for line in lines] == [2, 2, 2]
     faces = [line.get_markerfacecolor() for line in axes.lines if line.get_linestyle() == "None"]
     assert faces.count("white") == 3
-    assert sorted(_texts(axes)) == ["mod", "token_choice", "vanilla"]
+    assert sorted(_legend(figure)) == ["mod", "token_choice", "vanilla"]
 
 
 def test_schemes_with_a_shape_of_their_own_stay_in_one_panel(fakes):
@@ -167,22 +181,72 @@ def test_schemes_with_a_shape_of_their_own_stay_in_one_panel(fakes):
 
 def test_a_scheme_looks_the_same_in_all_panels_and_figures(fakes):
     board = Leaderboard.of(_grid(fakes))
-    looks = set()
-    for name in figures_module.FIGURES:
-        for axes in _axes(board, name)[0].axes:
-            for text in axes.texts:
-                if text.get_text() == "mod":
-                    looks.add(str(text.get_color()))
-    assert looks == {str(marks(["vanilla", "mod", "token_choice"])["mod"].color)}
+    curves, points = (_axes(board, name)[0] for name in figures_module.FIGURES)
+    texts = [text for axes in curves.axes for text in axes.texts if text.get_text() == "mod"]
+    (legend,) = points.legends
+    named = dict(zip(_legend(points), legend.legend_handles, strict=True))
+    mark = marks({"mod": "mod"})["mod"]
+    assert {text.get_color() for text in texts} == {named["mod"].get_color()} == {mark.color}
+    assert named["mod"].get_marker() == mark.marker
 
 
 def test_each_scheme_keeps_its_mark_whatever_the_order_and_differs_from_all_others():
-    labels = [f"scheme {number}" for number in range(40)]
-    assert marks(labels) == marks(labels[::-1])
-    looks = {(mark.color, mark.marker, str(mark.dashes)) for mark in marks(labels).values()}
-    assert len(looks) == 40
-    first = list(marks(labels[:7]).values())
-    assert len({mark.marker for mark in first}) == len({mark.color for mark in first}) == 7
+    plugins = {f"scheme {number}": f"scheme {number}" for number in range(20)}
+    assert marks(plugins) == marks(dict(reversed(plugins.items())))
+    built_in = dict.fromkeys(("vanilla", "mod", "expert_choice", "token_choice", "mode_staged"), "")
+    looks = marks({scheme: scheme for scheme in built_in} | plugins)
+    assert len({(mark.color, mark.marker) for mark in looks.values()}) == 25
+
+
+def test_routers_of_modbench_look_the_same_in_all_suites_and_dense_is_grey():
+    names = [name for name, module in installed_modules().items() if module.startswith("modbench.")]
+    together = marks({name: name for name in names} | {"a plugin": "a plugin"})
+    assert {name: marks({name: name})[name] for name in names} == {
+        name: together[name] for name in names
+    }
+    assert len({mark.color for mark in together.values()}) == len(names) + 1
+    for scheme in ("vanilla", "vanilla, 2 layers"):
+        red, green, blue = marks({scheme: "vanilla"})[scheme].color
+        assert red == green == blue
+
+
+def test_schemes_of_a_router_are_shades_that_differ_and_stay_when_others_come():
+    labels = ("mod:stride", "mod:gaussian", "mod:half")
+    found = marks(dict.fromkeys(("mod", *labels), "mod"))
+    assert len({(mark.marker, str(mark.dashes)) for mark in found.values()}) == 4
+    assert marks({"mod:stride": "mod"})["mod:stride"] == found["mod:stride"]
+    for label in labels:
+        red, green, blue = found[label].color
+        assert red < green < blue  # as mod's colour, blue
+
+
+def test_seeds_are_joined_by_flops_and_their_curve_has_all_points(fakes):
+    """A scheme with a varying number of routed tokens reaches equal FLOPs at other steps."""
+    first, second = (fakes.make_record(seed=seed) for seed in range(2))
+    flops = [10**11 * number for number in range(1, 9)]
+    for record, shift in ((first, 0), (second, 1)):
+        record.curve[:] = [
+            {"step": spent // 10**9 - shift, "flops": spent, "heldout_loss": 6 - spent / 10**12 + shift}
+            for spent in flops
+        ]
+    (entry,) = Leaderboard.of([first, second]).entries
+    points = figures_module.curve_points(entry.row)
+    assert [spent for spent, *_ in points] == flops
+    assert [mean for _, mean, *_ in points] == pytest.approx([6.5 - spent / 10**12 for spent in flops])
+    assert [high - low for *_, low, high in points] == pytest.approx([1] * 8)
+    second.curve[3]["flops"] *= 1.1
+    points = figures_module.curve_points(entry.row)
+    assert points[3][0] == pytest.approx(4.2e11)
+    assert points[3][2] == pytest.approx(6 - 0.42, abs=0.005)  # the first seed, between its points
+
+
+def test_only_panels_of_one_budget_share_the_loss_axis(fakes):
+    figure, _ = _axes(Leaderboard.of(_grid(fakes)), "loss_vs_training_flops")
+    small, large, small_below, large_below = figure.axes
+    shared = small.get_shared_y_axes()
+    assert shared.joined(small, small_below)
+    assert shared.joined(large, large_below)
+    assert not shared.joined(small, large)
 
 
 @pytest.mark.parametrize("label", ["_hidden", "x" * 60])
@@ -193,3 +257,8 @@ def test_any_label_can_be_drawn(fakes, label):
     figure.canvas.draw()
     extents = [text.get_window_extent() for text in axes.texts]
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in extents)
+
+
+def test_budget_in_a_title_is_not_split():
+    title = folded("surprise_mod/small, of many words [3e+10 FLOP]")
+    assert title.endswith("\n[3e+10 FLOP]")

@@ -5,16 +5,21 @@ from math import inf, log
 
 import pytest
 from isoflop_made_up import BUDGETS, Make, curve_loss, records, run, sweep_records
-from matplotlib.text import Annotation
+from matplotlib.path import Path
 
 from modbench.analysis.comparison import SpeedUp
 from modbench.records.result import Result
 from modbench.report.isoflop.csv import optima_table
-from modbench.report.isoflop.figures import curves, losses_at_optimum, normalised, speed_ups
+from modbench.report.isoflop.figures import (
+    curves,
+    losses_at_optimum,
+    normalised,
+    speed_ups,
+    sweep_marks,
+)
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import Sweep, sweep_of
 from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.plot_style import marks
 
 
 def swept(found: list[Result]) -> Sweep:
@@ -34,10 +39,36 @@ def test_unknown_ends_of_a_speed_up_are_shown_as_unknown(
     sweep = swept(records(make))
     assert "| 1.05 (? to ?) |" in isoflop_page(sweep).to_markdown()
     assert ",1.05,,,," in optima_table(sweep).to_csv()
-    figure = speed_ups(sweep, marks(sweep.rates))
+    figure = speed_ups(sweep, sweep_marks(sweep))
     assert figure is not None
-    arrows = [text for text in figure.axes[0].texts if isinstance(text, Annotation)]
-    assert sorted(arrow.xy[0] for arrow in arrows) == [0, 1]
+    arrows = [line for line in figure.axes[0].lines if isinstance(line.get_marker(), Path)]
+    assert [list(line.get_xdata()) for line in arrows] == [[1.05], [1.05]]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["in FLOPs", "interval open on this side"]
+
+
+def test_a_bound_is_an_open_arrow_at_its_value(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = SpeedUp(factor=1.4, bound="at least", interval=(inf, inf))
+    monkeypatch.setattr(
+        "modbench.report.isoflop.sweep.speed_up",
+        lambda *pair: bound if pair[-1] == "parabola" else None,
+    )
+    sweep = swept(records(make))
+    figure = speed_ups(sweep, sweep_marks(sweep))
+    assert figure is not None
+    lines = [
+        line for line in figure.axes[0].lines if line.get_color() == sweep_marks(sweep)["mod"].color
+    ]
+    (arrow,) = lines  # no bar to the edge, and no marker
+    assert list(arrow.get_xdata()) == [1.4]
+    assert isinstance(marker := arrow.get_marker(), Path)
+    assert min(x for x, _ in marker.vertices) == 0  # it points to the right
+    assert arrow.get_markerfacecolor() == "none"
+    assert figure.axes[0].get_xlim()[1] < 2
+    (handle,) = [
+        line for line in figure.legends[0].legend_handles if isinstance(line.get_marker(), Path)
+    ]
+    assert (handle.get_marker().vertices == marker.vertices).all()
 
 
 def test_one_bad_scheme_leaves_room_for_the_others_and_has_hollow_markers(make: Make) -> None:
@@ -45,8 +76,8 @@ def test_one_bad_scheme_leaves_room_for_the_others_and_has_hollow_markers(make: 
     lost = run(make, "lost", 64, BUDGETS[1], status="diverged")
     sweep = swept([*records(make), *bad, lost])
     for figure in (
-        curves(sweep, marks(sweep.rates), size="active_parameters"),
-        normalised(sweep, marks(sweep.rates)),
+        curves(sweep, sweep_marks(sweep), size="active_parameters"),
+        normalised(sweep, sweep_marks(sweep)),
     ):
         assert figure is not None
         for axes in figure.axes:
@@ -63,14 +94,19 @@ def test_optima_of_schemes_with_equal_losses_are_apart(make: Make) -> None:
     names = ("vanilla", "one", "two")
     found = [one for name in names for one in sweep_records(make, name, partial(curve_loss, "vanilla"))]
     sweep = swept(found)
-    figure = losses_at_optimum(sweep, marks(sweep.rates))
+    figure = losses_at_optimum(sweep, sweep_marks(sweep))
     assert figure is not None
-    places = [
-        float(x) for line in figure.axes[0].lines for x in line.get_xdata() if line.get_marker() in "osD"
-    ]
+    markers = {mark.marker for mark in sweep_marks(sweep).values()}
+    lines = [line for line in figure.axes[0].lines if line.get_marker() in markers]
+    places = [float(x) for line in lines for x in line.get_xdata()]
     assert len(set(places)) == len(names) * len(sweep.budgets)
 
 
-def test_eight_schemes_have_eight_colours_and_markers() -> None:
-    found = marks("abcdefgh").values()
-    assert len({mark.marker for mark in found}) == len({str(mark.color) for mark in found}) == 8
+def test_stars_are_hollow_and_behind_the_points(make: Make) -> None:
+    sweep = swept(records(make))
+    lines = curves(sweep, sweep_marks(sweep), size="active_parameters").axes[0].lines
+    stars = [line for line in lines if line.get_marker() == "*"]
+    points = [line for line in lines if line.get_marker() in ("o", "s")]
+    assert len(stars) == len(points) == 2
+    assert {line.get_markerfacecolor() for line in stars} == {"none"}
+    assert max(line.get_zorder() for line in stars) < min(line.get_zorder() for line in points)

@@ -36,7 +36,7 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     assert "group" not in cells
     assert cells["held-out loss (nats/token)"] == "4.9000"
     assert cells["cloze accuracy (untrained, chance)"] == "0.400 (0.260, 0.250)"
-    assert cells["forward FLOP/token"] == "3.03 M"
+    assert cells["realised forward FLOP/token"] == "3.03 M"
     assert cells["nominal forward FLOP/token"] == "3.000 M"
     assert cells["training tokens"] == "110,592"
     assert cells["training FLOP spent"] == "995.3 G"

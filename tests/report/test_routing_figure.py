@@ -65,9 +65,9 @@ def test_loads_are_held_against_an_even_one_and_no_ops_stand_apart(fakes):
         for more in ({}, {"options": options})
     )
     drawn = [list(line.get_ydata()) for line in plain.lines]
-    assert drawn == [[1.6, 1.2, 0.8, 0.4], [], [1.6, 1.2, 0.8, 0.4], [], [1, 1]]
+    assert drawn == [[1.6, 1.2, 0.8, 0.4], [1.6, 1.2, 0.8, 0.4], [1, 1]]
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in apart.lines[:2]]
-    assert drawn == [([1, 2], [1.6, 0.4]), ([3, 4], [1.2, 0.8])]
+    assert drawn == [([1, 2], [1.6, 0.4]), ([1, 2], [1.2, 0.8])]
 
 
 def test_experts_without_tokens_are_drawn_at_zero(fakes):
@@ -76,8 +76,9 @@ def test_experts_without_tokens_are_drawn_at_zero(fakes):
     assert list(figure.axes[0].lines[0].get_ydata()) == [0, 0]
 
 
-def _legend(axes) -> list[str]:
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def _legend(figure) -> list[str]:
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    return [text for text in texts if text.startswith("layer")]
 
 
 def test_each_line_that_a_legend_names_is_called_a_layer(fakes):
@@ -87,8 +88,20 @@ def test_each_line_that_a_legend_names_is_called_a_layer(fakes):
         (tuple(range(9)), ["layer 0", "layer 8"]),
     ):
         record = fakes.make_record("mod", routing=fakes.make_routing(layers, layers))
-        assert _legend(_drawn(depth_figure, [record]).axes[0]) == named
-        assert _legend(_drawn(expert_figure, [record]).axes[0]) == named
+        assert _legend(_drawn(depth_figure, [record])) == named
+        assert _legend(_drawn(expert_figure, [record])) == named
+
+
+def test_layers_of_panels_that_differ_are_named_in_each_panel(fakes):
+    records = [
+        fakes.make_record("mod", routing=fakes.make_routing((1, 3))),
+        fakes.make_record("skip", routing=fakes.make_routing((2,))),
+    ]
+    figure = _drawn(depth_figure, records)
+    inside = [axes.get_legend() for axes in figure.axes]
+    assert _legend(figure) == ["layer 1", "layer 3"]
+    assert [text.get_text() for text in inside[1].get_texts()] == ["layer 2"]
+    assert inside[0] is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,16 @@ from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.page import write_report
 from modbench.report.plot_style import look
 from modbench.report.routing.cases import MOST_CASES, RoutingCase, cases_of_board, cases_of_sweep
-from modbench.report.routing.pattern import STRIP, pattern_figure, pattern_files
+from modbench.report.routing.pattern import (
+    STRIP,
+    Bar,
+    differing,
+    layer_bars,
+    pattern_figure,
+    pattern_files,
+    shares,
+    token_labels,
+)
 from modbench.report.routing.weights import MOST_LAYERS, weight_figure, weight_files
 
 PLAN = {
@@ -56,69 +65,75 @@ def record(fakes: Any, label: str, found: dict[str, Any] | None = None, **fields
 
 def drawn(draw: Any, *records: Result) -> Any:
     with look():
-        return draw([RoutingCase(one.label, one) for one in records])
+        return draw([RoutingCase(record.label, record) for record in records])
 
 
-def bars(axes: Any) -> list[list[tuple[float, float, float, float]]]:
-    """(left, right, bottom, top) of the bars of each row, without the rows' backgrounds."""
-    rows = []
-    for drawing in axes.collections:
-        boxes = [path.get_extents().extents for path in drawing.get_paths()]
-        if type(drawing).__name__ == "PolyCollection":
-            rows.append([(x0, x1, y0, y1) for x0, y0, x1, y1 in boxes])
-    return rows
+def bars(found: dict[str, Any], fakes: Any, positions: range | None = None) -> list[Bar]:
+    """The bars of a passage, of all positions unless some are given."""
+    case = RoutingCase("mod", record(fakes, "mod", found))
+    return [*layer_bars(case, positions or range(len(found["texts"])))]
 
 
-def labels(axes: Any) -> list[str]:
-    return [tick.get_text() for tick in axes.get_xticklabels()]
+def texts_of(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_bars_stand_where_a_layer_selects_and_dense_layers_are_full(fakes: Any) -> None:
-    found = passage({1: "01100", 3: "00001"})
-    (axes,) = drawn(pattern_figure, record(fakes, "mod", found)).axes
-    dense0, skipped1, selected1, dense2, skipped3, selected3 = bars(axes)
-    for full in (dense0, skipped1, dense2, skipped3):
-        assert [(left, right) for left, right, _, _ in full] == [(0, 5)]
-    assert [int(left) for left, *_ in selected1] == [1, 2]
-    assert [int(left) for left, *_ in selected3] == [4]
-    assert dense0[0][3] < selected1[0][2] < dense2[0][2] < selected3[0][2]  # layer 0 at the bottom
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["1", "3"]
+    found = bars(passage({1: "01100", 3: "00001"}), fakes)
+    assert [(bar.layer, bar.first, bar.tokens) for bar in found] == [
+        (3, 0, 5),
+        (3, 4, 1),
+        (2, 0, 5),
+        (1, 0, 5),
+        (1, 1, 1),
+        (1, 2, 1),
+        (0, 0, 5),
+    ]
+    tops = [bar.top for bar in found]
+    assert tops == sorted(tops)  # layer 0 at the bottom
 
 
 def test_dots_mark_where_the_training_rule_differs(fakes: Any) -> None:
-    found = passage({1: "01100"}, {1: "01010"})
-    (axes,) = drawn(pattern_figure, record(fakes, "mod", found)).axes
-    (dots,) = [one for one in axes.collections if type(one).__name__ == "PathCollection"]
-    assert [x for x, _ in dots.get_offsets()] == [2.5, 3.5]
-    same = drawn(pattern_figure, record(fakes, "mod", passage({1: "01100"})))
-    assert not [one for one in same.axes[0].collections if type(one).__name__ == "PathCollection"]
-    assert axes.get_title(loc="right") == "selected here: 40.0 %, by the training rule 40.0 %"
+    case = RoutingCase("mod", record(fakes, "mod", passage({1: "01100"}, {1: "01010"})))
+    assert [*differing(case, range(5))] == [(1, 2, True), (1, 3, False)]
+    assert shares(case) == "selected here: 40.0 %, by the training rule 40.0 %"
+    (axes,) = drawn(pattern_figure, case.record).axes
+    dots = [points for points in axes.collections if type(points).__name__ == "PathCollection"]
+    assert len(dots[0].get_offsets()) == 2
+    same = RoutingCase("mod", record(fakes, "mod", passage({1: "01100"})))
+    assert not [*differing(same, range(5))]
 
 
 def test_larger_router_weights_are_darker(fakes: Any) -> None:
-    found = passage({1: "0111"}, gates=[-3.0, 0.5, -1.0, 2.0])
-    (axes,) = drawn(pattern_figure, record(fakes, "mod", found)).axes
-    colors = axes.collections[2].get_facecolors()
-    brightness = [sum(color[:3]) for color in colors]
+    found = bars(passage({1: "0111"}, gates=[-3.0, 0.5, -1.0, 2.0]), fakes)
+    brightness = [sum(bar.color[:3]) for bar in found if bar.layer == 1 and bar.tokens == 1]
     assert brightness[2] < brightness[0] < brightness[1] < sum(to_rgba("#f3f3f3")[:3])
 
 
 def test_a_long_passage_wraps_into_strips_with_its_text(fakes: Any) -> None:
-    texts = [f"w{place}" for place in range(STRIP + 10)]
+    texts = [f"w{position}" for position in range(STRIP + 10)]
     found = passage({1: "10" * 37}, texts=texts)
-    first, second = drawn(pattern_figure, record(fakes, "mod", found)).axes
-    assert (labels(first), labels(second)) == (texts[:STRIP], texts[STRIP:])
-    assert second.get_xlim() == (STRIP, 2 * STRIP)  # tokens as wide as above
-    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("mod", "")
-    assert [int(left) for left, *_ in bars(second)[2]] == list(range(STRIP, STRIP + 10, 2))
+    written = texts_of(drawn(pattern_figure, record(fakes, "mod", found)))
+    assert [text for text in written if text.startswith("w")] == texts
+    assert written.count("mod") == 2
+    second = bars(found, fakes, range(STRIP, STRIP + 10))
+    assert [bar.first for bar in second if bar.tokens == 1] == list(range(STRIP, STRIP + 10, 2))
 
 
-def test_white_space_is_visible_and_other_scripts_do_not_warn(fakes: Any, tmp_path: Path) -> None:
+def test_schemes_of_one_passage_stand_above_one_text(fakes: Any) -> None:
+    found = passage({1: "0110"}, texts=["the", "sun", "also", "rises"])
+    other = passage({1: "01"}, texts=["another", "text"])
+    records = [record(fakes, label, found) for label in ("mod", "skip")]
+    written = texts_of(drawn(pattern_figure, *records, record(fakes, "third", other)))
+    assert written.count("rises") == written.count("another") == 1
+    assert [text for text in written if text in ("mod", "skip", "third")] == ["mod", "skip", "third"]
+
+
+def test_white_space_is_visible_and_other_scripts_do_not_warn(fakes: Any) -> None:
     texts = [" the", " ", "\n", "", "extraordinarily", "語", "\x07"]
-    one = record(fakes, "mod", passage({1: "1" * 7}, texts=texts))
-    (axes,) = drawn(pattern_figure, one).axes
-    assert labels(axes) == ["the", "␣", "↵", "<end>", "extraord…", "□", "□"]
-    assert sorted(pattern_files([RoutingCase("mod", one)])) == [
+    assert token_labels(texts) == ["the", "␣", "↵", "<end>", "extraord…", "□", "□"]
+    unusual = record(fakes, "mod", passage({1: "1" * 7}, texts=texts))
+    assert sorted(pattern_files([RoutingCase("mod", unusual)])) == [
         "routing_pattern.png",
         "routing_pattern.svg",
     ]
@@ -126,20 +141,27 @@ def test_white_space_is_visible_and_other_scripts_do_not_warn(fakes: Any, tmp_pa
 
 def test_first_experts_have_a_colour_each_and_no_ops_none(fakes: Any) -> None:
     found = passage(experts={0: [0, 2, -1, 0], 1: [1, -1, -1, 1]})
-    (axes,) = drawn(pattern_figure, record(fakes, "integrated", found)).axes
-    row = bars(axes)[1]
-    assert [int(left) for left, *_ in row] == [0, 1, 3]
-    colors = [tuple(color) for color in axes.collections[1].get_facecolors()]
-    assert colors[0] == colors[2] != colors[1]
-    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
-    assert "no-op experts only" in legend
+    tokens = [bar for bar in bars(found, fakes) if bar.layer == 0 and bar.tokens == 1]
+    assert [bar.first for bar in tokens] == [0, 1, 3]
+    assert tokens[0].color == tokens[2].color != tokens[1].color
+    figure = drawn(pattern_figure, record(fakes, "integrated", found))
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[1:] == [*(f"first expert: {number}" for number in range(3)), "no-op experts only"]
+
+
+def test_schemes_whose_experts_choose_are_named_as_not_drawn(fakes: Any) -> None:
+    routing = fakes.make_routing((), (0,)) | {"passage": passage({}, experts={0: [0]}) | {"experts": []}}
+    choosing = fakes.make_record("expert_choice", routing=routing)
+    figure = drawn(pattern_figure, record(fakes, "mod", passage({1: "10"})), choosing)
+    assert figure.legends[0].get_title().get_text().endswith("choose their tokens: expert_choice")
 
 
 def test_depth_routed_schemes_come_first_and_at_most_six_are_drawn(fakes: Any) -> None:
     experts = record(fakes, "a", passage(experts={0: [0, 1]}))
     routed = [record(fakes, f"mod{number}", passage({1: "10"})) for number in range(MOST_CASES)]
     figure = drawn(pattern_figure, experts, *routed)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [f"mod{n}" for n in range(6)]
+    names = [text for text in texts_of(figure) if text.startswith("mod") or text == "a"]
+    assert names == [f"mod{number}" for number in range(MOST_CASES)]
     assert figure.get_suptitle() == "the first 6 of 7 schemes"
 
 

@@ -58,7 +58,7 @@ def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> N
     assert len(board.comparisons) == 1
     assert placed(board) == {"vanilla/M": (1, 3, ""), "mod/S": (2, 3, "smallest")}
     page = leaderboard_page(board)
-    assert Heading("Comparison 1") not in page.parts
+    assert Heading("1e+12 training FLOPs") not in page.parts
     assert cells_of(page, "vanilla, M (best of 3 sizes)")[0][2] is None
     assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][2] == "+0.1000"
     assert [cells[1] for cells in cells_of(page, "vanilla")] == ["S", "M (best)", "L"]

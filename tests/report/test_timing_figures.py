@@ -29,7 +29,7 @@ def figure_of(*timings: TimingRecord) -> Figure:
     with look():
         figure = drawn(
             [row for row in rows if row.router != "vanilla"],
-            marks([row.label.partition("/")[0] for row in rows]),
+            marks({row.label.partition("/")[0]: row.router for row in rows}),
         )
     assert figure is not None
     return figure
@@ -138,10 +138,25 @@ def test_the_page_is_in_the_units_that_it_names() -> None:
     assert "| 3.0 / 2.0 | +50.0 |" in page
 
 
+UNSTABLE = (0.1, 0.1, 0.1, 0.3)
+
+
 @pytest.mark.parametrize("doubted", ["neither", "mod", "vanilla"])
-def test_a_point_that_rests_on_a_doubtful_time_is_hollow(doubted: str) -> None:
-    timings = [timed(one, make_case(), overloaded=one == doubted) for one in ("vanilla", "mod")]
+def test_a_point_that_rests_on_an_unstable_time_is_hollow(doubted: str) -> None:
+    timings = [
+        timed(scheme, make_case(seconds=UNSTABLE if scheme == doubted else (0.1,) * 4))
+        for scheme in ("vanilla", "mod")
+    ]
     assert hollow(figure_of(*timings)) == [doubted != "neither"]
+
+
+@pytest.mark.parametrize("doubted", ["mod", "vanilla"])
+def test_a_time_of_a_loaded_machine_is_a_stroke_and_no_point(doubted: str) -> None:
+    timings = [timed(scheme, make_case(), overloaded=scheme == doubted) for scheme in ("vanilla", "mod")]
+    figure = figure_of(*timings)
+    strokes = [line.get_marker() for line in figure.axes[0].lines if line.get_linestyle() == "None"]
+    assert strokes == ["|"]
+    assert "loaded machine: no result" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_the_figure_of_timings_is_reproducible_and_not_drawn_without_a_vanilla_row() -> None:
@@ -162,15 +177,15 @@ def sized(scheme: str, width: int) -> TimingRecord:
 def test_few_shapes_have_a_panel_each_with_all_cases_in_ascending_order() -> None:
     figure = figure_of(*(sized(scheme, width) for width in (128, 64) for scheme in ("vanilla", "mod")))
     assert [axes.get_title() for axes in figure.axes] == ["w64", "w128"]
-    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["forward", "decode after 8 x 1"]
 
 
-def test_many_shapes_share_a_panel_of_each_main_case() -> None:
+def test_many_shapes_share_a_panel_of_each_phase() -> None:
     widths = (16, 32, 64, 128, 256)
     figure = figure_of(*(sized(scheme, width) for width in widths for scheme in ("vanilla", "mod")))
-    assert [axes.get_title() for axes in figure.axes] == ["forward"]
-    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert [axes.get_title() for axes in figure.axes] == ["forward", "decode after 8 x 1"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [f"w{width}" for width in widths]
 
 
@@ -190,3 +205,27 @@ def test_every_code_that_a_run_was_measured_with_is_named() -> None:
         )
     )
     assert [commit for commit in commits if f"commit {commit}" in page] == list(commits)
+
+
+def test_a_width_between_two_dense_ones_is_compared_with_the_time_between_them() -> None:
+    def of(scheme: str, width: int, seconds: float, flops: int) -> TimingRecord:
+        label = f"{scheme}/w{width}"
+        measured = timed(label, make_case(seconds=(seconds,) * 4, flops=flops)).measured
+        return make_timing("training", timed_of(label, model={"width": width}), measured)
+
+    dense = [of("vanilla", 64, 0.1, 1000), of("vanilla", 256, 0.4, 16000)]
+    timings = [*dense, of("mod", 128, 0.1, 2000), of("mod", 512, 0.1, 2000)]
+    rows = {row.label: row for row in table_of(*timings).cases}
+    row, outside = rows["mod/w128"], rows["mod/w512"]
+    # Half-way in the logarithm of the width: 0.2 s and 4,000 FLOPs.
+    assert row.dense == "interpolated"
+    assert row.speed_up == pytest.approx(2)
+    assert row.promised_speed_up == pytest.approx(2)
+    assert row.realised_efficiency == pytest.approx(1)
+    assert outside.realised_efficiency is None
+    assert rows["vanilla/w64"].dense == "timed"
+
+
+def test_a_scheme_without_a_dense_time_is_named() -> None:
+    figure = figure_of(*(sized(*pair) for pair in (("vanilla", 64), ("mod", 64), ("far", 128))))
+    assert "no dense time at or around the widths of: far" in figure.legends[0].get_title().get_text()

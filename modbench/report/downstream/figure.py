@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modbench.report.downstream.page import groups_of, has_flops, scored_entries
-from modbench.report.downstream.scores import BITS, compute_of, metrics_of, score_of
+from modbench.report.downstream.scores import BITS, compute_of, metrics_of, score_of, values_of
 from modbench.report.leaderboard.board import Entry, Leaderboard
 from modbench.report.plot_style import (
     DOTTED,
@@ -26,10 +26,12 @@ from modbench.report.plot_style import (
     written_out,
 )
 
-#: Largest number of tasks, each with a row of panels; of a group, itself or its first tasks.
+#: Largest number of tasks; of a group, itself or its first tasks.
 _TASKS = 6
 _HEIGHT = 2.6  #: inches of a row
 _FLOPS = "realised_flops_per_token"
+#: Chance is drawn if it lies within this many ranges of the scores, so that they keep their room.
+_CHANCE_WITHIN = 1.0
 
 
 def downstream_figure(board: Leaderboard, look_of: Mapping[str, Mark] | None = None) -> dict[str, bytes]:
@@ -38,51 +40,75 @@ def downstream_figure(board: Leaderboard, look_of: Mapping[str, Mark] | None = N
     scored = [entries for entries in scored if any(_drawn_tasks(entries))]
     if not scored:
         return {}
-    look_of = look_of or marks(entry.scheme for entry in scored[-1])
-    return drawn_files({"downstream": partial(_figure, scored[-1], look_of)})
+    look_of = look_of or marks({entry.scheme: entry.row.run.router.name for entry in scored[-1]})
+    return drawn_files({"downstream": partial(drawn, scored[-1], look_of)})
 
 
 def _drawn_tasks(entries: Sequence[Entry]) -> list[str]:
     """Tasks with a row of panels: of a group, only itself, where it has a score."""
     rows = [entry.row for entry in entries if has_flops(entry.row)]
-    found: list[str] = []
+    tasks_drawn: list[str] = []
     for group, tasks in groups_of(rows).items():
-        found += [group] if group in tasks else tasks
-    return found[:_TASKS]
+        tasks_drawn += [group] if group in tasks else tasks
+    return tasks_drawn[:_TASKS]
 
 
-def _figure(entries: Sequence[Entry], look_of: Mapping[str, Mark]) -> Figure:
-    tasks = _drawn_tasks(entries)
-    figure = sheet(1.5 * WIDTH, _HEIGHT * len(tasks))
-    panels = figure.subplots(len(tasks), 2, squeeze=False)
-    for (left, right), task in zip(panels, tasks, strict=True):
-        metrics = metrics_of([entry.row for entry in entries], task)
-        _panel(left, entries, task, metrics[0], look_of)
-        if BITS in metrics:
-            _panel(right, entries, task, BITS, look_of)
-        else:
-            right.set_axis_off()
+def drawn(entries: Sequence[Entry], look_of: Mapping[str, Mark]) -> Figure:
+    """The figure of ``entries``: a panel per task and metric."""
+    shown = panels_of(entries)
+    lines = -(-len(shown) // 2)
+    figure = sheet(1.5 * WIDTH, _HEIGHT * lines)
+    panels = list(figure.subplots(lines, 2, squeeze=False, sharex=True).flat)
+    for axes, (task, metric) in zip(panels, shown, strict=False):
+        _panel(axes, entries, task, metric, look_of)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    if panels[0].lines:
+        panels[0].set_xscale("log")
+        written_out(panels[0].xaxis, *panels[0].get_xlim())
+    for axes in panels[max(len(shown) - 2, 0) : len(shown)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
     budget = entries[0].row.budget
     figure.suptitle(f"after {budget:.3g} training FLOPs; bars: 95 % intervals", fontsize=11)
-    drawn_right = [right for _, right in panels if right.axison]
-    for axes in (panels[-1][0], *drawn_right[-1:]):
-        axes.set_xlabel("FLOPs per evaluated token (realised)")
     names = {entry.scheme: entry.scheme + " (not ranked)" * bool(entry.unranked) for entry in entries}
     legend_below(
         figure,
         {
-            folded(name): handle(look_of[scheme], filled=name == scheme)
+            folded(name): handle(look_of[scheme], filled=name == scheme, markersize=7)
             for scheme, name in sorted(names.items())
         },
+        "FLOPs per evaluated token (realised, convention model)",
     )
     return figure
+
+
+def panels_of(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    """Task and metric of each panel: the main metric of each task, and the bits per byte of its answers
+    unless that is the same for a task of text, whose metric is bits per byte."""
+    shown = []
+    for task in _drawn_tasks(entries):
+        metrics = metrics_of([entry.row for entry in entries], task)
+        shown.append((task, metrics[0]))
+        if BITS in metrics and metrics[0] not in (BITS, "bits_per_byte"):
+            shown.append((task, BITS))
+    return shown
+
+
+def _better(entries: Sequence[Entry], task: str, metric: str) -> str:
+    """The side of ``metric`` that is better; empty if the records don't state it."""
+    if metric == BITS:
+        return "lower is better"
+    values = [value for entry in entries for value in values_of(entry.row, task, metric)]
+    side = values[0].get("higher_is_better") if values else None
+    return "" if side is None else f"{'higher' if side else 'lower'} is better"
 
 
 def _panel(
     axes: Axes, entries: Sequence[Entry], task: str, metric: str, look_of: Mapping[str, Mark]
 ) -> None:
     axes.set_title(folded(task))
-    axes.set_ylabel("bits/byte of the answer" if metric == BITS else folded(metric))
+    name = "answer, bits/byte" if metric == BITS else folded(metric)
+    axes.set_ylabel(f"{name}\n{_better(entries, task, metric)}".strip())
     levels = set()
     for entry in entries:
         score, flops = score_of(entry.row, task, metric), compute_of(entry.row, task, _FLOPS)
@@ -96,11 +122,16 @@ def _panel(
         draw_point(axes, flops, middle, mark, filled=not entry.unranked, markersize=7, zorder=3)
         if score.chance is not None:
             levels.add(score.chance)
-    for level in sorted(levels):
-        axes.axhline(level, color=REFERENCE, **DOTTED)
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
-        axes.annotate("chance", (0.01, level), fontsize=9, color=REFERENCE, **place)
     axes.margins(0.12)
-    if axes.lines:
-        axes.set_xscale("log")
-        written_out(axes.xaxis, *axes.get_xlim())
+    low, high = axes.get_ylim()
+    for level in sorted(levels):
+        room = _CHANCE_WITHIN * (high - low)
+        if low - room <= level <= high + room:
+            axes.axhline(level, color=REFERENCE, **DOTTED)
+            frame: Any = ("axes fraction", "data")
+            at: dict[str, Any] = {"xy": (0.01, level), "xycoords": frame, "va": "bottom"}
+        else:
+            at = {"xy": (0.01, 0.97 if level > high else 0.03), "xycoords": "axes fraction"}
+            at["va"] = "top" if level > high else "bottom"
+        off = "" if at["xycoords"] != "axes fraction" else f" {level:g}, off the axis"
+        axes.annotate(f"chance{off}", fontsize=9, color=REFERENCE, **at)

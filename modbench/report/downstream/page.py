@@ -18,31 +18,39 @@ from modbench.report.downstream.scores import (
 from modbench.report.leaderboard.board import Entry, Leaderboard
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.row import Row
+from modbench.report.leaderboard.titles import comparison_titles
 from modbench.report.sections import Heading, Part, Picture
 from modbench.report.table import Table, escaped
 
 _NAMES = {BITS: "bits/byte of the right answer", MARGIN: "margin of the right answer (nats)"}
+#: Kinds of routed layers, and the share of tokens that they process.
+_KINDS = {"depth": "tokens selected by depth-routed layers", "experts": "tokens with an expert"}
 _NOTE = (
-    "Scored by lm-eval under the causal rule; in parentheses, the same model before training. ± is half "
-    "a 95 % interval: over seeds, or with one seed over items (1.96 standard errors). Chance: the level "
-    "of a scorer that ignores the context, where it is known. Bits per byte and margin are means over "
-    "items; the margin is over the best wrong answer. FLOPs (convention `model`) and seconds are per "
-    "evaluated token; those of a group are of all its tasks. Tokens routed: share of tokens that a "
-    "routed layer processes while scoring, averaged over routed layers. Batch shift: largest difference "
+    "Scored by lm-eval under the causal rule; in parentheses, the same model before training. ± is "
+    "half a 95 % interval: over seeds, or with one seed over items (1.96 standard errors). Chance: the"
+    " level of a scorer that ignores the context, where it is known. Bits per byte and margin are "
+    "means over items; the margin is over the best wrong answer. FLOPs (convention `model`) and "
+    "seconds are per evaluated token; those of a group are of all its tasks. Tokens selected by depth-"
+    "routed layers, tokens with an expert: the share while scoring, averaged over the layers of that "
+    "kind; records don't state it by kind for a scheme that has both. Batch shift: largest difference "
     "of a log-probability between batch sizes 1, 7 and 32 on the first items. All metrics: "
     "leaderboard.csv."
+)
+_CAPTION = (
+    "Scores against realised FLOPs per evaluated token, at the largest budget: a marker per scheme, "
+    "hollow if it is not ranked; bars are 95 % intervals. Dotted: chance; where it lies far from all "
+    "scores, its number stands at the edge."
 )
 
 
 def downstream_section(board: Leaderboard) -> list[Part]:
     """The section; empty if nothing was scored."""
     parts: list[Part] = []
-    for entries in board.comparisons:
-        shown = scored_entries(entries)
-        if shown:
-            budget = f"{shown[0].row.budget:.3g} training FLOPs"
-            several = len(board.comparisons) > 1
-            parts += [Heading(f"{budget}, comparison {shown[0].comparison}", 3)] if several else []
+    several = len(board.comparisons) > 1
+    titles = comparison_titles(board.comparisons)
+    for entries, title in zip(board.comparisons, titles, strict=True):
+        if shown := scored_entries(entries):
+            parts += [Heading(title, 3)] if several else []
             parts += [*_tables(shown), _leaks(shown), *comparison_tables(shown)]
     return [Heading("Downstream tasks"), *parts, _NOTE, *_picture(board)] if parts else []
 
@@ -50,7 +58,7 @@ def downstream_section(board: Leaderboard) -> list[Part]:
 def _picture(board: Leaderboard) -> list[Part]:
     rows = [entry.row for entries in board.comparisons for entry in scored_entries(entries)]
     picture = Picture("scores against inference FLOPs", "downstream.png")
-    return [picture] if any(map(has_flops, rows)) else []
+    return [_CAPTION, picture] if any(map(has_flops, rows)) else []
 
 
 def has_flops(row: Row) -> bool:
@@ -127,7 +135,7 @@ def _lines(rows: Sequence[Row], task: str, *, compute: bool) -> Iterator[Sequenc
         for name, texts in (
             ("FLOP/token, nominal / realised", [_flops(row, task) for row in rows]),
             ("µs/token", [_microseconds(row, task) for row in rows]),
-            ("tokens routed", [_routed(row, task) for row in rows]),
+            *_routed(rows, task),
             ("batch shift (nats), answers changed", [_shift(row, task) for row in rows]),
         ):
             yield task, name, *about, "-", *texts
@@ -147,9 +155,24 @@ def _microseconds(row: Row, task: str) -> str:
     return "-" if seconds is None else f"{seconds * 1e6:.1f}"
 
 
-def _routed(row: Row, task: str) -> str:
-    share = compute_of(row, task, "share_routed")
-    return "-" if share is None else f"{share:.1%}"
+def _routed(rows: Sequence[Row], task: str) -> Iterator[tuple[str, list[str]]]:
+    """A line for each kind of routed layer: the share of tokens that it processes, of the rows whose
+    routed layers are all of that kind. The mean over both kinds has no meaning."""
+    for kind, name in (
+        ("depth", "tokens selected by depth-routed layers"),
+        ("experts", "tokens with an expert"),
+    ):
+        of_rows = [
+            compute_of(row, task, "share_routed") if _kinds(row) == {kind} else None for row in rows
+        ]
+        if any(share is not None for share in of_rows):
+            yield name, ["-" if share is None else f"{share:.1%}" for share in of_rows]
+
+
+def _kinds(row: Row) -> set[str]:
+    """The kinds of routed layers of ``row``, by the record of its routing: depth, experts."""
+    causal = row.ok[0].routing.get("causal", {}) if row.ok else {}
+    return {kind for kind in _KINDS if causal.get(kind)}
 
 
 def _shift(row: Row, task: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.path import Path as MarkerPath
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from modbench.analysis.comparison import SpeedUp
@@ -36,13 +37,21 @@ from modbench.report.plot_style import (
 _Handles = dict[str, Any]
 _Marks = Mapping[str, Mark]
 _Point = tuple[Axes, float, float, Mark]  #: panel, place on its x axis, loss
-_ARROWS = {"at least": ">", "at most": "<"}
+#: An open arrow that starts with a stroke at the value, as a marker; half of its size is its length.
+_CORNERS = ((0, -0.25), (0, 0.25), (0, 0), (1, 0), (0.7, 0.2), (1, 0), (0.7, -0.2))
+_CODES = (1, 2, 1, 2, 1, 2, 2)  # moves and lines: the stroke, the shaft, the head
+_RIGHT = MarkerPath(_CORNERS, _CODES)
+_LEFT = MarkerPath([(-x, y) for x, y in _CORNERS], _CODES)
+_ARROWS = {"at least": _RIGHT, "at most": _LEFT}
+_ARROW_SIZE = 32  #: points; an arrow is half as long
 #: The figures of curves and the size on their axis.
 CURVES = {
     "isoflop_curves": "active_parameters",
     "isoflop_curves_parameters": "parameters",
     "isoflop_curves_forward_flops": "forward_flops_per_token",
 }
+#: An optimum: hollow and behind the points, so that it hides none.
+_STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "markerfacecolor": "none"}
 _LOSS = "held-out loss, causal rule (nats/token)"
 _AXIS = {
     "active_parameters": "active parameters",
@@ -53,7 +62,7 @@ _AXIS = {
 
 def isoflop_figures(sweep: Sweep, look_of: _Marks | None = None) -> dict[str, bytes]:
     """All figures of ``sweep`` that have data, by file name. ``look_of``: the marks of all schemes."""
-    look_of = look_of or marks(sweep.rates)
+    look_of = look_of or sweep_marks(sweep)
     draws: dict[str, Callable[[Sweep, _Marks], Figure | None]] = {
         **{name: partial(curves, size=size) for name, size in CURVES.items()},
         "loss_at_optimum": losses_at_optimum,
@@ -62,6 +71,11 @@ def isoflop_figures(sweep: Sweep, look_of: _Marks | None = None) -> dict[str, by
         "speed_up": speed_ups,
     }
     return drawn_files({name: partial(draw, sweep, look_of) for name, draw in draws.items()})
+
+
+def sweep_marks(sweep: Sweep) -> dict[str, Mark]:
+    """The marks of the schemes of ``sweep``."""
+    return marks({record.scheme: record.run.router.name for record in sweep.cells})
 
 
 def _of_sweep(sweep: Sweep, look_of: _Marks) -> dict[str, Mark]:
@@ -88,9 +102,7 @@ def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
     for run in sweep.runs(size):
         points[run.scheme, run.budget][run.size].append(run.loss)
     inside = outside = cut = False  # an optimum in its grid; a point above the panel
-    handles: _Handles = {
-        scheme: handle(look_of[scheme]) for scheme in sorted({one for one, _ in points})
-    }
+    handles: _Handles = {scheme: handle(look_of[scheme]) for scheme in sorted({s for s, _ in points})}
     for axes, budget in zip(panels, sweep.budgets, strict=True):
         good, every = list[float](), list[_Point]()
         for scheme, mark in look_of.items():
@@ -110,8 +122,7 @@ def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
         axes.set_title(f"{budget:.3g} training FLOPs")
     panels[0].set_ylabel(f"{_LOSS}\nmean and range of seeds" + "; lines: parabolas" * inside)
     if inside:
-        star: dict[str, Any] = {"color": "0.2", "marker": "*", "markersize": 11}
-        handles["optimum, 95 %"] = Line2D([], [], linestyle="none", **star)
+        handles["optimum, 95 %"] = Line2D([], [], color="0.2", linestyle="none", **_STAR)
     _legend(figure, handles, outside, cut)
     return figure
 
@@ -132,8 +143,7 @@ def _cut_above(good: list[float], points: list[_Point]) -> bool:
         return False
     for axes, x, loss, mark in points:
         if loss > top:
-            style: dict[str, Any] = {"marker": "^", "markersize": 6, "clip_on": False}
-            axes.plot([x], [top], color=mark.color, **style)
+            draw_point(axes, x, top, Mark(mark.color, "^", "-"), filled=True, clip_on=False)
     for axes in dict.fromkeys(axes for axes, *_ in points):
         axes.set_ylim(top=top)
     return True
@@ -166,26 +176,18 @@ def _draw_curve(axes: Axes, curve: dict[float, list[float]], optimum: Optimum, m
     _draw_optimum(axes, optimum.size, optimum, mark)
 
 
-def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark, marker: str = "*") -> None:
-    """The optimum at ``x`` as a star, or as ``marker``, with the interval of its loss; that of its size
-    if ``x`` is it."""
+def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark, *, star: bool = True) -> None:
+    """The optimum at ``x`` as a star, or as ``mark``, with the interval of its loss; that of its size if
+    ``x`` is it."""
     loss = optimum.loss or 0.0
-    style: dict[str, Any] = {"color": mark.color, "zorder": 4, "capsize": 3}
     errors: dict[str, Any] = {}
     if optimum.loss_interval:
         errors["yerr"] = [[loss - optimum.loss_interval[0]], [optimum.loss_interval[1] - loss]]
     if optimum.size_interval and x == optimum.size:
         errors["xerr"] = [[x - optimum.size_interval[0]], [optimum.size_interval[1] - x]]
-    axes.errorbar(
-        [x],
-        [loss],
-        **errors,
-        marker=marker,
-        markersize=13 if marker == "*" else 7,
-        markeredgecolor="white",
-        linestyle="none",
-        **style,
-    )
+    style: dict[str, Any] = dict(_STAR) if star else {"marker": mark.marker, "markersize": 6}
+    style |= {"color": mark.color, "capsize": 3, "linestyle": "none", "zorder": 1.8 if star else 4}
+    axes.errorbar([x], [loss], **errors, **style)
 
 
 def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
@@ -197,17 +199,17 @@ def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
     schemes = _of_sweep(sweep, look_of)
     shifts = np.geomspace(1 / half, half, len(schemes)) if len(schemes) > 1 else [1.0]
     for (scheme, mark), shift in zip(schemes.items(), shifts, strict=True):
-        for one in (sweep.analysis.optimum(*key, HEADLINE) for key in _keys(sweep, scheme)):
-            if one.loss is not None:
-                _draw_optimum(axes, shift * one.budget, one, mark, mark.marker)
+        for optimum in (sweep.analysis.optimum(*key, HEADLINE) for key in _keys(sweep, scheme)):
+            if optimum.loss is not None:
+                _draw_optimum(axes, shift * optimum.budget, optimum, mark, star=False)
                 handles[scheme] = handle(mark)
     if not handles:
         return None
-    for one in (sweep.analysis.optimum(*key, "surface") for key in _keys(sweep, DENSE)):
-        if one.loss is not None:
-            handles["dense surface"] = Line2D([], [], color=REFERENCE, **DOTTED)
-            ends = one.budget / half / 1.05, one.budget * half * 1.05
-            axes.plot(ends, [one.loss] * 2, color=REFERENCE, **DOTTED)
+    for optimum in (sweep.analysis.optimum(*key, "surface") for key in _keys(sweep, DENSE)):
+        if optimum.loss is not None:
+            handles["dense, fit of all budgets"] = Line2D([], [], color=REFERENCE, **DOTTED)
+            ends = optimum.budget / half / 1.05, optimum.budget * half * 1.05
+            axes.plot(ends, [optimum.loss] * 2, color=REFERENCE, **DOTTED)
     axes.set_xscale("log")
     axes.set_xticks(sweep.budgets, [f"{budget:.3g}" for budget in sweep.budgets])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -219,7 +221,7 @@ def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
 
 def _keys(sweep: Sweep, scheme: str) -> list[tuple[str, int]]:
     """The (scheme, budget) pairs of ``scheme`` that have a curve."""
-    known = {(one.scheme, one.budget) for one in sweep.analysis.optima}
+    known = {(optimum.scheme, optimum.budget) for optimum in sweep.analysis.optima}
     return [(scheme, budget) for budget in sweep.budgets if (scheme, budget) in known]
 
 
@@ -227,14 +229,14 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
     """Loss against forward FLOPs per token, both over those of the dense optimum of the same budget
     (Raposo et al. 2024, figure 4): the lower left quadrant is better and cheaper."""
     dense = {budget: sweep.optimum(DENSE, budget, HEADLINE) for budget in sweep.budgets}
-    known = {budget: one for budget, one in dense.items() if one is not None and one.loss is not None}
+    known = {budget: at for budget, at in dense.items() if at is not None and at.loss is not None}
     if not known:
         return None
     figure, panels = _panels(len(known), sharey=True)
     good, every, without = [1.0], list[_Point](), set[str]()
     for axes, (budget, optimum) in zip(panels, known.items(), strict=True):
         axes.set_title(f"{budget:.3g} training FLOPs")
-        axes.set_xlabel("forward FLOPs per token / dense optimum's")
+        axes.set_xlabel("nominal forward FLOPs per token\n/ dense optimum's")
         flops, loss = sweep.forward_flops(optimum) or 1.0, optimum.loss or 1.0
         points: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for record in sweep.curve_records():
@@ -251,7 +253,7 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
             else:
                 good += losses
             axes.plot(x, losses, markersize=5, **style)
-            every += [(axes, at, one, mark) for at, one in zip(x, losses, strict=True)]
+            every += [(axes, at, mean, mark) for at, mean in zip(x, losses, strict=True)]
         axes.set_xscale("log")
         _plain_numbers(axes)
         low, high = axes.get_xlim()
@@ -264,7 +266,7 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
     margin = 0.05 * (max(losses) - min(losses)) or 0.01
     panels[0].set_ylim(min(losses) - margin, max(losses) + margin)
     cut = _cut_above(good, every)
-    drawn = sorted({one.scheme for one in sweep.curve_records()})
+    drawn = sorted({record.scheme for record in sweep.curve_records()})
     handles: _Handles = {scheme: handle(look_of[scheme]) for scheme in drawn}
     handles["better and cheaper"] = Line2D([], [], color="0.85", linewidth=9)
     _legend(figure, handles, bool(without), cut)
@@ -295,6 +297,7 @@ def learning_rates(sweep: Sweep, look_of: _Marks) -> Figure:
         word = "" if rates.choice.verdict == "interior" else f" ({rates.choice.verdict})"
         handles[f"{scheme}{word}"] = handle(mark)
     axes.set_xscale("log")
+    axes.margins(x=0.08)  # room for the outermost labels
     _plain_numbers(axes)
     tried = sorted({rate for rates in sweep.rates.values() for rate in rates.losses})
     axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
@@ -306,64 +309,63 @@ def learning_rates(sweep: Sweep, look_of: _Marks) -> Figure:
 
 def speed_ups(sweep: Sweep, look_of: _Marks) -> Figure | None:
     """Effective speed-up over the dense optimum at equal loss, with intervals, a panel per budget.
-    Filled markers are in FLOPs, hollow ones in seconds. A bound is an arrow from its factor."""
+    Filled markers are in FLOPs, hollow ones in seconds. A bound is an open arrow at its factor."""
     lines = {
         budget: {line.optimum.scheme: line for line in sweep.lines(budget) if line.speed_up}
         for budget in sweep.budgets
     }
-    lines = {budget: found for budget, found in lines.items() if found}
+    lines = {budget: of_scheme for budget, of_scheme in lines.items() if of_scheme}
     if not lines:
         return None
     schemes = [scheme for scheme in sorted(sweep.rates) if scheme != DENSE]
-    height = max(0.6 * HEIGHT, 0.9 + 0.32 * len(schemes))
+    height = max(0.6 * HEIGHT, 1.0 + 0.4 * len(schemes))
     figure, panels = _panels(len(lines), height, sharex=True, sharey=True)
-    timed = any(line.seconds for found in lines.values() for line in found.values())
-    for axes, (budget, found) in zip(panels, lines.items(), strict=True):
-        for place, scheme in enumerate(schemes):
-            if scheme not in found:
-                axes.text(1.0, place, "  no optimum", va="center", color=REFERENCE, fontsize=9)
+    arrows: dict[str, MarkerPath] = {}
+    for axes, (budget, of_scheme) in zip(panels, lines.items(), strict=True):
+        for number, scheme in enumerate(schemes):
+            if scheme not in of_scheme:
+                axes.text(1.0, number, "  no optimum", va="center", color=REFERENCE, fontsize=9)
                 continue
-            line, shift = found[scheme], 0.16 if timed else 0.0
-            _draw_factor(axes, place - shift, line.speed_up, line.speed_up, look_of[scheme])
-            _draw_factor(axes, place + shift, line.seconds, line.speed_up, look_of[scheme], filled=False)
+            line = of_scheme[scheme]
+            shift = 0.18 if line.seconds else 0.0
+            for y, speed_up, filled in (
+                (number - shift, line.speed_up, True),
+                (number + shift, line.seconds, False),
+            ):
+                if speed_up and line.speed_up:
+                    bound = line.speed_up.bound
+                    arrows |= _draw_factor(axes, y, speed_up, bound, look_of[scheme], filled=filled)
         axes.axvline(1, color=REFERENCE, **DOTTED)
         axes.set_yticks(range(len(schemes)), schemes)
         axes.set_ylim(len(schemes) - 0.5, -0.5)
         axes.set_title(f"{budget:.3g} training FLOPs")
         axes.set_xlabel("speed-up at equal loss")
-    legend: _Handles = {"in FLOPs": handle(GREY)}
-    if timed:
-        legend["in seconds"] = handle(GREY, filled=False)
-    bounds = {
-        line.speed_up.bound for found in lines.values() for line in found.values() if line.speed_up
-    }
-    legend |= {
-        bound: handle(Mark(REFERENCE, sign, "-")) for bound, sign in _ARROWS.items() if bound in bounds
-    }
+        axes.margins(x=0.12)
+    legend: _Handles = {"in FLOPs": handle(GREY, markersize=7)}
+    if any(line.seconds for of_scheme in lines.values() for line in of_scheme.values()):
+        legend["in seconds"] = handle(GREY, filled=False, markersize=7)
+    for name, arrow in sorted(arrows.items()):
+        style: dict[str, Any] = {"marker": arrow, "markersize": _ARROW_SIZE, "linestyle": "none"}
+        legend[name] = Line2D([], [], color=REFERENCE, markerfacecolor="none", **style)
     legend_below(figure, legend)
     return figure
 
 
 def _draw_factor(
-    axes: Axes,
-    place: float,
-    found: SpeedUp | SecondsSpeedUp | None,
-    in_flops: SpeedUp | None,
-    mark: Mark,
-    *,
-    filled: bool = True,
-) -> None:
-    """A factor with its interval, as an arrow if that in FLOPs is a bound. An unknown end is an arrow to
-    the edge of the panel."""
-    if found is None or in_flops is None:
-        return
-    for end in found.interval or ():
+    axes: Axes, y: float, speed_up: SpeedUp | SecondsSpeedUp, bound: str, mark: Mark, *, filled: bool
+) -> dict[str, MarkerPath]:
+    """Draw a factor with its interval; return the arrows drawn, by their meaning. A bound has an open
+    arrow at its value in place of a marker, and so has an end of the interval that is not known."""
+    arrows = [(bound, _ARROWS[bound])] if bound in _ARROWS else []
+    for end in speed_up.interval or ():
         if 0 < end < np.inf:
-            axes.plot([found.factor, end], [place, place], color=mark.color, linewidth=2)
-        else:
-            arrow = {"arrowstyle": "-|>", "color": mark.color, "linewidth": 2, "shrinkA": 0}
-            edge = (float(end > 0), place)
-            frame: Any = ("axes fraction", "data")
-            axes.annotate("", edge, (found.factor, place), frame, "data", arrowprops=arrow)
-    sign = _ARROWS.get(in_flops.bound, mark.marker)
-    draw_point(axes, found.factor, place, Mark(mark.color, sign, "-"), filled=filled, markersize=7)
+            axes.plot([speed_up.factor, end], [y, y], color=mark.color, linewidth=2)
+        elif (arrow := _RIGHT if end else _LEFT) is not _ARROWS.get(bound):
+            arrows.append(("interval open on this side", arrow))
+    for _, arrow in arrows:
+        style: dict[str, Any] = {"marker": arrow, "markersize": _ARROW_SIZE, "markerfacecolor": "none"}
+        style |= {"markeredgewidth": 1.6 if filled else 1.0, "zorder": 2.5}
+        axes.plot([speed_up.factor], [y], color=mark.color, linestyle="none", **style)
+    if bound not in _ARROWS:
+        draw_point(axes, speed_up.factor, y, mark, filled=filled, markersize=7, zorder=3)
+    return dict(arrows)

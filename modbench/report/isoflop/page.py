@@ -232,7 +232,7 @@ def _fits(sweep: Sweep) -> Table:
                 row[f"{fit}: loss"] = str(at.verdict) if at.loss is None else f"{at.loss:.4f}"
             row |= {f"{fit}: size": _with(at.size, None, "si") for fit, at in fits.items()}
             row["bits/byte"] = _with(bits, None, ".4f")
-            row["forward FLOP/token"] = _with(sweep.forward_flops(first), None, "si")
+            row["nominal forward FLOP/token"] = _with(sweep.forward_flops(first), None, "si")
             row["noise floor (nats)"] = _with(sweep.noise_floor(scheme), None, ".4f")
             rows.append(row)
     return Table.of(rows, left=(1,))

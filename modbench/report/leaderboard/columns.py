@@ -52,9 +52,9 @@ FIRST = (
     ),
     MINUS,
     Column(
-        "forward FLOP/token",
-        "FLOPs to score one held-out token, with the routing that the causal rule selected "
-        "(*realised*), convention `model`",
+        "realised forward FLOP/token",
+        "FLOPs to score one held-out token, with the routing that the causal rule selected, "
+        "convention `model`",
         "lower",
         "{forward_flops_per_token_realised:si3}",
     ),

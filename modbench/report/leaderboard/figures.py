@@ -5,13 +5,15 @@ Each is a set of panels by budget; learning curves also by size. A scheme has th
 in all of them. A figure without data is not drawn.
 """
 
+import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,6 +22,7 @@ from modbench.report.direct_labels import End, label_ends
 from modbench.report.leaderboard.board import Entry, Leaderboard, size_of
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import shape_name, split_label
+from modbench.report.leaderboard.titles import comparison_titles
 from modbench.report.plot_style import (
     DOTTED,
     HEIGHT,
@@ -27,6 +30,8 @@ from modbench.report.plot_style import (
     Mark,
     draw_point,
     drawn_files,
+    handle,
+    legend_below,
     marks,
     sheet,
     written_out,
@@ -54,35 +59,34 @@ def figures(board: Leaderboard, look_of: _Marks | None = None) -> dict[str, byte
 
 def drawn(board: Leaderboard, name: str, look_of: _Marks | None = None) -> Figure | None:
     """The figure ``name``, one of `FIGURES`; None without data."""
-    look_of = look_of or marks(entry.scheme for entry in board.entries)
+    look_of = look_of or marks({e.scheme: e.row.run.router.name for e in board.entries})
     return FIGURES[name](board, look_of)
 
 
-def _curve(row: Row) -> list[tuple[float, float, float, float]]:
-    """(training FLOPs, mean, smallest and largest held-out loss) at each step that all finished seeds
-    reached; if no seed finished, that all seeds reached."""
-    at: dict[int, list[tuple[int, float]]] = {}
-    records = row.ok or row.records
-    for record in records:
-        for point in record.curve:
-            at.setdefault(point["step"], []).append((point["flops"], point["heldout_loss"]))
-    seeds = sum(bool(record.curve) for record in records)
+def curve_points(row: Row) -> list[tuple[float, float, float, float]]:
+    """(training FLOPs, mean, smallest and largest held-out loss) of the curve of ``row``, up to the
+    FLOPs that all its seeds spent: those that finished, or all if none did.
+
+    Seeds are joined by FLOPs, not by step: a scheme whose number of routed tokens varies spends the same
+    FLOPs in another number of steps. A point lies at the mean FLOPs of the seeds; the loss of each is
+    interpolated there, in the logarithm of FLOPs.
+    """
+    curves = [
+        [(point["flops"], point["heldout_loss"]) for point in record.curve if point["flops"] > 0]
+        for record in row.ok or row.records
+        if record.curve
+    ]
     points = []
-    for _, values in sorted(at.items()):
-        flops = statistics.fmean(flops for flops, _ in values)
-        losses = [loss for _, loss in values]
-        if len(values) == seeds and flops > 0:
-            points.append((flops, statistics.fmean(losses), min(losses), max(losses)))
+    for at_point in zip(*curves, strict=False):
+        flops = statistics.fmean(spent for spent, _ in at_point)
+        losses = [_interpolated(curve, flops) for curve in curves]
+        points.append((flops, statistics.fmean(losses), min(losses), max(losses)))
     return points
 
 
-def _titles(columns: Sequence[Sequence[Entry]]) -> list[str]:
-    """The budget of each comparison; with its number if they share budgets, as those of several texts
-    do."""
-    budgets = [f"{column[0].row.budget:.3g} training FLOPs" for column in columns]
-    if len(set(budgets)) == len(budgets):
-        return budgets
-    return [f"{b}, comparison {c[0].comparison}" for b, c in zip(budgets, columns, strict=True)]
+def _interpolated(curve: Sequence[tuple[float, float]], flops: float) -> float:
+    spent, losses = zip(*curve, strict=True)
+    return float(np.interp(math.log(flops), np.log(spent), losses))
 
 
 def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) -> list[list[_Panel]]:
@@ -92,16 +96,20 @@ def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) ->
     columns = [entries for entries in columns if entries]
     sizes = Counter((e.comparison, e.scheme, canonical_json(e.row.model)) for c in columns for e in c)
     if not by_shape or max(Counter(key[:2] for key in sizes).values(), default=0) < 2:
-        titles = _titles(columns) if len(columns) > 1 else [""] * len(columns)
+        titles = comparison_titles(columns) if len(columns) > 1 else [""] * len(columns)
         return _wrapped([_Panel(*panel) for panel in zip(titles, columns, strict=True)])
     entries = sorted((entry for column in columns for entry in column), key=lambda e: size_of(e.row))
     shapes = {canonical_json(entry.row.model): entry.row for entry in reversed(entries)}
     grid = []
     for shape, row in reversed(shapes.items()):
         name = split_label(row.first.label)[1] or shape_name(row.model)
-        own = [[e for e in column if canonical_json(e.row.model) == shape] for column in columns]
-        titles = [f"{name}, {budget}" for budget in _titles(columns)] if len(columns) > 1 else [name]
-        grid.append([_Panel(title, found) for title, found in zip(titles, own, strict=True)])
+        of_shape = [[e for e in column if canonical_json(e.row.model) == shape] for column in columns]
+        titles = (
+            [f"{name}, {budget}" for budget in comparison_titles(columns)]
+            if len(columns) > 1
+            else [name]
+        )
+        grid.append([_Panel(*panel) for panel in zip(titles, of_shape, strict=True)])
     return _wrapped([line[0] for line in grid]) if len(columns) == 1 else grid
 
 
@@ -109,25 +117,27 @@ def _wrapped(panels: list[_Panel]) -> list[list[_Panel]]:
     return [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
 
 
-def _axes(grid: list[list[_Panel]]) -> tuple[Figure, Iterator[tuple[Axes, _Panel]]]:
-    """A figure with axes for each panel of ``grid``, with a common y axis, high enough for its names."""
+def _axes(grid: list[list[_Panel]]) -> tuple[Figure, list[tuple[Axes, _Panel]]]:
+    """A figure with axes for each panel of ``grid``, high enough for its names. Panels of one budget
+    have a common y axis."""
     across = max(map(len, grid))
     height = max(_HEIGHT, 1.0 + _NAME * max(len(panel.entries) for line in grid for panel in line))
     alone = len(grid) == across == 1
     figure = sheet(_ALONE if alone else _WIDTH * across, max(height, HEIGHT * alone) * len(grid))
-    every = figure.subplots(len(grid), across, squeeze=False, sharey=True)
-
-    def used() -> Iterator[tuple[Axes, _Panel]]:
-        for line, row in zip(grid, every, strict=True):
-            for place, axes in enumerate(row):
-                if place >= len(line) or not line[place].entries:
-                    axes.set_axis_off()
-                    continue
-                axes.tick_params(labelleft=True)
-                axes.set_title(line[place].title)
-                yield axes, line[place]
-
-    return figure, used()
+    every = figure.subplots(len(grid), across, squeeze=False)
+    panels: list[tuple[Axes, _Panel]] = []
+    of_budget: dict[int, Axes] = {}
+    for line, row in zip(grid, every, strict=True):
+        for number, axes in enumerate(row):
+            if number >= len(line) or not line[number].entries:
+                axes.set_axis_off()
+                continue
+            first = of_budget.setdefault(line[number].entries[0].comparison, axes)
+            if first is not axes:
+                axes.sharey(first)
+            axes.set_title(line[number].title)
+            panels.append((axes, line[number]))
+    return figure, panels
 
 
 def _names(entries: Sequence[Entry]) -> dict[str, str]:
@@ -141,7 +151,7 @@ def _names(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
-    grid = _grid(board, _curve, by_shape=True)
+    grid = _grid(board, curve_points, by_shape=True)
     if not grid:
         return None
     figure, panels = _axes(grid)
@@ -149,10 +159,10 @@ def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
     for axes, panel in panels:
         names, ends = _names(panel.entries), []
         for entry in panel.entries:
-            flops, mean, least, greatest = zip(*_curve(entry.row), strict=True)
+            flops, mean, least, greatest = zip(*curve_points(entry.row), strict=True)
             mark = look_of[entry.scheme]
             style: dict[str, Any] = {"color": mark.color, "marker": mark.marker}
-            style |= {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+            style |= {"markersize": 4.5}
             axes.plot(flops, mean, linewidth=1.6, linestyle=mark.dashes, **style)
             ends.append(End(flops[-1], mean[-1], names[entry.row.label], mark.color))
             if least != greatest:
@@ -166,7 +176,8 @@ def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
             ends.append(End(axes.get_xlim()[1], loss, f"unigram {loss:.2f}", REFERENCE))
         labels.append((axes, ends))
     seeds = ["mean of seeds, band from least to greatest"] if banded else []
-    _name_axes(figure, "training FLOPs spent (convention model)", "held-out loss", seeds)
+    figure.supxlabel("\n".join(["training FLOPs spent (convention model)", *seeds]), fontsize=11)
+    figure.supylabel("held-out loss (nats/token),\ncausal rule", fontsize=11)
     label_ends(figure, labels)
     return figure
 
@@ -176,16 +187,16 @@ def _final_losses(board: Leaderboard, look_of: _Marks) -> Figure | None:
     if not grid:
         return None
     figure, panels = _axes(grid)
-    labels, words = [], set()
+    handles: dict[str, Any] = {}
+    words = set()
     for axes, panel in panels:
         schemes: dict[str, list[Entry]] = defaultdict(list)
         for entry in panel.entries:
             schemes[entry.scheme].append(entry)
-        ends = []
         for scheme, entries in schemes.items():
             mark = look_of[scheme]
-            found = [(_Final.of(entry.row), entry.best_size) for entry in entries]
-            points = sorted((point, best) for point, best in found if point is not None)
+            sizes = [(_Final.of(entry.row), entry.best_size) for entry in entries]
+            points = sorted((point, best) for point, best in sizes if point is not None)
             for point, best in points:
                 draw_point(axes, point.flops, point.loss, mark, filled=best, markersize=8, zorder=3)
                 if point.spread:
@@ -197,21 +208,14 @@ def _final_losses(board: Leaderboard, look_of: _Marks) -> Figure | None:
                 at = [(point.flops, point.loss) for point, _ in points]
                 axes.plot(*zip(*at, strict=True), color=mark.color, linewidth=1)
             name = scheme + " (not ranked)" * all(entry.unranked for entry in entries)
-            ends.append(End(points[-1][0].flops, points[-1][0].loss, name, mark.color))
+            handles.setdefault(name, handle(mark, markersize=8))
         axes.margins(0.1)
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
-        labels.append((axes, ends))
-    flops = "forward FLOPs per token (nominal, convention model)"
-    _name_axes(figure, flops, "final held-out loss", sorted(words, reverse=True))
-    label_ends(figure, labels)
+    figure.supylabel("final held-out loss (nats/token),\ncausal rule", fontsize=11)
+    flops = "forward FLOPs per token (realised, convention model)"
+    legend_below(figure, handles, "\n".join([flops, *sorted(words, reverse=True)]))
     return figure
-
-
-def _name_axes(figure: Figure, flops: str, loss: str, notes: Sequence[str]) -> None:
-    """Names of both axes for all panels; ``notes`` on what is drawn stand underneath."""
-    figure.supxlabel("\n".join([flops, *notes]), fontsize=11)
-    figure.supylabel(f"{loss} (nats/token),\ncausal rule", fontsize=11)
 
 
 @dataclass(frozen=True, order=True)
@@ -224,7 +228,7 @@ class _Final:
 
     @classmethod
     def of(cls, row: Row) -> "_Final | None":
-        loss, flops = row.value("heldout_loss"), row.value("forward_flops_per_token")
+        loss, flops = row.value("heldout_loss"), row.value("forward_flops_per_token_realised")
         return cls(flops.center, loss.center, loss.spread or 0.0) if loss and flops else None
 
 

@@ -29,6 +29,7 @@ from modbench.report.leaderboard.metric_cells import (
 )
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import differing
+from modbench.report.leaderboard.titles import comparison_titles
 from modbench.report.sections import Heading, Items, Page, Part, in_words, suite_page
 from modbench.report.table import Table, escaped
 
@@ -75,13 +76,13 @@ _BEST = (
 def leaderboard_page(board: Leaderboard, drawn: Collection[str] = ()) -> Page:
     """The page; ``drawn``: names of the files with figures."""
     records = [record for entry in board.entries for record in entry.row.records]
-    numbered = _numbered(board)
+    several_tables = _has_several_tables(board)
     tables: list[Part] = []
     details: list[Part] = []
-    for number, entries in enumerate(board.comparisons, start=1):
-        tables += [Heading(f"Comparison {number}")] if numbered else []
+    for title, entries in zip(comparison_titles(board.comparisons), board.comparisons, strict=True):
+        tables += [Heading(title)] if several_tables else []
         tables += [_compared(entries), *_ranking(board, entries)]
-        details += [Heading(f"Comparison {number}", 3)] if numbered else []
+        details += [Heading(title, 3)] if several_tables else []
         details += [_setting(board, entries), more_table(board, entries)]
         if pairs := difference_table(board, entries):
             details += [_pairs(board, entries), pairs]
@@ -89,7 +90,7 @@ def leaderboard_page(board: Leaderboard, drawn: Collection[str] = ()) -> Page:
             details += [_LAYERS, layers]
         if sizes := size_table(board, entries):
             details += ["The sizes of each scheme:", sizes]
-    if numbered:
+    if several_tables:
         tables.insert(0, "Rows are compared within a table, not between two.")
     details.append(column_table(_shown(MORE, details)))
     return suite_page(
@@ -136,7 +137,9 @@ def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[Part]:
     else:
         tests = sum(pair.difference.p is not None for pair in differences.best)
         counted = (
-            several(tests, "comparison") + " with the first row" + " of each table" * _numbered(board)
+            several(tests, "comparison")
+            + " with the first row"
+            + " of each table" * _has_several_tables(board)
         )
         yield f"Ordered by {by}. {_GROUPS.format(counted)}"
     yield from _on_dense(board, entries)
@@ -148,7 +151,7 @@ def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[Part]:
         yield Items(remarks)
 
 
-def _numbered(board: Leaderboard) -> bool:
+def _has_several_tables(board: Leaderboard) -> bool:
     return len(board.comparisons) > 1
 
 

@@ -26,8 +26,14 @@ class RoutingCase:
     @property
     def passage(self) -> dict[str, Any] | None:
         """The routing of its passage; None if none was recorded or nothing in it is routed."""
-        found: dict[str, Any] = self.record.routing.get("passage", {})
-        return found if found.get("causal") or found.get("experts") else None
+        passage: dict[str, Any] = self.record.routing.get("passage", {})
+        return passage if passage.get("causal") or passage.get("experts") else None
+
+    @property
+    def has_experts(self) -> bool:
+        """Return True if a layer of the run has experts and its passage was recorded."""
+        routing = self.record.routing
+        return "passage" in routing and bool(routing.get("causal", {}).get("experts"))
 
     def weights(self, rule: str) -> dict[int, dict[str, Any]]:
         """The histogram of router weights of each layer that has one."""
@@ -37,8 +43,8 @@ class RoutingCase:
 
 def with_passage(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
     """The cases that have a passage, depth-routed ones first."""
-    found = [case for case in cases if case.passage]
-    return sorted(found, key=lambda case: not (case.passage or {})["causal"])
+    routed = [case for case in cases if case.passage]
+    return sorted(routed, key=lambda case: not (case.passage or {})["causal"])
 
 
 def with_weights(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
@@ -66,10 +72,10 @@ def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
     with the lowest loss if the curve has no interior optimum."""
     cases = []
     for scheme in sweep.rates:
-        records = [one for one in sweep.curve_records() if one.scheme == scheme]
+        records = [record for record in sweep.curve_records() if record.scheme == scheme]
         if not records:
             continue
-        budget = max(one.budget for one in records)
+        budget = max(record.budget for record in records)
         optimum = sweep.optimum(scheme, budget, HEADLINE)
         best = optimum.size if optimum else None
 
@@ -77,9 +83,9 @@ def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
             size: float = record.metrics[SIZES[0]]
             return abs(log(size / best)) if best else float(record.metrics["heldout_loss"])
 
-        at_budget = [one for one in records if one.budget == budget]
+        at_budget = [record for record in records if record.budget == budget]
         size = min(at_budget, key=order).metrics[SIZES[0]]
-        of_size = [one for one in at_budget if one.metrics[SIZES[0]] == size]
+        of_size = [record for record in at_budget if record.metrics[SIZES[0]] == size]
         nearest = min(of_size, key=lambda record: record.seed)
         model = nearest.model
         shape = f"width {model['width']}, {several(model['layers'], 'layer')}"

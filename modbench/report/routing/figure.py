@@ -19,6 +19,7 @@ from modbench.report.plot_style import (
     REFERENCE,
     WIDTH,
     drawn_files,
+    legend_below,
     row_names,
     sheet,
 )
@@ -51,7 +52,7 @@ def depth_figure(board: Leaderboard) -> Figure | None:
         return None
     for axes, row in panels:
         _positions(axes, row)
-    _legend(figure, {"causal rule": _CAUSAL, "training rule": _TRAINING})
+    _finish(figure, panels, "depth", {"causal rule": _CAUSAL, "training rule": _TRAINING})
     return figure
 
 
@@ -65,8 +66,8 @@ def expert_figure(board: Leaderboard) -> Figure | None:
         no_ops = row.run.router.options.get("no_op_experts")
         no_ops = no_ops if isinstance(no_ops, int) else 0
         _loads(axes, _routing(row)["causal"]["experts"], no_ops)
-        styles |= {"no-op experts": _NO_OP} if no_ops else {}
-    _legend(figure, styles)
+        styles |= {"no-op experts, ranked apart": _NO_OP} if no_ops else {}
+    _finish(figure, panels, "experts", styles)
     return figure
 
 
@@ -76,17 +77,17 @@ def _routing(row: Row) -> dict[str, Any]:
 
 def _panels(board: Leaderboard, part: str) -> tuple[Figure | None, list[tuple[Axes, Row]]]:
     """A figure with a titled panel for each row whose routing has a ``part``; None if there are none."""
-    found = [e.row for e in board.entries if e.row.ok and _routing(e.row).get("causal", {}).get(part)]
-    rows = found[:MOST_ROWS]
+    routed = [e.row for e in board.entries if e.row.ok and _routing(e.row).get("causal", {}).get(part)]
+    rows = routed[:MOST_ROWS]
     if not rows:
         return None, []
     columns = min(len(rows), 2 if len(rows) == 4 else 3)
     lines = -(-len(rows) // columns)
     figure = sheet(_WIDTH if columns > 1 else WIDTH, _PANEL * lines + _MARGIN)
     figure.set_layout_engine("constrained", wspace=0.06, hspace=0.06)
-    if len(found) > len(rows):
-        figure.suptitle(f"the first {len(rows)} of {len(found)} rows")
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    if len(routed) > len(rows):
+        figure.suptitle(f"the first {len(rows)} of {len(routed)} rows")
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     names = row_names(board.entries)
@@ -110,24 +111,28 @@ def _positions(axes: Axes, row: Row) -> None:
     axes.set_xlim(0, edges[-1])
     axes.set_xlabel("position in the sequence")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    axes.set_ylabel("tokens selected")
-    _finish(axes, layers)
+    _name_side(axes, "tokens selected")
 
 
 def _loads(axes: Axes, layers: list[dict[str, Any]], no_ops: int) -> None:
-    """Draw loads, busiest first; the last ``no_ops`` experts of a layer are no-ops."""
+    """Draw loads, busiest first. The last ``no_ops`` experts of a layer are no-ops, ranked apart."""
     for layer, color in zip(layers, _colors(len(layers)), strict=True):
         real = len(layer["load"]) - no_ops
         mean = sum(layer["load"]) / len(layer["load"])
-        loads = sorted(layer["load"][:real], reverse=True) + sorted(layer["load"][real:], reverse=True)
-        ratios = [load / mean if mean else 0 for load in loads]
-        places = range(1, len(loads) + 1)
-        axes.plot(places[:real], ratios[:real], color=color, **_EXPERT)
-        axes.plot(places[real:], ratios[real:], color=color, **_NO_OP)
+        for experts, style in ((layer["load"][:real], _EXPERT), (layer["load"][real:], _NO_OP)):
+            ratios = [load / mean if mean else 0 for load in sorted(experts, reverse=True)]
+            if ratios:
+                axes.plot(range(1, len(ratios) + 1), ratios, color=color, **style)
     axes.axhline(1, color=REFERENCE, **DOTTED)
-    axes.set_xlabel("experts, busiest first")
-    axes.set_ylabel("load / even load")
-    _finish(axes, layers)
+    axes.set_xlabel("rank of the expert by load")
+    _name_side(axes, "load / even load")
+
+
+def _name_side(axes: Axes, text: str) -> None:
+    """Name the common y axis of a line of panels at the first of them."""
+    cell = axes.get_subplotspec()
+    if cell is None or cell.is_first_col():
+        axes.set_ylabel(text)
 
 
 def _colors(count: int) -> list[Any]:
@@ -136,27 +141,30 @@ def _colors(count: int) -> list[Any]:
     return [shades(0.8 * index / max(count - 1, 1)) for index in range(count)]
 
 
-def _finish(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
-    """Set ticks, and add a legend above the lines, which names all ``layers``, or the first and the last
-    of more than `NAMED`."""
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
-    colors = _colors(len(layers))
+def _finish(
+    figure: Figure, panels: Sequence[tuple[Axes, Row]], part: str, styles: dict[str, dict[str, Any]]
+) -> None:
+    """Set ticks; add a legend of the layers and ``styles`` below the panels. The layers of panels that
+    differ in them are named in each panel."""
+    layers = [[layer["layer"] for layer in _routing(row)["causal"][part]] for _, row in panels]
+    handles: dict[str, Any] = {}
+    for (axes, _), numbers in zip(panels, layers, strict=True):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.set_ylim(bottom=0)
+        named = _named(numbers)
+        if numbers == layers[0]:
+            handles |= named
+        else:
+            axes.legend(named.values(), named, fontsize=9, framealpha=1, edgecolor="none")
+    handles |= {name: Line2D([], [], color=REFERENCE, **style) for name, style in styles.items()}
+    legend_below(figure, handles)
+
+
+def _named(layers: Sequence[int]) -> dict[str, Line2D]:
+    """Handles of all ``layers``, or of the first and the last of more than `NAMED`."""
     named = range(len(layers)) if len(layers) <= NAMED else (0, len(layers) - 1)
-    axes.legend(
-        [Line2D([], [], color=colors[index], linewidth=1.6) for index in named],
-        [f"layer {layers[index]['layer']}" for index in named],
-        loc="upper center",
-        ncols=len(named),
-        fontsize=9,
-        handlelength=1.2,
-        borderaxespad=0.2,
-        framealpha=1,  # no grid lines through names
-        edgecolor="none",
-    )
-
-
-def _legend(figure: Figure, styles: dict[str, dict[str, Any]]) -> None:
-    handles = [Line2D([], [], color=REFERENCE, **style) for style in styles.values()]
-    figure.legend(handles, list(styles), loc="outside lower center", ncols=len(styles), frameon=False)
+    colors = _colors(len(layers))
+    return {
+        f"layer {layers[index]}": Line2D([], [], color=colors[index], linewidth=1.6) for index in named
+    }

@@ -1,13 +1,15 @@
 """Figure of the routing pattern (Raposo et al. 2024, figure 5): the tokens of one held-out passage that
 each layer processes, with the passage's text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
@@ -18,40 +20,72 @@ from modbench.report.routing.cases import MOST_CASES, RoutingCase, with_passage
 
 #: Positions of one strip.
 STRIP = 64
+#: Experts with a legend entry each; of more, the first and the last.
+MOST_NAMED = 8
 _SKIPPED, _DENSE, _SELECTED = "#f3f3f3", "0.72", mpl.colormaps["Blues"]
 _LIGHTEST = 0.55  #: of `_SELECTED`, for the smallest router weight
-_LAYER, _DENSE_LAYER, _POSITIONS, _TITLE = 0.19, 0.08, 0.35, 0.25  #: inches
-_FONT_SIZE = 7.5
+#: From dark to bright, which no scheme's colour does: the marks of experts are no marks of schemes.
+_EXPERTS = mpl.colormaps["viridis"]
+#: Inches: figure, margins of a strip, heights of its parts.
+_WIDTH, _LEFT, _RIGHT = 2 * WIDTH, 0.35, 0.1
+_LAYER, _DENSE_LAYER, _TITLE, _POSITIONS, _LETTER, _GAP = 0.19, 0.08, 0.24, 0.18, 0.072, 0.15
+_TOKEN = (_WIDTH - _LEFT - _RIGHT) / STRIP
+_FONT_SIZE = 8
 _LONGEST = 9  #: characters of a token's text
 _SPECIAL = {"": "<end>", " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A token, or all tokens of a strip, in a layer; ``top`` in inches below the first layer."""
+
+    layer: int
+    first: int  #: position
+    tokens: int
+    top: float
+    height: float
+    color: Any
+
+
 def pattern_files(cases: Sequence[RoutingCase]) -> dict[str, bytes]:
     """The figure of ``cases``, by file name; {} if none has a passage."""
-    found = with_passage(cases)
-    return drawn_files({"routing_pattern": partial(pattern_figure, cases)}) if found else {}
+    draws = {"routing_pattern": partial(pattern_figure, cases)}
+    return drawn_files(draws) if with_passage(cases) else {}
 
 
 def pattern_figure(cases: Sequence[RoutingCase]) -> Figure:
-    """The routing of the passage under the causal rule, layer by position."""
-    found = with_passage(cases)
-    shown = found[:MOST_CASES]
-    strips = [(case, start) for case in shown for start in range(0, len(_passage(case)["texts"]), STRIP)]
-    rows = [_rows_height(case) for case, _ in strips]
-    around = sum(_around(case, start) for case, start in strips)
-    figure = sheet(2 * WIDTH, sum(rows) + around)
-    figure.set_layout_engine("constrained", hspace=0, h_pad=0.05)
-    if len(found) > len(shown):
-        figure.suptitle(f"the first {len(shown)} of {len(found)} schemes")
-    grid = figure.subplots(len(strips), squeeze=False, gridspec_kw={"height_ratios": rows})
-    handles: dict[str, Any] = {}
-    for (case, start), axes in zip(strips, grid.flat, strict=True):
-        if start == 0:
-            axes.set_title(case.name, loc="left", pad=14)
-            axes.set_title(_shares(_passage(case)), loc="right", pad=14, fontsize=9, color="0.35")
-        handles |= _draw_strip(axes, case, start)
-    legend_below(figure, handles)
+    """The routing of the passage under the causal rule, layer by position. Cases of one passage are
+    stacked above its text."""
+    routed = with_passage(cases)
+    shown = routed[:MOST_CASES]
+    of_text: dict[tuple[str, ...], list[RoutingCase]] = {}
+    for case in shown:
+        of_text.setdefault(tuple(_passage(case)["texts"]), []).append(case)
+    strips = [
+        (stacked, texts, start)
+        for texts, stacked in of_text.items()
+        for start in range(0, len(texts), STRIP)
+    ]
+    heights = [_strip_height(stacked, texts[start : start + STRIP]) for stacked, texts, start in strips]
+    figure = sheet(_WIDTH, sum(heights))
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_xlim(0, _WIDTH)
+    axes.set_ylim(sum(heights), 0)
+    top = 0.0
+    for (stacked, texts, start), height in zip(strips, heights, strict=True):
+        _draw_strip(axes, stacked, texts, start, top)
+        top += height
+    if len(routed) > len(shown):
+        figure.suptitle(f"the first {len(shown)} of {len(routed)} schemes")
+    legend_below(figure, _handles(shown), _not_drawn(cases))
     return figure
+
+
+def _not_drawn(cases: Iterable[RoutingCase]) -> str:
+    """A sentence on the schemes with experts whose tokens have no first expert."""
+    names = [case.name for case in cases if case.passage is None and case.has_experts]
+    return f"not drawn, since experts choose their tokens: {', '.join(names)}" if names else ""
 
 
 def _passage(case: RoutingCase) -> dict[str, Any]:
@@ -68,8 +102,9 @@ def _layers(case: RoutingCase) -> list[tuple[int, dict[str, Any] | None]]:
     ]
 
 
-def _shares(passage: dict[str, Any]) -> str:
+def shares(case: RoutingCase) -> str:
     """Shares of the passage's tokens that depth-routed layers select; empty without such layers."""
+    passage = _passage(case)
     masks = ["".join(layer["selected"] for layer in passage[rule]) for rule in ("causal", "topk")]
     if not masks[0]:
         return ""
@@ -77,17 +112,16 @@ def _shares(passage: dict[str, Any]) -> str:
     return f"selected here: {causal}, by the training rule {training}"
 
 
-def _rows_height(case: RoutingCase) -> float:
-    return sum(_DENSE_LAYER if layer is None else _LAYER for _, layer in _layers(case))
+def _case_height(case: RoutingCase) -> float:
+    return _TITLE + sum(_DENSE_LAYER if layer is None else _LAYER for _, layer in _layers(case))
 
 
-def _around(case: RoutingCase, start: int) -> float:
-    """Height of a strip's text, positions and title."""
-    longest = max(map(len, _labels(_passage(case)["texts"][start : start + STRIP])))
-    return _POSITIONS + 0.075 * longest + _TITLE * (start == 0)
+def _strip_height(cases: Iterable[RoutingCase], texts: Sequence[str]) -> float:
+    longest = max(map(len, token_labels(texts)))
+    return _POSITIONS + sum(map(_case_height, cases)) + _LETTER * longest + _GAP
 
 
-def _labels(texts: Sequence[str]) -> list[str]:
+def token_labels(texts: Sequence[str]) -> list[str]:
     """``texts`` as labels of tokens: white space is visible, and long ones are cut."""
     known = _characters()
     labels = []
@@ -106,82 +140,127 @@ def _characters() -> frozenset[int]:
     return frozenset(FT2Font(str(FONT_FILE)).get_charmap())
 
 
-def _draw_strip(axes: Axes, case: RoutingCase, start: int) -> dict[str, Any]:
-    """Draw the positions from ``start`` on; return the handles of what was drawn."""
-    passage, layers = _passage(case), _layers(case)
-    labels = _labels(passage["texts"][start : start + STRIP])
-    end = start + len(labels)
-    bottoms = [0.0]
-    for _, layer in layers:
-        bottoms.append(bottoms[-1] + (_DENSE_LAYER if layer is None else _LAYER))
-    training = {layer["layer"]: layer["selected"] for layer in passage["topk"]}
-    handles: dict[str, Any] = {}
-    for (number, layer), (low, high) in zip(layers, pairwise(bottoms), strict=True):
-        row = (low + 0.012, high - low - 0.024)
-        if layer is None:
-            axes.broken_barh([(start, end - start)], row, facecolor=_DENSE)
-            handles["layer that processes all tokens"] = Patch(facecolor=_DENSE)
-            continue
-        axes.broken_barh([(start, end - start)], row, facecolor=_SKIPPED)
-        if "first" in layer:
-            handles |= _draw_experts(axes, layer["first"], range(start, end), row)
-        else:
-            handles |= _draw_selected(axes, layer, training[number], range(start, end), row)
-    middles = [(low + high) / 2 for low, high in pairwise(bottoms)]
-    routed = [place for place, (_, layer) in enumerate(layers) if layer is not None]
-    axes.set_yticks([middles[place] for place in routed], [str(layers[place][0]) for place in routed])
-    axes.set_ylabel("layer", fontsize=9)
-    axes.set_ylim(0, bottoms[-1])
-    axes.set_xlim(start, start + STRIP)
-    rotated = max(map(len, labels)) > 1
-    axes.set_xticks([place + 0.5 for place in range(start, end)], labels)
-    axes.tick_params(axis="x", labelsize=_FONT_SIZE, length=0, pad=1, labelrotation=90 if rotated else 0)
-    axes.tick_params(axis="y", labelsize=8, length=0)
-    above = axes.secondary_xaxis("top")
-    above.set_xticks([place + 0.5 for place in range(start, end, 8)], map(str, range(start, end, 8)))
-    above.tick_params(labelsize=_FONT_SIZE, length=2, pad=1, colors="0.4")
-    for spine in (*axes.spines.values(), *above.spines.values()):
-        spine.set_visible(False)
-    for each in (axes, above):
-        each.grid(visible=False)
-    return handles
+def _draw_strip(
+    axes: Axes, cases: Sequence[RoutingCase], texts: Sequence[str], start: int, top: float
+) -> None:
+    """Draw the tokens from ``start`` on in all layers of ``cases``; ``top``: inches from the top."""
+    positions = range(start, min(start + STRIP, len(texts)))
+    for position in positions[::8]:
+        _write(axes, _left(position + 0.5, start), top + 0.1, str(position), size=8, color="0.4")
+    top += _POSITIONS
+    corners: list[Any] = []
+    colors: list[Any] = []
+    dots: list[tuple[float, float, str]] = []
+    for case in cases:
+        _write(axes, 0, top + 0.14, case.name, ha="left")
+        if start == 0:
+            _write(axes, _WIDTH - _RIGHT, top + 0.14, shares(case), size=9, color="0.35", ha="right")
+        top += _TITLE
+        middles: dict[int, float] = {}
+        for bar in layer_bars(case, positions):
+            corners.append(_corners(bar, start, top))
+            colors.append(to_rgba(bar.color))
+            middles[bar.layer] = top + bar.top + bar.height / 2
+        for number, layer in _layers(case):
+            if layer is not None:
+                _write(axes, _LEFT - 0.08, middles[number], str(number), size=8, ha="right")
+        for number, position, selected in differing(case, positions):
+            ink = "white" if selected else "0.35"
+            dots.append((_left(position + 0.5, start), middles[number], ink))
+        top += _case_height(case) - _TITLE
+    axes.add_collection(PolyCollection(corners, facecolors=colors, edgecolors="none"), autolim=False)
+    if dots:
+        x, y, inks = zip(*dots, strict=True)
+        axes.scatter(x, y, s=4, c=inks, linewidths=0, zorder=3)
+    labels = token_labels(texts[positions.start : positions.stop])
+    style: dict[str, Any] = {"size": _FONT_SIZE, "va": "top"}
+    style |= {"rotation": 90} if max(map(len, labels)) > 1 else {}
+    for position, label in zip(positions, labels, strict=True):
+        _write(axes, _left(position + 0.5, start), top + 0.04, label, **style)
 
 
-def _draw_selected(
-    axes: Axes, layer: dict[str, Any], training: str, places: range, row: tuple[float, float]
-) -> dict[str, Any]:
-    """Draw the tokens that a depth-routed layer selects, and dots where the training rule differs."""
-    handles: dict[str, Any] = {}
-    chosen = [place for place in places if layer["selected"][place] == "1"]
+def _left(position: float, start: int) -> float:
+    return _LEFT + (position - start) * _TOKEN
+
+
+def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    # Not in the layout, which measures each text: their room is known.
+    axes.text(x, y, text, **{"ha": "center", "va": "center"} | style).set_in_layout(False)
+
+
+def _corners(bar: Bar, start: int, top: float) -> list[tuple[float, float]]:
+    inset = 0.04 if bar.tokens == 1 else 0
+    left = _left(bar.first + inset, start)
+    right = _left(bar.first + bar.tokens - inset, start)
+    upper = top + bar.top + 0.012
+    lower = top + bar.top + bar.height - 0.012
+    return [(left, upper), (right, upper), (right, lower), (left, lower)]
+
+
+def layer_bars(case: RoutingCase, positions: range) -> Iterator[Bar]:
+    """The bars of each layer, the last layer at the top: its background, which is all of a dense layer,
+    then the tokens that it selects or that have a first expert."""
+    top = 0.0
+    for number, layer in reversed(_layers(case)):
+        height = _DENSE_LAYER if layer is None else _LAYER
+        background = _DENSE if layer is None else _SKIPPED
+        yield Bar(number, positions.start, len(positions), top, height, background)
+        if layer is not None:
+            for position, color in _token_colors(layer, positions):
+                yield Bar(number, position, 1, top, height, color)
+        top += height
+
+
+def _token_colors(layer: dict[str, Any], positions: range) -> Iterator[tuple[int, Any]]:
+    """The tokens of ``layer`` that are drawn and their colours."""
+    if "first" in layer:
+        experts, count = layer["first"], max(layer["first"]) + 1
+        yield from ((p, _expert_color(experts[p], count)) for p in positions if experts[p] >= 0)
+        return
     gates = layer.get("gates")
     low, high = (min(gates), max(gates)) if gates else (0, 1)
-    shades = [(gates[place] - low) / (high - low or 1) if gates else 1 for place in chosen]
-    colors = [_SELECTED(_LIGHTEST + (1 - _LIGHTEST) * shade) for shade in shades]
-    axes.broken_barh([(place + 0.04, 0.92) for place in chosen], row, facecolors=colors)
-    darker = "selected, causal rule (darker: larger router weight)"
-    handles[darker if gates else "selected, causal rule"] = Patch(facecolor=_SELECTED(0.9))
-    handles["skipped"] = Patch(facecolor=_SKIPPED, edgecolor="0.8")
-    differ = [place for place in places if layer["selected"][place] != training[place]]
-    if differ:
-        inks = ["white" if layer["selected"][place] == "1" else "0.35" for place in differ]
-        middle = row[0] + row[1] / 2
-        axes.scatter([p + 0.5 for p in differ], [middle] * len(differ), s=4, c=inks, linewidths=0)
-        dot = Line2D([], [], color="0.35", marker="o", markersize=3, linestyle="none")
-        handles["training rule decides otherwise"] = dot
-    return handles
+    for position in positions:
+        if layer["selected"][position] == "1":
+            shade = (gates[position] - low) / (high - low or 1) if gates else 1
+            yield position, _SELECTED(_LIGHTEST + (1 - _LIGHTEST) * shade)
 
 
-def _draw_experts(
-    axes: Axes, first: Sequence[int], places: range, row: tuple[float, float]
-) -> dict[str, Any]:
-    """Draw the expert that each token chooses first."""
-    palette = mpl.colormaps["tab10"]
-    if max(first) >= palette.N:
-        palette = mpl.colormaps["turbo"].resampled(max(first) + 1)
-    used = [place for place in places if first[place] >= 0]
-    colors = [palette(first[place]) for place in used]
-    axes.broken_barh([(place + 0.04, 0.92) for place in used], row, facecolors=colors)
-    handles: dict[str, Any] = {"first expert of the token, a colour each": Patch(facecolor=palette(0))}
-    if len(used) < len(places):
-        handles["no-op experts only"] = Patch(facecolor=_SKIPPED, edgecolor="0.8")
+def _expert_color(expert: int, count: int) -> Any:
+    return _EXPERTS(expert / max(count - 1, 1))
+
+
+def differing(case: RoutingCase, positions: range) -> Iterator[tuple[int, int, bool]]:
+    """(layer, position, True if the causal rule selects it) of the tokens for which the rules of a
+    depth-routed layer differ."""
+    passage = _passage(case)
+    training = {layer["layer"]: layer["selected"] for layer in passage["topk"]}
+    for layer in passage["causal"]:
+        selected, other = layer["selected"], training[layer["layer"]]
+        for position in positions:
+            if selected[position] != other[position]:
+                yield layer["layer"], position, selected[position] == "1"
+
+
+def _handles(cases: Sequence[RoutingCase]) -> dict[str, Any]:
+    """The legend of what is drawn of ``cases``."""
+    passages = [_passage(case) for case in cases]
+    depth = [layer for passage in passages for layer in passage["causal"]]
+    experts = [layer for passage in passages if not passage["causal"] for layer in passage["experts"]]
+    handles: dict[str, Any] = {}
+    if depth:
+        darker = " (darker: larger router weight)" * any(layer.get("gates") for layer in depth)
+        handles[f"selected, causal rule{darker}"] = Patch(facecolor=_SELECTED(0.9))
+        handles["skipped"] = Patch(facecolor=_SKIPPED, edgecolor="0.8")
+        if any(True for c in cases for _ in differing(c, range(len(_passage(c)["texts"])))):
+            dot = Line2D([], [], color="0.35", marker="o", markersize=3, linestyle="none")
+            handles["training rule decides otherwise"] = dot
+    if any(layer is None for case in cases for _, layer in _layers(case)):
+        handles["layer that processes all tokens"] = Patch(facecolor=_DENSE)
+    if experts:
+        count = max(max(layer["first"]) for layer in experts) + 1
+        named = range(count) if count <= MOST_NAMED else (0, count - 1)
+        for expert in named:
+            handles[f"first expert: {expert}"] = Patch(facecolor=_expert_color(expert, count))
+        if any(-1 in layer["first"] for layer in experts):
+            handles["no-op experts only"] = Patch(facecolor=_SKIPPED, edgecolor="0.8")
     return handles

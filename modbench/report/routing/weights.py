@@ -21,25 +21,26 @@ MOST_LAYERS = 4
 _SKIPPED, _SELECTED = "0.82", mpl.colormaps["Blues"](0.8)
 _TRAINING: dict[str, Any] = {"color": "0.1", "linestyle": (0, (1, 1.2)), "linewidth": 1.2}
 _PANEL = 1.75  #: inches
-_LEAST = 1e-3  #: share of tokens of the outermost bins that are drawn
+#: Share of all tokens below and above the axis: a few far out would leave no room for the others.
+_BEYOND = 0.005
 
 
 def weight_files(cases: Sequence[RoutingCase]) -> dict[str, bytes]:
     """The figure of ``cases``, by file name; {} if none has router weights."""
-    found = with_weights(cases)
-    return drawn_files({"router_weights": partial(weight_figure, cases)}) if found else {}
+    draws = {"router_weights": partial(weight_figure, cases)}
+    return drawn_files(draws) if with_weights(cases) else {}
 
 
 def weight_figure(cases: Sequence[RoutingCase]) -> Figure:
     """A panel per layer of each run: shares of held-out tokens under the causal rule."""
-    found = with_weights(cases)
-    shown = found[:MOST_CASES]
+    weighted = with_weights(cases)
+    shown = weighted[:MOST_CASES]
     columns = min(max(len(case.weights("causal")) for case in shown), MOST_LAYERS)
     abreast = min(MOST_LAYERS // columns, len(shown))
     lines = -(-len(shown) // abreast)
     figure = sheet(2 * WIDTH * columns * abreast / MOST_LAYERS, _PANEL * lines)
-    if len(found) > len(shown):
-        figure.suptitle(f"the first {len(shown)} of {len(found)} schemes")
+    if len(weighted) > len(shown):
+        figure.suptitle(f"the first {len(shown)} of {len(weighted)} schemes")
     parts = figure.subfigures(lines, abreast, squeeze=False).flat
     for part, case in zip(parts, shown, strict=False):
         _draw_case(part, case, columns)
@@ -69,8 +70,8 @@ def _draw_case(part: SubFigure, case: RoutingCase, columns: int) -> None:
 
 
 def _spread(layers: Sequence[int]) -> list[int]:
-    places = np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS)).round().astype(int)
-    return [layers[place] for place in places]
+    chosen = np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS)).round().astype(int)
+    return [layers[index] for index in chosen]
 
 
 def _edges(weights: dict[str, Any]) -> np.ndarray:
@@ -86,8 +87,9 @@ def _draw_layer(axes: Axes, causal: dict[str, Any], training: dict[str, Any] | N
         shares = np.array(training["selected"]) / max(sum(training["all"]), 1)
         shares = shares * 2.0 ** (causal["exponent"] - training["exponent"])  # of bins as wide
         axes.stairs(shares, _edges(training), **_TRAINING)
-    drawn = np.flatnonzero(every >= min(_LEAST, every.max()))
-    axes.set_xlim(edges[drawn[0]], edges[drawn[-1] + 1])
+    below = np.cumsum(every)
+    first, last = np.searchsorted(below, (_BEYOND, below[-1] - _BEYOND))
+    axes.set_xlim(edges[first], edges[last + 1])
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))

@@ -26,7 +26,9 @@ _BALANCE = (
 )
 _EFFICIENCY = (
     "Realised efficiency: the speed-up over vanilla that is achieved, over the expected one: (time "
-    "dense / time routed) / (FLOPs dense / FLOPs routed). FLOPs are what each scheme's ledger states of "
+    "dense / time routed) / (FLOPs dense / FLOPs routed). Where no vanilla row of the same shape was "
+    "timed, dense time and FLOPs are interpolated between the next two widths; without a width on both "
+    "sides there is none. FLOPs are what each scheme's ledger states of "
     "its realised routing, convention `model`; `modbench audit` and `modbench run` compare it with a "
     "counter."
 )

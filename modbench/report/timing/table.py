@@ -2,8 +2,9 @@
 
 Realised efficiency is the measured speed-up divided by the speed-up in FLOPs: (time dense / time routed)
 / (FLOPs dense / FLOPs routed), with realised FLOPs in convention ``model``; dense is the vanilla row of
-the same shape. Utilisation is FLOP/s, convention ``executed`` with padded slots, divided by the fastest
-plain matmul at the model's shapes in the same dtype and run.
+the same shape, or interpolated between two widths (`modbench.report.timing.dense`). Utilisation is
+FLOP/s, convention ``executed`` with padded slots, divided by the fastest plain matmul at the model's
+shapes in the same dtype and run.
 """
 
 from collections import defaultdict
@@ -14,6 +15,7 @@ from typing import Any
 
 from modbench.analysis.intervals import summary
 from modbench.records.record import TimingKind, TimingRecord, canonical_json
+from modbench.report.timing.dense import Dense, TimedCase, dense_case
 from modbench.report.timing.values import refuse_incomparable, time_marks
 
 #: Shortest sample that pyperf accepts, in seconds.
@@ -60,6 +62,7 @@ class CaseRow:
     speed_up: float | None = None
     promised_speed_up: float | None = None
     realised_efficiency: float | None = None
+    dense: str = ""  #: what it is compared with: timed at the same shape, or interpolated
     efficiency_marks: str = ""  #: reasons to doubt its time or the dense time
     joules: float | None = None
     balance: str = ""
@@ -77,23 +80,23 @@ class CaseRow:
         """Reasons to doubt its time."""
         return time_marks(self.stable, self.loaded, self.throttled) if self.is_timed else ""
 
-    def compared_to(self, dense: "CaseRow | None") -> "CaseRow":
-        """The row with its speed-ups over the same case of the ``dense`` row."""
-        if dense is None or self.seconds_median is None or dense.seconds_median is None:
+    def compared_to(self, dense: Dense | None) -> "CaseRow":
+        """The row with its speed-ups over the same case of the ``dense`` model."""
+        if dense is None or self.seconds_median is None or not self.flops_realised:
             return self
-        if not self.flops_realised or not dense.flops_realised:
-            return self
-        achieved = dense.seconds_median / self.seconds_median
-        promised = dense.flops_realised / self.flops_realised
+        achieved = dense.seconds / self.seconds_median
+        promised = dense.flops / self.flops_realised
+        compared: list[TimedCase] = [self, *dense.rows]
         return replace(
             self,
             speed_up=achieved,
             promised_speed_up=promised,
             realised_efficiency=achieved / promised,
+            dense="interpolated" if dense.is_interpolated else "timed",
             efficiency_marks=time_marks(
-                self.stable and dense.stable,
-                self.loaded or dense.loaded,
-                self.throttled or dense.throttled,
+                all(row.stable for row in compared),
+                any(row.loaded for row in compared),
+                any(row.throttled for row in compared),
             ),
         )
 
@@ -136,11 +139,8 @@ class TimingTable:
                 order = self.labels[timing.key], timing.key, _TIMED.index(timing.measures)
                 of_scheme[order].append(timing)
         rows = [row for _, timings in sorted(of_scheme.items()) for row in self._cases_of(timings)]
-        dense: dict[Any, CaseRow] = {}
-        for row in rows:
-            if row.router == "vanilla" and row.is_timed:
-                dense.setdefault((row.model, row.train, row.case), row)
-        return [row.compared_to(dense.get((row.model, row.train, row.case))) for row in rows]
+        dense = [row for row in rows if row.router == "vanilla" and row.is_timed]
+        return [row.compared_to(dense_case(row, dense)) for row in rows]
 
     def _cases_of(self, timings: Sequence[TimingRecord]) -> list[CaseRow]:
         """The cases of training or of inference of one scheme, from its processes."""
@@ -160,7 +160,7 @@ class TimingTable:
         cool = [(timing, case) for timing, case in samples if not _throttled(case["gpu"])]
         used = cool or samples
         timing, case = used[0]
-        seconds = [value for _, one in used for value in one["seconds"]]
+        seconds = [value for _, sample in used for value in sample["seconds"]]
         executed = case["flops"]["dispatched"]["executed"]
         row = CaseRow(
             **self._scheme(timing),
@@ -181,10 +181,10 @@ class TimingTable:
         if len(seconds) < FEWEST:
             return replace(row, status="invalid", error=f"no time, too few samples: {len(seconds)}")
         spread = summary(seconds)
-        short = any(min(one["seconds"]) * one["loops"] < SHORTEST for _, one in used)
+        short = any(min(sample["seconds"]) * sample["loops"] < SHORTEST for _, sample in used)
         rate = executed / spread["median"]
         best = self.ceilings.get((row.model, row.dtype), {}).get("flops_per_second")
-        joules = [one["joules"] for _, one in used if one["joules"] is not None]
+        joules = [sample["joules"] for _, sample in used if sample["joules"] is not None]
         return replace(
             row,
             seconds_median=spread["median"],

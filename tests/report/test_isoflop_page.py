@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isoflop_made_up import BUDGETS, WIDTHS, Make, curve_loss, records, sweep_records, table_under
+from isoflop_made_up import BUDGETS, WIDTHS, Make, curve_loss, records, run, sweep_records, table_under
 from made_up_records import store
 
 from modbench.records.result import Result
@@ -201,6 +201,32 @@ def test_law_that_loses_more_than_the_noise_floor_is_a_remark(
     page = page_of(with_lower_loss(records(make), 128, 0.00177, lower))
     remark = "the learning rate's law loses more than the noise floor (width 128: 0.00354 by the law, "
     assert all((remark in row[-1]) == fails for row in table_under(page, "1e+13 training FLOPs"))
+
+
+def test_curves_are_those_of_the_refined_exponent(make: Make) -> None:
+    """The check at both ends asks for twice the law's rate at 32 and half of it at 128: an exponent of
+    -1.5 in place of -0.5."""
+    middle, plan = BUDGETS[1], {"seed": 7, "seed_on_curve": False, "refine": True}
+    rates = {32: (0.00353, 0.00707, 0.0141), 64: (0.0025, 0.005, 0.01), 128: (0.00177, 0.00354, 0.00708)}
+    losses = {32: (4.1, 4.0, 3.9), 64: (4.1, 4.0, 4.1), 128: (3.9, 4.0, 4.1)}
+    checks = [
+        run(make, "mod", width, middle, seed=7, rate=rate, loss=loss, plan=plan)
+        for width in rates
+        for rate, loss in zip(rates[width], losses[width], strict=True)
+    ]
+    old = [run(make, "mod", width, middle, plan=plan) for width in WIDTHS if width != 64]
+    law = {32: 0.0141, 48: 0.00769, 64: 0.005, 96: 0.00272, 128: 0.00177}
+    new = [run(make, "mod", width, middle, rate=law[width], plan=plan) for width in WIDTHS]
+    found = [*checks, *old, *new]
+    sweep = sweep_of(found, Leaderboard.of(found))
+    assert sweep is not None
+    assert sweep.rates["mod"].exponent == pytest.approx(-1.5, abs=0.01)
+    assert {(r.width, r.learning_rate) for r in sweep.curve_records()} == set(law.items())
+    page = page_of(found)
+    heading = page.parts.index(Heading("Learning rates", 3))
+    table = page.parts[heading + 1]
+    assert isinstance(table, Table)
+    assert "refined from -0.5" in " ".join(map(str, table.rows[0]))
 
 
 def test_schemes_of_other_processor_types_are_marked_at_their_budget(make: Make) -> None:

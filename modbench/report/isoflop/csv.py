@@ -1,11 +1,10 @@
-"""Tables of the CSV files of an isoFLOP sweep: optima, differences and learning rates, at full
-precision."""
+"""Tables of the CSV files of an isoFLOP sweep: optima, differences and learning rates."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.analysis.isoflop import FITS
+from modbench.analysis.isoflop import FITS, rounded
 from modbench.report.isoflop.pairs import at_optima, of_equal_runs, with_dense
 from modbench.report.isoflop.seconds import SecondsSpeedUp
 from modbench.report.isoflop.sweep import DENSE, Line, Sweep
@@ -15,7 +14,7 @@ from modbench.report.table import Table
 def optima_table(sweep: Sweep) -> Table:
     """One row per budget, scheme and fit."""
     lines = [line for budget in sweep.budgets for fit in FITS for line in sweep.lines(budget, fit)]
-    return Table.of([_optimum_row(sweep, line) for line in lines])
+    return _table(_optimum_row(sweep, line) for line in lines)
 
 
 def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
@@ -64,6 +63,16 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
     }
 
 
+def _table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """A table of ``rows`` whose numbers have the digits that are the same on every processor."""
+    return Table.of(
+        [
+            {name: rounded(cell) if isinstance(cell, float) else cell for name, cell in row.items()}
+            for row in rows
+        ]
+    )
+
+
 def _with_ends(
     name: str, value: float | None, interval: Iterable[float | None] | None
 ) -> dict[str, float | None]:
@@ -99,7 +108,7 @@ def differences_table(sweep: Sweep) -> Table:
         }
         for pair in (*with_dense(sweep), *at_optima(sweep), *of_equal_runs(sweep))
     ]
-    return Table.of(rows)
+    return _table(rows)
 
 
 def rates_table(sweep: Sweep) -> Table:
@@ -117,4 +126,4 @@ def rates_table(sweep: Sweep) -> Table:
         for scheme, rates in sweep.rates.items()
         for rate, loss in rates.losses.items()
     ]
-    return Table.of(rows)
+    return _table(rows)

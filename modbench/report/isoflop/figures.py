@@ -15,6 +15,7 @@ from matplotlib.path import Path as MarkerPath
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from modbench.analysis.comparison import SpeedUp
+from modbench.analysis.curve import parabola_through
 from modbench.analysis.isoflop import Optimum
 from modbench.report.isoflop.seconds import SecondsSpeedUp
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, SIZES, Sweep
@@ -170,9 +171,10 @@ def _draw_curve(axes: Axes, curve: dict[float, list[float]], optimum: Optimum, m
         axes.plot(sizes, means, color=mark.color, linewidth=0.8, linestyle=(0, (2, 2)))
         return
     fine = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 101)
-    middle = np.log(sizes).mean()
-    parabola = np.polyfit(np.log(sizes) - middle, means, 2)
-    axes.plot(np.exp(fine), np.polyval(parabola, fine - middle), color=mark.color, linewidth=1.3)
+    middle, square, slope, constant = parabola_through(np.log(sizes), np.atleast_2d(means))
+    away = fine - middle
+    parabola = square * away**2 + slope * away + constant
+    axes.plot(np.exp(fine), parabola, color=mark.color, linewidth=1.3)
     _draw_optimum(axes, optimum.size, optimum, mark)
 
 

@@ -12,7 +12,7 @@ from modbench.analysis.isoflop import FITS
 from modbench.errors import several
 from modbench.records.result import Result
 from modbench.report.isoflop.comparison_page import below_tables, pair_section, scatter_section
-from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Sweep
+from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Rates, Sweep
 from modbench.report.layers import idle_layers
 from modbench.report.leaderboard.columns import OPTIMA
 from modbench.report.leaderboard.difference_cells import difference_text
@@ -211,10 +211,18 @@ def _rates(sweep: Sweep) -> Table:
             "loss by learning rate": ", ".join(tried),
             "chosen": "-" if best is None else f"{best:g}",
             "verdict": rates.choice.verdict,
-            "law at the largest size": sweep.law(scheme) or "not checked",
+            "law": _law(rates),
+            "check of the law": "; ".join(map(str, sweep.laws(scheme))) or "not checked",
         }
         rows.append(row)
-    return Table.of(rows, left=range(6))
+    return Table.of(rows, left=range(7))
+
+
+def _law(rates: Rates) -> str:
+    """The law, with the exponent that the suite states if it was refined."""
+    stated = rates.plan["exponent"]
+    refined = "" if rates.exponent == stated else f" (refined from {stated:g})"
+    return f"width^{rates.exponent:g}{refined}"
 
 
 def _fits(sweep: Sweep) -> Table:

@@ -15,7 +15,7 @@ from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
 from modbench.errors import several
 from modbench.records.result import Result
-from modbench.report.isoflop.law import LawCheck, check_law
+from modbench.report.isoflop.law import LawCheck, check_law, exponent_of
 from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.differences import BEST, NOT_SEPARABLE
@@ -37,12 +37,13 @@ class Rates:
     losses: dict[float, float | None]
     statuses: Mapping[float, str]  #: of the same runs
     choice: RateChoice
+    exponent: float  #: of the law for other widths, after its check
 
     def at(self, width: int) -> float | None:
         """The rate of a model of ``width``; None before any was chosen."""
         if self.choice.best is None or self.choice.verdict == "open":
             return None
-        return rate_at(self.choice.best, self.plan["middle_width"], width, self.plan["exponent"])
+        return rate_at(self.choice.best, self.plan["middle_width"], width, self.exponent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,8 @@ class Sweep:
             losses = {rate: _loss(record) for rate, record in sorted(tried.items())}
             statuses = {rate: record.status for rate, record in tried.items()}
             choice = choose_rate(plan["learning_rates"], losses, plan["extensions"])
-            rates[scheme] = Rates(plan, losses, statuses, choice)
+            exponent = exponent_of(records, plan, choice.best)
+            rates[scheme] = Rates(plan, losses, statuses, choice, exponent)
         return rates
 
     @cached_property
@@ -277,11 +279,15 @@ class Sweep:
         key = (scheme, budget, fit)
         return next((at for at in self.analysis.optima if (at.scheme, at.budget, at.fit) == key), None)
 
-    def law(self, scheme: str) -> LawCheck | None:
-        """Check the learning rate's law; None if it was not checked."""
+    def laws(self, scheme: str) -> list[LawCheck]:
+        """The checks of the learning rate's law."""
         rates = self.rates[scheme]
         of_scheme = (record for record in self.cells if record.scheme == scheme)
         return check_law(of_scheme, rates.plan, rates.at)
+
+    def law(self, scheme: str) -> LawCheck | None:
+        """The check at which the law loses most; None if it was not checked."""
+        return max(self.laws(scheme), key=lambda check: check.lost, default=None)
 
     def law_fails(self, scheme: str) -> LawCheck | None:
         """The check of the learning rate's law if it loses more than the noise floor."""

@@ -31,8 +31,8 @@ LEAST_INTERIOR = 0.5
 WIDENED = 4.0
 #: Significant digits of an optimum that are the same on every processor: exp, log and linear algebra
 #: round differently on another one, and the search for a surface ends within 1e-9 of its optimal size.
-_DIGITS = {"surface": 6}
-_DIGITS_OF_CURVES = 10
+DIGITS = 10
+_DIGITS_OF_SURFACES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def quantiles(values: Array) -> Interval:
     return float(low), float(high)
 
 
-def rounded(value: float, digits: int = _DIGITS_OF_CURVES) -> float:
+def rounded(value: float, digits: int = DIGITS) -> float:
     """``value`` to ``digits`` significant digits."""
     return float(f"{value:.{digits}g}")
 
@@ -207,7 +207,7 @@ def _optimum(
     elif share < LEAST_INTERIOR:
         void = f"only {share:.0%} of the draws have an interior optimum"
     inside = spread.interior
-    digits = _DIGITS.get(fit, _DIGITS_OF_CURVES)
+    digits = _DIGITS_OF_SURFACES if fit == "surface" else DIGITS
     return Optimum(
         scheme=scheme,
         budget=budget,

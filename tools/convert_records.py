@@ -1,4 +1,4 @@
-"""Converts results folders of schema 1 to 3, where a record was a cell, to schema 4: runs, measurements
+"""Converts results folders of schema 3, where a record was a cell, to schema 4: runs, measurements
 of their weights, and what the suite wanted.
 
 python tools/convert_records.py results/quick ...
@@ -75,6 +75,8 @@ class Folder:
         contents: dict[str, bytes] = {}
         number = 0
         files = sorted([*self.path.glob("records/*.jsonl"), *self.path.glob("timings/*.jsonl")])
+        if not files:
+            raise SystemExit(f"{self.path} holds no records; name the folder of a suite, results/SUITE")
         for file in files:
             records: list[AnyRecord] = []
             # A last line without an end was cut off when its writer was killed.
@@ -241,15 +243,14 @@ class Folder:
 
 
 def read(line: str) -> dict[str, Any]:
-    """The fields of a line of schema 1 to 3, without schema and digest."""
+    """The fields of a line of schema 3, without schema and digest."""
     value = json.loads(line)
-    schema, digest = value.pop("schema"), value.pop("digest", None)
-    if schema not in (1, 2, 3):
-        raise SystemExit(f"schema is {schema}; only 1 to 3 are converted")
-    if digest is not None:
-        unsigned = line.replace(f'"digest":"{digest}"', '"digest":""', 1)
-        if digest != sha256(unsigned):
-            raise SystemExit(f"a record was changed after it was written: {line[:80]}")
+    schema = value.pop("schema")
+    digest = value.pop("digest", None)
+    if schema != 3:
+        raise SystemExit(f"schema is {schema}; only 3 is converted")
+    if digest != sha256(line.replace(f'"digest":"{digest}"', '"digest":""', 1)):
+        raise SystemExit(f"a record was changed after it was written: {line[:80]}")
     kind = value.get("kind", "cell")
     if kind in ("time", "ceiling", "training_memory", "inference_memory"):
         value |= {"kind": "timing", "measurement": kind}

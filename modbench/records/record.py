@@ -347,7 +347,7 @@ _KINDS: dict[str, type[AnyRecord]] = {
     kind.kind: kind for kind in (RunRecord, MeasurementRecord, SuiteRecord, AuditRecord, TimingRecord)
 }
 #: Schema of lines that the converter reads.
-_OLDER = (1, 2, 3)
+_OLDER = (3,)
 
 
 class OlderError(UserError):
@@ -368,7 +368,7 @@ def parse_line(line: str) -> dict[str, Any]:
     if schema in _OLDER:
         raise OlderError(
             f"it is of an older modbench (schema {schema}); convert the folder with `python "
-            "tools/convert_records.py RESULTS` in modbench's repository"
+            "tools/convert_records.py RESULTS/SUITE` in modbench's repository"
         )
     if schema != SCHEMA:
         raise UserError(

@@ -68,12 +68,22 @@ class Result:
         if not trained:
             return self.record.status, self.record.error
         lost = [record for record in self.measurements if record.status != "ok"]
-        return (lost[0].status, lost[0].error) if lost else ("ok", None)
+        heldout = [record for record in lost if record.measurement["measures"] == "heldout"]
+        return (heldout[0].status, heldout[0].error) if heldout else ("ok", None)
 
     @property
     def status(self) -> str:
-        """That of the training, or of the first measurement that is not ok."""
+        """That of the training, or of the held-out loss if that was lost."""
         return self._outcome[0]
+
+    @property
+    def lost(self) -> list[str]:
+        """Tasks that were not scored, each with its status."""
+        return [
+            f"{task} {record.status}"
+            for record in self.measurements
+            if record.status != "ok" and (task := record.measurement["settings"].get("task"))
+        ]
 
     @property
     def error(self) -> str | None:
@@ -241,7 +251,8 @@ def _measured(
         return bool(measured["settings"] == wanted.get(measured["measures"]))
 
     for record in sorted(
-        latest(records), key=lambda record: (is_wanted(record), record.finished_at, record.key)
+        latest(records),
+        key=lambda r: (r.status == "ok", is_wanted(r), r.finished_at, r.key),
     ):
         measured = record.measurement
         task = measured["settings"].get("task", "")

@@ -36,7 +36,7 @@ from modbench.sweep.wanted import (
     titles,
 )
 from modbench.timing.system_load import parallel
-from modbench.trained.weights_folder import weights_of
+from modbench.trained.weights_folder import POINTS, weights_of
 
 
 def run_suite(
@@ -184,6 +184,9 @@ class _Command:
         run = item.wanted.run
         folder = folder_of(self.folder, run.key)
         budgets = {subject["budget"] for subject in item.measurements if subject["measures"] != "audit"}
+        points = max(subject["settings"].get("checkpoints", 1) for subject in item.measurements)
+        if points > 1 and len([*(folder / POINTS).glob("*.safetensors")]) < points:
+            return False
         return all(weights_of(folder, run, budget).is_file() for budget in budgets)
 
     def with_weights(self, item: Left, names: Mapping[str, str]) -> Left:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from modbench.data.token_data import TokenData
+from modbench.errors import UserError
 from modbench.measure.loss import heldout_windows
 from modbench.records.record import AuditRecord
 from modbench.records.run import RouterCode, Run
@@ -16,7 +17,7 @@ from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, check_source, load_plugin
 from modbench.sweep.stage import Stage
 from modbench.sweep.track import TrackConfig, Trackers
-from modbench.train.checkpoint import load_weights
+from modbench.train.checkpoint import DamagedError, load_weights
 from modbench.train.numerics import device, precision
 from modbench.trained.weights_folder import weights_of
 
@@ -67,7 +68,13 @@ class RunJob:
     def trained_model(self, budget: int) -> RoutedDecoder:
         """The model trained to ``budget``."""
         model = self.fresh_model()
-        load_weights(weights_of(self.folder, self.run, budget), model, key=self.run.key)
+        weights = weights_of(self.folder, self.run, budget)
+        try:
+            load_weights(weights, model, key=self.run.key)
+        except DamagedError as error:
+            raise UserError(
+                f"weights {weights} are damaged ({error}); remove the file, and the run is trained again"
+            ) from error
         return model.train()
 
     def windows(self, tokens: int | Literal["all"]) -> np.ndarray:

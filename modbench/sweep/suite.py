@@ -201,6 +201,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
 
     data = _data(where, tables.data)
     axes = table("sweep", Axes)
+    keep = table("keep", KeepConfig)
     measure = table("measure", MeasureConfig)
     train = table("train", TrainTable)
     shapes = _shapes(where, tables, data)
@@ -209,7 +210,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
         overrides = checked_fields(at, scheme.train, TrainTable)
-        _check_schedule(at, replace(train, **overrides), axes, measure)
+        _check_schedule(at, replace(train, **overrides), axes, measure, keep.weights)
         at = f"{where} [[schemes]] '{scheme.label}' model"
         model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
         for shape in shapes.values():
@@ -225,7 +226,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         train=train,
         measure=measure,
         time=table("time", TimeConfig),
-        keep=table("keep", KeepConfig),
+        keep=keep,
         track=table("track", TrackConfig),
         axes=axes,
         shapes=shapes,
@@ -243,7 +244,7 @@ def _data(where: str, table: dict[str, Any]) -> DataConfig:
         raise UserError(f"{where} [data]: {error}") from error
 
 
-def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConfig) -> None:
+def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConfig, keep: str) -> None:
     """Raises UserError: the schedule has no place in the suite."""
     try:
         train.schedule_of(axes.budgets if train.schedule == "trapezoid" else axes.budgets[:1])
@@ -253,6 +254,11 @@ def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConf
         raise UserError(
             f"{at} schedule is 'trapezoid', and [measure] downstream_checkpoints needs 'cosine'; remove "
             "one of them"
+        )
+    if train.schedule == "trapezoid" and keep == "all":
+        raise UserError(
+            f"{at} schedule is 'trapezoid', whose decays' points can't all be kept; set [keep] "
+            "weights = 'budgets', or schedule = 'cosine'"
         )
 
 

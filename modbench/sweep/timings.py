@@ -167,9 +167,9 @@ class TimingPlan:
 
 
 def _threads(rows: Rows) -> int:
-    from modbench.timing.system_load import thread_count
+    from modbench.timing.system_load import parallel
 
-    return rows.suite.time.threads or thread_count()
+    return rows.suite.time.threads or parallel()[1]
 
 
 def _machine(rows: Rows, timed: Timed) -> dict[str, Any]:

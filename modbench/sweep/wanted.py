@@ -20,6 +20,7 @@ from modbench.records.store import Finished
 from modbench.sweep.isoflop import Point, chosen_rate, ends, middle_of, points, stated, trials
 from modbench.sweep.rows import Resolved, Rows
 from modbench.sweep.suite import Scheme, Suite
+from modbench.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] |
             model=point.shape,
             data=suite.data,
             train=replace(table, learning_rate=point.learning_rate).config(),
-            schedule=table.schedule_of((point.budget,)),
+            schedule=_on_curve(table.schedule_of((point.budget,)), min(grids)),
             seed=point.seed,
         )
         return Wanted(label=f"{scheme.label}/w{point.shape.width}", run=run)
@@ -196,14 +197,24 @@ def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] |
     return [*rates, *_on_trunks(curves)]
 
 
+def _on_curve(schedule: Schedule, smallest: int) -> Schedule:
+    """``schedule`` of a run of one budget. That of a trapezoid warms up for as many FLOPs as at the
+    ``smallest`` budget, so that all points are alike, whether they share a trunk or not."""
+    if schedule.kind == "cosine":
+        return schedule
+    return replace(schedule, warmup=round(schedule.warmup * smallest / schedule.budgets[0], 12))
+
+
 def _on_trunks(runs: Sequence[Wanted]) -> list[Wanted]:
     """``runs`` of trapezoids, those that differ in their budget only as one."""
     trunks: dict[str, Wanted] = {}
     for wanted in runs:
         run = wanted.run
         alike = key_of(run.as_json() | {"schedule": None})
-        budgets = trunks[alike].run.schedule.budgets if alike in trunks else ()
-        schedule = replace(run.schedule, budgets=tuple(sorted({*budgets, *run.schedule.budgets})))
+        others = trunks[alike].run.schedule.budgets if alike in trunks else ()
+        budgets = tuple(sorted({*others, *run.schedule.budgets}))
+        warm_up = run.schedule.warmup * run.schedule.budgets[0]  # FLOPs
+        schedule = replace(run.schedule, budgets=budgets, warmup=round(warm_up / budgets[0], 12))
         trunks[alike] = Wanted(label=wanted.label, run=replace(run, schedule=schedule))
     return list(trunks.values())
 
@@ -332,7 +343,9 @@ def left_of(
     audits = {record.key for record in records if record.kind == "audit"}
     ended = [record for record in records if conditions.is_done(record)]
     done = {record.key for record in ended if record.kind == "measurement"}
-    trained = {record.key: record for record in ended if record.kind == "run"}
+    # Of several records of a run, one that is ok counts.
+    runs_ended = sorted((r for r in ended if r.kind == "run"), key=lambda r: r.status == "ok")
+    trained = {record.key: record for record in runs_ended}
     left: dict[str, Left] = {}
     for wanted in runs:
         run = wanted.run

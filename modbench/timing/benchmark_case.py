@@ -21,8 +21,9 @@ from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import nothing
 from modbench.train.compiled import compiled, compiles, eager
 from modbench.train.config import TrainConfig
-from modbench.train.loop import build_optimizer, training_step
+from modbench.train.loop import training_step
 from modbench.train.numerics import autocast
+from modbench.train.optimizer import build_optimizer
 
 
 class Prepared(NamedTuple):

@@ -30,7 +30,7 @@ class TimeConfig:
     forced_balance: bool = True  #: balanced routing, whatever the scores of untrained routers
     compile: Literal["auto", "on", "off"] = "auto"  #: torch.compile; auto: on a GPU
     deterministic: bool = False  #: PyTorch's deterministic kernels, as `modbench run` uses
-    threads: int = 0  #: CPU threads; 0: one per core
+    threads: int = 0  #: CPU threads; 0: as many as a run has: one, or with a GPU all cores
 
     def __post_init__(self) -> None:
         for name in ("prefill", "decode_past", "decode_batches"):

@@ -17,7 +17,8 @@ from modbench.routing.build import RoutedDecoder
 from modbench.timing.benchmark_case import random_batch, random_tokens, read
 from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.timing.memory_meter import MemoryMeter
-from modbench.train.loop import build_optimizer, training_step
+from modbench.train.loop import training_step
+from modbench.train.optimizer import build_optimizer
 
 
 def training_footprint(subject: BenchmarkTarget) -> dict[str, int]:

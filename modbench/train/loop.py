@@ -25,6 +25,7 @@ from modbench.train.compiled import Losses, compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.counted import Charges, CountedSteps
 from modbench.train.numerics import autocast
+from modbench.train.optimizer import build_optimizer
 from modbench.train.schedule import Schedule
 
 #: Seconds between two events of progress: more often than a reader notices would slow short steps.
@@ -69,19 +70,6 @@ class Trained:
     recharged: str  #: where the ledger, asked again, differs from what it charged; empty if nowhere
     curve: list[dict[str, Any]]
     earlier_seconds: float = field(compare=False)  #: of training before this process resumed it
-
-
-def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices; vectors and the embedding have none."""
-    parameters = list(model.parameters())
-    matrices = [p for p in parameters if p.dim() >= 2 and p is not model.embedding.weight]
-    others = [p for p in parameters if p.dim() < 2 or p is model.embedding.weight]
-    groups = [
-        {"params": matrices, "weight_decay": train.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    betas = (train.beta1, train.beta2)
-    return torch.optim.AdamW(groups, lr=float(train.learning_rate), betas=betas, fused=True)
 
 
 def training_step(
@@ -196,8 +184,13 @@ class _Run:
     def take_step(self, left: int) -> float:
         """Take one of ``left`` steps that are expected until the end of the budget; return its loss."""
         done = (self.flops + self.each) / (self.flops + left * self.each)
+        peak, in_trunk = (
+            self.train.learning_rate,
+            self.schedule.kind == "trapezoid" and not self.decaying,
+        )
+        rate = self.schedule.learning_rate(peak, done, self.budget, in_trunk=in_trunk)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(self.train.learning_rate, done, self.budget)
+            group["lr"] = rate
         seed = self.batches.seed
         number = self.step + 1
         if number == 1 or self.counts.draws(seed, number, done, left):

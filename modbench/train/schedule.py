@@ -48,12 +48,15 @@ class Schedule:
         """FLOPs of ``budget`` that are spent before its decay; a cosine has no separate decay."""
         return budget if self.kind == "cosine" else budget - round(self.decay * budget)
 
-    def learning_rate(self, peak: float, done: float, budget: int) -> float:
+    def learning_rate(self, peak: float, done: float, budget: int, *, in_trunk: bool = False) -> float:
         """The rate after a step. ``done``: fraction of ``budget`` that is spent after the step, if all
-        further steps cost as much as the last."""
+        further steps cost as much as the last. ``in_trunk``: the step is before a trapezoid's decay,
+        although it may end after the FLOPs at which that begins."""
         warm = done * budget / self.budgets[0] if len(self.budgets) > 1 else done
         if warm < self.warmup:
             return peak * warm / self.warmup
+        if in_trunk:
+            return peak
         low = self.final_learning_rate
         if self.kind == "cosine":
             progress = (done - self.warmup) / (1 - self.warmup)

@@ -19,6 +19,8 @@ from modbench.records.run import Run
 from modbench.records.store import write_files
 
 WEIGHTS = "model.safetensors"
+#: Folder of the weights at points of the learning curve (`modbench.train.checkpoint.save_point`).
+POINTS = "points"
 DESCRIPTION = "modbench.json"
 _FORMAT = 2  #: of `DESCRIPTION`; another one is refused, so raise it with the fields
 _RUN = TypeAdapter(get_type_hints(RunRecord, include_extras=True)["run"])

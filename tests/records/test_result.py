@@ -66,6 +66,23 @@ def test_of_measurements_with_several_settings_those_that_the_suite_wants_count(
     assert result.metrics["heldout_loss"] == 9.0  # none is wanted: the newest
 
 
+def test_a_measurement_that_failed_takes_no_loss_from_a_row(tmp_path, fakes):
+    """Neither a task that was killed, nor another amount of held-out text."""
+    made = fakes.make_record(loss=5.0)
+    heldout, task = made.measurements
+    lost = {"status": "failed", "error": "killed", "result": {}, "finished": LATE}
+    killed = replace(task, **lost)
+    few = replace(with_settings(heldout, 9.0, heldout_tokens=16), **lost)
+    (result,) = joined(tmp_path / "task", made.record, heldout, killed, fakes.suite_record([made]))
+    assert (result.status, result.metrics["heldout_loss"]) == ("ok", 5.0)
+    assert result.lost == [f"{task.measurement['settings']['task']} failed"]
+    suite = suite_of(fakes, made, heldout=few.measurement["settings"])
+    (result,) = joined(tmp_path / "heldout", made.record, heldout, few, task, suite)
+    assert (result.status, result.metrics["heldout_loss"]) == ("ok", 5.0)
+    (result,) = joined(tmp_path / "none", made.record, few, task, suite)
+    assert result.status == "failed"
+
+
 def test_of_a_task_scored_twice_the_wanted_settings_count(tmp_path, fakes):
     made = fakes.make_record()
     heldout, task = made.measurements

@@ -23,7 +23,7 @@ from modbench.routers.mixture_of_recursions import Recursions
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 from modbench.train.config import TrainConfig
-from modbench.train.loop import build_optimizer
+from modbench.train.optimizer import build_optimizer
 
 SIX = ModelConfig(vocabulary=97, width=32, layers=6, heads=4, mlp_width=64)
 FIVE = ModelConfig(

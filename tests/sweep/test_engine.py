@@ -269,3 +269,13 @@ def test_lack_of_memory_is_tried_again_where_more_may_be_free() -> None:
 
     assert left(workers=2) == left(workers=4) == 0
     assert left(workers=1) == left(workers=2, gpu="Large GPU") == left(workers=2, retry=True) == 1
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_run_that_ended_after_a_lack_of_memory_is_measured(order: int) -> None:
+    """Whichever of its two records is read first."""
+    key = fake_run("a").run.key
+    records = [Finished("run", key, "oom", workers=2), Finished("run", key, "ok", workers=1)][::order]
+    heldout = [("heldout", {"heldout_tokens": 9})]
+    (left,) = left_of([fake_run("a")], heldout, records, Conditions(workers=2), audit=False)
+    assert (left.train, len(left.measurements)) == (False, 1)

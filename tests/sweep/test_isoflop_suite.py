@@ -119,6 +119,15 @@ def test_curves_wait_for_the_check_of_the_law_and_take_its_exponent() -> None:
     assert len(last) == 3
 
 
+def test_all_points_of_a_trapezoid_warm_up_for_as_many_flops() -> None:
+    """Those that share a trunk with a point of another budget, and the others."""
+    train = {"sequence": 32, "batch": 2, "schedule": "trapezoid"}
+    rows = resolve(suite([{"router": "vanilla"}], train=train))
+    schedules = [cell.run.schedule for cell in expand_planned(rows)]
+    assert {len(schedule.budgets) for schedule in schedules} >= {1, 2}
+    assert {round(s.warmup * s.budgets[0]) for s in schedules} == {10**9}
+
+
 def test_fewer_tokens_per_parameter_give_a_scheme_larger_models() -> None:
     few = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 5.0}])))
     many = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 40.0}])))

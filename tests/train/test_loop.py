@@ -28,10 +28,10 @@ from modbench.train.loop import (
     DivergedError,
     StoppedError,
     Trained,
-    build_optimizer,
     train_model,
     training_step,
 )
+from modbench.train.optimizer import build_optimizer
 from modbench.train.schedule import Schedule
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)

@@ -42,6 +42,12 @@ def test_a_trapezoid_is_flat_between_warm_up_and_decay() -> None:
     assert small[-1] == large[-1] == pytest.approx(0.0)
 
 
+def test_no_step_of_the_trunk_decays_although_it_ends_in_the_decay() -> None:
+    schedule = Schedule(kind="trapezoid", budgets=(100,), warmup=0.0, decay=0.2)
+    assert schedule.learning_rate(1.0, 0.805, 100) < 1.0
+    assert schedule.learning_rate(1.0, 0.805, 100, in_trunk=True) == 1.0
+
+
 def trapezoid(model: Decoder, steps: tuple[int, ...]) -> Schedule:
     each = flops_per_step(model, TRAIN)
     return Schedule(kind="trapezoid", budgets=tuple(each * number for number in steps), decay=0.25)

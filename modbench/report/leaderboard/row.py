@@ -208,6 +208,7 @@ class Row:
             for record in self.ok
         ):
             remarks.append("held-out loss is above the unigram loss")
+        remarks += dict.fromkeys(f"not scored: {lost}" for record in self.ok for lost in record.lost)
         for prefix, unit in (("", "of tokens"), ("expert_", "experts per token")):
             realised = self.value(f"{prefix}realised_capacity")
             nominal = self.value(f"{prefix}nominal_capacity")

@@ -4,11 +4,14 @@
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from results_page import answer, controls
 from suite_keys import filled
 
+from modbench.records.store import read_suite
 from modbench.report.leaderboard.columns import FIRST, MORE, column_table
 
 ROOT = Path(__file__).parents[1]
@@ -23,11 +26,29 @@ def first_table() -> list[str]:
     return (table[1] + table[2]).partition("\n\n")[0].strip().splitlines()
 
 
+def costs() -> str:
+    """Disk and memory of the first command (`tools/costs.json`); minutes by the committed records."""
+    measured = json.loads((ROOT / "tools" / "costs.json").read_text())
+    records = read_suite(LEADERBOARD.parent)
+    spent = [record.seconds or {} for record in (*records.runs, *records.measurements)]
+    minutes = sum(sum(of_step.values()) for of_step in spent) / 2 / 60
+    (cpu,) = {record.environment["cpu"] for record in records.runs}
+    return (
+        f"Each command installs what it needs into `.nox/`, PyTorch included: the first one "
+        f"{measured['environment_bytes'] / 1e9:.1f} GB, in minutes.\nThen the quick suite needs "
+        f"{measured['memory_bytes'] / 1e9:.0f} GB of memory; it took {minutes:.0f} minutes of two cores "
+        f"({cpu}) that had other work, too."
+    )
+
+
 def texts() -> dict[str, str]:
     """The tables by their name in the pages."""
     table = first_table()
     row = next(line for line in table if "mod" in line.strip("| ").split(" | ")[:2])
     return {
+        "finding": answer(),
+        "controls": controls(),
+        "costs": costs(),
         "table": "\n".join(table),
         "row": "\n".join([*table[:2], row]),
         "columns": column_table(FIRST).to_markdown(),

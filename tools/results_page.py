@@ -1,5 +1,5 @@
-"""Writes the tables of ``docs/results.md`` from the committed CSV files, and the planned cost of the
-suites that were not run: ``python tools/results_page.py``; ``--check`` compares only.
+"""Writes the tables and sentences of ``docs/results.md`` from the committed CSV files, and the planned
+cost of the suites that were not run: ``python tools/results_page.py``; ``--check`` compares only.
 """
 
 import argparse
@@ -8,10 +8,21 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 
+from results_prose import (
+    against_dense,
+    budget_name,
+    by_budget,
+    experts_in_words,
+    in_seconds,
+    listed,
+    pair_in_words,
+    turned,
+)
 from suite_keys import filled
 
-from modbench.plan.units import shown
+from modbench.plan.units import shown as in_units
 from modbench.report.table import Table
 from modbench.sweep.plan import plan_suite
 
@@ -20,6 +31,8 @@ PAGE = ROOT / "docs" / "results.md"
 OPTIMA = ROOT / "results" / "isoflop-cpu" / "optima.csv"
 DIFFERENCES = ROOT / "results" / "isoflop-cpu" / "differences.csv"
 SUITE = ROOT / "suites" / "isoflop-cpu.toml"
+LEADERBOARD = ROOT / "results" / "isoflop-cpu" / "leaderboard.csv"
+QUICK = ROOT / "results" / "quick" / "leaderboard.csv"
 QUICK_SCORES = ROOT / "results" / "quick-scores" / "leaderboard.csv"
 #: Headings and columns of the table of downstream scores.
 SCORES = (
@@ -64,7 +77,7 @@ def isoflop_table() -> str:
     heads += ("compared with dense", "speed-up at equal loss", "active parameters")
     rows = [
         (
-            _budget(float(line["budget"])),
+            budget_name(float(line["budget"])),
             line["group"] if line["position"] else "not ranked",
             line["scheme"],
             interval(line, "loss", 4),
@@ -83,10 +96,12 @@ def pairs_table() -> str:
     """One row per pair of schemes: differences at the optima, and the mean of runs of equal shape."""
     found = {}
     for line in read(DIFFERENCES):
+        if line["family"] == "dense":
+            continue
         found[line["budget"], line["scheme"], line["minus"]] = line
-        found[line["budget"], line["minus"], line["scheme"]] = _reversed(line)
+        found[line["budget"], line["minus"], line["scheme"]] = turned(line)
     budgets = sorted({float(budget) for budget, _, _ in found if budget})
-    heads = ("difference (nats/token)", *(f"optima at {_budget(one)} FLOPs" for one in budgets))
+    heads = ("difference (nats/token)", *(f"optima at {budget_name(one)} FLOPs" for one in budgets))
     rows = []
     for scheme, other in PAIRS:
         cells = [found.get((f"{budget:.0f}", scheme, other)) for budget in budgets]
@@ -100,18 +115,6 @@ def pairs_table() -> str:
             )
         )
     return Table((*heads, "runs of equal shape"), rows).to_markdown()
-
-
-def _reversed(line: dict[str, str]) -> dict[str, str]:
-    """The difference the other way round."""
-    low, middle, high = (f"difference{end}" for end in ("_high", "", "_low"))
-    return {
-        **line,
-        "difference": str(-float(line[middle])),
-        "difference_low": str(-float(line[low])),
-        "difference_high": str(-float(line[high])),
-        "lower_in": str(int(line["cells"]) - int(line["lower_in"])) if line["runs"] else "",
-    }
 
 
 def scores_table() -> str:
@@ -140,12 +143,8 @@ def left() -> str:
         missing = [scheme for scheme in schemes if (budget, scheme) not in found]
         if missing:
             named = "all schemes" if missing == schemes else ", ".join(f"`{one}`" for one in missing)
-            sentences.append(f"at {_budget(budget)} FLOPs {named}")
+            sentences.append(f"at {budget_name(budget)} FLOPs {named}")
     return f"No optimum yet: {'; '.join(sentences)}." if sentences else "All curves have an optimum."
-
-
-def _budget(flops: float) -> str:
-    return f"{flops:.0e}".replace("e+", "e")
 
 
 def _speed_up(line: dict[str, str]) -> str:
@@ -164,14 +163,116 @@ def planned() -> Iterator[tuple[str, ...]]:
         plan = plan_suite(name, time=False, tell=lambda text: None)
         width, layers = max(size for part in plan.parts for size in part.sizes)
         tokens = max(part.tokens for part in plan.parts)
-        yield name, f"{plan.runs}", f"{plan.flops:.3g}", f"{width} x {layers}", shown(tokens)
+        yield name, f"{plan.runs}", f"{plan.flops:.3g}", f"{width} x {layers}", in_units(tokens)
+
+
+def answer() -> str:
+    """Five sentences: experts, Mixture-of-Depths, its control, both together, time."""
+    lines, differences = optima(), read(DIFFERENCES)
+    return "\n".join(
+        f"{number}. {sentence}"
+        for number, sentence in enumerate(
+            (
+                experts_in_words(lines, ("token_choice", "expert_choice")),
+                against_dense(lines, "mod"),
+                pair_in_words(differences, "mod", "mod:gaussian"),
+                experts_in_words(lines, ("mode_staged", "mode_integrated")),
+                in_seconds(lines, [line["scheme"] for line in lines]),
+            ),
+            start=1,
+        )
+    )
+
+
+def method() -> str:
+    """Sizes, budgets, seeds, comparisons and noise of the sweep."""
+    suite = tomllib.loads(SUITE.read_text())
+    budgets, seeds = suite["sweep"]["budgets"], suite["sweep"]["seeds"]
+    middle = budget_name(sorted(budgets)[len(budgets) // 2])
+    runs = sum(int(line["seeds"]) for line in read(LEADERBOARD) if line["status"].startswith("ok"))
+    compared = sum(bool(line["difference_p_adjusted"]) for line in optima())
+    scatters = []
+    for budget in sorted(budgets):
+        of_budget = [line for line in optima() if float(line["budget"]) == budget]
+        mean = fmean(float(line["scatter"]) for line in of_budget)
+        scatters.append(f"{mean:.4f} at {budget_name(budget)}")
+    sizes, tokens = suite["isoflop"]["sizes"], suite["measure"]["heldout_tokens"]
+    sentences = (
+        f"{sizes} sizes per scheme and budget, {len(seeds)} seeds at {middle} FLOPs and one at the",
+        f"other budgets; {runs} runs in all, those that try learning rates included. The loss is of",
+        f"{tokens:,} held-out tokens. Verdicts are adjusted for {compared} comparisons with the dense",
+        "model (Holm's method). As a check on the noise, the mean scatter around the parabolas is",
+        f"{listed(scatters)} (nats).",
+    )
+    return "\n".join(sentences)
+
+
+def controls() -> str:
+    """The two controls of the quick suite."""
+    loss = {line["label"]: float(line["heldout_loss"]) for line in read(QUICK)}
+    lead = loss["vanilla"] - loss["mod"]
+    shallow = 100 * (loss["vanilla"] - loss["vanilla, 2 layers"]) / lead
+    stride = loss["mod:stride"] - loss["mod"]
+    side = "lower" if stride < 0 else "higher"
+    sentences = (
+        f"MoD ends at {loss['mod']:.4f} nats, {lead:.2f} below the dense model. Its two controls show",
+        "what of this is learned routing: a router that selects every eighth token (`mod:stride`) ends",
+        f"at {loss['mod:stride']:.4f}, {abs(stride):.4f} {side} than the learned one; and a dense model",
+        "of half the depth, whose tokens cost about as much as MoD's, ends at",
+        f"{loss['vanilla, 2 layers']:.4f} and so closes {shallow:.0f} % of the gap to MoD.",
+    )
+    return "\n".join(sentences)
+
+
+def mod() -> str:
+    """Mixture-of-Depths against the dense model, by all fits, and the cost of its tokens."""
+    lines, dense = by_budget(optima(), "mod"), by_budget(optima(), "vanilla")
+    adjusted, cost = [], []
+    for budget, line in lines.items():
+        name = budget_name(budget)
+        adjusted.append(f"{float(line['difference_p_adjusted']):.2f} at {name}")
+        flops = [float(of[budget]["forward_flops_per_token"]) for of in (lines, dense)]
+        cost.append(f"{flops[0] / flops[1]:.2f} at {name}")
+    others = []
+    for fit in ("akima", "surface"):
+        of_fit = by_budget([line for line in read(OPTIMA) if line["fit"] == fit], "mod")
+        shown = [f"{float(line['difference']):+.3f}" for line in of_fit.values()]
+        others.append(f"{listed(shown)} ({fit})")
+    sentences = (
+        against_dense(optima(), "mod"),
+        f"Adjusted p: {listed(adjusted)}.",
+        f"The other two fits of the optima give the differences {'; '.join(others)}, the smallest",
+        "budget first. At its optimum, a token of MoD takes this part of the dense optimum's forward",
+        f"FLOPs: {listed(cost)}.",
+    )
+    return "\n".join(sentences)
+
+
+def mode() -> str:
+    """MoD with experts, against the dense model and against experts alone."""
+    lines, differences = optima(), read(DIFFERENCES)
+    pairs = [
+        pair_in_words(differences, name, "token_choice") for name in ("mode_staged", "mode_integrated")
+    ]
+    dense = [against_dense(lines, name) for name in ("mode_staged", "mode_integrated")]
+    return "\n\n".join([*dense, " ".join(pairs)])
 
 
 def texts() -> dict[str, str]:
+    lines, differences = optima(), read(DIFFERENCES)
+    experts = [against_dense(lines, name) for name in ("token_choice", "expert_choice")]
     return {
+        "answer": answer(),
         "isoflop": isoflop_table(),
         "left": left(),
+        "method": method(),
+        "mod": mod(),
+        "control": pair_in_words(differences, "mod", "mod:gaussian"),
         "pairs": pairs_table(),
+        "experts": "\n\n".join([*experts, pair_in_words(differences, "expert_choice", "token_choice")]),
+        "mode": mode(),
+        "seconds": in_seconds(lines, [line["scheme"] for line in lines]),
+        "controls": controls(),
         "scores": scores_table(),
     }
 

@@ -50,17 +50,18 @@ def lower_or_higher(line: Line) -> str:
     return f"{word} by {abs(middle):.4f} ({low:.4f} to {high:.4f})"
 
 
-def verdict_in_words(lines: Mapping[float, Line], key: str = "difference_verdict") -> str:
-    """Such as "better than it at every budget", or "better than it at 3e12 and not separable from it at
-    1e13"."""
+def verdict_in_words(lines: Mapping[float, Line], other: str, key: str = "difference_verdict") -> str:
+    """Such as "better than OTHER at every budget", or "better than OTHER at 3e12, and not separable from
+    it at 1e13"."""
     groups: dict[str, list[str]] = {}
     for budget, line in lines.items():
         groups.setdefault(line[key], []).append(budget_name(budget))
     if len(groups) == 1:
         (verdict,) = groups
-        return f"{VERDICTS[verdict]} it at every budget"
-    return listed(
-        [f"{VERDICTS[verdict]} it at {listed(budgets)}" for verdict, budgets in groups.items()]
+        return f"{VERDICTS[verdict]} {other} at every budget"
+    parts = zip(groups.items(), [other, *["it"] * len(groups)], strict=False)
+    return ", and ".join(
+        f"{VERDICTS[verdict]} {name} at {listed(budgets)}" for (verdict, budgets), name in parts
     )
 
 
@@ -74,27 +75,24 @@ def against_dense(optima: Sequence[Line], scheme: str) -> str:
     """The verdicts of ``scheme`` and its differences at each budget."""
     lines = by_budget(optima, scheme)
     each = [f"{lower_or_higher(line)} at {budget_name(budget)}" for budget, line in lines.items()]
-    name = NAMES[scheme]
-    return f"{name[0].upper()}{name[1:]} is {verdict_in_words(lines)}: its loss is {listed(each)} FLOPs."
+    name = NAMES[scheme][0].upper() + NAMES[scheme][1:]
+    verdict = verdict_in_words(lines, NAMES["vanilla"])
+    return f"{name} is {verdict}: its loss is {listed(each)} FLOPs."
 
 
-def experts(optima: Sequence[Line], schemes: Sequence[str]) -> str:
+def experts_in_words(optima: Sequence[Line], schemes: Sequence[str]) -> str:
     """The verdicts of several schemes, and the span of their differences."""
-    same = {scheme: verdict_in_words(by_budget(optima, scheme)) for scheme in schemes}
+    same = {scheme: verdict_in_words(by_budget(optima, scheme), NAMES["vanilla"]) for scheme in schemes}
     differences = [
         abs(float(line["difference"]))
         for scheme in schemes
         for line in by_budget(optima, scheme).values()
     ]
     if len(set(same.values())) == 1:
-        names = listed([NAMES[scheme] for scheme in schemes])
-        text = (
-            f"{names[0].upper()}{names[1:]} are {same[schemes[0]].replace(' it ', ' the dense model ')}"
-        )
+        text = f"{listed([NAMES[scheme] for scheme in schemes])} are {same[schemes[0]]}"
     else:
-        text = "Compared with the dense model, " + listed(
-            [f"{NAMES[scheme]} is {words}" for scheme, words in same.items()]
-        )
+        text = "; ".join(f"{NAMES[scheme]} is {words}" for scheme, words in same.items())
+    text = text[0].upper() + text[1:]
     return f"{text}, with differences of {span(differences)} nats."
 
 
@@ -127,15 +125,15 @@ def pair_in_words(differences: Sequence[Line], scheme: str, other: str) -> str:
     """Two schemes at their optima, and in runs that differ in the router only."""
     lines = pair(differences, scheme, other)
     optima = {float(line["budget"]): line for line in lines if line["budget"]}
-    text = (
-        f"At its optima {NAMES[scheme]} is {verdict_in_words(dict(sorted(optima.items())), 'verdict')}"
-    )
+    words = verdict_in_words(dict(sorted(optima.items())), NAMES[other], "verdict")
+    text = f"At its optima {NAMES[scheme]} is {words}"
     for line in lines:
         if not line["budget"]:
             verdict = VERDICTS[line["verdict"]].rpartition(" ")[0]
             text += (
                 f"; in runs of equal shape, rate and seed its loss is {lower_or_higher(line)} nats on "
-                f"average of {line['cells']} shapes and budgets, lower in {line['lower_in']}: {verdict}"
+                f"average of {line['cells']} shapes and budgets, lower in {line['lower_in']} (verdict: "
+                f"{verdict})"
             )
     return f"{text}."
 

@@ -26,6 +26,7 @@ PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 #: Tests of 25 seconds or more, longest first. They start first, so that none runs alone at the end.
 LONGEST = (
     "test_kills_change_no_result",
+    "test_the_report_is_the_same_on_other_processors",
     "test_one_command_gives_records_a_table_and_plots_even_after_a_kill",
     "test_an_edited_package_trains_again_in_a_row_of_its_own",
     "test_one_interrupt_ends_a_run_whose_plugin_hangs_at_import",

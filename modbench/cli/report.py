@@ -29,6 +29,7 @@ def report(
     """
     from modbench.records.store import recorded_suites
     from modbench.report.page import write_report
+    from modbench.sweep.report_bar import report_bar
 
     known = recorded_suites(results)
     if not known:
@@ -41,6 +42,8 @@ def report(
                 f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
             )
     for name in dict.fromkeys(suites) or known:
-        for path in write_report(results / name, rank_by=rank_by, say=tell).paths:
+        with report_bar() as begin:
+            report = write_report(results / name, rank_by=rank_by, say=tell, begin=begin)
+        for path in report.paths:
             print(path)
     return 0

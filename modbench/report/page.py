@@ -43,6 +43,8 @@ DERIVED = {
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
+#: Parts of a report in the order in which they are made.
+PARTS = ("comparisons", "routing", "curves", "times")
 #: Files by name.
 _Contents = dict[str, bytes | Page | Table]
 
@@ -60,6 +62,7 @@ def write_report(
     *,
     rank_by: str | None = None,
     say: Callable[[str], object] = lambda text: None,
+    begin: Callable[[str], object] = lambda part: None,
 ) -> Report:
     """Derive all files in ``results/<suite>`` from its records and timings.
 
@@ -71,6 +74,7 @@ def write_report(
         rank_by: the metric that ranks the table; by default the one of the suite's newest record
         say: called with a sentence for each file that is empty or cut off, and one if no run has
             finished
+        begin: called with the name of each of `PARTS` before it is made
 
     Raises:
         UserError: no records, an invalid one, an unusable ``rank_by``, timings of one session from
@@ -91,8 +95,9 @@ def write_report(
     results = results_of(records)
     times = _times(records)
     look_of = marks(_routers(results, times))
-    contents = _of_results(records, results, times, look_of, rank_by) if results else {}
+    contents = _of_results(records, results, times, look_of, rank_by, begin) if results else {}
     if times is not None:
+        begin("times")
         contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
     write_files(folder, written)
@@ -135,12 +140,16 @@ def _of_results(
     times: TimingTable | None,
     look_of: dict[str, Mark],
     rank_by: str | None,
+    begin: Callable[[str], object],
 ) -> _Contents:
+    begin("comparisons")
     by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
     board = Leaderboard.of(results, by, records.audits, times)
     sweep = sweep_of(results, board, times)
     cases = cases_of_sweep(sweep) if sweep else cases_of_board(board)
+    begin("routing")
     drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
+    begin("curves")
     if sweep is None:
         drawn |= figures(board, look_of)
         page = leaderboard_page(board, drawn)

@@ -8,6 +8,7 @@ from rich.console import Console
 from modbench.errors import several
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.progress import show_page, show_progress
+from modbench.sweep.report_bar import report_bar
 from modbench.sweep.rows import Rows
 
 Tell = Callable[[str], None]
@@ -36,9 +37,10 @@ def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: 
     """Write the report, show its ``page`` and name the ``failures``. Returns the exit code: 0, 1 if a
     job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
     results, not failures."""
-    from modbench.report.page import write_report  # loads matplotlib and scipy
+    with report_bar() as begin:
+        from modbench.report.page import write_report  # loads matplotlib and scipy
 
-    report = write_report(folder, say=tell)
+        report = write_report(folder, say=tell, begin=begin)
     if page in report.pages:
         show_page(report.pages[page])
     for path in report.paths:

@@ -65,12 +65,12 @@ def centred_correct(items: Iterable[SharedChoices]) -> Array:
     """
     items = list(items)
     places: dict[str, list[int]] = defaultdict(list)
-    for place, item in enumerate(items):
-        places[item.key].append(place)
+    for index, item in enumerate(items):
+        places[item.key].append(index)
     correct_N = np.full(len(items), math.nan)
     for group in places.values():
-        nats = np.array([items[place].choices_nats for place in group], dtype=np.float64)
-        answers = np.array([items[place].answer for place in group])
+        nats = np.array([items[index].choices_nats for index in group], dtype=np.float64)
+        answers = np.array([items[index].answer for index in group])
         if len(set(np.bincount(answers, minlength=nats.shape[1]))) == 1:
             correct_N[group] = (nats - nats.mean(axis=0)).argmax(axis=1) == answers
     return correct_N

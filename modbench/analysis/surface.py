@@ -96,12 +96,12 @@ def fit_surface(sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA) -
         "bounds": [tuple(np.log(EXPONENTS))] * 2,
         "options": {"xatol": 1e-9, "fatol": 1e-16, "maxiter": 2000},
     }
-    found = min(
+    fitted = min(
         (minimize(lambda x: project(x)[0], start, method="Nelder-Mead", **settings) for start in best),
         key=lambda result: float(result.fun),
     )
-    alpha, beta = np.exp(found.x)
-    huber, (e, a, b) = project(found.x)
+    alpha, beta = np.exp(fitted.x)
+    huber, (e, a, b) = project(fitted.x)
     edge = any(np.isclose(value, end, rtol=1e-3) for value in (alpha, beta) for end in EXPONENTS)
     return Surface(
         E=float(e),

@@ -15,12 +15,12 @@ def _optional(info: PrimitiveTypeInfo) -> "PrimitiveConstructorSpec[Any] | None"
     kinds = get_args(info.type)
     if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 2 or NoneType not in kinds:
         return None
-    (kind,) = (one for one in kinds if one is not NoneType)
-    found = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
-    if not isinstance(found, PrimitiveConstructorSpec):
+    (kind,) = (each for each in kinds if each is not NoneType)
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec):
         return None
     return replace(
-        found,
-        is_instance=lambda value: value is None or found.is_instance(value),
-        str_from_instance=lambda value: ["unset"] if value is None else found.str_from_instance(value),
+        spec,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["unset"] if value is None else spec.str_from_instance(value),
     )

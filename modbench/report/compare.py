@@ -187,20 +187,20 @@ class Comparison:
         if not unequal:
             return [f"{rows}: the same digits in all metrics that both sides have.", *self.reasons()]
         agree = len(self.pairings) - len(unequal)
-        found = f"{rows}: the digits of {len(unequal)} differ, those of {agree} agree."
+        summary = f"{rows}: the digits of {len(unequal)} differ, those of {agree} agree."
         reasons = self.reasons()
-        return [found, *(reasons or ["No setting, machine or version that is recorded explains it."])]
+        return [summary, *(reasons or ["No setting, machine or version that is recorded explains it."])]
 
     def reasons(self) -> list[str]:
         """A sentence for each setting, part of the machine and version that differs in any pair."""
-        found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        reasons: dict[str, set[tuple[str, str]]] = defaultdict(set)
         for pairing in self.pairings:
             for first, second in pairing.pairs.values():
                 for name, values in _differences(first, second):
-                    found[name].add(values)
+                    reasons[name].add(values)
         return [
             f"{name}: " + "; ".join(f"{first} | {second}" for first, second in sorted(values))
-            for name, values in found.items()
+            for name, values in reasons.items()
         ]
 
     def worse(self, metric: str) -> list[str]:

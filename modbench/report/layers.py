@@ -15,13 +15,13 @@ FIELDS = ("added", "gate_scale")
 
 def values(records: Iterable[Result]) -> dict[int, dict[str, list[float]]]:
     """The values of `FIELDS` by layer, one for each record that has them."""
-    found: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by_layer: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for entry in record.layers or ():
             for name in FIELDS:
                 if name in entry:
-                    found[entry["layer"]][name].append(entry[name])
-    return {layer: dict(found[layer]) for layer in sorted(found)}
+                    by_layer[entry["layer"]][name].append(entry[name])
+    return {layer: dict(by_layer[layer]) for layer in sorted(by_layer)}
 
 
 def idle_layers(records: Sequence[Result]) -> list[str]:
@@ -30,20 +30,20 @@ def idle_layers(records: Sequence[Result]) -> list[str]:
     remarks = []
     entries = [entry for record in records for entry in record.layers or () if "added" in entry]
     for layer in sorted({entry["layer"] for entry in entries}):
-        own = sorted((e for e in entries if e["layer"] == layer), key=lambda entry: entry["added"])
-        idle = sum(is_idle(entry["added"]) for entry in own)
+        of_layer = sorted((e for e in entries if e["layer"] == layer), key=lambda entry: entry["added"])
+        idle = sum(is_idle(entry["added"]) for entry in of_layer)
         if idle:
-            of_seeds = f", in {idle} of {len(own)} seeds" if len(own) > 1 else ""
-            remarks.append(layer_line(**own[0]) + of_seeds)
+            of_seeds = f", in {idle} of {len(of_layer)} seeds" if len(of_layer) > 1 else ""
+            remarks.append(layer_line(**of_layer[0]) + of_seeds)
     return remarks
 
 
 def csv_columns(records: Sequence[Result], layers: Iterable[tuple[int, str]]) -> dict[str, Any]:
     """The columns ``added_layer_N`` and ``gate_scale_layer_N`` of a row, means over its seeds, the same
     for all rows of a table. ``layers``: those of the table, with the field."""
-    own = values(records)
-    found = {}
+    by_layer = values(records)
+    columns = {}
     for layer, name in layers:
-        numbers = own.get(layer, {}).get(name)
-        found[f"{name}_layer_{layer}"] = fmean(numbers) if numbers else None
-    return found
+        numbers = by_layer.get(layer, {}).get(name)
+        columns[f"{name}_layer_{layer}"] = fmean(numbers) if numbers else None
+    return columns

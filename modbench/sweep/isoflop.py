@@ -116,7 +116,7 @@ def ends(
     shapes = grids[middle.budget]
     checked = (shapes[0], shapes[-1]) if config.refine else (shapes[-1],)
     at = ((shape, middle.budget, config.exponent) for shape in checked)
-    return [point for place in at for point in _around(config, middle, best, *place, seeds)]
+    return [point for shape_at in at for point in _around(config, middle, best, *shape_at, seeds)]
 
 
 def points(
@@ -134,29 +134,29 @@ def points(
     budget with all; and the same check at the middle size of the largest budget. Without `refine`, the
     check waits for nothing."""
     middle, choice = middle_of(grids), chosen_rate(config, losses)
-    found = trials(config, grids, seeds, losses)
+    runs = trials(config, grids, seeds, losses)
     if choice.verdict == "open" or choice.best is None:
-        return found
+        return runs
     check, exponent = ends(config, grids, seeds, choice.best), config.exponent
     if config.refine:
         tried = _by_width(check, checks or {})
         if tried is None:
-            return list(dict.fromkeys([*found, *check]))
+            return list(dict.fromkeys([*runs, *check]))
         width = middle.shape.width
         exponent = refined_exponent(exponent, choice.best, width, tried, config.margin)
-        found += check
+        runs += check
     for budget, shapes in sorted(grids.items()):
         for shape in shapes:
             rate = rate_at(choice.best, middle.shape.width, shape.width, exponent)
             for seed in seeds if budget == middle.budget else seeds[:1]:
-                found.append(_point(shape, budget, rate, seed))
+                runs.append(_point(shape, budget, rate, seed))
     largest = max(grids)
     if not config.refine:
-        found += check
+        runs += check
     elif largest != middle.budget:
         shape = grids[largest][len(grids[largest]) // 2]
-        found += _around(config, middle, choice.best, shape, largest, exponent, seeds)
-    return list(dict.fromkeys(found))
+        runs += _around(config, middle, choice.best, shape, largest, exponent, seeds)
+    return list(dict.fromkeys(runs))
 
 
 def _by_width(

@@ -178,16 +178,18 @@ def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] |
         fresh = [point for point in known(tried) if point.learning_rate not in losses]
         if not fresh:
             break
-        found = losses_at(fresh, lambda point: middle_rate)
-        losses |= {point.learning_rate: loss for point, loss in zip(fresh, found, strict=True)}
+        new_losses = losses_at(fresh, lambda point: middle_rate)
+        losses |= {point.learning_rate: loss for point, loss in zip(fresh, new_losses, strict=True)}
     checks: dict[tuple[int, float], float | None] = {}
     best = chosen_rate(config, losses).best
     if best is not None:
         law = known(ends(config, grids, seeds, best))
         width = middle_of(grids).shape.width
-        found = losses_at(law, lambda point: rate_at(best, width, point.shape.width, config.exponent))
+        new_losses = losses_at(
+            law, lambda point: rate_at(best, width, point.shape.width, config.exponent)
+        )
         places = ((point.shape.width, point.learning_rate) for point in law)
-        checks = dict(zip(places, found, strict=True))
+        checks = dict(zip(places, new_losses, strict=True))
         tried += law if config.refine else []
     grid_points = points(config, grids, seeds, losses, checks)
     if table.schedule == "cosine":

@@ -44,17 +44,17 @@ def tasks_of(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         asked = list(row.settings.get("downstream", ()))
         for record in row.ok:
-            for task, found in (record.downstream or {}).items():
-                group = found["part_of"]
-                place = asked.index(group) if group in asked else len(asked)
-                places.setdefault(task, (place, task != group, task))
+            for task, entry in (record.downstream or {}).items():
+                group = entry["part_of"]
+                order = asked.index(group) if group in asked else len(asked)
+                places.setdefault(task, (order, task != group, task))
     return sorted(places, key=lambda task: places[task])
 
 
 def entries_of(row: Row, task: str) -> list[Mapping[str, Any]]:
     """The entries of ``task`` in the records of the finished seeds of ``row``."""
-    found = ((record.downstream or {}).get(task) for record in row.ok)
-    return [entry for entry in found if entry is not None]
+    entries = ((record.downstream or {}).get(task) for record in row.ok)
+    return [entry for entry in entries if entry is not None]
 
 
 def metrics_of(rows: Iterable[Row], task: str) -> list[str]:
@@ -62,32 +62,32 @@ def metrics_of(rows: Iterable[Row], task: str) -> list[str]:
     entries = [entry for row in rows for entry in entries_of(row, task)]
     names = {name for entry in entries for name in entry["metrics"]}
     main = next((name for name in _MAIN if name in names), None)
-    own = sorted(names, key=lambda name: (name != main, name))
-    return own + [name for name in (BITS, MARGIN) if any(entry[name] for entry in entries)]
+    ordered = sorted(names, key=lambda name: (name != main, name))
+    return ordered + [name for name in (BITS, MARGIN) if any(entry[name] for entry in entries)]
 
 
 def values_of(row: Row, task: str, metric: str) -> list[Mapping[str, Any]]:
     """The entries of ``metric`` of ``task``, one for each seed that has a value."""
     answers = metric in (BITS, MARGIN)
     entries = entries_of(row, task)
-    found = [entry[metric] if answers else entry["metrics"].get(metric) for entry in entries]
-    return [one for one in found if one is not None and one["value"] is not None]
+    scores = [entry[metric] if answers else entry["metrics"].get(metric) for entry in entries]
+    return [score for score in scores if score is not None and score["value"] is not None]
 
 
 def score_of(row: Row, task: str, metric: str) -> Score | None:
     """The score of ``row`` on ``metric`` of ``task``; None if no seed has it."""
-    found = values_of(row, task, metric)
-    if not found:
+    scores = values_of(row, task, metric)
+    if not scores:
         return None
-    value, stderr = interval([one["value"] for one in found]), _mean(found, "stderr")
-    if len(found) == 1 and stderr is not None:
+    value, stderr = interval([score["value"] for score in scores]), _mean(scores, "stderr")
+    if len(scores) == 1 and stderr is not None:
         half = _NORMAL * stderr
         value = Value(center=value.center, low=value.center - half, high=value.center + half)
     return Score(
         value=value,
         stderr=stderr,
-        chance=None if metric in (BITS, MARGIN) else _mean(found, "chance"),
-        untrained=_mean(found, "untrained"),
+        chance=None if metric in (BITS, MARGIN) else _mean(scores, "chance"),
+        untrained=_mean(scores, "untrained"),
     )
 
 
@@ -95,8 +95,8 @@ def comparable(rows: Iterable[Row], task: str) -> bool:
     """Return True if all rows that have ``task`` were scored on the same items in the same way."""
     names = ("items", "few_shot", "version", "sha256")
     entries = [entry for row in rows for entry in entries_of(row, task)]
-    found = {(*(entry[name] for name in names), *entry.get("missing", ())) for entry in entries}
-    return len(found) == 1
+    settings = {(*(entry[name] for name in names), *entry.get("missing", ())) for entry in entries}
+    return len(settings) == 1
 
 
 def compute_of(row: Row, task: str, name: str) -> float | None:
@@ -119,7 +119,9 @@ def shift_of(row: Row, task: str) -> dict[str, float]:
 def leak_of(row: Row) -> str:
     """The audit's verdict on leaks: ``passed`` if that of every seed is, else the first other one."""
     verdicts = [leak_verdict(row.findings(result)) for result in row.ok]
-    return next((one for one in verdicts if one != "passed"), "passed" if verdicts else "not audited")
+    return next(
+        (verdict for verdict in verdicts if verdict != "passed"), "passed" if verdicts else "not audited"
+    )
 
 
 def csv_columns(row: Row, tasks: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def differing(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """The fields in which ``models`` differ, in the order of `SHAPE`, then by name."""
     names = sorted({name for model in models for name in model} - {*SHAPE})
     values = {name: {canonical_json(model.get(name)) for model in models} for name in (*SHAPE, *names)}
-    return [name for name, found in values.items() if len(found) > 1]
+    return [name for name, of_name in values.items() if len(of_name) > 1]
 
 
 def shape_columns(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -55,11 +55,13 @@ def shape_columns(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def with_shape(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """``rows`` of timings, whose ``label`` has that of the shape and whose ``model`` is JSON, with the
     label of the scheme and the shape in columns."""
-    found = []
+    rows_of_shape = []
     for row, shape in zip(rows, shape_columns([json.loads(row["model"]) for row in rows]), strict=True):
         scheme, label = split_label(row["label"])
-        found.append({"label": scheme, "shape": label or None} | shape | {**row, "label": scheme})
-    return found
+        rows_of_shape.append(
+            {"label": scheme, "shape": label or None} | shape | {**row, "label": scheme}
+        )
+    return rows_of_shape
 
 
 def shape_name(model: Mapping[str, Any]) -> str:

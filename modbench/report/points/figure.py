@@ -111,10 +111,10 @@ def _draw_optimum(axes: Axes, optimum: Optimum, size: float, loss: float, color:
 def _style(fit: str, color: Any) -> dict[str, Any]:
     """The marker of an optimum: a star on top of hollow ones, so that fits that agree stay visible."""
     if fit == "parabola":
-        own: dict[str, Any] = {"markersize": 12, "markeredgecolor": "white", "zorder": 5}
+        marker: dict[str, Any] = {"markersize": 12, "markeredgecolor": "white", "zorder": 5}
     else:
-        own = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.2, "zorder": 4}
-    return {"marker": _MARKERS[fit], "color": color, "linestyle": "none", **own}
+        marker = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.2, "zorder": 4}
+    return {"marker": _MARKERS[fit], "color": color, "linestyle": "none", **marker}
 
 
 def _handles(fits: PointFits) -> dict[str, Any]:

@@ -119,12 +119,12 @@ class TimingTable:
     @cached_property
     def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The fastest matmul of each model and dtype."""
-        found = {
+        ceilings = {
             (canonical_json(timing.timed["model"]), gemm["dtype"], gemm["flops_per_second"]): gemm
             for timing in self.measured("ceiling")
             for gemm in timing.measured["gemm"]
         }
-        return {key[:2]: found[key] for key in sorted(found)}
+        return {key[:2]: ceilings[key] for key in sorted(ceilings)}
 
     def measured(self, kind: TimingKind) -> list[TimingRecord]:
         """The processes of ``kind`` that succeeded."""
@@ -144,11 +144,11 @@ class TimingTable:
 
     def _cases_of(self, timings: Sequence[TimingRecord]) -> list[CaseRow]:
         """The cases of training or of inference of one scheme, from its processes."""
-        found: dict[str, list[_Sample]] = defaultdict(list)
+        by_name: dict[str, list[_Sample]] = defaultdict(list)
         for timing in timings:
             for case in timing.measured.get("cases", []):
-                found[case["name"]].append((timing, case))
-        rows = [self._case(samples, len(timings) - len(samples)) for samples in found.values()]
+                by_name[case["name"]].append((timing, case))
+        rows = [self._case(samples, len(timings) - len(samples)) for samples in by_name.values()]
         if all(timing.status != "ok" for timing in timings):
             case = f"{'all others' if rows else 'all'} of {timings[-1].measures}"
             last = self._outcome(timings[-1])

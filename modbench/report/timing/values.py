@@ -33,7 +33,9 @@ def settings_of(environment: dict[str, Any], kind: TimingKind) -> dict[str, str]
 def newest_session(timings: Sequence[TimingRecord]) -> list[TimingRecord]:
     """The timings of the session that was continued last, one of each job."""
     session = max(timings, key=lambda timing: (timing.started_at, timing.session)).session
-    return latest((one for one in timings if one.session == session), key=lambda one: one.job)
+    return latest(
+        (timing for timing in timings if timing.session == session), key=lambda timing: timing.job
+    )
 
 
 def labels_of(suites: Sequence[SuiteRecord]) -> dict[str, str]:
@@ -59,11 +61,11 @@ def refuse_incomparable(timings: Sequence[TimingRecord]) -> None:
         for timing in timings
     ]
     for name in sorted({name for environment in environments for name in environment}):
-        found = {environment.get(name, "not set") for environment in environments}
-        if len(found) > 1:
+        values = {environment.get(name, "not set") for environment in environments}
+        if len(values) > 1:
             raise UserError(
                 f"timings of one session with different {name} are not compared: "
-                f"{' and '.join(f'({text})' for text in sorted(found))}; time all of them under one "
+                f"{' and '.join(f'({text})' for text in sorted(values))}; time all of them under one "
                 "with `modbench time --again`"
             )
 

@@ -64,14 +64,23 @@ def test_exact_figures_that_differ_over_seeds_are_shown_not_averaged(fakes):
 def test_quality_comes_from_finished_runs_alone(fakes):
     lost = fakes.make_record(seed=1, loss=99.0)
     heldout, task = lost.measurements
-    broken = replace(task, result={}, status="failed", error="it broke")
-    lost = replace(lost, measurements=(heldout, broken))
+    broken = replace(heldout, result={}, status="failed", error="it broke")
+    lost = replace(lost, measurements=(broken, task))
     (row,) = rows_of([fakes.make_record(seed=0, loss=5.0), lost])
     assert row.value("heldout_loss") == Value(center=5.0)
     assert row.status == "ok 1, failed 1"
     assert row.why_unranked == "seed 1 failed: it broke"
     (alone,) = rows_of([lost])
     assert alone.value("heldout_loss") is None
+
+
+def test_a_task_that_failed_is_a_remark_on_its_row(fakes):
+    scored = fakes.make_record(loss=5.0)
+    heldout, task = scored.measurements
+    broken = replace(task, result={}, status="failed", error="it broke")
+    (row,) = rows_of([replace(scored, measurements=(heldout, broken))])
+    assert (row.status, row.value("heldout_loss")) == ("ok", Value(center=5.0))
+    assert row.remarks == [f"not scored: {task.measurement['settings']['task']} failed"]
 
 
 def test_a_metric_that_was_not_measured_has_no_value(fakes):

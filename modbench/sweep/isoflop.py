@@ -7,7 +7,7 @@ exponent fitted again if it fails; it is checked once more at the largest budget
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log
 from typing import Any
 
 from modbench.analysis.learning_rate import (
@@ -34,6 +34,8 @@ class IsoFlopConfig(Family):
     extensions: int = 2  #: further rates to try while the best one is at an end
     exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
     refine: bool = True  #: fit the exponent again if it fails its check at the ends of the middle budget
+    #: move the grids of other budgets by one step of spacing if the middle one's optimum asks for it
+    recentre: bool = False
     margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
     passes: float = 4.0  #: most passes over the training text
 
@@ -137,14 +139,11 @@ def points(
     runs = trials(config, grids, seeds, losses)
     if choice.verdict == "open" or choice.best is None:
         return runs
-    check, exponent = ends(config, grids, seeds, choice.best), config.exponent
-    if config.refine:
-        tried = _by_width(check, checks or {})
-        if tried is None:
-            return list(dict.fromkeys([*runs, *check]))
-        width = middle.shape.width
-        exponent = refined_exponent(exponent, choice.best, width, tried, config.margin)
-        runs += check
+    check = ends(config, grids, seeds, choice.best)
+    exponent = law_of(config, grids, seeds, choice.best, checks or {})
+    if exponent is None:
+        return list(dict.fromkeys([*runs, *check]))
+    runs += check if config.refine else []
     for budget, shapes in sorted(grids.items()):
         for shape in shapes:
             rate = rate_at(choice.best, middle.shape.width, shape.width, exponent)
@@ -157,6 +156,42 @@ def points(
         shape = grids[largest][len(grids[largest]) // 2]
         runs += _around(config, middle, choice.best, shape, largest, exponent, seeds)
     return list(dict.fromkeys(runs))
+
+
+def law_of(
+    config: IsoFlopConfig,
+    grids: Mapping[int, Sequence[ModelConfig]],
+    seeds: Sequence[int],
+    best: float,
+    checks: Mapping[tuple[int, float], float | None],
+) -> float | None:
+    """The exponent of the law of learning rates that the curves follow; None while a run of its check is
+    not among ``checks``."""
+    if not config.refine:
+        return config.exponent
+    tried = _by_width(ends(config, grids, seeds, best), checks)
+    width = middle_of(grids).shape.width
+    if tried is None:
+        return None
+    return refined_exponent(config.exponent, best, width, tried, config.margin)
+
+
+def shift_of(sizes: Sequence[float], losses: Sequence[float | None], spacing: float) -> int:
+    """The steps, -1 to 1, by which the grids of other budgets move, from the ``losses`` of a curve over
+    active parameters ``sizes``: towards the minimum of its parabola, or beyond the edge that is best.
+    None is a diverged run."""
+    from modbench.analysis.curve import VERDICTS, parabola  # loads scipy
+
+    centre = sizes[len(sizes) // 2]
+    known = [(size, loss) for size, loss in zip(sizes, losses, strict=True) if loss is not None]
+    minimum = parabola(*zip(*known, strict=True)) if len(known) > 2 else None
+    if minimum is None:
+        return 0
+    verdict = VERDICTS[int(minimum.verdicts[0])]
+    if verdict == "interior":
+        steps = round(log(float(minimum.sizes[0]) / centre) / log(spacing))
+        return max(-1, min(1, steps))
+    return {"edge-low": -1, "edge-high": 1}.get(verdict, 0)
 
 
 def _by_width(

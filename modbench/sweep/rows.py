@@ -42,6 +42,9 @@ class Resolved:
     grids: list[list[dict[str, Any]]] = field(default_factory=list)
     #: and the nominal FLOPs of a training step of each
     grid_flops: list[list[int]] = field(default_factory=list)
+    grid_sizes: list[list[int]] = field(default_factory=list)  #: active parameters of each
+    #: grids whose centre is one step of spacing smaller ("-1") or larger ("1"), for [isoflop] recentre
+    shifted: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
     plugin: str | None = None  #: the plugin file that a process of this row loads
 
 
@@ -244,22 +247,43 @@ def describe_row(
     isoflop, model = IsoFlopConfig(**family), ModelConfig(**base)
     step_tokens = config.batch * config.sequence
 
-    def search(read: Read) -> list[ModelConfig]:
-        grids = (isoflop_grid(isoflop, model, budget, read, step_tokens) for budget in budgets)
+    def search(read: Read, shift: int = 0) -> list[ModelConfig]:
+        # At equal FLOPs, tokens per parameter fall with the square of the size.
+        centred = isoflop.tokens_per_parameter / isoflop.spacing ** (2 * shift)
+        moved = replace(isoflop, tokens_per_parameter=centred)
+        grids = (isoflop_grid(moved, model, budget, read, step_tokens) for budget in budgets)
         return list(chain.from_iterable(grids))
 
-    sizes, step_and_active = solved(search, read, isoflop.layer_step, isoflop.layer_step)
-    grids, grid_flops = [], []
+    found, step_and_active = solved(search, read, isoflop.layer_step, isoflop.layer_step)
+    described |= _grids(isoflop, budgets, found, step_and_active)
+    described["shifted"] = {}
+    for shift in (-1, 1) if isoflop.recentre else ():
+        try:
+            shapes_of_shift = search(step_and_active, shift)
+            grids = _grids(isoflop, budgets, shapes_of_shift, step_and_active)["grids"]
+        except UserError:  # too small or too few steps: the grids stay where they are
+            continue
+        described["shifted"][str(shift)] = grids
+    return described
+
+
+def _grids(
+    isoflop: IsoFlopConfig, budgets: Sequence[int], shapes: Sequence[ModelConfig], read: Read
+) -> dict[str, Any]:
+    """The grids of ``budgets``, all ``shapes`` one after the other, as fields of `Resolved`. Raises
+    UserError: a budget buys too few steps of its largest shape."""
+    fields: dict[str, Any] = {"grids": [], "grid_flops": [], "grid_sizes": []}
     for number, budget in enumerate(budgets):
-        grid = sizes[number * isoflop.sizes :][: isoflop.sizes]
-        of_grid = [step_and_active(shape)[0] for shape in grid]
-        steps = budget // max(of_grid)
+        grid = shapes[number * isoflop.sizes :][: isoflop.sizes]
+        of_grid = [read(shape) for shape in grid]
+        steps = budget // max(flops for flops, _ in of_grid)
         if steps < LEAST_STEPS:
             raise UserError(
                 f"budget {budget:g} buys only {several(steps, 'training step')} of width "
                 f"{grid[-1].width}, too few to spend it within 0.5 %; raise it, or lower "
                 f"batch or sequence ({LEAST_STEPS} do)"
             )
-        grids.append([asdict(shape) for shape in grid])
-        grid_flops.append(of_grid)
-    return described | {"grids": grids, "grid_flops": grid_flops}
+        fields["grids"].append([asdict(shape) for shape in grid])
+        fields["grid_flops"].append([flops for flops, _ in of_grid])
+        fields["grid_sizes"].append([active for _, active in of_grid])
+    return fields

@@ -3,7 +3,7 @@ minus recorded."""
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import log
@@ -17,7 +17,17 @@ from modbench.records.record import DONE
 from modbench.records.run import RouterCode, Run
 from modbench.records.run_name import RunName, shortest
 from modbench.records.store import Finished
-from modbench.sweep.isoflop import Point, chosen_rate, ends, middle_of, points, stated, trials
+from modbench.sweep.isoflop import (
+    Point,
+    chosen_rate,
+    ends,
+    law_of,
+    middle_of,
+    points,
+    shift_of,
+    stated,
+    trials,
+)
 from modbench.sweep.rows import Resolved, Rows
 from modbench.sweep.suite import Scheme, Suite
 from modbench.train.schedule import Schedule
@@ -162,11 +172,10 @@ def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] |
         )
         return Wanted(label=f"{scheme.label}/w{point.shape.width}", run=run)
 
-    def losses_at(points: Sequence[Point], expected: Callable[[Point], float]) -> list[float | None]:
-        """Losses of ``points``; "unknown" ones are left out by the caller."""
-        if done is None:
-            return [abs(log(point.learning_rate / expected(point))) for point in points]
-        return [done[wanted(point).run.key] for point in points]
+    def loss(point: Point, expected: float) -> float | None:
+        """That of a run that is done, or as if ``expected`` is the best rate."""
+        distance = abs(log(point.learning_rate / expected))
+        return distance if done is None else done[wanted(point).run.key]
 
     def known(points: Sequence[Point]) -> list[Point]:
         return [point for point in points if done is None or wanted(point).run.key in done]
@@ -178,20 +187,32 @@ def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] |
         fresh = [point for point in known(tried) if point.learning_rate not in losses]
         if not fresh:
             break
-        new_losses = losses_at(fresh, lambda point: middle_rate)
-        losses |= {point.learning_rate: loss for point, loss in zip(fresh, new_losses, strict=True)}
+        losses |= {point.learning_rate: loss(point, middle_rate) for point in fresh}
     checks: dict[tuple[int, float], float | None] = {}
     best = chosen_rate(config, losses).best
+    width = middle_of(grids).shape.width
     if best is not None:
-        law = known(ends(config, grids, seeds, best))
-        width = middle_of(grids).shape.width
-        new_losses = losses_at(
-            law, lambda point: rate_at(best, width, point.shape.width, config.exponent)
-        )
-        places = ((point.shape.width, point.learning_rate) for point in law)
-        checks = dict(zip(places, new_losses, strict=True))
+        for point in known(law := ends(config, grids, seeds, best)):
+            rate = rate_at(best, width, point.shape.width, config.exponent)
+            checks[point.shape.width, point.learning_rate] = loss(point, rate)
         tried += law if config.refine else []
     grid_points = points(config, grids, seeds, losses, checks)
+    if config.recentre and done is not None and best is not None:
+        middle = middle_of(grids)
+        exponent = law_of(config, grids, seeds, best, checks) or 0.0
+        curve = {
+            point.shape: done[wanted(point).run.key]
+            for point in known(grid_points)
+            if (point.budget, point.seed) == (middle.budget, seeds[0])
+            and point.learning_rate == rate_at(best, width, point.shape.width, exponent)
+        }
+        if len(curve) < config.sizes:  # the other budgets wait for the middle one
+            grid_points = [point for point in grid_points if point.budget == middle.budget]
+        else:
+            sizes = row.grid_sizes[suite.axes.budgets.index(middle.budget)]
+            of_sizes = [curve[shape] for shape in grids[middle.budget]]
+            moved = grids_of(rows, scheme, shift_of(sizes, of_sizes, config.spacing))
+            grid_points = points(config, moved, seeds, losses, checks)
     if table.schedule == "cosine":
         return [wanted(point) for point in grid_points]
     rates = [wanted(point) for point in grid_points if point in tried]
@@ -221,10 +242,19 @@ def _on_trunks(runs: Sequence[Wanted]) -> list[Wanted]:
     return list(trunks.values())
 
 
-def grids_of(rows: Rows, scheme: Scheme) -> dict[int, list[ModelConfig]]:
-    """The isoFLOP grid of ``scheme`` at each budget."""
-    grids = ([ModelConfig(**shape) for shape in grid] for grid in rows.resolved[scheme.label].grids)
-    return dict(zip(rows.suite.axes.budgets, grids, strict=True))
+def grids_of(rows: Rows, scheme: Scheme, shift: int = 0) -> dict[int, list[ModelConfig]]:
+    """The isoFLOP grid of ``scheme`` at each budget; those of other budgets than the middle one moved by
+    ``shift`` steps, if there are such grids."""
+    row = rows.resolved[scheme.label]
+    budgets = rows.suite.axes.budgets
+    middle = sorted(budgets)[len(budgets) // 2]
+    grids = {}
+    for number, budget in enumerate(budgets):
+        shapes = row.grids[number]
+        if budget != middle and str(shift) in row.shifted:
+            shapes = row.shifted[str(shift)][number]
+        grids[budget] = [ModelConfig(**shape) for shape in shapes]
+    return grids
 
 
 def plan_of(rows: Rows, label: str) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.sweep.isoflop import IsoFlopConfig, Point, middle_of, points, stated
+from modbench.sweep.isoflop import IsoFlopConfig, Point, middle_of, points, shift_of, stated
 
 CONFIG = IsoFlopConfig(refine=False)
 REFINED = IsoFlopConfig(rate_seed=9)
@@ -135,3 +135,19 @@ def test_records_state_that_the_exponent_is_refined() -> None:
 def test_settings_out_of_range_are_refused(fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         IsoFlopConfig(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps"),
+    [
+        ((3.2, 3.0, 2.9, 3.0, 3.2), 0),
+        ((3.0, 2.9, 3.0, 3.2, 3.5), -1),  # least at the second size
+        ((3.5, 3.2, 3.0, 2.9, 3.0), 1),
+        ((2.80, 2.85, 2.95, 3.1, 3.3), -1),  # still falling at an end
+        ((3.3, 3.1, 2.95, 2.85, 2.80), 1),
+        ((None, None, 3.0, 2.9, None), 0),  # too few to tell
+        ((None, 3.2, 3.0, 2.9, 3.0), 1),
+    ],
+)
+def test_grids_move_towards_the_optimum(losses: tuple[float | None, ...], steps: int) -> None:
+    assert shift_of([100 * 1.8**number for number in range(5)], losses, 1.8) == steps

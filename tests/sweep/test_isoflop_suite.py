@@ -128,6 +128,33 @@ def test_all_points_of_a_trapezoid_warm_up_for_as_many_flops() -> None:
     assert {round(s.warmup * s.budgets[0]) for s in schedules} == {10**9}
 
 
+def test_grids_of_other_budgets_follow_the_optimum_of_the_middle_one() -> None:
+    isoflop = {"width_step": 2, "refine": False, "recentre": True}
+    rows = resolve(suite([{"router": "vanilla"}], isoflop=isoflop))
+    small, middle, large = 10**10, 2 * 10**10, 4 * 10**10
+    losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
+    curve = expand(rows, losses)
+    assert {cell.budget for cell in curve} == {middle}  # the others wait
+    widths = sorted({cell.run.model.width for cell in curve})
+
+    def widths_at(budget: int, best: int) -> list[int]:
+        """Widths of ``budget`` if the width number ``best`` has the least loss at the middle budget."""
+        done = dict(losses)
+        for cell in curve:
+            distance = abs(widths.index(cell.run.model.width) - best)
+            done.setdefault(cell.run.key, 3.0 + distance / 10)
+        cells = expand(rows, done)
+        return sorted({cell.run.model.width for cell in cells if cell.budget == budget})
+
+    assert widths_at(middle, 0) == widths_at(middle, 4) == widths
+    for budget in (small, large):
+        fewer, same, more = (widths_at(budget, best)[2] for best in (0, 2, 4))
+        assert fewer < same < more
+    plain = resolve(suite([{"router": "vanilla"}]))
+    of_plain = [cell for cell in expand_planned(plain) if cell.budget == large]
+    assert widths_at(large, 2) == sorted({cell.run.model.width for cell in of_plain})
+
+
 def test_fewer_tokens_per_parameter_give_a_scheme_larger_models() -> None:
     few = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 5.0}])))
     many = expand(resolve(suite([{"router": "mod", "tokens_per_parameter": 40.0}])))

@@ -16,11 +16,11 @@ def compare(
 
     Runs are paired by label, budget and seed; two rows of other labels by budget and seed.
 
-    Examples: modbench compare results/quick my-results/quick;
-    modbench compare my-results/quick/vanilla my-results/quick/mine --fail-if-worse heldout_loss
+    Example: modbench compare results/quick my-results/quick
 
     Args:
-        first: folder of a suite's results, or such a folder and a label: what B is compared with
+        first: folder of a suite's results, or a row of it such as my-results/quick/mod: what B is
+            compared with
         second: the same
         fail_if_worse: exit with 1 if a row of B is worse in this metric
     """

@@ -26,7 +26,7 @@ def fit(
 
     Args:
         file: CSV file with columns of size, loss, and tokens or FLOPs; seed and group if there are any
-            (docs/isoflop.md lists the accepted names)
+            (`modbench docs isoflop` lists the accepted names)
         out: folder of the written files; by default FILE's
         format: what is printed: markdown: tables for reading; csv: the table that is written; json: one
             JSON document on the last line

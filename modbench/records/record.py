@@ -128,6 +128,7 @@ _ISOFLOP = closed(
     seed=int,
     seed_on_curve=optional[bool],  # absent: true
     sizes=optional[POSITIVE],
+    refine=optional[bool],  # absent: false
 )
 
 

@@ -122,4 +122,5 @@ def _line(text: object) -> str:
 def _csv_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    return f"'{value}" if value.startswith(_FORMULA) else value.replace("\r", " ")
+    text = value.replace("\r", " ")  # which readers take for the end of a row
+    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -123,7 +123,7 @@ def _corrupted(fakes):
         "no schema": (fakes.altered(record, lambda r: r.pop("schema")), "schema is None"),
         "an older schema": (
             fakes.altered(record, lambda r: r.update(schema=3)),
-            "convert the folder with `python tools/convert_records.py RESULTS`",
+            "convert the folder with `python tools/convert_records.py RESULTS/SUITE`",
         ),
         "another run": (
             fakes.altered(record, lambda r: r["run"].update(seed=7)),

@@ -11,6 +11,7 @@ from modbench.report.leaderboard import figures as figures_module
 from modbench.report.page import write_report
 
 _NAMES = [
+    "differences.csv",
     "leaderboard.csv",
     "leaderboard.md",
     "loss_vs_forward_flops.png",

@@ -134,8 +134,8 @@ def test_other_conditions_begin_another_session(
     assert "of another machine, other settings or code" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("threads", "used"), [(3, 3), (0, 7)])
-def test_threads_are_those_of_the_suite_or_one_to_each_core(
+@pytest.mark.parametrize(("threads", "used"), [(3, 3), (0, 1)])
+def test_threads_are_those_of_the_suite_or_of_a_run(
     threads: int, used: int, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(system_load, "thread_count", lambda: 7)

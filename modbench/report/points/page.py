@@ -34,7 +34,7 @@ def points_page(fits: PointFits) -> Page:
             Table.of([_exponent_cells(row) for row in _exponent_rows(fits)], left=(0, 1)),
             *_missing_exponents(fits),
             Heading("Notes"),
-            Items([*map(escaped, fits.notes), "More: docs/isoflop.md in modbench's repository."]),
+            Items([*map(escaped, fits.notes), "More: `modbench docs isoflop`."]),
         ]
     )
 

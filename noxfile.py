@@ -12,7 +12,7 @@ import nox
 from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2"
-nox.options.sessions = ["tests", "lint", "flops"]
+nox.options.sessions = ["tests", "lint", "flops", "results"]
 # Nox makes one environment per session; `ready` makes one for all.
 nox.options.default_venv_backend = "none"
 
@@ -112,6 +112,13 @@ def flops(session: nox.Session) -> None:
     module(session, "modbench", "flops", "gate", *session.posargs)
     if not session.posargs:
         session.run(ready(session), "tools/conventions_page.py", "--check")
+
+
+@nox.session
+def results(session: nox.Session) -> None:
+    """Compare the committed tables, pages and figures of each suite with what its records give."""
+    suites = sorted(page.parent.name for page in HERE.glob("results/*/leaderboard.md"))
+    module(session, "modbench", "report", *suites, "--results", "results", "--check")
 
 
 @nox.session

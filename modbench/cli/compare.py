@@ -1,8 +1,11 @@
 """The command `modbench compare`."""
 
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
+
+from modbench.cli.options import Results
 
 
 def compare(
@@ -10,23 +13,26 @@ def compare(
     second: Annotated[Positional[str], arg(metavar="B", help_behavior_hint="")],
     /,
     *,
+    results: Results = Path("my-results"),
     fail_if_worse: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
 ) -> int:
-    """Compare two suites' results, or two rows: what differs, and each paired difference.
+    """Compare two suites' results, rows or runs: what differs, and each paired difference.
 
     Runs are paired by label, budget and seed; two rows of other labels by budget and seed.
 
     Example: modbench compare results/quick my-results/quick
 
     Args:
-        first: folder of a suite's results, or a row of it such as my-results/quick/mod: what B is
-            compared with
+        first: folder of a suite's results, a row of it such as my-results/quick/mod, or a run such as
+            quick/mod#0: what B is compared with
         second: the same
+        results: folder that names such as quick/mod begin in
         fail_if_worse: exit with 1 if a row of B is worse in this metric
     """
-    from modbench.report.compare import Comparison, Side
+    from modbench.records.named import named
+    from modbench.report.compare import Comparison
 
-    comparison = Comparison(Side.of(first), Side.of(second))
+    comparison = Comparison(named(first, results), named(second, results))
     worse = comparison.worse(fail_if_worse) if fail_if_worse else []
     print(f"first: {first}\nsecond: {second}\n")
     print(comparison.table().to_text(), end="\n\n")

@@ -23,6 +23,7 @@ from modbench.cli.fit import fit
 from modbench.cli.flops import flops
 from modbench.cli.gate import gate
 from modbench.cli.list import list_
+from modbench.cli.merge import merge
 from modbench.cli.options import tell
 from modbench.cli.plan import plan
 from modbench.cli.report import report
@@ -30,6 +31,7 @@ from modbench.cli.run import run
 from modbench.cli.sample import sample
 from modbench.cli.time import time
 from modbench.cli.unset import REGISTRY
+from modbench.cli.verify import verify
 from modbench.errors import UserError
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -40,6 +42,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
         time,
         report,
         compare,
+        verify,
+        merge,
         list_,
         data,
         flops,

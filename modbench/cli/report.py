@@ -17,6 +17,7 @@ def report(
     *,
     results: Results = Path("my-results"),
     rank_by: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
+    check: bool = False,
 ) -> int:
     """Write tables and plots from the records again; the same records give the same bytes.
 
@@ -26,9 +27,11 @@ def report(
         suites: suites in the results folder; by default all
         results: folder that holds one folder per suite
         rank_by: metric that ranks the table (`modbench list metrics`); by default the suite's choice
+        check: write nothing; exit with 1 if a file differs from what the records give, and name the
+            first byte
     """
     from modbench.records.store import recorded_suites
-    from modbench.report.page import write_report
+    from modbench.report.page import first_difference, write_report
     from modbench.sweep.report_bar import report_bar
 
     known = recorded_suites(results)
@@ -41,9 +44,15 @@ def report(
             raise UserError(
                 f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
             )
+    different = False
     for name in dict.fromkeys(suites) or known:
         with report_bar() as begin:
+            if check:
+                sentence = first_difference(results / name, rank_by=rank_by, say=tell, begin=begin)
+                print(sentence or f"{results / name}: equal to what the records give")
+                different |= sentence is not None
+                continue
             report = write_report(results / name, rank_by=rank_by, say=tell, begin=begin)
         for path in report.paths:
             print(path)
-    return 0
+    return 1 if different else 0

@@ -91,6 +91,12 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
                     written.unlink(missing_ok=True)
 
 
+def read_bytes(path: Path) -> bytes | None:
+    """The contents of ``path``; None if there is no such file. Raises UserError: it can't be read."""
+    with _naming(path, "read"):
+        return path.read_bytes() if path.exists() else None
+
+
 def _sync_folder(folder: Path) -> None:
     """Fsync the folder, so that the entry of a new file is on the disk."""
     handle = os.open(folder, os.O_RDONLY)
@@ -121,13 +127,14 @@ class Records:
     audits: dict[str, AuditRecord]  #: by key; of several, the one finished last
     timings: list[TimingRecord]  #: ordered by start
     suites: list[SuiteRecord]  #: ordered by end: the last one counts
-    cut: list[str]  #: a sentence for each file that is empty, or whose last line is cut off
+    left_out: list[str]  #: a sentence for each line or file that is not among them
 
 
-def read_suite(folder: Path) -> Records:
-    """All records under ``folder`` (``results/<suite>``). An unterminated last line is skipped. Raises
-    UserError: a line is not a valid record, or a file can't be read; names file and line."""
-    by_line, cut = _read(folder, read_record)
+def read_suite(folder: Path, *, strict: bool = True) -> Records:
+    """All records under ``folder`` (``results/<suite>``). An unterminated last line is left out, and,
+    unless ``strict``, each line that is not a valid record. Raises UserError: such a line, or a file
+    can't be read; names file and line."""
+    by_line, left_out = _read(folder, read_record, strict=strict)
     records = [by_line[line] for line in sorted(by_line, key=lambda line: (by_line[line].key, line))]
 
     def of(kind: type[_Kind]) -> list[_Kind]:
@@ -140,8 +147,20 @@ def read_suite(folder: Path) -> Records:
         audits={audit.key: audit for audit in audits},
         timings=sorted(of(TimingRecord), key=lambda timing: timing.started_at),
         suites=sorted(of(SuiteRecord), key=lambda suite: (suite.finished_at, suite.key)),
-        cut=cut,
+        left_out=left_out,
     )
+
+
+def read_lines(folder: Path) -> dict[str, AnyRecord]:
+    """The record of each distinct line under ``folder``. Raises UserError: see `read_suite`."""
+    return _read(folder, read_record)[0]
+
+
+def read_records(path: Path) -> list[AnyRecord]:
+    """The records of the file ``path``. Raises UserError: see `read_suite`."""
+    by_line: dict[str, AnyRecord] = {}
+    list(_read_file(path, read_record, by_line))
+    return list(by_line.values())
 
 
 def read_audit(folder: Path, key: str) -> AuditRecord | None:
@@ -289,39 +308,56 @@ def _glance(line: str) -> _Glance | None:
     return glance if glance.get("schema") == SCHEMA and digest == sha256(unsigned) else None
 
 
-def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Parsed], list[str]]:
-    """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for
-    each file that is empty, or whose last line is cut off. Raises UserError: a line can't be parsed, or
-    a file can't be read."""
+def _read(
+    folder: Path, parse: Callable[[str], _Parsed], *, strict: bool = True
+) -> tuple[dict[str, _Parsed], list[str]]:
+    """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for each
+    file that is empty or whose last line is cut off, and, unless ``strict``, each line that can't be
+    parsed. Raises UserError: a file can't be read; if ``strict``, also a line."""
     parsed: dict[str, _Parsed] = {}
-    cut = []
+    left_out: list[str] = []
     for path in _files(folder):
-        with _naming(path, "read"):
-            # split, not splitlines: other line separators may stand inside a JSON string.
-            *lines, rest = path.read_bytes().split(b"\n")
-        for number, raw in enumerate(lines, start=1):
-            try:
-                line = raw.decode()
-                parsed[line] = parsed.get(line) or parse(line)
-            except OlderError as error:
-                raise UserError(f"{path}, line {number}: {error}") from error
-            except (UserError, UnicodeDecodeError) as error:
-                reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
-                where = f"{path}, line {number}: no valid record: "
-                room = max(_LONGEST - len(where) - len(_REPAIR), 80)
-                reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
-                raise UserError(f"{where}{reason}{_REPAIR}") from error
-        if not lines and not rest:
-            cut.append(
-                f"{path}: it is empty, and a record that it held is lost; running the suite again "
-                "repeats what is missing; then remove the file"
-            )
-        if rest:
-            cut.append(
-                f"{path}: its last line is cut off and is skipped; running the suite again repeats what "
-                "is missing"
-            )
-    return parsed, cut
+        left_out += _read_file(path, parse, parsed, strict=strict)
+    return parsed, left_out
+
+
+def _read_file(
+    path: Path, parse: Callable[[str], _Parsed], parsed: dict[str, _Parsed], *, strict: bool = True
+) -> Iterator[str]:
+    """Add the lines of ``path`` to ``parsed`` and yield sentences; see `_read`."""
+    with _naming(path, "read"):
+        # split, not splitlines: other line separators may stand inside a JSON string.
+        *lines, rest = path.read_bytes().split(b"\n")
+    for number, raw in enumerate(lines, start=1):
+        try:
+            line = raw.decode()
+            parsed[line] = parsed.get(line) or parse(line)
+        except (UserError, UnicodeDecodeError) as error:
+            sentence = _damage(path, number, error)
+            if strict:
+                raise UserError(sentence) from error
+            yield f"{sentence}; it is left out"
+    if not lines and not rest:
+        yield (
+            f"{path}: it is empty, and a record that it held is lost; running the suite again "
+            "repeats what is missing; then remove the file"
+        )
+    if rest:
+        yield (
+            f"{path}: its last line is cut off and is skipped; running the suite again repeats what "
+            "is missing"
+        )
+
+
+def _damage(path: Path, number: int, error: UserError | UnicodeDecodeError) -> str:
+    """The sentence on line ``number`` of ``path``, which ``error`` says is no record."""
+    if isinstance(error, OlderError):
+        return f"{path}, line {number}: {error}"
+    reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
+    where = f"{path}, line {number}: no valid record: "
+    room = max(_LONGEST - len(where) - len(_REPAIR), 80)
+    reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
+    return f"{where}{reason}{_REPAIR}"
 
 
 def recorded_suites(results: Path) -> list[str]:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -13,9 +12,13 @@ from modbench.analysis.difference import MARGIN, Difference, compare, judge, poo
 from modbench.analysis.noise import Spread
 from modbench.errors import UserError, known_names, several
 from modbench.records.metrics import METRICS
-from modbench.records.result import Result, results_of
-from modbench.records.store import RECORDS, read_suite
+from modbench.records.named import Named
+from modbench.records.result import Result
+from modbench.report.leaderboard.row import Value
+from modbench.report.leaderboard.times import timed_values
 from modbench.report.table import Table
+from modbench.report.timing.table import TimingTable
+from modbench.report.timing.values import newest_session
 
 #: What may change the digits of a run that is otherwise the same, by the name shown.
 _MACHINE = {
@@ -28,40 +31,8 @@ _MACHINE = {
     "kernels": "kernels",
 }
 
-
-@dataclass(frozen=True)
-class Side:
-    """Results of a suite's folder, or of one of its rows. ``name`` is what the user typed."""
-
-    name: str
-    results: Sequence[Result]
-    label: str | None  #: of the row; None for the whole folder
-
-    @classmethod
-    def of(cls, name: str) -> "Side":
-        """Read ``name``: the folder of a suite (``results/quick``), or that and a label
-        (``results/quick/mod``). Raises UserError: there are no records, or none of that label."""
-        parts = Path(name).parts
-        for length in range(len(parts), 0, -1):
-            folder = Path(*parts[:length])
-            if (folder / RECORDS).is_dir():
-                break
-        else:
-            raise UserError(
-                f"{name} is no folder of results; name one such as my-results/quick, or a row of it "
-                "such as my-results/quick/mod"
-            )
-        results = [result for result in results_of(read_suite(folder)) if result.status == "ok"]
-        label = "/".join(parts[length:]) or None
-        if label is not None:
-            of_label = [result for result in results if label in (result.label, result.scheme)]
-            if not of_label:
-                known = sorted({result.label for result in results})
-                raise UserError(f"{folder} has no finished row '{label}'; {known_names(label, known)}")
-            results = of_label
-        if not results:
-            raise UserError(f"{folder} has no finished run to compare; see `modbench report`")
-        return cls(name, results, label)
+#: Costs that a speed-up is stated for.
+_COSTS = ("train_flops_per_token", "forward_flops_per_token_realised")
 
 
 @dataclass(frozen=True)
@@ -89,6 +60,13 @@ class Pairing:
         """The metrics that every run of the pairing has."""
         return [name for name in METRICS if self.values(name) is not None]
 
+    @property
+    def same_machine(self) -> bool:
+        """True if nothing that may change digits is recorded as different."""
+        return not any(
+            {*_MACHINE} & {name for name, _ in _differences(*pair)} for pair in self.pairs.values()
+        )
+
     @cached_property
     def unequal(self) -> list[str]:
         """The metrics whose digits differ in a pair."""
@@ -100,8 +78,8 @@ class Pairing:
 class Comparison:
     """Two sides, row by row. ``second`` is what is judged, ``first`` what it is compared with."""
 
-    first: Side
-    second: Side
+    first: Named
+    second: Named
 
     @property
     def is_of_rows(self) -> bool:
@@ -181,7 +159,7 @@ class Comparison:
     def sentences(self) -> list[str]:
         """A sentence on the digits, and one for each setting, machine or version that differs."""
         if self.is_of_rows:
-            return self.reasons()
+            return [*self.speed_ups(), *self.reasons()]
         unequal = [pairing for pairing in self.pairings if pairing.unequal]
         rows = several(len(self.pairings), "row")
         if not unequal:
@@ -190,6 +168,39 @@ class Comparison:
         summary = f"{rows}: the digits of {len(unequal)} differ, those of {agree} agree."
         reasons = self.reasons()
         return [summary, *(reasons or ["No setting, machine or version that is recorded explains it."])]
+
+    def speed_ups(self) -> list[str]:
+        """Sentences on how much faster the second row is, in FLOPs and in time. Times count where one
+        session of `modbench time` measured both rows."""
+        (pairing,) = self.pairings
+        sentences = [
+            f"speed-up in {METRICS[name].meaning}: {first / second:.3g}x"
+            for name in _COSTS
+            if name in pairing.metrics
+            for first, second in [pairing.means(name)]
+            if second
+        ]
+        first, second = (self._times(number) for number in (0, 1))
+        for name in first.keys() & second.keys():
+            marks = ", ".join(sorted({of.marks for of in (first[name], second[name])} - {""}))
+            sentences.append(
+                f"speed-up in {METRICS[name].meaning}: {first[name].center / second[name].center:.3g}x"
+                + f" ({marks})" * bool(marks)
+            )
+        return sentences
+
+    def _times(self, number: int) -> Mapping[str, Value]:
+        """The times of one row, the first or the second, in the newest session of its folder; none if
+        that of the other folder is another one."""
+        sides = self.first, self.second
+        sessions = [
+            newest_session(side.records.timings) if side.records.timings else [] for side in sides
+        ]
+        if len({timings[0].session if timings else None for timings in sessions}) > 1:
+            return {}
+        timings = sessions[number]
+        table = TimingTable(timings, {}, "") if timings else None
+        return timed_values(table)(sides[number].results[0])
 
     def reasons(self) -> list[str]:
         """A sentence for each setting, part of the machine and version that differs in any pair."""
@@ -219,6 +230,20 @@ class Comparison:
             for label, difference in differences.items()
             if _verdict(metric, difference).startswith("worse")
         ]
+
+
+def machine_differences(first: Sequence[Result], second: Sequence[Result]) -> list[str]:
+    """A sentence for each part of the machines, precision and versions of ``first`` that differs from
+    those of ``second``."""
+    sentences = []
+    for name, key in _MACHINE.items():
+        sides = [
+            sorted({_shown(result.environment.get(key)) for result in results})
+            for results in (first, second)
+        ]
+        if sides[0] != sides[1]:
+            sentences.append(f"{name}: {' | '.join('; '.join(side) for side in sides)}")
+    return sentences
 
 
 def _place(result: Result, one_row: bool) -> tuple[Any, ...]:

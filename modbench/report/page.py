@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modbench.errors import UserError
 from modbench.records.result import Result, results_of
-from modbench.records.store import RECORDS, Records, read_suite, write_files
+from modbench.records.store import RECORDS, Records, read_bytes, read_suite, write_files
 from modbench.report.captions import CAPTIONS
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
@@ -29,8 +29,8 @@ from modbench.report.plot_style import Mark, marks
 from modbench.report.routing.cases import cases_of_board, cases_of_sweep
 from modbench.report.routing.pattern import pattern_files
 from modbench.report.routing.weights import weight_files
-from modbench.report.sections import Page
-from modbench.report.table import Table
+from modbench.report.sections import Items, Page
+from modbench.report.table import Table, escaped
 from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import TimingTable
@@ -64,10 +64,8 @@ def write_report(
     say: Callable[[str], object] = lambda text: None,
     begin: Callable[[str], object] = lambda part: None,
 ) -> Report:
-    """Derive all files in ``results/<suite>`` from its records and timings.
-
-    The bytes depend on the records and ``rank_by`` only. Files are written after all contents are
-    made, each in one step, so a report that fails leaves the old files.
+    """Derive all files in ``results/<suite>`` from its records and timings (`contents_of`). They are
+    written after all contents are made, each in one step, so a report that fails leaves the old files.
 
     Args:
         suite_folder: ``results/<suite>``
@@ -77,17 +75,75 @@ def write_report(
         begin: called with the name of each of `PARTS` before it is made
 
     Raises:
-        UserError: no records, an invalid one, an unusable ``rank_by``, timings of one session from
-            several machines, or a folder that can't be written to.
+        UserError: see `contents_of`; or the folder can't be written to.
     """
     folder = Path(suite_folder)
-    records = read_suite(folder)
-    for sentence in records.cut:
+    contents = contents_of(folder, rank_by=rank_by, say=say, begin=begin)
+    if not contents:
+        return Report([], {})
+    written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
+    write_files(folder, written)
+    for name in DERIVED - written.keys():  # of an earlier report
+        (folder / name).unlink(missing_ok=True)
+    pages = {name: content for name, content in contents.items() if isinstance(content, Page)}
+    return Report([folder / name for name in written], pages)
+
+
+def first_difference(
+    suite_folder: Path,
+    *,
+    rank_by: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
+    begin: Callable[[str], object] = lambda part: None,
+) -> str | None:
+    """Return a sentence on the first byte in which the derived files in ``results/<suite>`` differ from
+    those that its records give; None if they are equal. Writes nothing. For the arguments see
+    `write_report`. Raises UserError: see `contents_of`; or a file can't be read."""
+    folder = Path(suite_folder)
+    contents = contents_of(folder, rank_by=rank_by, say=say, begin=begin)
+    made = {name: _bytes_of(content) for name, content in contents.items()}
+    for name in sorted(DERIVED | made.keys()):
+        expected = made.get(name, b"")
+        stored = read_bytes(folder / name)
+        if not expected and stored is None:
+            continue
+        if stored is None:
+            return f"{folder / name} is missing"
+        if not expected:
+            return f"{folder / name} does not follow from the records"
+        if stored != expected:
+            pairs = zip(stored, expected, strict=False)
+            shorter = min(len(stored), len(expected))
+            place = next((n for n, (a, b) in enumerate(pairs) if a != b), shorter)
+            line = expected[:place].count(b"\n") + 1
+            drawn = "; figures depend on the version of matplotlib" * (
+                not name.endswith((".csv", ".md"))
+            )
+            return f"{folder / name} differs from the records at byte {place} (line {line}){drawn}"
+    return None
+
+
+def contents_of(
+    folder: Path,
+    *,
+    rank_by: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
+    begin: Callable[[str], object] = lambda part: None,
+) -> _Contents:
+    """The derived files of ``folder`` (``results/<suite>``) by name; none if no run has finished. They
+    depend on the records and ``rank_by`` only. For the arguments see `write_report`.
+
+    Raises:
+        UserError: no records, an invalid one, an unusable ``rank_by``, or timings of one session from
+            several machines.
+    """
+    records = read_suite(folder, strict=False)
+    for sentence in records.left_out:
         say(sentence)
     if not records.runs and not records.timings:
         if records.audits or records.suites:
             say(f"{folder}: no run has finished yet; there is nothing to report")
-            return Report([], {})
+            return {}
         raise UserError(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
             f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
@@ -99,12 +155,20 @@ def write_report(
     if times is not None:
         begin("times")
         contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
-    written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
-    write_files(folder, written)
-    for name in DERIVED - written.keys():  # of an earlier report
-        (folder / name).unlink(missing_ok=True)
-    pages = {name: content for name, content in contents.items() if isinstance(content, Page)}
-    return Report([folder / name for name in written], pages)
+    left_out = [sentence.replace(f"{folder}/", "") for sentence in records.left_out]
+    return {
+        name: _with_left_out(content, left_out) if isinstance(content, Page) else content
+        for name, content in contents.items()
+    }
+
+
+def _with_left_out(page: Page, sentences: Sequence[str]) -> Page:
+    """``page`` with the records that it lacks named below its title."""
+    if not sentences:
+        return page
+    title, *rest = page.parts
+    named = Items([f"**Left out:** {escaped(sentence)}" for sentence in sentences])
+    return Page([title, named, *rest])
 
 
 def _bytes_of(content: bytes | Page | Table) -> bytes:

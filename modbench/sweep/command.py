@@ -38,11 +38,15 @@ def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: 
     job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
     results, not failures."""
     with report_bar() as begin:
-        from modbench.report.page import write_report  # loads matplotlib and scipy
+        # Loads matplotlib and scipy.
+        from modbench.report.committed import committed_results, next_to_committed
+        from modbench.report.page import write_report
 
         report = write_report(folder, say=tell, begin=begin)
     if page in report.pages:
         show_page(report.pages[page])
+    if page == "leaderboard.md" and (committed := committed_results(folder.name)):
+        show_page(next_to_committed(folder, committed))
     for path in report.paths:
         print(path)
     for failure in failures:

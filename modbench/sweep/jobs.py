@@ -1,19 +1,22 @@
 """The jobs of what is left, and the record of what a suite wants."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
 from modbench.records.line import key_of
 from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
-from modbench.records.run import Run
+from modbench.records.run import RouterCode, Run
 from modbench.records.store import Finished, append_record
 from modbench.sweep.engine import Identity, Job
 from modbench.sweep.rows import Rows
+from modbench.sweep.suite import KeepConfig, Suite
+from modbench.sweep.track import TrackConfig
 from modbench.sweep.wanted import Left, Wanted, plan_of
 
 
@@ -22,52 +25,75 @@ def folder_of(suite: Path, key: str) -> Path:
     return suite.resolve() / "runs" / key
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Settings that all jobs of a command have in common."""
+
+    suite: str  #: its name
+    folder: Path  #: ``results/<suite>``
+    audit: bool  #: of the scheme, once
+    threads: int
+    workers: int  #: jobs that run at the same time
+    wait: bool  #: pause while another process measures
+    curve_tokens: int = MeasureConfig.curve_tokens
+    keep: str = KeepConfig.weights
+    points: int | None = None  #: weights to keep along the learning curve
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+    @classmethod
+    def of(cls, suite: Suite, **others: Any) -> "Asked":
+        """The wishes of ``suite``; ``others``: what it does not state."""
+        return cls(
+            suite=suite.header.name,
+            audit="audit" in suite.measure.steps,
+            curve_tokens=suite.measure.curve_tokens,
+            keep=suite.keep.weights,
+            points=suite.measure.downstream_checkpoints,
+            track=suite.track,
+            **others,
+        )
+
+
 def run_jobs(
     left: Sequence[Left],
     names: Mapping[str, str],
-    rows: Rows,
-    folder: Path,
+    asked: Asked,
+    plugins_of: Callable[[RouterCode], Sequence[str]],
     data: dict[str, Any],
-    *,
-    threads: int,
-    workers: int,
-    wait: bool,
 ) -> list[Job]:
-    """A job for each run of ``left``. ``names``: displayed, by key; ``data``: for records of jobs that
-    crash; ``wait``: pause while another process measures."""
+    """A job for each run of ``left``. ``names``: displayed, by key; ``plugins_of``: the files that
+    register a router; ``data``: for records of jobs that crash."""
     import torch
 
-    suite = rows.suite
     jobs = []
     machine = environment(torch.float32)
     # The other entries describe this process, not the one that crashed.
-    known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": threads}
+    known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": asked.threads}
     for item in left:
         run = item.wanted.run
-        job_folder = folder_of(folder, run.key)
-        settings = run.train
+        job_folder = folder_of(asked.folder, run.key)
         spec = {
             "job": "run",
-            "suite": suite.header.name,
+            "suite": asked.suite,
             "label": item.wanted.label,
             "run": run.as_json(),
-            "evaluations": settings.evaluations,
-            "checkpoint_seconds": settings.checkpoint_seconds,
-            "curve_tokens": suite.measure.curve_tokens,
+            "evaluations": run.train.evaluations,
+            "checkpoint_seconds": run.train.checkpoint_seconds,
+            "curve_tokens": asked.curve_tokens,
             "train": item.train,
-            "audit": "audit" in suite.measure.steps,
+            "audit": asked.audit,
             "measurements": list(item.measurements),
-            "keep": suite.keep.weights,
-            "points": suite.measure.downstream_checkpoints,
-            "track": asdict(suite.track),
-            "plugins": rows.plugins_of(run.router),
-            "results": str(folder.resolve()),
+            "keep": asked.keep,
+            "points": asked.points,
+            "track": asdict(asked.track),
+            "plugins": list(plugins_of(run.router)),
+            "results": str(asked.folder.resolve()),
             "folder": str(job_folder),
-            "threads": threads,
-            "workers": workers,
-            "wait": wait,
+            "threads": asked.threads,
+            "workers": asked.workers,
+            "wait": asked.wait,
         }
-        crashed = partial(crash_record, item, data, known, workers)
+        crashed = partial(crash_record, item, data, known, asked.workers)
         jobs.append(
             Job(
                 identities=identities_of(item),

@@ -14,7 +14,7 @@ from modbench.records.store import Finished, finished, remove_leftovers
 from modbench.sweep.changed import check_unchanged
 from modbench.sweep.command import end_of_command, run_jobs_of
 from modbench.sweep.engine import Failure, Job
-from modbench.sweep.jobs import folder_of, run_jobs, store_suite
+from modbench.sweep.jobs import Asked, folder_of, run_jobs, store_suite
 from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.progress import say
@@ -168,17 +168,14 @@ class _Command:
         if not left:
             return [], total
         left = [self.with_weights(item, names) for item in left]
-        jobs = run_jobs(
-            left,
-            names,
-            rows,
-            self.folder,
-            data,
+        of_jobs = Asked.of(
+            suite,
+            folder=self.folder,
             threads=parallel()[1],
             workers=self.conditions.workers,
             wait=self.wait,
         )
-        return jobs, total
+        return run_jobs(left, names, of_jobs, rows.plugins_of, data), total
 
     def has_weights(self, item: Left) -> bool:
         run = item.wanted.run

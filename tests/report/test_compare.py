@@ -4,11 +4,12 @@ import pytest
 
 from modbench.cli.main import main
 from modbench.errors import UserError
-from modbench.report.compare import Comparison, Side
+from modbench.records.named import named
+from modbench.report.compare import Comparison
 
 
 def compared(first, second):
-    return Comparison(Side.of(str(first)), Side.of(str(second)))
+    return Comparison(named(str(first)), named(str(second)))
 
 
 @pytest.fixture
@@ -67,8 +68,8 @@ def test_exit_code_is_1_if_a_row_is_worse(folders, capsys):
     ("first", "second", "sentence"),
     [
         ("nowhere", "mine", "nowhere is no folder of results"),
-        ("committed/mood", "mine", "has no finished row 'mood'; did you mean 'mod'?"),
-        ("committed/mod", "mine/extra/w64", "has no finished row 'extra/w64'"),
+        ("committed/mood", "mine", "has no run 'mood'; did you mean 'mod'?"),
+        ("committed/mod", "mine/extra/w64", "has no run 'extra/w64'"),
     ],
 )
 def test_a_mistake_is_one_sentence(folders, monkeypatch, capsys, first, second, sentence):

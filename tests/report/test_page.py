@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.report.leaderboard import figures as figures_module
-from modbench.report.page import write_report
+from modbench.report.page import first_difference, write_report
 
 _NAMES = [
     "differences.csv",
@@ -22,7 +23,7 @@ _NAMES = [
 _REPORT = """
 import sys
 from pathlib import Path
-from modbench.report.page import write_report
+from modbench.report.page import first_difference, write_report
 write_report(Path(sys.argv[1]))
 assert "torch" not in sys.modules
 """
@@ -52,6 +53,27 @@ def test_the_report_is_the_files_that_have_data_and_nothing_else(tmp_path, fakes
     paths = write_report(fakes.store(tmp_path, six)).paths
     assert sorted(path.name for path in paths) == _NAMES
     assert list(_bytes(tmp_path)) == _NAMES
+
+
+def test_check_names_the_first_byte_that_differs_and_writes_nothing(tmp_path, fakes, six, capsys):
+    folder = fakes.store(tmp_path / "fake", six)
+    write_report(folder)
+    before = _bytes(folder)
+    assert first_difference(folder) is None
+    assert main(["report", "--check", "--results", str(tmp_path)]) == 0
+    table = before["leaderboard.csv"]
+    (folder / "leaderboard.csv").write_bytes(table[:-2] + b"7\n")
+    place, line = len(table) - 2, table.count(b"\n")
+    sentence = f"leaderboard.csv differs from the records at byte {place} (line {line})"
+    assert main(["report", "--check", "--results", str(tmp_path)]) == 1
+    assert sentence in capsys.readouterr().out
+    (folder / "leaderboard.csv").write_bytes(table)
+    (folder / "timings.csv").write_text("of an earlier report\n")
+    assert str(first_difference(folder)).endswith("timings.csv does not follow from the records")
+    (folder / "timings.csv").unlink()
+    (folder / "loss_vs_training_flops.svg").unlink()
+    assert str(first_difference(folder)).endswith("loss_vs_training_flops.svg is missing")
+    assert _bytes(folder) == {n: of for n, of in before.items() if n != "loss_vs_training_flops.svg"}
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -1,0 +1,83 @@
+"""Results that a user names: a folder of a suite, a row or run of it, a file of records. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modbench.errors import UserError, known_names
+from modbench.records.record import MeasurementRecord
+from modbench.records.result import Result, results_of
+from modbench.records.run_name import RunName
+from modbench.records.store import RECORDS, Records, read_records, read_suite
+
+
+@dataclass(frozen=True)
+class Named:
+    """The finished results of a folder, or those of it that a name chooses."""
+
+    name: str  #: as the user typed it
+    folder: Path  #: ``results/<suite>``
+    label: str | None  #: what the name chooses in the folder; None: all of it
+    results: Sequence[Result]
+    records: Records = field(repr=False)  #: all of the folder
+
+
+def named(name: str, results: Path = Path()) -> Named:
+    """The finished results that ``name`` stands for, which may begin in the folder ``results``: the
+    folder of a suite (``results/quick``); that and a label, a router or a run's name
+    (``results/quick/mod@1e11#0``); or a file of records. Raises UserError: there are no such records."""
+    folder, label = _folder_of(name, results)
+    records = read_suite(folder)
+    of_folder = results_of(records)
+    if label is None:
+        chosen = of_folder
+    elif label.endswith(".jsonl"):
+        keys = {
+            record.measurement["run"] if isinstance(record, MeasurementRecord) else record.key
+            for record in read_records(folder.joinpath(*Path(label).parts))
+        }
+        chosen = [result for result in of_folder if result.key in keys]
+    else:
+        chosen = _of_label(label, of_folder)
+        if not chosen:
+            of_scheme = [r for r in of_folder if r.scheme == label.partition("/")[0]]
+            known = {result.label for result in of_scheme} or {result.scheme for result in of_folder}
+            raise UserError(f"{folder} has no run '{label}'; {known_names(label, sorted(known))}")
+    finished = [result for result in chosen if result.status == "ok"]
+    if not finished:
+        raise UserError(f"{name} has no finished run; see `modbench report`")
+    return Named(name, folder, label, finished, records)
+
+
+def _folder_of(name: str, results: Path) -> tuple[Path, str | None]:
+    """The folder of a suite at the start of ``name``, and the rest."""
+    for start in dict.fromkeys((Path(), results)):
+        parts = (start / name).parts
+        for length in range(len(parts), 0, -1):
+            folder = Path(*parts[:length])
+            if (folder / RECORDS).is_dir():
+                return folder, "/".join(parts[length:]) or None
+    raise UserError(
+        f"{name} is no folder of results; name one such as my-results/quick, or a row of it such as "
+        "my-results/quick/mod"
+    )
+
+
+def _of_label(text: str, results: Sequence[Result]) -> list[Result]:
+    """Those of ``results`` with the label, scheme or router ``text``, or with this name of a run."""
+    if whole := [result for result in results if text in (result.label, result.scheme)]:
+        return whole
+    parts = RunName.parsed(text)
+    rows = [result for result in results if parts.row in (result.label, result.scheme)]
+    rows = rows or [result for result in results if parts.row == result.run.router.name]
+    return [result for result in rows if parts.names(run_name(result))]
+
+
+def run_name(result: Result) -> RunName:
+    """The full name of ``result``."""
+    return RunName(
+        row=result.label,
+        budget=result.budget,
+        seed=result.seed,
+        learning_rate=result.learning_rate,
+    )

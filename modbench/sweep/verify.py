@@ -1,0 +1,200 @@
+"""`modbench verify`: trains recorded runs again, and tells which of their metrics come out equal."""
+
+import os
+import random
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from modbench.data.token_data import prepare
+from modbench.errors import UserError, several
+from modbench.records.line import key_of
+from modbench.records.metrics import METRICS
+from modbench.records.named import Named, named, run_name
+from modbench.records.result import Result
+from modbench.records.run import RouterCode
+from modbench.records.store import recorded_suites
+from modbench.report.compare import Comparison, Pairing
+from modbench.routing.registry import code_sha256
+from modbench.sweep.engine import Engine
+from modbench.sweep.jobs import Asked, run_jobs
+from modbench.sweep.progress import clock, say, show_progress
+from modbench.sweep.wanted import Left, Wanted
+from modbench.timing.system_load import parallel
+
+#: Environment variable that selects kernels.
+_KERNELS = "MODBENCH_KERNELS"
+
+
+def verify(
+    names: Sequence[str],
+    *,
+    results: Path,
+    sample: int | None = None,
+    within: float,
+    plugins: Sequence[Path] = (),
+) -> int:
+    """Train the runs that ``names`` stand for again and print which metrics come out equal; see
+    `modbench.records.named.named`; no names: all suites in ``results``. Nothing is stored. Each run has
+    the threads and kernels that its record states. ``sample``: the number of runs, drawn at random;
+    None: all.
+
+    Returns 0, or 1 if a run could not be trained, an exact metric differs, a machine that is recorded as
+    equal gives other digits, or the held-out loss differs by more than ``within`` nats per token.
+
+    Raises UserError: there are no such records, the text differs from the recorded one, or the file of a
+    plugin is lacking."""
+    console = Console(stderr=True)
+    chosen = _drawn([named(name, results) for name in names or recorded_suites(results)], sample)
+    if not chosen:
+        raise UserError(f"results folder {results} holds no finished run to verify")
+    seconds = sum(sum((result.record.seconds or {}).values()) for _, result in chosen)
+    runs = several(len(chosen), "run")
+    say(console, f"training {runs} again, which took {clock(seconds)} when recorded")
+    failed = [
+        str(run_name(result))
+        for side, result in chosen
+        if not _is_verified(side, result, within, plugins, console)
+    ]
+    agree = len(chosen) - len(failed)
+    print(f"{agree} of {runs} verified" + f"; not: {', '.join(failed)}" * bool(failed))
+    return 1 if failed else 0
+
+
+def _drawn(sides: Sequence[Named], sample: int | None) -> list[tuple[Named, Result]]:
+    """The runs of ``sides``, each once, at its largest budget; at most ``sample`` of them."""
+    runs = {
+        (side.folder, result.key): (side, result)
+        for side in sides
+        for result in sorted(side.results, key=lambda result: result.budget)
+    }
+    chosen = list(runs.values())
+    return chosen if sample is None else random.sample(chosen, min(sample, len(chosen)))
+
+
+def _is_verified(
+    side: Named, result: Result, within: float, plugins: Sequence[Path], console: Console
+) -> bool:
+    """Train the run of ``result`` again, print what comes out, and return True if it agrees."""
+    recorded = [other for other in side.results if other.key == result.key]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / side.folder.resolve().name
+        if not _trained(recorded, folder, plugins, console):
+            return False
+        again = named(str(folder))
+    comparison = Comparison(
+        replace(side, results=recorded),
+        replace(again, results=[replace(other, label=result.label) for other in again.results]),
+    )
+    agrees = True
+    for pairing in comparison.pairings:
+        print(f"{side.folder.name}/{pairing.label}#{result.seed}: {_sentence(pairing)}")
+        agrees &= _agrees(pairing, within)
+    if any(pairing.unequal for pairing in comparison.pairings):
+        for reason in comparison.reasons():
+            print(f"  {reason}")
+    return agrees
+
+
+def _trained(
+    recorded: Sequence[Result], folder: Path, plugins: Sequence[Path], console: Console
+) -> bool:
+    """Train the run of ``recorded`` (one entry per budget) in ``folder`` with all measurements that are
+    recorded; return False if that failed, and say why."""
+    first = recorded[0]
+    run, environment = first.run, first.environment
+    data = prepare(run.data, say=lambda text: say(console, text)).summary()
+    if data["sha256"] != first.data["sha256"]:
+        raise UserError(
+            f"{run_name(first)} was trained on other text (sha256 {first.data['sha256'][:12]}) than "
+            f"{run.data.source} is now ({data['sha256'][:12]}); restore that text"
+        )
+    asked = Asked(
+        suite=folder.name,
+        folder=folder,
+        audit=False,
+        threads=environment.get("threads") or parallel()[1],
+        workers=1,
+        wait=True,
+    )
+    subjects = {
+        key_of(record.measurement): record.measurement
+        for result in recorded
+        for record in result.measurements
+        if record.status == "ok" and record.measurement["measures"] != "audit"
+    }
+    left = Left(
+        wanted=Wanted(label=first.label, run=run), train=True, measurements=tuple(subjects.values())
+    )
+
+    def plugins_of(router: RouterCode) -> list[str]:
+        return _files_of(router, plugins)
+
+    names = {run.key: f"{first.label}#{first.seed}"}
+    (job,) = run_jobs([left], names, asked, plugins_of, data)
+    with _kernels_of(environment), show_progress(console) as progress:
+        progress.begin(folder.name, total=1, done=0, unit="run")
+        failures = Engine(folder=folder, progress=progress).run([job])
+    for failure in failures:
+        say(console, f"{failure.title} {failure.status}: {failure.error}")
+    return not failures
+
+
+@contextmanager
+def _kernels_of(environment: Mapping[str, Any]) -> Iterator[None]:
+    """Use the kernels of ``environment`` in jobs, unless the user has chosen some."""
+    kernels = environment.get("kernels")
+    if kernels is None or _KERNELS in os.environ:
+        yield
+        return
+    os.environ[_KERNELS] = kernels
+    try:
+        yield
+    finally:
+        del os.environ[_KERNELS]
+
+
+def _files_of(router: RouterCode, plugins: Iterable[Path]) -> list[str]:
+    """The file among ``plugins`` with the recorded code of ``router``; none for one of modbench or of an
+    installed package. Raises UserError: there are files, and none has that code."""
+    if router.plugin_sha256 is None or not (files := list(plugins)):
+        return []
+    for file in files:
+        if file.is_file() and code_sha256(file) == router.plugin_sha256:
+            return [str(file.resolve())]
+    raise UserError(
+        f"router '{router.name}' was recorded with code of sha256 {router.plugin_sha256[:12]}, which no "
+        "file of --plugin has; give the file as it was then"
+    )
+
+
+def _sentence(pairing: Pairing) -> str:
+    """Which metrics of ``pairing`` came out equal, and by how much the others differ."""
+    parts = []
+    for kind, equal in (("exact", "equal"), ("quality", "equal to the bit")):
+        of_kind = [name for name in pairing.metrics if METRICS[name].kind == kind]
+        unequal = [name for name in of_kind if name in pairing.unequal]
+        count = f"{len(of_kind) - len(unequal)} of {len(of_kind)}" if unequal else f"{len(of_kind)}"
+        parts.append(f"{count} {kind} metrics {equal}")
+        parts += [_difference(name, *pairing.means(name)) for name in unequal]
+    return "; ".join(parts)
+
+
+def _difference(name: str, recorded: float, again: float) -> str:
+    share = abs(again - recorded) / max(abs(recorded), abs(again))
+    return f"{name} {recorded:.6g} | {again:.6g} (relative difference {share:.1g})"
+
+
+def _agrees(pairing: Pairing, within: float) -> bool:
+    """Return True if the differences of ``pairing`` are those that another machine explains."""
+    if any(METRICS[name].kind == "exact" for name in pairing.unequal):
+        return False
+    if pairing.unequal and pairing.same_machine:
+        return False
+    recorded, again = pairing.means("heldout_loss") if "heldout_loss" in pairing.metrics else (0.0, 0.0)
+    return abs(again - recorded) <= within

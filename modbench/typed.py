@@ -57,13 +57,18 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
         raise UserError(f"{what} is {shown}; {problem.replace('Input', 'it')}") from error
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
 def checked_fields(
     where: str, table: Mapping[str, Any], kind: type, *, without: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return ``table`` as keyword arguments of the dataclass ``kind``, except the fields in ``without``.
     Raises UserError: an unknown key (with the nearest match) or a wrong type; the message starts with
     ``where``."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     known = [field.name for field in fields(kind) if field.init and field.name not in without]
     for key in table:
         if key not in known:

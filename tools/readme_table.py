@@ -33,11 +33,14 @@ def costs() -> str:
     spent = [record.seconds or {} for record in (*records.runs, *records.measurements)]
     minutes = sum(sum(of_step.values()) for of_step in spent) / 2 / 60
     (cpu,) = {record.environment["cpu"] for record in records.runs}
+    gigabytes = {name: of / 1e9 for name, of in measured.items() if name.endswith("bytes")}
     return (
-        f"Each command installs what it needs into `.nox/`, PyTorch included: the first one "
-        f"{measured['environment_bytes'] / 1e9:.1f} GB, in minutes.\nThen the quick suite needs "
-        f"{measured['memory_bytes'] / 1e9:.0f} GB of memory; it took {minutes:.0f} minutes of two cores "
-        f"({cpu}) that had other work, too."
+        "| | disk, PyTorch included | memory | time on two cores |\n| --- | --- | --- | --- |\n"
+        f"| `bench` | {gigabytes['environment_bytes']:.1f} GB in `.nox/` | "
+        f"{gigabytes['memory_bytes']:.0f} GB | {measured['install_seconds'] / 60:.0f} minutes of CPU to "
+        f"install, then {minutes:.0f} ({cpu}, which had other work, too) |\n"
+        f"| `tests` | {gigabytes['developers_environment_bytes']:.1f} GB, its own | up to 2 GB "
+        f"for each of up to 4 processes | {measured['tests_seconds'] / 60:.0f} minutes, idle |"
     )
 
 

@@ -8,7 +8,6 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from statistics import fmean
 
 from results_prose import (
     against_dense,
@@ -22,6 +21,7 @@ from results_prose import (
 )
 from suite_keys import filled
 
+from modbench.analysis.noise import Spread, pooled
 from modbench.plan.units import shown as in_units
 from modbench.report.table import Table
 from modbench.sweep.plan import plan_suite
@@ -194,15 +194,16 @@ def method() -> str:
     scatters = []
     for budget in sorted(budgets):
         of_budget = [line for line in optima() if float(line["budget"]) == budget]
-        mean = fmean(float(line["scatter"]) for line in of_budget)
-        scatters.append(f"{mean:.4f} at {budget_name(budget)}")
+        around = [Spread(float(of["scatter"]), int(of["scatter_freedom"])) for of in of_budget]
+        scatters.append(f"{pooled(around).sd:.4f} at {budget_name(budget)}")
     sizes, tokens = suite["isoflop"]["sizes"], suite["measure"]["heldout_tokens"]
     sentences = (
         f"{sizes} sizes per scheme and budget, {len(seeds)} seeds at {middle} FLOPs and one at the",
         f"other budgets; {runs} runs in all, those that try learning rates included. The loss is of",
         f"{tokens:,} held-out tokens. Verdicts are adjusted for {compared} comparisons with the dense",
-        "model (Holm's method). As a check on the noise, the mean scatter around the parabolas is",
-        f"{listed(scatters)} (nats).",
+        f"model (Holm's method). The noise of one run, measured between seeds at {middle} FLOPs, is",
+        f"{float(optima()[0]['noise']):.4f} nats. As a check on it, the scatter of one run around the",
+        f"parabolas, all schemes together, is {listed(scatters)}.",
     )
     return "\n".join(sentences)
 

@@ -3,6 +3,8 @@ verdict comes from a line of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from modbench.records.run_name import budget_text
+
 Line = Mapping[str, str]
 
 NAMES = {
@@ -24,7 +26,7 @@ VERDICTS = {
 
 
 def budget_name(flops: float) -> str:
-    return f"{flops:.0e}".replace("e+", "e")
+    return budget_text(int(flops))
 
 
 def listed(words: Sequence[str]) -> str:
@@ -58,6 +60,8 @@ def verdict_in_words(lines: Mapping[float, Line], other: str, key: str = "differ
         groups.setdefault(line[key], []).append(budget_name(budget))
     if len(groups) == 1:
         (verdict,) = groups
+        if verdict == "undecided":
+            return f"at no budget {VERDICTS[verdict].removeprefix('not ')} {other}"
         return f"{VERDICTS[verdict]} {other} at every budget"
     parts = zip(groups.items(), [other, *["it"] * len(groups)], strict=False)
     return ", and ".join(
@@ -84,16 +88,18 @@ def experts_in_words(optima: Sequence[Line], schemes: Sequence[str]) -> str:
     """The verdicts of several schemes, and the span of their differences."""
     same = {scheme: verdict_in_words(by_budget(optima, scheme), NAMES["vanilla"]) for scheme in schemes}
     differences = [
-        abs(float(line["difference"]))
-        for scheme in schemes
-        for line in by_budget(optima, scheme).values()
+        float(line["difference"]) for scheme in schemes for line in by_budget(optima, scheme).values()
     ]
     if len(set(same.values())) == 1:
         text = f"{listed([NAMES[scheme] for scheme in schemes])} are {same[schemes[0]]}"
     else:
         text = "; ".join(f"{NAMES[scheme]} is {words}" for scheme, words in same.items())
     text = text[0].upper() + text[1:]
-    return f"{text}, with differences of {span(differences)} nats."
+    if max(differences) < 0:
+        return f"{text}; the loss is lower by {span(-value for value in differences)} nats."
+    return (
+        f"{text}; the differences in loss are {min(differences):+.2f} to {max(differences):+.2f} nats."
+    )
 
 
 def pair(differences: Sequence[Line], scheme: str, other: str) -> list[Line]:

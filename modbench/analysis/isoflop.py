@@ -32,7 +32,7 @@ WIDENED = 4.0
 #: Significant digits of an optimum that are the same on every processor: exp, log and linear algebra
 #: round differently on another one, and the search for a surface ends within 1e-9 of its optimal size.
 DIGITS = 10
-_DIGITS_OF_SURFACES = 6
+DIGITS_OF_SURFACES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,7 @@ def _optimum(
     elif share < LEAST_INTERIOR:
         void = f"only {share:.0%} of the draws have an interior optimum"
     inside = spread.interior
-    digits = _DIGITS_OF_SURFACES if fit == "surface" else DIGITS
+    digits = DIGITS_OF_SURFACES if fit == "surface" else DIGITS
     return Optimum(
         scheme=scheme,
         budget=budget,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modbench.cli.main import main
-from modbench.cli.options import tell
+from modbench.cli.messages import tell
 from modbench.routing.registry import foreign_routers
 
 #: Environment variable of the inner process: the file that it makes once the command has ended.

@@ -4,7 +4,7 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from modbench.cli.options import tell
+from modbench.cli.messages import tell
 from modbench.data.config import DataConfig
 
 

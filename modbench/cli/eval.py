@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, names_of, tell
+from modbench.cli.messages import tell
+from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, names_of
 from modbench.errors import UserError, several
 from modbench.evaluate.tasks.names import check_names
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from modbench.cli.hub_folder import refuse_hub_folder
-from modbench.cli.options import Plugins, Results, Run, flat, tell
+from modbench.cli.messages import tell
+from modbench.cli.options import Plugins, Results, Run, flat
 
 
 def export(

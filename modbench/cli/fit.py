@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from modbench.cli.options import Several, flat, tell
+from modbench.cli.messages import tell
+from modbench.cli.options import Several, flat
 from modbench.errors import UserError
 
 _Fit = Literal["parabola", "akima", "surface"]
@@ -47,6 +48,8 @@ def fit(
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--out {folder} is a file; name a folder") from None
+    except OSError as error:
+        raise UserError(f"--out {folder} can't be made ({error.strerror}); name another") from None
     table = points_table(fits).to_csv()
     name = f"{file.stem}.fit"
     written = {f"{name}.csv": table.encode(), **drawn_files({name: lambda: points_figure(fits)})}

@@ -3,7 +3,7 @@ points: ``python -m modbench.cli.lm_eval --model modbench --model_args pretraine
 
 import sys
 
-from modbench.cli.options import tell
+from modbench.cli.messages import tell
 from modbench.errors import UserError
 
 

@@ -7,55 +7,14 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-
-import tyro
+from collections.abc import Sequence
 
 from modbench import __version__
-from modbench.cli.audit import audit
-from modbench.cli.check import check
-from modbench.cli.compare import compare
-from modbench.cli.data import data
-from modbench.cli.docs import docs
-from modbench.cli.eval import eval_
-from modbench.cli.export import export
-from modbench.cli.fit import fit
-from modbench.cli.flops import flops
-from modbench.cli.gate import gate
-from modbench.cli.list import list_
-from modbench.cli.merge import merge
-from modbench.cli.options import tell
-from modbench.cli.plan import plan
-from modbench.cli.report import report
-from modbench.cli.run import run
-from modbench.cli.sample import sample
-from modbench.cli.time import time
-from modbench.cli.unset import REGISTRY
-from modbench.cli.verify import verify
+from modbench.cli.messages import tell
+from modbench.cli.overview import COMMANDS as COMMANDS
+from modbench.cli.overview import function_of, overview
 from modbench.errors import UserError
 
-COMMANDS: dict[str, Callable[..., int]] = {
-    command.__name__.rstrip("_"): command
-    for command in (
-        check,
-        run,
-        time,
-        report,
-        compare,
-        verify,
-        merge,
-        list_,
-        data,
-        flops,
-        plan,
-        fit,
-        audit,
-        eval_,
-        sample,
-        export,
-        docs,
-    )
-}
 #: Errors of a full disk, an exhausted quota or missing permissions.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -65,15 +24,22 @@ def _dispatch(arguments: list[str]) -> int:
         case ["--version"]:
             print(f"modbench {__version__}")
             return 0
+        case [] | ["--help" | "-h", *_]:
+            print(overview())
+            return 0 if arguments else 2
+    import tyro  # takes most of the time of `modbench --help`
+
+    from modbench.cli.unset import REGISTRY
+
+    match arguments:
         case ["flops", "gate", *rest]:
-            return tyro.cli(gate, args=rest, prog="modbench flops gate")
-        case [name, *rest] if name in COMMANDS:
-            return tyro.cli(COMMANDS[name], args=rest, prog=f"modbench {name}")
-    about = "Compares routing schemes for language models at equal compute. "
-    about += "`modbench --version` prints the version."
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=arguments, prog="modbench", description=about
-    )
+            from modbench.cli.gate import gate
+
+            function, name = gate, "flops gate"
+        case [name, *rest]:
+            function = function_of(name)
+    with REGISTRY:
+        return tyro.cli(function, args=rest, prog=f"modbench {name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a sampled character
     try:
-        with REGISTRY:
-            code = _dispatch(arguments)
+        code = _dispatch(arguments)
         print(end="", flush=True)
         return code
     except UserError as error:

@@ -1,6 +1,5 @@
-"""Option types that several commands share, and messages on stderr."""
+"""Option types that several commands share."""
 
-import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -66,13 +65,20 @@ def suite_settings(
     """The settings that ``--set``, ``--seeds`` and ``--budget`` give in place of those of the suite
     file, by "TABLE.KEY". Raises UserError: see `parsed_options`; or a setting is given twice."""
     settings = parsed_options(set, "--set", "train.learning_rate=3e-3")
-    for flag, key, value in (("--seeds", "seeds", seeds), ("--budget", "budgets", budget)):
+    given = (("--seeds", "seeds", seeds, "0,1"), ("--budget", "budgets", budget, "1e12"))
+    for flag, key, value, example in given:
         if value is None:
             continue
         if f"sweep.{key}" in settings:
             raise UserError(f"{flag} and --set sweep.{key} are both given; leave one of them out")
-        settings[f"sweep.{key}"] = _toml(f"[{value}]")
+        settings[f"sweep.{key}"] = values = _toml(f"[{value}]")
+        if not isinstance(values, list) or not all(_is_whole(number) for number in values):
+            raise UserError(f"{flag} {value}: whole numbers are expected, such as {example}")
     return settings
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | float) and float(value).is_integer()
 
 
 def _toml(text: str) -> Any:
@@ -81,8 +87,3 @@ def _toml(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):  # no TOML, or too deeply nested
         return text
-
-
-def tell(text: str) -> None:
-    """Print ``text`` on stderr."""
-    print(f"modbench: {text}", file=sys.stderr, flush=True)

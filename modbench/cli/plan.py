@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from modbench.cli.messages import tell
 from modbench.cli.options import (
     Amount,
     Budgets,
@@ -20,7 +21,6 @@ from modbench.cli.options import (
     flat,
     parsed_options,
     suite_settings,
-    tell,
 )
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from modbench.cli.options import Results, tell
+from modbench.cli.messages import tell
+from modbench.cli.options import Results
 from modbench.errors import UserError, known_names
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Annotated, Any, ClassVar, NotRequired, get_type_hints
+from typing import Annotated, Any, ClassVar, NotRequired, Self, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -143,6 +143,22 @@ class Line:
             raise UserError(f"a record holds plain JSON only ({error}); convert the value") from error
         kind: Any = type(self)
         check("", values, shape_of(kind))
+        self._set(values)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], line: str) -> Self:
+        """The record of ``line``, canonical JSON whose digest was checked, with the fields ``values``.
+        Raises UserError: see the class."""
+        kind: Any = cls
+        check("", values, shape_of(kind))
+        record = cls.__new__(cls)
+        defaults = {field.name: None for field in fields(kind) if field.default is None}
+        record._set(defaults | dict(values))
+        object.__setattr__(record, "_read_from", line)
+        return record
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        """Set the fields to checked ``values``."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
         key = key_of(values[self.subject])
@@ -159,7 +175,8 @@ class Line:
 
     def line(self) -> str:
         """The record as one line of canonical JSON, without the newline."""
-        return canonical_json(self._unsigned() | {"digest": self.digest})
+        read_from: str | None = self.__dict__.get("_read_from")
+        return read_from or canonical_json(self._unsigned() | {"digest": self.digest})
 
     def _unsigned(self) -> dict[str, Any]:
         return self._fields() | {"kind": self.kind, "schema": SCHEMA, "digest": ""}

@@ -19,6 +19,7 @@ class Named:
     folder: Path  #: ``results/<suite>``
     label: str | None  #: what the name chooses in the folder; None: all of it
     results: Sequence[Result]
+    of_folder: Sequence[Result] = field(repr=False)  #: all finished results of the folder
     records: Records = field(repr=False)  #: all of the folder
 
 
@@ -43,10 +44,10 @@ def named(name: str, results: Path = Path()) -> Named:
             of_scheme = [r for r in of_folder if r.scheme == label.partition("/")[0]]
             known = {result.label for result in of_scheme} or {result.scheme for result in of_folder}
             raise UserError(f"{folder} has no run '{label}'; {known_names(label, sorted(known))}")
-    finished = [result for result in chosen if result.status == "ok"]
-    if not finished:
+    if not any(result.status == "ok" for result in chosen):
         raise UserError(f"{name} has no finished run; see `modbench report`")
-    return Named(name, folder, label, finished, records)
+    finished, all_finished = ([of for of in some if of.status == "ok"] for some in (chosen, of_folder))
+    return Named(name, folder, label, finished, all_finished, records)
 
 
 def _folder_of(name: str, results: Path) -> tuple[Path, str | None]:

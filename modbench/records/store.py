@@ -40,7 +40,7 @@ _LEFT_OVER = 3600.0
 _REPAIR = "; restore the file, or remove that line and run the suite again"
 _REMEDIES = {
     "read": "make it readable, or move it out of the results",
-    "written": "give --results a folder you may write to, with space",
+    "written": "choose a folder that you may write to, with space",
 }
 _Parsed = TypeVar("_Parsed")
 _Rerun = TypeVar("_Rerun", RunRecord, MeasurementRecord, TimingRecord)

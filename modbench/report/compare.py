@@ -31,6 +31,9 @@ _MACHINE = {
     "kernels": "kernels",
 }
 
+_OF_ROWS = (
+    "Each verdict is of one comparison; that of a report's page is adjusted for all comparisons there."
+)
 #: Costs that a speed-up is stated for.
 _COSTS = ("train_flops_per_token", "forward_flops_per_token_realised")
 
@@ -110,15 +113,19 @@ class Comparison:
         ]
 
     def noise(self, metric: str) -> Spread | None:
-        """The noise of one run between seeds, pooled over all rows of both sides; None for a metric that
-        has none, or without repeated runs."""
+        """The noise of one run between seeds, pooled over all rows of both folders at the budgets that
+        are compared; None for a metric that has none, or without repeated runs."""
         if METRICS[metric].kind != "quality":
             return None
-        rows: dict[tuple[int, str, int], dict[int, float]] = defaultdict(dict)
-        for number, side in enumerate((self.first, self.second)):
-            for result in side.results:
-                if (value := result.metrics.get(metric)) is not None:
-                    rows[number, result.label, result.budget][result.seed] = value
+        budgets = {
+            r.budget for pairing in self.pairings for pair in pairing.pairs.values() for r in pair
+        }
+        rows: dict[Any, dict[int, float]] = defaultdict(dict)
+        for side in (self.first, self.second):
+            for result in side.of_folder:
+                if result.budget in budgets and (value := result.metrics.get(metric)) is not None:
+                    row = side.folder.resolve(), result.label, result.budget, result.learning_rate
+                    rows[row][result.seed] = value
         return pooled_noise(rows.values())
 
     def differences(self, metric: str) -> dict[str, Difference]:
@@ -159,15 +166,18 @@ class Comparison:
     def sentences(self) -> list[str]:
         """A sentence on the digits, and one for each setting, machine or version that differs."""
         if self.is_of_rows:
-            return [*self.speed_ups(), *self.reasons()]
+            return [*self.speed_ups(), _OF_ROWS, *self.reasons()]
         unequal = [pairing for pairing in self.pairings if pairing.unequal]
         rows = several(len(self.pairings), "row")
         if not unequal:
-            return [f"{rows}: the same digits in all metrics that both sides have.", *self.reasons()]
+            also = [f"Equal although they differ in {reason}" for reason in self.reasons()]
+            return [f"{rows}: the same digits in all metrics that both sides have.", *also]
         agree = len(self.pairings) - len(unequal)
         summary = f"{rows}: the digits of {len(unequal)} differ, those of {agree} agree."
-        reasons = self.reasons()
-        return [summary, *(reasons or ["No setting, machine or version that is recorded explains it."])]
+        tests = sum(of.p is not None for of in self.differences("heldout_loss").values())
+        adjusted = [f"Verdicts are adjusted for {several(tests, 'comparison')} (Holm)."] if tests else []
+        reasons = self.reasons() or ["No setting, machine or version that is recorded explains it."]
+        return [summary, *adjusted, *reasons]
 
     def speed_ups(self) -> list[str]:
         """Sentences on how much faster the second row is, in FLOPs and in time. Times count where one

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modbench.errors import FAULTS, UserError, is_file, known_names
 from modbench.routing.plugin_fault import at, authors_code, raised
-from modbench.typed import built
 
 if TYPE_CHECKING:
     from modbench.routing.router import Router
@@ -191,5 +190,7 @@ def build_router(name: str, options: Mapping[str, Any] | None = None) -> "Router
     an unknown, wrong or missing option."""
     router = router_class(name)
     with authors_code(router, "its construction"):
+        from modbench.typed import built  # loads pydantic
+
         instance: Router = built(f"router '{name}'", options or {}, router)
     return instance

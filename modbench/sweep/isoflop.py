@@ -7,6 +7,7 @@ exponent fitted again if it fails; it is checked once more at the largest budget
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite, log
 from typing import Any
 
@@ -29,13 +30,15 @@ class IsoFlopConfig(Family):
     field is out of range."""
 
     learning_rates: tuple[float, ...] = (2.5e-3, 5e-3, 1e-2)  #: three or more, by one ratio
-    #: seed of the runs that choose and check a rate, best one that no curve has; None: the first seed
+    #: seed of the runs that choose and check a rate; None: one that no curve has, from 100
     rate_seed: int | None = None
     extensions: int = 2  #: further rates to try while the best one is at an end
     exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
     refine: bool = True  #: fit the exponent again if it fails its check at the ends of the middle budget
     #: move the grids of other budgets by one step of spacing if the middle one's optimum asks for it
     recentre: bool = False
+    #: loss in nats per token that the law may lose at either end: above the noise of a single run
+    law_margin: float = 0.03
     margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
     passes: float = 4.0  #: most passes over the training text
 
@@ -53,7 +56,7 @@ class IsoFlopConfig(Family):
             raise UserError(f"extensions is {self.extensions}; it must be 0 or more")
         if not isfinite(self.exponent):
             raise UserError(f"exponent is {self.exponent}; it must be finite")
-        for name in ("margin", "passes"):
+        for name in ("law_margin", "margin", "passes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
 
@@ -90,7 +93,9 @@ def chosen_rate(config: IsoFlopConfig, losses: Mapping[float, float | None]) -> 
 
 def rate_seed(config: IsoFlopConfig, seeds: Sequence[int]) -> int:
     """The seed of the runs that choose and check learning rates."""
-    return seeds[0] if config.rate_seed is None else config.rate_seed
+    if config.rate_seed is not None:
+        return config.rate_seed
+    return next(seed for seed in count(100) if seed not in seeds)
 
 
 def trials(
@@ -173,7 +178,7 @@ def law_of(
     width = middle_of(grids).shape.width
     if tried is None:
         return None
-    return refined_exponent(config.exponent, best, width, tried, config.margin)
+    return refined_exponent(config.exponent, best, width, tried, config.law_margin)
 
 
 def shift_of(sizes: Sequence[float], losses: Sequence[float | None], spacing: float) -> int:
@@ -239,5 +244,5 @@ def stated(config: IsoFlopConfig, middle: Middle, seeds: Sequence[int]) -> dict[
         "seed": seed,
         "seed_on_curve": seed in seeds,
         "sizes": config.sizes,
-        **({"refine": True} if config.refine else {}),
+        **({"refine": True, "law_margin": config.law_margin} if config.refine else {}),
     }

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import modbench
 from modbench.data.config import DataConfig
 from modbench.data.tokenizer_file import with_tokenizer
 from modbench.errors import UserError, is_file, known_names
@@ -15,6 +14,7 @@ from modbench.model.config import ModelConfig
 from modbench.records.metrics import ranking_metric
 from modbench.records.names import LABEL, LABEL_WORDS, NAME
 from modbench.sweep.isoflop import IsoFlopConfig
+from modbench.sweep.shipped import shipped_suites
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
@@ -138,15 +138,6 @@ class Suite:
         if scheme.tokens_per_parameter is None:
             return self.isoflop
         return replace(self.isoflop, tokens_per_parameter=scheme.tokens_per_parameter)
-
-
-def shipped_suites() -> dict[str, Path]:
-    """The suites shipped with modbench, by name: package data in a wheel, suites/ in a checkout."""
-    package = Path(modbench.__file__).parent
-    folder = package / "suites"
-    if not folder.is_dir():
-        folder = package.parent / "suites"
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
 
 
 def find_suite(name: str) -> Path:

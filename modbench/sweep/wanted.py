@@ -291,8 +291,8 @@ def chosen(
         if not known & {name, row} and not mistakes:
             raise UserError(f"--only: no row of the suite is called '{row}'; {known_names(row, known)}")
         if known & {name, row} and not any(is_chosen(wanted, [name]) for wanted in runs):
-            of_row = [wanted for wanted in runs if is_chosen(wanted, [row])]
-            shown = shortest(*_full_names(of_row))
+            of_row = {wanted.run.key: wanted for wanted in runs if is_chosen(wanted, [row])}
+            shown = shortest(*_full_names(of_row.values()))
             raise UserError(f"--only: the suite has no run '{name}'; {known_names(name, shown)}")
     fitting = [wanted for wanted in runs if is_chosen(wanted, names)]
     if mistakes and not fitting:

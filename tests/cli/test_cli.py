@@ -140,8 +140,6 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2_and_changes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("", "Missing subcommand"),
-        ("rnu quick", "rnu"),
         ("run", "SUITE"),
         ("run quick --wrokers 2", "--wrokers"),
         ("run quick --workers two", "--workers"),
@@ -167,6 +165,31 @@ def test_python_m_modbench_prints_the_sentence_and_exits_with_2(place: Path) -> 
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("modbench: suite typo.toml")
+
+
+def test_an_unknown_command_is_one_sentence_and_no_command_prints_the_overview(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["rnu", "quick"]) == 2
+    assert "there is no command 'rnu'; did you mean 'run'?" in capsys.readouterr().err
+    assert main([]) == 2
+    without = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == without
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +[A-Z].*\.$", without, flags=re.MULTILINE), command
+
+
+def test_help_and_list_load_no_numerical_library(place: Path) -> None:
+    for words in ("--help", "list"):
+        code = (
+            "import sys; from modbench.cli.apart import run\n"
+            f"sys.argv = ['modbench', '{words}']\nrun()\n"
+            "loaded = {'torch', 'numpy', 'pydantic', 'scipy', 'pandas'} & set(sys.modules)\n"
+            "sys.exit(str(loaded) if loaded else 0)"
+        )
+        done = python("-c", code, cwd=place)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "flops gate"])

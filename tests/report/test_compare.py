@@ -1,11 +1,17 @@
 """modbench compare: two results folders, or two rows of them."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.records.named import named
+from modbench.records.result import results_of
+from modbench.records.store import read_suite
 from modbench.report.compare import Comparison
+from modbench.report.leaderboard.board import Leaderboard
 
 
 def compared(first, second):
@@ -36,8 +42,9 @@ def test_rows_of_equal_digits_and_the_reason_of_others_are_named(folders):
     assert set(lines) == {"vanilla", "mod"}  # only the rows that both have
     assert lines["vanilla"][-1] == "equal"
     assert lines["mod"][-1] == "differ"
-    first, *reasons = comparison.sentences()
+    first, adjusted, *reasons = comparison.sentences()
     assert first == "2 rows: the digits of 1 differ, those of 1 agree."
+    assert adjusted == "Verdicts are adjusted for 2 comparisons (Holm)."
     assert reasons == ["processor: One CPU | Another CPU"]
 
 
@@ -54,6 +61,37 @@ def test_differences_of_rows_are_paired_by_seed(folders):
     assert line[4].startswith("-0.2 (-0.2 to -0.2)")
     assert line[5] == "better"
     assert "router.name: vanilla | mod" in comparison.sentences()
+
+
+def test_the_interval_of_two_rows_is_that_of_the_page():
+    """The noise of a run is pooled over all rows of the folder, as on the page."""
+    folder = Path(__file__).parents[2] / "results" / "quick-scores"
+    records = read_suite(folder)
+    board = Leaderboard.of(results_of(records), "heldout_loss", records.audits)
+    on_page = next(pair for pair in board.differences.dense if pair.row.label == "token_choice")
+    ours = compared(folder / "vanilla", folder / "token_choice").differences("heldout_loss")
+    assert ours["token_choice"].interval == pytest.approx(on_page.difference.interval)
+    assert ours["token_choice"].p == pytest.approx(on_page.difference.p)
+
+
+def test_runs_and_routers_can_be_named(tmp_path, fakes):
+    rows = [
+        fakes.make_record(label, router="mod", options={"capacity": capacity}, seed=seed, loss=loss)
+        for label, capacity, loss in (("small", 0.1, 4.9), ("large", 0.5, 4.8))
+        for seed in (0, 1)
+    ]
+    dense = [fakes.make_record("vanilla", seed=seed, loss=5.0) for seed in (0, 1)]
+    fakes.store(tmp_path / "tiny", [*rows, *dense])
+    of = Comparison(named("tiny/vanilla#1", tmp_path), named("tiny/small@1e12#1", tmp_path))
+    assert [set(pairing.pairs) for pairing in of.pairings] == [{1}]
+    assert {result.label for result in named("tiny/mod", tmp_path).results} == {"small", "large"}
+    with pytest.raises(UserError, match=r"has no run 'small#7'; did you mean"):
+        named("tiny/small#7", tmp_path)
+
+
+def test_speed_up_of_two_rows_is_stated(folders):
+    sentences = compared(folders[0] / "vanilla", folders[0] / "mod").sentences()
+    assert any(re.match(r"speed-up in nominal forward .*: 1x$", said) for said in sentences)
 
 
 def test_exit_code_is_1_if_a_row_is_worse(folders, capsys):

@@ -222,3 +222,15 @@ def test_missing_dense_optimum_is_named_below_the_table(sweep: Sweep) -> None:
     page = sweep.page()
     assert page.count("No difference to vanilla: its curve is open-down at this budget.") == len(BUDGETS)
     assert "No speed-up over vanilla: it has an interior optimum at fewer than two budgets." in page
+
+
+def test_a_run_without_its_loss_yet_is_not_done(sweep: Sweep) -> None:
+    """As a report sees it while the sweep works, or after a kill between training and measuring."""
+    sweep.scheme("vanilla")
+    place = next(n for n, one in enumerate(sweep.results) if (one.width, one.seed) == (96, 2))
+    sweep.results[place] = replace(sweep.results[place], measurements=())
+    table = sweep.page().partition("### Sizes at 3e+12 training FLOPs")[2].partition("##")[0]
+    sizes = [line.split(" | ") for line in table.splitlines() if " x 4 | " in line]
+    assert {line[1]: line[6] for line in sizes} == {
+        f"{width} x 4": "2" if width == 96 else "3" for width in WIDTHS
+    }

@@ -218,6 +218,9 @@ def test_runs_are_chosen_by_name() -> None:
         names("mod@3e12#0")
     with pytest.raises(UserError, match="no row of the suite is called 'mdo'; did you mean 'mod'"):
         names("mdo@1e12")
+    # The command asks with the runs that are known now and those that are planned.
+    with pytest.raises(UserError, match=r"known: mod@1e12#0, mod@1e12#1, mod@2e12#0, mod@2e12#1$"):
+        chosen([*runs, *runs], ["mod@7e12#0"])
 
 
 def test_a_trapezoid_is_chosen_by_each_of_its_budgets() -> None:

@@ -27,6 +27,7 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
     law = sweep.law(optimum.scheme)
     minus = (compared.value, compared.interval) if compared else (None, None)
     budget, scatter = int(optimum.budget), optimum.scatter
+    noise = sweep.analysis.noise.pooled
     return {
         "budget": optimum.budget,
         "fit": optimum.fit,
@@ -41,6 +42,7 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         "forward_flops_per_token": sweep.forward_flops(optimum),
         "interior_share": optimum.interior_share,
         "interval_missing_because": optimum.void or None,
+        "noise": noise and noise.sd,
         "noise_floor": sweep.noise_floor(optimum.scheme),
         "scatter": scatter and scatter.sd,
         "scatter_freedom": scatter and scatter.freedom,

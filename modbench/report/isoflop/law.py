@@ -70,7 +70,7 @@ def exponent_of(records: Iterable[Result], plan: Mapping[str, Any], best: float 
             checks[width] = {rate: losses[rate] for rate in rates}
     if len(checks) < 2:  # not checked at both ends yet
         return stated
-    return refined_exponent(stated, best, middle, checks, float(plan["margin"]))
+    return refined_exponent(stated, best, middle, checks, float(plan.get("law_margin", plan["margin"])))
 
 
 def _tried(

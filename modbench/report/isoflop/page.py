@@ -212,10 +212,18 @@ def _rates(sweep: Sweep) -> Table:
             "chosen": "-" if best is None else f"{best:g}",
             "verdict": rates.choice.verdict,
             "law": _law(rates),
-            "check of the law": "; ".join(map(str, sweep.laws(scheme))) or "not checked",
+            "check of the law": _checks(sweep, scheme),
         }
         rows.append(row)
     return Table.of(rows, left=range(7))
+
+
+def _checks(sweep: Sweep, scheme: str) -> str:
+    """The checks of the law, and those that led to its refined exponent."""
+    checks = "; ".join(map(str, sweep.laws(scheme)))
+    if before := "; ".join(map(str, sweep.laws_stated(scheme))):
+        return f"before it was refined: {before}" + f"; then {checks}" * bool(checks)
+    return checks or "not checked"
 
 
 def _law(rates: Rates) -> str:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -285,6 +285,15 @@ class Sweep:
         of_scheme = (record for record in self.cells if record.scheme == scheme)
         return check_law(of_scheme, rates.plan, rates.at)
 
+    def laws_stated(self, scheme: str) -> list[LawCheck]:
+        """The checks of the law that the suite states, if they led to another exponent."""
+        rates = self.rates[scheme]
+        if rates.exponent == rates.plan["exponent"]:
+            return []
+        of_scheme = (record for record in self.cells if record.scheme == scheme)
+        stated = replace(rates, exponent=rates.plan["exponent"])
+        return check_law(of_scheme, rates.plan, stated.at)
+
     def law(self, scheme: str) -> LawCheck | None:
         """The check at which the law loses most; None if it was not checked."""
         return max(self.laws(scheme), key=lambda check: check.lost, default=None)
@@ -340,7 +349,9 @@ def sweep_of(
 ) -> Sweep | None:
     """The isoFLOP sweep of ``records``; None if there is none. ``board``: their table, whose audits tell
     which schemes may be ranked. ``timings``: of the suite."""
-    cells = tuple(record for record in records if record.isoflop)
+    # A sweep at work, or stopped between the two, has trained a run and not measured its loss.
+    done = (of for of in records if of.status != "ok" or "heldout_loss" in of.metrics)
+    cells = tuple(record for record in done if record.isoflop)
     unranked = {}
     for row in (entry.row for entry in board.entries):
         if len(row.ok) == len(row.records) and row.why_unranked:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from modbench.analysis.isoflop import Interval, Optimum
+from modbench.analysis.isoflop import DIGITS, DIGITS_OF_SURFACES, Interval, Optimum, rounded
 from modbench.analysis.point_fits import PointFits
 from modbench.errors import several
 from modbench.report.leaderboard.metric_cells import si
@@ -97,12 +97,17 @@ def _surface_rows(fits: PointFits) -> list[_Row]:
         {
             "group": group,
             "points": fits.points[group],
-            "E": surface.E,
-            "A": surface.A,
-            "B": surface.B,
-            "alpha": surface.alpha,
-            "beta": surface.beta,
-            "huber_1e6": 1e6 * surface.huber,
+            **{
+                name: rounded(float(value), DIGITS_OF_SURFACES)
+                for name, value in (
+                    ("E", surface.E),
+                    ("A", surface.A),
+                    ("B", surface.B),
+                    ("alpha", surface.alpha),
+                    ("beta", surface.beta),
+                    ("huber_1e6", 1e6 * surface.huber),
+                )
+            },
             "at_edge": bool(surface.at_edge),
         }
         for group, surface in fits.surfaces.items()
@@ -114,8 +119,8 @@ def _exponent_rows(fits: PointFits) -> list[_Row]:
         {
             "group": exponents.group,
             "fit": exponents.fit,
-            "size_exponent": exponents.size,
-            "tokens_exponent": exponents.tokens,
+            "size_exponent": _that_holds(exponents.size, exponents.fit),
+            "tokens_exponent": _that_holds(exponents.tokens, exponents.fit),
             "budgets": exponents.budgets,
             "missing_because": exponents.void or None,
         }
@@ -123,9 +128,15 @@ def _exponent_rows(fits: PointFits) -> list[_Row]:
     ]
 
 
+def _that_holds(value: float | None, fit: str) -> float | None:
+    """``value`` with the digits that are the same on every processor."""
+    digits = DIGITS_OF_SURFACES if fit == "surface" else DIGITS
+    return None if value is None else rounded(value, digits)
+
+
 def _optimum_cells(fits: PointFits, optimum: Optimum) -> _Row:
     verdict = str(optimum.verdict)
-    if optimum.interior_share is not None and optimum.interior_share < 1:
+    if optimum.interior_share is not None and optimum.interior_share < 0.9995:
         verdict = f"interior in {100 * optimum.interior_share:.3g} % of draws"
     return {
         "group": optimum.scheme,
@@ -186,3 +197,5 @@ def _missing_exponents(fits: PointFits) -> Iterable[str]:
     for exponents in fits.exponents:
         if exponents.void:
             yield f"No exponents of {escaped(exponents.group)} by {exponents.fit}: {exponents.void}."
+        elif exponents.fit == "surface" and fits.surfaces[exponents.group].at_edge:
+            yield f"Not to be trusted: the surface of {escaped(exponents.group)}, and so its exponents."

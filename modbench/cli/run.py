@@ -34,6 +34,7 @@ def run(
     seeds: Seeds = None,
     budget: Budgets = None,
     wait: bool = True,
+    shard: Annotated[str | None, arg(metavar="K/N", help_behavior_hint="")] = None,
     retry: Annotated[Literal["oom"] | None, arg(help_behavior_hint="")] = None,
 ) -> int:
     """Train and measure what has no record yet of a suite, then write its table and plots.
@@ -44,13 +45,15 @@ def run(
         suite: name of a shipped suite (`modbench list suites`) or path of a TOML file
         results: folder that holds one folder per suite
         plugin: Python files that register routers; a router that the suite does not name gets a row
-        workers: runs to train at the same time; 0, the default: one per core, or one on a GPU
+        workers: runs to train at the same time; 0, the default: one per core, or one per GPU
         only: labels of the rows to run, or names of runs such as mod@1e11#0; by default all
         measure: tasks to score the trained runs on (modbench docs evaluation); nothing is trained
         set: settings in place of those of the suite file, such as train.learning_rate=3e-3
         seeds: seeds in place of the suite's, such as 0,1
         budget: training FLOPs of a run in place of the suite's budgets, such as 1e12
         wait: pause training while another process of modbench measures on this machine
+        shard: run every N-th run only, such as 2/4, on machines without a common folder; join the
+            records with `modbench merge`
         retry: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on
             another GPU
     """
@@ -67,4 +70,5 @@ def run(
         measure=names_of(measure),
         retry_oom=retry is not None,
         wait=wait,
+        shard=shard,
     )

@@ -270,6 +270,24 @@ def finished(folder: Path) -> list[Finished]:
     return list(_read(folder, _finished)[0].values())
 
 
+class Watch:
+    """The entries of `finished` in ``folder`` (``results/<suite>``), read again as files are added."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: set[Path] = set()
+        self._lines: dict[str, Finished] = {}
+
+    def new(self) -> list[Finished]:
+        """The entries that were added since the last call. Raises UserError: see `read_suite`."""
+        before = len(self._lines)
+        for path in _files(self._folder):
+            if path not in self._files:
+                list(_read_file(path, _finished, self._lines))
+                self._files.add(path)
+        return list(self._lines.values())[before:]
+
+
 def _finished(line: str) -> Finished:
     record = _glance(line)
     if record is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from modbench.errors import several
+from modbench.sweep.devices import Devices
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.report_bar import report_bar
@@ -22,13 +23,19 @@ def run_jobs_of(
     unit: str,
     workers: int,
     err: Console,
+    devices: Devices | None = None,
 ) -> list[Failure]:
     """Run ``jobs``, ``workers`` at a time, of ``total`` with those that were done before; show progress
-    on ``err``. Returns the failures. Raises KeyboardInterrupt: a signal stopped the command."""
+    on ``err``; each on one of ``devices``, if there are any. Returns the failures.
+    Raises KeyboardInterrupt: a signal stopped the command."""
     with show_progress(err) as progress:
         progress.begin(rows.suite.header.name, total=total, done=total - len(jobs), unit=unit)
         engine = Engine(
-            folder=folder, progress=progress, workers=workers, timeout=rows.suite.axes.cell_timeout
+            folder=folder,
+            progress=progress,
+            workers=workers,
+            timeout=rows.suite.axes.cell_timeout,
+            devices=devices or Devices(),
         )
         return engine.run(jobs)
 

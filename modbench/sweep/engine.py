@@ -1,8 +1,9 @@
 """Runs jobs, one worker process each, on this machine. It keeps no state: what is left to do is the jobs
-minus the records."""
+minus the records, and no job runs twice at once, since each is claimed first (`modbench.sweep.claim`).
+Several engines, on one machine or on several, may share a results folder."""
 
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import several
-from modbench.records.record import AnyRecord
-from modbench.records.store import Finished, append_record, finished
+from modbench.records.record import DONE, AnyRecord
+from modbench.records.store import Finished, Watch, append_record
+from modbench.sweep.claim import Claim, Claims, LostError
+from modbench.sweep.devices import Devices
 from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.worker import Worker, stop_signals
 
 _POLL_SECONDS = 0.2  #: too short a delay to notice
+_WAIT_SECONDS = 1.0  #: between two looks at what other processes do
 _STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
 
 #: Kind of record and key; of a timing its session, what it measures and its repetition, too.
@@ -39,6 +43,19 @@ class Job:
         """Names it among the jobs that run."""
         return str(self.identities[0])
 
+    @property
+    def claimed(self) -> Path | None:
+        """The folder whose claim it needs; None for a timing, which is alone on its machine."""
+        return Path(self.spec["folder"]) if "folder" in self.spec else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Running:
+    worker: Worker
+    claim: Claim | None
+    device: str | None
+    before: int  #: number of records that had been seen when it began
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -60,12 +77,15 @@ class Engine:
     progress: Progress
     workers: int = 1
     timeout: float = 1800.0
+    devices: Devices = field(default_factory=Devices)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  #: by step
-    #: records when the run began
-    _before: Counter[Finished] = field(default_factory=Counter, init=False)
+    claims: Claims = field(default_factory=Claims)
+    _records: list[Finished] = field(default_factory=list, init=False)  #: in the order they were seen
+    _done: set[Identity] = field(default_factory=set, init=False)
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
-        """Run ``jobs``; the caller holds the suite's lock. Returns the failures.
+        """Run ``jobs``. Those that another process works on are waited for; they are done once it has
+        recorded them, and run here if it gives up. Returns the failures.
 
         Raises:
             KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP arrived. Finished jobs are recorded, the others
@@ -74,42 +94,89 @@ class Engine:
         """
         todo = deque(jobs)
         begun = time.monotonic()
-        self._before = Counter(finished(self.folder))
+        watch = Watch(self.folder)
         failures: list[Failure] = []
-        running: dict[Job, Worker] = {}
+        running: dict[Job, _Running] = {}
         stop: list[int] = []
         with stop_signals(stop.append):
             try:
                 while (todo or running) and not stop:
-                    while todo and len(running) < self.workers:
-                        job = todo.popleft()
-                        running[job] = self._start(job)
-                    time.sleep(_POLL_SECONDS)
-                    for job in [job for job, worker in running.items() if worker.over()]:
-                        failures += self._settle(job, running.pop(job))
+                    self._see(watch)
+                    self._start_some(todo, running)
+                    time.sleep(_POLL_SECONDS if running else _WAIT_SECONDS)
+                    for job in [job for job, at in running.items() if at.worker.over()]:
+                        failures += self._settle(job, running.pop(job), watch)
             finally:
-                self._stop(list(running.values()), stop)
+                self._stop([at.worker for at in running.values()], stop)
+                for at in running.values():
+                    self._give_up(at)
         if stop and (todo or running):
             raise KeyboardInterrupt
         wall = time.monotonic() - begun
         self.progress.note(summary_line(several(len(jobs), self.progress.unit), self.seconds, wall))
         return failures
 
-    def _stored(self, identities: Sequence[Identity]) -> dict[Identity, Finished]:
-        """The records of ``identities`` that this run has stored."""
-        added = Counter(finished(self.folder)) - self._before
-        return {identity_of(line): line for line in added if identity_of(line) in identities}
+    def _see(self, watch: Watch) -> None:
+        """Read the records that were added."""
+        new = watch.new()
+        self._records += new
+        self._done |= {identity_of(line) for line in new if line.status in DONE}
 
-    def _start(self, job: Job) -> Worker:
+    def _start_some(self, todo: deque[Job], running: dict[Job, _Running]) -> None:
+        """Start jobs of ``todo`` while there is room, each that no other process works on. A job that
+        another process has recorded is taken off."""
+        for _ in range(len(todo)):
+            if len(running) >= self.workers:
+                return
+            job = todo.popleft()
+            if self._done & {*job.identities}:
+                self.progress.elsewhere(job.title)
+            elif (started := self._start(job)) is not None:
+                running[job] = started
+            else:
+                todo.append(job)
+
+    def _start(self, job: Job) -> _Running | None:
+        """Claim ``job`` and start its worker; None if another process works on it, or no device is
+        free."""
+        claim = None
+        device = self.devices.take()
+        if self.devices and device is None:
+            return None
+        if job.claimed and (claim := self.claims.take(job.claimed)) is None:
+            self.devices.give(device)
+            self.progress.waits(job.key, job.title)
+            return None
+        spec = dict(job.spec)
+        if claim:
+            # Another process may have recorded it, and given up its claim, since the records were read.
+            watch = Watch(self.folder)
+            done = {identity_of(line) for line in watch.new() if line.status in DONE}
+            if done & {*job.identities}:
+                claim.release()
+                self.devices.give(device)
+                return None
+            spec["claim"] = {"path": str(claim.path), "token": claim.token}
+        if device is not None:
+            spec["device"] = device
         self.progress.started(job.key, job.title)
         hear = partial(self.progress.event, job.key)
-        return Worker(job.spec, log=job.log, hear=hear, timeout=self.timeout)
+        worker = Worker(spec, log=job.log, hear=hear, timeout=self.timeout)
+        return _Running(worker=worker, claim=claim, device=device, before=len(self._records))
 
-    def _settle(self, job: Job, worker: Worker) -> list[Failure]:
+    def _give_up(self, at: _Running) -> None:
+        if at.claim:
+            at.claim.release()
+        self.devices.give(at.device)
+
+    def _settle(self, job: Job, at: _Running, watch: Watch) -> list[Failure]:
         """Make sure that a job whose worker has ended has a record, and report its status."""
+        worker = at.worker
         worker.close()
+        self._see(watch)
         wall = (datetime.now(UTC) - worker.started).total_seconds()
-        status, error, refused = self._outcome(job, worker)
+        status, error, refused = self._outcome(job, at)
+        self._give_up(at)
         by_step = (worker.result or {}).get("seconds") or {}
         for name, seconds in by_step.items():
             self.seconds[name] += seconds
@@ -119,15 +186,22 @@ class Engine:
             return []
         return [Failure(title=job.title, status=status, error=error, log=job.log, refused=refused)]
 
-    def _outcome(self, job: Job, worker: Worker) -> tuple[str, str, bool]:
+    def _outcome(self, job: Job, at: _Running) -> tuple[str, str, bool]:
         """Status and error of a worker that has ended, and whether a plugin's mistake ended it."""
+        worker = at.worker
         if worker.result is not None:
             return worker.result["status"], worker.result["error"] or "", False
-        stored = self._stored(job.identities)
+        added = {identity_of(line): line for line in self._records[at.before :]}
+        stored = {identity: added[identity] for identity in job.identities if identity in added}
         lacking = [identity for identity in job.identities if identity not in stored]
         lost = [record.status for record in stored.values() if record.status not in ("ok", None)]
         if lost or not lacking:  # killed between record and result
             return lost[0] if lost and lost[0] else "ok", "", False
+        try:
+            if at.claim:
+                at.claim.check()
+        except LostError:
+            return "taken over", "by another process, which took this one for dead", False
         status = "oom" if worker.out_of_memory() else "failed"
         error = worker.error()
         append_record(self.folder, job.crash_record(lacking[0], status, error, worker.started))

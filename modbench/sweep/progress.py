@@ -76,6 +76,7 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._running: dict[str, _Job] = {}
+        self._waited: set[str] = set()
         self._suite = ""
         self._total = 0
         self._done = 0
@@ -115,6 +116,17 @@ class Progress:
         self._done += 1
         why = f" ({error})" if error else ""
         self.note(f"{job.title}: {status} after {clock(seconds)}{why}; {self._state()}")
+
+    def elsewhere(self, title: str) -> None:
+        """Another process has recorded a job."""
+        self._done += 1
+        self._line(f"{title}: done by another process; {self._state()}")
+
+    def waits(self, key: str, title: str) -> None:
+        """Another process works on a job."""
+        if key not in self._waited:
+            self._waited.add(key)
+            self._line(f"{title}: another process works on it")
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -13,12 +13,14 @@ from modbench.records.record import TimingKind
 from modbench.records.store import Finished, finished, remove_leftovers
 from modbench.sweep.changed import check_unchanged
 from modbench.sweep.command import end_of_command, run_jobs_of
+from modbench.sweep.devices import Devices
 from modbench.sweep.engine import Failure, Job
 from modbench.sweep.jobs import Asked, folder_of, run_jobs, store_suite
-from modbench.sweep.lock import suite_lock, wait_for_orphans
+from modbench.sweep.lock import make_folder, suite_lock
 from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.progress import say
 from modbench.sweep.rows import Rows, resolve
+from modbench.sweep.shard import Shard
 from modbench.sweep.suite import load_suite
 from modbench.sweep.tasks import check_tasks
 from modbench.sweep.timings import TimingPlan
@@ -50,11 +52,12 @@ def run_suite(
     measure: Sequence[str] = (),
     retry_oom: bool = False,
     wait: bool = True,
+    shard: str | None = None,
 ) -> int:
     """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``settings``: in
     place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``:
     tasks that its trained runs are scored on, and nothing is trained. ``wait``: pause while another
-    process of modbench measures on this machine. Returns the exit code of
+    process of modbench measures on this machine. ``shard``: see `Shard.parsed`. Returns the exit code of
     `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the data or the
     folder, or in the plugins of all rows, before anything has run."""
     if workers < 0:
@@ -68,6 +71,7 @@ def run_suite(
         named = tuple(dict.fromkeys((*suite_tasks, *measure)))
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
+    part = Shard.parsed(shard)
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
     # A wrong name is refused before anything runs.
@@ -75,7 +79,7 @@ def run_suite(
     workers = workers or parallel()[0]
     conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
     folder = results / suite.header.name
-    return _Command(rows, folder, only, conditions, tasks, wait=wait).run()
+    return _Command(rows, folder, only, conditions, tasks, part, wait=wait).run()
 
 
 class _Command:
@@ -89,6 +93,7 @@ class _Command:
         only: Sequence[str],
         conditions: Conditions,
         tasks: Sequence[dict[str, Any]],
+        shard: Shard,
         *,
         wait: bool,
     ) -> None:
@@ -97,6 +102,7 @@ class _Command:
         self.only = only
         self.conditions = conditions
         self.tasks = tasks
+        self.shard = shard
         self.wait = wait
         self.err = Console(stderr=True)
 
@@ -112,28 +118,28 @@ class _Command:
             self.tell(f"{mistake}; the other rows are run")
         for sentence in self.rows.additions(self.only):
             self.tell(sentence)
-        with suite_lock(self.folder):
-            remove_leftovers(self.folder)
-            # An orphan may finish its run while it is waited for: records are read afterwards.
-            wait_for_orphans(sorted((self.folder / "runs").glob("*")), self.tell)
-            tried = set[str]()
+        make_folder(self.folder)
+        remove_leftovers(self.folder)
+        tried = set[str]()
+        jobs, total = self.jobs_left()
+        if not jobs:
+            self.tell(f"{suite.header.name}: {total} of {several(total, 'run')} done")
+        while jobs:
+            failures += self.engine_run(jobs, total, "run", self.conditions.workers)
+            tried |= {job.key for job in jobs}
+            # Losses tell the learning rates of an isoFLOP suite's next runs, and another process may
+            # have ended in the middle of a run that it worked on.
             jobs, total = self.jobs_left()
-            if not jobs:
-                self.tell(f"{suite.header.name}: {total} of {several(total, 'run')} done")
-            while jobs:
-                failures += self.engine_run(jobs, total, "run", self.conditions.workers)
-                tried |= {job.key for job in jobs}
-                if suite.isoflop is None:
-                    break
-                jobs, total = self.jobs_left()  # losses tell the learning rates of the next runs
-                jobs = [job for job in jobs if job.key not in tried]
-            if timed := [] if self.tasks else self.timings_left():
+            jobs = [job for job in jobs if job.key not in tried]
+        if timed := [] if self.tasks else self.timings_left():
+            with suite_lock(self.folder):
                 failures += self.engine_run(timed, len(timed), "process", 1)
-            return end_of_command(self.rows, self.folder, failures, "leaderboard.md", self.tell)
+        return end_of_command(self.rows, self.folder, failures, "leaderboard.md", self.tell)
 
     def engine_run(self, jobs: Sequence[Job], total: int, unit: str, workers: int) -> list[Failure]:
         """Run ``jobs``, of ``total`` with those that were done before."""
-        return run_jobs_of(self.rows, self.folder, jobs, total, unit, workers, self.err)
+        devices = Devices.here() if unit == "run" else Devices()
+        return run_jobs_of(self.rows, self.folder, jobs, total, unit, workers, self.err, devices)
 
     def jobs_left(self) -> tuple[list[Job], int]:
         """Record what the suite wants; prepare the data once; return the jobs that are left of the runs
@@ -144,7 +150,8 @@ class _Command:
         wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
         check_unchanged(rows, wanted, records, self.folder, self.tell)
         measures = suite.measure.wanted()
-        runs = [item for item in wanted if is_chosen(item, self.only)]
+        schemes = [scheme.label for scheme in suite.schemes] if suite.isoflop else None
+        runs = [item for item in self.shard.part(wanted, schemes) if is_chosen(item, self.only)]
         names = titles(wanted)
         if self.tasks:
             asked = [("downstream", task) for task in self.tasks]

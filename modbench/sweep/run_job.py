@@ -10,11 +10,12 @@ import torch
 from modbench.data.token_data import TokenData
 from modbench.errors import UserError
 from modbench.measure.loss import heldout_windows
-from modbench.records.record import AuditRecord
+from modbench.records.record import AnyRecord, AuditRecord
 from modbench.records.run import RouterCode, Run
-from modbench.records.store import read_audit, read_run
+from modbench.records.store import append_record, read_audit, read_run
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, check_source, load_plugin
+from modbench.sweep.claim import Claim
 from modbench.sweep.stage import Stage
 from modbench.sweep.track import TrackConfig, Trackers
 from modbench.train.checkpoint import DamagedError, load_weights
@@ -28,8 +29,11 @@ class RunJob:
     ``spec``: see `modbench.sweep.jobs.run_jobs`.
     """
 
-    def __init__(self, spec: dict[str, Any], data: TokenData, stage: Stage) -> None:
+    def __init__(
+        self, spec: dict[str, Any], data: TokenData, stage: Stage, claim: Claim | None = None
+    ) -> None:
         self.spec = spec
+        self.claim = claim
         self.data = data
         self.stage = stage
         run = Run.of(spec["run"])
@@ -52,6 +56,12 @@ class RunJob:
             self.fields["ends"] = record.ends
             if audit := read_audit(self.results, record.audit_key or ""):
                 self.audited(audit)
+
+    def store(self, record: AnyRecord) -> None:
+        """Store ``record``. Raises LostError: another process has taken over the run."""
+        if self.claim:
+            self.claim.check()
+        append_record(self.results, record)
 
     def audited(self, audit: AuditRecord) -> None:
         """Use the ``audit`` of its scheme."""

@@ -7,6 +7,7 @@ Work that has a record is not done again; a measurement that fails leaves the tr
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,8 @@ from modbench.data.token_data import load
 from modbench.measure.environment import environment
 from modbench.records.metrics import METRICS
 from modbench.records.run import Run
-from modbench.records.store import append_record
+from modbench.sweep.claim import Claim
 from modbench.sweep.jobs import measurement_record, run_record
-from modbench.sweep.lock import job_lock
 from modbench.sweep.run_job import RunJob, prepare_process
 from modbench.sweep.stage import Say, Stage
 from modbench.sweep.steps.audit import audit
@@ -43,12 +43,12 @@ def run_job(spec: dict[str, Any], say: Say) -> dict[str, Any]:
         StoppedError: a stop signal arrived; the state is saved.
     """
     stops: list[int] = []
-    with stop_signals(stops.append), job_lock(Path(spec["folder"])):
+    with stop_signals(stops.append), _held(spec, stops) as claim:
         stage = Stage(say, lambda: bool(stops), pauses=spec["wait"])
         run = Run.of(spec["run"])
         prepare_process(run.router, spec["plugins"], spec["threads"])
         make_deterministic()
-        job = RunJob(spec, load(run.data), stage)
+        job = RunJob(spec, load(run.data), stage, claim)
         try:
             outcomes = list(_outcomes(job))
         finally:
@@ -57,6 +57,13 @@ def run_job(spec: dict[str, Any], say: Say) -> dict[str, Any]:
         status, error = lost[0] if lost else ("ok", None)
         _tidy(job)
         return {"status": status, "error": error, "seconds": stage.end()}
+
+
+def _held(spec: Mapping[str, Any], stops: list[int]) -> AbstractContextManager[Claim]:
+    """Hold the claim of the run, which the process that started this one has made. If another process
+    takes over, this one stops."""
+    claim = Claim(Path(spec["claim"]["path"]), spec["claim"]["token"])
+    return claim.kept(lambda: stops.append(0))
 
 
 _Outcome = tuple[str, str | None]
@@ -96,7 +103,7 @@ def _train(job: RunJob) -> _Outcome:
         seconds=job.stage.spent(),
         **job.fields,
     )
-    append_record(job.results, record)
+    job.store(record)
     return status, error
 
 
@@ -116,7 +123,7 @@ def _measure(job: RunJob, subject: dict[str, Any]) -> _Outcome:
         workers=job.spec["workers"],
         seconds=job.stage.spent(),
     )
-    append_record(job.results, record)
+    job.store(record)
     return status, error
 
 

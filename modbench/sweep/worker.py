@@ -241,6 +241,7 @@ def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
         **{f"{name}_NUM_THREADS": threads for name in names},
         "VECLIB_MAXIMUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
+        **({"CUDA_VISIBLE_DEVICES": spec["device"]} if "device" in spec else {}),
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "PYTHONSAFEPATH": "1",
     }
@@ -268,8 +269,12 @@ def _told(spec: Mapping[str, Any], error: BaseException) -> int:
     """Print what ended the job of ``spec``; return its exit code."""
     from modbench.routing.plugin_fault import at, raised
     from modbench.routing.registry import router_class
+    from modbench.sweep.claim import LostError
     from modbench.train.loop import StoppedError
 
+    if isinstance(error, LostError):
+        print("modbench: another process has taken this run over", file=sys.stderr)
+        return 130
     if isinstance(error, StoppedError):
         print("modbench: stopped by a signal, its checkpoint is stored", file=sys.stderr)
         return 130

@@ -34,11 +34,12 @@ def thread_count() -> int:
 
 def parallel() -> tuple[int, int]:
     """Default number of concurrent runs, and the threads of each. On CPUs every run has one thread, so
-    that its bits do not depend on the number of runs; on a GPU one run is trained at a time."""
+    that its bits do not depend on the number of runs; each GPU trains one run at a time."""
     import torch
 
     cores = thread_count()
-    return (1, cores) if torch.cuda.is_available() else (cores, 1)
+    gpus = torch.cuda.device_count()
+    return (gpus, max(1, cores // gpus)) if gpus else (cores, 1)
 
 
 def quota() -> float | None:

@@ -13,7 +13,6 @@ from modbench.records.store import finished
 from modbench.sweep import worker
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.jobs import crash_record, folder_of, identities_of
-from modbench.sweep.lock import suite_lock, wait_for_orphans
 from modbench.sweep.progress import Progress
 from modbench.sweep.wanted import Conditions, Left, Wanted, left_of
 from modbench.train.config import TrainConfig
@@ -83,12 +82,10 @@ def run_fakes(
 ) -> list[Failure]:
     """Run what is left of the runs called ``labels``; return the failures."""
     progress = Progress(console)
-    with suite_lock(folder):
-        wait_for_orphans([folder_of(folder, key_of(label)) for label in labels], progress.note)
-        left = fakes_left(folder, labels)
-        progress.begin(folder.name, total=len(labels), done=len(labels) - len(left), unit="run")
-        engine = Engine(**{"folder": folder, "progress": progress, **settings})
-        return engine.run([fake_job(item, folder, threads) for item in left])
+    left = fakes_left(folder, labels)
+    progress.begin(folder.name, total=len(labels), done=len(labels) - len(left), unit="run")
+    engine = Engine(**{"folder": folder, "progress": progress, **settings})
+    return engine.run([fake_job(item, folder, threads) for item in left])
 
 
 def drive(folder: Path, labels: list[str]) -> int:

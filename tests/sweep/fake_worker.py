@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from modbench.records.line import key_of
 from modbench.records.record import MeasurementRecord, RunRecord, TimingRecord
 from modbench.records.store import append_record
-from modbench.sweep.lock import job_lock
+from modbench.sweep.claim import Claim
 from modbench.sweep.worker import event_writer, follow_parent
 
 spec = json.loads(sys.stdin.readline())
@@ -31,7 +31,8 @@ def started(name: str) -> None:
 
 
 def begin_run() -> None:
-    job_lock(Path(spec["folder"])).__enter__()
+    claim = Claim(Path(spec["claim"]["path"]), spec["claim"]["token"])
+    claim.beat()
     marker = Path(spec["folder"], "half_way")
     with open(results / "started.txt", "a") as starts:
         starts.write(f"{label} {os.environ['OMP_NUM_THREADS']}\n")

@@ -29,7 +29,7 @@ from modbench.records.run import RouterCode, Run
 from modbench.records.store import finished, read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
-from modbench.sweep.lock import audit_lock
+from modbench.sweep.claim import claimed
 from modbench.sweep.run_job import RunJob
 from modbench.sweep.stage import Stage
 from modbench.sweep.steps import audit as audit_step
@@ -197,7 +197,7 @@ def test_a_run_that_waits_for_an_audit_can_be_stopped(
     told: list[dict[str, Any]] = []
     stage = Stage(told.append, lambda: bool(told))
     with (
-        audit_lock(tmp_path / "s", key_of(scheme_of(RUN)), waiting=lambda: None),
+        claimed(tmp_path / "s" / "runs" / f"audit-{key_of(scheme_of(RUN))}", lambda: None),
         pytest.raises(StoppedError),
     ):
         take_audit(RUN, tmp_path, stage)

@@ -15,7 +15,6 @@ from modbench.errors import UserError
 from modbench.records.store import Finished, append_record, read_suite
 from modbench.sweep import worker
 from modbench.sweep.crash import KILLED
-from modbench.sweep.lock import suite_lock
 from modbench.sweep.wanted import Conditions, left_of
 
 DRIVER = Path(__file__).with_name("drive_engine.py")
@@ -210,22 +209,47 @@ def test_after_a_kill_of_the_run_its_cell_ends_too_and_the_rest_resumes(tmp_path
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=20)
     run(folder, "a", "slow", "b")
-    assert starts(folder) == ["a", "slow", "slow", "b"]
+    assert sorted(starts(folder)) == ["a", "b", "slow", "slow"]
     assert (folder / "runs" / key_of("slow") / "half_way").exists()
     assert not is_alive(int((folder / "slow.pid").read_text()))
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
 
 
-def test_a_second_run_in_the_same_folder_is_refused_at_once(tmp_path: Path) -> None:
-    with suite_lock(tmp_path / "s"), pytest.raises(UserError, match="another `modbench` is at work"):
-        run(tmp_path / "s", "a")
-    run(tmp_path / "s", "a")
-    assert starts(tmp_path / "s") == ["a"]
+def test_two_runs_in_one_folder_share_the_work(tmp_path: Path) -> None:
+    labels = ["slow", *"abcdef"]
+    driver = start_driver(tmp_path / "s", *labels)
+    wait_for(tmp_path / "s" / "slow.pid")
+    failures, _ = run(tmp_path / "s", *labels[1:])
+    assert failures == []
+    assert statuses(tmp_path / "s") == [(label, "ok") for label in "abcdef"]
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=20)
+    run(tmp_path / "s", *labels)
+    assert sorted(starts(tmp_path / "s")) == [*"abcdef", "slow", "slow"]
+
+
+def test_a_run_that_another_process_works_on_is_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    first = start_driver(folder, "slow", "a")
+    wait_for(folder / "slow.pid")
+    second = start_driver(folder, "slow", "a", "b")
+    wait_for(folder / "records")
+    deadline = time.monotonic() + 20
+    while len(starts(folder)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert second.poll() is None  # it has nothing to do but wait
+    os.kill(first.pid, signal.SIGKILL)  # its worker stores a checkpoint and ends
+    _, said = second.communicate(timeout=60)
+    first.communicate(timeout=20)
+    assert "slow: another process works on it" in said
+    assert sorted(starts(folder)) == ["a", "b", "slow", "slow"]
+    assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
 
 
 def test_a_results_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/s can't be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"file/s/runs/\w+ can't be written \(Not a directory\)"):
         run(tmp_path / "file" / "s", "a")
 
 

@@ -11,7 +11,7 @@ from small_suite import start, write_suite
 
 from modbench.cli.main import main
 from modbench.records.store import read_suite
-from modbench.sweep.lock import job_lock
+from modbench.sweep.claim import Claims
 
 
 def test_a_run_that_an_orphan_finishes_is_not_trained_again(
@@ -28,10 +28,12 @@ def test_a_run_that_an_orphan_finishes_is_not_trained_again(
     held = threading.Event()
 
     def orphan() -> None:
-        with job_lock(own):
-            held.set()
-            time.sleep(3)
-            shutil.move(tmp_path / "kept", records)
+        claim = Claims().take(own)
+        assert claim is not None
+        held.set()
+        time.sleep(3)
+        shutil.copytree(tmp_path / "kept", records, dirs_exist_ok=True)
+        claim.release()
 
     thread = threading.Thread(target=orphan)
     thread.start()

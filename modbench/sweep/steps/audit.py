@@ -20,7 +20,7 @@ from modbench.records.record import AuditRecord
 from modbench.records.run import Run
 from modbench.records.store import append_record, read_audit
 from modbench.routing.registry import code_sha256, router_class
-from modbench.sweep.lock import audit_lock
+from modbench.sweep.claim import claimed
 from modbench.sweep.run_job import RunJob
 from modbench.timing.memory_meter import release_memory
 from modbench.train.numerics import device
@@ -35,7 +35,7 @@ def audit(job: RunJob) -> None:
     scheme = scheme_of(job.run)
     key = key_of(scheme)
     waiting = partial(job.stage.wait, "waiting for another run to audit this scheme")
-    with audit_lock(job.results, key, waiting=waiting):
+    with claimed(job.results / "runs" / f"audit-{key}", waiting):
         job.stage.pause()
         stored = read_audit(job.results, key)
         if stored is None:

@@ -122,12 +122,15 @@ class Records:
     timings: list[TimingRecord]  #: ordered by start
     suites: list[SuiteRecord]  #: ordered by end: the last one counts
     cut: list[str]  #: a sentence for each file that is empty, or whose last line is cut off
+    damaged: list[str]  #: a sentence for each line that was left out
 
 
-def read_suite(folder: Path) -> Records:
+def read_suite(folder: Path, *, skip_damaged: bool = False) -> Records:
     """All records under ``folder`` (``results/<suite>``). An unterminated last line is skipped. Raises
-    UserError: a line is not a valid record, or a file can't be read; names file and line."""
-    by_line, cut = _read(folder, read_record)
+    UserError: a line is not a valid record, unless those are left out (``skip_damaged``), or a file
+    can't be read; names file and line."""
+    damaged: list[str] = []
+    by_line, cut = _read(folder, read_record, damaged if skip_damaged else None)
     records = [by_line[line] for line in sorted(by_line, key=lambda line: (by_line[line].key, line))]
 
     def of(kind: type[_Kind]) -> list[_Kind]:
@@ -141,6 +144,7 @@ def read_suite(folder: Path) -> Records:
         timings=sorted(of(TimingRecord), key=lambda timing: timing.started_at),
         suites=sorted(of(SuiteRecord), key=lambda suite: (suite.finished_at, suite.key)),
         cut=cut,
+        damaged=damaged,
     )
 
 
@@ -289,10 +293,12 @@ def _glance(line: str) -> _Glance | None:
     return glance if glance.get("schema") == SCHEMA and digest == sha256(unsigned) else None
 
 
-def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Parsed], list[str]]:
+def _read(
+    folder: Path, parse: Callable[[str], _Parsed], damaged: list[str] | None = None
+) -> tuple[dict[str, _Parsed], list[str]]:
     """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for
-    each file that is empty, or whose last line is cut off. Raises UserError: a line can't be parsed, or
-    a file can't be read."""
+    each file that is empty, or whose last line is cut off. ``damaged``: gets a sentence for each line
+    that can't be parsed. Raises UserError: such a line without that list, or a file can't be read."""
     parsed: dict[str, _Parsed] = {}
     cut = []
     for path in _files(folder):
@@ -303,14 +309,11 @@ def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Par
             try:
                 line = raw.decode()
                 parsed[line] = parsed.get(line) or parse(line)
-            except OlderError as error:
-                raise UserError(f"{path}, line {number}: {error}") from error
             except (UserError, UnicodeDecodeError) as error:
-                reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
-                where = f"{path}, line {number}: no valid record: "
-                room = max(_LONGEST - len(where) - len(_REPAIR), 80)
-                reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
-                raise UserError(f"{where}{reason}{_REPAIR}") from error
+                sentence = _damage(path, number, error)
+                if damaged is None:
+                    raise UserError(sentence) from error
+                damaged.append(sentence)
         if not lines and not rest:
             cut.append(
                 f"{path}: it is empty, and a record that it held is lost; running the suite again "
@@ -322,6 +325,17 @@ def _read(folder: Path, parse: Callable[[str], _Parsed]) -> tuple[dict[str, _Par
                 "is missing"
             )
     return parsed, cut
+
+
+def _damage(path: Path, number: int, error: UserError | UnicodeDecodeError) -> str:
+    """The sentence on a line that can't be parsed."""
+    if isinstance(error, OlderError):
+        return f"{path}, line {number}: {error}"
+    reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
+    where = f"{path}, line {number}: no valid record: "
+    room = max(_LONGEST - len(where) - len(_REPAIR), 80)
+    reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
+    return f"{where}{reason}{_REPAIR}"
 
 
 def recorded_suites(results: Path) -> list[str]:

@@ -188,8 +188,8 @@ def _html(
     every = (*records.runs, *records.measurements, *records.timings)
     report = SuiteReport(
         folder=folder.resolve().name,
-        board=compared and compared.board,
-        sweep=compared and compared.sweep,
+        board=compared.board if compared else None,
+        sweep=compared.sweep if compared else None,
         cases=compared.cases if compared else (),
         times=times,
         looks=look_of,

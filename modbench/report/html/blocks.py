@@ -21,11 +21,12 @@ _POWERS = {prefix: 10.0 ** (3 * power) for power, prefix in enumerate("kMGTPEZY"
 
 @dataclass(frozen=True)
 class Cell:
-    """``sort``: what the column is sorted by, if it isn't the text; ``runs``: first and last number of
-    the runs that the cell leads to."""
+    """``sort``: what the column is sorted by, if it isn't the text; ``is_head``: it names its row;
+    ``runs``: first and last number of the runs that the cell leads to."""
 
     text: str
     number: bool
+    is_head: bool
     sort: str | None = None
     runs: tuple[int, int] | None = None
 
@@ -34,7 +35,8 @@ class Cell:
 class TableBlock:
     name: str  #: identifier on the page
     caption: str
-    headings: Sequence[tuple[str, bool, int | None]]  #: text, number column, place of its meaning
+    #: text, number column, names the rows, place of its meaning
+    headings: Sequence[tuple[str, bool, bool, int | None]]
     rows: Sequence[Sequence[Cell]]
     kind: str = "table"
 
@@ -146,19 +148,23 @@ class Blocks:
     def table(self, table: Table, heading: str) -> TableBlock:
         self._tables += 1
         known = [*self.meanings]
+        # A row is named by its scheme, or by its first cell.
+        head = next((n for n, text in enumerate(table.headings) if text == "scheme"), 0)
         headings = [
-            (text, column not in table.left, known.index(text) if text in self.meanings else None)
+            (
+                text,
+                column not in table.left,
+                column == head,
+                known.index(text) if text in self.meanings else None,
+            )
             for column, text in enumerate(table.headings)
         ]
-        # A row is named by its scheme, or by its first cell.
-        subject = next((n for n, text in enumerate(table.headings) if text == "scheme"), 0)
-        subject = table.headings.index("on the front") if "on the front" in table.headings else subject
         rows = []
         for number, row in enumerate(table.rows):
             runs = self.places.get(table.runs[number]) if table.runs else None
             rows.append(
                 [
-                    _cell(cell, column not in table.left, runs if column == subject else None)
+                    _cell(cell, column not in table.left, column == head, runs)
                     for column, cell in enumerate(row)
                 ]
             )
@@ -167,13 +173,14 @@ class Blocks:
         )
 
 
-def _cell(value: object, number: bool, runs: tuple[int, int] | None) -> Cell:
+def _cell(value: object, number: bool, is_head: bool, runs: tuple[int, int] | None) -> Cell:
     if isinstance(value, Markdown):
-        return Cell(inline(value), number=False)
+        return Cell(inline(value), number=False, is_head=is_head)
     text = " ".join(str("-" if value is None else value).split())
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    return Cell(text, number, _sort_value(value, text) if number else None, runs)
+    sort = _sort_value(value, text) if number else None
+    return Cell(text, number, is_head, sort, runs if is_head else None)
 
 
 def _sort_value(value: object, text: str) -> str:

@@ -10,15 +10,14 @@ from matplotlib.colors import to_hex
 from modbench.records.metrics import METRICS
 from modbench.report.html.source import SuiteReport
 from modbench.report.leaderboard.entry import Entry
-from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.titles import comparison_titles
-from modbench.report.table import Number, Table, escaped
+from modbench.report.table import Table, escaped
 
 #: Costs that a chart can have on its horizontal axis, with their names there.
 COSTS = {
     "forward_flops_per_token_realised": "realised forward FLOPs per token",
     "forward_flops_per_token": "nominal forward FLOPs per token",
-    "train_flops": "training FLOPs",
+    "train_flops": "training budget (FLOPs)",
     "train_step_seconds": "seconds per training step",
     "forward_seconds": "seconds per forward pass",
     "peak_memory_bytes": "peak memory of training (bytes)",
@@ -34,8 +33,6 @@ _FRONTS = (
     "train_step_seconds",
     "peak_memory_bytes",
 )
-#: Training FLOPs within this factor are one budget: a run ends within one step of it.
-_SAME = 1.05
 _SHAPES = {"s": "square", "D": "diamond", "d": "diamond", "v": "down", "^": "up", "P": "plus"}
 _TIMED = ("train_step_seconds", "peak_memory_bytes")
 
@@ -55,7 +52,8 @@ class Chart:
             return {}
         ordered = dict.fromkeys([board.rank_by, *names])
         held = [name for name in ordered if name not in COSTS and self._varies(name)]
-        return {name: f"{name.replace('_', ' ')} ({METRICS[name].unit})" for name in held}
+        words = {name: name.replace("heldout", "held-out").replace("_", " ") for name in held}
+        return {name: f"{words[name]} ({METRICS[name].unit})" for name in held}
 
     @cached_property
     def costs(self) -> dict[str, str]:
@@ -67,6 +65,10 @@ class Chart:
 
     @staticmethod
     def value(entry: Entry, name: str) -> float | None:
+        """The metric ``name`` of ``entry``; for training FLOPs the budget, which they reach within one
+        step."""
+        if name == "train_flops":
+            return float(entry.row.budget)
         value = entry.row.value(name)
         return None if value is None else float(f"{value.center:.7g}")
 
@@ -97,7 +99,7 @@ class Chart:
                 [
                     schemes.index(entry.scheme),
                     entry.comparison - 1,
-                    entry.row.label,
+                    entry.row.first.label,
                     int(entry.position is not None or self._on_curve(entry)),
                     *(self.value(entry, name) for name in axes),
                 ]
@@ -134,33 +136,23 @@ class Chart:
         if not self.qualities or self.report.board is None:
             return None
         quality = next(iter(self.qualities))
-        rows: list[tuple[object, ...]] = []
-        for cost in (name for name in _FRONTS if name in self.costs):
-            for title, entries in self._groups(cost):
-                front = self.front(entries, cost, quality)
-                rows += [
-                    (
-                        COSTS[cost],
-                        title,
-                        entry.row.label,
-                        Number(si(value, 3), value),
-                        Number(f"{loss:.4f}", loss),
-                    )
-                    for entry, value, loss in front
-                ]
-        names = ("against", "rows", "on the front", "cost", self.qualities[quality])
-        runs = [str(row[2]) for row in rows]
-        caption = "Pareto fronts: no other row is both cheaper and better"
-        return Table(names, rows, (0, 1, 2), caption, runs) if rows else None
+        rows = [
+            (COSTS[cost], title, ", ".join(entry.row.first.label for entry, _, _ in front), len(front))
+            for cost in _FRONTS
+            if cost in self.costs
+            for title, entries in self._groups(cost)
+            if (front := self.front(entries, cost, quality))
+        ]
+        names = ("against", "rows", "on the front, cheapest first", "number")
+        caption = f"Pareto fronts of {self.qualities[quality].partition(' (')[0]}"
+        return Table(names, rows, (0, 1, 2), caption) if rows else None
 
     def _groups(self, cost: str) -> Iterable[tuple[str, Sequence[Entry]]]:
         """The rows that are compared: those of each budget, or all against training FLOPs."""
         entries = self.report.entries
         board = self.report.board
         if cost == "train_flops":
-            spent = [value for entry in entries if (value := self.value(entry, cost)) is not None]
-            if max(spent, default=1) > _SAME * min(spent, default=1):
-                yield "all budgets", entries
+            yield "all budgets", entries
         elif board is not None:
             shown = {entry.row.label for entry in entries}
             comparisons = board.comparisons

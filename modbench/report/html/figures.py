@@ -18,7 +18,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _SHIFT = re.compile(r"translate\((\S+) (\S+)\)$")
 _SPACE = re.compile(r"\s*([A-Za-z])\s*")
 _LEFT_OUT = {"metadata", "style", "title"}
-_UNITS = {"pt": 4 / 3, "": 1.0}
+_PIXELS = 4 / 3  #: of a point
 
 
 @dataclass
@@ -42,27 +42,27 @@ class Glyphs:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure: its markup, its width over its height, and the numbers of the schemes to hide."""
+    """A figure: its markup, its width in pixels, and the numbers of the schemes to hide."""
 
     svg: Markup
-    aspect: float
+    width: int
     schemes: tuple[int, ...]
 
 
 def inlined(svg: bytes, title: str, prefix: str, glyphs: Glyphs) -> Drawing:
-    """The figure ``svg`` for a page. ``title``: read to those who don't see it; ``prefix``: of its
+    """The figure ``svg`` for a page. ``title``: its name for screen readers; ``prefix``: of its
     identifiers; ``glyphs``: of the page, to which those of the figure are added."""
     root = ElementTree.fromstring(svg)
     writer = _Writer(root, prefix, glyphs)
     body = "".join(map(writer.element, root))
     view = root.get("viewBox", "0 0 1 1")
-    width, height = map(float, view.split()[2:])
+    width = round(float(view.split()[2]) * _PIXELS)
     head = (
         f'<svg viewBox="{_rounded(view, 1)}" role="img" aria-labelledby="{prefix}title" '
-        f'stroke-linejoin="round" stroke-linecap="butt" width="{width * 4 / 3:.0f}">'
+        f'stroke-linejoin="round" stroke-linecap="butt" width="{width}">'
         f'<title id="{prefix}title">{escape(title)}</title>\n'
     )
-    return Drawing(Markup(f"{head}{body}</svg>"), width / height, tuple(sorted(writer.schemes)))
+    return Drawing(Markup(f"{head}{body}</svg>"), width, tuple(sorted(writer.schemes)))
 
 
 class _Writer:

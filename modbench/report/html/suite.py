@@ -8,6 +8,7 @@ from modbench.errors import several
 from modbench.report.html.blocks import Blocks, Section
 from modbench.report.html.chart import Chart
 from modbench.report.html.passage import passages
+from modbench.report.html.prose import inline
 from modbench.report.html.runs import Runs
 from modbench.report.html.source import SuiteReport
 from modbench.report.html.template import data, render
@@ -50,7 +51,7 @@ def suite_page(report: SuiteReport) -> bytes:
         sections=sections,
         chart=points and data(points),
         chart_meanings=points,
-        missing=_missing(report, chart),
+        missing=[*map(inline, _missing(report, chart))],
         fronts=fronts and blocks.table(fronts, "Pareto fronts"),
         passage=passage and data(passage),
         passage_schemes=[scheme["name"] for scheme in passage["schemes"]] if passage else [],

@@ -14,6 +14,14 @@
   const valueOf = (point, side) => point[FIRST + (side === "x" ? data.y.length : 0) + axisOf(side)];
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+  // Colours are those of the figures, which are on white; on a dark page they get some of it.
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  function onPage(hex) {
+    if (!dark.matches) return hex;
+    const parts = [1, 3, 5].map((at) => Math.round(0.65 * parseInt(hex.slice(at, at + 2), 16) + 0.35 * 255));
+    return `rgb(${parts.join(" ")})`;
+  }
+
   // 1234567 as 1.23 M.
   function si(value) {
     if (value === null) return "-";
@@ -49,8 +57,8 @@
     const corners = (shapes[point.scheme.shape] || shapes.circle)();
     if (Array.isArray(corners)) for (const [dx, dy] of corners) context.lineTo(x + dx * size, y + dy * size);
     context.closePath();
-    context.strokeStyle = point.scheme.color;
-    context.fillStyle = point.ranked ? point.scheme.color : color("--card");
+    context.strokeStyle = onPage(point.scheme.color);
+    context.fillStyle = point.ranked ? onPage(point.scheme.color) : color("--card");
     context.fill();
     context.stroke();
   }
@@ -80,6 +88,7 @@
     context.font = 12 * ratio + "px system-ui, sans-serif";
     context.fillStyle = color("--text");
     context.textBaseline = "middle";
+    context.textAlign = "left";
     const taken = points.map((point) => { const [x, y] = at(point); return [x - 6 * ratio, y - 6 * ratio, x + 6 * ratio, y + 6 * ratio]; });
     for (const point of points) {
       const [x, y] = at(point), width = context.measureText(point.label).width, gap = 9 * ratio, high = 8 * ratio;
@@ -98,10 +107,12 @@
     context.restore();
   }
   function tell(point) {
-    const names = [...new Set(front.map((p) => p.label))];
-    const shown = names.length > 8 ? names.slice(0, 8).join(", ") + " and " + (names.length - 8) + " more" : names.join(", ");
+    const several = selects.group && selects.group.value === "all";
+    const named = (p) => p.label + (several ? `, ${data.groups[p.group]}` : "");
+    const names = front.map(named);
+    const shown = names.length > 8 ? names.slice(0, 8).join("; ") + " and " + (names.length - 8) + " more" : names.join("; ");
     said.textContent = point
-      ? `${point.label}: ${+point.y.toPrecision(5)}, ${si(point.x)}`
+      ? `${named(point)}: ${+point.y.toPrecision(5)}, ${si(point.x)}`
       : points.length ? `Pareto front (dashed): ${shown}` : "No row has both of these.";
   }
   function nearest(u) {
@@ -155,15 +166,24 @@
     if (!select) continue;
     const chosen = state.get("chart." + side);
     if ([...select.options].some((option) => option.value === chosen)) select.value = chosen;
-    else if (side === "group" && !state.get("chart.x")) select.value = "all";
-    select.addEventListener("change", () => { state.set("chart." + side, select.value); show(); });
+    select.addEventListener("change", () => {
+      // All rows of a budget have the same one.
+      if (side === "x" && selects.group && select.value === "train_flops") {
+        selects.group.value = "all";
+        state.set("chart.group", "all");
+      }
+      state.set("chart." + side, select.value);
+      show();
+    });
   }
   const toggles = byId("chart-schemes");
   if (data.schemes.length > 24) toggles.remove();
   else data.schemes.forEach((scheme, index) => {
     const box = make("input", { type: "checkbox", checked: !hidden.has(index) });
     const dot = make("i");
-    dot.style.background = scheme.color;
+    const paint = () => { dot.style.background = onPage(scheme.color); };
+    paint();
+    dark.addEventListener("change", paint);
     box.addEventListener("change", () => {
       if (box.checked) hidden.delete(index);
       else hidden.add(index);
@@ -177,7 +197,7 @@
   const begin = () => {
     show();
     new ResizeObserver(() => { if (!chart || Math.abs(chart.width - plot.clientWidth) > 1) show(); }).observe(plot);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+    dark.addEventListener("change", show);
   };
   if (document.readyState === "complete") begin();
   else window.addEventListener("load", begin);

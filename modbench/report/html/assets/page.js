@@ -96,7 +96,7 @@ for (const button of document.querySelectorAll(".info")) {
     meaning.style.right = meaning.style.bottom = "auto";
   };
   const hide = () => { if (meaning.matches(":popover-open")) meaning.hidePopover(); };
-  const head = button.parentNode;
+  const head = button.closest("th");
   button.removeAttribute("popovertarget");
   button.setAttribute("aria-describedby", meaning.id);
   button.addEventListener("click", (event) => { event.stopPropagation(); show(); });

@@ -14,6 +14,9 @@ from modbench.report.table import Markdown, Number, Table
 
 #: Tables with more rows get a box that filters them.
 FILTER_ABOVE = 8
+#: Characters of a figure that a page may hold. Those of shipped suites have at most 160,000; a curve for
+#: each of 500 rows takes 700,000, and shows nothing.
+_LARGEST = 250_000
 _LONGEST = 400  #: characters of a cell, as in the table's other forms
 _LEADING = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?: ([kMGTPEZY]))?(?![\w.])")
 _POWERS = {prefix: 10.0 ** (3 * power) for power, prefix in enumerate("kMGTPEZY", start=1)}
@@ -49,7 +52,9 @@ class TableBlock:
 class FigureBlock:
     name: str
     caption: Markup
-    drawing: Drawing
+    title: str
+    file: str
+    drawing: Drawing | None  #: None: too large for a page, which links to the file
     schemes: Sequence[str]  #: that can be hidden, by number
     kind: str = "figure"
 
@@ -136,14 +141,24 @@ class Blocks:
 
     def figure(self, picture: Picture, caption: str) -> list[FigureBlock]:
         """The figure of ``picture``; none if it was not drawn."""
-        svg = self.drawings.get(picture.file.replace(".png", ".svg"))
+        file = picture.file.replace(".png", ".svg")
+        svg = self.drawings.get(file)
         if svg is None:
             return []
         self._figures += 1
         name = f"f{self._figures}"
         drawing = inlined(svg, picture.alt, f"{name}-", self.glyphs)
-        schemes = self.schemes if drawing.schemes else ()
-        return [FigureBlock(name=name, caption=inline(caption), drawing=drawing, schemes=schemes)]
+        fits = len(drawing.svg) <= _LARGEST
+        return [
+            FigureBlock(
+                name=name,
+                caption=inline(caption),
+                title=picture.alt,
+                file=file,
+                drawing=drawing if fits else None,
+                schemes=self.schemes if drawing.schemes else (),
+            )
+        ]
 
     def table(self, table: Table, heading: str) -> TableBlock:
         self._tables += 1
@@ -186,11 +201,11 @@ def _cell(value: object, number: bool, is_head: bool, runs: tuple[int, int] | No
 def _sort_value(value: object, text: str) -> str:
     """The number in a cell at full precision, as text; empty without one."""
     if isinstance(value, Number):
-        return repr(value.value)
+        return repr(value.value).removesuffix(".0")
     if isinstance(value, bool) or value is None:
         return ""
     if isinstance(value, int | float):
-        return repr(value)
+        return repr(value).removesuffix(".0")
     match = _LEADING.match(text)
     if match is None:
         return ""

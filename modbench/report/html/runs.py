@@ -105,9 +105,9 @@ class Runs:
         # A run named by its key has no row that could be chosen.
         row = typed.row if typed.row == result.label else ""
         with_seed = str(replace(typed, seed=result.seed)) if row else name
-        only = shlex.quote(str(replace(typed, seed=None)))
+        only = _typed(str(replace(typed, seed=None)))
         train = f"modbench run {suite} --only {only} --seeds {result.seed}" if row else ""
-        verify = f"modbench verify {shlex.quote(f'{suite}/{with_seed}')} --results FOLDER"
+        verify = f"modbench verify {_typed(f'{suite}/{with_seed}')} --results FOLDER"
         return RunEntry(
             name=with_seed,
             seed=result.seed,
@@ -123,13 +123,19 @@ class Runs:
         )
 
     def _files(self, result: Result) -> tuple[tuple[str, str], ...]:
-        """What each record of ``result`` holds, and its file."""
+        """Parts of ``result``, each with the file of its record."""
         held = [("training", (result.record.key, result.record.finished))]
         for record in result.measurements:
             name = record.measurement["settings"].get("task") or record.measurement["measures"]
             held.append((name.replace("heldout", "loss"), (record.key, record.finished)))
         known = self.report.files
         return tuple((name, known[key]) for name, key in held if key in known)
+
+
+def _typed(word: str) -> str:
+    """``word`` as one types it in a shell."""
+    # A shell takes a hash for a comment at the start of a word only, which a label never has.
+    return word if shlex.quote(word.replace("#", "")) == word.replace("#", "") else shlex.quote(word)
 
 
 def files_of(folder: Path) -> dict[tuple[str, ...], str]:

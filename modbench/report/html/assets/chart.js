@@ -192,7 +192,7 @@
     });
     toggles.append(make("label", {}, box, dot, scheme.name));
   });
-  byId("chart").querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  byId("chart-card").querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   // After the page is shown: a chart costs more than all tables.
   const begin = () => {
     show();

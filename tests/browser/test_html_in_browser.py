@@ -237,6 +237,9 @@ def test_only_tables_scroll_sideways(
     visit: Any, tmp_path: Path, name: str, scheme: str, size: dict[str, int]
 ) -> None:
     page = visit(name, size, color_scheme=scheme)
+    page.evaluate(  # which else are laid out when they come into view
+        "document.querySelectorAll('section').forEach(s => { s.style.contentVisibility = 'visible'; })"
+    )
     wide = page.evaluate(
         "[...document.querySelectorAll('body *')]"
         ".filter(e => !e.closest('.scroll, .passage, svg, select')"

@@ -27,7 +27,7 @@ def notice(page: str) -> str:
 
 def test_one_seed_and_no_times_are_said_where_they_are_missed(tmp_path, fakes, six):
     page = page_of(fakes.store(tmp_path / "fake", six))
-    assert "token_choice 4.8100 (not tested: no run was repeated)" in page
+    assert "token_choice, 4.8100 nats/token <span>not tested: no run was repeated</span>" in page
     assert "One seed gives no interval" in page
     assert "<code>modbench time fake</code> measures them" in page
     assert notice(page) == ""
@@ -91,7 +91,13 @@ def test_the_index_lists_suites_with_their_facts(tmp_path, fakes, six):
     page_of(fakes.store(tmp_path / "fake", six))
     index = (tmp_path / "index.html").read_text()
     (row,) = [line for line in index.splitlines() if 'href="fake/index.html"' in line]
-    for fact in (">6<", "token_choice 4.8100", "1.00 TFLOP", "Imaginary CPU, 2 cores", "2026-01-01"):
+    for fact in (
+        ">6<",
+        "token_choice, 4.8100 nats/token; not tested",
+        "1.00 TFLOP",
+        "Imaginary CPU, 2 cores",
+        "2026-01-01",
+    ):
         assert fact in row
     assert "<code>modbench report plain --html</code>" in index
     assert index.index("Content-Security-Policy") < index.index("<style>")

@@ -1,10 +1,10 @@
 """index.html of a suite: its tables, a chart, figures, routing and runs in one file."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from modbench.errors import several
+from modbench.records.metrics import METRICS
 from modbench.report.html.blocks import Blocks, Section
 from modbench.report.html.chart import Chart
 from modbench.report.html.passage import passages
@@ -12,8 +12,8 @@ from modbench.report.html.prose import inline
 from modbench.report.html.runs import Runs
 from modbench.report.html.source import SuiteReport
 from modbench.report.html.template import data, render
-from modbench.report.leaderboard.entry import Entry
-from modbench.report.leaderboard.metric_cells import si
+from modbench.report.isoflop.sweep import Sweep
+from modbench.report.leaderboard.metric_cells import ranking_column, si
 from modbench.report.sections import Page
 
 _EMPTY = Page(())
@@ -115,39 +115,43 @@ def _header(report: SuiteReport) -> dict[str, Any]:
     }
 
 
-def _best(report: SuiteReport) -> str:
-    """The first row in words: a claim only where the table makes one."""
+def _best(report: SuiteReport) -> dict[str, str] | None:
+    """The first row, of the largest budget, with its figure and whether that was tested; None if no row
+    can be ranked."""
     if report.sweep:
-        budgets = [b for b in report.sweep.budgets if any(x.position for x in report.sweep.lines(b))]
-        if not budgets:
-            return ""
-        line = next(line for line in report.sweep.lines(budgets[-1]) if line.position)
-        others = sum(bool(line.group) for line in report.sweep.lines(budgets[-1])) - 1
-        loss = line.optimum.loss or 0.0
-        return _claimed(line.optimum.scheme, f"{loss:.4f}", others, bool(line.group))
-    if report.board is None:
-        return ""
-    ranked = [entry for entry in report.board.entries if entry.position == 1]
-    if not ranked:
-        return ""
-    first: Entry = ranked[-1]  # of the largest budget
-    value = first.row.value(report.board.rank_by)
-    group = [e for e in _peers(report, first) if report.board.differences.group(e)]
-    shown = f"{value.center:.4f}" if value else "-"
-    return _claimed(first.scheme, shown, len(group) - 1, bool(group))
+        return _best_optimum(report.sweep)
+    board = report.board
+    ranked = [entry for entry in board.entries if entry.position == 1] if board else []
+    if board is None or not ranked:
+        return None
+    first = ranked[-1]
+    peers = [entry for entry in board.entries if entry.comparison == first.comparison]
+    group = [entry for entry in peers if board.differences.group(entry)]
+    by = ranking_column(board).heading.partition(" (")[0]
+    value, unit = first.row.value(board.rank_by), METRICS[board.rank_by].unit
+    shown = f"{value.center:.4f} {unit}" if value else "-"
+    return {"by": by, "name": first.scheme, "value": shown, "claim": _claim(len(group))}
 
 
-def _peers(report: SuiteReport, entry: Entry) -> Sequence[Entry]:
-    entries = report.board.entries if report.board else ()
-    return [other for other in entries if other.comparison == entry.comparison]
+def _best_optimum(sweep: Sweep) -> dict[str, str] | None:
+    for budget in reversed(sweep.budgets):
+        lines = sweep.lines(budget)
+        first = next((line for line in lines if line.position and line.optimum.loss is not None), None)
+        if first:
+            claim = _claim(sum(bool(line.group) for line in lines))
+            shown = f"{first.optimum.loss:.4f} nats/token"
+            by = f"held-out loss at the optimum, {budget:.3g} FLOPs"
+            return {"by": by, "name": first.optimum.scheme, "value": shown, "claim": claim}
+    return None
 
 
-def _claimed(scheme: str, value: str, others: int, is_tested: bool) -> str:
-    if not is_tested:
-        return f"{scheme} {value} (not tested: no run was repeated)"
-    if others > 0:
-        return f"{scheme} {value} (not separable from {several(others, 'other')})"
-    return f"{scheme} {value}"
+def _claim(group: int) -> str:
+    """What the first row's place means; ``group``: the number of rows that may be the best."""
+    if not group:
+        return "not tested: no run was repeated"
+    return (
+        f"not separable from {several(group - 1, 'other')}" if group > 1 else "separable from all others"
+    )
 
 
 def _machine(environment: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import re
 import pytest
 from isoflop_made_up import records as sweep_records
 
+from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.report.html.blocks import Blocks
 from modbench.report.html.figures import Glyphs, inlined
@@ -101,6 +102,13 @@ def test_the_index_lists_suites_with_their_facts(tmp_path, fakes, six):
         assert fact in row
     assert "<code>modbench report plain --html</code>" in index
     assert index.index("Content-Security-Policy") < index.index("<style>")
+
+
+def test_the_option_of_the_command_writes_page_and_index(tmp_path, fakes, capsys):
+    folder = fakes.store(tmp_path / "fake", [fakes.make_record("mod")])
+    assert main(["report", "fake", "--results", str(tmp_path), "--html"]) == 0
+    paths = capsys.readouterr().out.splitlines()
+    assert paths[-2:] == [str(folder / "index.html"), str(tmp_path / "index.html")]
 
 
 def test_a_page_of_another_program_is_left_alone(tmp_path, fakes, six):

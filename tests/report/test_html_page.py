@@ -151,7 +151,7 @@ def test_a_row_is_a_line_of_a_table_with_its_number_in_full(page, many):
     assert '<th scope="row"><a href="#run-' in line
     assert line.endswith("</tr>")
     for table in re.findall(r"<table.*?</table>", page, flags=re.DOTALL):
-        assert "<caption>" in table
+        assert "<caption" in table
         assert '<th scope="col"' in table
 
 

@@ -41,6 +41,7 @@ class TableBlock:
     #: text, number column, names the rows, place of its meaning
     headings: Sequence[tuple[str, bool, bool, int | None]]
     rows: Sequence[Sequence[Cell]]
+    repeats: bool = False  #: the caption is the heading above it
     kind: str = "table"
 
     @property
@@ -183,8 +184,13 @@ class Blocks:
                     for column, cell in enumerate(row)
                 ]
             )
+        caption = table.caption or heading
         return TableBlock(
-            name=f"t{self._tables}", caption=table.caption or heading, headings=headings, rows=rows
+            name=f"t{self._tables}",
+            caption=caption,
+            headings=headings,
+            rows=rows,
+            repeats=caption == heading,
         )
 
 

@@ -146,7 +146,7 @@ def _best_optimum(sweep: Sweep) -> dict[str, str] | None:
 
 
 def _claim(group: int) -> str:
-    """What the first row's place means; ``group``: the number of rows that may be the best."""
+    """The claim of the first row; ``group``: the number of rows that may be the best."""
     if not group:
         return "not tested: no run was repeated"
     return (

@@ -90,6 +90,10 @@
     context.textBaseline = "middle";
     context.textAlign = "left";
     const taken = points.map((point) => { const [x, y] = at(point); return [x - 6 * ratio, y - 6 * ratio, x + 6 * ratio, y + 6 * ratio]; });
+    front.slice(1).forEach((point, index) => { // the steps of the front
+      const [right, low] = at(point), [left, high] = at(front[index]), near = 3 * ratio;
+      taken.push([left, high - near, right, high + near], [right - near, Math.min(low, high), right + near, Math.max(low, high)]);
+    });
     for (const point of points) {
       const [x, y] = at(point), width = context.measureText(point.label).width, gap = 9 * ratio, high = 8 * ratio;
       const places = [[x + gap, y], [x - gap - width, y], [x - width / 2, y - 2 * high], [x - width / 2, y + 2 * high],

@@ -106,7 +106,7 @@ for (const block of document.querySelectorAll(".table")) {
     });
     bar.append(button);
   }
-  if (block.dataset.filter !== "1") bar.classList.add("tight");
+  if (block.dataset.filter !== "1" && block.dataset.plain === undefined) bar.classList.add("tight");
   block.prepend(bar);
   const sort = /^(\d+)(d?)$/.exec(state.get(block.id + ".sort") || "");
   if (sort && heads[+sort[1]]) {

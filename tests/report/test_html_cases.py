@@ -134,6 +134,7 @@ def test_isoflop_curves_have_schemes_to_hide_and_optima_lead_to_runs(tmp_path, f
     ]
     assert len(names) > 5
     assert all(name.startswith("mod/w") and "@3e12" in name for name in names)
+    assert f"<code>modbench run fake --only {names[0]}</code>" in lines[first]
 
 
 def test_a_single_size_says_why_there_is_no_optimum(tmp_path, fakes, make):

@@ -100,16 +100,16 @@ class Chart:
                     schemes.index(entry.scheme),
                     entry.comparison - 1,
                     entry.row.first.label,
-                    int(entry.position is not None or self._on_curve(entry)),
+                    int(self._can_be_ranked(entry)),
                     *(self.value(entry, name) for name in axes),
                 ]
                 for entry in entries
             ],
         }
 
-    def _on_curve(self, entry: Entry) -> bool:
-        """Return True if ``entry`` is of an isoFLOP suite, or of a size that is not its scheme's best,
-        and can be ranked."""
+    @staticmethod
+    def _can_be_ranked(entry: Entry) -> bool:
+        """Return True also for sizes that are not their scheme's best, and those of isoFLOP curves."""
         return not entry.unranked and bool(entry.row.ok)
 
     @staticmethod
@@ -168,7 +168,7 @@ class Chart:
         points = [
             (value, sign * reached, entry.row.label, entry)
             for entry in entries
-            if self._on_curve(entry)
+            if self._can_be_ranked(entry)
             and (value := self.value(entry, cost)) is not None
             and (reached := self.value(entry, quality)) is not None
         ]

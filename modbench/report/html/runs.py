@@ -105,8 +105,10 @@ class Runs:
         # A run named by its key has no row that could be chosen.
         row = typed.row if typed.row == result.label else ""
         with_seed = str(replace(typed, seed=result.seed)) if row else name
-        only = _typed(str(replace(typed, seed=None)))
-        train = f"modbench run {suite} --only {only} --seeds {result.seed}" if row else ""
+        only = f"{_typed(str(replace(typed, seed=None)))} --seeds {result.seed}"
+        if self.report.sweep:  # other seeds would try learning rates of their own
+            only = _typed(with_seed)
+        train = f"modbench run {suite} --only {only}" if row else ""
         verify = f"modbench verify {_typed(f'{suite}/{with_seed}')} --results FOLDER"
         return RunEntry(
             name=with_seed,

@@ -99,6 +99,14 @@ def tests_full(session: nox.Session, version: str) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Test the pages of `modbench report --html` in the machine's Chromium; arguments after -- go to
+    pytest."""
+    python = ready(session, "browser", project="[dev,browser]")
+    session.run(python, "-m", "pytest", "tests/browser", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check formatting, lint and types."""
     module(session, "ruff", "format", "--check", ".")

@@ -18,16 +18,19 @@ def report(
     *,
     results: Results = Path("my-results"),
     rank_by: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
+    html: Annotated[bool, arg(help_behavior_hint="")] = False,
     check: bool = False,
 ) -> int:
     """Write tables and plots from the records again; the same records give the same bytes.
 
-    Example: modbench report quick --results results
+    Example: modbench report quick --results results --html
 
     Args:
         suites: suites in the results folder; by default all
         results: folder that holds one folder per suite
         rank_by: metric that ranks the table (`modbench list metrics`); by default the suite's choice
+        html: write index.html too, a page for a browser, and the index over all suites; a page that is
+            there is always kept up to date
         check: write nothing; exit with 1 if a file differs from what the records give, and name the
             first byte
     """
@@ -53,7 +56,7 @@ def report(
                 print(sentence or f"{results / name}: equal to what the records give")
                 different |= sentence is not None
                 continue
-            report = write_report(results / name, rank_by=rank_by, say=tell, begin=begin)
+            report = write_report(results / name, rank_by=rank_by, html=html, say=tell, begin=begin)
         for path in report.paths:
             print(path)
     return 1 if different else 0

@@ -1,5 +1,5 @@
 """Writes the derived files of a suite: leaderboard.csv, leaderboard.md, timings.csv, memory.csv,
-timings.md and the figures."""
+timings.md, the figures and the page in HTML."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +11,11 @@ from modbench.records.store import RECORDS, Records, read_bytes, read_suite, wri
 from modbench.report.captions import CAPTIONS
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
+from modbench.report.html.source import PAGE, SuiteReport
 from modbench.report.isoflop.csv import differences_table, optima_table, rates_table
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.isoflop.sweep import sweep_of
+from modbench.report.isoflop.sweep import Sweep, sweep_of
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.board_tables import pairs_table
 from modbench.report.leaderboard.figures import figures
@@ -26,7 +27,7 @@ from modbench.report.leaderboard.scheme import (
     with_shape,
 )
 from modbench.report.plot_style import Mark, marks
-from modbench.report.routing.cases import cases_of_board, cases_of_sweep
+from modbench.report.routing.cases import RoutingCase, cases_of_board, cases_of_sweep
 from modbench.report.routing.pattern import pattern_files
 from modbench.report.routing.weights import weight_files
 from modbench.report.sections import Items, Page
@@ -38,13 +39,14 @@ from modbench.report.timing.values import labels_of, newest_session
 
 #: All files that a report may have. Those without data are not written, and removed if they are there.
 DERIVED = {
+    PAGE,
     *("leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
     "learning_rates.csv",
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
 #: Parts of a report in the order in which they are made.
-PARTS = ("comparisons", "routing", "curves", "times")
+PARTS = ("comparisons", "routing", "curves", "times", "page")
 #: Files by name.
 _Contents = dict[str, bytes | Page | Table]
 
@@ -61,6 +63,7 @@ def write_report(
     suite_folder: Path,
     *,
     rank_by: str | None = None,
+    html: bool = False,
     say: Callable[[str], object] = lambda text: None,
     begin: Callable[[str], object] = lambda part: None,
 ) -> Report:
@@ -70,6 +73,9 @@ def write_report(
     Args:
         suite_folder: ``results/<suite>``
         rank_by: the metric that ranks the table; by default the one of the suite's newest record
+        html: write the page in HTML too, with the index over all suites, and leave out lines that are
+            damaged. A page that is there is written again in any case, so that it never differs from
+            the tables.
         say: called with a sentence for each file that is empty or cut off, and one if no run has
             finished
         begin: called with the name of each of `PARTS` before it is made
@@ -78,7 +84,7 @@ def write_report(
         UserError: see `contents_of`; or the folder can't be written to.
     """
     folder = Path(suite_folder)
-    contents = contents_of(folder, rank_by=rank_by, say=say, begin=begin)
+    contents = contents_of(folder, rank_by=rank_by, html=html, say=say, begin=begin)
     if not contents:
         return Report([], {})
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
@@ -86,7 +92,12 @@ def write_report(
     for name in DERIVED - written.keys():  # of an earlier report
         (folder / name).unlink(missing_ok=True)
     pages = {name: content for name, content in contents.items() if isinstance(content, Page)}
-    return Report([folder / name for name in written], pages)
+    paths = [folder / name for name in written]
+    if PAGE in written:
+        from modbench.report.html.index import write_index
+
+        paths += write_index(folder.absolute().parent, say)
+    return Report(paths, pages)
 
 
 def first_difference(
@@ -127,6 +138,7 @@ def contents_of(
     folder: Path,
     *,
     rank_by: str | None = None,
+    html: bool = False,
     say: Callable[[str], object] = lambda text: None,
     begin: Callable[[str], object] = lambda part: None,
 ) -> _Contents:
@@ -151,15 +163,21 @@ def contents_of(
     results = results_of(records)
     times = _times(records)
     look_of = marks(_routers(results, times))
-    contents = _of_results(records, results, times, look_of, rank_by, begin) if results else {}
+    compared = _compare(records, results, times, rank_by, begin) if results else None
+    contents = _of_results(compared, look_of, begin) if compared else {}
     if times is not None:
         begin("times")
         contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
     left_out = [sentence.replace(f"{folder}/", "") for sentence in records.left_out]
-    return {
+    page = {}
+    if html or (folder / PAGE).exists():
+        begin("page")
+        page = _html(folder, records, compared, times, look_of, contents, left_out)
+    named = {
         name: _with_left_out(content, left_out) if isinstance(content, Page) else content
         for name, content in contents.items()
     }
+    return named | page
 
 
 def _with_left_out(page: Page, sentences: Sequence[str]) -> Page:
@@ -198,19 +216,68 @@ def _routers(results: Sequence[Result], times: TimingTable | None) -> dict[str, 
     return routers
 
 
-def _of_results(
+@dataclass(frozen=True)
+class _Compared:
+    """The comparisons of a suite's results, and the runs whose routing is drawn."""
+
+    board: Leaderboard
+    sweep: Sweep | None
+    cases: Sequence[RoutingCase]
+
+
+def _compare(
     records: Records,
     results: list[Result],
     times: TimingTable | None,
-    look_of: dict[str, Mark],
     rank_by: str | None,
     begin: Callable[[str], object],
-) -> _Contents:
+) -> _Compared:
     begin("comparisons")
     by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
     board = Leaderboard.of(results, by, records.audits, times)
     sweep = sweep_of(results, board, times)
-    cases = cases_of_sweep(sweep) if sweep else cases_of_board(board)
+    return _Compared(board, sweep, cases_of_sweep(sweep) if sweep else cases_of_board(board))
+
+
+def _html(
+    folder: Path,
+    records: Records,
+    compared: _Compared | None,
+    times: TimingTable | None,
+    look_of: dict[str, Mark],
+    contents: _Contents,
+    left_out: Sequence[str],
+) -> dict[str, bytes]:
+    """The page in HTML of the other ``contents``."""
+    from modbench.report.html.runs import files_of  # with a library of templates
+    from modbench.report.html.suite import suite_page
+
+    every = (*records.runs, *records.measurements, *records.timings)
+    report = SuiteReport(
+        folder=folder.resolve().name,
+        board=compared.board if compared else None,
+        sweep=compared.sweep if compared else None,
+        cases=compared.cases if compared else (),
+        times=times,
+        looks=look_of,
+        pages={name: content for name, content in contents.items() if isinstance(content, Page)},
+        drawings={
+            name: content
+            for name, content in contents.items()
+            if isinstance(content, bytes) and name.endswith(".svg")
+        },
+        files=files_of(folder),
+        damaged=left_out,
+        finished=max((record.finished for record in every), default=""),
+        is_named=bool(records.suites),
+    )
+    return {PAGE: suite_page(report)}
+
+
+def _of_results(
+    compared: _Compared, look_of: dict[str, Mark], begin: Callable[[str], object]
+) -> _Contents:
+    board, sweep, cases = compared.board, compared.sweep, compared.cases
     begin("routing")
     drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
     begin("curves")

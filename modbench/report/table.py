@@ -6,7 +6,7 @@ import html
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tabulate import tabulate
@@ -24,14 +24,32 @@ class Markdown(str):
     """A cell that is Markdown already: not escaped there, and shown as it stands in other forms."""
 
 
+class Number(str):
+    """A number as a cell shows it, with its value at full precision."""
+
+    value: float
+
+    def __new__(cls, text: str, value: float) -> "Number":
+        number = super().__new__(cls, text)
+        number.value = value
+        return number
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells under headings; None: no value. Columns ``left``, counted from 0, are aligned left, the
-    others right."""
+    others right. HTML pages show the ``caption``, and link each row to its ``runs``: the label of a row
+    of the suite, or a scheme and a budget (see `modbench.report.html.runs`)."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[object]]
     left: Collection[int] = (0,)
+    caption: str = ""
+    runs: Sequence[str] = ()
+
+    def about(self, caption: str, runs: Sequence[str] = ()) -> "Table":
+        """The table with a caption, and with the names of the runs of each row."""
+        return replace(self, caption=caption, runs=runs)
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, object]], left: Collection[int] = (0,)) -> "Table":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 #: Parts of a report (`modbench.report.page.PARTS`, whose import takes seconds).
-PARTS = ("comparisons", "routing", "curves", "times")
+PARTS = ("comparisons", "routing", "curves", "times", "page")
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_no_part_of_a_record(tmp_path, fakes, monkeypatch):
 
 def test_a_place_that_can_not_hold_records_is_named(tmp_path, fakes):
     (tmp_path / "records").write_text("a file where the folder goes")
-    with pytest.raises(UserError, match=r"records: can't be written .*; give --results"):
+    with pytest.raises(UserError, match=r"records: can't be written .*; choose a folder"):
         append_record(tmp_path, run_of(fakes))
     with pytest.raises(UserError, match=r"records: can't be read"):
         read_suite(tmp_path)

@@ -106,7 +106,7 @@ def _tables(entries: Sequence[Entry]) -> Iterator[Part]:
         lines: list[Sequence[str]] = []
         for number, task in enumerate(tasks):
             lines += _lines(rows, task, compute=not group or number == len(tasks) - 1)
-        yield Table(headings, lines, left=(0, 1))
+        yield Table(headings, lines, left=(0, 1), caption=f"Scores{f' of {group}' if group else ''}")
         if differ := [task for task in tasks if not comparable(rows, task)]:
             yield (
                 f"Not comparable, since items, examples or versions differ between columns: "

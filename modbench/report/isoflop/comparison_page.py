@@ -84,7 +84,7 @@ def pair_section(sweep: Sweep) -> Iterable[Part]:
         )
         budgets = [f"{pair.budget:.3g}" for pair in optima]
         pairs = [(p.scheme, p.other, p.difference, p.same_processor) for p in optima]
-        yield pair_table((("FLOPs", budgets),), pairs, "nats/token")
+        yield pair_table((("FLOPs", budgets),), pairs, "nats/token").about("Differences at the optima")
     if equal := of_equal_runs(sweep):
         yield (
             "Runs of equal shape, budget, learning rate and seed that differ in their router only, all "
@@ -95,7 +95,8 @@ def pair_section(sweep: Sweep) -> Iterable[Part]:
             f"for {several(len(equal), 'comparison')}."
         )
         means = ("scheme", "minus", "mean difference (nats/token)", "adjusted p", "per size step")
-        yield Table((*means, "cells", "lower in"), [_equal_row(pair) for pair in equal], left=(0, 1))
+        table = Table((*means, "cells", "lower in"), [_equal_row(pair) for pair in equal], left=(0, 1))
+        yield table.about("Differences at equal shapes")
 
 
 def _equal_row(pair: Pair) -> Sequence[object]:

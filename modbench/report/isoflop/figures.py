@@ -2,12 +2,13 @@
 loss against normalised forward FLOPs, learning rates, speed-ups."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -37,7 +38,7 @@ from modbench.report.plot_style import (
 
 _Handles = dict[str, Any]
 _Marks = Mapping[str, Mark]
-_Point = tuple[Axes, float, float, Mark]  #: panel, place on its x axis, loss
+_Point = tuple[Axes, float, float, Mark, str]  #: panel, place on its x axis, loss; name, see _name_marks
 #: An open arrow that starts with a stroke at the value, as a marker; half of its size is its length.
 _CORNERS = ((0, -0.25), (0, 0.25), (0, 0), (1, 0), (0.7, 0.2), (1, 0), (0.7, -0.2))
 _CODES = (1, 2, 1, 2, 1, 2, 2)  # moves and lines: the stroke, the shaft, the head
@@ -112,9 +113,13 @@ def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
                 continue
             optimum = analysis.optimum(scheme, budget, HEADLINE)
             inside, outside = inside or optimum.loss is not None, outside or optimum.loss is None
+            known = {*axes.get_children()}
             _draw_curve(axes, curve, optimum, mark)
+            drawn = [artist for artist in axes.get_children() if artist not in known]
+            name = f"scheme-{[*look_of].index(scheme)}-{panels.index(axes)}"
+            _name_marks(drawn, name)
             means = {x: float(np.mean(losses)) for x, losses in curve.items()}
-            every += [(axes, x, mean, mark) for x, mean in means.items()]
+            every += [(axes, x, mean, mark, f"{name}-above") for x, mean in means.items()]
             good += means.values() if optimum.loss is not None else ()
         cut = _cut_above(good, every) or cut
         axes.set_xscale("log")
@@ -126,6 +131,13 @@ def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
         handles["optimum, 95 %"] = Line2D([], [], color="0.2", linestyle="none", **_STAR)
     _legend(figure, handles, outside, cut)
     return figure
+
+
+def _name_marks(artists: Sequence[Artist], name: str) -> None:
+    """Give the ``artists`` of a scheme in a panel names by which a page can hide them: ``name``, which
+    is ``scheme-SCHEME-PANEL`` (see `modbench.report.html.figures`), and a number."""
+    for number, artist in enumerate(artists):
+        artist.set_gid(f"{name}-{number}")
 
 
 def _legend(figure: Figure, handles: _Handles, outside: bool, cut: bool) -> None:
@@ -140,11 +152,12 @@ def _legend(figure: Figure, handles: _Handles, outside: bool, cut: bool) -> None
 def _cut_above(good: list[float], points: list[_Point]) -> bool:
     """Limit the loss axis of ``points`` to the ``good`` losses and half their range above, so that one
     bad scheme doesn't flatten the others. An arrow at the top marks each point above."""
-    if not good or max(loss for _, _, loss, _ in points) <= (top := 1.5 * max(good) - 0.5 * min(good)):
+    if not good or max(loss for _, _, loss, *_ in points) <= (top := 1.5 * max(good) - 0.5 * min(good)):
         return False
-    for axes, x, loss, mark in points:
+    for number, (axes, x, loss, mark, name) in enumerate(points):
         if loss > top:
-            draw_point(axes, x, top, Mark(mark.color, "^", "-"), filled=True, clip_on=False)
+            style: dict[str, Any] = {"clip_on": False, "gid": f"{name}-{number}" if name else None}
+            draw_point(axes, x, top, Mark(mark.color, "^", "-"), filled=True, **style)
     for axes in dict.fromkeys(axes for axes, *_ in points):
         axes.set_ylim(top=top)
     return True
@@ -255,7 +268,7 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
             else:
                 good += losses
             axes.plot(x, losses, markersize=5, **style)
-            every += [(axes, at, mean, mark) for at, mean in zip(x, losses, strict=True)]
+            every += [(axes, at, mean, mark, "") for at, mean in zip(x, losses, strict=True)]
         axes.set_xscale("log")
         _plain_numbers(axes)
         low, high = axes.get_xlim()
@@ -264,7 +277,7 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
         axes.axvline(1, color=REFERENCE, **DOTTED)
         axes.axhline(1, color=REFERENCE, **DOTTED)
     panels[0].set_ylabel("held-out loss / dense optimum's")
-    losses = [1.0, *(loss for _, _, loss, _ in every)]
+    losses = [1.0, *(loss for _, _, loss, *_ in every)]
     margin = 0.05 * (max(losses) - min(losses)) or 0.01
     panels[0].set_ylim(min(losses) - margin, max(losses) + margin)
     cut = _cut_above(good, every)

@@ -19,7 +19,7 @@ from modbench.report.leaderboard.difference_cells import difference_text
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.scheme import shape_name
 from modbench.report.sections import Heading, Items, Page, Part, suite_page
-from modbench.report.table import Table, escaped
+from modbench.report.table import Number, Table, escaped
 
 _SIZES = (
     "scheme",
@@ -79,7 +79,13 @@ def _optima(sweep: Sweep, budget: int) -> Iterable[Part]:
     rows += [
         ("not ranked", scheme, *"-----", why) for scheme, why in sweep.without_curve(budget).items()
     ]
-    yield Table([column.heading for column in OPTIMA], rows, left=(0, 1, 7))
+    yield Table(
+        [column.heading for column in OPTIMA],
+        rows,
+        left=(0, 1, 7),
+        caption=f"Schemes at their optima, {budget:.3g} training FLOPs",
+        runs=[runs_at(str(row[1]), budget) for row in rows],
+    )
     yield from _reasons(sweep, budget)
     if reasons := dict.fromkeys(reason for line in lines for reason in line.seconds_missing):
         yield f"No speed-up in seconds: {'; '.join(map(escaped, reasons))}."
@@ -139,6 +145,11 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
     )
 
 
+def runs_at(scheme: str, budget: int) -> str:
+    """The name of the runs of ``scheme`` at ``budget``, see `Table`."""
+    return f"{scheme}, {budget:.3g} training FLOPs"
+
+
 def _with(value: float | None, interval: Interval | None, form: str) -> str:
     """``value`` with its interval; ``form``: si or one of Python's."""
 
@@ -147,14 +158,16 @@ def _with(value: float | None, interval: Interval | None, form: str) -> str:
 
     if value is None:
         return "-"
-    return text(value) + (f" ({text(interval[0])} to {text(interval[1])})" if interval else "")
+    between = f" ({text(interval[0])} to {text(interval[1])})" if interval else ""
+    return Number(text(value) + between, value)
 
 
 def _in_seconds(line: Line) -> str:
     if line.seconds is None or line.speed_up is None:
         return "-"
     doubts = f" ({line.seconds.marks})" if line.seconds.marks else ""
-    return _factor(line.seconds.factor, line.speed_up, line.seconds.interval) + doubts
+    text = _factor(line.seconds.factor, line.speed_up, line.seconds.interval) + doubts
+    return Number(text, line.seconds.factor)
 
 
 def _factor(factor: float, in_flops: SpeedUp, interval: Interval | None) -> str:
@@ -162,9 +175,9 @@ def _factor(factor: float, in_flops: SpeedUp, interval: Interval | None) -> str:
     of it lies beyond the bound."""
     text = f"{in_flops.bound} {factor:.2f}".strip()
     if interval is None or (in_flops.bound and interval[0] == interval[1]):
-        return text
+        return Number(text, factor)
     low, high = (f"{end:.2f}" if 0 < end < inf else "?" for end in interval)
-    return f"{text} ({low} to {high})"
+    return Number(f"{text} ({low} to {high})", factor)
 
 
 def _sizes(sweep: Sweep, budget: int) -> Table:
@@ -184,7 +197,9 @@ def _sizes(sweep: Sweep, budget: int) -> Table:
             spent = f"{100 * (flops / budget):.2f} %"
         size, loss = shape_name(records[0].model), _loss_text(records)
         rows.append((scheme, size, active, f"{rate:g}", steps, spent, len(done), loss))
-    return Table(_SIZES, rows, left=(0, 1))  # without rows where only learning rates were tried
+    # Without rows where only learning rates were tried.
+    runs = [records[0].label for _, records in sorted(groups.items())]
+    return Table(_SIZES, rows, (0, 1), f"Sizes at {budget:.3g} training FLOPs", runs)
 
 
 def _loss_text(records: Sequence[Result]) -> str:
@@ -193,7 +208,9 @@ def _loss_text(records: Sequence[Result]) -> str:
     between = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
     lost = Counter(record.status for record in records if record.status != "ok")
     words = [f"{number} {status}" if len(records) > 1 else status for status, number in lost.items()]
-    return ", ".join([f"{fmean(losses):.4f}{between}", *words] if losses else words)
+    if not losses:
+        return ", ".join(words)
+    return Number(", ".join([f"{fmean(losses):.4f}{between}", *words]), fmean(losses))
 
 
 def _rates(sweep: Sweep) -> Table:
@@ -215,7 +232,7 @@ def _rates(sweep: Sweep) -> Table:
             "check of the law": _checks(sweep, scheme),
         }
         rows.append(row)
-    return Table.of(rows, left=range(7))
+    return Table.of(rows, left=range(7)).about("Learning rates tried")
 
 
 def _checks(sweep: Sweep, scheme: str) -> str:
@@ -251,7 +268,7 @@ def _fits(sweep: Sweep) -> Table:
             row["nominal forward FLOP/token"] = _with(sweep.forward_flops(first), None, "si")
             row["noise floor (nats)"] = _with(sweep.noise_floor(scheme), None, ".4f")
             rows.append(row)
-    return Table.of(rows, left=(1,))
+    return Table.of(rows, left=(1,)).about("Optima by three fits")
 
 
 def _unfinished(sweep: Sweep) -> list[str]:

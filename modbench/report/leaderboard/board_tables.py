@@ -37,7 +37,9 @@ def first_table(board: Leaderboard, entries: Sequence[Entry]) -> Table:
         else:
             cells |= metric_columns(board, rows, [column])
     cells["audit"] = [row.audit for row in rows]
-    return _table({name: of for name, of in cells.items() if name != GROUP.heading or any(of)})
+    table = _table({name: of for name, of in cells.items() if name != GROUP.heading or any(of)})
+    by = ranking_column(board).heading.partition(" (")[0]
+    return table.about(f"Schemes, ordered by {by}", [row.label for row in rows])
 
 
 def _group(board: Leaderboard, entry: Entry) -> str:
@@ -60,7 +62,8 @@ def difference_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | No
         for pair in (*differences.dense, *differences.others)
         if pair.comparison == number and pair.difference.p is not None
     ]
-    return pair_table((), pairs, METRICS[board.rank_by].unit) if pairs else None
+    table = pair_table((), pairs, METRICS[board.rank_by].unit)
+    return table.about("Differences between rows") if pairs else None
 
 
 def pairs_table(board: Leaderboard) -> Table:
@@ -97,7 +100,8 @@ def more_table(board: Leaderboard, entries: Sequence[Entry]) -> Table:
     columns = {"size": sizes, **metric_columns(board, rows, MORE)}
     columns["FLOPs"] = [row.flops_source or "-" for row in rows]
     shown = {heading: cells for heading, cells in columns.items() if {*cells} != {"-"}}
-    return _table({"scheme": [names[row.label] for row in rows], **shown})
+    table = _table({"scheme": [names[row.label] for row in rows], **shown})
+    return table.about("Further metrics", [row.label for row in rows])
 
 
 def layer_table(entries: Sequence[Entry]) -> Table | None:
@@ -115,7 +119,7 @@ def layer_table(entries: Sequence[Entry]) -> Table | None:
             cells = [f"{fmean(of[name]):.2g}" if name in of else "-" for of in values]
             if {*cells} != {"-"}:
                 columns[f"layer {layer} {heading}"] = cells
-    return _table(columns)
+    return _table(columns).about("Updates and gates of routed layers", routed)
 
 
 def size_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | None:
@@ -140,7 +144,8 @@ def size_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | None:
     columns["budget spent"] = [None if share is None else f"{100 * share:.2f} %" for share in spent]
     columns["seeds"] = [len(row.ok) for row in rows]
     columns |= metric_columns(board, rows, dict.fromkeys((ranking_column(board), *FIRST)))
-    return _table({head: cells for head, cells in columns.items() if {*cells} != {None}})
+    table = _table({head: cells for head, cells in columns.items() if {*cells} != {None}})
+    return table.about("All sizes of each scheme", [row.label for row in rows])
 
 
 def best_entries(entries: Sequence[Entry]) -> list[Entry]:

@@ -200,4 +200,4 @@ OPTIMA = (
 def column_table(columns: Iterable[Column]) -> Table:
     """A table with the meaning of ``columns``."""
     rows = [(column.heading, Markdown(column.meaning), column.better) for column in columns]
-    return Table(("column", "meaning", "better"), rows, left=range(3))
+    return Table(("column", "meaning", "better"), rows, left=range(3), caption="Meaning of the columns")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from modbench.analysis.difference import Difference
 from modbench.errors import several
 from modbench.report.processor import MARK
-from modbench.report.table import Table
+from modbench.report.table import Number, Table
 
 PROCESSORS = (
     f"{MARK}: the two rows did not run on one processor type (processor, precision, number of threads). "
@@ -20,14 +20,15 @@ def difference_text(difference: Difference, same_processor: bool = True) -> str:
     if difference.interval:
         low, high = difference.interval
         value += f" ({low:+z.4f} to {high:+z.4f})"
-    return " ".join(filter(None, (value, difference.verdict, "" if same_processor else MARK)))
+    text = " ".join(filter(None, (value, difference.verdict, "" if same_processor else MARK)))
+    return Number(text, difference.value)
 
 
 def p_text(p: float | None) -> str:
     """A p-value with two digits."""
     if p is None:
         return "-"
-    return f"{p:.2g}" if p >= _SMALLEST else f"below {_SMALLEST:g}"
+    return Number(f"{p:.2g}" if p >= _SMALLEST else f"below {_SMALLEST:g}", p)
 
 
 def family_text(tests: int, dense: str = "the dense row") -> str:

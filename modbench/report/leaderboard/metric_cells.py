@@ -8,6 +8,7 @@ from modbench.records.metrics import METRICS
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.columns import FIRST, MINUS, Column
 from modbench.report.leaderboard.row import Row
+from modbench.report.table import Number
 
 _FIELD = re.compile(r"\{(\w+):([^}]*)\}")
 _UNITS = {"ms": 1e-3, "MB": 1e6}
@@ -41,9 +42,14 @@ def first_columns(board: Leaderboard) -> list[Column]:
 
 
 def _cell(board: Leaderboard, row: Row, template: str) -> str:
-    """``template`` with the figures of ``row``; "-" if none was measured."""
-    shown = [metric_text(board, row, *field) for field in _FIELD.findall(template)]
-    return _FIELD.sub("{}", template).format(*shown) if {*shown} != {"-"} else "-"
+    """``template`` with the figures of ``row``, the first one at full precision; "-" if none was
+    measured."""
+    fields = _FIELD.findall(template)
+    shown = [metric_text(board, row, *field) for field in fields]
+    if {*shown} == {"-"}:
+        return "-"
+    text, first = _FIELD.sub("{}", template).format(*shown), row.value(fields[0][0])
+    return Number(text, first.center) if first else text
 
 
 def si(value: float, digits: int = 4) -> str:

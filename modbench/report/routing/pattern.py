@@ -92,7 +92,7 @@ def _passage(case: RoutingCase) -> dict[str, Any]:
     return case.passage or {}
 
 
-def _layers(case: RoutingCase) -> list[tuple[int, dict[str, Any] | None]]:
+def layers_of(case: RoutingCase) -> list[tuple[int, dict[str, Any] | None]]:
     """All layers from the first; None: a dense one."""
     passage = _passage(case)
     routed = {layer["layer"]: layer for layer in passage["causal"] or passage["experts"]}
@@ -113,7 +113,7 @@ def shares(case: RoutingCase) -> str:
 
 
 def _case_height(case: RoutingCase) -> float:
-    return _TITLE + sum(_DENSE_LAYER if layer is None else _LAYER for _, layer in _layers(case))
+    return _TITLE + sum(_DENSE_LAYER if layer is None else _LAYER for _, layer in layers_of(case))
 
 
 def _strip_height(cases: Iterable[RoutingCase], texts: Sequence[str]) -> float:
@@ -161,7 +161,7 @@ def _draw_strip(
             corners.append(_corners(bar, start, top))
             colors.append(to_rgba(bar.color))
             middles[bar.layer] = top + bar.top + bar.height / 2
-        for number, layer in _layers(case):
+        for number, layer in layers_of(case):
             if layer is not None:
                 _write(axes, _LEFT - 0.08, middles[number], str(number), size=8, ha="right")
         for number, position, selected in differing(case, positions):
@@ -201,7 +201,7 @@ def layer_bars(case: RoutingCase, positions: range) -> Iterator[Bar]:
     """The bars of each layer, the last layer at the top: its background, which is all of a dense layer,
     then the tokens that it selects or that have a first expert."""
     top = 0.0
-    for number, layer in reversed(_layers(case)):
+    for number, layer in reversed(layers_of(case)):
         height = _DENSE_LAYER if layer is None else _LAYER
         background = _DENSE if layer is None else _SKIPPED
         yield Bar(number, positions.start, len(positions), top, height, background)
@@ -254,7 +254,7 @@ def _handles(cases: Sequence[RoutingCase]) -> dict[str, Any]:
         if any(True for c in cases for _ in differing(c, range(len(_passage(c)["texts"])))):
             dot = Line2D([], [], color="0.35", marker="o", markersize=3, linestyle="none")
             handles["training rule decides otherwise"] = dot
-    if any(layer is None for case in cases for _, layer in _layers(case)):
+    if any(layer is None for case in cases for _, layer in layers_of(case)):
         handles["layer that processes all tokens"] = Patch(facecolor=_DENSE)
     if experts:
         count = max(max(layer["first"]) for layer in experts) + 1

@@ -1,0 +1,1 @@
+"""Pages in HTML: one self-contained file per suite, and an index over the suites of a folder."""

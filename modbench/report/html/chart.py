@@ -1,0 +1,181 @@
+"""Data of the chart whose axes can be chosen, and the Pareto fronts of loss against costs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from matplotlib.colors import to_hex
+
+from modbench.records.metrics import METRICS
+from modbench.report.html.source import SuiteReport
+from modbench.report.leaderboard.entry import Entry
+from modbench.report.leaderboard.titles import comparison_titles
+from modbench.report.table import Table, escaped
+
+#: Costs that a chart can have on its horizontal axis, with their names there.
+COSTS = {
+    "forward_flops_per_token_realised": "realised forward FLOPs per token",
+    "forward_flops_per_token": "nominal forward FLOPs per token",
+    "train_flops": "training budget (FLOPs)",
+    "train_step_seconds": "seconds per training step",
+    "forward_seconds": "seconds per forward pass",
+    "peak_memory_bytes": "peak memory of training (bytes)",
+    "active_parameters": "active parameters",
+    "parameters": "all parameters",
+    "kv_cache_bytes_per_token": "KV cache (bytes per token)",
+    "train_tokens": "training tokens",
+}
+#: Costs of the fronts that the page names in a table.
+_FRONTS = (
+    "train_flops",
+    "forward_flops_per_token_realised",
+    "train_step_seconds",
+    "peak_memory_bytes",
+)
+_SHAPES = {"s": "square", "D": "diamond", "d": "diamond", "v": "down", "^": "up", "P": "plus"}
+_TIMED = ("train_step_seconds", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The rows of a suite as points."""
+
+    report: SuiteReport
+
+    @cached_property
+    def qualities(self) -> dict[str, str]:
+        """Names of the vertical axes by metric: the one that ranks, then others that any row has."""
+        names = [name for name, of in METRICS.items() if of.kind == "quality" and of.direction != "none"]
+        board = self.report.board
+        if board is None:
+            return {}
+        ordered = dict.fromkeys([board.rank_by, *names])
+        held = [name for name in ordered if name not in COSTS and self._varies(name)]
+        words = {name: name.replace("heldout", "held-out").replace("_", " ") for name in held}
+        return {name: f"{words[name]} ({METRICS[name].unit})" for name in held}
+
+    @cached_property
+    def costs(self) -> dict[str, str]:
+        """Names of the horizontal axes by metric."""
+        return {name: text for name, text in COSTS.items() if self._varies(name)}
+
+    def _varies(self, name: str) -> bool:
+        return len({self.value(entry, name) for entry in self.report.entries} - {None}) > 1
+
+    @staticmethod
+    def value(entry: Entry, name: str) -> float | None:
+        """The metric ``name`` of ``entry``; for training FLOPs the budget, which they reach within one
+        step."""
+        if name == "train_flops":
+            return float(entry.row.budget)
+        value = entry.row.value(name)
+        return None if value is None else float(f"{value.center:.7g}")
+
+    def missing(self) -> list[str]:
+        """Sentences on axes that no record has."""
+        missing = [COSTS[name] for name in _TIMED if name not in self.costs]
+        if not missing:
+            return []
+        return [
+            f"No axis for {' and '.join(missing)}: fewer than two rows were timed. "
+            f"`modbench time {escaped(self.report.folder)}` measures them."
+        ]
+
+    def data(self) -> dict[str, Any] | None:
+        """Axes and points, for the page's script; None without two rows to show."""
+        if not self.qualities or not self.costs or self.report.board is None:
+            return None
+        comparisons = self.report.board.comparisons
+        entries = self.report.entries
+        schemes = list(dict.fromkeys(entry.scheme for entry in entries))
+        axes = [*self.qualities, *self.costs]
+        return {
+            "y": self._axes(self.qualities),
+            "x": self._axes(self.costs),
+            "groups": comparison_titles(comparisons),
+            "schemes": [self._scheme(scheme) for scheme in schemes],
+            "points": [
+                [
+                    schemes.index(entry.scheme),
+                    entry.comparison - 1,
+                    entry.row.first.label,
+                    int(self._can_be_ranked(entry)),
+                    *(self.value(entry, name) for name in axes),
+                ]
+                for entry in entries
+            ],
+        }
+
+    @staticmethod
+    def _can_be_ranked(entry: Entry) -> bool:
+        """Return True also for sizes that are not their scheme's best, and those of isoFLOP curves."""
+        return not entry.unranked and bool(entry.row.ok)
+
+    @staticmethod
+    def _axes(names: dict[str, str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "label": label,
+                "meaning": METRICS[name].meaning,
+                "lower": METRICS[name].direction != "higher",
+            }
+            for name, label in names.items()
+        ]
+
+    def _scheme(self, scheme: str) -> dict[str, str]:
+        look = self.report.looks.get(scheme)
+        if look is None:
+            return {"name": scheme, "color": "#595959", "shape": "circle"}
+        shape = _SHAPES.get(look.marker, "circle")
+        return {"name": scheme, "color": to_hex(look.color), "shape": shape}
+
+    def fronts(self) -> Table | None:
+        """A table of the fronts, cheapest row first; None without a cost that varies."""
+        if not self.qualities or self.report.board is None:
+            return None
+        quality = next(iter(self.qualities))
+        rows = [
+            (COSTS[cost], title, ", ".join(entry.row.first.label for entry, _, _ in front), len(front))
+            for cost in _FRONTS
+            if cost in self.costs
+            for title, entries in self._groups(cost)
+            if (front := self.front(entries, cost, quality))
+        ]
+        names = ("against", "rows", "on the front, cheapest first", "number")
+        caption = f"Pareto fronts of {self.qualities[quality].partition(' (')[0]}"
+        return Table(names, rows, (0, 1, 2), caption) if rows else None
+
+    def _groups(self, cost: str) -> Iterable[tuple[str, Sequence[Entry]]]:
+        """The rows that are compared: those of each budget, or all against training FLOPs."""
+        entries = self.report.entries
+        board = self.report.board
+        if cost == "train_flops":
+            yield "all budgets", entries
+        elif board is not None:
+            shown = {entry.row.label for entry in entries}
+            comparisons = board.comparisons
+            for title, group in zip(comparison_titles(comparisons), comparisons, strict=True):
+                yield title, [entry for entry in group if entry.row.label in shown]
+
+    def front(
+        self, entries: Iterable[Entry], cost: str, quality: str
+    ) -> list[tuple[Entry, float, float]]:
+        """Those of ``entries`` that can be ranked and that no other one equals or beats in both, with
+        cost and quality, cheapest first."""
+        sign = 1 if METRICS[quality].direction == "lower" else -1
+        points = [
+            (value, sign * reached, entry.row.label, entry)
+            for entry in entries
+            if self._can_be_ranked(entry)
+            and (value := self.value(entry, cost)) is not None
+            and (reached := self.value(entry, quality)) is not None
+        ]
+        front: list[tuple[Entry, float, float]] = []
+        best = float("inf")
+        for value, reached, _, entry in sorted(points, key=lambda point: point[:3]):
+            if reached < best:
+                best = reached
+                front.append((entry, value, sign * reached))
+        return front

@@ -1,0 +1,49 @@
+"""index.html of a results folder: the suites, by what their own pages say of them."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modbench.records.store import recorded_suites, write_files
+from modbench.report.html.source import PAGE
+from modbench.report.html.template import render
+
+_MADE_BY = '<meta name="generator" content="modbench report --html">'
+_SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
+
+
+def has_page(folder: Path) -> bool:
+    """Return True if ``folder`` has a page that this module's package made."""
+    path = folder / PAGE
+    return path.is_file() and _MADE_BY in path.read_text(encoding="utf-8", errors="replace")[:4000]
+
+
+def write_index(results: Path, say: Callable[[str], object]) -> list[Path]:
+    """Write the index of ``results``; return its path. ``say``: called with a sentence, and nothing is
+    written, if another program's file has its name."""
+    path = results / PAGE
+    if path.exists() and not has_page(results):
+        say(f"{path}: modbench did not write it, so it is left as it is; there is no index over suites")
+        return []
+    write_files(results, {PAGE: index_page(results)})
+    return [path]
+
+
+def index_page(results: Path) -> bytes:
+    """The index over the suites of ``results``: those with a page, then those with records only. A suite
+    without a page isn't read, which may take long."""
+    summaries = {name: _summary(results / name) for name in recorded_suites(results)}
+    suites = [summary for summary in summaries.values() if summary]
+    without = [name for name, summary in summaries.items() if not summary]
+    return render("index", suites=suites, without=without)
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    """The facts that the page of ``folder`` states; None without a page."""
+    if not has_page(folder):
+        return None
+    match = _SUMMARY.search((folder / PAGE).read_text(encoding="utf-8"))
+    summary: dict[str, Any] | None = json.loads(match[1]) if match else None
+    return summary and summary | {"folder": folder.name}

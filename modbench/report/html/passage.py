@@ -1,0 +1,37 @@
+"""Data of the viewer of routing: the tokens of a held-out passage that each layer processes."""
+
+from typing import Any
+
+from modbench.report.html.source import SuiteReport
+from modbench.report.routing.cases import with_passage
+from modbench.report.routing.pattern import layers_of
+
+
+def passages(report: SuiteReport) -> dict[str, Any] | None:
+    """Texts of tokens and, for each scheme, its layers: None, all tokens are processed; a string of 0
+    and 1 by the causal rule and one by the training rule; or the first expert of each token, -1 without
+    one. None if no record has a passage."""
+    cases = with_passage(report.cases)
+    texts: list[list[str]] = []
+    schemes = []
+    for case in cases:
+        passage = case.passage or {}
+        if passage["texts"] not in texts:
+            texts.append(passage["texts"])
+        training = {layer["layer"]: layer["selected"] for layer in passage["topk"]}
+        schemes.append(
+            {
+                "name": case.name,
+                "text": texts.index(passage["texts"]),
+                "layers": [_layer(layer, training) for _, layer in layers_of(case)],
+            }
+        )
+    return {"texts": texts, "schemes": schemes} if schemes else None
+
+
+def _layer(layer: dict[str, Any] | None, training: dict[int, str]) -> Any:
+    if layer is None:
+        return None
+    if "first" in layer:
+        return {"experts": layer["first"]}
+    return {"causal": layer["selected"], "training": training.get(layer["layer"], layer["selected"])}

@@ -1,0 +1,275 @@
+"""Pages in a real browser: sorting, filters, charts, toggles, routing, state, keyboard, widths."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import made_up_records as fakes
+import pytest
+from isoflop_made_up import records as sweep_records
+
+from modbench.report.page import write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine", allow_module_level=True)
+
+PHONE, DESK = {"width": 380, "height": 800}, {"width": 1400, "height": 900}
+PASSAGE = {
+    "texts": [" the", "\n", "</script>", "<b>", "", " a", "b", "c", "d", "e"],
+    "causal": [{"layer": 1, "selected": "1000010000"}, {"layer": 3, "selected": "0000000001"}],
+    "topk": [{"layer": 1, "selected": "1100000000"}, {"layer": 3, "selected": "0000000001"}],
+    "experts": [],
+}
+
+
+def _made(label: str, *, model_width: int, plan: Any = None, **fields: Any) -> Any:
+    from isoflop_made_up import PLAN
+
+    suite = {"isoflop": PLAN | (plan or {})}
+    return fakes.make_record(label, model={"width": model_width}, suite=suite, **fields)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with a suite of twelve rows, and one of isoFLOP curves."""
+    folder = tmp_path_factory.mktemp("results")
+    routing = fakes.make_routing() | {"passage": PASSAGE}
+    records = [
+        fakes.make_record("vanilla", loss=4.9),
+        fakes.make_record("mod", loss=4.86, cost=0.6, routing=routing),
+        fakes.make_record("lost", status="diverged", error="=cmd() <img src=x onerror=alert(1)>"),
+    ]
+    records += [
+        fakes.make_record(f"token_choice:{n}", router="token_choice", loss=4.8 + n / 50, cost=1 + n / 9)
+        for n in range(9)
+    ]
+    write_report(fakes.store(folder / "fake", records), html=True)
+    write_report(fakes.store(folder / "sweep", sweep_records(_made)), html=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as running:
+        # Root, as in a container, has no sandbox.
+        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Any, results: Path) -> Iterator[Any]:
+    """Open a page; after the test, no page may have reported an error."""
+    errors: list[str] = []
+    contexts = []
+
+    def open_page(name: str, size: dict[str, int] = DESK, hash_: str = "", **options: Any) -> Any:
+        context = browser.new_context(viewport=size, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda said: errors.append(said.text) if said.type != "log" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda r: r.url.startswith("file:") or errors.append(r.url))
+        page.goto((results / name).as_uri() + hash_)
+        page.wait_for_load_state("load")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def column(page: Any, table: str, number: int) -> list[str]:
+    cells = page.locator(f"#{table} tbody tr:not([hidden]) > :nth-child({number})")
+    return list(cells.all_text_contents())
+
+
+def displays(figure: Any, scheme: int) -> list[str]:
+    """The displays of the marks of ``scheme``; "none" where one is hidden."""
+    marks = figure.locator(f"svg .s{scheme}")
+    shown = marks.evaluate_all("marks => marks.map(mark => getComputedStyle(mark).display)")
+    return list(shown)
+
+
+FAKE, SWEEP = "fake/index.html", "sweep/index.html"
+
+
+def test_a_click_sorts_by_the_number_in_full_and_a_second_one_turns_it(visit: Any) -> None:
+    page = visit(FAKE)
+    head = page.locator("#t1 thead th", has_text="training tokens").locator("button.sort")
+    head.click()
+    page.wait_for_url(re.compile(r"t1\.sort=\d+$"))
+    sizes = [int(text.replace(",", "")) for text in column(page, "t1", 6) if text != "-"]
+    assert sizes == sorted(sizes)
+    assert column(page, "t1", 6)[-1] == "-"  # without a number, last
+    head.click()
+    page.wait_for_url(re.compile(r"t1\.sort=\d+d$"))
+    again = [int(text.replace(",", "")) for text in column(page, "t1", 6) if text != "-"]
+    assert again == sorted(sizes, reverse=True)
+    assert column(page, "t1", 6)[-1] == "-"
+
+
+def test_the_keyboard_sorts_and_reads_the_meaning_of_a_column(visit: Any) -> None:
+    page = visit(FAKE)
+    head = page.locator("#t1 thead th", has_text="training tokens")
+    head.locator("button.sort").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"t1\.sort=\d+$"))
+    assert head.get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("Tab")
+    shown = page.locator(".meaning:popover-open")
+    assert "a scheme with cheaper tokens sees more text" in shown.text_content()
+    page.keyboard.press("Escape")
+    assert shown.count() == 0
+
+
+def test_hovering_and_tapping_a_heading_show_its_meaning(visit: Any) -> None:
+    page = visit(FAKE)
+    page.locator("#t1 thead th", has_text="held-out loss").hover()
+    assert "mean cross-entropy" in page.locator(".meaning:popover-open").text_content()
+    phone = visit(FAKE, PHONE, has_touch=True, is_mobile=True)
+    phone.locator("#t1 thead th", has_text="held-out loss").locator(".info").tap()
+    assert "mean cross-entropy" in phone.locator(".meaning:popover-open").text_content()
+    assert "aria-sort" not in phone.locator("#t1 thead").inner_html()
+
+
+def test_a_filter_keeps_rows_with_all_words_and_the_address_restores_it(visit: Any) -> None:
+    page = visit(FAKE)
+    page.locator("#t1 input[type=search]").fill("token_choice:1")
+    assert column(page, "t1", 2) == ["token_choice:1"]
+    assert page.locator("#t1 [role=status]").text_content() == "1 of 12 rows"
+    again = visit(FAKE, hash_=page.evaluate("location.hash"))
+    assert column(again, "t1", 2) == ["token_choice:1"]
+
+
+def test_the_axes_of_the_chart_can_be_chosen_and_are_restored(visit: Any) -> None:
+    page = visit(FAKE)
+    page.wait_for_selector("#chart-plot canvas")
+    before = page.locator("#chart-plot").get_attribute("aria-label")
+    page.select_option("#chart-x", "train_tokens")
+    after = page.locator("#chart-plot").get_attribute("aria-label")
+    assert "against training tokens, 11 rows" in after != before
+    assert "Pareto front (dashed)" in page.locator("#chart-said").text_content()
+    page.locator("#chart-schemes label", has_text="vanilla").locator("input").uncheck()
+    assert "10 rows" in page.locator("#chart-plot").get_attribute("aria-label")
+    again = visit(FAKE, hash_=page.evaluate("location.hash"))
+    again.wait_for_selector("#chart-plot canvas")
+    assert "against training tokens, 10 rows" in again.locator("#chart-plot").get_attribute("aria-label")
+
+
+def test_a_scheme_of_the_curves_can_be_hidden_and_stays_hidden(visit: Any) -> None:
+    page = visit(SWEEP)
+    figure = page.locator("figure[data-schemes]").first
+    assert displays(figure, 0)
+    assert "none" not in displays(figure, 0)
+    figure.locator("label", has_text="mod").locator("input").uncheck()
+    assert {*displays(figure, 0)} == {"none"}
+    assert "none" not in displays(figure, 1)
+    again = visit(SWEEP, hash_=page.evaluate("location.hash"))
+    assert {*displays(again.locator("figure[data-schemes]").first, 0)} == {"none"}
+
+
+def test_the_slider_shows_the_tokens_that_a_layer_processes(visit: Any) -> None:
+    page = visit(FAKE)
+    said, tokens = page.locator("#viewer-said"), page.locator("#viewer-text span")
+    assert "Layer 1 processes 2 of 10 tokens (20.0 %)" in said.text_content()
+    assert [i for i in range(10) if "on" in (tokens.nth(i).get_attribute("class") or "")] == [0, 5]
+    assert tokens.nth(2).text_content() == "</script>"
+    page.locator("#viewer-training").check()
+    assert "The training rule decides otherwise for 2." in said.text_content()
+    page.locator("#viewer-layer").focus()
+    page.keyboard.press("ArrowRight")
+    assert "Layer 2 processes all 10 tokens." in said.text_content()
+    page.keyboard.press("ArrowRight")
+    assert "Layer 3 processes 1 of 10 tokens" in said.text_content()
+    again = visit(FAKE, hash_=page.evaluate("location.hash"))
+    assert "Layer 3 processes 1 of 10 tokens" in again.locator("#viewer-said").text_content()
+
+
+def test_a_number_leads_to_its_runs_and_back_returns(visit: Any) -> None:
+    page = visit(FAKE)
+    page.locator("#t1 tbody tr", has_text="vanilla").locator("td.n").first.click()
+    run = page.locator("tr.hit")
+    assert run.count() == 1
+    assert "modbench run fake --only vanilla --seeds 0" in run.text_content()
+    assert run.evaluate("row => row === document.activeElement")
+    again = visit(FAKE, hash_=page.evaluate("location.hash"))
+    again.wait_for_selector("tr.hit")
+    assert "vanilla#0" in again.locator("tr.hit").text_content()
+
+
+@pytest.mark.parametrize("form", ["CSV", "JSON", "LaTeX"])
+def test_a_table_is_saved_with_its_numbers_in_full(visit: Any, form: str) -> None:
+    page = visit(FAKE)
+    page.locator("#t1 input[type=search]").fill("mod")
+    with page.expect_download() as started:
+        page.locator("#t1 .bar button", has_text=form).click()
+    text = Path(started.value.path()).read_text()
+    if form == "CSV":
+        assert text.splitlines()[0].startswith("group,scheme,held-out loss (nats/token),")
+        assert text.splitlines()[1].startswith(",mod,4.86,")
+    elif form == "JSON":
+        (row,) = json.loads(text)
+        assert row["realised forward FLOP/token"] == 1818000
+    else:
+        assert "\\toprule\ngroup & scheme & held-out loss" in text
+        assert "mod & 4.8600" in text
+
+
+def test_a_saved_text_is_no_formula(visit: Any) -> None:
+    page = visit(FAKE)
+    page.evaluate("document.querySelector('#t1 tbody td').textContent = '=cmd()'")
+    with page.expect_download() as started:
+        page.locator("#t1 .bar button", has_text="CSV").click()
+    assert "\n'=cmd()," in Path(started.value.path()).read_text()
+
+
+@pytest.mark.parametrize("name", [FAKE, SWEEP, "index.html"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_only_tables_scroll_sideways(
+    visit: Any, tmp_path: Path, name: str, scheme: str, size: dict[str, int]
+) -> None:
+    page = visit(name, size, color_scheme=scheme)
+    page.evaluate(  # which else are laid out when they come into view
+        "document.querySelectorAll('section').forEach(s => { s.style.contentVisibility = 'visible'; })"
+    )
+    wide = page.evaluate(
+        "[...document.querySelectorAll('body *')]"
+        ".filter(e => !e.closest('.scroll, .passage, svg, select')"
+        " && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert wide == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    picture = page.screenshot(full_page=True, path=tmp_path / "page.png")
+    assert len(picture) > 10_000
+
+
+def test_every_control_has_a_name_and_can_be_reached(visit: Any) -> None:
+    page = visit(FAKE)
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('button, a, input, select')].filter(e => !(e.textContent.trim() "
+        "|| e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML)"
+    )
+    assert nameless == []
+    assert page.locator("main, header, nav, footer").count() == 4
+    unreachable = page.evaluate(
+        "[...document.querySelectorAll('button, a[href], input, select, .scroll')]"
+        ".filter(e => e.tabIndex < 0).length"
+    )
+    assert unreachable == 0
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+
+
+def test_without_scripts_the_tables_are_there(visit: Any) -> None:
+    page = visit(FAKE, java_script_enabled=False)
+    assert "4.8600" in page.locator("#t1").text_content()
+    assert not page.locator("#chart-card").is_visible()
+    assert page.locator("noscript").first.is_visible()

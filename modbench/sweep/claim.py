@@ -2,9 +2,9 @@
 results folder. Needs neither working file locks nor clocks that agree.
 
 A claim is a file with a number in a folder; creating the next number is what the file system does for
-one process only. Its holder writes a heartbeat into it. Who finds a claim whose heartbeat has stood
-still for `EXPIRY_SECONDS`, by its own clock, or whose process on this machine has ended, creates the
-next number and so takes over. A holder that has lost its claim notices it at its next heartbeat, or
+one process only. Its holder writes a heartbeat into it. A process that finds a claim whose heartbeat has
+stood still for `EXPIRY_SECONDS`, by its own clock, or whose holder on this machine has ended, creates
+the next number and so takes over. A holder that has lost its claim notices it at its next heartbeat, or
 before it stores a record. The newest file stays when a claim is given up: numbers never repeat.
 """
 
@@ -182,7 +182,7 @@ def _content(token: str, beats: int) -> bytes:
 
 
 def _world() -> dict[str, Any]:
-    """What tells processes of this machine, and of this container, from others."""
+    """The machine, its boot and the container of this process, which tell its processes from others."""
     boot = namespace = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -233,7 +233,6 @@ def test_a_run_that_another_process_works_on_is_waited_for(tmp_path: Path) -> No
     first = start_driver(folder, "slow", "a")
     wait_for(folder / "slow.pid")
     second = start_driver(folder, "slow", "a", "b")
-    wait_for(folder / "records")
     deadline = time.monotonic() + 20
     while len(starts(folder)) < 3:
         assert time.monotonic() < deadline

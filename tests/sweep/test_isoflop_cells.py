@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from modbench.analysis.learning_rate import refined_exponent
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.sweep.isoflop import IsoFlopConfig, Point, middle_of, points, shift_of, stated
+from modbench.sweep.isoflop import IsoFlopConfig, Point, middle_of, points, rate_seed, shift_of, stated
 
-CONFIG = IsoFlopConfig(refine=False)
+CONFIG = IsoFlopConfig(refine=False, rate_seed=0)
 REFINED = IsoFlopConfig(rate_seed=9)
 SEEDS = (0, 1, 2)
 
@@ -151,3 +152,21 @@ def test_settings_out_of_range_are_refused(fields: dict[str, object], sentence: 
 )
 def test_grids_move_towards_the_optimum(losses: tuple[float | None, ...], steps: int) -> None:
     assert shift_of([100 * 1.8**number for number in range(5)], losses, 1.8) == steps
+
+
+def test_rates_have_a_seed_that_no_curve_has_by_default() -> None:
+    assert rate_seed(IsoFlopConfig(), [0, 1, 2]) == 100
+    assert rate_seed(IsoFlopConfig(), [0, 100, 101]) == 102
+    assert rate_seed(IsoFlopConfig(rate_seed=0), [0, 1]) == 0
+
+
+@pytest.mark.parametrize(("lost", "refined"), [(0.02, False), (0.04, True)])
+def test_the_law_is_refined_beyond_its_own_margin_only(lost: float, refined: bool) -> None:
+    """0.02 nats is more than the margin of comparisons, and within the noise of one run."""
+    config = IsoFlopConfig(exponent=-0.5)
+    tried: dict[int, dict[float, float | None]] = {
+        32: {0.00354: 4.0 + lost, 0.00707: 4.0 + lost, 0.0141: 4.0},
+        128: {0.00177: 4.0, 0.00354: 4.0 + lost, 0.00707: 4.0 + lost},
+    }
+    exponent = refined_exponent(config.exponent, 0.005, 64, tried, config.law_margin)
+    assert (exponent != config.exponent) == refined

@@ -23,7 +23,7 @@ from modbench.timing.config import TimeConfig
 ISOFLOP = {
     "model": {"layers": 2, "heads": 1},
     "train": {"sequence": 32, "batch": 2},
-    "isoflop": {"width_step": 2},
+    "isoflop": {"width_step": 2, "rate_seed": 0},
     "sweep": {"budgets": [10**10, 2 * 10**10, 4 * 10**10], "seeds": [0, 1]},
 }
 #: Too large to be built here; its FLOPs come from the meta device.

@@ -1,0 +1,54 @@
+"""Shares of a suite for machines without a common folder, and several GPUs on one machine."""
+
+from pathlib import Path
+
+import pytest
+from small_suite import modbench_says, write_suite
+
+from modbench.errors import UserError
+from modbench.records.store import read_suite
+from modbench.sweep.devices import Devices
+from modbench.sweep.shard import Shard
+from modbench.sweep.worker import _environment
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_share_that_does_not_exist_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"--shard is {text}; it must be K/N"):
+        Shard.parsed(text)
+
+
+def test_the_shares_of_two_machines_are_all_runs_once_they_are_merged(tmp_path: Path) -> None:
+    sweep = {"budgets": [1e7], "seeds": [0, 1, 2]}
+    write_suite(tmp_path, "shared", "vanilla", sweep=sweep)
+    for number in (1, 2):
+        words = ("run", "suite.toml", "--shard", f"{number}/2", "--results", f"from-{number}")
+        code, out = modbench_says(tmp_path, *words)
+        assert code == 0, out
+    seeds = [
+        sorted(run.what.seed for run in read_suite(tmp_path / f"from-{number}" / "shared").runs)
+        for number in (1, 2)
+    ]
+    assert seeds == [[0, 2], [1]]
+    code, out = modbench_says(tmp_path, "merge", "from-1", "from-2", "--results", "all")
+    assert code == 0, out
+    code, out = modbench_says(tmp_path, "run", "suite.toml", "--results", "all")
+    assert code == 0, out
+    assert "shared: 3 of 3 runs done" in out
+
+
+def test_a_device_is_held_by_one_job_of_any_command() -> None:
+    first, second = Devices(("test-0", "test-1")), Devices(("test-0", "test-1"))
+    taken = [first.take(), second.take()]
+    assert sorted(filter(None, taken)) == ["test-0", "test-1"]
+    assert first.take() is second.take() is None
+    first.give(taken[0])
+    assert second.take() == taken[0]
+    for name in taken:
+        second.give(name)
+
+
+def test_a_job_sees_its_device_only() -> None:
+    spec = {"threads": 1, "device": "3"}
+    assert _environment(spec)["CUDA_VISIBLE_DEVICES"] == "3"
+    assert Devices.here().take() is None  # without a GPU jobs need none

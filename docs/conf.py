@@ -29,12 +29,16 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = f"modbench {release}"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_show_copyright = False
 html_show_sphinx = False
+html_copy_source = False
 
 
 def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:

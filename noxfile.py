@@ -132,9 +132,8 @@ def audit(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site of docs/ into build/docs/html; a warning is an error. Arguments after -- go to
     sphinx-build."""
-    python = ready(session, "docs", project="[docs]")
     words = ["-W", "--keep-going", "-d", "build/docs/doctrees", *session.posargs]
-    session.run(python, "-m", "sphinx", *words, "docs", "build/docs/html")
+    module(session, "sphinx", *words, "docs", "build/docs/html")
 
 
 @nox.session

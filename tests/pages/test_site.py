@@ -21,7 +21,6 @@ PYTHON = re.compile(r"^\.\. auto\w+:: (modbench[\w.]*)", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def conf() -> dict[str, Any]:
-    pytest.importorskip("docutils")
     return runpy.run_path(str(DOCS / "conf.py"))
 
 

@@ -137,6 +137,14 @@ def audit(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site of docs/ into build/docs/html; a warning is an error. Arguments after -- go to
+    sphinx-build."""
+    words = ["-W", "--keep-going", "-d", "build/docs/doctrees", *session.posargs]
+    module(session, "sphinx", *words, "docs", "build/docs/html")
+
+
+@nox.session
 def perf(session: nox.Session) -> None:
     """Compare kernels, layers, steps, decoding, memory, the harness and counting with their targets;
     arguments after -- go to pytest. With --against REVISION, compare with that revision."""

@@ -28,6 +28,7 @@ LONGEST = (
     "test_kills_change_no_result",
     "test_the_report_is_the_same_on_other_processors",
     "test_one_command_gives_records_a_table_and_plots_even_after_a_kill",
+    "test_the_commands_of_the_five_minute_start_do_what_it_says",
     "test_an_edited_package_trains_again_in_a_row_of_its_own",
     "test_one_interrupt_ends_a_run_whose_plugin_hangs_at_import",
     "test_few_shot_examples_are_recorded_and_missing_files_are_refused_first",

@@ -75,8 +75,10 @@ def files(*patterns: str) -> list[Path]:
     )
 
 
-PYTHON = files("modbench/**/*.py", "tests/**/*.py", "tools/**/*.py", "examples/*.py", "noxfile.py")
-PAGES = files("*.md", "docs/*.md", "modbench/**/*.md", "tools/*.md")
+PYTHON = files(
+    "modbench/**/*.py", "tests/**/*.py", "tools/**/*.py", "examples/*.py", "docs/*.py", "noxfile.py"
+)
+PAGES = files("*.md", "docs/*.md", "docs/*.rst", "modbench/**/*.md", "tools/*.md")
 OTHER = files("suites/*.toml", "pyproject.toml", "*.cff")
 
 

@@ -8,6 +8,7 @@ All of it comes from running the probes: the same code and machine type give the
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from textwrap import fill
 
@@ -51,10 +52,34 @@ A router that fails probe 1, 2, 3 or 9 is not ranked. Each run repeats probes 1 
 weights. The probes are defined in `modbench/audit/`; [known bugs](known_bugs.md) shows which
 probe finds which bug. Made by `nox -s audit`; do not edit.
 
+## What each probe means
+
+The third column is what the audit prints of a router with a known bug. The link of a probe leads to
+the likely causes, and to what to do if the line contains certain words.
+
+| probe | a failure means | a failed line says, for example | what to do |
+| --- | --- | --- | --- |"""
+
+IN_EVERY_PROBE = """
 ## In every probe
 
 Correct the failure of the lowest number first: later ones often follow from it.
 """
+
+#: The known bug whose figure stands for a failure of each probe: a common one with a short figure.
+EXAMPLES = {
+    1: "top-k at evaluation",
+    2: "pool across sequences at evaluation",
+    3: "decode never",
+    4: "padding selected",
+    5: "shows others",
+    6: "double residual",
+    7: "positions 0..k-1",
+    8: "softmax over the selected",
+    9: "ledger of decode forgets",
+    10: "schedule outside state_dict",
+    11: "masked but computed",
+}
 
 BUGS_HEAD = """# Known bugs and the probes that find them
 
@@ -109,6 +134,26 @@ def lines(name: str, findings: list[Finding]) -> str:
     return f"| {name} | {' | '.join(SIGNS[finding.verdict] for finding in findings)} |"
 
 
+@cache
+def findings_of_bug(bug: str) -> list[Finding]:
+    return audit(build_model(MUTANT_SHAPE, Depth(bug=bug), seed=4))
+
+
+def overview() -> Iterator[str]:
+    """Yield the rows of the table of probes: meaning, the start of an example's figure, remedy."""
+    for probe in PROBES:
+        finding = findings_of_bug(EXAMPLES[probe.number])[probe.number - 1]
+        example = finding.figure.partition(";")[0].partition(" (at ")[0]
+        name = f"{probe.number} {probe.name}"
+        text = probe.text
+        remedy = _with_guide(_sentence(text.remedy), text.guide)
+        yield f"| [{name}](#{name.replace(' ', '-')}) | {text.means}. | *{example}* | {remedy} |"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def causes(probe: int) -> Iterator[str]:
     """Yield the advice on each cause that a figure of ``probe`` names; 0: of any probe."""
     for probes, text, words, anchor in _CAUSES:
@@ -122,6 +167,8 @@ def _with_guide(words: str, anchor: str) -> str:
 
 def audit_page() -> Iterator[str]:
     yield HEAD
+    yield from overview()
+    yield IN_EVERY_PROBE
     yield "If the line of the failed probe contains:\n"
     yield from causes(0)
     yield "\n## What to do about a failure\n"
@@ -130,7 +177,7 @@ def audit_page() -> Iterator[str]:
         meaning = fill(f"{text.means}; usually {text.usually}.", 105)
         yield f"### {probe.number} {probe.name}\n\n{meaning}\n"
         named = list(causes(probe.number))
-        general = _with_guide(text.remedy[0].upper() + text.remedy[1:], text.guide)
+        general = _with_guide(_sentence(text.remedy), text.guide)
         if named:
             yield "If the line of the failed probe contains:\n"
             yield from named
@@ -151,7 +198,7 @@ def bugs_page() -> Iterator[str]:
     yield HEADING
     figures = []
     for bug in MUTANTS:
-        findings = audit(build_model(MUTANT_SHAPE, Depth(bug=bug), seed=4))
+        findings = findings_of_bug(bug)
         yield lines(bug, findings)
         figures += [(bug, finding) for finding in findings if finding.failed]
     yield "\nFigures of the failed probes:\n"

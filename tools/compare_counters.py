@@ -200,6 +200,7 @@ def page(answers: dict[str, Answers]) -> str:
         "The cases are in `tests/counting/counter_*cases.py`. To make this page and "
         "[counters.csv](counters.csv) again, in a clone:",
         "",
+        "<!-- not run: installs packages that patch PyTorch; nox -s counters does so apart -->",
         "```sh",
         'pip install -e ".[dev,hf]"',
         INSTALL,

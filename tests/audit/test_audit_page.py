@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from audit_page import BUGS, MUTANT_SHAPE, PAGE, built_in, causes, lines
+from audit_page import BUGS, EXAMPLES, HEADING, MUTANT_SHAPE, PAGE, built_in, causes, lines
 from mutants import Depth
 from subtle_mutants import MUTANTS
 
@@ -14,8 +14,8 @@ from modbench.routing.build import build_model
 
 
 def rows(page: Path) -> dict[str, str]:
-    found = re.findall(r"^\| (\S.*?) \| (.*) \|$", page.read_text(), flags=re.MULTILINE)
-    return {name: cells for name, cells in found if name[0] not in "|-"}  # no heading, no rule
+    table = page.read_text().split(HEADING)[1]
+    return dict(re.findall(r"^\| (\S.*?) \| (.*) \|$", table, flags=re.MULTILINE))
 
 
 def test_nothing_is_missing_and_nothing_is_gone() -> None:
@@ -27,6 +27,14 @@ def test_every_router_has_no_failure_and_every_mutant_one() -> None:
     for name, cells in (rows(PAGE) | rows(BUGS)).items():
         assert len(cells.split(" | ")) == len(PROBES)
         assert ("✗" in cells) == (name in MUTANTS and name != "right"), name
+
+
+def test_the_example_of_each_probe_is_a_figure_of_a_known_bug() -> None:
+    row = r"^\| \[(\d+) (.+?)\]\(#[\w-]+\) \| .*? \| \*(.*?)\* \|"
+    shown = re.findall(row, PAGE.read_text(), flags=re.MULTILINE)
+    assert [int(number) for number, _, _ in shown] == [probe.number for probe in PROBES]
+    for number, name, figure in shown:
+        assert f"\n- {EXAMPLES[int(number)]}: {number} {name}: {figure}" in BUGS.read_text()
 
 
 @pytest.mark.parametrize("bug", ["right", "k - 1", "drifts at evaluation"])

@@ -189,3 +189,15 @@ def test_the_page_s_commands_and_code_run(place, monkeypatch, capsys):
     capsys.readouterr()
     exec(compile(code.replace("sequence=256", "sequence=10"), str(DOCS), "exec"), {})
     assert capsys.readouterr().out.startswith("0.")
+
+
+def test_the_task_of_the_page_runs(place, capsys):
+    section = DOCS.read_text().split("## Your own tasks")[1].split("\n## ")[0]
+    ((_, task), (_, command)) = re.findall(r"```(yaml|sh)\n(.*?)```", section, re.DOTALL)
+    (place / "my-tasks").mkdir()
+    (place / "my-tasks" / "capitals.yaml").write_text(task)
+    (place / "my-data").mkdir()
+    item = {"country": "France", "cities": ["Paris", "Rome"], "answer": 0}
+    (place / "my-data" / "items.jsonl").write_text(f"{json.dumps(item)}\n" * 2)
+    assert main(command.replace("quick/mod", "tiny/mod").split()[1:]) == 0
+    assert "capitals" in capsys.readouterr().out

@@ -1,0 +1,89 @@
+"""The site of docs/: what its build (``nox -s docs``) would not report."""
+
+import os
+import re
+import runpy
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import modbench
+from modbench.cli.docs import topics
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+API = (DOCS / "api.rst").read_text()
+PYTHON = re.compile(r"^\.\. auto\w+:: (modbench[\w.]*)", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def conf() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "conf.py"))
+
+
+def test_every_page_is_in_one_toctree() -> None:
+    entries = Counter(re.findall(r"^   (\w+)$", (DOCS / "index.rst").read_text(), re.MULTILINE))
+    pages = {page.stem for page in (*DOCS.glob("*.md"), *DOCS.glob("*.rst"))} - {"index"}
+    assert entries == Counter(pages)
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    described = set(PYTHON.findall(API))
+    assert {f"modbench.{name}" for name in modbench.__all__} <= described
+
+
+def test_the_files_of_the_site_are_no_topics() -> None:
+    assert not {"conf", "index", "api", "suite_pages"} & set(topics())
+
+
+@pytest.mark.parametrize("name", ["conf.py", "index.rst", "api.rst", "suite_pages.rst"])
+def test_no_file_of_the_site_has_a_path_or_address_of_a_machine(name: str) -> None:
+    text = (DOCS / name).read_text()
+    assert not re.search(r"https?://|/home/|/tmp/|/work/|/usr/|/opt/", text)
+    assert str(Path.home()) + os.sep not in text
+
+
+def in_site(conf: dict[str, Any], text: str, repository: str) -> str:
+    source = [text]
+    app = SimpleNamespace(config=SimpleNamespace(repository=repository))
+    conf["link_to_repository"](app, "page", source)
+    return source[0]
+
+
+def test_links_out_of_docs_lead_to_the_repository_or_are_text(conf: dict[str, Any]) -> None:
+    text = "[a `b`](../README.md#x) [c](d.md) ![e](../results/f.png)"
+    shown = in_site(conf, text, "https://host/o/r/blob/main")
+    assert shown == ("[a `b`](https://host/o/r/blob/main/README.md#x) [c](d.md) ![e](../results/f.png)")
+    assert in_site(conf, text, "") == "a `b` [c](d.md) ![e](../results/f.png)"
+
+
+def test_pages_of_suites_are_listed_and_copied_with_what_they_link_to(
+    conf: dict[str, Any], tmp_path: Path
+) -> None:
+    results, site = tmp_path / "results", tmp_path / "site"
+    (results / "quick" / "records").mkdir(parents=True)
+    (results / "quick" / "records" / "1.jsonl").write_text("{}")
+    (results / "quick" / "records" / "2.jsonl").write_text("{}")
+    links = '<a href="records/1.jsonl"></a><a href="#a"></a><a href="../../secret"></a>'
+    (results / "quick" / "index.html").write_text(links)
+    (results / "index.html").write_text('<a href="quick/index.html"></a>')
+    (tmp_path / "secret").write_text("not of the results")
+    for function in ("copy_suite_pages", "list_suite_pages"):
+        conf[function].__globals__.update(ROOT=tmp_path, RESULTS=results)
+    conf["copy_suite_pages"](SimpleNamespace(outdir=str(site)), None)
+    copied = {file.relative_to(site).as_posix() for file in site.rglob("*") if file.is_file()}
+    page = "results/quick/index.html"
+    assert copied == {"results/index.html", page, "results/quick/records/1.jsonl"}
+    source = [""]
+    conf["list_suite_pages"](None, "suite_pages", source)
+    assert source == [f"- `quick <{page}>`__\n"]
+
+
+def test_without_pages_of_suites_the_page_says_so(conf: dict[str, Any], tmp_path: Path) -> None:
+    conf["suite_pages"].__globals__.update(ROOT=tmp_path, RESULTS=tmp_path)
+    source = [""]
+    conf["list_suite_pages"](None, "suite_pages", source)
+    assert source == ["No suite has such a page yet.\n"]

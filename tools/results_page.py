@@ -216,10 +216,10 @@ def controls() -> str:
     stride = loss["mod:stride"] - loss["mod"]
     side = "lower" if stride < 0 else "higher"
     sentences = (
-        f"MoD ends at {loss['mod']:.4f} nats, {lead:.2f} below the dense model. Its two controls show",
+        f"MoD ends at {loss['mod']:.4f} nats, {lead:.2f} below the dense model. Its two controls show "
         "what of this is learned routing: a router that selects every eighth token (`mod:stride`) ends",
         f"at {loss['mod:stride']:.4f}, {abs(stride):.4f} {side} than the learned one; and a dense model",
-        "of half the depth, whose tokens cost about as much as MoD's, ends at",
+        "of half the depth, whose tokens cost about as much as MoD's, ends at "
         f"{loss['vanilla, 2 layers']:.4f} and so closes {shallow:.0f} % of the gap to MoD.",
     )
     return "\n".join(sentences)

@@ -1,4 +1,5 @@
-"""Shares of a suite for machines without a common folder, and several GPUs on one machine."""
+"""Shares of a suite for machines without a common folder, as on docs/clusters.md, and several GPUs on
+one machine."""
 
 from pathlib import Path
 

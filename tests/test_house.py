@@ -14,6 +14,7 @@ PACKAGE = Path(modbench.__file__).parent
 #: What each folder or top-level file may import besides itself, from the bottom up.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
+    "shipped": set(),
     "typed": {"errors"},
     "ledger": set(),
     "analysis": {"errors"},
@@ -29,14 +30,15 @@ BELOW: dict[str, set[str]] = {
 }
 #: Of the rooms above `errors` and `typed`, records import the configurations only.
 BELOW["records"] = {"errors", "typed", "model", "data", "train"}
-BELOW["report"] = {"errors", "analysis", "records"}
+BELOW["report"] = {"errors", "analysis", "records", "shipped"}
 BELOW["trained"] = BELOW["train"] | {"train", "records"}
 BELOW["audit"] = BELOW["train"] | {"train", "records"}
 _MEASURED = BELOW["trained"] | {"trained", "kernels", "analysis"}
 BELOW["evaluate"] = _MEASURED
 BELOW["measure"] = _MEASURED | {"audit", "evaluate"}
 BELOW["timing"] = _MEASURED | {"audit", "measure", "plan"}
-BELOW["sweep"] = _MEASURED | {"audit", "evaluate", "measure", "plan", "report", "timing", "__version__"}
+BELOW["sweep"] = _MEASURED | {"audit", "evaluate", "measure", "plan", "report", "timing"}
+BELOW["sweep"] |= {"shipped", "__version__"}
 BELOW["cli"] = BELOW["sweep"] | {"sweep"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from modbench.records.metrics import METRICS
 from modbench.routing.registry import router_names
-from modbench.sweep.shipped import shipped_suites
+from modbench.shipped import shipped_suites
 
 
 def list_(

@@ -9,6 +9,9 @@ from modbench.cli.messages import tell
 from modbench.cli.options import Results
 from modbench.errors import UserError, known_names
 
+#: Pages that a report writes.
+_PAGES = ("leaderboard.md", "timings.md")
+
 
 def report(
     suites: Annotated[
@@ -35,7 +38,7 @@ def report(
             first byte
     """
     from modbench.records.store import recorded_suites
-    from modbench.report.page import first_difference, write_report
+    from modbench.report.page import write_report
     from modbench.sweep.report_bar import report_bar
 
     known = recorded_suites(results)
@@ -48,15 +51,31 @@ def report(
             raise UserError(
                 f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
             )
-    different = False
+    if check:
+        return _check(results, list(dict.fromkeys(suites)), known, rank_by)
     for name in dict.fromkeys(suites) or known:
         with report_bar() as begin:
-            if check:
-                sentence = first_difference(results / name, rank_by=rank_by, say=tell, begin=begin)
-                print(sentence or f"{results / name}: equal to what the records give")
-                different |= sentence is not None
-                continue
             report = write_report(results / name, rank_by=rank_by, html=html, say=tell, begin=begin)
         for path in report.paths:
             print(path)
-    return 1 if different else 0
+    return 0
+
+
+def _check(results: Path, suites: list[str], known: list[str], rank_by: str | None) -> int:
+    """Compare the files of ``suites``, by default of those of ``known`` that have any, and the index."""
+    from modbench.report.page import first_difference, index_difference
+    from modbench.sweep.report_bar import report_bar
+
+    different = False
+    for name in suites or known:
+        folder = results / name
+        if name not in suites and not any((folder / page).exists() for page in _PAGES):
+            print(f"{folder}: no tables were written yet")
+            continue
+        with report_bar() as begin:
+            sentence = first_difference(folder, rank_by=rank_by, say=tell, begin=begin)
+        print(sentence or f"{folder}: equal to what the records give")
+        different |= sentence is not None
+    if sentence := index_difference(results):
+        print(sentence)
+    return 1 if different or sentence else 0

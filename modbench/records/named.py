@@ -19,6 +19,7 @@ class Named:
     folder: Path  #: ``results/<suite>``
     label: str | None  #: what the name chooses in the folder; None: all of it
     results: Sequence[Result]
+    lost: Sequence[Result] = field(repr=False)  #: chosen ones that did not finish
     of_folder: Sequence[Result] = field(repr=False)  #: all finished results of the folder
     records: Records = field(repr=False)  #: all of the folder
 
@@ -47,7 +48,8 @@ def named(name: str, results: Path = Path()) -> Named:
     if not any(result.status == "ok" for result in chosen):
         raise UserError(f"{name} has no finished run; see `modbench report`")
     finished, all_finished = ([of for of in some if of.status == "ok"] for some in (chosen, of_folder))
-    return Named(name, folder, label, finished, all_finished, records)
+    lost = [result for result in chosen if result.status != "ok"]
+    return Named(name, folder, label, finished, lost, all_finished, records)
 
 
 def _folder_of(name: str, results: Path) -> tuple[Path, str | None]:

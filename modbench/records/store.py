@@ -13,13 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Required, TypeVar
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing import Any, TypeVar
 
 from modbench.errors import UserError
-from modbench.records.line import SCHEMA, sha256
 from modbench.records.record import (
     AnyRecord,
     AuditRecord,
@@ -28,7 +24,6 @@ from modbench.records.record import (
     RunRecord,
     SuiteRecord,
     TimingRecord,
-    parse_line,
     read_record,
 )
 
@@ -134,7 +129,7 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
     """All records under ``folder`` (``results/<suite>``). An unterminated last line is left out, and,
     unless ``strict``, each line that is not a valid record. Raises UserError: such a line, or a file
     can't be read; names file and line."""
-    by_line, left_out = _read(folder, read_record, strict=strict)
+    by_line, left_out = parsed_lines(folder, read_record, strict=strict)
     records = [by_line[line] for line in sorted(by_line, key=lambda line: (by_line[line].key, line))]
 
     def of(kind: type[_Kind]) -> list[_Kind]:
@@ -153,13 +148,13 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
 
 def read_lines(folder: Path) -> dict[str, AnyRecord]:
     """The record of each distinct line under ``folder``. Raises UserError: see `read_suite`."""
-    return _read(folder, read_record)[0]
+    return parsed_lines(folder, read_record)[0]
 
 
 def read_records(path: Path) -> list[AnyRecord]:
     """The records of the file ``path``. Raises UserError: see `read_suite`."""
     by_line: dict[str, AnyRecord] = {}
-    list(_read_file(path, read_record, by_line))
+    list(parsed_file(path, read_record, by_line))
     return list(by_line.values())
 
 
@@ -179,154 +174,11 @@ def read_run(folder: Path, key: str) -> RunRecord | None:
 def _of_key(folder: Path, key: str) -> list[AnyRecord]:
     # Lines are canonical JSON, so that the text of a field is known.
     wanted = f'"key":"{key}"'
-    by_line, _ = _read(folder, lambda line: read_record(line) if wanted in line else None)
+    by_line, _ = parsed_lines(folder, lambda line: read_record(line) if wanted in line else None)
     return [record for record in by_line.values() if record is not None]
 
 
-class Finished(NamedTuple):
-    """Identity and outcome of a record; parts that its kind lacks are None."""
-
-    kind: str
-    key: str
-    status: str | None = None
-    audit_key: str | None = None
-    session: str | None = None
-    measures: str | None = None
-    repetition: int | None = None
-    finished: str = ""  #: time, ISO 8601
-    workers: int | None = None  #: jobs that ran at the same time
-    gpu: str | None = None
-    text: str | None = None  #: sha256 of a run's text
-    run: str | None = None  #: key of the run that a measurement is of
-    loss: float | None = None  #: held-out loss of a measurement
-    exponent: float | None = None  #: of an isoFLOP suite: the law of its learning rates
-    margin: float | None = None  #: and that of its comparisons
-
-
-class _Plan(TypedDict, total=False):
-    exponent: float
-    margin: float
-
-
-class _Row(TypedDict, total=False):
-    isoflop: _Plan
-
-
-class _Suite(TypedDict, total=False):
-    rows: list[_Row]
-
-
-class _Metrics(TypedDict, total=False):
-    heldout_loss: float | None
-
-
-class _Result(TypedDict, total=False):
-    metrics: _Metrics
-
-
-class _MeasuredOn(TypedDict, total=False):
-    run: str
-    measures: str
-
-
-class _Machine(TypedDict, total=False):
-    gpu: str | None
-
-
-class _Data(TypedDict, total=False):
-    sha256: str
-
-
-class _Glance(TypedDict, total=False):
-    """The parts of a line that `finished` reads. Pydantic skips the others, several times as fast as
-    `json` parses the line."""
-
-    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
-
-    schema: int
-    digest: str
-    kind: Required[Literal["run", "measurement", "suite", "audit", "timing"]]
-    key: Required[str]
-    status: str
-    audit_key: str
-    session: str
-    measures: str
-    repetition: int
-    finished: str
-    workers: int
-    environment: _Machine
-    data: _Data
-    measurement: _MeasuredOn
-    result: _Result
-    suite: _Suite
-
-
-_GLANCE = TypeAdapter(_Glance)
-
-
-def finished(folder: Path) -> list[Finished]:
-    """One entry per record under ``folder`` (``results/<suite>``). Digests are checked, most fields are
-    not: this takes a small part of the time of `read_suite`. Raises UserError: see `read_suite`."""
-    return list(_read(folder, _finished)[0].values())
-
-
-class Watch:
-    """The entries of `finished` in ``folder`` (``results/<suite>``), read again as files are added."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: set[Path] = set()
-        self._lines: dict[str, Finished] = {}
-
-    def new(self) -> list[Finished]:
-        """The entries that were added since the last call. Raises UserError: see `read_suite`."""
-        before = len(self._lines)
-        for path in _files(self._folder):
-            if path not in self._files:
-                list(_read_file(path, _finished, self._lines))
-                self._files.add(path)
-        return list(self._lines.values())[before:]
-
-
-def _finished(line: str) -> Finished:
-    record = _glance(line)
-    if record is None:
-        parse_line(line)  # names what is wrong with it
-        raise UserError("a field is of another type")
-    measured = record.get("measurement", {})
-    plans = [row["isoflop"] for row in record.get("suite", {}).get("rows", []) if "isoflop" in row]
-    plan = plans[0] if plans else _Plan()
-    return Finished(
-        kind=record["kind"],
-        key=record["key"],
-        status=record.get("status"),
-        audit_key=record.get("audit_key"),
-        session=record.get("session"),
-        measures=record.get("measures", measured.get("measures")),
-        repetition=record.get("repetition"),
-        finished=record.get("finished", ""),
-        workers=record.get("workers"),
-        gpu=record.get("environment", {}).get("gpu"),
-        text=record.get("data", {}).get("sha256"),
-        run=measured.get("run"),
-        loss=record.get("result", {}).get("metrics", {}).get("heldout_loss"),
-        exponent=plan.get("exponent"),
-        margin=plan.get("margin"),
-    )
-
-
-def _glance(line: str) -> _Glance | None:
-    """The parts of ``line``; None if it is not a valid one (see `parse_line`)."""
-    try:
-        glance = _GLANCE.validate_json(line)
-    except ValidationError:
-        return None
-    digest = glance.get("digest")
-    unsigned = line.replace(f'"digest":"{digest}"', '"digest":""', 1)
-    return glance if glance.get("schema") == SCHEMA and digest == sha256(unsigned) else None
-
-
-def _read(
+def parsed_lines(
     folder: Path, parse: Callable[[str], _Parsed], *, strict: bool = True
 ) -> tuple[dict[str, _Parsed], list[str]]:
     """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for each
@@ -334,15 +186,15 @@ def _read(
     parsed. Raises UserError: a file can't be read; if ``strict``, also a line."""
     parsed: dict[str, _Parsed] = {}
     left_out: list[str] = []
-    for path in _files(folder):
-        left_out += _read_file(path, parse, parsed, strict=strict)
+    for path in record_files(folder):
+        left_out += parsed_file(path, parse, parsed, strict=strict)
     return parsed, left_out
 
 
-def _read_file(
+def parsed_file(
     path: Path, parse: Callable[[str], _Parsed], parsed: dict[str, _Parsed], *, strict: bool = True
 ) -> Iterator[str]:
-    """Add the lines of ``path`` to ``parsed`` and yield sentences; see `_read`."""
+    """Add the lines of ``path`` to ``parsed`` and yield sentences; see `parsed_lines`."""
     with _naming(path, "read"):
         # split, not splitlines: other line separators may stand inside a JSON string.
         *lines, rest = path.read_bytes().split(b"\n")
@@ -381,10 +233,10 @@ def _damage(path: Path, number: int, error: UserError | UnicodeDecodeError) -> s
 def recorded_suites(results: Path) -> list[str]:
     """Names of the suites in ``results`` with a record. Raises UserError: a folder can't be read."""
     suites = (path for path in _inside(results) if path.is_dir())
-    return [path.name for path in suites if any(file.stat().st_size for file in _files(path))]
+    return [path.name for path in suites if any(file.stat().st_size for file in record_files(path))]
 
 
-def _files(suite: Path) -> list[Path]:
+def record_files(suite: Path) -> list[Path]:
     """The files of records of ``suite``. Raises UserError: one is not a regular file; a FIFO would block
     its reader."""
     paths = [path for path in _inside(suite / RECORDS) if path.suffix == ".jsonl"]

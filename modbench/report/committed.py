@@ -3,20 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import modbench
 from modbench.records.result import results_of
-from modbench.records.store import RECORDS, read_suite
+from modbench.records.store import read_suite
 from modbench.report.compare import machine_differences
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.board_tables import first_table
 from modbench.report.sections import Heading, Items, Page
-
-
-def committed_results(suite: str) -> Path | None:
-    """The folder of the committed results of ``suite``, which a wheel has of small suites only."""
-    package = Path(modbench.__file__).parent
-    folders = (package / "results" / suite, package.parent / "results" / suite)
-    return next((folder for folder in folders if (folder / RECORDS).is_dir()), None)
 
 
 def next_to_committed(folder: Path, committed: Path) -> Page:

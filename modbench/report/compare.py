@@ -1,7 +1,7 @@
 """Compares rows of results folders: what differs in their settings and machines, and each metric with
 its paired difference."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,21 +96,46 @@ class Comparison:
         for side in (self.first, self.second) if one_row else ():
             if len(labels := sorted({result.label for result in side.results})) > 1:
                 raise UserError(f"{side.name} has several sizes; name one: {', '.join(labels)}")
-        groups: dict[tuple[str, int], dict[int, tuple[Result, Result]]] = defaultdict(dict)
-        others = {_place(result, one_row): result for result in self.first.results}
-        budgets = {result.budget for result in (*self.first.results, *self.second.results)}
+        sides = [*self.first.results, *self.second.results]
+        # Rows of other labels may have a learning rate of their own each.
+        by_rate = not one_row or any(
+            len({r.learning_rate for r in side.results}) > 1 for side in (self.first, self.second)
+        )
+        groups: dict[tuple[str, int, float], dict[int, tuple[Result, Result]]] = defaultdict(dict)
+        others = {_place(result, one_row, by_rate): result for result in self.first.results}
+        budgets = {result.budget for result in sides}
         for result in self.second.results:
-            if (other := others.get(_place(result, one_row))) is not None:
-                groups[result.label, result.budget][result.seed] = (other, result)
+            if (other := others.get(_place(result, one_row, by_rate))) is not None:
+                rate = result.learning_rate if by_rate else 0.0
+                groups[result.label, result.budget, rate][result.seed] = (other, result)
         if not groups:
             raise UserError(
                 f"{self.first.name} and {self.second.name} have no run in common: none has the same "
                 + ("budget and seed" if one_row else "label, budget and seed")
             )
+        rates = Counter((label, budget) for label, budget, _ in groups)
         return [
-            Pairing(label if len(budgets) == 1 else f"{label} at {budget:g} FLOPs", pairs)
-            for (label, budget), pairs in sorted(groups.items())
+            Pairing(
+                label
+                + (f" at {budget:g} FLOPs" if len(budgets) > 1 else "")
+                + (f", rate {rate:g}" if rates[label, budget] > 1 else ""),
+                pairs,
+            )
+            for (label, budget, rate), pairs in sorted(groups.items())
         ]
+
+    @cached_property
+    def lacking(self) -> tuple[list[str], list[str]]:
+        """The rows that only the first side has finished, and those that only the second one has; with
+        the status of those that failed on the other side."""
+        paired = {r.label for pairing in self.pairings for pair in pairing.pairs.values() for r in pair}
+
+        def only(side: Named, other: Named) -> list[str]:
+            labels = sorted({result.label for result in side.results} - paired)
+            status = {result.label: result.status for result in other.lost}
+            return [f"{label} ({status[label]} there)" if label in status else label for label in labels]
+
+        return only(self.first, self.second), only(self.second, self.first)
 
     def noise(self, metric: str) -> Spread | None:
         """The noise of one run between seeds, pooled over all rows of both folders at the budgets that
@@ -167,6 +192,14 @@ class Comparison:
         """A sentence on the digits, and one for each setting, machine or version that differs."""
         if self.is_of_rows:
             return [*self.speed_ups(), _OF_ROWS, *self.reasons()]
+        lacking = [
+            f"Only in {side.name}: {', '.join(labels)}."
+            for side, labels in zip((self.first, self.second), self.lacking, strict=True)
+            if labels
+        ]
+        return [*self._on_digits(), *lacking]
+
+    def _on_digits(self) -> list[str]:
         unequal = [pairing for pairing in self.pairings if pairing.unequal]
         rows = several(len(self.pairings), "row")
         if not unequal:
@@ -226,8 +259,8 @@ class Comparison:
 
     def worse(self, metric: str) -> list[str]:
         """The rows whose ``metric`` is worse on the second side: by the verdict, or, where no noise is
-        known, by any difference. Raises UserError: no such metric, it has no better side, or a row
-        lacks it."""
+        known, by any difference; and rows that only the first side has finished. Raises UserError: no
+        such metric, it has no better side, or a row lacks it."""
         if metric not in METRICS or METRICS[metric].direction == "none":
             known = [name for name, of in METRICS.items() if of.direction != "none"]
             raise UserError(f"metric '{metric}' can't be worse; {known_names(metric, known)}")
@@ -235,7 +268,8 @@ class Comparison:
         for pairing in self.pairings:
             if pairing.label not in differences:
                 raise UserError(f"row '{pairing.label}' has no {metric} on both sides")
-        return [
+        lost = [] if self.is_of_rows else [f"{label}: not finished" for label in self.lacking[0]]
+        return lost + [
             label
             for label, difference in differences.items()
             if _verdict(metric, difference).startswith("worse")
@@ -251,13 +285,16 @@ def machine_differences(first: Sequence[Result], second: Sequence[Result]) -> li
             sorted({_shown(result.environment.get(key)) for result in results})
             for results in (first, second)
         ]
-        if sides[0] != sides[1]:
+        # Older records lack some parts, which then are not known to differ.
+        known = key == "gpu" or not any("-" in side for side in sides)
+        if known and sides[0] != sides[1]:
             sentences.append(f"{name}: {' | '.join('; '.join(side) for side in sides)}")
     return sentences
 
 
-def _place(result: Result, one_row: bool) -> tuple[Any, ...]:
-    return ("" if one_row else result.label, result.budget, result.seed, result.learning_rate)
+def _place(result: Result, one_row: bool, by_rate: bool) -> tuple[Any, ...]:
+    rate = result.learning_rate if by_rate else None
+    return "" if one_row else result.label, result.budget, result.seed, rate
 
 
 def _values(pair: tuple[Result, Result], metric: str) -> tuple[float, float] | None:

@@ -114,24 +114,34 @@ def first_difference(
     contents = contents_of(folder, rank_by=rank_by, say=say, begin=begin)
     made = {name: _bytes_of(content) for name, content in contents.items()}
     for name in sorted(DERIVED | made.keys()):
-        expected = made.get(name, b"")
-        stored = read_bytes(folder / name)
-        if not expected and stored is None:
-            continue
-        if stored is None:
-            return f"{folder / name} is missing"
-        if not expected:
-            return f"{folder / name} does not follow from the records"
-        if stored != expected:
-            pairs = zip(stored, expected, strict=False)
-            shorter = min(len(stored), len(expected))
-            place = next((n for n, (a, b) in enumerate(pairs) if a != b), shorter)
-            line = expected[:place].count(b"\n") + 1
-            drawn = "; figures depend on the version of matplotlib" * (
-                not name.endswith((".csv", ".md"))
-            )
-            return f"{folder / name} differs from the records at byte {place} (line {line}){drawn}"
+        if sentence := _difference(folder / name, made.get(name, b"")):
+            return sentence
     return None
+
+
+def index_difference(results: Path) -> str | None:
+    """`first_difference` of the index over the suites of ``results``; None if there is no index."""
+    from modbench.report.html.index import has_page, index_page
+
+    return _difference(results / PAGE, index_page(results)) if has_page(results) else None
+
+
+def _difference(path: Path, expected: bytes) -> str | None:
+    """A sentence on the first byte in which ``path`` is not ``expected``, which is empty if the file
+    should not be there."""
+    stored = read_bytes(path)
+    if stored is None:
+        return f"{path} is missing" if expected else None
+    if not expected:
+        return f"{path} does not follow from the records"
+    if stored == expected:
+        return None
+    pairs = zip(stored, expected, strict=False)
+    shorter = min(len(stored), len(expected))
+    place = next((n for n, (a, b) in enumerate(pairs) if a != b), shorter)
+    line = expected[:place].count(b"\n") + 1
+    drawn = "" if path.suffix in (".csv", ".md") else "; figures depend on the version of matplotlib"
+    return f"{path} differs from the records at byte {place} (line {line}){drawn}"
 
 
 def contents_of(

@@ -18,5 +18,9 @@ def processor_type(environment: dict[str, Any]) -> str:
 
 
 def processor_types(results: Iterable[Result]) -> list[str]:
-    """All processor types of ``results``, sorted."""
-    return sorted({processor_type(result.environment) for result in results})
+    """All processor types of ``results``, sorted; without instruction sets if a record lacks them."""
+    environments = [result.environment for result in results]
+    parts = list(PROCESSOR)
+    if any("instructions" not in environment for environment in environments):
+        parts.remove("instructions")
+    return sorted({machine_in_words(environment, parts) for environment in environments})

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError
+from modbench.records.finished import Finished
 from modbench.records.result import Result, results_of
 from modbench.records.run import Run
-from modbench.records.store import Finished, read_suite
+from modbench.records.store import read_suite
 from modbench.sweep.rows import Rows
 from modbench.sweep.wanted import Wanted, expand_planned
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from modbench.errors import several
+from modbench.shipped import committed_results
 from modbench.sweep.devices import Devices
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.progress import show_page, show_progress
@@ -46,7 +47,7 @@ def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: 
     results, not failures."""
     with report_bar() as begin:
         # Loads matplotlib and scipy.
-        from modbench.report.committed import committed_results, next_to_committed
+        from modbench.report.committed import next_to_committed
         from modbench.report.page import write_report
 
         report = write_report(folder, say=tell, begin=begin)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import several
+from modbench.records.finished import Finished, Watch
 from modbench.records.record import DONE, AnyRecord
-from modbench.records.store import Finished, Watch, append_record
+from modbench.records.store import append_record
 from modbench.sweep.claim import Claim, Claims, LostError
 from modbench.sweep.devices import Devices
 from modbench.sweep.progress import Progress, summary_line

@@ -9,10 +9,11 @@ from typing import Any
 
 from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
+from modbench.records.finished import Finished
 from modbench.records.line import key_of
 from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
 from modbench.records.run import RouterCode, Run
-from modbench.records.store import Finished, append_record
+from modbench.records.store import append_record
 from modbench.sweep.engine import Identity, Job
 from modbench.sweep.rows import Rows
 from modbench.sweep.suite import KeepConfig, Suite

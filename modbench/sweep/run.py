@@ -9,8 +9,9 @@ from rich.console import Console
 
 from modbench import kernels
 from modbench.errors import UserError, several
+from modbench.records.finished import Finished, finished
 from modbench.records.record import TimingKind
-from modbench.records.store import Finished, finished, remove_leftovers
+from modbench.records.store import remove_leftovers
 from modbench.sweep.changed import check_unchanged
 from modbench.sweep.command import end_of_command, run_jobs_of
 from modbench.sweep.devices import Devices

@@ -13,8 +13,8 @@ from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.records.metrics import ranking_metric
 from modbench.records.names import LABEL, LABEL_WORDS, NAME
+from modbench.shipped import shipped_suites
 from modbench.sweep.isoflop import IsoFlopConfig
-from modbench.sweep.shipped import shipped_suites
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable

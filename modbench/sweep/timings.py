@@ -12,10 +12,11 @@ from rich.console import Console
 
 import modbench
 from modbench.errors import UserError
+from modbench.records.finished import finished
 from modbench.records.line import canonical_json, sha256
 from modbench.records.record import DONE, TimingKind
 from modbench.records.run import Timed
-from modbench.records.store import finished, read_suite, remove_leftovers
+from modbench.records.store import read_suite, remove_leftovers
 from modbench.report.timing.values import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
 from modbench.sweep.command import end_of_command, run_jobs_of

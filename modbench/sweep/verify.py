@@ -3,7 +3,8 @@
 import os
 import random
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,19 @@ from modbench.records.result import Result
 from modbench.records.run import RouterCode
 from modbench.records.store import recorded_suites
 from modbench.report.compare import Comparison, Pairing
-from modbench.routing.registry import code_sha256
+from modbench.routing.registry import code_sha256, foreign_routers
 from modbench.sweep.engine import Engine
 from modbench.sweep.jobs import Asked, run_jobs
 from modbench.sweep.progress import clock, say, show_progress
 from modbench.sweep.wanted import Left, Wanted
 from modbench.timing.system_load import parallel
 
+#: What is said of a run.
+EQUAL, WITHIN = "equal in every digit", "not equal, within what another machine explains"
+NOT_VERIFIED = "not verified"
+#: Largest difference on another machine: of shares and accuracies; of others as a part of the value; of
+#: counts of experts.
+_SHARE, _PART, _EXPERTS = 0.05, 0.25, 3.0
 #: Environment variable that selects kernels.
 _KERNELS = "MODBENCH_KERNELS"
 
@@ -45,10 +52,8 @@ def verify(
     None: all.
 
     Returns 0, or 1 if a run could not be trained, an exact metric differs, a machine that is recorded as
-    equal gives other digits, or the held-out loss differs by more than ``within`` nats per token.
-
-    Raises UserError: there are no such records, the text differs from the recorded one, or the file of a
-    plugin is lacking."""
+    equal gives other digits, or another one gives a loss that differs by more than ``within`` nats per
+    token, or another metric beyond its tolerance. Raises UserError: there are no such records."""
     console = Console(stderr=True)
     chosen = _drawn([named(name, results) for name in names or recorded_suites(results)], sample)
     if not chosen:
@@ -56,14 +61,29 @@ def verify(
     seconds = sum(sum((result.record.seconds or {}).values()) for _, result in chosen)
     runs = several(len(chosen), "run")
     say(console, f"training {runs} again, which took {clock(seconds)} when recorded")
-    failed = [
-        str(run_name(result))
-        for side, result in chosen
-        if not _is_verified(side, result, within, plugins, console)
-    ]
-    agree = len(chosen) - len(failed)
-    print(f"{agree} of {runs} verified" + f"; not: {', '.join(failed)}" * bool(failed))
+    found = {_title(*one): _checked(*one, within, plugins, console) for one in chosen}
+    count = Counter(found.values())
+    parts = [f"{count[words]} {words}" for words in (EQUAL, WITHIN) if count[words]]
+    failed = [title for title, words in found.items() if words == NOT_VERIFIED]
+    parts += [f"not verified: {', '.join(failed)}"] if failed else []
+    print(f"{runs}: {'; '.join(parts)}")
     return 1 if failed else 0
+
+
+def _title(side: Named, result: Result) -> str:
+    return f"{side.folder.name}/{run_name(result)}"
+
+
+def _checked(
+    side: Named, result: Result, within: float, plugins: Sequence[Path], console: Console
+) -> str:
+    """Train the run of ``result`` again and print what comes out: `EQUAL`, `WITHIN` or `NOT_VERIFIED`. A
+    run that can't be trained here is none of the first two, and the others go on."""
+    try:
+        return _compared(side, result, within, plugins, console)
+    except UserError as error:
+        say(console, f"{_title(side, result)}: {error}")
+        return NOT_VERIFIED
 
 
 def _drawn(sides: Sequence[Named], sample: int | None) -> list[tuple[Named, Result]]:
@@ -77,15 +97,14 @@ def _drawn(sides: Sequence[Named], sample: int | None) -> list[tuple[Named, Resu
     return chosen if sample is None else random.sample(chosen, min(sample, len(chosen)))
 
 
-def _is_verified(
+def _compared(
     side: Named, result: Result, within: float, plugins: Sequence[Path], console: Console
-) -> bool:
-    """Train the run of ``result`` again, print what comes out, and return True if it agrees."""
+) -> str:
     recorded = [other for other in side.results if other.key == result.key]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / side.folder.resolve().name
         if not _trained(recorded, folder, plugins, console):
-            return False
+            return NOT_VERIFIED
         again = named(str(folder))
     comparison = Comparison(
         replace(side, results=recorded),
@@ -95,10 +114,11 @@ def _is_verified(
     for pairing in comparison.pairings:
         print(f"{side.folder.name}/{pairing.label}#{result.seed}: {_sentence(pairing)}")
         agrees &= _agrees(pairing, within)
-    if any(pairing.unequal for pairing in comparison.pairings):
-        for reason in comparison.reasons():
-            print(f"  {reason}")
-    return agrees
+    if not any(pairing.unequal for pairing in comparison.pairings):
+        return EQUAL
+    for reason in comparison.reasons():
+        print(f"  {reason}")
+    return WITHIN if agrees else NOT_VERIFIED
 
 
 def _trained(
@@ -108,7 +128,11 @@ def _trained(
     recorded; return False if that failed, and say why."""
     first = recorded[0]
     run, environment = first.run, first.environment
-    data = prepare(run.data, say=lambda text: say(console, text)).summary()
+    try:
+        data = prepare(run.data, say=lambda text: say(console, text)).summary()
+    except UserError as error:
+        where = "; a relative path is one from the folder in which the suite was run"
+        raise UserError(f"{error}{where if run.data.path else ''}") from error
     if data["sha256"] != first.data["sha256"]:
         raise UserError(
             f"{run_name(first)} was trained on other text (sha256 {first.data['sha256'][:12]}) than "
@@ -159,17 +183,17 @@ def _kernels_of(environment: Mapping[str, Any]) -> Iterator[None]:
         del os.environ[_KERNELS]
 
 
-def _files_of(router: RouterCode, plugins: Iterable[Path]) -> list[str]:
+def _files_of(router: RouterCode, plugins: Sequence[Path]) -> list[str]:
     """The file among ``plugins`` with the recorded code of ``router``; none for one of modbench or of an
-    installed package. Raises UserError: there are files, and none has that code."""
-    if router.plugin_sha256 is None or not (files := list(plugins)):
+    installed package. Raises UserError: no file has that code."""
+    if router.plugin_sha256 is None or (not plugins and router.name in foreign_routers()):
         return []
-    for file in files:
+    for file in plugins:
         if file.is_file() and code_sha256(file) == router.plugin_sha256:
             return [str(file.resolve())]
     raise UserError(
-        f"router '{router.name}' was recorded with code of sha256 {router.plugin_sha256[:12]}, which no "
-        "file of --plugin has; give the file as it was then"
+        f"router '{router.name}' was recorded with a plugin file of sha256 {router.plugin_sha256[:12]}; "
+        "give that file, as it was then, with --plugin"
     )
 
 
@@ -196,5 +220,20 @@ def _agrees(pairing: Pairing, within: float) -> bool:
         return False
     if pairing.unequal and pairing.same_machine:
         return False
-    recorded, again = pairing.means("heldout_loss") if "heldout_loss" in pairing.metrics else (0.0, 0.0)
-    return abs(again - recorded) <= within
+    return all(_is_within(name, pairing, within) for name in pairing.unequal)
+
+
+def _is_within(metric: str, pairing: Pairing, within: float) -> bool:
+    """Return True if another machine explains the difference in ``metric``."""
+    recorded, again = pairing.means(metric)
+    unit = METRICS[metric].unit
+    most = _PART * abs(recorded)
+    if unit == "nats/token":
+        most = within
+    elif unit == "bits/byte" and "heldout_loss" in pairing.metrics:
+        most = within * recorded / pairing.means("heldout_loss")[0]
+    elif unit in ("share", "accuracy"):
+        most = _SHARE
+    elif unit == "experts":
+        most = max(most, _EXPERTS)
+    return abs(again - recorded) <= most

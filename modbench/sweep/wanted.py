@@ -12,11 +12,11 @@ from typing import Any
 from modbench.analysis.learning_rate import rate_at
 from modbench.errors import UserError, known_names
 from modbench.model.config import ModelConfig
+from modbench.records.finished import Finished
 from modbench.records.line import key_of
 from modbench.records.record import DONE
 from modbench.records.run import RouterCode, Run
 from modbench.records.run_name import RunName, shortest
-from modbench.records.store import Finished
 from modbench.sweep.isoflop import (
     Point,
     chosen_rate,

@@ -197,7 +197,7 @@ def test_a_number_leads_to_its_runs_and_back_returns(visit: Any) -> None:
     page.locator("#t1 tbody tr", has_text="vanilla").locator("td.n").first.click()
     run = page.locator("tr.hit")
     assert run.count() == 1
-    assert "modbench run fake --only vanilla --seeds 0" in run.text_content()
+    assert "modbench run fake.toml --only vanilla --seeds 0" in run.text_content()
     assert run.evaluate("row => row === document.activeElement")
     again = visit(FAKE, hash_=page.evaluate("location.hash"))
     again.wait_for_selector("tr.hit")

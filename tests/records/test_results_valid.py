@@ -1,7 +1,8 @@
 from pathlib import Path
 
+from modbench.records.finished import finished
 from modbench.records.result import results_of
-from modbench.records.store import finished, read_suite
+from modbench.records.store import read_suite
 
 _RESULTS = Path(__file__).parents[2] / "results"
 

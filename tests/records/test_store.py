@@ -14,16 +14,9 @@ from timings_made_up import make_case, timed
 from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.records import store
+from modbench.records.finished import Finished, finished
 from modbench.records.record import read_record
-from modbench.records.store import (
-    Finished,
-    append_record,
-    finished,
-    latest,
-    read_suite,
-    remove_leftovers,
-    write_files,
-)
+from modbench.records.store import append_record, latest, read_suite, remove_leftovers, write_files
 
 
 def run_of(fakes, *args, **fields):

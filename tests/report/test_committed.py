@@ -1,7 +1,8 @@
 """Own rows of a shipped suite, next to those that are committed."""
 
-from modbench.report.committed import committed_results, next_to_committed
+from modbench.report.committed import next_to_committed
 from modbench.report.table import Table
+from modbench.shipped import committed_results
 
 
 def rows_of(page):
@@ -12,7 +13,9 @@ def rows_of(page):
 
 
 def test_rows_that_are_lacking_are_shown_marked_and_the_machine_is_named(tmp_path, fakes):
-    both = [fakes.make_record("vanilla", loss=5.0), fakes.make_record("mod", loss=4.8)]
+    plain = {"dtype": "float32"}
+    losses = {"vanilla": 5.0, "mod": 4.8}
+    both = [fakes.make_record(name, loss=loss, environment=plain) for name, loss in losses.items()]
     committed = fakes.store(tmp_path / "shipped", both)
     own = [fakes.make_record("mine", loss=4.9, environment={"dtype": "bfloat16"})]
     page = next_to_committed(fakes.store(tmp_path / "own", own), committed)
@@ -20,7 +23,7 @@ def test_rows_that_are_lacking_are_shown_marked_and_the_machine_is_named(tmp_pat
     assert set(rows) == {"mine", "mod (committed)", "vanilla (committed)"}
     assert "-0.1" in str(rows["mine"]["minus dense (nats/token)"])
     assert "‡" in str(rows["mine"]["minus dense (nats/token)"])
-    assert "precision: - | bfloat16" in page.to_markdown()
+    assert "precision: float32 | bfloat16" in page.to_markdown()
 
 
 def test_nothing_is_shown_that_is_there_already_or_can_not_be_compared(tmp_path, fakes):

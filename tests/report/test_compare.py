@@ -45,7 +45,7 @@ def test_rows_of_equal_digits_and_the_reason_of_others_are_named(folders):
     first, adjusted, *reasons = comparison.sentences()
     assert first == "2 rows: the digits of 1 differ, those of 1 agree."
     assert adjusted == "Verdicts are adjusted for 2 comparisons (Holm)."
-    assert reasons == ["processor: One CPU | Another CPU"]
+    assert reasons == ["processor: One CPU | Another CPU", f"Only in {folders[1]}: extra."]
 
 
 def test_equal_folders_have_equal_digits(folders):
@@ -94,12 +94,52 @@ def test_speed_up_of_two_rows_is_stated(folders):
     assert any(re.match(r"speed-up in nominal forward .*: 1x$", said) for said in sentences)
 
 
+def test_runs_of_several_learning_rates_are_all_compared(tmp_path, fakes):
+    def make(name, loss):
+        rates = {3e-3: loss, 6e-3: 4.8}
+        return fakes.store(
+            tmp_path / name,
+            [fakes.make_record("mod", loss=of, train={"learning_rate": r}) for r, of in rates.items()],
+        )
+
+    comparison = compared(make("a", 4.9), make("b", 9.9))
+    lines = {row[0]: row for row in comparison.table().rows}
+    assert {label: row[-1] for label, row in lines.items()} == {
+        "mod, rate 0.003": "differ",
+        "mod, rate 0.006": "equal",
+    }
+    assert comparison.worse("heldout_loss") == ["mod, rate 0.003"]
+
+
+def test_rows_with_a_learning_rate_of_their_own_each_are_paired(tmp_path, fakes):
+    rates = {"vanilla": 6e-3, "mod": 3e-3}
+    rows = [fakes.make_record(label, train={"learning_rate": rate}) for label, rate in rates.items()]
+    folder = fakes.store(tmp_path / "a", rows)
+    (pairing,) = compared(folder / "vanilla", folder / "mod").pairings
+    assert set(pairing.pairs) == {0}
+
+
+def test_a_row_that_is_gone_or_failed_is_named_and_counts_as_worse(tmp_path, fakes, capsys):
+    both = [fakes.make_record(label) for label in ("vanilla", "mod")]
+    first = fakes.store(tmp_path / "first", both)
+    failed = fakes.store(tmp_path / "failed", [fakes.make_record("vanilla", status="diverged"), both[1]])
+    gone = fakes.store(tmp_path / "gone", [both[1], fakes.make_record("extra")])
+    assert f"Only in {first}: vanilla (diverged there)." in compared(first, failed).sentences()
+    sentences = compared(first, gone).sentences()
+    assert f"Only in {first}: vanilla." in sentences
+    assert f"Only in {gone}: extra." in sentences
+    for folder in (failed, gone):
+        assert main(["compare", str(first), str(folder), "--fail-if-worse", "heldout_loss"]) == 1
+        assert "worse in heldout_loss: vanilla" in capsys.readouterr().out
+
+
 def test_exit_code_is_1_if_a_row_is_worse(folders, capsys):
     first, second = (str(folder) for folder in folders)
     assert main(["compare", first, second]) == 0
     assert main(["compare", first, second, "--fail-if-worse", "heldout_loss"]) == 1
     assert "worse in heldout_loss: mod" in capsys.readouterr().out
-    assert main(["compare", second, first, "--fail-if-worse", "heldout_loss"]) == 0
+    rows = (f"{second}/mod", f"{first}/mod")
+    assert main(["compare", *rows, "--fail-if-worse", "heldout_loss"]) == 0
 
 
 @pytest.mark.parametrize(

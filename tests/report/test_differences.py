@@ -137,3 +137,20 @@ def test_the_dense_row_is_the_first_of_the_suite_that_has_the_shape_of_most_rows
     dense = dense_entry(Leaderboard.of(results).entries)
     assert dense is not None
     assert dense.row.label == "dense b"
+
+
+def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
+    """All pairs of 500 rows would be 124,750."""
+    labels = ["vanilla", *(f"row-{number}" for number in range(70))]
+    results = [
+        fakes.make_record(
+            label, router="vanilla" if label == "vanilla" else "mod", seed=seed, loss=5 + n
+        )
+        for n, label in enumerate(labels)
+        for seed in (0, 1)
+    ]
+    board = Leaderboard.of(results)
+    assert len(board.differences.dense) == len(board.differences.best) == 70
+    assert board.differences.others == []
+    page = leaderboard_page(board).to_markdown()
+    assert "With more than 64 rows, only the differences to the dense row are listed" in page

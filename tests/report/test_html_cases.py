@@ -130,7 +130,7 @@ def test_isoflop_curves_have_schemes_to_hide_and_optima_lead_to_runs(tmp_path, f
     ]
     assert len(names) > 5
     assert all(name.startswith("mod/w") and "@3e12" in name for name in names)
-    assert f"<code>modbench run fake --only {names[0]}</code>" in lines[first]
+    assert f"<code>modbench run fake.toml --only {names[0]}</code>" in lines[first]
 
 
 def test_a_single_size_says_why_there_is_no_optimum(tmp_path, fakes, make):
@@ -224,3 +224,23 @@ def test_a_page_of_500_rows_is_small(tmp_path, fakes):
     page = page_of(fakes.store(tmp_path / "fake", records))
     assert page.count('<tr id="run-') == 500
     assert len(page.encode()) < 1_500_000
+
+
+def test_check_covers_the_page_and_the_index(tmp_path, fakes, capsys):
+    folder = fakes.store(tmp_path / "fake", [fakes.make_record("mod")])
+    assert main(["report", "fake", "--results", str(tmp_path), "--html"]) == 0
+    assert main(["report", "--results", str(tmp_path), "--check"]) == 0
+    for path in (folder / "index.html", tmp_path / "index.html"):
+        before = path.read_text()
+        path.write_text(before.replace("</html>", "</html >"))
+        capsys.readouterr()
+        assert main(["report", "--results", str(tmp_path), "--check"]) == 1
+        assert f"{path} differs from the records at byte" in capsys.readouterr().out
+        path.write_text(before)
+
+
+def test_commands_on_the_page_of_a_users_own_suite_and_plugin_can_be_typed(tmp_path, fakes):
+    folder = fakes.store(tmp_path / "fake", [fakes.make_record("mine", plugin_sha256="ab" * 32)])
+    page = page_of(folder)
+    assert "modbench run fake.toml --only mine --seeds 0 --plugin FILE.py" in page
+    assert "modbench verify fake/mine#0 --results FOLDER --plugin FILE.py" in page

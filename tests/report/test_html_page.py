@@ -161,7 +161,7 @@ def test_a_row_leads_to_its_runs_with_their_records_and_commands(page, many):
     assert int(last) - int(first[4:]) == 2
     (line,) = [line for line in page.splitlines() if line.startswith(f'<tr id="{first}">')]
     assert ">mod#0</th>" in line
-    assert "<code>modbench run fake --only mod --seeds 0</code>" in line
+    assert "<code>modbench run fake.toml --only mod --seeds 0</code>" in line
     assert "<code>modbench verify fake/mod#0 --results FOLDER</code>" in line
     assert '<a href="records/0000000000000000.jsonl">training</a>' in line
     assert '<a href="records/0000000000000000.jsonl">loss</a>' in line

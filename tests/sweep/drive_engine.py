@@ -8,8 +8,8 @@ from rich.console import Console
 
 from modbench.data.config import DataConfig
 from modbench.model.config import ModelConfig
+from modbench.records.finished import finished
 from modbench.records.run import RouterCode, Run
-from modbench.records.store import finished
 from modbench.sweep import worker
 from modbench.sweep.engine import Engine, Failure, Job
 from modbench.sweep.jobs import crash_record, folder_of, identities_of

@@ -24,9 +24,10 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
+from modbench.records.finished import finished
 from modbench.records.line import key_of
 from modbench.records.run import RouterCode, Run
-from modbench.records.store import finished, read_suite
+from modbench.records.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
 from modbench.sweep.claim import claimed

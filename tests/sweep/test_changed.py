@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from modbench.errors import UserError
-from modbench.records.store import append_record, finished
+from modbench.records.finished import finished
+from modbench.records.store import append_record
 from modbench.sweep.changed import check_unchanged
 from modbench.sweep.jobs import run_record, store_suite
 from modbench.sweep.rows import resolve

@@ -12,7 +12,8 @@ from drive_engine import FAKE, fake_job, fake_run, fakes_left, key_of, run_fakes
 from rich.console import Console
 
 from modbench.errors import UserError
-from modbench.records.store import Finished, append_record, read_suite
+from modbench.records.finished import Finished
+from modbench.records.store import append_record, read_suite
 from modbench.sweep import worker
 from modbench.sweep.crash import KILLED
 from modbench.sweep.wanted import Conditions, left_of

@@ -6,7 +6,7 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.records.store import Finished
+from modbench.records.finished import Finished
 from modbench.routing.build import meta_decoder
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite

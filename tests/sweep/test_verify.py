@@ -44,7 +44,7 @@ def test_a_run_comes_out_equal_to_the_bit_and_nothing_is_stored(place: Path) -> 
     assert code == 0, out
     assert "exact metrics equal; " in out
     assert " quality metrics equal to the bit\n" in out
-    assert "1 of 1 run verified\n" in out
+    assert "1 run: 1 equal in every digit\n" in out
     assert sorted(place.rglob("*")) == before
 
 
@@ -54,7 +54,7 @@ def test_a_forged_loss_is_found(place: Path) -> None:
     code, out = modbench_says(place, "verify", "--all", "--sample", "3", "--results", "wrong")
     assert code == 1, out
     assert "heldout_loss" in out
-    assert "0 of 1 run verified; not: mod" in out
+    assert "1 run: not verified: tiny/mod" in out
     code, out = modbench_says(place, "verify", str(record.relative_to(place).parent.parent / "mod"))
     assert code == 1, out
 
@@ -68,14 +68,27 @@ def test_another_machine_may_differ_a_little_and_is_named(place: Path) -> None:
     code, out = modbench_says(place, "verify", "tiny/mod", "--results", "elsewhere")
     assert code == 0, out
     assert "processor: Another CPU |" in out
+    assert "1 not equal, within what another machine explains" in out
     code, out = modbench_says(place, "verify", "tiny", "--results", "elsewhere", "--within", "0.001")
+    assert code == 1, out
+
+
+def test_another_machine_explains_no_other_metric_that_is_far_off(place: Path) -> None:
+    def elsewhere(record: dict[str, Any]) -> None:
+        record["environment"]["cpu"] = "Another CPU"
+        if record["kind"] == "measurement":
+            record["result"]["metrics"]["heldout_bits_per_byte"] = 0.5
+
+    forged(place, "bits", elsewhere)
+    code, out = modbench_says(place, "verify", "tiny/mod", "--results", "bits")
     assert code == 1, out
 
 
 def test_another_text_is_refused(place: Path) -> None:
     forged(place, "other", lambda record: record.get("data", {}).update(sha256="0" * 64))
     code, out = modbench_says(place, "verify", "other/tiny")
-    assert code == 2, out
+    assert code == 1, out
+    assert "Traceback" not in out
     assert "was trained on other text (sha256 000000000000)" in out
 
 

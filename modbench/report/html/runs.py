@@ -15,6 +15,7 @@ from modbench.report.isoflop.page import runs_at
 from modbench.report.leaderboard.row import MACHINE
 from modbench.report.sections import made_by
 from modbench.report.timing.values import machine_in_words
+from modbench.shipped import shipped_suites
 
 #: Fields of a line, which is canonical JSON, so that their text is known.
 _FINISHED, _KEY = re.compile(rb'"finished":"([^"]*)"'), re.compile(rb'"key":"([0-9a-f]{16})"')
@@ -108,8 +109,10 @@ class Runs:
         only = f"{_typed(str(replace(typed, seed=None)))} --seeds {result.seed}"
         if self.report.sweep:  # other seeds would try learning rates of their own
             only = _typed(with_seed)
-        train = f"modbench run {suite} --only {only}" if row else ""
-        verify = f"modbench verify {_typed(f'{suite}/{with_seed}')} --results FOLDER"
+        file = suite if suite in shipped_suites() else f"{suite}.toml"
+        plugin = " --plugin FILE.py" * bool(result.run.router.plugin_sha256)
+        train = f"modbench run {file} --only {only}{plugin}" if row else ""
+        verify = f"modbench verify {_typed(f'{suite}/{with_seed}')} --results FOLDER{plugin}"
         return RunEntry(
             name=with_seed,
             seed=result.seed,

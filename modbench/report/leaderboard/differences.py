@@ -15,6 +15,10 @@ from modbench.report.processor import processor_types
 #: Marks of the rows that may be the best one.
 BEST, NOT_SEPARABLE = "best", "not separable"
 
+#: Ranked rows of a comparison beyond which they are compared with the dense and the best row only: all
+#: pairs would be thousands.
+MOST_ROWS = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowPair:
@@ -34,7 +38,7 @@ class Differences:
 
     dense: Sequence[RowPair] = ()  #: each row minus the dense one
     best: Sequence[RowPair] = ()  #: each row minus the best one
-    others: Sequence[RowPair] = ()  #: all pairs without the dense row, the better one first
+    others: Sequence[RowPair] = ()  #: pairs of up to `MOST_ROWS` other rows, the better one first
     noise: dict[int, Spread | None] = field(default_factory=dict)  #: of one run, by comparison
 
     def to_dense(self, entry: Entry) -> RowPair | None:
@@ -73,7 +77,8 @@ def differences_of(comparisons: Sequence[Sequence[Entry]], metric: Metric) -> Di
         if dense and dense.position:
             wanted["dense"] = [(row, dense.row) for row in rows if row is not dense.row]
         without = [row for row in rows if not dense or row is not dense.row]
-        wanted["other pairs"] = list(combinations(without, 2))
+        few = len(without) <= MOST_ROWS
+        wanted["other pairs"] = list(combinations(without, 2)) if few else []
         for family, of_family in wanted.items():
             for row, other in of_family:
                 if pair := _pair(row, other, metric, noise[number], number, family):

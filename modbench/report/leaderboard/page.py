@@ -19,7 +19,7 @@ from modbench.report.leaderboard.board_tables import (
 )
 from modbench.report.leaderboard.columns import MORE, Column, column_table
 from modbench.report.leaderboard.difference_cells import PROCESSORS, family_text
-from modbench.report.leaderboard.differences import margin_of
+from modbench.report.leaderboard.differences import MOST_ROWS, margin_of
 from modbench.report.leaderboard.entry import DENSE, Entry, dense_entry
 from modbench.report.leaderboard.metric_cells import (
     first_columns,
@@ -60,6 +60,10 @@ _GROUPS = (
 _PAIRS = (
     "Differences of all ranked rows, paired by seed, with the two-sided p of each and the adjusted one: "
     "for the {} with the dense row, and for the {} of the other pairs. "
+)
+_MANY = (
+    f"With more than {MOST_ROWS} rows, only the differences to the dense row are listed; `modbench "
+    "compare` compares any two. "
 )
 _LAYERS = (
     "Routed layers: *adds* is the mean norm of a layer's update over the norm of the residual stream, "
@@ -191,7 +195,8 @@ def _pairs(board: Leaderboard, entries: Sequence[Entry]) -> str:
         if noise
         else ""
     )
-    return _PAIRS.format(*counts) + pooled
+    many = sum(entry.position is not None for entry in entries) > MOST_ROWS + 1
+    return _PAIRS.format(*counts) + _MANY * many + pooled
 
 
 def _setting(board: Leaderboard, entries: Sequence[Entry]) -> str:

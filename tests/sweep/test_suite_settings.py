@@ -55,7 +55,7 @@ def test_settings_stand_in_place_of_those_of_the_file() -> None:
         (["schemes.label=x"], {}, "--set schemes.label: it must be TABLE.KEY=VALUE"),
         (["train.batch"], {}, "--set train.batch: it must be NAME=VALUE, such as train.learning_rate="),
         ([], {"seeds": "-1"}, "a seed must lie in [0, 2**32)"),
-        ([], {"budget": "much"}, "[sweep] budgets is '[much]'"),
+        ([], {"budget": "much"}, "--budget much: whole numbers are expected, such as 1e12"),
         (["sweep.seeds=[1]"], {"seeds": "0"}, "--seeds and --set sweep.seeds are both given"),
     ],
 )

@@ -103,7 +103,7 @@ class Engine:
             try:
                 while (todo or running) and not stop:
                     self._see(watch)
-                    self._start_some(todo, running)
+                    self._start_some(todo, running, watch)
                     time.sleep(_POLL_SECONDS if running else _WAIT_SECONDS)
                     for job in [job for job, at in running.items() if at.worker.over()]:
                         failures += self._settle(job, running.pop(job), watch)
@@ -123,7 +123,7 @@ class Engine:
         self._records += new
         self._done |= {identity_of(line) for line in new if line.status in DONE}
 
-    def _start_some(self, todo: deque[Job], running: dict[Job, _Running]) -> None:
+    def _start_some(self, todo: deque[Job], running: dict[Job, _Running], watch: Watch) -> None:
         """Start jobs of ``todo`` while there is room, each that no other process works on. A job that
         another process has recorded is taken off."""
         for _ in range(len(todo)):
@@ -132,12 +132,12 @@ class Engine:
             job = todo.popleft()
             if self._done & {*job.identities}:
                 self.progress.elsewhere(job.title)
-            elif (started := self._start(job)) is not None:
+            elif (started := self._start(job, watch)) is not None:
                 running[job] = started
             else:
                 todo.append(job)
 
-    def _start(self, job: Job) -> _Running | None:
+    def _start(self, job: Job, watch: Watch) -> _Running | None:
         """Claim ``job`` and start its worker; None if another process works on it, or no device is
         free."""
         claim = None
@@ -151,9 +151,8 @@ class Engine:
         spec = dict(job.spec)
         if claim:
             # Another process may have recorded it, and given up its claim, since the records were read.
-            watch = Watch(self.folder)
-            done = {identity_of(line) for line in watch.new() if line.status in DONE}
-            if done & {*job.identities}:
+            self._see(watch)
+            if self._done & {*job.identities}:
                 claim.release()
                 self.devices.give(device)
                 return None

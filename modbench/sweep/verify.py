@@ -32,8 +32,8 @@ from modbench.timing.system_load import parallel
 EQUAL, WITHIN = "equal in every digit", "not equal, within what another machine explains"
 NOT_VERIFIED = "not verified"
 #: Largest difference on another machine: of shares and accuracies; of others as a part of the value; of
-#: counts of experts.
-_SHARE, _PART, _EXPERTS = 0.05, 0.25, 3.0
+#: counts of experts; and of exact ones, which may be sums of logarithms, as a part of the value.
+_SHARE, _PART, _EXPERTS, _LAST_DIGITS = 0.05, 0.25, 3.0, 1e-9
 #: Environment variable that selects kernels.
 _KERNELS = "MODBENCH_KERNELS"
 
@@ -216,8 +216,6 @@ def _difference(name: str, recorded: float, again: float) -> str:
 
 def _agrees(pairing: Pairing, within: float) -> bool:
     """Return True if the differences of ``pairing`` are those that another machine explains."""
-    if any(METRICS[name].kind == "exact" for name in pairing.unequal):
-        return False
     if pairing.unequal and pairing.same_machine:
         return False
     return all(_is_within(name, pairing, within) for name in pairing.unequal)
@@ -228,7 +226,9 @@ def _is_within(metric: str, pairing: Pairing, within: float) -> bool:
     recorded, again = pairing.means(metric)
     unit = METRICS[metric].unit
     most = _PART * abs(recorded)
-    if unit == "nats/token":
+    if METRICS[metric].kind == "exact":
+        most = _LAST_DIGITS * abs(recorded)
+    elif unit == "nats/token":
         most = within
     elif unit == "bits/byte" and "heldout_loss" in pairing.metrics:
         most = within * recorded / pairing.means("heldout_loss")[0]

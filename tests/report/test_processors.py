@@ -32,7 +32,7 @@ def test_the_report_is_the_same_on_other_processors(suite: str, tmp_path: Path) 
         for kind in ("records", "timings"):
             if (RESULTS / suite / kind).is_dir():
                 shutil.copytree(RESULTS / suite / kind, folder / kind)
-        words = ("modbench", "report", suite, "--results", str(folder.parent))
+        words = ("modbench", "report", suite, "--html", "--results", str(folder.parent))
         environment = {**os.environ, **variables}
         subprocess.run([sys.executable, "-m", *words], env=environment, check=True, capture_output=True)
         reports[name] = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

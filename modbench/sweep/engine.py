@@ -83,6 +83,7 @@ class Engine:
     claims: Claims = field(default_factory=Claims)
     _records: list[Finished] = field(default_factory=list, init=False)  #: in the order they were seen
     _done: set[Identity] = field(default_factory=set, init=False)
+    _done_before: set[Identity] = field(default_factory=set, init=False)  #: when the engine began
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
         """Run ``jobs``. Those that another process works on are waited for; they are done once it has
@@ -96,6 +97,8 @@ class Engine:
         todo = deque(jobs)
         begun = time.monotonic()
         watch = Watch(self.folder)
+        self._see(watch)
+        self._done_before = {*self._done}
         failures: list[Failure] = []
         running: dict[Job, _Running] = {}
         stop: list[int] = []
@@ -123,6 +126,12 @@ class Engine:
         self._records += new
         self._done |= {identity_of(line) for line in new if line.status in DONE}
 
+    def _is_done(self, job: Job) -> bool:
+        """Return True if another process has recorded ``job``, or a part of it, since this engine began.
+        A run whose weights are gone is trained again although it has a record."""
+        parts = {*job.identities}
+        return parts <= self._done or bool(parts & (self._done - self._done_before))
+
     def _start_some(self, todo: deque[Job], running: dict[Job, _Running], watch: Watch) -> None:
         """Start jobs of ``todo`` while there is room, each that no other process works on. A job that
         another process has recorded is taken off."""
@@ -130,7 +139,7 @@ class Engine:
             if len(running) >= self.workers:
                 return
             job = todo.popleft()
-            if self._done & {*job.identities}:
+            if self._is_done(job):
                 self.progress.elsewhere(job.title)
             elif (started := self._start(job, watch)) is not None:
                 running[job] = started
@@ -152,7 +161,7 @@ class Engine:
         if claim:
             # Another process may have recorded it, and given up its claim, since the records were read.
             self._see(watch)
-            if self._done & {*job.identities}:
+            if self._is_done(job):
                 claim.release()
                 self.devices.give(device)
                 return None

@@ -22,6 +22,7 @@ def report(
     results: Results = Path("my-results"),
     rank_by: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
     html: Annotated[bool, arg(help_behavior_hint="")] = False,
+    csv: Annotated[bool, arg(help_behavior_hint="")] = False,
     check: bool = False,
 ) -> int:
     """Write tables and plots from the records again; the same records give the same bytes.
@@ -34,6 +35,7 @@ def report(
         rank_by: metric that ranks the table (`modbench list metrics`); by default the suite's choice
         html: write index.html too, a page for a browser, and the index over all suites; a page that is
             there is always kept up to date
+        csv: write the tables in CSV only; pages and figures are left as they are
         check: write nothing; exit with 1 if a file differs from what the records give, and name the
             first byte
     """
@@ -51,11 +53,15 @@ def report(
             raise UserError(
                 f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
             )
+    if csv and (html or check):
+        raise UserError("--csv writes tables only; leave out --html and --check, or --csv")
     if check:
         return _check(results, list(dict.fromkeys(suites)), known, rank_by)
     for name in dict.fromkeys(suites) or known:
         with report_bar() as begin:
-            report = write_report(results / name, rank_by=rank_by, html=html, say=tell, begin=begin)
+            report = write_report(
+                results / name, rank_by=rank_by, html=html, csv=csv, say=tell, begin=begin
+            )
         for path in report.paths:
             print(path)
     return 0

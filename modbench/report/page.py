@@ -64,6 +64,7 @@ def write_report(
     *,
     rank_by: str | None = None,
     html: bool = False,
+    csv: bool = False,
     say: Callable[[str], object] = lambda text: None,
     begin: Callable[[str], object] = lambda part: None,
 ) -> Report:
@@ -76,6 +77,7 @@ def write_report(
         html: write the page in HTML too, with the index over all suites, and leave out lines that are
             damaged. A page that is there is written again in any case, so that it never differs from
             the tables.
+        csv: write the tables in CSV only, and leave the pages and figures as they are
         say: called with a sentence for each file that is empty or cut off, and one if no run has
             finished
         begin: called with the name of each of `PARTS` before it is made
@@ -84,13 +86,14 @@ def write_report(
         UserError: see `contents_of`; or the folder can't be written to.
     """
     folder = Path(suite_folder)
-    contents = contents_of(folder, rank_by=rank_by, html=html, say=say, begin=begin)
+    contents = contents_of(folder, rank_by=rank_by, html=html, csv=csv, say=say, begin=begin)
     if not contents:
         return Report([], {})
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
     write_files(folder, written)
     for name in DERIVED - written.keys():  # of an earlier report
-        (folder / name).unlink(missing_ok=True)
+        if not csv or name.endswith(".csv"):
+            (folder / name).unlink(missing_ok=True)
     pages = {name: content for name, content in contents.items() if isinstance(content, Page)}
     paths = [folder / name for name in written]
     if PAGE in written:
@@ -149,11 +152,13 @@ def contents_of(
     *,
     rank_by: str | None = None,
     html: bool = False,
+    csv: bool = False,
     say: Callable[[str], object] = lambda text: None,
     begin: Callable[[str], object] = lambda part: None,
 ) -> _Contents:
-    """The derived files of ``folder`` (``results/<suite>``) by name; none if no run has finished. They
-    depend on the records and ``rank_by`` only. For the arguments see `write_report`.
+    """The derived files of ``folder`` (``results/<suite>``) by name, or those in CSV only; none if no
+    run has finished. They depend on the records and ``rank_by`` only. For the arguments see
+    `write_report`.
 
     Raises:
         UserError: no records, an invalid one, an unusable ``rank_by``, or timings of one session from
@@ -172,8 +177,11 @@ def contents_of(
         )
     results = results_of(records)
     times = _times(records)
-    look_of = marks(_routers(results, times))
     compared = _compare(records, results, times, rank_by, begin) if results else None
+    if csv:
+        tables = _tables_of_results(compared) if compared else {}
+        return tables | (_tables_of_times(times) if times else {})
+    look_of = marks(_routers(results, times))
     contents = _of_results(compared, look_of, begin) if compared else {}
     if times is not None:
         begin("times")
@@ -294,28 +302,32 @@ def _of_results(
     if sweep is None:
         drawn |= figures(board, look_of)
         page = leaderboard_page(board, drawn)
-        return {
-            "leaderboard.csv": board.table(),
-            "leaderboard.md": page,
-            "differences.csv": pairs_table(board),
-            **drawn,
-        }
-    drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
+    else:
+        drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
+        page = isoflop_page(sweep, downstream_section(board), drawn)
+    return {**_tables_of_results(compared), "leaderboard.md": page, **drawn}
+
+
+def _tables_of_results(compared: _Compared) -> _Contents:
+    board, sweep = compared.board, compared.sweep
+    if sweep is None:
+        return {"leaderboard.csv": board.table(), "differences.csv": pairs_table(board)}
     return {
         "leaderboard.csv": board.table(sweep.on_curve),
-        "leaderboard.md": isoflop_page(sweep, downstream_section(board), drawn),
         "learning_rates.csv": rates_table(sweep),
         "optima.csv": optima_table(sweep) if sweep.has_curves else Table.of([]),
         "differences.csv": differences_table(sweep),
-        **drawn,
     }
 
 
 def _of_times(table: TimingTable, others: int, look_of: dict[str, Mark]) -> _Contents:
     drawn = timing_figures(table, look_of)
+    page = timing_page(table, others, drawn)
+    return {"timings.md": page, **_tables_of_times(table), **drawn}
+
+
+def _tables_of_times(table: TimingTable) -> _Contents:
     return {
-        "timings.md": timing_page(table, others, drawn),
         "timings.csv": Table.of(with_shape([asdict(row) for row in table.cases])),
         "memory.csv": Table.of(with_shape(table.memory)),
-        **drawn,
     }

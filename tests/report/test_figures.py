@@ -262,3 +262,21 @@ def test_any_label_can_be_drawn(fakes, label):
 def test_budget_in_a_title_is_not_split():
     title = folded("surprise_mod/small, of many words [3e+10 FLOP]")
     assert title.endswith("\n[3e+10 FLOP]")
+
+
+def test_rows_beyond_the_first_are_grey_and_have_no_name(fakes):
+    most = figures_module.MOST_NAMED
+    records = [
+        fakes.make_record(f"token_choice:{n}", router="token_choice", loss=4.5 + n / 90, cost=1 + n / 9)
+        for n in range(most + 5)
+    ]
+    board = Leaderboard.of(records)
+    named = [entry.row.label for entry in board.entries[:most]]
+    figure, axes = _axes(board, "loss_vs_training_flops")
+    assert sorted(_texts(axes)) == sorted([*named, "unigram 6.25"])
+    (others,) = [held for held in axes.collections if len(held.get_paths()) == 5]
+    assert len({tuple(color) for color in others.get_colors()}) == 1
+    assert "after its first 20" in figure.get_supxlabel()
+    figure, axes = _axes(board, "loss_vs_forward_flops")
+    assert _legend(figure) == named
+    assert [len(line.get_xdata()) for line in axes.lines if line.get_marker() == "."] == [5]

@@ -155,3 +155,16 @@ def test_a_damaged_record_is_named_on_the_page_and_left_out(tmp_path, fakes, six
     page = after.pop("leaderboard.md").decode()
     assert after == {name: of for name, of in before.items() if name != "leaderboard.md"}
     assert "\n- **Left out:** records/bad.jsonl, line 1: no valid record" in page
+
+
+def test_csv_writes_the_tables_and_leaves_pages_and_figures_as_they_are(tmp_path, fakes, six):
+    whole = fakes.store(tmp_path / "whole", six)
+    write_report(whole)
+    folder = fakes.store(tmp_path / "tables", six)
+    (folder / "leaderboard.md").write_text("of an earlier report")
+    (folder / "optima.csv").write_text("of an earlier report")
+    paths = write_report(folder, csv=True).paths
+    assert sorted(path.name for path in paths) == ["differences.csv", "leaderboard.csv"]
+    assert all(path.read_bytes() == (whole / path.name).read_bytes() for path in paths)
+    assert (folder / "leaderboard.md").read_text() == "of an earlier report"
+    assert not (folder / "optima.csv").exists()

@@ -14,9 +14,9 @@ from modbench.report.table import Markdown, Number, Table
 
 #: Tables with more rows get a box that filters them.
 FILTER_ABOVE = 8
-#: Characters of a figure that a page may hold. Those of shipped suites have at most 160,000; a curve for
-#: each of 500 rows takes 700,000, and shows nothing.
-_LARGEST = 250_000
+#: Characters of a figure that a page may hold. Those of shipped suites have at most 160,000; curves of
+#: 500 rows take 250,000, most of them grey.
+_LARGEST = 200_000
 _LONGEST = 400  #: characters of a cell, as in the table's other forms
 _LEADING = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?: ([kMGTPEZY]))?(?![\w.])")
 _POWERS = {prefix: 10.0 ** (3 * power) for power, prefix in enumerate("kMGTPEZY", start=1)}

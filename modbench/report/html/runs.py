@@ -29,7 +29,7 @@ _SHOWN = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunEntry:
-    """A run at a budget. ``files``: those of its record and of its measurements, by what they hold;
+    """A run at a budget. ``files``: what they hold of it, and their paths;
     ``machine`` and ``code``: numbers of those of the page, from 1."""
 
     name: str
@@ -128,13 +128,17 @@ class Runs:
         )
 
     def _files(self, result: Result) -> tuple[tuple[str, str], ...]:
-        """Parts of ``result``, each with the file of its record."""
+        """Parts of ``result`` with the file of their records."""
         held = [("training", (result.record.key, result.record.finished))]
         for record in result.measurements:
             name = record.measurement["settings"].get("task") or record.measurement["measures"]
             held.append((name.replace("heldout", "loss"), (record.key, record.finished)))
         known = self.report.files
-        return tuple((name, known[key]) for name, key in held if key in known)
+        parts: dict[str, list[str]] = {}
+        for name, key in held:
+            if key in known:
+                parts.setdefault(known[key], []).append(name)
+        return tuple((", ".join(names), file) for file, names in parts.items())
 
 
 def _typed(word: str) -> str:

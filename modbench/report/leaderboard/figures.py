@@ -2,7 +2,8 @@
 those of `modbench.report.routing.figure`. All FLOPs are in convention ``model``.
 
 Each is a set of panels by budget; learning curves also by size. A scheme has the same colour and marker
-in all of them. A figure without data is not drawn.
+in all of them. A figure without data is not drawn. Rows beyond the first `MOST_NAMED` are drawn in grey,
+without a name.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from modbench.records.record import canonical_json
@@ -43,6 +45,9 @@ _Marks = Mapping[str, Mark]
 _ALONE, _WIDTH, _HEIGHT = 6.8, 4.6, 3.2
 _NAME = 0.2  #: inches of a name
 _COLUMNS = 3
+#: Largest number of rows of a panel, or schemes of a legend, that are named, in the table's order.
+MOST_NAMED = 20
+_UNNAMED = "0.7"  #: grey of the others
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ def _axes(grid: list[list[_Panel]]) -> tuple[Figure, list[tuple[Axes, _Panel]]]:
     """A figure with axes for each panel of ``grid``, high enough for its names. Panels of one budget
     have a common y axis."""
     across = max(map(len, grid))
-    height = max(_HEIGHT, 1.0 + _NAME * max(len(panel.entries) for line in grid for panel in line))
+    most = min(MOST_NAMED, max(len(panel.entries) for line in grid for panel in line))
+    height = max(_HEIGHT, 1.0 + _NAME * most)
     alone = len(grid) == across == 1
     figure = sheet(_ALONE if alone else _WIDTH * across, max(height, HEIGHT * alone) * len(grid))
     every = figure.subplots(len(grid), across, squeeze=False)
@@ -155,10 +161,15 @@ def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
     if not grid:
         return None
     figure, panels = _axes(grid)
-    labels, banded = [], False
+    labels, banded, unnamed = [], False, 0
     for axes, panel in panels:
         names, ends = _names(panel.entries), []
-        for entry in panel.entries:
+        others = [curve_points(entry.row) for entry in panel.entries[MOST_NAMED:]]
+        unnamed = max(unnamed, len(others))
+        if others:
+            lines = [[point[:2] for point in curve] for curve in others]
+            axes.add_collection(LineCollection(lines, colors=_UNNAMED, linewidths=0.6, zorder=1.5))
+        for entry in panel.entries[:MOST_NAMED]:
             flops, mean, least, greatest = zip(*curve_points(entry.row), strict=True)
             mark = look_of[entry.scheme]
             style: dict[str, Any] = {"color": mark.color, "marker": mark.marker}
@@ -176,7 +187,9 @@ def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
             ends.append(End(axes.get_xlim()[1], loss, f"unigram {loss:.2f}", REFERENCE))
         labels.append((axes, ends))
     seeds = ["mean of seeds, band from least to greatest"] if banded else []
-    figure.supxlabel("\n".join(["training FLOPs spent (convention model)", *seeds]), fontsize=11)
+    grey = [f"grey: the rows of the table after its first {MOST_NAMED}"] if unnamed else []
+    below = ["training FLOPs spent (convention model)", *seeds, *grey]
+    figure.supxlabel("\n".join(below), fontsize=11)
     figure.supylabel("held-out loss (nats/token),\ncausal rule", fontsize=11)
     label_ends(figure, labels)
     return figure
@@ -189,10 +202,19 @@ def _final_losses(board: Leaderboard, look_of: _Marks) -> Figure | None:
     figure, panels = _axes(grid)
     handles: dict[str, Any] = {}
     words = set()
+    every = dict.fromkeys(entry.scheme for _, panel in panels for entry in panel.entries)
+    named = {*list(every)[:MOST_NAMED]}
+    if len(every) > MOST_NAMED:
+        words.add(f"grey: the schemes of the table after its first {MOST_NAMED}")
     for axes, panel in panels:
+        unnamed = [_Final.of(entry.row) for entry in panel.entries if entry.scheme not in named]
+        at = [(point.flops, point.loss) for point in unnamed if point]
+        if at:
+            axes.plot(*zip(*at, strict=True), color=_UNNAMED, linestyle="none", marker=".", zorder=1.5)
         schemes: dict[str, list[Entry]] = defaultdict(list)
         for entry in panel.entries:
-            schemes[entry.scheme].append(entry)
+            if entry.scheme in named:
+                schemes[entry.scheme].append(entry)
         for scheme, entries in schemes.items():
             mark = look_of[scheme]
             sizes = [(_Final.of(entry.row), entry.best_size) for entry in entries]

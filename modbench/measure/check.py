@@ -33,9 +33,9 @@ from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import build_router, load_plugin, plugin_file, preset_options
 from modbench.routing.router import Router
 from modbench.train.config import TrainConfig
-from modbench.train.loop import training_step
 from modbench.train.numerics import device, make_deterministic
 from modbench.train.optimizer import build_optimizer
+from modbench.train.step import training_step
 
 SEQUENCE = 64  # `STEPS` steps of two models take seconds on two cores
 PHASES: tuple[Phase, ...] = ("forward", "train")

@@ -256,6 +256,8 @@ _TIMED = closed(
     sequence=POSITIVE,
     batch=POSITIVE,
     precision=str,
+    micro_batch=optional[POSITIVE],
+    recompute=optional[bool],
 )
 _MEASURING = at_least(**ENVIRONMENT, dtype=str, variables=optional[dict[str, str]])
 _FLOPS = at_least(model=COUNT, executed=COUNT)

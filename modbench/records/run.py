@@ -79,6 +79,8 @@ class Run:
             sequence=train.sequence,
             batch=train.batch,
             precision=train.precision,
+            micro_batch=None if train.micro_batches == 1 else train.rows,
+            recompute=train.recompute,
         )
 
 
@@ -91,13 +93,20 @@ class Timed:
     sequence: int
     batch: int
     precision: str
+    micro_batch: int | None = None  #: sequences of a pass, if fewer than the batch
+    recompute: bool = False  #: layers run again in the backward pass
 
     @cached_property
     def key(self) -> str:
         return key_of(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"model": _stated(asdict(self.model))}
+        stated = asdict(self) | {"model": _stated(asdict(self.model))}
+        if self.micro_batch is None:
+            del stated["micro_batch"]
+        if not self.recompute:
+            del stated["recompute"]
+        return stated
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Timed":
@@ -107,6 +116,7 @@ class Timed:
             router=None if router is None else built("timed: router", router, RouterCode),
             model=built("timed: model", value["model"], ModelConfig),
             **{name: value[name] for name in ("sequence", "batch", "precision")},
+            **{name: value[name] for name in ("micro_batch", "recompute") if name in value},
         )
 
     @property

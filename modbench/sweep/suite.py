@@ -236,7 +236,16 @@ def _data(where: str, table: dict[str, Any]) -> DataConfig:
 
 
 def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConfig, keep: str) -> None:
-    """Raises UserError: the schedule has no place in the suite."""
+    """Raises UserError: the schedule has no place in the suite, or micro-batches don't make a batch."""
+    if train.batch % train.ranks:
+        raise UserError(
+            f"{at} parallel has {train.ranks} processes; they must divide batch, which is {train.batch}"
+        )
+    if (train.batch // train.ranks) % train.rows:
+        raise UserError(
+            f"{at} micro_batch is {train.micro_batch}; it must divide the sequences of a process, which "
+            f"are {train.batch // train.ranks}"
+        )
     try:
         train.schedule_of(axes.budgets if train.schedule == "trapezoid" else axes.budgets[:1])
     except UserError as error:

@@ -21,9 +21,9 @@ from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import nothing
 from modbench.train.compiled import compiled, compiles, eager
 from modbench.train.config import TrainConfig
-from modbench.train.loop import training_step
 from modbench.train.numerics import autocast
 from modbench.train.optimizer import build_optimizer
+from modbench.train.step import training_step
 
 
 class Prepared(NamedTuple):
@@ -108,10 +108,10 @@ def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Bench
         forced = time.forced_balance
 
         def run() -> list[Trace]:
-            _, context = training_step(
+            _, traces = training_step(
                 model, optimizer, train, batch, subject.dtype, forced_balance=forced, losses=losses
             )
-            return [context.trace]
+            return traces
 
         return Prepared(run)
 

@@ -34,6 +34,8 @@ class BenchmarkTarget:
         train = TrainConfig(
             sequence=timed.sequence,
             batch=timed.batch,
+            micro_batch=timed.micro_batch,
+            recompute=timed.recompute,
             precision=timed.precision,  # type: ignore[arg-type]
         )
         return cls(

@@ -17,8 +17,8 @@ from modbench.routing.build import RoutedDecoder
 from modbench.timing.benchmark_case import random_batch, random_tokens, read
 from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.timing.memory_meter import MemoryMeter
-from modbench.train.loop import training_step
 from modbench.train.optimizer import build_optimizer
+from modbench.train.step import training_step
 
 
 def training_footprint(subject: BenchmarkTarget) -> dict[str, int]:
@@ -63,10 +63,10 @@ def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
     memory = Measured(
         subject.outline(),
         subject.train.sequence,
-        Recipe(micro_batch=subject.train.batch),
+        Recipe(micro_batch=subject.train.rows, checkpoint=subject.train.recompute),
         "cpu" if subject.on.type == "cpu" else "gpu",
         "float32" if subject.dtype == torch.float32 else "autocast",
-    ).memory(subject.train.batch)
+    ).memory(subject.train.rows)
     parts = {name: getattr(memory, name) for name in ("parameters", "gradients", "optimizer")}
     return parts | {"activations": memory.total - sum(parts.values()), "peak": memory.total}
 

@@ -7,4 +7,5 @@ from modbench.train.config import TrainConfig
 
 def flops_per_step(model: RoutedDecoder, train: TrainConfig) -> int:
     """Nominal FLOPs of one training step, convention ``model``."""
-    return model.ledger(Workload.uniform(train.batch, train.sequence, "train")).total("model")
+    load = Workload.uniform(train.rows, train.sequence, "train")
+    return train.ranks * train.micro_batches * model.ledger(load).total("model")

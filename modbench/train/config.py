@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any, Literal
 
 from modbench.train.schedule import Kind, Schedule
@@ -14,6 +15,13 @@ class TrainConfig:
 
     sequence: Count = 256  #: tokens per sequence
     batch: Count = 8  #: sequences per step
+    #: sequences per forward and backward pass; a step adds up their gradients. By default the batch, or
+    #: a process's part of it
+    micro_batch: Count | None = None
+    #: processes that train a run together: `data`, `shard`, `expert`, or several whose product it is
+    parallel: dict[Literal["data", "shard", "expert"], Count] | None = None
+    #: keep only the input of each layer and run the layer again in the backward pass
+    recompute: bool = False
     learning_rate: Positive = 3e-3  #: peak learning rate
     #: AdamW's weight decay of matrices; vectors and the embedding have none
     weight_decay: NotNegative = 0.1
@@ -28,7 +36,29 @@ class TrainConfig:
 
     def as_json(self) -> dict[str, Any]:
         """The fields that alter weights, as a record holds them."""
-        return {name: value for name, value in asdict(self).items() if name not in _ALTER_NOTHING}
+        stated = {name: value for name, value in asdict(self).items() if name not in _ALTER_NOTHING}
+        if self.micro_batches == 1:
+            del stated["micro_batch"]
+        if not self.recompute:
+            del stated["recompute"]
+        if self.ranks == 1:
+            del stated["parallel"]
+        return stated
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train a run together."""
+        return prod((self.parallel or {}).values())
+
+    @property
+    def rows(self) -> int:
+        """Sequences of a forward and backward pass."""
+        return self.micro_batch or self.batch // self.ranks
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward and backward passes of a step, in each process."""
+        return self.batch // self.ranks // self.rows
 
 
 #: Fields that don't alter the weights: a run with others is the same run.

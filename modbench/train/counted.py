@@ -2,7 +2,8 @@
 for what a step computes, and the audit sees only the trained model.
 
 The first step is counted before it is taken, the last one after it, and one in between, which the run's
-seed draws, before it is taken: a router can't know it.
+seed draws, before it is taken: a router can't know it. Of a step with several micro-batches, the first
+one is counted and charged again.
 """
 
 import random
@@ -13,10 +14,11 @@ from typing import Any
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.counting.restore_state import untouched
 from modbench.ledger import Counts, Workload
-from modbench.model.context import Context
+from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import failed_allocation
+from modbench.train.ranks import ALONE, Ranks
 
 #: Charges that are asked for again. A ledger that answers differently for one step in ten is found in
 #: 29 of 30 runs; asking costs as much as charging 32 steps.
@@ -45,24 +47,36 @@ class CountedSteps:
         return bool(self.drawn)
 
     def count(
-        self, number: int, model: RoutedDecoder, load: Workload, passes: Callable[[], Context]
+        self,
+        number: int,
+        model: RoutedDecoder,
+        load: Workload,
+        passes: Callable[[], Trace],
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Run ``passes``, the forward and backward pass of step ``number``, under the counter, and
+        """Run ``passes``, a forward and backward pass of step ``number``, under the counter, and
         compare with the ledger of ``load`` as it was routed. Training is unchanged, to the bit."""
+        off: list[int] = []
+        wrong: str | None = None
         try:
             with untouched(model, train=True), FlopCounter() as counter:
-                context = passes()
-            off = _ledger_minus_counter(model, load, context.trace.counts, counter)
+                trace = passes()
+            off = _ledger_minus_counter(model, load, trace.counts, counter)
         # An op without a formula, or an error of the router's code: it goes to the record.
         except Exception as error:
-            if failed_allocation(error) is not None:
-                self.unseen += 1
-            else:
-                self.wrong[number] = f"training step {number} {raised(error, remedy='')}"
-            return
-        self.counted += 1
-        if off:
-            self.wrong[number] = f"{off:+d} in training step {number}"
+            if failed_allocation(error) is None:
+                wrong = f"training step {number} {raised(error, remedy='')}"
+        # Where experts are shared out, a process computes rows of others: only sums are equal.
+        of_all = ranks.all((off, wrong))
+        if wrongs := [wrong for _, wrong in of_all if wrong]:
+            self.wrong[number] = wrongs[0]
+        elif not all(off for off, _ in of_all):
+            self.unseen += 1
+        else:
+            self.counted += 1
+            sums = [sum(column) for column in zip(*(off for off, _ in of_all), strict=True)]
+            if first := next(filter(None, sums), 0):
+                self.wrong[number] = f"{first:+d} in training step {number}"
 
     def figure(self) -> str:
         """All differences in one line; empty if there are none."""
@@ -104,12 +118,12 @@ class Charges:
 
 def _ledger_minus_counter(
     model: RoutedDecoder, load: Workload, counts: Counts, counter: FlopCounter
-) -> int:
-    """The first difference between the ledger and ``counter``, over conventions; 0 if there is none. A
-    training batch has no padding, so FLOPs charged and FLOPs dispatched are the same."""
+) -> list[int]:
+    """The differences between the ledger and ``counter``, over conventions. A training batch has no
+    padding, so FLOPs charged and FLOPs dispatched are the same."""
+    differences = []
     for padding in (False, True):
         ledger = model.loss_ledger(replace(load, counts=counts, padding=padding))
         for convention in seen_conventions(next(model.parameters()).device):
-            if off := ledger.total(convention) - counter.under(convention):
-                return off
-    return 0
+            differences.append(ledger.total(convention) - counter.under(convention))
+    return differences

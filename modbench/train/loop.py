@@ -7,8 +7,9 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,17 @@ import torch
 from torch import Tensor
 
 from modbench.data.batches import Batches
-from modbench.ledger import Workload
-from modbench.model.context import Context
+from modbench.ledger import Counts, Workload
 from modbench.routing.build import RoutedDecoder
 from modbench.train import checkpoint
 from modbench.train.budget import flops_per_step
-from modbench.train.compiled import Losses, compiled, eager
+from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.counted import Charges, CountedSteps
-from modbench.train.numerics import autocast
 from modbench.train.optimizer import build_optimizer
+from modbench.train.ranks import ALONE, Ranks
 from modbench.train.schedule import Schedule
+from modbench.train.step import parts_of, passes, training_step
 
 #: Seconds between two events of progress: more often than a reader notices would slow short steps.
 PROGRESS_SECONDS = 0.5
@@ -72,39 +73,6 @@ class Trained:
     earlier_seconds: float = field(compare=False)  #: of training before this process resumed it
 
 
-def training_step(
-    model: RoutedDecoder,
-    optimizer: torch.optim.Optimizer,
-    train: TrainConfig,
-    batch: tuple[Tensor, Tensor],
-    dtype: torch.dtype,
-    *,
-    forced_balance: bool = False,
-    losses: Losses | None = None,
-) -> tuple[Tensor, Context]:
-    """Forward, backward, clipping, optimizer step. Return the cross-entropy in nats per token, without
-    auxiliary losses, and the context with its trace. ``forced_balance``: see
-    `modbench.model.context.Context`. ``losses``: the compiled losses of ``model``
-    (`modbench.train.compiled`)."""
-    loss, context = _passes(losses or eager(model), batch, dtype, forced_balance)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), context
-
-
-def _passes(
-    losses: Losses, batch: tuple[Tensor, Tensor], dtype: torch.dtype, forced_balance: bool = False
-) -> tuple[Tensor, Context]:
-    """Forward and backward."""
-    inputs_BT, targets_BT = batch
-    context = Context(selection="topk", forced_balance=forced_balance)
-    with autocast(dtype, inputs_BT.device):
-        loss, auxiliary = losses(inputs_BT, targets_BT, context)
-    (loss + auxiliary).backward()
-    return loss, context
-
-
 class _Run:
     """The state of a training run between two steps."""
 
@@ -116,7 +84,11 @@ class _Run:
         schedule: Schedule,
         dtype: torch.dtype,
         clock: Callable[[], float],
+        ranks: Ranks,
     ) -> None:
+        ranks.spread(model)
+        self.ranks = ranks
+        self.asked_to_stop = False  #: of several processes; known to all after each step
         self.clock = clock
         self.since = clock()
         self.earlier = 0.0  #: seconds that other processes have trained it
@@ -126,8 +98,10 @@ class _Run:
         self.train, self.schedule = train, schedule
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, train)
-        self.losses = compiled(eager(model), model, train.compile)
-        self.load = Workload.uniform(train.batch, train.sequence, "train")
+        how = "off" if ranks.count > 1 and train.compile == "auto" else train.compile
+        self.losses = compiled(eager(model), model, how)
+        #: of one micro-batch
+        self.load = Workload.uniform(train.rows, train.sequence, "train", checkpoint=train.recompute)
         self.nominal = flops_per_step(model, train)
         self.step = 0
         self.flops = 0
@@ -139,7 +113,9 @@ class _Run:
         self.began, self.evaluated = 0, 0  #: FLOPs and points of the curve before this budget
         self.left_behind = 0
         self.counts, self.charges = CountedSteps(), Charges()
-        self._routed: Any = None  #: realised routing of the last step, which ``each`` is of
+        #: realised routing and FLOPs of the micro-batches of the last step, which ``each`` sums up
+        self._routed: Sequence[Counts] = []
+        self._flops: list[int] = []
 
     @property
     def budget(self) -> int:
@@ -181,7 +157,7 @@ class _Run:
             self.began, self.evaluated = self.flops, len(self.curve)
             self.left_behind += end.flops - self.flops
 
-    def take_step(self, left: int) -> float:
+    def take_step(self, left: int, stop: Callable[[], bool]) -> float:
         """Take one of ``left`` steps that are expected until the end of the budget; return its loss."""
         done = (self.flops + self.each) / (self.flops + left * self.each)
         peak, in_trunk = (
@@ -196,37 +172,42 @@ class _Run:
         if number == 1 or self.counts.draws(seed, number, done, left):
             self.count(number)
         batch = self.batch(self.step)
-        loss, context = training_step(
-            self.model, self.optimizer, self.train, batch, self.dtype, losses=self.losses
-        )
-        routed = context.trace.counts
+        step = partial(training_step, self.model, self.optimizer, self.train, batch, self.dtype)
+        loss, traces = step(losses=self.losses, ranks=self.ranks)
+        routed = [trace.counts for trace in traces]
         if routed != self._routed:
-            self._routed = routed
-            self.each = self.model.ledger(replace(self.load, counts=routed)).total("model")
-        self.charges.add(seed, number, routed, self.each)
+            loads = [replace(self.load, counts=counts) for counts in routed]
+            self._flops = [self.model.ledger(load).total("model") for load in loads]
+            self._routed, self.each = routed, sum(self._flops)
+        if self.ranks.count > 1:
+            self.each, asked = self.ranks.sums([sum(self._flops), int(stop())])
+            self.asked_to_stop = asked > 0
+        self.charges.add(seed, number, routed[0], self._flops[0])
         self.flops += self.each
         self.step += 1
         return loss.item()
 
     def count(self, number: int) -> None:
-        """Count the passes of step ``number`` (from 1), eager, with the current weights."""
-        losses, batch = eager(self.model), self.batch(number - 1)
-        self.counts.count(number, self.model, self.load, lambda: _passes(losses, batch, self.dtype)[1])
+        """Count the passes of the first micro-batch of step ``number`` (from 1), eager, with the current
+        weights."""
+        losses, part = eager(self.model), parts_of(self.batch(number - 1), self.train)[0]
+        run = partial(passes, losses, part, self.dtype, self.train)
+        self.counts.count(number, self.model, self.load, lambda: run()[1], self.ranks)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of step ``step`` (from 0), on the model's device."""
-        inputs_BT, targets_BT = self.batches.step(step)
+        """Inputs and targets of step ``step`` (from 0) for this process, on the model's device."""
+        inputs_BT, targets_BT = self.ranks.part(self.batches.step(step))
         on = self.device
         return inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)
 
     @property
     def tokens(self) -> int:
-        return self.step * self.load.tokens
+        return self.step * self.train.batch * self.train.sequence
 
     def add_point(self, train_loss: float, evaluate: Callable[[RoutedDecoder], float]) -> dict[str, Any]:
         """Add a point to the learning curve and return it. Raise a `DivergedError` if a weight or the
         held-out loss is not finite."""
-        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+        if not self.ranks.finite(self.model.parameters()):
             raise DivergedError(f"a weight is not finite after step {self.step}")
         heldout_loss = evaluate(self.model)
         self.model.train()
@@ -239,6 +220,12 @@ class _Run:
         self.curve.append(point)
         return point
 
+    def save(self, path: Path, origin: str) -> None:
+        """Store the checkpoint at ``path``."""
+        state = self.state(origin)
+        if self.ranks.leads:
+            checkpoint.save(path, state)
+
     def state(self, origin: str) -> dict[str, Any]:
         """The checkpoint."""
         return self._own_state() | {
@@ -247,6 +234,7 @@ class _Run:
             "trunk": self.trunk,
             "origin": origin,
             "seconds": self.earlier + self.clock() - self.since,
+            "ranks": self.ranks.count,
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -254,8 +242,8 @@ class _Run:
         """The state that the next step depends on."""
         on_gpu = self.device.type == "cuda"
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self.ranks.model_state(self.model),
+            "optimizer": self.ranks.optimizer_state(self.optimizer),
             "random": torch.get_rng_state(),
             "gpu_random": torch.cuda.get_rng_state(self.device) if on_gpu else None,
             **{name: getattr(self, name) for name in ("step", "flops", "each")},
@@ -263,14 +251,13 @@ class _Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Continue from the `_own_state` ``state``."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.ranks.load(self.model, self.optimizer, state["model"], state["optimizer"])
         torch.set_rng_state(state["random"])
         if state["gpu_random"] is not None:
             torch.cuda.set_rng_state(state["gpu_random"], self.device)
         for name in ("step", "flops", "each"):
             setattr(self, name, state[name])
-        self._routed = None
+        self._routed = []
 
     def resume(self, path: Path, origin: str) -> None:
         """Continue from the checkpoint at ``path``, if there is one. One that is damaged or of another
@@ -284,6 +271,12 @@ class _Run:
             why = f"{path.name} is not used ({error}): training starts from the beginning"
             print(why, file=sys.stderr)
             return
+        if state["ranks"] != self.ranks.count and self.ranks.leads:
+            print(
+                f"{path.name} is of {state['ranks']} processes, and {self.ranks.count} go on: losses "
+                "may differ by rounding",
+                file=sys.stderr,
+            )
         self._restore(state)
         self.earlier = state["seconds"]
         self.counts, self.charges = CountedSteps(**state["counts"]), Charges(**state["charges"])
@@ -302,8 +295,9 @@ class _Run:
         kept = state["charges"]["kept"]
         checkpoint.check(kept, [_CHARGE] * len(kept))
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        wholes = [self.ranks.outline(weight) for weight in weights]
         moments = [
-            {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight} for weight in weights
+            {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight} for weight in wholes
         ]
         for part in (state, state["trunk"]) if state["trunk"] else (state,):
             checkpoint.check({name: part.get(name) for name in self._own_state()}, self._own_state())
@@ -328,6 +322,7 @@ def train_model(
     origin: str = "",
     stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
+    ranks: Ranks = ALONE,
 ) -> Trained:
     """Train until another step would exceed the largest budget of ``schedule``; continue from the
     checkpoint in ``folder``. ``at_end`` is called with the model trained to each budget; a resumed run
@@ -341,9 +336,10 @@ def train_model(
     ``step``, every `PROGRESS_SECONDS`, and ``point``. ``origin`` names text and code: a checkpoint of
     another origin is not used. Raise a `DivergedError` if a loss is not finite, or a weight is not at a
     point of the learning curve; a `StoppedError` once ``stop()`` returns True and the state is saved:
-    call again to continue.
+    call again to continue. ``ranks``: the processes that train the model together; each calls this with
+    the same arguments, the first one writes.
     """
-    run = _Run(model, batches, train, schedule, dtype, clock)
+    run = _Run(model, batches, train, schedule, dtype, clock, ranks)
     path = folder / "checkpoint.pt"
     checkpoint.remove_leftovers(folder)
     run.resume(path, origin)
@@ -353,16 +349,16 @@ def train_model(
     while not run.is_over:
         if (left := run.steps_left()) < 1:
             run.end_budget(at_end)
-            checkpoint.save(path, run.state(origin))
+            run.save(path, origin)
             continue
-        if stop():
-            checkpoint.save(path, run.state(origin))
+        if run.asked_to_stop if ranks.count > 1 else stop():
+            run.save(path, origin)
             raise StoppedError
         if schedule.kind == "trapezoid" and not run.decaying and run.steps_left(of_trunk=True) < 1:
             run.branch()
         expected = run.flops + left * run.each  # FLOPs at the end, if all steps cost as much as the last
         total = run.step + left
-        loss = run.take_step(left)
+        loss = run.take_step(left, stop)
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} at step {run.step} of {total}")
         ends = run.steps_left() < 1
@@ -378,8 +374,9 @@ def train_model(
             done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
             say({"event": "step", **done, **spent})
             reported = now
-        if now - saved >= train.checkpoint_seconds or ends:
-            checkpoint.save(path, run.state(origin))
+        due = now - saved >= train.checkpoint_seconds or ends
+        if due if ranks.count == 1 else any(ranks.sums([int(due and ranks.leads)])):
+            run.save(path, origin)
             saved = time.monotonic()
     return Trained(
         ends=tuple(End(**end) for end in run.ends),
@@ -387,7 +384,7 @@ def train_model(
         counted_steps=run.counts.counted,
         unseen_steps=run.counts.unseen,
         miscounted=run.counts.figure(),
-        recharged=run.charges.asked_again(model, run.load),
+        recharged=", ".join(filter(None, ranks.all(run.charges.asked_again(model, run.load)))),
         curve=run.curve,
         earlier_seconds=run.earlier,
     )

@@ -16,4 +16,6 @@ def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.Ada
         {"params": others, "weight_decay": 0.0},
     ]
     betas = (train.beta1, train.beta2)
-    return torch.optim.AdamW(groups, lr=float(train.learning_rate), betas=betas, fused=True)
+    # A fused step takes no mixture of weights that are shared out and others.
+    how: dict[str, bool] = {"foreach": False} if train.ranks > 1 else {"fused": True}
+    return torch.optim.AdamW(groups, lr=float(train.learning_rate), betas=betas, **how)

@@ -24,8 +24,8 @@ from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
 from modbench.train.compiled import compiled, compiles, eager
 from modbench.train.config import TrainConfig
-from modbench.train.loop import training_step
 from modbench.train.optimizer import build_optimizer
+from modbench.train.step import training_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 VOCABULARY, SEQUENCES = 64, 2

@@ -23,6 +23,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.layer import Layer
+from modbench.model.trace import Trace
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
 from modbench.routing.router import Router
@@ -258,10 +259,10 @@ def test_counting_leaves_no_trace() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
 
-    def passes() -> Context:
+    def passes() -> Trace:
         context, tokens_BT = Context(selection="topk"), torch.randint(97, (2, 32))
         model.loss(tokens_BT, tokens_BT, context).backward()
-        return context
+        return context.trace
 
     counts.count(1, model, Workload.uniform(2, 32, "train"), passes)
     assert counts.figure() == f"{-extra():+d} in training step 1"

@@ -24,15 +24,10 @@ from modbench.routing.registry import build_router, router_names
 from modbench.train import checkpoint, loop
 from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
-from modbench.train.loop import (
-    DivergedError,
-    StoppedError,
-    Trained,
-    train_model,
-    training_step,
-)
+from modbench.train.loop import DivergedError, StoppedError, Trained, train_model
 from modbench.train.optimizer import build_optimizer
 from modbench.train.schedule import Schedule
+from modbench.train.step import training_step
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 SCHEDULE = Schedule(budgets=(10**12,))

@@ -14,8 +14,8 @@ from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
-from modbench.train.loop import training_step
 from modbench.train.optimizer import build_optimizer
+from modbench.train.step import training_step
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -60,7 +60,7 @@ def scheme_of(run: Run) -> dict[str, Any]:
         "model": asdict(run.model),
         # An odd length, and the length and batch of scoring.
         "shapes": [list(ODD), [SCORING_BATCH, train.sequence]],
-        "trained": [train.batch, train.sequence],
+        "trained": [train.rows, train.sequence],
         "torch": torch.__version__,
         "modbench": modbench.__version__,
         "device": device().type,

@@ -4,19 +4,15 @@ training step, and the causality and batch invariance of its trained weights."""
 from dataclasses import asdict, replace
 from typing import Any
 
-import modbench
 from modbench.audit import Finding, finding_of
 from modbench.audit.warmed import ODD
-from modbench.data.batches import Batches
 from modbench.ledger import Workload
-from modbench.measure.environment import code_version
-from modbench.measure.loss import heldout_loss
 from modbench.routing.build import RoutedDecoder
 from modbench.sweep.run_job import RunJob
-from modbench.train import checkpoint
+from modbench.sweep.steps.training import train_part
 from modbench.train.config import TrainConfig
-from modbench.train.loop import End, Trained, train_model
-from modbench.trained.weights_folder import Description, weights_of, write_description
+from modbench.train.loop import Trained
+from modbench.trained.weights_folder import Description, write_description
 
 #: Probes that are run again on trained weights.
 TRAINED = ("causal", "batch-invariant")
@@ -33,41 +29,12 @@ def train(job: RunJob) -> None:
     run = job.run
     job.fields["flops_source"] = model.flops_source
     job.fields["metrics"] = _costs(model, job.train)
-    curve_WT = job.windows(job.spec["curve_tokens"])
-    token_bytes_V = job.data.token_bytes_V
+    if job.train.ranks > 1:
+        from modbench.sweep.rank import train_by_ranks
 
-    def evaluate(model: RoutedDecoder) -> float:
-        return heldout_loss(model, curve_WT, token_bytes_V, selection="causal").nats_per_token
-
-    def say(event: dict[str, Any]) -> None:
-        if event["event"] == "point":
-            keep = None if job.spec["keep"] == "all" else job.spec["points"] or 0
-            checkpoint.save_point(job.folder, model, step=event["step"], keep=keep, key=run.key)
-        job.say(event)
-
-    def at_end(end: End) -> None:
-        checkpoint.save_weights(weights_of(job.folder, run, end.budget), model, key=run.key)
-
-    trained = train_model(
-        model,
-        Batches(
-            job.data.train_N,
-            sequence=job.train.sequence,
-            batch=job.train.batch,
-            seed=run.seed,
-        ),
-        job.train,
-        run.schedule,
-        dtype=job.dtype,
-        evaluate=evaluate,
-        folder=job.folder,
-        say=say,
-        at_end=at_end,
-        origin=f"text {job.data.sha256[:12]}, modbench {modbench.__version__} "
-        f"{code_version()['commit']}",
-        stop=job.stage.stopped,
-        clock=job.stage.seconds_of_step,
-    )
+        trained = train_by_ranks(job)
+    else:
+        trained = train_part(job)
     job.stage.seconds["train"] += trained.earlier_seconds
     job.fields["curve"] = trained.curve
     if trained.left_behind:
@@ -91,11 +58,10 @@ def train(job: RunJob) -> None:
 
 
 def _costs(model: RoutedDecoder, train: TrainConfig) -> dict[str, Any]:
-    """Nominal FLOPs per token of one training batch, and parameters. The model is left in training
-    mode."""
-    tokens = train.batch * train.sequence
-    forward = model.eval().ledger(Workload.uniform(train.batch, train.sequence, "forward"))
-    step = model.train().ledger(Workload.uniform(train.batch, train.sequence, "train"))
+    """Nominal FLOPs per token of one micro-batch, and parameters. The model is left in training mode."""
+    tokens = train.rows * train.sequence
+    forward = model.eval().ledger(Workload.uniform(train.rows, train.sequence, "forward"))
+    step = model.train().ledger(Workload.uniform(train.rows, train.sequence, "train"))
     return {
         "forward_flops_per_token": _per(forward.total("model"), tokens),
         "forward_flops_per_token_full": _per(forward.total("full"), tokens),

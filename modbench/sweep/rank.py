@@ -1,0 +1,185 @@
+"""A run that several processes train together ([train] parallel): the job's process starts `torchrun`,
+whose processes run `main`. They share the run's folder; the first one reports by files in it.
+
+    ranks.json          the job, for the processes
+    rank-events.jsonl   events of training
+    rank-outcome.json   what training gave, or why it ended
+    rank-stop           asks the processes to store a checkpoint and end
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from modbench.data.token_data import load
+from modbench.errors import UserError
+from modbench.records.run import Run
+from modbench.sweep.run_job import RunJob, prepare_process
+from modbench.sweep.stage import Stage
+from modbench.sweep.steps.training import restored, train_part
+from modbench.train.loop import DivergedError, StoppedError, Trained
+from modbench.train.numerics import make_deterministic
+from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
+from modbench.train.rank_group import RankGroup
+
+#: Times that a process which was killed is replaced, and all go on from the checkpoint.
+RESTARTS = 3
+_POLL_SECONDS = 0.2
+_TOLD_SECONDS = 5.0  #: between two events that say that the processes live
+_SPEC, _EVENTS, _OUTCOME, _STOP = "ranks.json", "rank-events.jsonl", "rank-outcome.json", "rank-stop"
+
+
+class OutOfMemoryError(RuntimeError):
+    """A process of the run had not enough memory."""
+
+
+def train_by_ranks(job: RunJob) -> Trained:
+    """Train the run of ``job`` in as many processes as it asks for.
+
+    Raises:
+        StoppedError: a stop was requested; the state of training is saved.
+        DivergedError: a loss or a weight is not finite.
+        UserError: there are fewer GPUs than processes, or the processes ended without an outcome.
+    """
+    ranks = job.train.ranks
+    refuse_missing_devices(ranks)
+    for name in (_EVENTS, _OUTCOME, _STOP):
+        (job.folder / name).unlink(missing_ok=True)
+    owner = psutil.Process()
+    spec = job.spec | {"owner": [owner.pid, owner.create_time()]}
+    (job.folder / _SPEC).write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(ranks), "--max-restarts", str(RESTARTS)]
+    command += ["-m", "modbench.sweep.rank", str(job.folder / _SPEC)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        told, read = time.monotonic(), 0
+        while process.poll() is None:
+            if job.stage.stopped():
+                (job.folder / _STOP).touch()
+            read = _pass_on(job, read)
+            if time.monotonic() - told > _TOLD_SECONDS:
+                job.stage.tell()
+                told = time.monotonic()
+            time.sleep(_POLL_SECONDS)
+    _pass_on(job, read)
+    outcome = _outcome(job.folder)
+    for name in (_SPEC, _EVENTS, _OUTCOME, _STOP):
+        (job.folder / name).unlink(missing_ok=True)
+    return outcome
+
+
+def refuse_missing_devices(ranks: int) -> None:
+    """Raise a `UserError` if this machine has GPUs, but fewer than ``ranks``."""
+    devices = torch.cuda.device_count()
+    if 0 < devices < ranks:
+        raise UserError(
+            f"[train] parallel asks for {ranks} processes, one per GPU, and this machine shows {devices}"
+            " to a run; lower parallel, or give it more GPUs"
+        )
+
+
+def _pass_on(job: RunJob, read: int) -> int:
+    """Send the whole lines of events after byte ``read``; return the byte after them."""
+    path = job.folder / _EVENTS
+    if not path.exists():
+        return read
+    with path.open("rb") as file:
+        file.seek(read)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            read += len(line)
+            job.say(json.loads(line))
+    return read
+
+
+def _outcome(folder: Path) -> Trained:
+    try:
+        outcome = json.loads((folder / _OUTCOME).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"a process that trains the run ended each of {1 + RESTARTS} times; see {folder / 'log.txt'}"
+        ) from None
+    match outcome["status"]:
+        case "ok":
+            return restored(outcome["trained"])
+        case "stopped":
+            raise StoppedError
+        case "diverged":
+            raise DivergedError(outcome["error"])
+        case "oom":
+            raise OutOfMemoryError(outcome["error"])
+    raise UserError(outcome["error"])
+
+
+def main() -> int:
+    """One of the processes, started by torchrun. Only the first one reports."""
+    spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    folder = Path(spec["folder"])
+    if (folder / _OUTCOME).exists() or _ended(spec["owner"]):  # started again for nothing
+        return 0
+    run = Run.of(spec["run"])
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    if on == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    ranks = RankGroup.joined(run.train, on)
+
+    def say(event: dict[str, Any]) -> None:
+        if ranks.leads:
+            with (folder / _EVENTS).open("a") as file:
+                file.write(json.dumps(event) + "\n")
+
+    def stop() -> bool:
+        if _ended(spec["owner"]):  # another process may take the run over
+            os._exit(1)
+        return (folder / _STOP).exists()
+
+    def report(**outcome: Any) -> None:
+        half = folder / f"{_OUTCOME}.{ranks.number}"
+        half.write_text(json.dumps(outcome))
+        half.replace(folder / _OUTCOME)
+
+    try:
+        prepare_process(run.router, spec["plugins"], spec["threads"])
+        make_deterministic()
+        job = RunJob(spec | {"track": {}}, load(run.data), Stage(say, stop, pauses=False))
+        trained = train_part(job, ranks)
+    except StoppedError:
+        report(status="stopped")
+    except DivergedError as error:
+        report(status="diverged", error=str(error))
+    except UserError as error:
+        report(status="refused", error=str(error))
+        return 2
+    except Exception as error:
+        failed = failed_allocation(error)
+        if failed is None:
+            raise
+        report(status="oom", error=out_of_memory_sentence(failed))
+        return 1
+    else:
+        if ranks.leads:
+            report(status="ok", trained=asdict(trained))
+    torch.distributed.destroy_process_group()
+    return 0
+
+
+def _ended(owner: list[float]) -> bool:
+    """True if the process that started the training has ended."""
+    pid, born = owner
+    try:
+        return psutil.Process(int(pid)).create_time() != born
+    except psutil.NoSuchProcess:
+        return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

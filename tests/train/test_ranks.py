@@ -1,0 +1,122 @@
+"""Several processes train as one does: losses, weights, FLOPs and counted steps; on CPUs with gloo."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_training import trained
+
+SCRIPT = Path(__file__).with_name("rank_training.py")
+#: Schemes whose routing in training is of each sequence by itself.
+SCHEMES: dict[str, dict[str, Any]] = {
+    "vanilla": {},
+    "mod": {"capacity": 0.25},
+    "expert_choice": {"experts": 4},
+    "token_choice": {"experts": 4, "balance_scope": "sequence"},
+}
+SLOW = pytest.mark.slow
+MODES = [
+    ("mod", {"data": 2}),
+    ("mod", {"shard": 2}),
+    ("token_choice", {"expert": 2}),
+    *(
+        pytest.param(*mode, marks=SLOW)
+        for mode in (
+            ("vanilla", {"data": 2}),
+            ("vanilla", {"shard": 2}),
+            ("token_choice", {"data": 2}),
+            ("token_choice", {"shard": 2}),
+            ("expert_choice", {"expert": 2}),
+            ("token_choice", {"expert": 2, "shard": 2}),
+            ("token_choice", {"expert": 2, "data": 2}),
+            ("mod", {"shard": 2, "data": 2}),
+        )
+    ),
+]
+
+
+@cache
+def alone(router: str, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    folder.mkdir()
+    found, weights = trained(router, folder, options=SCHEMES[router])
+    return asdict(found), weights
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("alone")
+    return lambda router: alone(router, folder / router)
+
+
+def together(folder: Path, router: str, parallel: dict[str, int], **more: Any) -> tuple[Any, Any, str]:
+    """The findings of torchrun's processes, their weights, and their output."""
+    folder.mkdir(exist_ok=True)
+    wanted = {"router": router, "options": SCHEMES[router], "parallel": parallel, **more}
+    (folder / "wanted.json").write_text(json.dumps(wanted))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=2"]
+    command += [f"--nproc-per-node={prod(parallel.values())}", str(SCRIPT), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "found.json").read_text())
+    return found, torch.load(folder / "weights.pt"), done.stderr
+
+
+def check_equal(found: Any, weights: Any, of_one: Any) -> None:
+    """``found`` as one process finds it, but for rounding."""
+    expected, expected_weights = of_one
+    assert found["ends"] == json.loads(json.dumps(expected["ends"]))
+    assert found["counted_steps"] == 3
+    assert not found["miscounted"]
+    assert not found["recharged"]
+    for ours, theirs in zip(found["curve"], expected["curve"], strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+        assert ours["heldout_loss"] == pytest.approx(theirs["heldout_loss"], rel=1e-3)
+    for name, weight in expected_weights.items():
+        assert weights[name].shape == weight.shape
+        if weight.is_floating_point() and "threshold" not in name:
+            assert torch.allclose(weights[name], weight, atol=1e-3), name
+
+
+@pytest.mark.parametrize(("router", "parallel"), MODES, ids=str)
+def test_processes_train_as_one_does(
+    router: str, parallel: dict[str, int], tmp_path: Path, of_one: Any
+) -> None:
+    found, weights, _ = together(tmp_path, router, parallel)
+    check_equal(found, weights, of_one(router))
+
+
+@SLOW
+def test_micro_batches_of_processes(tmp_path: Path, of_one: Any) -> None:
+    found, weights, _ = together(tmp_path, "vanilla", {"data": 2}, micro_batch=2)
+    check_equal(found, weights, of_one("vanilla"))
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [{"shard": 2}, *(pytest.param(mode, marks=SLOW) for mode in ({"data": 2}, {"expert": 2}))],
+    ids=str,
+)
+def test_a_killed_process_is_replaced_and_all_go_on(
+    parallel: dict[str, int], tmp_path: Path, of_one: Any
+) -> None:
+    found, weights, _ = together(tmp_path, "token_choice", parallel, kill_at=3)
+    assert (tmp_path / "killed").exists()
+    check_equal(found, weights, of_one("token_choice"))
+
+
+def test_a_checkpoint_of_another_number_of_processes_goes_on_with_a_word(
+    tmp_path: Path, of_one: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    together(tmp_path, "vanilla", {"shard": 2})
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["ranks"] == 2
+    found, weights = trained("vanilla", tmp_path)
+    assert "checkpoint.pt is of 2 processes, and 1 go on" in capsys.readouterr().err
+    check_equal(json.loads(json.dumps(asdict(found))), weights, of_one("vanilla"))

@@ -48,7 +48,7 @@ PAIRS = (
     ("mode_staged", "token_choice"),
     ("mode_integrated", "token_choice"),
 )
-PLANNED = ("isoflop-gpu", "mod-paper")
+PLANNED = ("isoflop-gpu", "mod-paper-6e18", "mod-paper")
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -83,7 +83,7 @@ def plan_suite(
     runs = chosen(expand_planned(rows), (), rows.mistakes)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are planned")
-    text = _train_tokens(rows.suite, tell)
+    text = text_tokens(rows.suite, tell)
     if text is not None:
         refuse_more_passes(rows, rows.resolved, text)
     at_a_time, threads = parallel()
@@ -120,7 +120,7 @@ def plan_suite(
     )
 
 
-def _train_tokens(suite: Suite, tell: Tell) -> int | None:
+def text_tokens(suite: Suite, tell: Tell) -> int | None:
     """Tokens of the training text, which is prepared if it is the embedded one; None for other text that
     is not prepared: it may be streamed from elsewhere."""
     from modbench.data.token_data import is_prepared, prepare

@@ -53,6 +53,11 @@ class Result:
         return self.run.model.width
 
     @property
+    def depth(self) -> int | None:
+        """Layers, in a suite with curves of several depths."""
+        return (self.isoflop or {}).get("depth")
+
+    @property
     def model(self) -> dict[str, Any]:
         """The shape of its model, as its record states it."""
         return dict(self.record.run["model"])

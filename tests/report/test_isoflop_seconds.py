@@ -124,7 +124,7 @@ def test_times_of_a_scheme_with_other_options_do_not_count(
         router = replace(one.what.router, options={"every": 7})
         others.append(make_timing("training", replace(one.what, router=router), one.measured))
     assert swept(found, others).times.measured == {}
-    assert set(swept(found, timings).times.measured) == {"vanilla", "mod"}
+    assert set(swept(found, timings).times.measured) == {("vanilla", None), ("mod", None)}
 
 
 def test_two_labels_of_one_scheme_have_the_same_times(found: list[Result]) -> None:
@@ -132,8 +132,8 @@ def test_two_labels_of_one_scheme_have_the_same_times(found: list[Result]) -> No
         replace(one, label=one.label.replace("mod", "again")) for one in found if one.scheme == "mod"
     ]
     sweep = swept([*found, *again], steps_of(found, "mod", WIDTHS))
-    assert sweep.times.measured["again"] == sweep.times.measured["mod"]
-    assert len(sweep.times.measured["mod"]) == len(WIDTHS)
+    assert sweep.times.measured["again", None] == sweep.times.measured["mod", None]
+    assert len(sweep.times.measured["mod", None]) == len(WIDTHS)
 
 
 def test_doubtful_times_are_marked(found: list[Result]) -> None:

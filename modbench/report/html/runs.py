@@ -57,7 +57,7 @@ class Runs:
         results = self.report.results
         if self.report.sweep is None:
             return results
-        return sorted(results, key=lambda r: (r.budget, r.scheme, r.width, r.learning_rate, r.seed))
+        return sorted(results, key=_of_curves)
 
     @cached_property
     def places(self) -> Mapping[str, tuple[int, int]]:
@@ -135,6 +135,11 @@ class Runs:
             held.append((name.replace("heldout", "loss"), (record.key, record.finished)))
         known = self.report.files
         return tuple((name, known[key]) for name, key in held if key in known)
+
+
+def _of_curves(result: Result) -> tuple[int, str, int, int, float, int]:
+    depth, width = result.depth or 0, result.width
+    return result.budget, result.scheme, depth, width, result.learning_rate, result.seed
 
 
 def _typed(word: str) -> str:

@@ -123,6 +123,7 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
             if best and best.loss is not None:
                 text = f"{scheme}: {several(best.depth or 0, 'layer')}"
                 style: dict[str, Any] = {"fontsize": 9, "color": mark.color, "ha": "center", "va": "top"}
+                style["gid"] = f"scheme-{number}-best{budget:g}"  # hidden with the scheme
                 axes.text(0.55, 0.98 - 0.07 * number, text, transform=axes.transAxes, **style)
         axes.set_title(f"lowest of all depths, {budget:.3g} FLOPs")
         cut = cut_above(good, every) or cut

@@ -33,7 +33,9 @@ def curve_loss(scheme: str, width: int, budget: int) -> float:
 
 
 def run(make: Make, scheme: str, width: int, budget: int, *, loss: float = 4.0, **fields: Any) -> Result:
-    """A run with noise between seeds, at the rate that the law gives unless ``rate`` does."""
+    """A run with noise between seeds, at the rate that the law gives unless ``rate`` does; ``depth``:
+    in a suite of several."""
+    of_depth = f"x{fields['depth']}" if fields.get("depth") else ""
     seed, rate = fields.pop("seed", 0), fields.pop("rate", RATES[width])
     metrics = {
         "active_parameters": 12 * width**2,
@@ -42,7 +44,7 @@ def run(make: Make, scheme: str, width: int, budget: int, *, loss: float = 4.0, 
         "train_flops": budget - 10,
     }
     return make(
-        f"{scheme}/w{width}",
+        f"{scheme}/w{width}{of_depth}",
         router=scheme,
         seed=seed,
         loss=loss + ((7 * width + 5 * seed) % 11 - 5) / 5000,

@@ -312,11 +312,15 @@ def six() -> list[Result]:
 
 @pytest.fixture
 def make() -> Make:
-    """`make_record` with a width and the plan of the learning rates, changed by ``plan``."""
+    """`make_record` with a width and the plan of the learning rates, changed by ``plan``; and with a
+    ``depth``, in a suite of several."""
 
-    def made(label: str, *, model_width: int, plan: Any = None, **fields: Any) -> Result:
-        isoflop = PLAN | (plan or {})
-        suite = {"isoflop": isoflop}
-        return make_record(label, model={"width": model_width}, suite=suite, **fields)
+    def made(
+        label: str, *, model_width: int, plan: Any = None, depth: int | None = None, **fields: Any
+    ) -> Result:
+        of_depth = {"depth": depth} if depth else {}
+        suite = {"isoflop": PLAN | of_depth | (plan or {})}
+        model = {"width": model_width} | ({"layers": depth} if depth else {})
+        return make_record(label, model=model, suite=suite, **fields)
 
     return made

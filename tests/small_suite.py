@@ -20,12 +20,14 @@ TEXT = "\n\n".join(f"one line and another, {n}." for n in range(400))
 
 
 def suite_text(name: str, *routers: str, **tables: dict[str, Any]) -> str:
-    """A suite of ``routers``, with entries of ``tables`` in place of `DEFAULTS`."""
+    """A suite of ``routers``, with entries of ``tables`` in place of `DEFAULTS`; None leaves one
+    out."""
     lines = [f'[suite]\nname = "{name}"']
     for table in {**DEFAULTS, **tables}:
         lines.append(f"[{table}]")
         entries = DEFAULTS.get(table, {}) | tables.get(table, {})
-        lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+        given = {key: value for key, value in entries.items() if value is not None}
+        lines += [f"{key} = {json.dumps(value)}" for key, value in given.items()]
     lines += [f'[[schemes]]\nrouter = "{router}"' for router in routers]
     return "\n".join(lines) + "\n"
 

@@ -48,16 +48,23 @@ def difference(
     return drawn_difference(nats, drawn - low, drawn + high, margin)
 
 
+#: Budget, scheme, reference, and the depth of both; None: each at its best depth.
+Compared = tuple[float, str, str, int | None]
+
+
 def family(
-    isoflop: IsoFlop, pairs: Iterable[tuple[float, str, str]], fit: str, margin: float = MARGIN
-) -> dict[tuple[float, str, str], Difference]:
-    """The differences of a family of (budget, scheme, reference), with verdicts adjusted for their
-    number; without those pairs that can't be compared."""
-    known = {(at.budget, at.scheme) for at in isoflop.optima if at.fit == fit}
+    isoflop: IsoFlop, pairs: Iterable[Compared], fit: str, margin: float = MARGIN
+) -> dict[Compared, Difference]:
+    """The differences of a family of ``pairs``, with verdicts adjusted for their number; without those
+    pairs that can't be compared."""
+    known = {(at.budget, at.scheme, at.depth) for at in isoflop.by_depth if at.fit == fit}
+    known |= {(at.budget, at.scheme, None) for at in isoflop.optima if at.fit == fit}
     compared = {
-        (budget, scheme, reference): difference(isoflop, scheme, reference, budget, fit, margin)
-        for budget, scheme, reference in pairs
-        if {(budget, scheme), (budget, reference)} <= known
+        (budget, scheme, reference, depth): difference(
+            isoflop, scheme, reference, budget, fit, margin, depth
+        )
+        for budget, scheme, reference, depth in pairs
+        if {(budget, scheme, depth), (budget, reference, depth)} <= known
     }
     tested = {pair: minus for pair, minus in compared.items() if minus is not None}
     return dict(zip(tested, judge([*tested.values()]), strict=True))

@@ -59,6 +59,11 @@ class Optimum:
     depths: tuple[int | None, ...] = ()
     scatter: Spread | None = None  #: of the points of the curve around its parabola
 
+    @property
+    def place(self) -> tuple[str, int | None]:
+        """The scheme and the depth of the curve."""
+        return self.scheme, self.depth
+
 
 @dataclass(frozen=True)
 class IsoFlop:

@@ -49,7 +49,7 @@ class Family:
                 f"centre; take a smaller one: at most {WIDEST_REACH:g} times"
             )
 
-    def layers(self, base: ModelConfig, number: int) -> int:
+    def depth(self, base: ModelConfig, number: int) -> int:
         """The depth of the ``number``-th narrowest shape."""
         if self.aspect is None:
             return base.layers
@@ -65,7 +65,7 @@ class Family:
             return replace(
                 base,
                 width=width,
-                layers=layers or self.layers(base, number),
+                layers=layers or self.depth(base, number),
                 heads=heads,
                 kv_heads=max(1, heads * base.key_heads // base.heads),
                 mlp_width=mlp_width or max(1, round(width * base.hidden / base.width)),

@@ -140,7 +140,7 @@ class _Shapes:
 
     def layers(self, heads: int) -> int:
         """The depth that follows the base's aspect ratio, in whole groups."""
-        return max(self.fewest, self.family.layers(self.base, heads))
+        return max(self.fewest, self.family.depth(self.base, heads))
 
     def steps(self, heads: int) -> int:
         """Number of steps of the MLP width that follows the base's ratio."""

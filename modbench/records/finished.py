@@ -28,11 +28,13 @@ class Finished(NamedTuple):
     text: str | None = None  #: sha256 of a run's text
     run: str | None = None  #: key of the run that a measurement is of
     loss: float | None = None  #: held-out loss of a measurement
-    exponent: float | None = None  #: of an isoFLOP suite: the law of its learning rates
+    #: of an isoFLOP suite: the laws of its learning rates, by depth; None: it has one depth
+    exponents: tuple[tuple[int | None, float], ...] = ()
     margin: float | None = None  #: and that of its comparisons
 
 
 class _Plan(TypedDict, total=False):
+    depth: int
     exponent: float
     margin: float
 
@@ -139,7 +141,7 @@ def _finished(line: str) -> Finished:
         text=record.get("data", {}).get("sha256"),
         run=measured.get("run"),
         loss=record.get("result", {}).get("metrics", {}).get("heldout_loss"),
-        exponent=plan.get("exponent"),
+        exponents=tuple({p.get("depth"): p["exponent"] for p in plans if "exponent" in p}.items()),
         margin=plan.get("margin"),
     )
 

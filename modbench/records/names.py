@@ -1,6 +1,8 @@
-"""Patterns of the names in suites and records; no match is a spreadsheet formula or HTML."""
+"""Names in suites and records. No match of a pattern is a spreadsheet formula or HTML."""
 
 import re
+
+from modbench.errors import several
 
 #: A suite's name, which is also the name of its folder.
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,59}")
@@ -14,3 +16,9 @@ LABEL_WORDS = (
 )
 #: Start of the hash that names what a record is about.
 KEY = re.compile(r"[0-9a-f]{16}")
+
+
+def at_depth(scheme: str, depth: int | None) -> str:
+    """The name of ``scheme`` at ``depth`` layers, in a suite with curves of several depths; None: its
+    label."""
+    return scheme if depth is None else f"{scheme} at {several(depth, 'layer')}"

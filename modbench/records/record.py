@@ -129,6 +129,7 @@ _ISOFLOP = closed(
     sizes=optional[POSITIVE],
     refine=optional[bool],  # absent: false
     law_margin=optional[SECONDS],  # absent: the margin
+    depth=optional[POSITIVE],  # layers; absent: the suite has no curves of several depths
 )
 
 

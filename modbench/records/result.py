@@ -12,6 +12,9 @@ from modbench.records.record import MeasurementRecord, RunRecord, SuiteRecord
 from modbench.records.run import Run
 from modbench.records.store import Records, latest
 
+#: A scheme, and the depth of its curves; None: its suite has no curves of several depths.
+Place = tuple[str, int | None]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
@@ -51,6 +54,16 @@ class Result:
     @property
     def width(self) -> int:
         return self.run.model.width
+
+    @property
+    def depth(self) -> int | None:
+        """Layers, in a suite with curves of several depths."""
+        return (self.isoflop or {}).get("depth")
+
+    @property
+    def place(self) -> Place:
+        """The scheme and the depth whose curves it belongs to."""
+        return self.scheme, self.depth
 
     @property
     def model(self) -> dict[str, Any]:

@@ -9,6 +9,11 @@ _MARKS = (
 #: By name, in the order of a page. The section on downstream tasks shows its own figure.
 CAPTIONS = {
     "isoflop_curves": f"{_LOSS}. {_MARKS}",
+    "isoflop_depths": (
+        f"{_LOSS}: a panel per depth, a row per budget. {_MARKS} The last panel has the lowest of the "
+        "parabolas with an interior optimum, and the best optimum with its number of layers; its "
+        "interval is that of a choice among the depths."
+    ),
     "loss_at_optimum": (
         "Loss of each scheme at its optimal size against the training budget, with 95 % intervals. "
         "Dotted: the dense model's loss at its optimum by one fit of all budgets (the surface of "

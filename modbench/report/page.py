@@ -12,7 +12,7 @@ from modbench.report.captions import CAPTIONS
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
 from modbench.report.html.source import PAGE, SuiteReport
-from modbench.report.isoflop.csv import differences_table, optima_table, rates_table
+from modbench.report.isoflop.csv import depths_table, differences_table, optima_table, rates_table
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import Sweep, sweep_of
@@ -41,7 +41,7 @@ from modbench.report.timing.values import labels_of, newest_session
 DERIVED = {
     PAGE,
     *("leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
-    "learning_rates.csv",
+    *("learning_rates.csv", "depths.csv"),
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
@@ -316,6 +316,7 @@ def _tables_of_results(compared: _Compared) -> _Contents:
         "leaderboard.csv": board.table(sweep.on_curve),
         "learning_rates.csv": rates_table(sweep),
         "optima.csv": optima_table(sweep) if sweep.has_curves else Table.of([]),
+        "depths.csv": depths_table(sweep),
         "differences.csv": differences_table(sweep),
     }
 

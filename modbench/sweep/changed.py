@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modbench.errors import UserError
+from modbench.errors import UserError, several
 from modbench.records.finished import Finished
 from modbench.records.result import Result, results_of
 from modbench.records.run import Run
@@ -53,22 +53,22 @@ def check_unchanged(
     tell(f"{message}; the report shows them as rows of their own")
 
 
-#: Settings of [isoflop] that hold for a whole results folder, and why.
-_FIXED = {
-    "exponent": "a curve must not hold both",
-    "margin": "a margin chosen after the results proves nothing",
-}
-
-
 def _check_plan(rows: Rows, records: Sequence[Finished], folder: Path) -> None:
     """Raises UserError: finished runs state another exponent or margin than ``rows`` has."""
+    isoflop = rows.suite.isoflop
     has_runs = any(record.kind == "run" and record.status == "ok" for record in records)
-    for name, why in _FIXED.items() if rows.suite.isoflop and has_runs else ():
-        now = getattr(rows.suite.isoflop, name)
-        stated = {getattr(record, name) for record in records} - {now, None}
-        if stated:
+    if isoflop is None or not has_runs:
+        return
+    margins = {record.margin for record in records if record.margin is not None}
+    settings = [("margin", margins, isoflop.margin, "a margin chosen after the results proves nothing")]
+    for depth in isoflop.layers or (None,):
+        laws = {law for record in records for of, law in record.exponents if of == depth}
+        name = "exponent" if depth is None else f"exponent at {several(depth, 'layer')}"
+        settings.append((name, laws, isoflop.of_depth(depth).exponent, "a curve must not hold both"))
+    for name, stated, now, why in settings:
+        if others := stated - {now}:
             raise UserError(
-                f"{folder} holds runs with [isoflop] {name} {min(stated):g} (now {now:g}); {why}: give "
+                f"{folder} holds runs with [isoflop] {name} {min(others):g} (now {now:g}); {why}: give "
                 "--results another folder, or restore the suite"
             )
 

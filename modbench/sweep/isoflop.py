@@ -6,7 +6,7 @@ exponent fitted again if it fails; it is checked once more at the largest budget
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import isfinite, log
 from typing import Any
@@ -41,9 +41,14 @@ class IsoFlopConfig(Family):
     law_margin: float = 0.03
     margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
     passes: float = 4.0  #: most passes over the training text
+    #: depths: each scheme has a curve over size for each of them; in place of [model] layers
+    layers: tuple[int, ...] | None = None
+    #: [isoflop.at.8]: keys of [isoflop] that differ at 8 layers; all but layers, aspect, margin, passes
+    at: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_depths()
         rates = self.learning_rates
         if len(rates) < 3 or rates[0] <= 0 or not is_geometric(rates):
             raise UserError(
@@ -59,6 +64,24 @@ class IsoFlopConfig(Family):
         for name in ("law_margin", "margin", "passes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+    def _check_depths(self) -> None:
+        if self.layers is not None:
+            if not self.layers or min(self.layers) < 1 or len(set(self.layers)) < len(self.layers):
+                raise UserError(
+                    f"layers is {list(self.layers)}; it must be a list of different numbers, 1 or more"
+                )
+            if self.aspect is not None:
+                raise UserError("layers and aspect both give the depth; remove one of them")
+        if unknown := self.at.keys() - set(map(str, self.layers or ())):
+            raise UserError(
+                f"at has keys for {min(unknown)} layers, which layers does not list; remove them, or "
+                "add that depth to layers"
+            )
+
+    def of_depth(self, depth: int | None) -> "IsoFlopConfig":
+        """The settings at ``depth`` layers; None: without curves of several depths."""
+        return self if depth is None else replace(self, **self.at.get(str(depth), {}), at={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,5 +267,6 @@ def stated(config: IsoFlopConfig, middle: Middle, seeds: Sequence[int]) -> dict[
         "seed": seed,
         "seed_on_curve": seed in seeds,
         "sizes": config.sizes,
+        **({"depth": middle.shape.layers} if config.layers else {}),
         **({"refine": True, "law_margin": config.law_margin} if config.refine else {}),
     }

@@ -222,7 +222,7 @@ def suite_of(
     stated = dict[str, dict[str, Any]]()
     for item in [*planned, *wanted]:
         row = stated.setdefault(item.label, {"label": item.label, "runs": [], "timed": []})
-        if plan := plan_of(rows, item.scheme):
+        if plan := plan_of(rows, item.name):
             row["isoflop"] = plan
         if (key := item.run.timed.key) not in row["timed"]:
             row["timed"].append(key)

@@ -22,8 +22,8 @@ def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) 
     passes = 0.0
     where = ""
     for scheme in suite.schemes:
-        row = rows.resolved.get(scheme.label)
-        if row is None or scheme.label not in schemes:
+        row = rows.resolved.get(scheme.name)
+        if row is None or scheme.name not in schemes:
             continue
         train = suite.training_of(scheme)
         for budget, shapes, flops in zip(suite.axes.budgets, row.grids, row.grid_flops, strict=True):
@@ -31,7 +31,7 @@ def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) 
                 read = tokens_of(budget, of_step, train) / train_tokens
                 if read > passes:
                     passes = read
-                    where = f"'{scheme.label}', width {shape['width']} at {budget:g} FLOPs"
+                    where = f"'{scheme.name}', width {shape['width']} at {budget:g} FLOPs"
     if passes > suite.isoflop.passes:
         enough = ceil(10 * passes) / 10
         raise UserError(

@@ -16,16 +16,17 @@ from modbench.sweep.wanted import Wanted, chosen, expand_planned
 from modbench.timing.system_load import LoadMonitor, parallel
 
 Tell = Callable[[str], None]
-StepFlops = dict[str, dict[ModelConfig, int]]  #: by scheme and shape
+StepFlops = dict[str, dict[ModelConfig, int]]  #: by name of the scheme, and shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The runs of a scheme that end at a budget. ``tokens``: training tokens of the size that reads
-    most. ``passes``: these over the training text; None if that is not prepared. ``seconds``: of all
-    training steps, one run after another; None if a size could not be timed."""
+    """The runs of a scheme, at one depth, that end at a budget. ``tokens``: training tokens of the size
+    that reads most. ``passes``: these over the training text; None if that is not prepared.
+    ``seconds``: of all training steps, one run after another; None if a size could not be timed."""
 
     scheme: str
+    depth: int | None  #: layers, in a suite with curves of several depths
     budget: int
     sizes: tuple[tuple[int, int], ...]  #: width and layers, ascending
     runs: int
@@ -37,8 +38,9 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class SuitePlan:
-    """``speeds``: by scheme; empty if nothing was timed. ``at_a_time``: runs that `modbench run` trains
-    at the same time. ``busy``: other work took part of the machine while steps were timed."""
+    """``speeds``: by name of the scheme; empty if nothing was timed. ``at_a_time``: runs that `modbench
+    run` trains at the same time. ``busy``: other work took part of the machine while steps were
+    timed."""
 
     suite: Suite
     parts: tuple[Part, ...]
@@ -134,23 +136,24 @@ def _step_flops(rows: Rows) -> StepFlops:
     """The nominal FLOPs of a training step of each scheme's shapes."""
     by_scheme: StepFlops = {}
     for scheme in rows.suite.schemes:
-        label = scheme.label
-        row = rows.resolved.get(scheme.label)
+        row = rows.resolved.get(scheme.name)
         if row is None:  # its plugin has a mistake
             continue
         shapes = [*zip(rows.suite.shapes_of(scheme).values(), row.flops, strict=False)]
         for models, flops in zip(row.grids, row.grid_flops, strict=True):
             shapes += zip((ModelConfig(**model) for model in models), flops, strict=True)
-        by_scheme[label] = {model: of_step for model, of_step in shapes if isinstance(of_step, int)}
+        by_scheme[scheme.name] = {
+            model: of_step for model, of_step in shapes if isinstance(of_step, int)
+        }
     return by_scheme
 
 
 def _shapes_of(runs: Sequence[Wanted], flops: StepFlops) -> dict[str, list[tuple[Timed, int]]]:
-    """Schemes and shapes that can be timed, with the FLOPs of a step, by scheme."""
+    """Schemes and shapes that can be timed, with the FLOPs of a step, by name of the scheme."""
     by_scheme: dict[str, dict[str, tuple[Timed, int]]] = defaultdict(dict)
     for wanted in runs:
         timed = wanted.run.timed
-        by_scheme[wanted.scheme][timed.key] = (timed, flops[wanted.scheme][timed.model])
+        by_scheme[wanted.name][timed.key] = (timed, flops[wanted.name][timed.model])
     return {scheme: list(shapes.values()) for scheme, shapes in by_scheme.items()}
 
 
@@ -164,13 +167,11 @@ def _parts(
     """The parts in the suite's order."""
     by_part: dict[tuple[str, int], list[Wanted]] = defaultdict(list)
     for wanted in runs:
-        by_part[wanted.scheme, wanted.budget].append(wanted)
+        by_part[wanted.name, wanted.budget].append(wanted)
     for scheme in rows.suite.schemes:
         for budget in rows.suite.axes.budgets:
-            if part_runs := by_part.get((scheme.label, budget)):
-                yield _part(
-                    part_runs, flops[scheme.label], text, scheme_speeds.get(scheme.label, Speed())
-                )
+            if part_runs := by_part.get((scheme.name, budget)):
+                yield _part(part_runs, flops[scheme.name], text, scheme_speeds.get(scheme.name, Speed()))
 
 
 def _part(
@@ -195,6 +196,7 @@ def _part(
     known = [duration for duration in seconds if duration is not None]
     return Part(
         scheme=runs[0].scheme,
+        depth=runs[0].depth,
         budget=runs[0].budget,
         sizes=tuple(sorted(sizes, key=sizes.__getitem__)),
         runs=len(runs),

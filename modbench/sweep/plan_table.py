@@ -7,6 +7,7 @@ from typing import Any
 
 from modbench.errors import several
 from modbench.plan.units import shown
+from modbench.records.names import at_depth
 from modbench.report.table import Table
 from modbench.sweep.plan import Part, SuitePlan
 from modbench.sweep.progress import clock
@@ -30,7 +31,7 @@ def as_table(plan: SuitePlan) -> str:
 
 def _row(part: Part) -> tuple[str, ...]:
     return (
-        part.scheme,
+        at_depth(part.scheme, part.depth),
         f"{part.budget:.3g}",
         " ".join(f"{width}x{layers}" for width, layers in part.sizes),
         f"{part.runs:,}",

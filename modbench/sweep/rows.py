@@ -54,7 +54,7 @@ class Rows:
     name; and the ``mistakes`` of plugins whose rows were left out."""
 
     suite: Suite
-    resolved: dict[str, Resolved] = field(default_factory=dict)  #: by the scheme's label
+    resolved: dict[str, Resolved] = field(default_factory=dict)  #: by the scheme's name
     mistakes: list[UserError] = field(default_factory=list)
     #: the file, as the user named it, of each row that the suite does not name, by label
     added: dict[str, str] = field(default_factory=dict)
@@ -92,18 +92,18 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
         asked.append((None, packaged))
     for (plugin, _), answer in zip(asked, _ask_all(suite, asked), strict=True):
         _add(rows, plugin, answer)
-    check_labels(
-        f"suite {suite.source} with its plugins", [scheme.label for scheme in rows.suite.schemes]
-    )
+    for depth in dict.fromkeys(scheme.depth for scheme in rows.suite.schemes):
+        labels = [scheme.label for scheme in rows.suite.schemes if scheme.depth == depth]
+        check_labels(f"suite {suite.source} with its plugins", labels)
     for scheme in suite.schemes:
         may_be_left_out = rows.mistakes and not modules[scheme.label]  # of a plugin with a mistake
-        if scheme not in packaged and scheme.label not in rows.resolved and not may_be_left_out:
+        if scheme not in packaged and scheme.name not in rows.resolved and not may_be_left_out:
             try:
                 row = describe_row(asdict(scheme), asdict(suite.train), **_sizes(suite, scheme))
             except UserError as error:
-                where = f"suite {suite.source}: [[schemes]] '{scheme.label}'"
+                where = f"suite {suite.source}: [[schemes]] '{scheme.name}'"
                 raise UserError(f"{where}: {error}") from error
-            rows.resolved[scheme.label] = Resolved(**row)
+            rows.resolved[scheme.name] = Resolved(**row)
     return rows
 
 
@@ -112,15 +112,16 @@ def _add(rows: Rows, file: Path | None, answer: dict[str, Any] | UserError) -> N
     if isinstance(answer, UserError):
         rows.mistakes.append(answer)
         return
-    fresh = [Scheme(router=name) for name in answer["fresh"]]
-    rows.added |= {scheme.label: str(file) for scheme in fresh if scheme.label in answer["rows"]}
+    routers = (Scheme(router=name) for name in answer["fresh"])
+    fresh = [scheme for router in routers for scheme in rows.suite.at_depths(router)]
+    rows.added |= {scheme.label: str(file) for scheme in fresh if scheme.name in answer["rows"]}
     rows.suite = replace(rows.suite, schemes=(*rows.suite.schemes, *fresh))
-    for label, row in answer["rows"].items():
+    for name, row in answer["rows"].items():
         if isinstance(row, str):
-            where = f"suite {rows.suite.source}: [[schemes]] '{label}'"
+            where = f"suite {rows.suite.source}: [[schemes]] '{name}'"
             rows.mistakes.append(UserError(f"{where}: {row}"))
         else:
-            rows.resolved[label] = Resolved(**row, plugin=str(file.resolve()) if file else None)
+            rows.resolved[name] = Resolved(**row, plugin=str(file.resolve()) if file else None)
 
 
 def _sizes(suite: Suite, scheme: Scheme) -> dict[str, Any]:
@@ -162,7 +163,9 @@ def _ask(
         "job": "rows",
         "plugins": [str(file)] if file else [],
         "schemes": [[asdict(scheme), _sizes(suite, scheme)] for scheme in schemes],
-        "other": _sizes(suite, Scheme(router="other")),
+        "others": [
+            [asdict(scheme), _sizes(suite, scheme)] for scheme in suite.at_depths(Scheme(router="other"))
+        ],
         "train": asdict(suite.train),
         "threads": 1,
     }
@@ -184,7 +187,7 @@ def _ask(
 
 
 def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Load the plugin of ``spec``. Return the ``rows`` of its routers by label: fields of `Resolved`, or
+    """Load the plugin of ``spec``. Return the ``rows`` of its routers by name: fields of `Resolved`, or
     an error; and the ``fresh`` routers, which none of the ``schemes`` names. Raises UserError: the
     plugin raises or registers nothing."""
     import torch
@@ -196,15 +199,20 @@ def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     named = {scheme["router"].partition(":")[0] for scheme, _ in spec["schemes"]}
     fresh = [name for name in names if name not in named]
     rows: dict[str, Any] = {}
-    others = [[asdict(Scheme(router=name)), spec["other"]] for name in fresh]
+    others = [
+        [{**scheme, "router": name, "label": name}, sizes]
+        for name in fresh
+        for scheme, sizes in spec["others"]
+    ]
     for scheme, sizes in [*spec["schemes"], *others]:
         if spec["plugins"] and scheme["router"].partition(":")[0] not in names:
             continue
-        say({"event": "phase", "phase": f"row '{scheme['label']}'"})
+        row_name = Scheme(**scheme).name
+        say({"event": "phase", "phase": f"row '{row_name}'"})
         try:
-            rows[scheme["label"]] = describe_row(scheme, spec["train"], **sizes)
+            rows[row_name] = describe_row(scheme, spec["train"], **sizes)
         except UserError as error:
-            rows[scheme["label"]] = str(error)
+            rows[row_name] = str(error)
     return {"rows": rows, "fresh": fresh}
 
 

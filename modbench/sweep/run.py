@@ -151,7 +151,7 @@ class _Command:
         wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
         check_unchanged(rows, wanted, records, self.folder, self.tell)
         measures = suite.measure.wanted()
-        schemes = [scheme.label for scheme in suite.schemes] if suite.isoflop else None
+        schemes = [scheme.name for scheme in suite.schemes] if suite.isoflop else None
         runs = [item for item in self.shard.part(wanted, schemes) if is_chosen(item, self.only)]
         names = titles(wanted)
         if self.tasks:
@@ -168,7 +168,7 @@ class _Command:
             data = prepare(suite.data, say=self.tell).summary()
             _refuse_other_text(runs, records, self.folder, data["sha256"])
         if left:
-            refuse_more_passes(rows, {item.wanted.scheme for item in left}, data["train_tokens"])
+            refuse_more_passes(rows, {item.wanted.name for item in left}, data["train_tokens"])
             if "downstream" in suite.measure.steps:
                 check_tasks(suite, embedded, self.tell)
         store_suite(rows, wanted, expand_planned(rows), measures, self.folder, records)

@@ -27,10 +27,10 @@ class Shard:
         return cls(int(match[1]), int(match[2]))
 
     def part(self, runs: Sequence[Wanted], schemes: Sequence[str] | None) -> list[Wanted]:
-        """Those of ``runs`` in this share: every N-th one. With ``schemes``, the labels of all schemes:
+        """Those of ``runs`` in this share: every N-th one. With ``schemes``, the names of all schemes:
         the runs of every N-th scheme, since those of an isoFLOP grid depend on each other."""
         if self.of == 1:
             return list(runs)
         order = list(schemes) if schemes else list(dict.fromkeys(wanted.run.key for wanted in runs))
         mine = {name for place, name in enumerate(order) if place % self.of == self.number - 1}
-        return [item for item in runs if (item.scheme if schemes else item.run.key) in mine]
+        return [item for item in runs if (item.name if schemes else item.run.key) in mine]

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,16 @@ from modbench.errors import UserError, is_file, known_names
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.records.metrics import ranking_metric
-from modbench.records.names import LABEL, LABEL_WORDS, NAME
+from modbench.records.names import LABEL, LABEL_WORDS, NAME, at_depth
 from modbench.shipped import shipped_suites
 from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
 from modbench.typed import built, checked, checked_fields
+
+#: Keys of [isoflop] that are the same at all depths.
+_OF_ALL_DEPTHS = ("layers", "at", "aspect", "margin", "passes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +83,25 @@ class Scheme:
     )  #: options of the router (`modbench docs routers`)
     model: dict[str, Any] = field(default_factory=dict)  #: keys of [model] that differ for this scheme
     train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
-    tokens_per_parameter: float | None = None  #: overrides that of [isoflop]
+    #: overrides that of [isoflop]; with [isoflop] layers also by depth, as { 4 = 30.0, 8 = 16.0 }
+    tokens_per_parameter: float | dict[str, float] | None = None
+    layers: tuple[int, ...] | None = None  #: those of [isoflop] layers that it has; None: all
 
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.router)
         if not LABEL.fullmatch(self.router):  # records of other routers are refused
             raise UserError(f"router is {self.router!r}; it must be {LABEL_WORDS}")
+
+    @property
+    def depth(self) -> int | None:
+        """The depth of its curves, once the suite is `at_depths`; None: the suite has one depth."""
+        return self.layers[0] if self.layers else None
+
+    @property
+    def name(self) -> str:
+        """Its label, with its depth if the suite has several."""
+        return at_depth(self.label, self.depth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +136,7 @@ class Suite:
     track: TrackConfig
     axes: Axes
     shapes: dict[str, ModelConfig]  #: sizes of the decoder by label; one size alone has an empty label
-    schemes: tuple[Scheme, ...]
+    schemes: tuple[Scheme, ...]  #: with [isoflop] layers, each scheme once for each of its depths
     #: sizes around a centre per scheme and budget, in place of shapes
     isoflop: IsoFlopConfig | None = None
 
@@ -135,9 +151,27 @@ class Suite:
     def family_of(self, scheme: Scheme) -> IsoFlopConfig:
         """The family of shapes of ``scheme``; only for a suite with isoFLOP grids."""
         assert self.isoflop is not None
+        family = self.isoflop.of_depth(scheme.depth)
         if scheme.tokens_per_parameter is None:
-            return self.isoflop
-        return replace(self.isoflop, tokens_per_parameter=scheme.tokens_per_parameter)
+            return family
+        assert not isinstance(scheme.tokens_per_parameter, dict)  # `at_depths` took the depth's number
+        return replace(family, tokens_per_parameter=scheme.tokens_per_parameter)
+
+    def at_depths(self, scheme: Scheme) -> list[Scheme]:
+        """``scheme`` once for each of its depths; itself without [isoflop] layers."""
+        if self.isoflop is None or self.isoflop.layers is None:
+            return [scheme]
+        centre = scheme.tokens_per_parameter
+        by_depth = centre if isinstance(centre, dict) else {}
+        return [
+            replace(
+                scheme,
+                layers=(depth,),
+                model={**scheme.model, "layers": depth},
+                tokens_per_parameter=by_depth.get(str(depth)) if by_depth else centre,
+            )
+            for depth in scheme.layers or self.isoflop.layers
+        ]
 
 
 def find_suite(name: str) -> Path:
@@ -208,9 +242,9 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
             built(at, {**asdict(shape), **model}, ModelConfig)
         schemes.append(replace(scheme, model=model, train=overrides))
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
-    isoflop = None if tables.isoflop is None else table("isoflop", IsoFlopConfig)
+    isoflop = None if tables.isoflop is None else _isoflop(where, table("isoflop", IsoFlopConfig))
     _refuse_contradictions(where, tables, schemes)
-    return Suite(
+    suite = Suite(
         source=source,
         header=table("suite", Header),
         data=data,
@@ -221,9 +255,18 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         track=table("track", TrackConfig),
         axes=axes,
         shapes=shapes,
-        schemes=tuple(schemes),
+        schemes=(),
         isoflop=isoflop,
     )
+    for scheme in schemes:
+        _check_depths(where, isoflop, scheme)
+    suite = replace(suite, schemes=tuple(chain.from_iterable(map(suite.at_depths, schemes))))
+    for scheme in suite.schemes if isoflop else ():
+        try:
+            suite.family_of(scheme)
+        except UserError as error:
+            raise UserError(f"{where} [[schemes]] '{scheme.name}': {error}") from error
+    return suite
 
 
 def _data(where: str, table: dict[str, Any]) -> DataConfig:
@@ -274,9 +317,12 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
         return
     if tables.shapes:
         raise UserError(f"{where} [[shapes]] and [isoflop] both give sizes; remove one of them")
-    by_aspect = tables.isoflop.get("aspect") is not None
-    if by_aspect and any("layers" in model for model in (tables.model, *(s.model for s in schemes))):
-        raise UserError(f"{where} [model] layers and [isoflop] aspect both give the depth; remove one")
+    for key in ("aspect", "layers"):
+        models = (tables.model, *(scheme.model for scheme in schemes))
+        if tables.isoflop.get(key) is not None and any("layers" in model for model in models):
+            raise UserError(
+                f"{where} [model] layers and [isoflop] {key} both give the depth; remove one"
+            )
     for at, settings in [("[train]", tables.train), *((f"'{s.label}' train", s.train) for s in schemes)]:
         if "learning_rate" in settings:
             raise UserError(
@@ -288,9 +334,37 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
             raise UserError(
                 f"{where} [[schemes]] '{scheme.label}' has a width, and [isoflop] chooses it; remove it"
             )
-        if scheme.tokens_per_parameter is not None:
-            family = {**tables.isoflop, "tokens_per_parameter": scheme.tokens_per_parameter}
-            built(f"{where} [[schemes]] '{scheme.label}'", family, IsoFlopConfig)
+
+
+def _isoflop(where: str, isoflop: IsoFlopConfig) -> IsoFlopConfig:
+    """``isoflop`` with checked settings of its depths."""
+    at = {}
+    for depth, keys in isoflop.at.items():
+        table: Any = checked(f"{where} [isoflop] at {depth}", keys, dict[str, Any])
+        at[depth] = checked_fields(
+            f"{where} [isoflop.at.{depth}]", table, IsoFlopConfig, without=_OF_ALL_DEPTHS
+        )
+    isoflop = replace(isoflop, at=at)
+    for depth in at:
+        try:
+            isoflop.of_depth(int(depth))
+        except UserError as error:
+            raise UserError(f"{where} [isoflop.at.{depth}]: {error}") from error
+    return isoflop
+
+
+def _check_depths(where: str, isoflop: IsoFlopConfig | None, scheme: Scheme) -> None:
+    """Raises UserError: ``scheme`` names depths that [isoflop] layers does not list."""
+    at = f"{where} [[schemes]] '{scheme.label}'"
+    depths = isoflop.layers if isoflop and isoflop.layers else ()
+    centre = scheme.tokens_per_parameter
+    by_depth = centre if isinstance(centre, dict) else {}
+    for key, of in (("layers", scheme.layers or ()), ("tokens_per_parameter", by_depth)):
+        if unknown := sorted({*map(str, of)} - {*map(str, depths)}):
+            raise UserError(
+                f"{at} {key} has {unknown[0]}, which [isoflop] layers does not list; remove it, or add "
+                "it there"
+            )
 
 
 def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelConfig]:

@@ -1,36 +1,22 @@
 """Expands a suite into the runs that it wants, under labels, and tells which of them are left: wanted
 minus recorded."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from math import log
+from dataclasses import dataclass, field
 from typing import Any
 
-from modbench.analysis.learning_rate import rate_at
 from modbench.errors import UserError, known_names
-from modbench.model.config import ModelConfig
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
+from modbench.records.names import at_depth
 from modbench.records.record import DONE
-from modbench.records.run import RouterCode, Run
+from modbench.records.run import Run
 from modbench.records.run_name import RunName, shortest
-from modbench.sweep.isoflop import (
-    Point,
-    chosen_rate,
-    ends,
-    law_of,
-    middle_of,
-    points,
-    shift_of,
-    stated,
-    trials,
-)
-from modbench.sweep.rows import Resolved, Rows
+from modbench.sweep.isoflop import middle_of, stated
+from modbench.sweep.isoflop_runs import grids_of, isoflop_runs, router_code
+from modbench.sweep.rows import Rows
 from modbench.sweep.suite import Scheme, Suite
-from modbench.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +25,17 @@ class Wanted:
 
     label: str  #: the scheme's, in suites of several shapes with its shape's
     run: Run
+    depth: int | None = None  #: layers, in a suite with curves of several depths
 
     @property
     def scheme(self) -> str:
         """The label of its scheme."""
         return self.label.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """That of its scheme at its depth (`modbench.sweep.suite.Scheme.name`)."""
+        return at_depth(self.scheme, self.depth)
 
     @property
     def budget(self) -> int:
@@ -60,9 +52,7 @@ def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[W
     suite = rows.suite
     if suite.isoflop is None:
         return _grid_runs(rows)
-    known = (scheme for scheme in suite.schemes if scheme.label in rows.resolved)
-    runs = [wanted for scheme in known for wanted in _isoflop_runs(rows, scheme, done or {})]
-    return _in_blocks(suite, runs)
+    return _in_blocks(suite, _isoflop_wanted(rows, done or {}))
 
 
 def expand_planned(rows: Rows) -> list[Wanted]:
@@ -71,33 +61,46 @@ def expand_planned(rows: Rows) -> list[Wanted]:
     suite = rows.suite
     if suite.isoflop is None:
         return expand(rows)
-    known = (scheme for scheme in suite.schemes if scheme.label in rows.resolved)
-    return _in_blocks(
-        suite, [wanted for scheme in known for wanted in _isoflop_runs(rows, scheme, None)]
-    )
+    return _in_blocks(suite, _isoflop_wanted(rows, None))
+
+
+def _isoflop_wanted(rows: Rows, done: Mapping[str, float | None] | None) -> list[Wanted]:
+    """The runs of `isoflop_runs` of all schemes and depths, each with its label."""
+    return [
+        Wanted(label=_label_of(scheme, run), run=run, depth=scheme.depth)
+        for scheme in rows.suite.schemes
+        if scheme.name in rows.resolved
+        for run in isoflop_runs(rows, scheme, done)
+    ]
+
+
+def _label_of(scheme: Scheme, run: Run) -> str:
+    """The row of an isoFLOP ``run``: scheme and width, and depth if the suite has several."""
+    of_depth = "" if scheme.depth is None else f"x{scheme.depth}"
+    return f"{scheme.label}/w{run.model.width}{of_depth}"
 
 
 def _in_blocks(suite: Suite, runs: Sequence[Wanted]) -> list[Wanted]:
-    """isoFLOP ``runs`` in the order in which they are run. All schemes of one budget, seed and size
-    stand together, so that one machine runs them. A sweep that takes days compares all schemes with one
-    seed at the middle budget, then at smaller ones; further seeds and larger budgets follow. Runs that
-    only check a learning rate of another size come last."""
+    """isoFLOP ``runs`` in the order in which they are run. All schemes of one budget, seed, depth and
+    size stand together, so that one machine runs them. A sweep that takes days compares all schemes with
+    one seed at the middle budget, then at smaller ones; further seeds and larger budgets follow. Runs
+    that only check a learning rate of another size come last."""
     budgets = sorted(suite.axes.budgets)
     middle = budgets[len(budgets) // 2]
     widths: dict[tuple[str, int], set[int]] = defaultdict(set)
     for wanted in runs:
-        widths[wanted.scheme, wanted.budget].add(wanted.run.model.width)
+        widths[wanted.name, wanted.budget].add(wanted.run.model.width)
 
-    def turn(wanted: Wanted) -> tuple[bool, int, bool, int]:
+    def turn(wanted: Wanted) -> tuple[bool, int, bool, int, int]:
         budget = wanted.budget
         seeds = suite.axes.seeds
-        sizes = sorted(widths[wanted.scheme, budget])
+        sizes = sorted(widths[wanted.name, budget])
         size = sizes.index(wanted.run.model.width)
         chooses_rate = size == len(sizes) // 2
         turn_of_seed = -1 if chooses_rate else len(seeds)
         if wanted.run.seed in seeds:
             turn_of_seed = seeds.index(wanted.run.seed)
-        return budget > middle, turn_of_seed, budget != middle, size
+        return budget > middle, turn_of_seed, budget != middle, wanted.depth or 0, size
 
     return sorted(runs, key=turn)
 
@@ -133,7 +136,7 @@ def _grid_runs(rows: Rows) -> list[Wanted]:
             for budgets in [suite.axes.budgets] if together else [(b,) for b in suite.axes.budgets]:
                 for seed in suite.axes.seeds:
                     run = Run(
-                        router=_router(row),
+                        router=router_code(row),
                         model=suite.shapes_of(scheme)[size],
                         data=suite.data,
                         train=table.config(),
@@ -144,125 +147,12 @@ def _grid_runs(rows: Rows) -> list[Wanted]:
     return runs
 
 
-def _router(row: Resolved) -> RouterCode:
-    options = json.loads(json.dumps(row.options))  # lists for tuples, as records have them
-    return RouterCode(name=row.name, options=options, plugin_sha256=row.plugin_sha256)
-
-
-def _isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] | None) -> list[Wanted]:
-    """The runs of ``scheme`` that are known now that those of ``done`` are; None: as if the middle
-    learning rate is best and its law holds."""
-    suite = rows.suite
-    row = rows.resolved[scheme.label]
-    config = suite.family_of(scheme)
-    seeds = suite.axes.seeds
-    grids = grids_of(rows, scheme)
-    table = suite.training_of(scheme)
-    router = _router(row)
-
-    @cache
-    def wanted(point: Point) -> Wanted:
-        run = Run(
-            router=router,
-            model=point.shape,
-            data=suite.data,
-            train=replace(table, learning_rate=point.learning_rate).config(),
-            schedule=_on_curve(table.schedule_of((point.budget,)), min(grids)),
-            seed=point.seed,
-        )
-        return Wanted(label=f"{scheme.label}/w{point.shape.width}", run=run)
-
-    def loss(point: Point, expected: float) -> float | None:
-        """That of a run that is done, or as if ``expected`` is the best rate."""
-        distance = abs(log(point.learning_rate / expected))
-        return distance if done is None else done[wanted(point).run.key]
-
-    def known(points: Sequence[Point]) -> list[Point]:
-        return [point for point in points if done is None or wanted(point).run.key in done]
-
-    middle_rate = config.learning_rates[len(config.learning_rates) // 2]
-    losses: dict[float, float | None] = {}
-    while True:
-        tried = trials(config, grids, seeds, losses)
-        fresh = [point for point in known(tried) if point.learning_rate not in losses]
-        if not fresh:
-            break
-        losses |= {point.learning_rate: loss(point, middle_rate) for point in fresh}
-    checks: dict[tuple[int, float], float | None] = {}
-    best = chosen_rate(config, losses).best
-    width = middle_of(grids).shape.width
-    if best is not None:
-        for point in known(law := ends(config, grids, seeds, best)):
-            rate = rate_at(best, width, point.shape.width, config.exponent)
-            checks[point.shape.width, point.learning_rate] = loss(point, rate)
-        tried += law if config.refine else []
-    grid_points = points(config, grids, seeds, losses, checks)
-    if config.recentre and done is not None and best is not None:
-        middle = middle_of(grids)
-        exponent = law_of(config, grids, seeds, best, checks) or 0.0
-        curve = {
-            point.shape: done[wanted(point).run.key]
-            for point in known(grid_points)
-            if (point.budget, point.seed) == (middle.budget, seeds[0])
-            and point.learning_rate == rate_at(best, width, point.shape.width, exponent)
-        }
-        if len(curve) < config.sizes:  # the other budgets wait for the middle one
-            grid_points = [point for point in grid_points if point.budget == middle.budget]
-        else:
-            sizes = row.grid_sizes[suite.axes.budgets.index(middle.budget)]
-            of_sizes = [curve[shape] for shape in grids[middle.budget]]
-            moved = grids_of(rows, scheme, shift_of(sizes, of_sizes, config.spacing))
-            grid_points = points(config, moved, seeds, losses, checks)
-    if table.schedule == "cosine":
-        return [wanted(point) for point in grid_points]
-    rates = [wanted(point) for point in grid_points if point in tried]
-    curves = [wanted(point) for point in grid_points if point not in tried]
-    return [*rates, *_on_trunks(curves)]
-
-
-def _on_curve(schedule: Schedule, smallest: int) -> Schedule:
-    """``schedule`` of a run of one budget. That of a trapezoid warms up for as many FLOPs as at the
-    ``smallest`` budget, so that all points are alike, whether they share a trunk or not."""
-    if schedule.kind == "cosine":
-        return schedule
-    return replace(schedule, warmup=round(schedule.warmup * smallest / schedule.budgets[0], 12))
-
-
-def _on_trunks(runs: Sequence[Wanted]) -> list[Wanted]:
-    """``runs`` of trapezoids, those that differ in their budget only as one."""
-    trunks: dict[str, Wanted] = {}
-    for wanted in runs:
-        run = wanted.run
-        alike = key_of(run.as_json() | {"schedule": None})
-        others = trunks[alike].run.schedule.budgets if alike in trunks else ()
-        budgets = tuple(sorted({*others, *run.schedule.budgets}))
-        warm_up = run.schedule.warmup * run.schedule.budgets[0]  # FLOPs
-        schedule = replace(run.schedule, budgets=budgets, warmup=round(warm_up / budgets[0], 12))
-        trunks[alike] = Wanted(label=wanted.label, run=replace(run, schedule=schedule))
-    return list(trunks.values())
-
-
-def grids_of(rows: Rows, scheme: Scheme, shift: int = 0) -> dict[int, list[ModelConfig]]:
-    """The isoFLOP grid of ``scheme`` at each budget; those of other budgets than the middle one moved by
-    ``shift`` steps, if there are such grids."""
-    row = rows.resolved[scheme.label]
-    budgets = rows.suite.axes.budgets
-    middle = sorted(budgets)[len(budgets) // 2]
-    grids = {}
-    for number, budget in enumerate(budgets):
-        shapes = row.grids[number]
-        if budget != middle and str(shift) in row.shifted:
-            shapes = row.shifted[str(shift)][number]
-        grids[budget] = [ModelConfig(**shape) for shape in shapes]
-    return grids
-
-
-def plan_of(rows: Rows, label: str) -> dict[str, Any] | None:
-    """The learning rates of isoFLOP grids that the suite's record states for scheme ``label``."""
+def plan_of(rows: Rows, name: str) -> dict[str, Any] | None:
+    """The learning rates of isoFLOP grids that the suite's record states for scheme ``name``."""
     suite = rows.suite
     if suite.isoflop is None:
         return None
-    scheme = next(scheme for scheme in suite.schemes if scheme.label == label)
+    scheme = next(scheme for scheme in suite.schemes if scheme.name == name)
     return stated(suite.family_of(scheme), middle_of(grids_of(rows, scheme)), suite.axes.seeds)
 
 

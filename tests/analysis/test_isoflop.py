@@ -311,7 +311,7 @@ def test_verdicts_against_dense_are_rarely_wrong_anywhere_on_the_page(sweeps: in
     for number in range(sweeps):
         runs = sweep(schemes, sd=0.01, shift=0.02, seed=number)
         isoflop = analyse(runs, draws=1000, fits=("parabola",))
-        pairs = [(flops, scheme, "dense") for flops in BUDGETS for scheme in list(schemes)[1:]]
+        pairs = [(flops, scheme, "dense", None) for flops in BUDGETS for scheme in list(schemes)[1:]]
         judged = family(isoflop, pairs, "parabola")
         assert len(judged) == 18
         wrong += any(found.verdict in ("better", "worse") for found in judged.values())

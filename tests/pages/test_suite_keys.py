@@ -62,7 +62,7 @@ def test_isoflop_suites_read_the_text_as_often_as_is_allowed(text: str) -> None:
     rows = resolve(suite(text))
     assert rows.suite.isoflop is not None
     assert rows.suite.data.vocabulary == 512
-    refuse_more_passes(rows, {scheme.label for scheme in rows.suite.schemes}, TOKENS)
+    refuse_more_passes(rows, {scheme.name for scheme in rows.suite.schemes}, TOKENS)
 
 
 def test_two_seeds_and_two_shapes_make_the_runs_of_the_first_suite() -> None:

@@ -68,4 +68,4 @@ def gpu(record):
 def test_the_plan_of_learning_rates_is_told_from_the_record_of_a_suite(tmp_path, make, fakes):
     append_record(tmp_path, fakes.suite_record([make("mod", model_width=32)]))
     (told,) = finished(tmp_path)
-    assert (told.exponent, told.margin) == (PLAN["exponent"], PLAN["margin"])
+    assert (told.exponents, told.margin) == (((None, PLAN["exponent"]),), PLAN["margin"])

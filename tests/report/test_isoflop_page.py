@@ -175,9 +175,9 @@ def test_runs_with_the_seed_of_the_learning_rates_are_on_no_curve(make: Make) ->
     found = sweep_records(make, "mod", partial(curve_loss, "mod"), rate_seed=7, plan=plan)
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
-    assert sweep.rates["mod"].choice.best == 0.005
+    assert sweep.rates["mod", None].choice.best == 0.005
     assert {result.seed for result in sweep.curve_records()} == {0, 1, 2}
-    assert "0.00354 by the law, which is best" in str(sweep.law("mod"))
+    assert "0.00354 by the law, which is best" in str(sweep.law(("mod", None)))
 
 
 def with_lower_loss(found: list[Result], width: int, rate: float, lower: float) -> list[Result]:
@@ -220,7 +220,7 @@ def test_curves_are_those_of_the_refined_exponent(make: Make) -> None:
     found = [*checks, *old, *new]
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
-    assert sweep.rates["mod"].exponent == pytest.approx(-1.5, abs=0.01)
+    assert sweep.rates["mod", None].exponent == pytest.approx(-1.5, abs=0.01)
     assert {(r.width, r.learning_rate) for r in sweep.curve_records()} == set(law.items())
     page = page_of(found)
     heading = page.parts.index(Heading("Learning rates", 3))

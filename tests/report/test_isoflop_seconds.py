@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import exp, log
 
+import numpy as np
 import pytest
 from isoflop_made_up import BUDGETS, WIDTHS, Make, records, table_under
 from made_up_records import suite_record
 from timings_made_up import make_case, make_timing
 
+from modbench.analysis.comparison import SpeedUp
+from modbench.analysis.isoflop import Optimum
 from modbench.records.record import TimingRecord
 from modbench.records.result import Result
 from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
+from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
 from modbench.report.isoflop.sweep import Sweep, sweep_of
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.timing.table import TimingTable
@@ -124,7 +128,7 @@ def test_times_of_a_scheme_with_other_options_do_not_count(
         router = replace(one.what.router, options={"every": 7})
         others.append(make_timing("training", replace(one.what, router=router), one.measured))
     assert swept(found, others).times.measured == {}
-    assert set(swept(found, timings).times.measured) == {"vanilla", "mod"}
+    assert set(swept(found, timings).times.measured) == {("vanilla", None), ("mod", None)}
 
 
 def test_two_labels_of_one_scheme_have_the_same_times(found: list[Result]) -> None:
@@ -132,8 +136,8 @@ def test_two_labels_of_one_scheme_have_the_same_times(found: list[Result]) -> No
         replace(one, label=one.label.replace("mod", "again")) for one in found if one.scheme == "mod"
     ]
     sweep = swept([*found, *again], steps_of(found, "mod", WIDTHS))
-    assert sweep.times.measured["again"] == sweep.times.measured["mod"]
-    assert len(sweep.times.measured["mod"]) == len(WIDTHS)
+    assert sweep.times.measured["again", None] == sweep.times.measured["mod", None]
+    assert len(sweep.times.measured["mod", None]) == len(WIDTHS)
 
 
 def test_doubtful_times_are_marked(found: list[Result]) -> None:
@@ -143,3 +147,31 @@ def test_doubtful_times_are_marked(found: list[Result]) -> None:
         timings.append(make_timing("training", one.what, measured))
     row = table_under(isoflop_page(swept(found, timings)), "3e+12 training FLOPs")[0]
     assert row[5].endswith("(loaded)")
+
+
+def test_seconds_of_dense_optima_at_several_depths_are_interpolated_between_them() -> None:
+    def optimum(scheme: str, budget: float, depth: int) -> Optimum:
+        return Optimum(
+            scheme=scheme,
+            budget=budget,
+            fit="parabola",
+            verdict="interior",
+            size=100.0,
+            loss=3.0,
+            drawn_losses=np.zeros(1),
+            depth=depth,
+        )
+
+    seconds = {("vanilla", 2): 1e-9, ("vanilla", 4): 3e-9, ("mod", 4): 4e-9}
+    times = StepTimes({place: [(50.0, s, ""), (200.0, s, "")] for place, s in seconds.items()}, "fake")
+    dense = [optimum("vanilla", 1e12, 2), optimum("vanilla", 4e12, 4)]
+    faster = SpeedUp(factor=2.0, bound="", interval=None)  # at 2e12 FLOPs, half of the way in logarithms
+    told = in_seconds(times, faster, optimum("mod", 1e12, 4), dense)
+    assert isinstance(told, SecondsSpeedUp)
+    assert told.dense_seconds_per_flop == pytest.approx(2e-9)
+    assert told.factor == pytest.approx(2 * 2 / 4)
+    without = StepTimes(
+        {place: steps for place, steps in times.measured.items() if place[1] == 4}, "fake"
+    )
+    (reason,) = in_seconds(without, faster, optimum("mod", 1e12, 4), dense)  # type: ignore[misc]
+    assert reason.startswith("the shapes of vanilla at 2 layers aren't timed")

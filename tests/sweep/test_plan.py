@@ -13,7 +13,7 @@ from modbench.cli.main import main
 from modbench.data.token_data import prepare
 from modbench.sweep import step_times
 from modbench.sweep.plan import SuitePlan, plan_suite
-from modbench.sweep.plan_table import as_table
+from modbench.sweep.plan_table import as_json, as_table
 from modbench.sweep.rows import resolve
 from modbench.sweep.step_times import Speed, TimedStep, time_steps, timing_spec
 from modbench.sweep.suite import load_suite
@@ -50,9 +50,11 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def isoflop_suite(*routers: str, **isoflop: float) -> None:
+def isoflop_suite(*routers: str, **isoflop: Any) -> None:
     """Write suite.toml with isoFLOP grids."""
     tables = {**ISOFLOP, "isoflop": {**ISOFLOP["isoflop"], **isoflop}}
+    if "layers" in isoflop:
+        tables["model"] = {"heads": 1, "layers": None}
     write_suite(Path(), "planned", *routers, **tables)
 
 
@@ -99,6 +101,19 @@ def test_an_isoflop_suite_is_planned_with_its_trials_and_the_check_of_its_law() 
     assert [part.runs for part in plan.parts] == [5, 2 + 5 * 2 + 2 * 2, 5 + 2]
     assert all(len(part.sizes) == 5 for part in plan.parts)
     assert "as if the middle learning rate is best" in as_table(plan)
+
+
+def test_a_plan_of_several_depths_has_a_row_for_each() -> None:
+    isoflop_suite("vanilla", "mod", layers=[2, 4], passes=40.0)
+    plan = planned()
+    names = [(part.scheme, part.depth) for part in plan.parts]
+    expected = [(name, depth) for name in ("vanilla", "mod") for depth in (2, 4)]
+    assert list(dict.fromkeys(names)) == expected
+    assert all({layers for _, layers in part.sizes} == {part.depth} for part in plan.parts)
+    assert plan.runs == 4 * 28
+    assert "mod at 4 layers" in as_table(plan)
+    parts = json.loads(as_json(plan))["parts"]
+    assert {(part["scheme"], part["depth"]) for part in parts} == set(names)
 
 
 def test_text_that_would_be_streamed_is_not_prepared_by_a_plan() -> None:

@@ -57,7 +57,7 @@ class Runs:
         results = self.report.results
         if self.report.sweep is None:
             return results
-        return sorted(results, key=lambda r: (r.budget, r.scheme, r.width, r.learning_rate, r.seed))
+        return sorted(results, key=_of_curves)
 
     @cached_property
     def places(self) -> Mapping[str, tuple[int, int]]:
@@ -139,6 +139,11 @@ class Runs:
             if key in known:
                 parts.setdefault(known[key], []).append(name)
         return tuple((", ".join(names), file) for file, names in parts.items())
+
+
+def _of_curves(result: Result) -> tuple[int, str, int, int, float, int]:
+    depth, width = result.depth or 0, result.width
+    return result.budget, result.scheme, depth, width, result.learning_rate, result.seed
 
 
 def _typed(word: str) -> str:

@@ -25,7 +25,7 @@ def suite_page(report: SuiteReport) -> bytes:
     """The page of ``report``."""
     runs, chart = Runs(report), Chart(report)
     board, times = (report.pages.get(f"{name}.md", _EMPTY) for name in ("leaderboard", "timings"))
-    schemes = sorted(report.sweep.rates) if report.sweep else ()
+    schemes = report.sweep.schemes if report.sweep else ()
     blocks = Blocks(report.drawings, runs.places, schemes)
     blocks.read_meanings([board])
     names = _Names()

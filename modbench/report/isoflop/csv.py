@@ -5,8 +5,8 @@ from types import MappingProxyType
 from typing import Any
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.analysis.isoflop import DIGITS, FITS, rounded
-from modbench.report.isoflop.pairs import at_optima, of_equal_runs, with_dense
+from modbench.analysis.isoflop import DIGITS, FITS, Optimum, rounded
+from modbench.report.isoflop.pairs import at_equal_depth, at_optima, of_equal_runs, with_dense
 from modbench.report.isoflop.seconds import SecondsSpeedUp
 from modbench.report.isoflop.sweep import DENSE, Line, Sweep
 from modbench.report.table import Table
@@ -24,7 +24,7 @@ def optima_table(sweep: Sweep) -> Table:
 def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
     optimum, compared = line.optimum, line.difference
     faster, seconds = line.speed_up, line.seconds
-    law = sweep.law(optimum.scheme)
+    law = sweep.law(optimum.place)
     minus = (compared.value, compared.interval) if compared else (None, None)
     budget, scatter = int(optimum.budget), optimum.scatter
     noise = sweep.analysis.noise.pooled
@@ -32,6 +32,7 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         "budget": optimum.budget,
         "fit": optimum.fit,
         "scheme": optimum.scheme,
+        **(_depth_columns(optimum) if sweep.depths else {}),
         "position": line.position,
         "group": line.group or None,
         "verdict": optimum.verdict,
@@ -61,12 +62,47 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         "speed_up_seconds_missing_because": "; ".join(line.seconds_missing) or None,
         "seconds_per_flop": None
         if optimum.size is None
-        else sweep.times.at(optimum.scheme, optimum.size),
+        else sweep.times.at(optimum.place, optimum.size),
         "dense_seconds_per_flop": seconds and seconds.dense_seconds_per_flop,
         "doubtful_times": (seconds and seconds.marks) or None,
-        "learning_rate_verdict": sweep.rates[optimum.scheme].choice.verdict,
+        "learning_rate_verdict": sweep.rates[optimum.place].choice.verdict,
         "learning_rate_law_loses": law and law.lost,
     }
+
+
+def _depth_columns(optimum: Optimum) -> dict[str, Any]:
+    """The best depth, the share of the draws in which it is, and the candidates."""
+    return {
+        "layers": optimum.depth if optimum.loss is not None else None,
+        "layers_share": optimum.depth_share,
+        "layers_compared": " ".join(map(str, optimum.depths)) or None,
+    }
+
+
+def depths_table(sweep: Sweep) -> Table:
+    """One row per budget, fit, scheme and depth; no rows in a suite of one depth."""
+    optima = [at for at in sweep.analysis.by_depth if sweep.depths]
+    optima.sort(key=lambda at: (at.budget, FITS.index(at.fit), at.scheme, at.depth or 0))
+    rows = [
+        {
+            "budget": at.budget,
+            "fit": at.fit,
+            "scheme": at.scheme,
+            "layers": at.depth,
+            "best": sweep.analysis.optimum(at.scheme, at.budget, at.fit).depth == at.depth
+            and at.loss is not None,
+            "verdict": at.verdict,
+            **_with_ends("loss", at.loss, at.loss_interval),
+            **_with_ends("active_parameters", at.size, at.size_interval),
+            "tokens": at.tokens,
+            "forward_flops_per_token": sweep.forward_flops(at),
+            "interior_share": at.interior_share,
+            "interval_missing_because": at.void or None,
+            "learning_rate_verdict": sweep.rates[at.place].choice.verdict,
+        }
+        for at in optima
+    ]
+    return _table(rows, {"surface": _DIGITS_OF_SURFACES})
 
 
 def _table(rows: Iterable[Mapping[str, Any]], digits: Mapping[str, int] = MappingProxyType({})) -> Table:
@@ -98,6 +134,7 @@ def differences_table(sweep: Sweep) -> Table:
     rows = [
         {
             "budget": pair.budget,
+            **({"layers": pair.depth} if sweep.depths else {}),
             "scheme": pair.scheme,
             "minus": pair.other,
             **_with_ends("difference", pair.difference.value, pair.difference.interval),
@@ -112,7 +149,12 @@ def differences_table(sweep: Sweep) -> Table:
             "per_size_step": pair.trend,
             "same_processor": pair.same_processor,
         }
-        for pair in (*with_dense(sweep), *at_optima(sweep), *of_equal_runs(sweep))
+        for pair in (
+            *with_dense(sweep),
+            *at_optima(sweep),
+            *at_equal_depth(sweep),
+            *of_equal_runs(sweep),
+        )
     ]
     return _table(rows)
 
@@ -122,6 +164,7 @@ def rates_table(sweep: Sweep) -> Table:
     rows = [
         {
             "scheme": scheme,
+            **({} if depth is None else {"layers": depth}),
             "width": rates.plan["middle_width"],
             "budget": rates.plan["middle_budget"],
             "learning_rate": rate,
@@ -129,7 +172,7 @@ def rates_table(sweep: Sweep) -> Table:
             "chosen": rate == rates.choice.best,
             "verdict": rates.choice.verdict,
         }
-        for scheme, rates in sweep.rates.items()
+        for (scheme, depth), rates in sweep.rates.items()
         for rate, loss in rates.losses.items()
     ]
     return _table(rows)

@@ -1,14 +1,13 @@
-"""Figures of an isoFLOP sweep: curves with their optima, loss at the optimum against budget, normalised
-loss against normalised forward FLOPs, learning rates, speed-ups."""
+"""Figures of an isoFLOP sweep besides its curves: loss at the optimum against budget, normalised loss
+against normalised forward FLOPs, learning rates, speed-ups."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,29 +15,37 @@ from matplotlib.path import Path as MarkerPath
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.analysis.curve import parabola_through
-from modbench.analysis.isoflop import Optimum
+from modbench.errors import several
+from modbench.records.names import at_depth
+from modbench.report.isoflop.curve_figures import (
+    CURVES,
+    LOSS,
+    Handles,
+    Marks,
+    Point,
+    add_legend,
+    curves,
+    cut_above,
+    depth_curves,
+    draw_optimum,
+    of_sweep,
+    panels_of,
+)
 from modbench.report.isoflop.seconds import SecondsSpeedUp
-from modbench.report.isoflop.sweep import DENSE, HEADLINE, SIZES, Sweep
+from modbench.report.isoflop.sweep import DENSE, HEADLINE, Sweep
 from modbench.report.plot_style import (
     DOTTED,
     GREY,
     HEIGHT,
     REFERENCE,
-    WIDTH,
     Mark,
     draw_point,
     drawn_files,
     handle,
     legend_below,
     marks,
-    sheet,
-    written_out,
 )
 
-_Handles = dict[str, Any]
-_Marks = Mapping[str, Mark]
-_Point = tuple[Axes, float, float, Mark, str]  #: panel, place on its x axis, loss; name, see _name_marks
 #: An open arrow that starts with a stroke at the value, as a marker; half of its size is its length.
 _CORNERS = ((0, -0.25), (0, 0.25), (0, 0), (1, 0), (0.7, 0.2), (1, 0), (0.7, -0.2))
 _CODES = (1, 2, 1, 2, 1, 2, 2)  # moves and lines: the stroke, the shaft, the head
@@ -46,27 +53,15 @@ _RIGHT = MarkerPath(_CORNERS, _CODES)
 _LEFT = MarkerPath([(-x, y) for x, y in _CORNERS], _CODES)
 _ARROWS = {"at least": _RIGHT, "at most": _LEFT}
 _ARROW_SIZE = 32  #: points; an arrow is half as long
-#: The figures of curves and the size on their axis.
-CURVES = {
-    "isoflop_curves": "active_parameters",
-    "isoflop_curves_parameters": "parameters",
-    "isoflop_curves_forward_flops": "forward_flops_per_token",
-}
-#: An optimum: hollow and behind the points, so that it hides none.
-_STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "markerfacecolor": "none"}
-_LOSS = "held-out loss, causal rule (nats/token)"
-_AXIS = {
-    "active_parameters": "active parameters",
-    "parameters": "all parameters",
-    "forward_flops_per_token": "forward FLOPs per token (nominal)",
-}
 
 
-def isoflop_figures(sweep: Sweep, look_of: _Marks | None = None) -> dict[str, bytes]:
+def isoflop_figures(sweep: Sweep, look_of: Marks | None = None) -> dict[str, bytes]:
     """All figures of ``sweep`` that have data, by file name. ``look_of``: the marks of all schemes."""
     look_of = look_of or sweep_marks(sweep)
-    draws: dict[str, Callable[[Sweep, _Marks], Figure | None]] = {
-        **{name: partial(curves, size=size) for name, size in CURVES.items()},
+    draws: dict[str, Callable[[Sweep, Marks], Figure | None]] = {"isoflop_depths": depth_curves}
+    if not sweep.depths:
+        draws = {name: partial(curves, size=size) for name, size in CURVES.items()}
+    draws |= {
         "loss_at_optimum": losses_at_optimum,
         "normalised_loss": normalised,
         "learning_rates": learning_rates,
@@ -80,143 +75,18 @@ def sweep_marks(sweep: Sweep) -> dict[str, Mark]:
     return marks({record.scheme: record.run.router.name for record in sweep.cells})
 
 
-def _of_sweep(sweep: Sweep, look_of: _Marks) -> dict[str, Mark]:
-    return {scheme: look_of[scheme] for scheme in sorted(sweep.rates)}
-
-
-def _panels(number: int, height: float = HEIGHT, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """``number`` panels side by side; ``shared``: sharex or sharey."""
-    figure = sheet(WIDTH * (0.35 + 0.65 * number), height)
-    return figure, list(figure.subplots(1, number, squeeze=False, **shared).flat)
-
-
-def curves(sweep: Sweep, look_of: _Marks, *, size: str) -> Figure:
-    """Loss against ``size``, a panel per budget: means of seeds, the parabola of each curve with an
-    interior optimum, and the optimum with its intervals. Other curves have hollow markers."""
-    analysis = sweep.analysis if size == SIZES[0] else None
-    if analysis is None:
-        from modbench.analysis.isoflop import analyse
-
-        analysis = analyse(sweep.runs(size), fits=(HEADLINE,))
-    look_of = _of_sweep(sweep, look_of)
-    figure, panels = _panels(len(sweep.budgets))
-    points: dict[tuple[str, float], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in sweep.runs(size):
-        points[run.scheme, run.budget][run.size].append(run.loss)
-    inside = outside = cut = False  # an optimum in its grid; a point above the panel
-    handles: _Handles = {scheme: handle(look_of[scheme]) for scheme in sorted({s for s, _ in points})}
-    for axes, budget in zip(panels, sweep.budgets, strict=True):
-        good, every = list[float](), list[_Point]()
-        for scheme, mark in look_of.items():
-            curve = points.get((scheme, budget))
-            if not curve:
-                continue
-            optimum = analysis.optimum(scheme, budget, HEADLINE)
-            inside, outside = inside or optimum.loss is not None, outside or optimum.loss is None
-            known = {*axes.get_children()}
-            _draw_curve(axes, curve, optimum, mark)
-            drawn = [artist for artist in axes.get_children() if artist not in known]
-            name = f"scheme-{[*look_of].index(scheme)}-{panels.index(axes)}"
-            _name_marks(drawn, name)
-            means = {x: float(np.mean(losses)) for x, losses in curve.items()}
-            every += [(axes, x, mean, mark, f"{name}-above") for x, mean in means.items()]
-            good += means.values() if optimum.loss is not None else ()
-        cut = _cut_above(good, every) or cut
-        axes.set_xscale("log")
-        written_out(axes.xaxis, *axes.get_xlim())
-        axes.set_xlabel(_AXIS[size])
-        axes.set_title(f"{budget:.3g} training FLOPs")
-    panels[0].set_ylabel(f"{_LOSS}\nmean and range of seeds" + "; lines: parabolas" * inside)
-    if inside:
-        handles["optimum, 95 %"] = Line2D([], [], color="0.2", linestyle="none", **_STAR)
-    _legend(figure, handles, outside, cut)
-    return figure
-
-
-def _name_marks(artists: Sequence[Artist], name: str) -> None:
-    """Give the ``artists`` of a scheme in a panel names by which a page can hide them: ``name``, which
-    is ``scheme-SCHEME-PANEL`` (see `modbench.report.html.figures`), and a number."""
-    for number, artist in enumerate(artists):
-        artist.set_gid(f"{name}-{number}")
-
-
-def _legend(figure: Figure, handles: _Handles, outside: bool, cut: bool) -> None:
-    """Add a legend of ``handles``, of curves ``outside`` their grids, and of points ``cut`` off."""
-    if outside:
-        handles["no interior optimum"] = handle(GREY, filled=False)
-    if cut:
-        handles["above the axis"] = handle(Mark(REFERENCE, "^", "-"))
-    legend_below(figure, handles)
-
-
-def _cut_above(good: list[float], points: list[_Point]) -> bool:
-    """Limit the loss axis of ``points`` to the ``good`` losses and half their range above, so that one
-    bad scheme doesn't flatten the others. An arrow at the top marks each point above."""
-    if not good or max(loss for _, _, loss, *_ in points) <= (top := 1.5 * max(good) - 0.5 * min(good)):
-        return False
-    for number, (axes, x, loss, mark, name) in enumerate(points):
-        if loss > top:
-            style: dict[str, Any] = {"clip_on": False, "gid": f"{name}-{number}" if name else None}
-            draw_point(axes, x, top, Mark(mark.color, "^", "-"), filled=True, **style)
-    for axes in dict.fromkeys(axes for axes, *_ in points):
-        axes.set_ylim(top=top)
-    return True
-
-
-def _draw_curve(axes: Axes, curve: dict[float, list[float]], optimum: Optimum, mark: Mark) -> None:
-    sizes = np.array(sorted(curve))
-    means = np.array([np.mean(curve[size]) for size in sizes])
-    low = np.array([min(curve[size]) for size in sizes])
-    high = np.array([max(curve[size]) for size in sizes])
-    inside = optimum.size is not None
-    axes.errorbar(
-        sizes,
-        means,
-        yerr=[means - low, high - means],
-        color=mark.color,
-        marker=mark.marker,
-        markerfacecolor=mark.color if inside else "white",
-        linestyle="none",
-        markersize=5.5,
-        elinewidth=1,
-    )
-    if optimum.size is None:
-        axes.plot(sizes, means, color=mark.color, linewidth=0.8, linestyle=(0, (2, 2)))
-        return
-    fine = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 101)
-    middle, square, slope, constant = parabola_through(np.log(sizes), np.atleast_2d(means))
-    away = fine - middle
-    parabola = square * away**2 + slope * away + constant
-    axes.plot(np.exp(fine), parabola, color=mark.color, linewidth=1.3)
-    _draw_optimum(axes, optimum.size, optimum, mark)
-
-
-def _draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark, *, star: bool = True) -> None:
-    """The optimum at ``x`` as a star, or as ``mark``, with the interval of its loss; that of its size if
-    ``x`` is it."""
-    loss = optimum.loss or 0.0
-    errors: dict[str, Any] = {}
-    if optimum.loss_interval:
-        errors["yerr"] = [[loss - optimum.loss_interval[0]], [optimum.loss_interval[1] - loss]]
-    if optimum.size_interval and x == optimum.size:
-        errors["xerr"] = [[x - optimum.size_interval[0]], [optimum.size_interval[1] - x]]
-    style: dict[str, Any] = dict(_STAR) if star else {"marker": mark.marker, "markersize": 6}
-    style |= {"color": mark.color, "capsize": 3, "linestyle": "none", "zorder": 1.8 if star else 4}
-    axes.errorbar([x], [loss], **errors, **style)
-
-
-def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
+def losses_at_optimum(sweep: Sweep, look_of: Marks) -> Figure | None:
     """Loss at the optimum by budget, with the loss that the dense surface gives. The schemes of a budget
     stand side by side, over half of the space between two budgets."""
-    figure, (axes,) = _panels(1)
-    handles: _Handles = {}
+    figure, (axes,) = panels_of(1)
+    handles: Handles = {}
     half = min((b / a for a, b in pairwise(sweep.budgets)), default=1.2) ** 0.25
-    schemes = _of_sweep(sweep, look_of)
+    schemes = of_sweep(sweep, look_of)
     shifts = np.geomspace(1 / half, half, len(schemes)) if len(schemes) > 1 else [1.0]
     for (scheme, mark), shift in zip(schemes.items(), shifts, strict=True):
         for optimum in (sweep.analysis.optimum(*key, HEADLINE) for key in _keys(sweep, scheme)):
             if optimum.loss is not None:
-                _draw_optimum(axes, shift * optimum.budget, optimum, mark, star=False)
+                draw_optimum(axes, shift * optimum.budget, optimum, mark, star=False)
                 handles[scheme] = handle(mark)
     if not handles:
         return None
@@ -229,7 +99,7 @@ def losses_at_optimum(sweep: Sweep, look_of: _Marks) -> Figure | None:
     axes.set_xticks(sweep.budgets, [f"{budget:.3g}" for budget in sweep.budgets])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training FLOPs (convention model)\nschemes of a budget stand side by side")
-    axes.set_ylabel(f"{_LOSS}\nat the optimal size, 95 % interval")
+    axes.set_ylabel(f"{LOSS}\nat the optimal size, 95 % interval")
     legend_below(figure, handles)
     return figure
 
@@ -240,22 +110,25 @@ def _keys(sweep: Sweep, scheme: str) -> list[tuple[str, int]]:
     return [(scheme, budget) for budget in sweep.budgets if (scheme, budget) in known]
 
 
-def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
+def normalised(sweep: Sweep, look_of: Marks) -> Figure | None:
     """Loss against forward FLOPs per token, both over those of the dense optimum of the same budget
     (Raposo et al. 2024, figure 4): the lower left quadrant is better and cheaper."""
     dense = {budget: sweep.optimum(DENSE, budget, HEADLINE) for budget in sweep.budgets}
     known = {budget: at for budget, at in dense.items() if at is not None and at.loss is not None}
     if not known:
         return None
-    figure, panels = _panels(len(known), sharey=True)
-    good, every, without = [1.0], list[_Point](), set[str]()
+    figure, panels = panels_of(len(known), sharey=True)
+    good, every, without = [1.0], list[Point](), set[str]()
     for axes, (budget, optimum) in zip(panels, known.items(), strict=True):
         axes.set_title(f"{budget:.3g} training FLOPs")
         axes.set_xlabel("nominal forward FLOPs per token\n/ dense optimum's")
         flops, loss = sweep.forward_flops(optimum) or 1.0, optimum.loss or 1.0
         points: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for record in sweep.curve_records():
-            if record.budget == budget:
+            if record.budget != budget:
+                continue
+            of_scheme = sweep.analysis.optimum(record.scheme, budget, HEADLINE)
+            if record.depth == of_scheme.depth:
                 at = record.metrics["forward_flops_per_token"] / flops
                 points[record.scheme][at].append(record.metrics["heldout_loss"] / loss)
         for scheme, curve in points.items():
@@ -280,11 +153,11 @@ def normalised(sweep: Sweep, look_of: _Marks) -> Figure | None:
     losses = [1.0, *(loss for _, _, loss, *_ in every)]
     margin = 0.05 * (max(losses) - min(losses)) or 0.01
     panels[0].set_ylim(min(losses) - margin, max(losses) + margin)
-    cut = _cut_above(good, every)
+    cut = cut_above(good, every)
     drawn = sorted({record.scheme for record in sweep.curve_records()})
-    handles: _Handles = {scheme: handle(look_of[scheme]) for scheme in drawn}
+    handles: Handles = {scheme: handle(look_of[scheme]) for scheme in drawn}
     handles["better and cheaper"] = Line2D([], [], color="0.85", linewidth=9)
-    _legend(figure, handles, bool(without), cut)
+    add_legend(figure, handles, bool(without), cut)
     return figure
 
 
@@ -295,12 +168,24 @@ def _plain_numbers(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def learning_rates(sweep: Sweep, look_of: _Marks) -> Figure:
-    """Loss against learning rate at the middle size and budget of each scheme; the chosen is filled."""
-    figure, (axes,) = _panels(1)
-    handles: _Handles = {}
-    for scheme, mark in _of_sweep(sweep, look_of).items():
-        rates = sweep.rates[scheme]
+def learning_rates(sweep: Sweep, look_of: Marks) -> Figure:
+    """Loss against learning rate at the middle size and budget of each scheme; the chosen is filled. A
+    panel per depth, if the suite has several."""
+    depths: list[int | None] = [*sweep.depths] or [None]
+    figure, panels = panels_of(len(depths))
+    handles: Handles = {}
+    for axes, depth in zip(panels, depths, strict=True):
+        _draw_rates(axes, sweep, look_of, depth, handles)
+    panels[0].set_ylabel(f"{LOSS}\nmiddle size and budget, one seed")
+    legend_below(figure, handles)
+    return figure
+
+
+def _draw_rates(axes: Axes, sweep: Sweep, look_of: Marks, depth: int | None, handles: Handles) -> None:
+    for scheme, mark in of_sweep(sweep, look_of).items():
+        rates = sweep.rates.get((scheme, depth))
+        if rates is None:
+            continue
         known = {rate: loss for rate, loss in rates.losses.items() if loss is not None}
         if not known:
             continue
@@ -310,19 +195,19 @@ def learning_rates(sweep: Sweep, look_of: _Marks) -> Figure:
         if best in known:
             axes.plot([best], [known[best]], color=mark.color, marker=mark.marker, zorder=4)
         word = "" if rates.choice.verdict == "interior" else f" ({rates.choice.verdict})"
-        handles[f"{scheme}{word}"] = handle(mark)
+        handles[f"{at_depth(scheme, depth if word else None)}{word}"] = handle(mark)
     axes.set_xscale("log")
     axes.margins(x=0.08)  # room for the outermost labels
     _plain_numbers(axes)
-    tried = sorted({rate for rates in sweep.rates.values() for rate in rates.losses})
+    of_depth = (rates for (_, of), rates in sweep.rates.items() if of == depth)
+    tried = sorted({rate for rates in of_depth for rate in rates.losses})
     axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
     axes.set_xlabel("peak learning rate")
-    axes.set_ylabel(f"{_LOSS}\nmiddle size and budget, one seed")
-    legend_below(figure, handles)
-    return figure
+    if depth is not None:
+        axes.set_title(several(depth, "layer"))
 
 
-def speed_ups(sweep: Sweep, look_of: _Marks) -> Figure | None:
+def speed_ups(sweep: Sweep, look_of: Marks) -> Figure | None:
     """Effective speed-up over the dense optimum at equal loss, with intervals, a panel per budget.
     Filled markers are in FLOPs, hollow ones in seconds. A bound is an open arrow at its factor."""
     lines = {
@@ -332,9 +217,9 @@ def speed_ups(sweep: Sweep, look_of: _Marks) -> Figure | None:
     lines = {budget: of_scheme for budget, of_scheme in lines.items() if of_scheme}
     if not lines:
         return None
-    schemes = [scheme for scheme in sorted(sweep.rates) if scheme != DENSE]
+    schemes = [scheme for scheme in sweep.schemes if scheme != DENSE]
     height = max(0.6 * HEIGHT, 1.0 + 0.4 * len(schemes))
-    figure, panels = _panels(len(lines), height, sharex=True, sharey=True)
+    figure, panels = panels_of(len(lines), height, sharex=True, sharey=True)
     arrows: dict[str, MarkerPath] = {}
     for axes, (budget, of_scheme) in zip(panels, lines.items(), strict=True):
         for number, scheme in enumerate(schemes):
@@ -356,7 +241,7 @@ def speed_ups(sweep: Sweep, look_of: _Marks) -> Figure | None:
         axes.set_title(f"{budget:.3g} training FLOPs")
         axes.set_xlabel("speed-up at equal loss")
         axes.margins(x=0.12)
-    legend: _Handles = {"in FLOPs": handle(GREY, markersize=7)}
+    legend: Handles = {"in FLOPs": handle(GREY, markersize=7)}
     if any(line.seconds for of_scheme in lines.values() for line in of_scheme.values()):
         legend["in seconds"] = handle(GREY, filled=False, markersize=7)
     for name, arrow in sorted(arrows.items()):

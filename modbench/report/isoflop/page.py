@@ -10,11 +10,22 @@ from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.difference import Interval
 from modbench.analysis.isoflop import FITS
 from modbench.errors import several
-from modbench.records.result import Result
+from modbench.records.names import at_depth
+from modbench.records.result import Place, Result
+from modbench.report.isoflop.cells import with_interval
 from modbench.report.isoflop.comparison_page import below_tables, pair_section, scatter_section
+from modbench.report.isoflop.depth_page import (
+    below_depths,
+    columns_of,
+    depth_remarks,
+    depth_table,
+    equal_depth_section,
+    fixed_note,
+    layers_cell,
+)
+from modbench.report.isoflop.pairs import at_equal_depth
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Rates, Sweep
 from modbench.report.layers import idle_layers
-from modbench.report.leaderboard.columns import OPTIMA
 from modbench.report.leaderboard.difference_cells import difference_text
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.scheme import shape_name
@@ -40,16 +51,19 @@ def isoflop_page(
     figures; ``notes``: further ones, as text."""
     tables: list[Part] = [_compared(sweep)]
     details: list[Part] = []
+    equal_depth = at_equal_depth(sweep)
     if sweep.has_curves:
         for budget in sweep.budgets:
             tables += [Heading(f"{budget:.3g} training FLOPs"), *_optima(sweep, budget)]
+            tables += [depth_table(sweep, budget, equal_depth)] if sweep.depths else []
             details += [Heading(f"Sizes at {budget:.3g} training FLOPs", 3), _sizes(sweep, budget)]
-        tables += below_tables(sweep)
+        tables += [*below_tables(sweep), *(below_depths(sweep, equal_depth) if sweep.depths else ())]
         details += scatter_section(sweep)
         details += [Heading("Three fits", 3), _fits(sweep)]
     else:
         tables.append("No scheme has a learning rate yet, so there are no curves.")
-    details += [*pair_section(sweep), Heading("Learning rates", 3), _rates(sweep)]
+    details += [*pair_section(sweep), *equal_depth_section(equal_depth)]
+    details += [Heading("Learning rates", 3), _rates(sweep)]
     if unfinished := _unfinished(sweep):
         details += [Heading("Not finished", 3), Items(unfinished)]
     return suite_page(
@@ -57,7 +71,7 @@ def isoflop_page(
         tables,
         downstream=downstream,
         drawn=drawn,
-        columns=OPTIMA,
+        columns=columns_of(sweep),
         manual="isoflop",
         details=details,
         notes=[*_notes(sweep), *map(escaped, notes)],
@@ -66,23 +80,28 @@ def isoflop_page(
 
 def _compared(sweep: Sweep) -> str:
     """The sentence on what the page compares."""
+    depth = f" and depth (of {', '.join(map(str, sweep.depths))} layers)" if sweep.depths else ""
     return (
-        f"{several(len(sweep.rates), 'scheme')}, each at its own optimal size, at equal training FLOPs: "
-        f"{several(len(sweep.budgets), 'budget')}."
+        f"{several(len(sweep.schemes), 'scheme')}, each at its own optimal size{depth}, at equal "
+        f"training FLOPs: {several(len(sweep.budgets), 'budget')}."
     )
 
 
 def _optima(sweep: Sweep, budget: int) -> Iterable[Part]:
     """The table of the optima, and sentences on it."""
     lines = sweep.lines(budget)
+    columns = columns_of(sweep)
     rows = [_optimum(sweep, line) for line in lines]
-    rows += [
-        ("not ranked", scheme, *"-----", why) for scheme, why in sweep.without_curve(budget).items()
-    ]
+    missing: dict[str, list[str]] = defaultdict(list)
+    for (scheme, depth), why in sweep.without_curve(budget).items():
+        if sweep.optimum(scheme, budget, HEADLINE) is None:
+            missing[scheme].append(why if depth is None else f"{several(depth, 'layer')}: {why}")
+    for scheme, whys in missing.items():
+        rows.append(("not ranked", scheme, *("-" * (len(columns) - 3)), "; ".join(whys)))
     yield Table(
-        [column.heading for column in OPTIMA],
+        [column.heading for column in columns],
         rows,
-        left=(0, 1, 7),
+        left=(0, 1, len(columns) - 1),
         caption=f"Schemes at their optima, {budget:.3g} training FLOPs",
         runs=[runs_at(str(row[1]), budget) for row in rows],
     )
@@ -95,14 +114,14 @@ def _reasons(sweep: Sweep, budget: int) -> Iterable[str]:
     """Sentences on schemes that are not ranked, and on comparisons that are missing or doubtful."""
     lines = sweep.lines(budget)
     dense = sweep.optimum(DENSE, budget, HEADLINE)
-    schemes = [line.optimum.scheme for line in lines]
-    edges = [scheme for scheme in schemes if not sweep.is_interior(scheme)]
+    edges = [line.optimum.place for line in lines if not sweep.is_interior(line.optimum.place)]
     if edges:
+        names = (escaped(at_depth(*place)) for place in edges)
         yield (
-            f"Not ranked: {', '.join(map(escaped, edges))}. The best learning rate is the first or the "
+            f"Not ranked: {', '.join(names)}. The best learning rate is the first or the "
             "last of those tried, so another one may give a lower loss."
         )
-    if DENSE in edges:
+    if DENSE in [scheme for scheme, _ in edges]:
         yield "All comparisons rest on a dense model whose learning rate is at the edge."
     compared = [line for line in lines if line.optimum.loss and line.optimum.scheme != DENSE]
     if compared and (dense is None or dense.loss is None):
@@ -117,18 +136,19 @@ def _reasons(sweep: Sweep, budget: int) -> Iterable[str]:
 
 def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
     optimum = line.optimum
-    scheme, interior = optimum.scheme, sweep.is_interior(optimum.scheme)
+    scheme, place = optimum.scheme, optimum.place
     verdict = [str(optimum.verdict)]
     if optimum.void:
         verdict.append(f"no interval: {optimum.void}")
     elif (share := f"{100 * (optimum.interior_share or 1.0):.3g}") != "100":
         verdict = [f"interior in {share} % of draws"]
-    verdict.append(sweep.sizes(scheme, int(optimum.budget)))
-    if not interior:
-        verdict.append(f"learning rate: {sweep.rates[scheme].choice.verdict}")
+    verdict.append(sweep.sizes(place, int(optimum.budget)))
+    verdict += depth_remarks(sweep, optimum) if sweep.depths else ()
+    if not sweep.is_interior(place):
+        verdict.append(f"learning rate: {sweep.rates[place].choice.verdict}")
     if reason := sweep.unranked.get(scheme):
         verdict.append(f"not ranked: {reason}")
-    if check := sweep.law_fails(scheme):
+    if check := sweep.law_fails(place):
         verdict.append(f"the learning rate's law loses more than the noise floor ({check})")
     compared = "-"
     if minus := line.difference:
@@ -136,11 +156,12 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
     return (
         line.group if line.position else "not ranked",
         scheme,
-        _with(optimum.loss, optimum.loss_interval, ".4f"),
+        *((layers_cell(optimum),) if sweep.depths else ()),
+        with_interval(optimum.loss, optimum.loss_interval, ".4f"),
         compared,
         _factor(line.speed_up.factor, line.speed_up, line.speed_up.interval) if line.speed_up else "-",
         _in_seconds(line),
-        _with(optimum.size, optimum.size_interval, "si"),
+        with_interval(optimum.size, optimum.size_interval, "si"),
         "; ".join(filter(None, verdict)),
     )
 
@@ -148,18 +169,6 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
 def runs_at(scheme: str, budget: int) -> str:
     """The name of the runs of ``scheme`` at ``budget``, see `Table`."""
     return f"{scheme}, {budget:.3g} training FLOPs"
-
-
-def _with(value: float | None, interval: Interval | None, form: str) -> str:
-    """``value`` with its interval; ``form``: si or one of Python's."""
-
-    def text(number: float) -> str:
-        return si(number, 3) if form == "si" else f"{number:{form}}"
-
-    if value is None:
-        return "-"
-    between = f" ({text(interval[0])} to {text(interval[1])})" if interval else ""
-    return Number(text(value) + between, value)
 
 
 def _in_seconds(line: Line) -> str:
@@ -183,11 +192,12 @@ def _factor(factor: float, in_flops: SpeedUp, interval: Interval | None) -> str:
 def _sizes(sweep: Sweep, budget: int) -> Table:
     """The table of the runs behind the curves of ``budget``."""
     rows = []
-    groups: dict[tuple[str, int, float], list[Result]] = defaultdict(list)
+    groups: dict[tuple[str, int, int, float], list[Result]] = defaultdict(list)
     for record in sweep.points:
         if record.budget == budget:
-            groups[record.scheme, record.width, record.learning_rate].append(record)
-    for (scheme, _, rate), records in sorted(groups.items()):
+            curve = record.scheme, record.depth or 0
+            groups[*curve, record.width, record.learning_rate].append(record)
+    for (scheme, *_, rate), records in sorted(groups.items()):
         done = [record for record in records if record.status == "ok"]
         active = steps = spent = None
         if done:
@@ -215,7 +225,7 @@ def _loss_text(records: Sequence[Result]) -> str:
 
 def _rates(sweep: Sweep) -> Table:
     rows = []
-    for scheme, rates in sweep.rates.items():
+    for place, rates in sweep.rates.items():
         tried = (
             f"{rate:g}: {rates.statuses[rate] if loss is None else f'{loss:.4f}'}"
             for rate, loss in rates.losses.items()
@@ -223,22 +233,22 @@ def _rates(sweep: Sweep) -> Table:
         best = rates.choice.best
         plan = rates.plan
         row = {
-            "scheme": scheme,
+            "scheme": at_depth(*place),
             "tried at": f"width {plan['middle_width']}, {plan['middle_budget']:.3g} FLOPs",
             "loss by learning rate": ", ".join(tried),
             "chosen": "-" if best is None else f"{best:g}",
             "verdict": rates.choice.verdict,
             "law": _law(rates),
-            "check of the law": _checks(sweep, scheme),
+            "check of the law": _checks(sweep, place),
         }
         rows.append(row)
     return Table.of(rows, left=range(7)).about("Learning rates tried")
 
 
-def _checks(sweep: Sweep, scheme: str) -> str:
+def _checks(sweep: Sweep, place: Place) -> str:
     """The checks of the law, and those that led to its refined exponent."""
-    checks = "; ".join(map(str, sweep.laws(scheme)))
-    if before := "; ".join(map(str, sweep.laws_stated(scheme))):
+    checks = "; ".join(map(str, sweep.laws(place)))
+    if before := "; ".join(map(str, sweep.laws_stated(place))):
         return f"before it was refined: {before}" + f"; then {checks}" * bool(checks)
     return checks or "not checked"
 
@@ -254,19 +264,21 @@ def _fits(sweep: Sweep) -> Table:
     """The table of all fits, with further figures of the first one's optimum."""
     rows = []
     for budget in sweep.budgets:
-        for scheme in sweep.rates:
+        for scheme in sweep.schemes:
             fits = {fit: optimum for fit in FITS if (optimum := sweep.optimum(scheme, budget, fit))}
             if not fits:
                 continue
             first = fits[HEADLINE]
             bits = None if first.loss is None else first.loss * sweep.bits_per_nat_and_byte
             row = {"FLOPs": f"{budget:.3g}", "scheme": scheme}
+            if sweep.depths:
+                row |= {f"{fit}: layers": layers_cell(at) for fit, at in fits.items()}
             for fit, at in fits.items():
                 row[f"{fit}: loss"] = str(at.verdict) if at.loss is None else f"{at.loss:.4f}"
-            row |= {f"{fit}: size": _with(at.size, None, "si") for fit, at in fits.items()}
-            row["bits/byte"] = _with(bits, None, ".4f")
-            row["nominal forward FLOP/token"] = _with(sweep.forward_flops(first), None, "si")
-            row["noise floor (nats)"] = _with(sweep.noise_floor(scheme), None, ".4f")
+            row |= {f"{fit}: size": with_interval(at.size, None, "si") for fit, at in fits.items()}
+            row["bits/byte"] = with_interval(bits, None, ".4f")
+            row["nominal forward FLOP/token"] = with_interval(sweep.forward_flops(first), None, "si")
+            row["noise floor (nats)"] = with_interval(sweep.noise_floor(scheme), None, ".4f")
             rows.append(row)
     return Table.of(rows, left=(1,)).about("Optima by three fits")
 
@@ -283,6 +295,8 @@ def _unfinished(sweep: Sweep) -> list[str]:
 
 def _notes(sweep: Sweep) -> Iterable[str]:
     noise = sweep.analysis.noise
+    if sweep.depths and sweep.has_curves:
+        yield fixed_note(sweep)
     yield "FLOPs: convention `model`; active parameters are those of a token routed at every layer."
     yield (
         "Fit of the first table: a parabola in the logarithm of active parameters. Noise floor: twice "
@@ -301,11 +315,11 @@ def _notes(sweep: Sweep) -> Iterable[str]:
             f"degrees of freedom), and {noise.shift.sd:.4f} that all cells of a seed share, which "
             "cancels in differences."
         )
-    for (scheme, _), surface in sweep.analysis.surfaces.items():
+    for place, surface in sweep.analysis.surfaces.items():
         edge = ", an exponent or a term at the edge of its range" if surface.at_edge else ""
         yield (
-            f"Surface of {escaped(scheme)}: E {surface.E:.3f}, A {surface.A:.4g}, B {surface.B:.4g}, "
-            f"alpha {surface.alpha:.3f}, beta {surface.beta:.3f}; mean Huber loss "
+            f"Surface of {escaped(at_depth(*place))}: E {surface.E:.3f}, A {surface.A:.4g}, B "
+            f"{surface.B:.4g}, alpha {surface.alpha:.3f}, beta {surface.beta:.3f}; mean Huber loss "
             f"{surface.huber:.2e}{edge}."
         )
     done = [record for record in sweep.cells if record.status == "ok"]
@@ -316,7 +330,8 @@ def _notes(sweep: Sweep) -> Iterable[str]:
             f"In {idle[scheme]} of {several(runs[scheme], 'run')} of {escaped(scheme)} a routed layer "
             "adds next to nothing; the column note of leaderboard.csv names it."
         )
+    by_depth = "depths.csv, " if sweep.depths else ""
     yield (
-        "All figures at full precision: optima.csv, differences.csv, learning_rates.csv and "
+        f"All figures at full precision: optima.csv, {by_depth}differences.csv, learning_rates.csv and "
         "leaderboard.csv."
     )

@@ -4,22 +4,25 @@ their router only, such as those of a learned router and its random control."""
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from statistics import fmean
 
-from modbench.analysis.comparison import family
+from modbench.analysis.comparison import Compared, family
 from modbench.analysis.difference import Difference, judge, mean_difference
 from modbench.records.record import canonical_json
 from modbench.records.result import Result
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Sweep
 from modbench.report.processor import processor_types
 
+#: Budget, depth (0: the suite has one) and shape.
+_Cell = tuple[int, int, str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Loss of ``scheme`` minus that of ``other``: at the optima of ``budget`` or, without one, the mean
-    over the cells (shape and budget) of ``runs`` pairs of runs with equal settings. ``family``: the
-    comparisons for whose number the verdict is adjusted."""
+    """Loss of ``scheme`` minus that of ``other``: at the optima of ``budget`` (at ``depth`` layers, or
+    each at its best depth) or, without one, the mean over the cells (shape and budget) of ``runs`` pairs
+    of runs with equal settings. ``family``: the comparisons for whose number the verdict is adjusted."""
 
     scheme: str
     other: str
@@ -27,6 +30,7 @@ class Pair:
     family: str
     same_processor: bool
     budget: int | None = None
+    depth: int | None = None
     runs: int | None = None
     lower: int | None = None  #: cells with a lower loss
     trend: float | None = None  #: change of the difference from one size to the next larger one
@@ -49,21 +53,51 @@ def with_dense(sweep: Sweep) -> Iterator[Pair]:
 
 def at_optima(sweep: Sweep) -> Iterator[Pair]:
     """All other pairs of ranked schemes with an optimum and an interval; the lower loss first."""
-    pairs: list[tuple[float, str, str]] = []
+    pairs: list[Compared] = []
     for budget in sweep.budgets:
         ranked = [line.optimum.scheme for line in sweep.lines(budget) if line.position]
         names = [name for name in ranked if name != DENSE]
-        pairs += [(budget, scheme, other) for scheme, other in combinations(names, 2)]
+        pairs += [(budget, scheme, other, None) for scheme, other in combinations(names, 2)]
+    yield from _judged(sweep, pairs, "other pairs")
+
+
+def at_equal_depth(sweep: Sweep) -> list[Pair]:
+    """All pairs of schemes with an optimum and an interval at the same depth, those with the dense model
+    first: two families of comparisons. Empty unless the suite has curves of several depths."""
+    against_dense: list[Compared] = []
+    others: list[Compared] = []
+    for budget, depth in product(sweep.budgets, sweep.depths):
+        optima = [
+            optimum
+            for optimum in sweep.analysis.by_depth
+            if (optimum.fit, optimum.budget, optimum.depth) == (HEADLINE, budget, depth)
+            and optimum.loss is not None
+            and sweep.is_comparable(optimum.place)
+        ]
+        names = [at.scheme for at in sorted(optima, key=lambda at: (at.loss or 0.0, at.scheme))]
+        if DENSE in names:
+            names.remove(DENSE)
+            against_dense += [(budget, scheme, DENSE, depth) for scheme in names]
+        others += [(budget, scheme, other, depth) for scheme, other in combinations(names, 2)]
+    return [
+        *_judged(sweep, against_dense, "dense, equal depth"),
+        *_judged(sweep, others, "other pairs, equal depth"),
+    ]
+
+
+def _judged(sweep: Sweep, pairs: Sequence[Compared], name: str) -> Iterator[Pair]:
+    """The differences at the optima of the family ``name``."""
     judged = family(sweep.analysis, pairs, HEADLINE, sweep.margin)
-    for (at, scheme, other), difference in judged.items():
+    for (at, scheme, other, depth), difference in judged.items():
         budget = int(at)
         yield Pair(
             scheme=scheme,
             other=other,
             difference=difference,
-            family="other pairs",
-            same_processor=len(sweep.processors(budget, scheme, other)) < 2,
+            family=name,
+            same_processor=len(sweep.processors(budget, scheme, other, depth=depth)) < 2,
             budget=budget,
+            depth=depth,
         )
 
 
@@ -72,7 +106,7 @@ def of_equal_runs(sweep: Sweep) -> list[Pair]:
     shape, budget, seed, learning rate and all else but the router. Seeds are averaged within a cell."""
     runs: dict[str, dict[str, Result]] = defaultdict(dict)
     for record in sweep.curve_records():
-        if sweep.is_comparable(record.scheme):
+        if sweep.is_comparable(record.place):
             settings = canonical_json({**record.record.run, "router": None, "budget": record.budget})
             runs[settings][record.scheme] = record
     matched: dict[tuple[str, str], list[tuple[Result, Result]]] = defaultdict(list)
@@ -92,10 +126,10 @@ def _of_cells(
     scheme: str, other: str, equal: Sequence[tuple[Result, Result]], margin: float
 ) -> Pair | None:
     """The mean over the cells of ``equal`` pairs of runs; None if there is one cell."""
-    cells: dict[tuple[int, str], list[float]] = defaultdict(list)
-    sizes: dict[tuple[int, str], float] = {}
+    cells: dict[_Cell, list[float]] = defaultdict(list)
+    sizes: dict[_Cell, float] = {}
     for ours, theirs in equal:
-        cell = ours.budget, canonical_json(ours.model)
+        cell = ours.budget, ours.depth or 0, canonical_json(ours.model)
         cells[cell].append(ours.metrics["heldout_loss"] - theirs.metrics["heldout_loss"])
         sizes[cell] = ours.metrics["active_parameters"]
     if len(cells) < 2:
@@ -113,14 +147,12 @@ def _of_cells(
     )
 
 
-def _trend(
-    means: Mapping[tuple[int, str], float], sizes: Mapping[tuple[int, str], float]
-) -> float | None:
-    """The least-squares slope of ``means`` over the number of the size among those of its budget, with a
-    constant for each budget; None if no budget has two sizes."""
+def _trend(means: Mapping[_Cell, float], sizes: Mapping[_Cell, float]) -> float | None:
+    """The least-squares slope of ``means`` over the number of the size among those of its budget and
+    depth, with a constant for each of these; None if none has two sizes."""
     steps: list[tuple[float, float]] = []
-    for budget in sorted({cell[0] for cell in means}):
-        ascending = sorted((cell for cell in means if cell[0] == budget), key=lambda at: (sizes[at], at))
+    for curve in sorted({cell[:2] for cell in means}):
+        ascending = sorted((cell for cell in means if cell[:2] == curve), key=lambda at: (sizes[at], at))
         middle = fmean(means[cell] for cell in ascending)
         centre = (len(ascending) - 1) / 2
         steps += [(number - centre, means[cell] - middle) for number, cell in enumerate(ascending)]

@@ -10,7 +10,8 @@ from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.difference import Interval
 from modbench.analysis.isoflop import Optimum
 from modbench.analysis.noise import Array
-from modbench.records.result import Result
+from modbench.records.names import at_depth
+from modbench.records.result import Place, Result
 from modbench.report.timing.table import TimingTable
 
 
@@ -28,10 +29,10 @@ class SecondsSpeedUp:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds per training FLOP by scheme and size: (active parameters, seconds per FLOP, marks) of each
-    timed shape in ascending order."""
+    """Seconds per training FLOP by scheme, depth and size: (active parameters, seconds per FLOP, marks)
+    of each timed shape in ascending order."""
 
-    measured: Mapping[str, Sequence[tuple[float, float, str]]]
+    measured: Mapping[Place, Sequence[tuple[float, float, str]]]
     suite: str  #: name, for the command that measures
 
     @classmethod
@@ -39,45 +40,45 @@ class StepTimes:
         """The steps of ``table`` whose scheme, shape and batch are those of one of ``results``, which
         tell the active parameters."""
         steps = {row.key: row for row in (table.cases if table else ()) if row.phase == "train"}
-        measured: dict[str, set[tuple[float, float, str]]] = defaultdict(set)
+        measured: dict[Place, set[tuple[float, float, str]]] = defaultdict(set)
         for result in results:
             size, row = result.metrics.get("active_parameters"), steps.get(result.run.timed.key)
             if size is not None and row and row.seconds_median and row.flops_realised:
                 seconds = row.seconds_median / row.flops_realised
-                measured[result.scheme].add((size, seconds, row.marks))
-        ascending = {scheme: sorted(steps) for scheme, steps in measured.items()}
+                measured[result.place].add((size, seconds, row.marks))
+        ascending = {place: sorted(steps) for place, steps in measured.items()}
         return cls(ascending, str(results[0].suite["name"]))
 
-    def at(self, scheme: str, size: float) -> float | None:
-        """Seconds per FLOP of ``scheme`` at ``size`` active parameters, interpolated linearly in log
-        size between the timed shapes; None outside them."""
-        sizes, seconds = self._known(scheme)
+    def at(self, place: Place, size: float) -> float | None:
+        """Seconds per FLOP of ``place`` at ``size`` active parameters, interpolated linearly in log size
+        between the timed shapes; None outside them."""
+        sizes, seconds = self._known(place)
         if not len(sizes) or not sizes[0] <= size <= sizes[-1]:
             return None
         return float(np.interp(np.log(size), np.log(sizes), seconds))
 
-    def missing(self, scheme: str, size: float) -> str:
-        """Why there is no time of ``scheme`` at ``size``, and what to do; empty if there is one."""
+    def missing(self, place: Place, size: float) -> str:
+        """Why there is no time of ``place`` at ``size``, and what to do; empty if there is one."""
         remedy = f"(run: modbench time {self.suite})"
         if not self.measured:
             return f"no shape of this suite is timed {remedy}"
-        sizes, _ = self._known(scheme)
+        sizes, _ = self._known(place)
         if not len(sizes):
-            return f"the shapes of {scheme} aren't timed {remedy}"
+            return f"the shapes of {at_depth(*place)} aren't timed {remedy}"
         if sizes[0] <= size <= sizes[-1]:
             return ""
         return (
-            f"an optimum of {scheme} has {size:.3g} active parameters, and its timed shapes have "
-            f"{sizes[0]:.3g} to {sizes[-1]:.3g} {remedy}"
+            f"an optimum of {at_depth(*place)} has {size:.3g} active parameters, and its timed shapes "
+            f"have {sizes[0]:.3g} to {sizes[-1]:.3g} {remedy}"
         )
 
-    def marks(self, scheme: str) -> str:
-        """Reasons to doubt any time of ``scheme``."""
-        doubts = {mark for _, _, marks in self.measured.get(scheme, ()) for mark in marks.split(", ")}
+    def marks(self, place: Place) -> str:
+        """Reasons to doubt any time of ``place``."""
+        doubts = {mark for _, _, marks in self.measured.get(place, ()) for mark in marks.split(", ")}
         return ", ".join(sorted(doubts - {""}))
 
-    def _known(self, scheme: str) -> tuple[Array, Array]:
-        steps = self.measured.get(scheme, ())
+    def _known(self, place: Place) -> tuple[Array, Array]:
+        steps = self.measured.get(place, ())
         sizes, seconds = ([step[number] for step in steps] for number in (0, 1))
         return np.array(sizes, float), np.array(seconds, float)
 
@@ -87,20 +88,27 @@ def in_seconds(
 ) -> SecondsSpeedUp | tuple[str, ...]:
     """The speed-up ``faster`` at the optimum ``ours`` in seconds: times the dense model's seconds per
     FLOP over the scheme's, each at its optimum. ``dense``: its optima by budget; at the budget at which
-    it reaches the loss, its size is interpolated between them. Returns reasons if a time is missing."""
-    known = sorted((optimum.budget, optimum.size) for optimum in dense if optimum.size is not None)
-    budgets, sizes = np.log(np.array(known, float)).T
-    needed = np.log(faster.factor * ours.budget)
-    pairs = (
-        (ours.scheme, float(ours.size or 0.0)),
-        (dense[0].scheme, float(np.exp(np.interp(needed, budgets, sizes)))),
+    it reaches the loss, its size is interpolated between them or, if they have several depths, its
+    seconds per FLOP are. Returns reasons if a time is missing."""
+    known = sorted(
+        (optimum.budget, optimum.size, optimum.place) for optimum in dense if optimum.size is not None
     )
-    scheme_seconds, dense_seconds = (times.at(*pair) for pair in pairs)
-    if scheme_seconds is None or dense_seconds is None:
+    budgets, sizes = np.log(np.array([point[:2] for point in known], float)).T
+    needed = np.log(faster.factor * ours.budget)
+    of_dense = [(place, float(size)) for _, size, place in known]
+    if len({place for place, _ in of_dense}) == 1:
+        of_dense = [(known[0][2], float(np.exp(np.interp(needed, budgets, sizes))))]
+    pairs = ((ours.place, float(ours.size or 0.0)), *of_dense)
+    seconds = [second for pair in pairs if (second := times.at(*pair)) is not None]
+    if len(seconds) < len(pairs):
         return tuple(dict.fromkeys(filter(None, (times.missing(*pair) for pair in pairs))))
+    scheme_seconds, *at_optima = seconds
+    dense_seconds = at_optima[0]
+    if len(at_optima) > 1:
+        dense_seconds = float(np.interp(needed, budgets, at_optima))
     ratio = dense_seconds / scheme_seconds
     interval = faster.interval and (faster.interval[0] * ratio, faster.interval[1] * ratio)
-    marks = {mark for scheme, _ in pairs for mark in times.marks(scheme).split(", ")} - {""}
+    marks = {mark for place, _ in pairs for mark in times.marks(place).split(", ")} - {""}
     return SecondsSpeedUp(
         factor=faster.factor * ratio,
         interval=interval,

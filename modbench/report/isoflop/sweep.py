@@ -14,7 +14,7 @@ from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
 from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
 from modbench.errors import several
-from modbench.records.result import Result
+from modbench.records.result import Place, Result
 from modbench.report.isoflop.law import LawCheck, check_law, exponent_of
 from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
 from modbench.report.leaderboard.board import Leaderboard
@@ -71,13 +71,10 @@ class Sweep:
     timings: TimingTable | None = None
 
     @cached_property
-    def rates(self) -> dict[str, Rates]:
-        """The learning rates of each scheme."""
-        by_scheme: dict[str, list[Result]] = defaultdict(list)
-        for record in self.cells:
-            by_scheme[record.scheme].append(record)
+    def rates(self) -> dict[Place, Rates]:
+        """The learning rates of each scheme and depth."""
         rates = {}
-        for scheme, records in sorted(by_scheme.items()):
+        for place, records in self._by_place.items():
             plan = _newest_plan(records)
             tried = {
                 record.learning_rate: record
@@ -91,8 +88,25 @@ class Sweep:
             statuses = {rate: record.status for rate, record in tried.items()}
             choice = choose_rate(plan["learning_rates"], losses, plan["extensions"])
             exponent = exponent_of(records, plan, choice.best)
-            rates[scheme] = Rates(plan, losses, statuses, choice, exponent)
+            rates[place] = Rates(plan, losses, statuses, choice, exponent)
         return rates
+
+    @cached_property
+    def _by_place(self) -> dict[Place, list[Result]]:
+        """The records of each scheme and depth."""
+        by_place: dict[Place, list[Result]] = defaultdict(list)
+        for record in sorted(self.cells, key=lambda record: (record.scheme, record.depth or 0)):
+            by_place[record.place].append(record)
+        return by_place
+
+    @cached_property
+    def schemes(self) -> list[str]:
+        return sorted({scheme for scheme, _ in self.rates})
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """The depths of the curves; empty: the suite has one depth."""
+        return sorted({depth for _, depth in self.rates if depth is not None})
 
     @cached_property
     def margin(self) -> float:
@@ -102,7 +116,7 @@ class Sweep:
     def is_trial(self, record: Result) -> bool:
         """Return True if ``record`` only tries a learning rate: another one belongs to its size, or its
         seed is that of the learning rates only."""
-        rates = self.rates[record.scheme]
+        rates = self.rates[record.place]
         if record.seed == rates.plan["seed"] and not rates.plan.get("seed_on_curve", True):
             return True
         return bool(record.learning_rate != rates.at(record.width))
@@ -116,15 +130,16 @@ class Sweep:
         """The finished records that make the curves."""
         return [record for record in self.points if _loss(record) is not None]
 
-    def sizes(self, scheme: str, budget: int) -> str:
-        """The number of sizes on a curve and the lost ones, such as "4 of 5 sizes, w60 diverged"; empty
-        if the curve has all sizes. Older records don't state how many were planned."""
+    def sizes(self, place: Place, budget: int) -> str:
+        """The number of sizes on the curve of ``place`` at ``budget`` and the lost ones, such as "4 of 5
+        sizes, w60 diverged"; empty if the curve has all sizes. Older records don't state how many were
+        planned."""
         statuses: dict[int, set[str]] = defaultdict(set)
         for record in self.points:
-            if (record.scheme, record.budget) == (scheme, budget):
+            if (record.place, record.budget) == (place, budget):
                 statuses[record.width].add(record.status)
         lost = {width: ended for width, ended in sorted(statuses.items()) if "ok" not in ended}
-        done, planned = len(statuses) - len(lost), self.rates[scheme].plan.get("sizes")
+        done, planned = len(statuses) - len(lost), self.rates[place].plan.get("sizes")
         if done == planned and not lost:
             return ""
         number = f"{done} of {several(planned, 'size')}" if planned else several(done, "size")
@@ -132,24 +147,24 @@ class Sweep:
             [number, *(f"w{width} {'/'.join(sorted(ended))}" for width, ended in lost.items())]
         )
 
-    def without_curve(self, budget: int) -> dict[str, str]:
-        """The schemes without a finished run on the curves of ``budget``, with the reason."""
+    def without_curve(self, budget: int) -> dict[Place, str]:
+        """The schemes and depths without a finished run on the curve of ``budget``, with the reason."""
         reasons = {}
-        for scheme, rates in self.rates.items():
-            if self.optimum(scheme, budget, HEADLINE) is None:
+        for place, rates in self.rates.items():
+            if self.optimum(place[0], budget, HEADLINE, place[1]) is None:
                 if rates.choice.verdict == "open":
-                    reasons[scheme] = "its learning rate is not chosen yet"
+                    reasons[place] = "its learning rate is not chosen yet"
                 elif rates.choice.best is None:
-                    reasons[scheme] = (
+                    reasons[place] = (
                         f"all learning rates: {'/'.join(sorted({*rates.statuses.values()}))}"
                     )
                 else:
-                    reasons[scheme] = self.sizes(scheme, budget)
+                    reasons[place] = self.sizes(place, budget)
         return reasons
 
-    def is_interior(self, scheme: str) -> bool:
-        """Return True if smaller and larger learning rates of ``scheme`` are worse than the chosen."""
-        return self.rates[scheme].choice.verdict == "interior"
+    def is_interior(self, place: Place) -> bool:
+        """Return True if smaller and larger learning rates of ``place`` are worse than the chosen."""
+        return self.rates[place].choice.verdict == "interior"
 
     @property
     def has_curves(self) -> bool:
@@ -165,6 +180,7 @@ class Sweep:
                 tokens=record.metrics["train_tokens"],
                 loss=record.metrics["heldout_loss"],
                 seed=record.seed,
+                depth=record.depth,
                 trunk=record.key if record.run.schedule.shares_trunk else None,
             )
             for record in self.curve_records()
@@ -196,10 +212,10 @@ class Sweep:
         """The optima of all schemes at ``budget``: those that are ranked by loss, then the others."""
         return self._lines[fit][budget]
 
-    def is_comparable(self, scheme: str) -> bool:
-        """Return True if ``scheme`` may be ranked: it passes the audit, and its learning rate is not at
-        the edge."""
-        return scheme not in self.unranked and self.is_interior(scheme)
+    def is_comparable(self, place: Place) -> bool:
+        """Return True if the scheme of ``place`` may be ranked at its depth: it passes the audit, and
+        its learning rate is not at the edge."""
+        return place[0] not in self.unranked and self.is_interior(place)
 
     def _compare(self, fit: str) -> dict[int, list[Line]]:
         """The lines of ``fit`` by budget. The comparisons of ranked schemes with the dense model, at all
@@ -208,17 +224,17 @@ class Sweep:
         optima.sort(key=lambda at: (at.loss is None, at.loss or 0.0, at.scheme))
         ranked: dict[float, list[str]] = defaultdict(list)
         for at in optima:
-            if at.loss is not None and self.is_comparable(at.scheme):
+            if at.loss is not None and self.is_comparable(at.place):
                 ranked[at.budget].append(at.scheme)
         rows = [(budget, scheme) for budget, row in ranked.items() for scheme in row]
-        against_dense = [(*row, DENSE) for row in rows if row[1] != DENSE]
-        against_best = [(*row, ranked[row[0]][0]) for row in rows if row[1] != ranked[row[0]][0]]
+        against_dense = [(*row, DENSE, None) for row in rows if row[1] != DENSE]
+        against_best = [(*row, ranked[row[0]][0], None) for row in rows if row[1] != ranked[row[0]][0]]
         to_dense = family(self.analysis, against_dense, fit, self.margin)
         to_best = family(self.analysis, against_best, fit, self.margin)
         lines: dict[int, list[Line]] = {budget: [] for budget in self.budgets}
         for at in sorted(optima, key=lambda at: at.scheme not in ranked[at.budget]):
             row, order = (at.budget, at.scheme), ranked[at.budget]
-            minus = to_dense.get((*row, DENSE))
+            minus = to_dense.get((*row, DENSE, None))
             if at.scheme not in order and at.scheme != DENSE and self.optimum(DENSE, at.budget, fit):
                 minus = difference(self.analysis, at.scheme, DENSE, at.budget, fit, self.margin)
             lines[int(at.budget)].append(
@@ -226,7 +242,7 @@ class Sweep:
                     at,
                     order.index(at.scheme) + 1 if at.scheme in order else None,
                     minus,
-                    to_best.get((*row, order[0])) if order else None,
+                    to_best.get((*row, order[0], None)) if order else None,
                 )
             )
         return lines
@@ -255,12 +271,13 @@ class Sweep:
             seconds_missing=seconds if isinstance(seconds, tuple) else (),
         )
 
-    def processors(self, budget: int, *schemes: str) -> list[str]:
-        """The processor types of the runs on the curves of ``schemes`` at ``budget``."""
+    def processors(self, budget: int, *schemes: str, depth: int | None = None) -> list[str]:
+        """The processor types of the runs on the curves of ``schemes`` at ``budget``, of ``depth`` or of
+        all depths."""
         return processor_types(
             record
             for record in self.curve_records()
-            if record.budget == budget and record.scheme in schemes
+            if record.budget == budget and record.scheme in schemes and depth in (None, record.depth)
         )
 
     @cached_property
@@ -274,33 +291,33 @@ class Sweep:
         of_fit = [at for at in self.analysis.optima if at.fit == optimum.fit]
         return in_seconds(self.times, faster, optimum, [at for at in of_fit if at.scheme == DENSE])
 
-    def optimum(self, scheme: str, budget: float, fit: str) -> Optimum | None:
-        """The optimum, or None if the scheme has no run at ``budget``."""
-        key = (scheme, budget, fit)
-        return next((at for at in self.analysis.optima if (at.scheme, at.budget, at.fit) == key), None)
+    def optimum(self, scheme: str, budget: float, fit: str, depth: int | None = None) -> Optimum | None:
+        """The optimum at ``depth`` layers or at the best depth; None if it has no run at ``budget``."""
+        try:
+            return self.analysis.optimum(scheme, budget, fit, depth)
+        except KeyError:
+            return None
 
-    def laws(self, scheme: str) -> list[LawCheck]:
+    def laws(self, place: Place) -> list[LawCheck]:
         """The checks of the learning rate's law."""
-        rates = self.rates[scheme]
-        of_scheme = (record for record in self.cells if record.scheme == scheme)
-        return check_law(of_scheme, rates.plan, rates.at)
+        rates = self.rates[place]
+        return check_law(self._by_place[place], rates.plan, rates.at)
 
-    def laws_stated(self, scheme: str) -> list[LawCheck]:
+    def laws_stated(self, place: Place) -> list[LawCheck]:
         """The checks of the law that the suite states, if they led to another exponent."""
-        rates = self.rates[scheme]
+        rates = self.rates[place]
         if rates.exponent == rates.plan["exponent"]:
             return []
-        of_scheme = (record for record in self.cells if record.scheme == scheme)
         stated = replace(rates, exponent=rates.plan["exponent"])
-        return check_law(of_scheme, rates.plan, stated.at)
+        return check_law(self._by_place[place], rates.plan, stated.at)
 
-    def law(self, scheme: str) -> LawCheck | None:
+    def law(self, place: Place) -> LawCheck | None:
         """The check at which the law loses most; None if it was not checked."""
-        return max(self.laws(scheme), key=lambda check: check.lost, default=None)
+        return max(self.laws(place), key=lambda check: check.lost, default=None)
 
-    def law_fails(self, scheme: str) -> LawCheck | None:
+    def law_fails(self, place: Place) -> LawCheck | None:
         """The check of the learning rate's law if it loses more than the noise floor."""
-        check, floor = self.law(scheme), self.noise_floor(scheme)
+        check, floor = self.law(place), self.noise_floor(place[0])
         return check if check and floor is not None and check.lost > floor else None
 
     def forward_flops(self, optimum: Optimum) -> float | None:
@@ -311,7 +328,7 @@ class Sweep:
             {
                 (record.metrics["active_parameters"], record.metrics["forward_flops_per_token"])
                 for record in self.curve_records()
-                if (record.scheme, record.budget) == (optimum.scheme, optimum.budget)
+                if (record.place, record.budget) == (optimum.place, optimum.budget)
             }
         )
         sizes, flops = np.log(np.array(pairs, float)).T

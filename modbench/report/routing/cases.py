@@ -71,7 +71,7 @@ def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
     """Of each scheme, the first seed of the size nearest to its optimum at the largest budget; the size
     with the lowest loss if the curve has no interior optimum."""
     cases = []
-    for scheme in sweep.rates:
+    for scheme in sweep.schemes:
         records = [record for record in sweep.curve_records() if record.scheme == scheme]
         if not records:
             continue
@@ -84,6 +84,8 @@ def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
             return abs(log(size / best)) if best else float(record.metrics["heldout_loss"])
 
         at_budget = [record for record in records if record.budget == budget]
+        if optimum and best:
+            at_budget = [record for record in at_budget if record.depth == optimum.depth]
         size = min(at_budget, key=order).metrics[SIZES[0]]
         of_size = [record for record in at_budget if record.metrics[SIZES[0]] == size]
         nearest = min(of_size, key=lambda record: record.seed)

@@ -1,0 +1,197 @@
+"""Suites with isoFLOP curves of several depths: their runs, learning rates and records."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_isoflop_suite import of, rate, suite
+
+from modbench.errors import UserError
+from modbench.records.finished import Finished, finished
+from modbench.sweep.changed import check_unchanged
+from modbench.sweep.jobs import suite_of
+from modbench.sweep.rows import resolve
+from modbench.sweep.shard import Shard
+from modbench.sweep.suite import Suite, load_suite
+from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
+
+ROOT = Path(__file__).parents[2]
+ISOFLOP: dict[str, Any] = {"width_step": 2, "refine": False, "rate_seed": 7, "layers": [2, 4]}
+
+
+def deep(schemes: list[dict[str, Any]] | None = None, **isoflop: Any) -> Suite:
+    schemes = [{"router": "vanilla"}, {"router": "mod"}] if schemes is None else schemes
+    return suite(schemes, model={"heads": 1}, isoflop=ISOFLOP | isoflop)
+
+
+def test_each_scheme_and_depth_has_runs_of_the_suite_of_that_depth_alone() -> None:
+    """Also the same keys, so that records can be taken over."""
+    joined = expand_planned(resolve(deep()))
+    for layers in (2, 4):
+        alone = {name: value for name, value in ISOFLOP.items() if name != "layers"}
+        schemes: list[dict[str, Any]] = [{"router": "vanilla"}, {"router": "mod"}]
+        of_depth = suite(schemes, model={"heads": 1, "layers": layers}, isoflop=alone)
+        expected = [wanted.run.key for wanted in expand_planned(resolve(of_depth))]
+        assert [wanted.run.key for wanted in joined if wanted.depth == layers] == expected
+    assert {wanted.depth for wanted in joined} == {2, 4}
+    assert all(wanted.run.model.layers == wanted.depth for wanted in joined)
+
+
+def test_rows_are_named_by_width_and_depth() -> None:
+    runs = expand(resolve(deep()))
+    width = runs[0].run.model.width
+    assert runs[0].label == f"vanilla/w{width}x2"
+    assert {wanted.scheme for wanted in runs} == {"vanilla", "mod"}
+    assert chosen(runs, ["mod"]) == of(runs, "mod")
+    assert {wanted.run.model.layers for wanted in chosen(runs, [runs[0].label])} == {2}
+
+
+def test_rates_are_chosen_at_each_depth() -> None:
+    rows = resolve(deep([{"router": "vanilla"}]))
+    best = {2: 0.0025, 4: 0.005}
+    losses: dict[str, float | None] = {}
+    for _ in range(2):  # one more rate below 0.0025 is tried
+        runs = expand(rows, losses)
+        for wanted in runs:
+            losses[wanted.run.key] = 3.0 + (rate(wanted) != best[wanted.run.model.layers])
+    curves = [wanted for wanted in expand(rows, losses) if wanted.run.seed == 0]
+    for layers, chosen_rate in best.items():
+        trials = [w for w in runs if w.depth == layers and w.run.seed == 7 and w.budget == 2 * 10**10]
+        middle = trials[0].run.model.width
+        assert {rate(w) for w in curves if w.depth == layers and w.run.model.width == middle} == {
+            chosen_rate
+        }
+
+
+def test_schemes_of_one_depth_and_size_stand_together() -> None:
+    rows = resolve(deep())
+    runs = [wanted for wanted in expand_planned(rows) if wanted.run.seed == 0]
+    middle = [wanted for wanted in runs if wanted.budget == 2 * 10**10]
+    order = list(dict.fromkeys((w.run.model.layers, w.scheme) for w in middle))
+    assert order == [(2, "vanilla"), (2, "mod"), (4, "vanilla"), (4, "mod")]
+    assert [wanted.scheme for wanted in middle[:4]] == ["vanilla", "mod"] * 2
+
+
+def test_a_depth_and_a_scheme_at_a_depth_have_settings_of_their_own() -> None:
+    schemes = [
+        {"router": "vanilla"},
+        {"router": "mod", "layers": [4], "tokens_per_parameter": {"4": 5.0}},
+    ]
+    at = {"4": {"tokens_per_parameter": 40.0, "learning_rates": [1e-3, 2e-3, 4e-3], "exponent": -1.0}}
+    of_suite = deep(schemes, at=at)
+    families = {scheme.name: of_suite.family_of(scheme) for scheme in of_suite.schemes}
+    assert {name: family.tokens_per_parameter for name, family in families.items()} == {
+        "vanilla at 2 layers": 20.0,
+        "vanilla at 4 layers": 40.0,
+        "mod at 4 layers": 5.0,
+    }
+    assert [family.exponent for family in families.values()] == [-0.5, -1.0, -1.0]
+    runs = expand(resolve(of_suite))
+    assert {rate(wanted) for wanted in runs if wanted.depth == 4} == {1e-3, 2e-3, 4e-3}
+    assert {rate(wanted) for wanted in runs if wanted.depth == 2} == {2.5e-3, 5e-3, 1e-2}
+
+
+def test_the_record_of_the_suite_states_the_depth_of_each_row() -> None:
+    rows = resolve(deep())
+    runs = expand(rows)
+    stated = suite_of(rows, runs, expand_planned(rows), [])
+    depths = {row["label"]: row["isoflop"]["depth"] for row in stated["rows"]}
+    assert depths == {label: int(label.rpartition("x")[2]) for label in depths}
+    alone = {name: value for name, value in ISOFLOP.items() if name != "layers"}
+    plain = resolve(suite(isoflop=alone))
+    without = suite_of(plain, expand(plain), expand_planned(plain), [])
+    assert all("depth" not in row["isoflop"] for row in without["rows"])
+
+
+def test_a_share_has_all_runs_of_a_scheme_at_a_depth() -> None:
+    of_suite = deep()
+    runs = expand_planned(resolve(of_suite))
+    names = [scheme.name for scheme in of_suite.schemes]
+    assert names == ["vanilla at 2 layers", "vanilla at 4 layers", "mod at 2 layers", "mod at 4 layers"]
+    assert {wanted.name for wanted in Shard(2, 4).part(runs, names)} == {"vanilla at 4 layers"}
+
+
+def test_a_depth_keeps_its_exponent(tmp_path: Path) -> None:
+    run = Finished("run", "k", "ok")
+    record = Finished("suite", "s", exponents=((2, -0.5), (4, -0.7)), margin=0.01)
+    kept = resolve(deep(at={"4": {"exponent": -0.7}}))
+    check_unchanged(kept, expand_planned(kept), [replaced(run, kept), record], tmp_path, print)
+    changed = resolve(deep())
+    with pytest.raises(UserError, match=r"\[isoflop\] exponent at 4 layers -0.7 \(now -0.5\)"):
+        check_unchanged(changed, [], [run, record], tmp_path, print)
+
+
+def replaced(run: Finished, rows: Any) -> Finished:
+    return run._replace(key=expand_planned(rows)[0].run.key)
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"isoflop": ISOFLOP}, r"\[model\] layers and \[isoflop\] layers both give the depth"),
+        (
+            {"isoflop": ISOFLOP | {"layers": [2, 2]}},
+            r"layers is \[2, 2\]; it must be a list of",
+        ),
+        ({"isoflop": ISOFLOP | {"aspect": 16.0}}, "layers and aspect both give the depth"),
+        (
+            {"isoflop": ISOFLOP | {"at": {"8": {"sizes": 7}}}},
+            "at has keys for 8 layers, which layers",
+        ),
+        ({"isoflop": ISOFLOP | {"at": {"4": {"margin": 0.1}}}}, r"\[isoflop.at.4\] has no 'margin'"),
+        ({"isoflop": ISOFLOP | {"at": {"4": {"sizes": 4}}}}, r"\[isoflop.at.4\]: sizes is 4"),
+        (
+            {"schemes": [{"router": "mod", "layers": [8]}]},
+            "'mod' layers has 8, which",
+        ),
+        (
+            {"schemes": [{"router": "mod", "tokens_per_parameter": {"8": 1.0}}]},
+            r"'mod' tokens_per_parameter has 8, which \[isoflop\] layers",
+        ),
+        (
+            {"schemes": [{"router": "mod", "tokens_per_parameter": {"4": -1.0}}]},
+            "'mod at 4 layers': tokens_per_parameter is -1.0; it must be above 0",
+        ),
+    ],
+)
+def test_contradictions_on_the_depth_are_refused(tables: dict[str, Any], sentence: str) -> None:
+    model = {"heads": 1, "layers": 2} if "both give the depth" in sentence else {"heads": 1}
+    with pytest.raises(UserError, match=f"^suite mine.toml.*{sentence}"):
+        suite(**{"model": model, "isoflop": ISOFLOP, **tables})
+
+
+def test_depths_need_an_isoflop_suite_with_layers() -> None:
+    with pytest.raises(UserError, match=r"'mod' layers has 4, which \[isoflop\] layers does not list"):
+        suite([{"router": "mod", "layers": [4]}])
+
+
+def test_a_plugin_router_without_a_scheme_has_all_depths(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from modbench import DepthRouter, register_router\n"
+        '@register_router("mine")\n@dataclass(frozen=True, kw_only=True)\n'
+        "class Mine(DepthRouter):\n    pass\n"
+    )
+    rows = resolve(deep([{"router": "vanilla"}]), [file])
+    assert not rows.mistakes
+    assert {"mine at 2 layers", "mine at 4 layers"} < set(rows.resolved)
+    assert {wanted.depth for wanted in expand(rows) if wanted.scheme == "mine"} == {2, 4}
+    assert list(rows.added) == ["mine"]
+
+
+def test_the_joined_suite_takes_over_all_records_of_its_parts() -> None:
+    """Of the suite isoflop-cpu: those of its schemes at its budget."""
+    parts = ("isoflop-cpu", "isoflop-depth-2", "isoflop-depth-8")
+    records = [record for name in parts for record in finished(ROOT / "results" / name)]
+    done = losses_of(records)
+    of_suite = load_suite("isoflop-depth")
+    joined = resolve(replace(of_suite, axes=replace(of_suite.axes, seeds=(0, 1, 2))))
+    keys = {wanted.run.key for wanted in expand(joined, done)}
+    schemes = {scheme.label for scheme in of_suite.schemes}
+    for name in parts:
+        runs = expand(resolve(load_suite(name)), done)
+        mine = {w.run.key for w in runs if w.scheme in schemes and w.budget == of_suite.axes.budgets[0]}
+        assert len(mine) > 10
+        assert mine <= keys

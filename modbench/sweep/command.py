@@ -8,7 +8,8 @@ from rich.console import Console
 from modbench.errors import several
 from modbench.shipped import committed_results
 from modbench.sweep.devices import Devices
-from modbench.sweep.engine import Engine, Failure, Job
+from modbench.sweep.engine import Engine, Failure
+from modbench.sweep.job import Job
 from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.report_bar import report_bar
 from modbench.sweep.rows import Rows

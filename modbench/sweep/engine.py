@@ -4,50 +4,24 @@ Several engines, on one machine or on several, may share a results folder."""
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from modbench.errors import several
 from modbench.records.finished import Finished, Watch
-from modbench.records.record import DONE, AnyRecord
 from modbench.records.store import append_record
 from modbench.sweep.claim import Claim, Claims, LostError
 from modbench.sweep.devices import Devices
+from modbench.sweep.job import Identity, Job, done_of, identity_of
 from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.worker import Worker, stop_signals
 
 _POLL_SECONDS = 0.2  #: too short a delay to notice
 _WAIT_SECONDS = 1.0  #: between two looks at what other processes do
 _STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
-
-#: Kind of record and key; of a timing its session, what it measures and its repetition, too.
-Identity = tuple[str, str, str | None, str | None, int | None]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Job:
-    """One worker process: its specification, and how its end is recorded if the worker can't."""
-
-    identities: tuple[Identity, ...]  #: of the records that it makes, in order; see `identity_of`
-    title: str
-    spec: dict[str, Any]
-    log: Path
-    #: (identity, status, error, start) -> the first record that a worker did not write
-    crash_record: Callable[[Identity, str, str, datetime], AnyRecord] = field(repr=False)
-
-    @property
-    def key(self) -> str:
-        """Names it among the jobs that run."""
-        return str(self.identities[0])
-
-    @property
-    def claimed(self) -> Path | None:
-        """The folder whose claim it needs; None for a timing, which is alone on its machine."""
-        return Path(self.spec["folder"]) if "folder" in self.spec else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +98,7 @@ class Engine:
         """Read the records that were added."""
         new = watch.new()
         self._records += new
-        self._done |= {identity_of(line) for line in new if line.status in DONE}
+        self._done |= done_of(new)
 
     def _is_done(self, job: Job) -> bool:
         """Return True if another process has recorded ``job``, or a part of it, since this engine began.
@@ -231,8 +205,3 @@ class Engine:
             time.sleep(_POLL_SECONDS)
         for worker in running:
             worker.close()
-
-
-def identity_of(line: Finished) -> Identity:
-    """The identity of the job whose record ``line`` is."""
-    return line.kind, line.key, line.session, line.measures, line.repetition

@@ -15,7 +15,8 @@ from modbench.records.store import remove_leftovers
 from modbench.sweep.changed import check_unchanged
 from modbench.sweep.command import end_of_command, run_jobs_of
 from modbench.sweep.devices import Devices
-from modbench.sweep.engine import Failure, Job
+from modbench.sweep.engine import Failure
+from modbench.sweep.job import Job, has_weights
 from modbench.sweep.jobs import Asked, folder_of, run_jobs, store_suite
 from modbench.sweep.lock import make_folder, suite_lock
 from modbench.sweep.passes import refuse_more_passes
@@ -39,7 +40,6 @@ from modbench.sweep.wanted import (
     titles,
 )
 from modbench.timing.system_load import parallel
-from modbench.trained.weights_folder import POINTS, weights_of
 
 
 def run_suite(
@@ -187,12 +187,7 @@ class _Command:
 
     def has_weights(self, item: Left) -> bool:
         run = item.wanted.run
-        folder = folder_of(self.folder, run.key)
-        budgets = {subject["budget"] for subject in item.measurements if subject["measures"] != "audit"}
-        points = max(subject["settings"].get("checkpoints", 1) for subject in item.measurements)
-        if points > 1 and len([*(folder / POINTS).glob("*.safetensors")]) < points:
-            return False
-        return all(weights_of(folder, run, budget).is_file() for budget in budgets)
+        return has_weights(folder_of(self.folder, run.key), run, list(item.measurements))
 
     def with_weights(self, item: Left, names: Mapping[str, str]) -> Left:
         """``item``; it is trained again if the weights to be measured are gone."""

@@ -16,7 +16,8 @@ from modbench.records.line import canonical_json, key_of
 from modbench.records.store import read_suite
 from modbench.report.page import Report
 from modbench.sweep import command, run
-from modbench.sweep.engine import Engine, Failure, Job
+from modbench.sweep.engine import Engine, Failure
+from modbench.sweep.job import Job
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.wanted import expand_planned

@@ -30,6 +30,7 @@ class Finished(NamedTuple):
     loss: float | None = None  #: held-out loss of a measurement
     exponent: float | None = None  #: of an isoFLOP suite: the law of its learning rates
     margin: float | None = None  #: and that of its comparisons
+    error: str | None = None
 
 
 class _Plan(TypedDict, total=False):
@@ -77,6 +78,7 @@ class _Glance(TypedDict, total=False):
     kind: Required[Literal["run", "measurement", "suite", "audit", "timing"]]
     key: Required[str]
     status: str
+    error: str | None
     audit_key: str
     session: str
     measures: str
@@ -100,20 +102,22 @@ def finished(folder: Path) -> list[Finished]:
 
 
 class Watch:
-    """The entries of `finished` in ``folder`` (``results/<suite>``), read again as files are added."""
+    """The entries of `finished` in ``folder`` (``results/<suite>``), read again as files are added; only
+    of files that were written after ``since`` (seconds since 1970, by the clock of the file system)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, since: float = 0.0) -> None:
         self._folder = folder
-        self._files: set[Path] = set()
+        self._since = since
+        self._files: set[str] = set()
         self._lines: dict[str, Finished] = {}
 
     def new(self) -> list[Finished]:
         """The entries that were added since the last call. Raises UserError: see `read_suite`."""
         before = len(self._lines)
-        for path in record_files(self._folder):
-            if path not in self._files:
+        for path in record_files(self._folder, self._files):
+            self._files.add(path.name)
+            if not self._since or path.stat().st_mtime >= self._since:
                 list(parsed_file(path, _finished, self._lines))
-                self._files.add(path)
         return list(self._lines.values())[before:]
 
 
@@ -141,6 +145,7 @@ def _finished(line: str) -> Finished:
         loss=record.get("result", {}).get("metrics", {}).get("heldout_loss"),
         exponent=plan.get("exponent"),
         margin=plan.get("margin"),
+        error=record.get("error"),
     )
 
 

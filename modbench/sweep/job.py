@@ -4,13 +4,12 @@ another process, on another machine, runs it (`modbench.sweep.task`)."""
 import json
 import os
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
-from modbench.records.record import DONE, AnyRecord
+from modbench.records.record import DONE
 from modbench.records.run import Run
 from modbench.records.store import write_files
 from modbench.trained.weights_folder import POINTS, weights_of
@@ -43,12 +42,6 @@ class Job:
     def claimed(self) -> Path | None:
         """The folder whose claim it needs; None for a timing, which is alone on its machine."""
         return Path(self.spec["folder"]) if "folder" in self.spec else None
-
-    def crash_record(self, identity: Identity, status: str, error: str, started: datetime) -> AnyRecord:
-        """The record ``identity`` of this job, whose worker ended before it made it."""
-        from modbench.sweep.job_records import crash_record  # loads torch
-
-        return crash_record(self.spec, identity, status, error, started)
 
     def left(self, done: set[Identity]) -> "Job | None":
         """The part of a run's job that is not ``done``; None if there is none. A run whose weights are

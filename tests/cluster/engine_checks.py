@@ -18,7 +18,7 @@ from modbench.records.store import read_suite
 DRIVER = Path(__file__).with_name("drive_launch.py")
 
 
-def small(place: Path, seeds: int) -> None:
+def small(place: Path, seeds: int = 1, budget: float = 3e8) -> None:
     """Write a suite whose runs store checkpoints all the time."""
     write_suite(
         place,
@@ -28,7 +28,7 @@ def small(place: Path, seeds: int) -> None:
         model={"width": 32, "layers": 2, "heads": 4},
         train={"sequence": 64, "batch": 4, "checkpoint_seconds": 0.05},
         measure={"heldout_tokens": 512, "curve_tokens": 256},
-        sweep={"budgets": [5e9], "seeds": [*range(seeds)]},
+        sweep={"budgets": [budget], "seeds": [*range(seeds)]},
     )
 
 
@@ -90,11 +90,12 @@ def content(file: Path) -> str:
 
 
 def fault_rounds(
-    place: Path, engine: str, rounds: int, faults: dict[str, Callable[[], None]]
+    place: Path, engine: str, rounds: int, faults: dict[str, Callable[[], bool]]
 ) -> Counter[str]:
     """Run a suite on ``engine``, with one of ``faults``, or a kill of the command, at a random moment of
-    each round; compare its records with those of this machine. Returns the number of each fault."""
-    small(place, seeds=4)
+    each round; compare its records with those of this machine. A fault returns False if there was
+    nothing to kill. Returns how often each was made."""
+    small(place, seeds=3, budget=3e9)
     run(place, "whole", "--workers", "1")
     draw = random.Random(rounds)
     folder = place / "parts" / "small"
@@ -103,10 +104,11 @@ def fault_rounds(
         command = start(place, "run", "suite.toml", "--results", "parts", "--engine", engine)
         time.sleep(draw.uniform(8, 20))
         fault = draw.choice([*faults, "sweep"])
-        if fault != "sweep":
-            faults[fault]()
+        if fault == "sweep":
+            made[fault] += command.poll() is None
+        else:
+            made[fault] += faults[fault]()
             time.sleep(draw.uniform(0, 5))
-        made[fault] += 1
         command.kill()
         command.communicate(timeout=60)
     for _ in range(3):  # a job that was killed is a failure, which the same command tries again

@@ -53,7 +53,7 @@ def tasks(folder: Path) -> list[str]:
 
 
 def test_an_array_gives_the_records_of_this_machine(tmp_path: Path, slurm: SlurmCluster) -> None:
-    small(tmp_path, seeds=1)
+    small(tmp_path)
     run(tmp_path, "here", "--workers", "1")
     out = run(tmp_path, "there", "--engine", "slurm", "--workers", "1")
     folder = tmp_path / "there" / "small"
@@ -75,7 +75,7 @@ def test_an_array_gives_the_records_of_this_machine(tmp_path: Path, slurm: Slurm
 def test_what_the_cluster_has_not_is_refused(
     tmp_path: Path, slurm: SlurmCluster, request_: str, sentence: str
 ) -> None:
-    small(tmp_path, seeds=1)
+    small(tmp_path)
     code, out = modbench_says(tmp_path, "run", "suite.toml", "--engine", "slurm", "--request", request_)
     assert code == 2
     assert len(out.splitlines()) == 1
@@ -164,16 +164,21 @@ def test_two_submissions_at_once_run_each_job_once(tmp_path: Path, slurm: SlurmC
 def test_kills_change_no_result(tmp_path: Path, slurm: SlurmCluster, rounds: int) -> None:
     draw = random.Random(rounds)
 
-    def kill(module: str) -> None:
+    def kill(module: str) -> bool:
         """SIGKILL one of the processes of tasks that run ``module``."""
-        with contextlib.suppress(psutil.Error, IndexError):
+        with contextlib.suppress(psutil.Error):
             processes = [p for p in slurm.on_node() if f"modbench.sweep.{module}" in p.cmdline()]
-            draw.choice(processes).kill()
+            if processes:
+                draw.choice(processes).kill()
+                return True
+        return False
 
-    def node() -> None:
+    def node() -> bool:
+        busy = bool(slurm.on_node())
         slurm.kill_node()
         slurm.start_node()
+        return busy
 
     faults = {"task": lambda: kill("task"), "worker": lambda: kill("worker"), "node": node}
     made = fault_rounds(tmp_path, "slurm", rounds, faults)
-    assert sum(made.values()) == rounds
+    assert sum(made.values()) > rounds // 2, made

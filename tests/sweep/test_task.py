@@ -183,6 +183,20 @@ def test_a_full_disk_ends_a_task_with_one_sentence_and_loses_nothing(tmp_path: P
     assert [record.status for record in read_suite(suite).runs] == ["ok"]
 
 
+def test_a_folder_without_file_locks_serves(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, fcntl\n\n"
+        "def refuse(*given):\n    raise OSError(errno.ENOLCK, 'No locks available')\n\n"
+        "fcntl.flock = fcntl.lockf = refuse\n"
+    )
+    folder = written(tmp_path / "s", "a")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    task = in_a_process(folder, env={**os.environ, "PYTHONPATH": path})
+    _, said = task.communicate(timeout=60)
+    assert task.returncode == 0, said
+    assert [record.status for record in read_suite(tmp_path / "s").runs] == ["ok"]
+
+
 def test_records_of_before_are_not_read_again(tmp_path: Path) -> None:
     run_task(written(tmp_path / "s", "a"))
     (record,) = (tmp_path / "s" / "records").iterdir()

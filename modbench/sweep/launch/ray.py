@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from modbench.sweep.launch.launcher import python_path, whole
 _RETRIES = 3
 #: Variables that a node may lack: the folder of prepared texts, and the choice of kernels.
 _PASSED = ("MODBENCH_CACHE", "MODBENCH_KERNELS")
+
+
+_STOP_SECONDS = 30.0  #: for checkpoints: an engine gives its worker 20 s
+_CONNECT_SECONDS = 10.0  #: a slow network answers sooner
+_REMEDY = "set RAY_ADDRESS to the cluster's HOST:PORT, which `ray start --head` prints"
 
 
 class StoppedError(Exception):
@@ -45,6 +51,10 @@ class Ray:
             raise UserError(
                 '--engine ray needs Ray, which is not installed; run `pip install "modbench[ray]"`'
             ) from None
+        address = os.environ.get("RAY_ADDRESS", "")
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        if host and port.isdigit():
+            _check_address(address, host, int(port))
         variables = {name: os.environ[name] for name in _PASSED if name in os.environ}
         variables |= {"PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}
         try:
@@ -55,11 +65,8 @@ class Ray:
                 runtime_env={"env_vars": variables},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            address = os.environ.get("RAY_ADDRESS", "of this machine")
-            raise UserError(
-                f"--engine ray: no connection to the cluster {address} "
-                f"({' '.join(str(error).split())[:200]}); set RAY_ADDRESS, or start it with `ray start`"
-            ) from error
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"--engine ray: Ray can't be used here ({said}); {_REMEDY}") from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = max(node.get("GPU", 0) for node in nodes)
         if self._gpus is None:
@@ -102,8 +109,23 @@ class Ray:
     def stopped(self) -> str:
         import ray
 
+        running = [*self._tasks]
+        for task in running:
+            ray.cancel(task)  # as Ctrl-C in its process
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=_STOP_SECONDS)
         ray.shutdown()
-        return f"ray: {several(len(self._tasks), 'task')} ended; those that ran store a checkpoint"
+        return f"ray: {several(len(running), 'task')} stopped, each with a checkpoint if it ran"
+
+
+def _check_address(address: str, host: str, port: int) -> None:
+    """Raise a `UserError` if nothing answers at ``address``; Ray itself tries for minutes."""
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"--engine ray: RAY_ADDRESS is {address}, and nothing answers there ({error}); {_REMEDY}"
+        ) from error
 
 
 def run_in_ray(folder: str) -> bool:

@@ -4,6 +4,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from drive_engine import DATA, fake_job, fake_run, fakes_left
@@ -149,6 +150,17 @@ def test_ray_that_is_not_installed_is_refused(
     assert said == (
         'modbench: --engine ray needs Ray, which is not installed; run `pip install "modbench[ray]"`'
     )
+
+
+def test_an_address_without_a_cluster_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    said = refused(place, capsys, "--engine", "ray")
+    sentence = "modbench: --engine ray: RAY_ADDRESS is 127.0.0.1:1, and nothing answers there ("
+    assert said.startswith(sentence)
+    assert said.endswith("; set RAY_ADDRESS to the cluster's HOST:PORT, which `ray start --head` prints")
 
 
 @pytest.mark.parametrize(

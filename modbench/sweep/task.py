@@ -106,11 +106,11 @@ def _queue_again() -> None:
     if array is None or task is None:
         return
     name = f"{array}_{task}"
-    state = subprocess.run(
-        ["squeue", "--noheader", f"--jobs={name}", "--format=%T"], capture_output=True, text=True
-    )
-    if state.stdout.strip() == "RUNNING":
-        subprocess.run(["scontrol", "requeue", name])
+    ask = ["squeue", "--noheader", f"--jobs={name}", "--format=%T"]
+    with contextlib.suppress(FileNotFoundError):  # a node without commands: left to the next command
+        state = subprocess.run(ask, capture_output=True, text=True)
+        if state.stdout.strip() == "RUNNING":
+            subprocess.run(["scontrol", "requeue", name])
 
 
 if __name__ == "__main__":

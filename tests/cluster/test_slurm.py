@@ -150,7 +150,7 @@ def test_a_command_that_is_stopped_leaves_its_tasks_and_the_next_one_watches_the
 
 
 def test_two_submissions_at_once_run_each_job_once(tmp_path: Path, slurm: SlurmCluster) -> None:
-    folder = tmp_path / "s"
+    folder = tmp_path / "a folder" / "s"
     commands = [start_fakes("slurm", folder, *"abcdef") for _ in range(2)]
     for command in commands:
         _, said = command.communicate(timeout=300)

@@ -65,6 +65,13 @@ def test_the_script_is_one_array_over_a_list(place: Path, monkeypatch: pytest.Mo
     ]
 
 
+def test_names_with_spaces_are_quoted(place: Path) -> None:
+    script = Slurm(place / "a b", {"constraint": "x|y"}, 0).script(jobs_of(place / "a b", "a"), "x1")
+    assert "#SBATCH --constraint='x|y'\n" in script
+    assert f"#SBATCH --output='{place}/a b/slurm/x1/%a.txt'\n" in script
+    assert f" '{place}/a b/slurm/x1/jobs.txt' " in script
+
+
 def test_the_time_limit_follows_from_planned_flops_and_recorded_rates(place: Path) -> None:
     (job,) = jobs_of(place / "s", "a")
     assert time_limit([job], None) == 240

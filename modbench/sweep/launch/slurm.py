@@ -105,7 +105,7 @@ class Slurm:
         lines = [
             "#!/bin/sh",
             *self._options(minutes),
-            *(f"#SBATCH --{option}={value}" for option, value in own.items()),
+            *(_line(option, value) for option, value in own.items()),
             "#SBATCH --requeue",
             f"export PYTHONPATH={shlex.quote(python_path())}",
             f'exec {shlex.join(TASK)} {shlex.quote(str(place / LIST))} "$SLURM_ARRAY_TASK_ID"',
@@ -115,7 +115,7 @@ class Slurm:
     def _options(self, minutes: int) -> list[str]:
         """The lines of options that were requested, or that have a default."""
         default = {"time": str(minutes), "signal": f"B:TERM@{_NOTICE_SECONDS}"}
-        return [f"#SBATCH --{name}={value}" for name, value in {**default, **self._request}.items()]
+        return [_line(name, value) for name, value in {**default, **self._request}.items()]
 
     def _sbatch(self, words: Sequence[str], script: str) -> str:
         """The number of the array that ``script`` makes. Raises UserError: sbatch refuses it."""
@@ -142,6 +142,10 @@ class Slurm:
             listed = (self._folder / name / LIST).read_text().splitlines()
             folders |= {Path(listed[number]) for number in numbers}
         return folders
+
+
+def _line(option: str, value: str) -> str:
+    return f"#SBATCH --{option}={shlex.quote(value)}"
 
 
 def recorded_rate(folder: Path) -> float | None:

@@ -91,19 +91,24 @@ def content(file: Path) -> str:
 
 
 def fault_rounds(
-    place: Path, engine: str, rounds: int, faults: dict[str, Callable[[], bool]]
+    place: Path,
+    engine: str,
+    rounds: int,
+    faults: dict[str, Callable[[], bool]],
+    busy: Callable[[], object],
 ) -> Counter[str]:
     """Run a suite on ``engine``, with one of ``faults``, or a kill of the command, at a random moment of
-    each round; compare its records with those of this machine. A fault returns False if there was
-    nothing to kill. Returns how often each was made."""
-    small(place, seeds=3, budget=3e9)
+    each round once a task is ``busy``; compare its records with those of this machine. A fault returns
+    False if there was nothing to kill. Returns how often each was made."""
+    small(place, seeds=max(2, rounds // 3), budget=1e9)
     run(place, "whole", "--workers", "1")
     draw = random.Random(rounds)
     folder = place / "parts" / "small"
     made: Counter[str] = Counter()
     for _ in range(rounds):
         command = start(place, "run", "suite.toml", "--results", "parts", "--engine", engine)
-        time.sleep(draw.uniform(8, 20))
+        wait_for(lambda: busy() or command.poll() is not None, "a task")  # noqa: B023
+        time.sleep(draw.uniform(0, 8))
         fault = draw.choice([*faults, "sweep"])
         if fault == "sweep":
             made[fault] += command.poll() is None

@@ -183,5 +183,5 @@ def test_kills_change_no_result(tmp_path: Path, ray: RayCluster, rounds: int) ->
         return busy
 
     faults = {"task": lambda: kill(ray.tasks()), "worker": worker, "node": node}
-    made = fault_rounds(tmp_path, "ray", rounds, faults)
+    made = fault_rounds(tmp_path, "ray", rounds, faults, ray.tasks)
     assert sum(made.values()) > rounds // 2, made

@@ -180,5 +180,5 @@ def test_kills_change_no_result(tmp_path: Path, slurm: SlurmCluster, rounds: int
         return busy
 
     faults = {"task": lambda: kill("task"), "worker": lambda: kill("worker"), "node": node}
-    made = fault_rounds(tmp_path, "slurm", rounds, faults)
+    made = fault_rounds(tmp_path, "slurm", rounds, faults, slurm.on_node)
     assert sum(made.values()) > rounds // 2, made

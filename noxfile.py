@@ -4,6 +4,8 @@ In an environment that has all dependencies: nox --no-venv --no-install -s SESSI
 """
 
 import hashlib
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,9 @@ LM_EVAL_TESTS = [
 ]
 #: Each test process runs one thread and needs up to 2 GB.
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
+#: Debian's packages of Slurm and munge, and what they need besides the usual libraries.
+SLURM = ["slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libmunge2"]
+SLURM += ["libhwloc15"]
 #: Installed in an environment of their own, since some of them patch PyTorch.
 OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 
@@ -104,6 +109,32 @@ def browser(session: nox.Session) -> None:
     pytest."""
     python = ready(session, "browser", project="[dev,browser]")
     session.run(python, "-m", "pytest", "tests/browser", *session.posargs)
+
+
+@nox.session(name="tests-cluster")
+def tests_cluster(session: nox.Session) -> None:
+    """Run suites on a real Slurm of one node and a local Ray cluster of two; arguments after -- go to
+    pytest. Slurm is this machine's, or unpacked from Debian's packages without installation; without
+    either, its tests are skipped."""
+    python = ready(session, "cluster", project="[dev,ray]")
+    found = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
+    unpacked = {} if found else unpacked_slurm(session)
+    session.run(python, "-m", "pytest", "tests/cluster", "-rs", *session.posargs, env=unpacked)
+
+
+def unpacked_slurm(session: nox.Session) -> dict[str, str]:
+    """The environment variable with the folder of Debian's packages, which are fetched once; none
+    without apt-get."""
+    folder = ENVIRONMENTS / "slurm"
+    if not (folder / "usr").exists():
+        if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+            return {}
+        folder.mkdir(parents=True, exist_ok=True)
+        with session.chdir(folder):
+            session.run("apt-get", "download", *SLURM, external=True)
+            for package in sorted(folder.glob("*.deb")):
+                session.run("dpkg-deb", "-x", str(package), str(folder), external=True)
+    return {"MODBENCH_SLURM": str(folder)}
 
 
 @nox.session

@@ -26,6 +26,7 @@ Run = Annotated[Positional[str], arg(metavar="RUN")]
 Results = Annotated[Path, arg(metavar="DIR")]
 #: Settings in place of those of a suite file; see `suite_settings`.
 Settings = Annotated[Several[str], arg(metavar="TABLE.KEY=VALUE ...", help_behavior_hint="")]
+Requests = Annotated[Several[str], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
 Seeds = Annotated[str | None, arg(metavar="SEED[,SEED...]", help_behavior_hint="")]
 Budgets = Annotated[str | None, arg(metavar="FLOPS[,FLOPS...]", help_behavior_hint="")]
 #: Numbers whose help text says what holds by default.

@@ -10,6 +10,7 @@ from modbench.cli.options import (
     Budgets,
     Labels,
     Plugins,
+    Requests,
     Results,
     Seeds,
     Settings,
@@ -35,6 +36,9 @@ def run(
     budget: Budgets = None,
     wait: bool = True,
     shard: Annotated[str | None, arg(metavar="K/N", help_behavior_hint="")] = None,
+    engine: Literal["local", "slurm", "ray"] = "local",
+    request: Requests = (),
+    dry_run: bool = False,
     retry: Annotated[Literal["oom"] | None, arg(help_behavior_hint="")] = None,
 ) -> int:
     """Train and measure what has no record yet of a suite, then write its table and plots.
@@ -45,7 +49,8 @@ def run(
         suite: name of a shipped suite (`modbench list suites`) or path of a TOML file
         results: folder that holds one folder per suite
         plugin: Python files that register routers; a router that the suite does not name gets a row
-        workers: runs to train at the same time; 0, the default: one per core, or one per GPU
+        workers: runs to train at the same time; 0, the default: one per core, or one per GPU; with
+            --engine slurm or ray as many as it grants
         only: labels of the rows to run, or names of runs such as mod@1e11#0; by default all
         measure: tasks to score the trained runs on (modbench docs evaluation); nothing is trained
         set: settings in place of those of the suite file, such as train.learning_rate=3e-3
@@ -54,10 +59,15 @@ def run(
         wait: pause training while another process of modbench measures on this machine
         shard: run every N-th run only, such as 2/4, on machines without a common folder; join the
             records with `modbench merge`
+        engine: what runs the jobs: this machine, or Slurm or Ray (modbench docs clusters)
+        request: what each job asks of --engine slurm, by options of sbatch such as partition=gpu gpus=1,
+            or of ray: num_gpus=1
+        dry_run: print the script of --engine slurm and submit nothing
         retry: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on
             another GPU
     """
     refuse_hub_folder(suite, "run")
+    from modbench.sweep.launch.launcher import requested
     from modbench.sweep.run import run_suite
 
     return run_suite(
@@ -71,4 +81,7 @@ def run(
         retry_oom=retry is not None,
         wait=wait,
         shard=shard,
+        engine=engine,
+        request=requested(flat(request)),
+        dry_run=dry_run,
     )

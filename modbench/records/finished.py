@@ -31,6 +31,7 @@ class Finished(NamedTuple):
     #: of an isoFLOP suite: the laws of its learning rates, by depth; None: it has one depth
     exponents: tuple[tuple[int | None, float], ...] = ()
     margin: float | None = None  #: and that of its comparisons
+    error: str | None = None
 
 
 class _Plan(TypedDict, total=False):
@@ -79,6 +80,7 @@ class _Glance(TypedDict, total=False):
     kind: Required[Literal["run", "measurement", "suite", "audit", "timing"]]
     key: Required[str]
     status: str
+    error: str | None
     audit_key: str
     session: str
     measures: str
@@ -102,20 +104,22 @@ def finished(folder: Path) -> list[Finished]:
 
 
 class Watch:
-    """The entries of `finished` in ``folder`` (``results/<suite>``), read again as files are added."""
+    """The entries of `finished` in ``folder`` (``results/<suite>``), read again as files are added; only
+    of files that were written after ``since`` (seconds since 1970, by the clock of the file system)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, since: float = 0.0) -> None:
         self._folder = folder
-        self._files: set[Path] = set()
+        self._since = since
+        self._files: set[str] = set()
         self._lines: dict[str, Finished] = {}
 
     def new(self) -> list[Finished]:
         """The entries that were added since the last call. Raises UserError: see `read_suite`."""
         before = len(self._lines)
-        for path in record_files(self._folder):
-            if path not in self._files:
+        for path in record_files(self._folder, self._files):
+            self._files.add(path.name)
+            if not self._since or path.stat().st_mtime >= self._since:
                 list(parsed_file(path, _finished, self._lines))
-                self._files.add(path)
         return list(self._lines.values())[before:]
 
 
@@ -143,6 +147,7 @@ def _finished(line: str) -> Finished:
         loss=record.get("result", {}).get("metrics", {}).get("heldout_loss"),
         exponents=tuple({p.get("depth"): p["exponent"] for p in plans if "exponent" in p}.items()),
         margin=plan.get("margin"),
+        error=record.get("error"),
     )
 
 

@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -236,10 +236,11 @@ def recorded_suites(results: Path) -> list[str]:
     return [path.name for path in suites if any(file.stat().st_size for file in record_files(path))]
 
 
-def record_files(suite: Path) -> list[Path]:
-    """The files of records of ``suite``. Raises UserError: one is not a regular file; a FIFO would block
-    its reader."""
-    paths = [path for path in _inside(suite / RECORDS) if path.suffix == ".jsonl"]
+def record_files(suite: Path, known: Collection[str] = frozenset()) -> list[Path]:
+    """The files of records of ``suite`` whose names are not ``known``. Raises UserError: one is not a
+    regular file; a FIFO would block its reader."""
+    inside = _inside(suite / RECORDS, known)
+    paths = [path for path in inside if path.suffix == ".jsonl"]
     for path in paths:
         with _naming(path, "read"):
             regular = path.is_file()
@@ -248,11 +249,12 @@ def record_files(suite: Path) -> list[Path]:
     return paths
 
 
-def _inside(folder: Path) -> list[Path]:
-    """Sorted contents; unlike `Path.glob`, this reports an unreadable folder."""
+def _inside(folder: Path, known: Collection[str] = frozenset()) -> list[Path]:
+    """Sorted contents except those ``known``; unlike `Path.glob`, this reports an unreadable folder."""
     with _naming(folder, "read"):
         # Names sort several times faster than paths.
-        return [folder / name for name in sorted(os.listdir(folder))] if folder.exists() else []
+        names = os.listdir(folder) if folder.exists() else []
+        return [folder / name for name in sorted(names) if name not in known]
 
 
 def latest(

@@ -139,6 +139,15 @@ class Claims:
                 older.unlink(missing_ok=True)
         return claim
 
+    def held(self, folder: Path) -> bool:
+        """Return True if another process holds the claim on ``folder``, as far as is known: it expires
+        for one that asks repeatedly."""
+        try:
+            newest = _newest(folder)
+        except FileNotFoundError:
+            return False
+        return newest is not None and not self._expired(newest)
+
     def _expired(self, path: Path) -> bool:
         try:
             content = path.read_bytes()

@@ -8,7 +8,10 @@ from rich.console import Console
 from modbench.errors import several
 from modbench.shipped import committed_results
 from modbench.sweep.devices import Devices
-from modbench.sweep.engine import Engine, Failure, Job
+from modbench.sweep.engine import Engine, Failure
+from modbench.sweep.job import Job
+from modbench.sweep.launch.launcher import Launcher
+from modbench.sweep.launch.watch import Watched
 from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.report_bar import report_bar
 from modbench.sweep.rows import Rows
@@ -25,17 +28,22 @@ def run_jobs_of(
     workers: int,
     err: Console,
     devices: Devices | None = None,
+    launcher: Launcher | None = None,
 ) -> list[Failure]:
     """Run ``jobs``, ``workers`` at a time, of ``total`` with those that were done before; show progress
-    on ``err``; each on one of ``devices``, if there are any. Returns the failures.
+    on ``err``; each on one of ``devices``, if there are any; or on ``launcher``. Returns the failures.
     Raises KeyboardInterrupt: a signal stopped the command."""
     with show_progress(err) as progress:
         progress.begin(rows.suite.header.name, total=total, done=total - len(jobs), unit=unit)
+        timeout = rows.suite.axes.cell_timeout
+        if launcher:
+            watched = Watched(folder=folder, launcher=launcher, progress=progress, timeout=timeout)
+            return watched.run(jobs)
         engine = Engine(
             folder=folder,
             progress=progress,
             workers=workers,
-            timeout=rows.suite.axes.cell_timeout,
+            timeout=timeout,
             devices=devices or Devices(),
         )
         return engine.run(jobs)

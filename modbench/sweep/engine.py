@@ -2,52 +2,28 @@
 minus the records, and no job runs twice at once, since each is claimed first (`modbench.sweep.claim`).
 Several engines, on one machine or on several, may share a results folder."""
 
+import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from modbench.errors import several
 from modbench.records.finished import Finished, Watch
-from modbench.records.record import DONE, AnyRecord
 from modbench.records.store import append_record
 from modbench.sweep.claim import Claim, Claims, LostError
 from modbench.sweep.devices import Devices
+from modbench.sweep.job import Identity, Job, done_of, identity_of
+from modbench.sweep.job_records import crash_record
 from modbench.sweep.progress import Progress, summary_line
 from modbench.sweep.worker import Worker, stop_signals
 
 _POLL_SECONDS = 0.2  #: too short a delay to notice
 _WAIT_SECONDS = 1.0  #: between two looks at what other processes do
 _STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
-
-#: Kind of record and key; of a timing its session, what it measures and its repetition, too.
-Identity = tuple[str, str, str | None, str | None, int | None]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Job:
-    """One worker process: its specification, and how its end is recorded if the worker can't."""
-
-    identities: tuple[Identity, ...]  #: of the records that it makes, in order; see `identity_of`
-    title: str
-    spec: dict[str, Any]
-    log: Path
-    #: (identity, status, error, start) -> the first record that a worker did not write
-    crash_record: Callable[[Identity, str, str, datetime], AnyRecord] = field(repr=False)
-
-    @property
-    def key(self) -> str:
-        """Names it among the jobs that run."""
-        return str(self.identities[0])
-
-    @property
-    def claimed(self) -> Path | None:
-        """The folder whose claim it needs; None for a timing, which is alone on its machine."""
-        return Path(self.spec["folder"]) if "folder" in self.spec else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,12 +48,15 @@ class Failure:
 @dataclass(kw_only=True)
 class Engine:
     """Runs ``workers`` jobs at a time and reports to ``progress``. ``timeout``: seconds without progress
-    after which a worker is ended."""
+    after which a worker is ended. ``patience``: seconds for which jobs that other processes work on are
+    waited for. ``since``: time of the oldest files of records that are read."""
 
     folder: Path  #: results/<suite>
     progress: Progress
     workers: int = 1
     timeout: float = 1800.0
+    patience: float = math.inf
+    since: float = 0.0
     devices: Devices = field(default_factory=Devices)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  #: by step
     claims: Claims = field(default_factory=Claims)
@@ -87,7 +66,8 @@ class Engine:
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
         """Run ``jobs``. Those that another process works on are waited for; they are done once it has
-        recorded them, and run here if it gives up. Returns the failures.
+        recorded them, and run here if it gives up. Returns the failures. Jobs that are left when
+        ``patience`` ends are left to the other processes.
 
         Raises:
             KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP arrived. Finished jobs are recorded, the others
@@ -96,7 +76,7 @@ class Engine:
         """
         todo = deque(jobs)
         begun = time.monotonic()
-        watch = Watch(self.folder)
+        watch = Watch(self.folder, self.since)
         self._see(watch)
         self._done_before = {*self._done}
         failures: list[Failure] = []
@@ -107,6 +87,8 @@ class Engine:
                 while (todo or running) and not stop:
                     self._see(watch)
                     self._start_some(todo, running, watch)
+                    if todo and not running and time.monotonic() - begun > self.patience:
+                        break
                     time.sleep(_POLL_SECONDS if running else _WAIT_SECONDS)
                     for job in [job for job, at in running.items() if at.worker.over()]:
                         failures += self._settle(job, running.pop(job), watch)
@@ -124,7 +106,7 @@ class Engine:
         """Read the records that were added."""
         new = watch.new()
         self._records += new
-        self._done |= {identity_of(line) for line in new if line.status in DONE}
+        self._done |= done_of(new)
 
     def _is_done(self, job: Job) -> bool:
         """Return True if another process has recorded ``job``, or a part of it, since this engine began.
@@ -213,7 +195,7 @@ class Engine:
             return "taken over", "by another process, which took this one for dead", False
         status = "oom" if worker.out_of_memory() else "failed"
         error = worker.error()
-        append_record(self.folder, job.crash_record(lacking[0], status, error, worker.started))
+        append_record(self.folder, crash_record(job.spec, lacking[0], status, error, worker.started))
         return status, error, worker.code == 2
 
     def _stop(self, running: Sequence[Worker], stop: Sequence[int]) -> None:
@@ -231,8 +213,3 @@ class Engine:
             time.sleep(_POLL_SECONDS)
         for worker in running:
             worker.close()
-
-
-def identity_of(line: Finished) -> Identity:
-    """The identity of the job whose record ``line`` is."""
-    return line.kind, line.key, line.session, line.measures, line.repetition

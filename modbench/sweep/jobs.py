@@ -3,18 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modbench.measure.config import MeasureConfig
-from modbench.measure.environment import code_version, environment
+from modbench.measure.environment import environment
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
-from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
-from modbench.records.run import RouterCode, Run
+from modbench.records.record import SuiteRecord
+from modbench.records.run import RouterCode
 from modbench.records.store import append_record
-from modbench.sweep.engine import Identity, Job
+from modbench.sweep.job import Job, identities_of
+from modbench.sweep.job_records import made_by
 from modbench.sweep.rows import Rows
 from modbench.sweep.suite import KeepConfig, Suite
 from modbench.sweep.track import TrackConfig
@@ -64,12 +64,7 @@ def run_jobs(
 ) -> list[Job]:
     """A job for each run of ``left``. ``names``: displayed, by key; ``plugins_of``: the files that
     register a router; ``data``: for records of jobs that crash."""
-    import torch
-
     jobs = []
-    machine = environment(torch.float32)
-    # The other entries describe this process, not the one that crashed.
-    known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": asked.threads}
     for item in left:
         run = item.wanted.run
         job_folder = folder_of(asked.folder, run.key)
@@ -78,6 +73,7 @@ def run_jobs(
             "suite": asked.suite,
             "label": item.wanted.label,
             "run": run.as_json(),
+            "data": data,
             "evaluations": run.train.evaluations,
             "checkpoint_seconds": run.train.checkpoint_seconds,
             "curve_tokens": asked.curve_tokens,
@@ -94,99 +90,15 @@ def run_jobs(
             "workers": asked.workers,
             "wait": asked.wait,
         }
-        crashed = partial(crash_record, item, data, known, asked.workers)
         jobs.append(
             Job(
-                identities=identities_of(item),
+                identities=identities_of(run, item.train, list(item.measurements)),
                 title=names[run.key],
                 spec=spec,
                 log=job_folder / "log.txt",
-                crash_record=crashed,
             )
         )
     return jobs
-
-
-def identities_of(item: Left) -> tuple[Identity, ...]:
-    """The records that the job of ``item`` makes, in order."""
-    trained = [("run", item.wanted.run.key, None, None, None)] if item.train else []
-    measured = [
-        ("measurement", key_of(subject), None, str(subject["measures"]), None)
-        for subject in item.measurements
-    ]
-    return (*trained, *measured)
-
-
-def crash_record(
-    item: Left,
-    data: dict[str, Any],
-    machine: dict[str, Any],
-    workers: int,
-    identity: Identity,
-    status: Any,
-    error: str,
-    started: datetime,
-) -> AnyRecord:
-    """The record ``identity`` of a job that ended before it made it."""
-    made: dict[str, Any] = {"machine": machine, "status": status, "error": error, "started": started}
-    if identity[0] == "run":
-        return run_record(item.wanted.run, data, **made, workers=workers)
-    subject = next(
-        measurement for measurement in item.measurements if key_of(measurement) == identity[1]
-    )
-    return measurement_record(subject, {}, **made, workers=workers)
-
-
-def run_record(
-    run: Run,
-    data: dict[str, Any],
-    machine: dict[str, Any],
-    status: Any,
-    error: str | None,
-    started: datetime,
-    **fields: Any,
-) -> RunRecord:
-    """The record of ``run``, which ends now. ``fields``: its other fields; none for a crash."""
-    nothing: dict[str, Any] = {"metrics": {}, "ends": [], "curve": []}
-    return RunRecord(
-        run=run.as_json(),
-        key=run.key,
-        data=data,
-        status=status,
-        error=error,
-        **_made(machine, started),
-        **nothing | fields,
-    )
-
-
-def measurement_record(
-    subject: dict[str, Any],
-    result: dict[str, Any],
-    machine: dict[str, Any],
-    status: Any,
-    error: str | None,
-    started: datetime,
-    **fields: Any,
-) -> MeasurementRecord:
-    """The record of the measurement ``subject``, which ends now."""
-    return MeasurementRecord(
-        measurement=subject,
-        key=key_of(subject),
-        result=result,
-        status=status,
-        error=error,
-        **_made(machine, started),
-        **fields,
-    )
-
-
-def _made(machine: dict[str, Any], started: datetime) -> dict[str, Any]:
-    return {
-        "code": code_version(),
-        "environment": machine,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def store_suite(
@@ -205,7 +117,7 @@ def store_suite(
         import torch
 
         now = datetime.now(UTC)
-        made = _made(environment(torch.float32), now)
+        made = made_by(environment(torch.float32), now)
         made |= {name: now.isoformat(timespec="microseconds") for name in ("started", "finished")}
         append_record(folder, SuiteRecord(suite=suite, key=key_of(suite), **made))
 

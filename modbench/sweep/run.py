@@ -10,13 +10,18 @@ from rich.console import Console
 from modbench import kernels
 from modbench.errors import UserError, several
 from modbench.records.finished import Finished, finished
-from modbench.records.record import TimingKind
+from modbench.records.record import DONE, TimingKind
 from modbench.records.store import remove_leftovers
 from modbench.sweep.changed import check_unchanged
 from modbench.sweep.command import end_of_command, run_jobs_of
 from modbench.sweep.devices import Devices
-from modbench.sweep.engine import Failure, Job
+from modbench.sweep.engine import Failure
+from modbench.sweep.job import Job, has_weights
 from modbench.sweep.jobs import Asked, folder_of, run_jobs, store_suite
+from modbench.sweep.launch.engines import EngineName, launcher_of
+from modbench.sweep.launch.launcher import Launcher
+from modbench.sweep.launch.slurm import Slurm
+from modbench.sweep.launch.watch import AT_ONCE
 from modbench.sweep.lock import make_folder, suite_lock
 from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.progress import say
@@ -39,7 +44,6 @@ from modbench.sweep.wanted import (
     titles,
 )
 from modbench.timing.system_load import parallel
-from modbench.trained.weights_folder import POINTS, weights_of
 
 
 def run_suite(
@@ -54,13 +58,18 @@ def run_suite(
     retry_oom: bool = False,
     wait: bool = True,
     shard: str | None = None,
+    engine: EngineName = "local",
+    request: Mapping[str, str] | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``settings``: in
     place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``:
     tasks that its trained runs are scored on, and nothing is trained. ``wait``: pause while another
-    process of modbench measures on this machine. ``shard``: see `Shard.parsed`. Returns the exit code of
-    `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the data or the
-    folder, or in the plugins of all rows, before anything has run."""
+    process of modbench measures on this machine. ``shard``: see `Shard.parsed`. ``engine`` and what each
+    job may ``request`` of it: see `launcher_of`. ``dry_run``: print the script of Slurm and run nothing.
+    Returns the exit code of `modbench.sweep.command.end_of_command`. Raises UserError: an error in the
+    suite, the data or the folder, or in the plugins of all rows, or an engine that isn't there or can't
+    do what is requested, before anything has run."""
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
@@ -77,10 +86,26 @@ def run_suite(
     rows = resolve(suite, plugins)
     # A wrong name is refused before anything runs.
     chosen([*expand(rows), *expand_planned(rows)], only, rows.mistakes)
-    workers = workers or parallel()[0]
-    conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
     folder = results / suite.header.name
-    return _Command(rows, folder, only, conditions, tasks, part, wait=wait).run()
+    if dry_run and engine != "slurm":
+        raise UserError(f"--dry-run prints the script of --engine slurm; --engine {engine} has none")
+    launcher = launcher_of(engine, request or {}, folder, workers)
+    if launcher and not dry_run:
+        launcher.check()
+    if launcher:  # each of its tasks has an allocation of its own
+        conditions: Conditions = _OfOtherMachines(workers=1, retry=retry_oom)
+    else:
+        conditions = Conditions(workers=workers or parallel()[0], gpu=gpu_name(), retry=retry_oom)
+    command = _Command(rows, folder, only, conditions, tasks, part, launcher, wait=wait)
+    return command.print_script() if dry_run else command.run()
+
+
+class _OfOtherMachines(Conditions):
+    """Conditions of jobs on machines whose GPUs this one doesn't know: a job that ran out of memory is
+    tried again on request only."""
+
+    def is_done(self, record: Finished) -> bool:
+        return record.status in DONE or (record.status == "oom" and not self.retry)
 
 
 class _Command:
@@ -95,6 +120,7 @@ class _Command:
         conditions: Conditions,
         tasks: Sequence[dict[str, Any]],
         shard: Shard,
+        launcher: Launcher | None,
         *,
         wait: bool,
     ) -> None:
@@ -104,6 +130,7 @@ class _Command:
         self.conditions = conditions
         self.tasks = tasks
         self.shard = shard
+        self.launcher = launcher
         self.wait = wait
         self.err = Console(stderr=True)
 
@@ -132,19 +159,31 @@ class _Command:
             # have ended in the middle of a run that it worked on.
             jobs, total = self.jobs_left()
             jobs = [job for job in jobs if job.key not in tried]
-        if timed := [] if self.tasks else self.timings_left():
+        if self.launcher:
+            self.tell_of_timings()
+        elif timed := [] if self.tasks else self.timings_left():
             with suite_lock(self.folder):
                 failures += self.engine_run(timed, len(timed), "process", 1)
         return end_of_command(self.rows, self.folder, failures, "leaderboard.md", self.tell)
 
+    def print_script(self) -> int:
+        """Print the script of Slurm for the jobs that are left. Returns 0."""
+        assert isinstance(self.launcher, Slurm)
+        jobs, total = self.jobs_left(store=False)
+        self.tell(f"{several(len(jobs), 'task')} of {several(total, 'run')} left; nothing is submitted")
+        if jobs:
+            print(self.launcher.script(jobs[:AT_ONCE]), end="")
+        return 0
+
     def engine_run(self, jobs: Sequence[Job], total: int, unit: str, workers: int) -> list[Failure]:
         """Run ``jobs``, of ``total`` with those that were done before."""
-        devices = Devices.here() if unit == "run" else Devices()
-        return run_jobs_of(self.rows, self.folder, jobs, total, unit, workers, self.err, devices)
+        devices = Devices.here() if unit == "run" and not self.launcher else Devices()
+        of = (self.rows, self.folder, jobs, total, unit, workers, self.err, devices, self.launcher)
+        return run_jobs_of(*of)
 
-    def jobs_left(self) -> tuple[list[Job], int]:
-        """Record what the suite wants; prepare the data once; return the jobs that are left of the runs
-        with the labels ``only``, and the number of all of these runs."""
+    def jobs_left(self, *, store: bool = True) -> tuple[list[Job], int]:
+        """Record what the suite wants, unless ``store`` is False; prepare the data once; return the jobs
+        that are left of the runs with the labels ``only``, and the number of all of these runs."""
         rows = self.rows
         suite = self.rows.suite
         records = finished(self.folder)
@@ -171,7 +210,8 @@ class _Command:
             refuse_more_passes(rows, {item.wanted.name for item in left}, data["train_tokens"])
             if "downstream" in suite.measure.steps:
                 check_tasks(suite, embedded, self.tell)
-        store_suite(rows, wanted, expand_planned(rows), measures, self.folder, records)
+        if store:
+            store_suite(rows, wanted, expand_planned(rows), measures, self.folder, records)
         total = len({item.run.key for item in runs})
         if not left:
             return [], total
@@ -179,7 +219,7 @@ class _Command:
         of_jobs = Asked.of(
             suite,
             folder=self.folder,
-            threads=parallel()[1],
+            threads=self.launcher.threads if self.launcher else parallel()[1],
             workers=self.conditions.workers,
             wait=self.wait,
         )
@@ -187,12 +227,7 @@ class _Command:
 
     def has_weights(self, item: Left) -> bool:
         run = item.wanted.run
-        folder = folder_of(self.folder, run.key)
-        budgets = {subject["budget"] for subject in item.measurements if subject["measures"] != "audit"}
-        points = max(subject["settings"].get("checkpoints", 1) for subject in item.measurements)
-        if points > 1 and len([*(folder / POINTS).glob("*.safetensors")]) < points:
-            return False
-        return all(weights_of(folder, run, budget).is_file() for budget in budgets)
+        return has_weights(folder_of(self.folder, run.key), run, list(item.measurements))
 
     def with_weights(self, item: Left, names: Mapping[str, str]) -> Left:
         """``item``; it is trained again if the weights to be measured are gone."""
@@ -215,14 +250,22 @@ class _Command:
             )
         return known
 
+    def timing_kinds(self) -> list[TimingKind]:
+        """The kinds of timings that [measure] steps ask for."""
+        kinds: dict[str, TimingKind] = {"timing": "training", "memory": "training_memory"}
+        return [kind for step, kind in kinds.items() if step in self.rows.suite.measure.steps]
+
+    def tell_of_timings(self) -> None:
+        """Tell that an engine of other machines takes none."""
+        if not self.tasks and self.timing_kinds():
+            self.tell(
+                f"times and memory are not measured by this engine; run `modbench time "
+                f"{self.rows.suite.header.name}` on the machine that is to be measured"
+            )
+
     def timings_left(self) -> list[Job]:
         """The processes that time what [measure] steps ask for."""
-        steps = self.rows.suite.measure.steps
-        kinds: list[TimingKind] = []
-        if "timing" in steps:
-            kinds.append("training")
-        if "memory" in steps:
-            kinds.append("training_memory")
+        kinds = self.timing_kinds()
         if not kinds:
             return []
         plan = TimingPlan.of(self.rows, self.folder, self.only)

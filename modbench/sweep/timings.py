@@ -20,7 +20,7 @@ from modbench.records.store import read_suite, remove_leftovers
 from modbench.report.timing.values import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
 from modbench.sweep.command import end_of_command, run_jobs_of
-from modbench.sweep.engine import Job, identity_of
+from modbench.sweep.job import Job, identity_of
 from modbench.sweep.jobs import store_suite
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.progress import say
@@ -138,8 +138,6 @@ class TimingPlan:
         return [self._job(*process) for process in processes]
 
     def _job(self, kind: TimingKind, timed: Timed, repetition: int) -> Job:
-        from modbench.sweep.timing_job import timing_record
-
         time = self.rows.suite.time.resolved(timed.sequence)
         label = self.labels[timed.key] if timed.router else "machine"
         spec = {
@@ -150,20 +148,17 @@ class TimingPlan:
             "timed": timed.as_json(),
             "time": time.of_a_process(),
             "repetition": repetition,
+            "machine": self.machine,
             "plugins": self.rows.plugins_of(timed.router),
             "results": str(self.folder.resolve()),
             "threads": _threads(self.rows),
         }
-
-        def crash_record(identity: Any, status: str, error: str, started: Any) -> Any:
-            return timing_record(spec, self.machine, status, error, started)
 
         return Job(
             identities=(("timing", timed.key, self.session, kind, repetition),),
             title=f"{label}, {kind.replace('_', ' ')} {repetition}",
             spec=spec,
             log=self.folder / "timings" / f"{timed.key}.txt",
-            crash_record=crash_record,
         )
 
 

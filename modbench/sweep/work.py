@@ -18,7 +18,7 @@ from modbench.measure.environment import environment
 from modbench.records.metrics import METRICS
 from modbench.records.run import Run
 from modbench.sweep.claim import Claim
-from modbench.sweep.jobs import measurement_record, run_record
+from modbench.sweep.job_records import measurement_record, run_record
 from modbench.sweep.run_job import RunJob, prepare_process
 from modbench.sweep.stage import Say, Stage
 from modbench.sweep.steps.audit import audit

@@ -1,7 +1,6 @@
 """`drive_engine.py FOLDER LABEL ...`: runs fake jobs as `modbench run` runs real ones, to be killed."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +10,9 @@ from modbench.model.config import ModelConfig
 from modbench.records.finished import finished
 from modbench.records.run import RouterCode, Run
 from modbench.sweep import worker
-from modbench.sweep.engine import Engine, Failure, Job
-from modbench.sweep.jobs import crash_record, folder_of, identities_of
+from modbench.sweep.engine import Engine, Failure
+from modbench.sweep.job import Job, identities_of
+from modbench.sweep.jobs import folder_of
 from modbench.sweep.progress import Progress
 from modbench.sweep.wanted import Conditions, Left, Wanted, left_of
 from modbench.train.config import TrainConfig
@@ -45,6 +45,7 @@ def fake_job(item: Left, folder: Path, threads: int) -> Job:
         "job": "run",
         "label": item.wanted.label,
         "run": run.as_json(),
+        "data": DATA,
         "train": item.train,
         "measurements": list(item.measurements),
         "plugins": [],
@@ -53,13 +54,11 @@ def fake_job(item: Left, folder: Path, threads: int) -> Job:
         "threads": threads,
         "workers": 1,
     }
-    machine = {"cpu": None, "gpu": None, "threads": threads, "torch": "0"}
     return Job(
-        identities=identities_of(item),
+        identities=identities_of(run, item.train, list(item.measurements)),
         title=item.wanted.label,
         spec=spec,
         log=own / "log.txt",
-        crash_record=partial(crash_record, item, DATA, machine, 1),
     )
 
 

@@ -16,6 +16,7 @@ from modbench.records.finished import Finished
 from modbench.records.store import append_record, read_suite
 from modbench.sweep import worker
 from modbench.sweep.crash import KILLED
+from modbench.sweep.job_records import crash_record
 from modbench.sweep.wanted import Conditions, left_of
 
 DRIVER = Path(__file__).with_name("drive_engine.py")
@@ -138,7 +139,7 @@ def test_a_cell_that_is_killed_after_its_record_has_that_records_status(tmp_path
     (item,) = fakes_left(folder, ["recorded"])
     job = fake_job(item, folder, 1)
     how = ("failed", "an old story", datetime.now(UTC))
-    append_record(folder, job.crash_record(job.identities[0], *how))
+    append_record(folder, crash_record(job.spec, job.identities[0], *how))
     (old,) = (folder / "records").iterdir()
     old.rename(old.with_name("zzzz.jsonl"))  # names are random; this one comes last
     assert run(folder, "recorded")[0] == []

@@ -16,7 +16,8 @@ from modbench.records.line import canonical_json, key_of
 from modbench.records.store import read_suite
 from modbench.report.page import Report
 from modbench.sweep import command, run
-from modbench.sweep.engine import Engine, Failure, Job
+from modbench.sweep.engine import Engine, Failure
+from modbench.sweep.job import Job
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.wanted import expand_planned
@@ -95,10 +96,10 @@ def test_finished_sweep(
 ) -> None:
     suite = suite_of(tables)
     folder = tmp_path / suite.header.name
-    _finish(suite, folder)
-    monkeypatch.setattr(run, "load_suite", lambda name: suite)
+    finish(suite, folder)
+    monkeypatch.setattr(run, "load_suite", lambda name, settings: suite)
     # The report comes after.
-    monkeypatch.setattr("modbench.report.page.write_report", lambda folder, say: Report([], {}))
+    monkeypatch.setattr("modbench.report.page.write_report", lambda *given, **named: Report([], {}))
     spent = time.process_time()
 
     def recognise() -> int:
@@ -110,7 +111,7 @@ def test_finished_sweep(
     reach.shown(f"{what}, processor time", (time.process_time() - spent) / 4, "s")
 
 
-def _finish(suite: Suite, folder: Path) -> None:
+def finish(suite: Suite, folder: Path) -> None:
     """Store a record of each run of ``suite``: as large as committed ones, and valid lines."""
     lines = [line for file in COMMITTED.glob("*.jsonl") for line in file.read_text().splitlines()]
     found = [json.loads(line) for line in lines]

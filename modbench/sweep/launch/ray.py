@@ -1,0 +1,138 @@
+"""Ray: a task of Ray Core for each job. Results are records in the shared folder, never Ray objects."""
+
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modbench.errors import UserError, several
+from modbench.sweep.job import Job
+from modbench.sweep.launch.launcher import python_path, whole
+
+#: A task that fails as often as this takes its worker or its node with it.
+_RETRIES = 3
+#: Variables that a node may lack: the folder of prepared texts, and the choice of kernels.
+_PASSED = ("MODBENCH_CACHE", "MODBENCH_KERNELS")
+
+
+_STOP_SECONDS = 30.0  #: for checkpoints: an engine gives its worker 20 s
+_CONNECT_SECONDS = 10.0  #: a slow network answers sooner
+_REMEDY = "set RAY_ADDRESS to the cluster's HOST:PORT, which `ray start --head` prints"
+
+
+class StoppedError(Exception):
+    """A task's process was asked to stop, and its job has stored a checkpoint."""
+
+
+class Ray:
+    """Launcher of Ray, ``workers`` tasks at a time (0: no limit). ``request``: num_cpus and num_gpus of
+    each; by default 1 CPU, and 1 GPU where the cluster has any."""
+
+    def __init__(self, request: Mapping[str, str], workers: int) -> None:
+        if unknown := {*request} - {"num_cpus", "num_gpus"}:
+            raise UserError(
+                f"--request {min(unknown)}: --engine ray knows num_cpus and num_gpus, such as num_gpus=1"
+            )
+        self.threads = whole(request, "num_cpus", 1)
+        self._gpus = whole(request, "num_gpus", 0) if "num_gpus" in request else None
+        self._workers = workers
+        self._tasks: dict[Any, Path] = {}
+        self._waiting: deque[Path] = deque()
+        self._remote: Any = None
+
+    def check(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            raise UserError(
+                '--engine ray needs Ray, which is not installed; run `pip install "modbench[ray]"`'
+            ) from None
+        address = os.environ.get("RAY_ADDRESS", "")
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        if host and port.isdigit():
+            _check_address(address, host, int(port))
+        variables = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        variables |= {"PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}
+        try:
+            ray.init(
+                log_to_driver=False,
+                logging_level="WARNING",
+                include_dashboard=False,
+                runtime_env={"env_vars": variables},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"--engine ray: Ray can't be used here ({said}); {_REMEDY}") from error
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = max(node.get("GPU", 0) for node in nodes)
+        if self._gpus is None:
+            self._gpus = 1 if gpus else 0
+        for name, kind, most in (("num_gpus", "GPU", self._gpus), ("num_cpus", "CPU", self.threads)):
+            known = max(int(node.get(kind, 0)) for node in nodes)
+            if most > known:
+                raise UserError(f"--request {name}={most}: a node of the cluster has at most {known}")
+        task = ray.remote(
+            num_cpus=self.threads,
+            num_gpus=self._gpus,
+            max_retries=_RETRIES,
+            retry_exceptions=[StoppedError],
+        )
+        self._remote = task(run_in_ray)
+
+    def active(self) -> set[Path]:
+        import ray
+
+        waiting = [*self._tasks]
+        ended, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0) if waiting else ([], [])
+        for task in ended:
+            with contextlib.suppress(ray.exceptions.RayError):  # the lack of a record tells
+                ray.get(task)
+            del self._tasks[task]
+        self._start()
+        return {*self._tasks.values(), *self._waiting}
+
+    def submit(self, jobs: Sequence[Job]) -> str:
+        self._waiting += [job.claimed for job in jobs if job.claimed]
+        self._start()
+        return f"ray: {several(len(jobs), 'task')} submitted"
+
+    def _start(self) -> None:
+        """Make tasks of jobs that wait, up to the number at a time."""
+        while self._waiting and (not self._workers or len(self._tasks) < self._workers):
+            folder = self._waiting.popleft()
+            self._tasks[self._remote.remote(str(folder))] = folder
+
+    def stopped(self) -> str:
+        import ray
+
+        running = [*self._tasks]
+        for task in running:
+            ray.cancel(task)  # as Ctrl-C in its process
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=_STOP_SECONDS)
+        ray.shutdown()
+        return f"ray: {several(len(running), 'task')} stopped, each with a checkpoint if it ran"
+
+
+def _check_address(address: str, host: str, port: int) -> None:
+    """Raise a `UserError` if nothing answers at ``address``; Ray itself tries for minutes."""
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"--engine ray: RAY_ADDRESS is {address}, and nothing answers there ({error}); {_REMEDY}"
+        ) from error
+
+
+def run_in_ray(folder: str) -> bool:
+    """Run the job of ``folder`` in a worker process of Ray. Raises StoppedError: asked to stop."""
+    from modbench.sweep.task import run_task
+
+    try:
+        return run_task(Path(folder))
+    except KeyboardInterrupt:
+        raise StoppedError(folder) from None

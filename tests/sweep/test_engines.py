@@ -1,0 +1,206 @@
+"""The script of a job array, and refusals, without Slurm; `tests/cluster` has a real one."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from drive_engine import DATA, fake_job, fake_run, fakes_left
+from small_suite import write_suite
+
+import modbench
+from modbench.cli.main import main
+from modbench.errors import UserError
+from modbench.records.run import Run
+from modbench.records.store import append_record
+from modbench.sweep.job import Job
+from modbench.sweep.job_records import run_record
+from modbench.sweep.launch.launcher import requested
+from modbench.sweep.launch.slurm import Slurm, planned_flops, recorded_rate, time_limit
+from modbench.train.schedule import Schedule
+
+
+def jobs_of(folder: Path, *labels: str) -> list[Job]:
+    jobs = [fake_job(left, folder, 1) for left in fakes_left(folder, list(labels))]
+    for job in jobs:
+        job.spec["suite"] = "s"
+    return jobs
+
+
+def command(place: Path, name: str, script: str) -> None:
+    (place / "bin").mkdir(exist_ok=True)
+    (place / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+    (place / "bin" / name).chmod(0o755)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory whose bin/ is first on the PATH."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]))
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_the_script_is_one_array_over_a_list(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    request = requested(["partition=gpu", "--gpus=1", "time=4:00:00"])
+    script = Slurm(place / "s", request, workers=8).script(jobs_of(place / "s", "a", "b", "c"), "x1")
+    assert script.splitlines() == [
+        "#!/bin/sh",
+        "#SBATCH --time=4:00:00",
+        "#SBATCH --signal=B:TERM@120",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --gpus=1",
+        "#SBATCH --job-name=modbench-s-x1",
+        "#SBATCH --array=0-2%8",
+        f"#SBATCH --output={place}/s/slurm/x1/%a.txt",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --requeue",
+        f"export PYTHONPATH={Path(modbench.__file__).parent.parent}",
+        f"exec {sys.executable} -P -m modbench.sweep.task {place}/s/slurm/x1/jobs.txt "
+        '"$SLURM_ARRAY_TASK_ID"',
+    ]
+
+
+def test_names_with_spaces_are_quoted(place: Path) -> None:
+    script = Slurm(place / "a b", {"constraint": "x|y"}, 0).script(jobs_of(place / "a b", "a"), "x1")
+    assert "#SBATCH --constraint='x|y'\n" in script
+    assert f"#SBATCH --output='{place}/a b/slurm/x1/%a.txt'\n" in script
+    assert f" '{place}/a b/slurm/x1/jobs.txt' " in script
+
+
+def test_the_time_limit_follows_from_planned_flops_and_recorded_rates(place: Path) -> None:
+    (job,) = jobs_of(place / "s", "a")
+    assert time_limit([job], None) == 240
+    budgets = (10**15,)
+    job.spec["run"]["schedule"] |= {"budgets": budgets}
+    end = {"budget": 1, "steps": 1, "tokens": 1, "flops": 10**12, "flops_nominal": 1, "audit": []}
+    machine = {"cpu": None, "gpu": None, "threads": 1, "torch": "0"}
+    made = run_record(
+        fake_run("b").run,
+        DATA,
+        machine,
+        "ok",
+        None,
+        datetime.now(UTC),
+        ends=[end],
+        seconds={"train": 2.0},
+    )
+    append_record(place / "s", made)
+    assert recorded_rate(place / "s") == 5e11
+    assert time_limit([job], 5e11) == 30 + 67  # 2 * 2000 s
+    trapezoid = Schedule(kind="trapezoid", budgets=(100, 200), warmup=0.0)
+    run = Run.of(fake_run("c").run.as_json() | {"schedule": trapezoid.as_json()})
+    assert planned_flops(run) == 200 + 100 - trapezoid.trunk(100)
+
+
+def test_a_list_is_frozen_and_found_by_the_name_of_its_array(place: Path) -> None:
+    command(place, "sbatch", f"cat > {place}/given; echo 12")
+    command(place, "squeue", "true")
+    jobs = jobs_of(place / "s", "a", "b", "c")
+    slurm = Slurm(place / "s", {}, workers=0)
+    said = slurm.submit(jobs)
+    assert said.startswith("slurm: array 12 of 3 tasks")
+    (listed,) = (place / "s" / "slurm").glob("*/jobs.txt")
+    assert listed.read_text().splitlines() == [str(job.claimed) for job in jobs]
+    given = (place / "given").read_text()
+    assert given == listed.with_name("array.sh").read_text()
+    # Another command finds two of them queued, next to an array that is none of ours.
+    name = f"modbench-s-{listed.parent.name}"
+    command(place, "squeue", f"echo '0 {name}'; echo '2 {name}'; echo '1 theirs'; echo 'N/A {name}'")
+    second = Slurm(place / "s", {}, workers=0)
+    assert second.active() == {jobs[0].claimed, jobs[2].claimed}
+    assert second.submit(jobs).startswith("slurm: array 12 of 1 task")
+    assert second.active() == {job.claimed for job in jobs}
+    command(place, "squeue", "exit 1")  # the controller is away: what was known counts
+    second._asked = None
+    assert second.active() == {job.claimed for job in jobs}
+
+
+def refused(place: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    write_suite(place, "tiny", "vanilla")
+    assert main(["run", "suite.toml", *words]) == 2
+    assert not (place / "my-results").exists()
+    (sentence,) = capsys.readouterr().err.splitlines()
+    return sentence
+
+
+def test_a_missing_sbatch_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(place / "bin"))
+    said = refused(place, capsys, "--engine", "slurm")
+    assert said.startswith("modbench: --engine slurm: sbatch is not found; run the command on a login")
+
+
+def test_what_sbatch_refuses_is_refused_before_anything_runs(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = "sbatch: error: invalid partition specified: nope\\nallocation failure: no"
+    command(place, "sbatch", f'echo "$@" > {place}/words; printf "{error}\\n" >&2; exit 1')
+    said = refused(place, capsys, "--engine", "slurm", "--request", "partition=nope")
+    assert said == (
+        "modbench: --engine slurm: sbatch refuses with --request partition=nope: invalid partition "
+        "specified: nope; allocation failure: no"
+    )
+    assert "--test-only" in (place / "words").read_text()
+
+
+def test_ray_that_is_not_installed_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = refused(place, capsys, "--engine", "ray")
+    assert said == (
+        'modbench: --engine ray needs Ray, which is not installed; run `pip install "modbench[ray]"`'
+    )
+
+
+def test_an_address_without_a_cluster_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    said = refused(place, capsys, "--engine", "ray")
+    sentence = "modbench: --engine ray: RAY_ADDRESS is 127.0.0.1:1, and nothing answers there ("
+    assert said.startswith(sentence)
+    assert said.endswith("; set RAY_ADDRESS to the cluster's HOST:PORT, which `ray start --head` prints")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--request", "gpus=1"], "--request gpus is for --engine slurm or ray; --engine local has"),
+        (["--engine", "slurm", "--request", "gpus"], "--request gpus: it must be NAME=VALUE, such as"),
+        (["--engine", "slurm", "--request", "a=1", "a=2"], "--request a is given twice; give it once"),
+        (["--engine", "slurm", "--request", "cpus-per-task=x"], "--request cpus-per-task=x: a whole"),
+        (["--engine", "ray", "--request", "gpus=1"], "--request gpus: --engine ray knows num_cpus and"),
+        (["--dry-run"], "--dry-run prints the script of --engine slurm; --engine local has none"),
+    ],
+    ids=str,
+)
+def test_a_wrong_request_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert refused(place, capsys, *words).startswith(f"modbench: {sentence}")
+
+
+def test_a_dry_run_prints_the_script_and_writes_no_result(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_suite(place, "tiny", "vanilla", sweep={"budgets": [1e7], "seeds": [0, 1]})
+    assert main(["run", "suite.toml", "--engine", "slurm", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("#!/bin/sh\n#SBATCH --time=240\n")
+    assert "#SBATCH --array=0-1\n" in out
+    assert "2 tasks of 2 runs left; nothing is submitted" in err
+    assert not (place / "my-results").exists()
+
+
+def test_a_request_keeps_what_follows_the_first_equals_sign() -> None:
+    assert requested(["gres=gpu:a100:1", "export=A=1"]) == {"gres": "gpu:a100:1", "export": "A=1"}
+    with pytest.raises(UserError):
+        requested(["a=1\nrm"])

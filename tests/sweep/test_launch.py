@@ -1,0 +1,179 @@
+"""Handing jobs to an engine of several machines, with an engine that records them at once."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from drive_engine import fake_job, fakes_left
+from rich.console import Console
+
+from modbench.errors import UserError
+from modbench.records.store import append_record
+from modbench.sweep.claim import Claims
+from modbench.sweep.engine import Failure
+from modbench.sweep.job import FILE, Job
+from modbench.sweep.job_records import crash_record
+from modbench.sweep.launch import watch
+from modbench.sweep.launch.watch import Watched
+from modbench.sweep.progress import Progress
+from modbench.sweep.task import LATEST
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "_LATE_SECONDS", 0.5)
+
+
+class Recorder:
+    """Records each job as it is submitted, with the first word of its title as its status; loses those
+    called lost, and keeps those called kept."""
+
+    threads = 1
+
+    def __init__(self, refusals: int = 0) -> None:
+        self.arrays: list[list[str]] = []
+        self.has: set[Path] = set()
+        self.refusals = refusals
+
+    def check(self) -> None:
+        pass
+
+    def active(self) -> set[Path]:
+        return self.has
+
+    def submit(self, jobs: Sequence[Job]) -> str:
+        if self.refusals:
+            self.refusals -= 1
+            raise UserError("too many")
+        self.arrays.append([job.title for job in jobs])
+        for job in jobs:
+            assert (Path(job.spec["folder"]) / FILE).is_file()
+            status = job.title.split()[0]
+            if status in ("failed", "diverged"):
+                record(job, status)
+            elif status == "kept":
+                self.has.add(Path(job.spec["folder"]))
+        return f"{len(jobs)} submitted"
+
+    def stopped(self) -> str:
+        return "they go on"
+
+
+def record(job: Job, status: str) -> None:
+    how = (status, "as asked", datetime.now(UTC))
+    append_record(Path(job.spec["results"]), crash_record(job.spec, job.identities[0], *how))
+
+
+def jobs_of(folder: Path, *labels: str) -> list[Job]:
+    return [replace(fake_job(left, folder, 1)) for left in fakes_left(folder, list(labels))]
+
+
+def run(folder: Path, jobs: list[Job], engine: Recorder) -> tuple[list[Failure], str]:
+    said = StringIO()
+    progress = Progress(Console(file=said, width=200))
+    progress.begin("s", total=len(jobs), done=0)
+    watched = Watched(folder=folder, launcher=engine, progress=progress, timeout=60.0)
+    try:
+        return watched.run(jobs), said.getvalue()
+    except KeyboardInterrupt:
+        return [], said.getvalue() + "interrupted"
+
+
+def test_each_job_is_submitted_once_and_failures_are_told(tmp_path: Path) -> None:
+    engine = Recorder()
+    failures, said = run(tmp_path, jobs_of(tmp_path, "diverged", "failed", "diverged 2"), engine)
+    assert engine.arrays == [["diverged", "failed", "diverged 2"]]
+    assert [(failure.title, failure.error) for failure in failures] == [("failed", "as asked")]
+    assert "3 of 3 runs done" in said
+
+
+def test_a_job_that_the_engine_loses_is_told_and_not_submitted_again(tmp_path: Path) -> None:
+    engine = Recorder()
+    (failure,), _ = run(tmp_path, jobs_of(tmp_path, "lost", "diverged"), engine)
+    assert (failure.title, failure.error) == ("lost", "its task ended without a record")
+    assert engine.arrays == [["lost", "diverged"]]
+
+
+def test_many_jobs_are_handed_over_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "AT_ONCE", 2)
+    monkeypatch.setattr(watch, "_FEW", 0)
+    engine = Recorder()
+    labels = [f"diverged {number}" for number in range(5)]
+    assert run(tmp_path, jobs_of(tmp_path, *labels), engine)[0] == []
+    assert engine.arrays == [labels[:2], labels[2:4], labels[4:]]
+
+
+def test_what_another_process_works_on_or_is_queued_is_waited_for(tmp_path: Path) -> None:
+    engine = Recorder()
+    jobs = jobs_of(tmp_path, "diverged", "claimed", "queued", "diverged 2")
+    claim = Claims().take(Path(jobs[1].spec["folder"]))
+    assert claim is not None
+    engine.has.add(Path(jobs[2].spec["folder"]))
+
+    def others() -> None:
+        time.sleep(0.5)
+        record(jobs[1], "diverged")
+        claim.release()
+        record(jobs[2], "diverged")
+        engine.has.clear()
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    failures, said = run(tmp_path, jobs, engine)
+    thread.join()
+    assert failures == []
+    assert engine.arrays == [["diverged", "diverged 2"]]
+    assert "claimed: another process works on it" in said
+
+
+def test_what_was_queued_and_is_gone_is_submitted(tmp_path: Path) -> None:
+    engine = Recorder()
+    jobs = jobs_of(tmp_path, "diverged")
+    engine.has.add(Path(jobs[0].spec["folder"]))
+    thread = threading.Timer(0.5, engine.has.clear)
+    thread.start()
+    assert run(tmp_path, jobs, engine)[0] == []
+    assert engine.arrays == [["diverged"]]
+
+
+def test_a_refusal_ends_the_command_unless_other_jobs_are_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(tmp_path, "diverged")
+    with pytest.raises(UserError, match="too many"):
+        run(tmp_path, jobs, Recorder(refusals=1))
+    engine = Recorder(refusals=3)
+    engine.has.add(tmp_path / "of another suite")
+    failures, said = run(tmp_path, jobs, engine)
+    assert failures == []
+    assert said.count("too many; tried again later") == 1
+
+
+def test_the_events_of_a_job_are_shown_and_an_interrupt_leaves_it(tmp_path: Path) -> None:
+    engine = Recorder()
+    (job,) = jobs_of(tmp_path, "kept")
+    folder = Path(job.spec["folder"])
+
+    def others() -> None:
+        while not engine.has:
+            time.sleep(0.02)
+        event = '{"event": "step", "phase": "train", "step": 3, "steps": 9}'
+        (folder / LATEST).write_text(f'{{"step": {event}}}')
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    _, said = run(tmp_path, [job], engine)
+    thread.join()
+    assert "kept: train 3/9" in said
+    assert said.endswith("they go on\ninterrupted")

@@ -1,0 +1,173 @@
+"""A sweep of 100,000 runs besides the runs: listed, submitted without a scheduler, found finished; and
+1,000 simulated workers on one folder."""
+
+import multiprocessing
+import random
+import resource
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_sweep import GRID, finish, suite_of
+from interleaved import now
+from pytest_benchmark.fixture import BenchmarkFixture
+from targets import Reach
+
+from modbench.records.finished import Watch
+from modbench.records.run import Run
+from modbench.records.store import append_record, read_suite
+from modbench.report.page import Report
+from modbench.sweep import job_records, run
+from modbench.sweep.claim import Claims
+from modbench.sweep.job import JobFile, done_of, run_identity
+from modbench.sweep.job_records import run_record
+from modbench.sweep.jobs import Asked, run_jobs
+from modbench.sweep.launch.slurm import Slurm
+from modbench.sweep.launch.watch import AT_ONCE
+from modbench.sweep.rows import resolve
+from modbench.sweep.suite import Suite
+from modbench.sweep.wanted import Conditions, expand, left_of, titles
+
+MANY = 100_000
+MACHINES, WORKERS, JOBS = 10, 100, 2_000
+DATA = {"sha256": "0" * 64, "train_tokens": 1, "heldout_tokens": 1}
+
+
+def many() -> Suite:
+    return suite_of(GRID | {"sweep": GRID["sweep"] | {"seeds": range(400)}})
+
+
+def apart(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds, peak memory above that at the start in GB, and result of ``work`` in a process of its
+    own."""
+    answers: Any = multiprocessing.get_context("fork").SimpleQueue()
+
+    def child() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began = now()
+        result = work()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        answers.put((now() - began, (peak - before) / 1e6, result))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    answer: tuple[float, float, Any] = answers.get()
+    process.join()
+    return answer
+
+
+def test_many_jobs_are_listed_and_submitted(
+    benchmark: BenchmarkFixture, reach: Reach, tmp_path: Path
+) -> None:
+    suite = many()
+    folder = tmp_path / suite.header.name
+
+    def listed() -> tuple[int, float, float]:
+        rows = resolve(suite)
+        wanted = expand(rows)
+        left = left_of(wanted, suite.measure.wanted(), [], Conditions(), audit=True)
+        asked = Asked.of(suite, folder=folder, threads=1, workers=1, wait=True)
+        jobs = run_jobs(left, titles(wanted), asked, rows.plugins_of, DATA)
+        began = now()
+        assert "--array=0-999" in Slurm(folder, {}, 0).script(jobs[:AT_ONCE])
+        rendered = now() - began
+        began = now()
+        for job in jobs[:AT_ONCE]:
+            JobFile(job=job, timeout=60.0, directory=str(tmp_path)).write()
+        return len(jobs), rendered, now() - began
+
+    measured = benchmark.pedantic(apart, args=(listed,), rounds=1, iterations=1)
+    seconds, memory, (jobs, rendered, written) = measured
+    assert jobs == MANY
+    reach(f"listing {MANY:,} jobs that are left", seconds - rendered - written, 60, "s")
+    reach(f"listing {MANY:,} jobs, memory", memory, 4, "GB")
+    reach(f"rendering the script of an array of {AT_ONCE:,}", rendered, 1, "s")
+    reach(f"writing the files of {AT_ONCE:,} jobs", written, 20, "s")
+
+
+def test_many_runs_are_found_finished(
+    benchmark: BenchmarkFixture, reach: Reach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = many()
+    finish(suite, tmp_path / suite.header.name)
+    monkeypatch.setattr(run, "load_suite", lambda name, settings: suite)
+    monkeypatch.setattr("modbench.report.page.write_report", lambda *given, **named: Report([], {}))
+
+    def recognise() -> int:
+        return run.run_suite("many", results=tmp_path)
+
+    seconds, memory, code = benchmark.pedantic(apart, args=(recognise,), rounds=1, iterations=1)
+    assert code == 0
+    reach(f"recognising {MANY:,} finished runs", seconds, 60, "s")
+    reach(f"recognising {MANY:,} finished runs, memory", memory, 3, "GB")
+
+
+def machine(folder: Path, runs: list[Run], number: int) -> None:
+    """Do what is left of ``runs`` in ``folder`` with many threads that share what they have read."""
+    watch = Watch(folder)
+    done: set[Any] = set()
+    reading = threading.Lock()
+    jobs = [(run_identity(item), item) for item in runs]
+    environment = {"cpu": None, "gpu": None, "threads": 1, "torch": "0"}
+
+    def read() -> None:
+        with reading:
+            done.update(done_of(watch.new()))
+
+    def work(seed: int) -> None:
+        claims, draw = Claims(), random.Random(seed)
+        order = draw.sample(jobs, len(jobs))
+        while order:
+            identity, item = order.pop()
+            if identity in done:
+                continue
+            claim = claims.take(folder / "runs" / identity[1])
+            if claim is None:
+                order.insert(draw.randrange(len(order) + 1), (identity, item))
+                time.sleep(draw.uniform(0.5, 1.5))  # as an engine waits
+                read()
+                continue
+            read()
+            if identity not in done:
+                how = ("diverged", "simulated", datetime.now(UTC))
+                append_record(folder, run_record(item, DATA, environment, *how))
+            claim.release()
+
+    threads = [threading.Thread(target=work, args=(WORKERS * number + n,)) for n in range(WORKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_many_workers_lose_nothing_and_do_nothing_twice(
+    benchmark: BenchmarkFixture, reach: Reach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It calls git; a real job does so once in minutes.
+    version = {"version": "0", "commit": None, "dirty": None}
+    monkeypatch.setattr(job_records, "code_version", lambda: version)
+    runs = [wanted.run for wanted in expand(resolve(suite_of(GRID)))[:JOBS]]
+    context = multiprocessing.get_context("fork")
+
+    def together() -> None:
+        machines = [
+            context.Process(target=machine, args=(tmp_path / "s", runs, number))
+            for number in range(MACHINES)
+        ]
+        for process in machines:
+            process.start()
+        for process in machines:
+            process.join()
+        assert all(process.exitcode == 0 for process in machines)
+
+    benchmark.pedantic(together, rounds=1, iterations=1)
+    made = Counter(record.key for record in read_suite(tmp_path / "s").runs)
+    what = f"of {JOBS:,} jobs by {MACHINES * WORKERS:,} workers"
+    reach(f"lost, {what}", len({run.key for run in runs} - made.keys()), 0, "jobs")
+    reach(f"double, {what}", sum(made.values()) - len(made), 0, "jobs")
+    reach.shown(f"a job, {what}", 1000 * benchmark.stats.stats.total / JOBS, "ms")

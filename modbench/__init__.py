@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modbench.ledger import Workload as Workload
     from modbench.routing.depth_router import DepthRouter as DepthRouter
     from modbench.routing.expert_router import ExpertRouter as ExpertRouter
+    from modbench.routing.module_router import ModuleRouter as ModuleRouter
     from modbench.routing.registry import register_router as register_router
     from modbench.routing.router import Router as Router
     from modbench.trained.load import load as load
@@ -26,6 +27,7 @@ _WHERE = {
     "FlopCounter": "modbench.counting.counter",
     "DepthRouter": "modbench.routing.depth_router",
     "Ledger": "modbench.ledger",
+    "ModuleRouter": "modbench.routing.module_router",
     "Router": "modbench.routing.router",
     "Workload": "modbench.ledger",
     "count": "modbench.accounting.count",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modbench.audit import audit
+from modbench.audit.warmed import warmed
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
@@ -42,7 +43,7 @@ def text(sequences: int, tokens: int, draw: int) -> torch.Tensor:
 
 
 def test_every_example_of_a_router_is_here() -> None:
-    assert {file.stem for file in EXAMPLES.glob("*.py")} == {*STATED, "local_items"}
+    assert {file.stem for file in EXAMPLES.glob("*.py")} == {*STATED, "local_items", "port_bugs"}
 
 
 @examples
@@ -78,3 +79,29 @@ def test_it_passes_the_audit(name: str) -> None:
         model(text(2, 33, draw), Context())
     findings = audit(model.eval(), shapes=((3, 31),), trained=(2, 17))
     assert [f"{f.name}: {f.figure}" for f in findings if f.failed] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "probes", "words"),
+    [
+        ("port_right", set(), ""),
+        ("port_top_k", {1, 3}, "earlier positions changed"),
+        ("port_one_target", {8}, "loss 'module' of layer 1 changes"),
+        ("port_schedule", {10}, "layers.1.module.steps, which is not in state_dict"),
+    ],
+)
+def test_audit_names_the_bug_of_a_public_port(name: str, probes: set[int], words: str) -> None:
+    load_plugin(EXAMPLES / "port_bugs.py")
+    findings = audit(warmed(SHAPE, name, {}, 0, 17), shapes=((3, 31),), trained=(2, 17))
+    figures = {finding.probe: finding.figure for finding in findings if finding.failed}
+    assert set(figures) == probes
+    assert words in figures.get(min(probes, default=0), "")
+
+
+def test_port_that_computes_all_tokens_is_counted_with_all() -> None:
+    load_plugin(EXAMPLES / "port_bugs.py")
+    model = build_model(SHAPE, build_router("port_right"))
+    ledger = model.ledger(Workload.uniform(1, 64))
+    assert model.flops_source == "counted"
+    spent = sum(flops.model for (layer, _, _), flops in ledger if layer == 1)
+    assert spent == 2 * 64 * 32 * (1 + 1 + 128 + 128)  # router, predictor, two matmuls of the MLP

@@ -33,6 +33,7 @@ def test_the_wheel_has_type_information_and_no_tests() -> None:
 
     files = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     assert "modbench/py.typed" in files
+    assert "modbench/cli/package/router.py.in" in files
     pages = "modbench/report/html"
     assert f"{pages}/templates/suite.html.j2" in files
     vendored = {"sortable.min.js", "sortable.LICENSE.txt", "uPlot.iife.min.js", "uPlot.LICENSE.txt"}

@@ -67,16 +67,23 @@ def differences(golden: Table, now: Table) -> list[list[str]]:
     return rows
 
 
-def run_gate(golden: Path, *, plugins: Sequence[Path] = (), accept: bool = False) -> int:
-    """Compare the table at ``golden`` with the current FLOPs of the routers that ``plugins`` register,
-    or of the built-in ones. Print the differences; return 1 if there are any, else 0. ``accept`` writes
-    the new table instead. Raise a `UserError` if the table is missing, malformed or not writable, or a
-    plugin fails."""
-    if plugins and golden == GOLDEN:
-        raise UserError("--plugin needs --golden FILE: a plugin's counts stand in a table of their own")
-    routers = [name for plugin in plugins for name in load_plugin(plugin)] or built_in()
+def run_gate(
+    golden: Path,
+    *,
+    plugins: Sequence[Path] = (),
+    routers: Sequence[str] = (),
+    accept: bool = False,
+) -> int:
+    """Compare the table at ``golden`` with the current FLOPs of ``routers`` and of those that
+    ``plugins`` register, or of the built-in ones. Print the differences; return 1 if there are any, else
+    0. ``accept`` writes the new table instead. Raise a `UserError` if the table is missing, malformed or
+    not writable, a plugin fails, or a router is unknown."""
+    if (plugins or routers) and golden == GOLDEN:
+        flag = "--plugin" if plugins else "--router"
+        raise UserError(f"{flag} needs --golden FILE: a plugin's counts stand in a table of their own")
+    named = [name for plugin in plugins for name in load_plugin(plugin)] + [*routers]
     known = {} if accept else _read(golden)
-    now = current(routers)
+    now = current(named or built_in())
     if accept:
         try:
             golden.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")

@@ -11,7 +11,7 @@ from modbench.errors import UserError, known_names
 #: By name, in the order of the help.
 COMMANDS = (
     *("check", "run", "time", "report", "compare", "verify", "merge", "list", "data", "flops", "plan"),
-    *("fit", "audit", "eval", "sample", "export", "docs"),
+    *("fit", "audit", "new-router", "eval", "sample", "export", "docs"),
 )
 
 
@@ -19,14 +19,16 @@ def function_of(command: str) -> Callable[..., int]:
     """The function of ``command``, which its module is imported for. Raises UserError: no such one."""
     if command not in COMMANDS:
         raise UserError(f"there is no command '{command}'; {known_names(command, COMMANDS)}")
-    module = import_module(f"modbench.cli.{command}")
-    function: Callable[..., int] = getattr(module, _name(module, command))
+    name = _name(command)
+    module = import_module(f"modbench.cli.{name}")
+    # With an underscore where Python has the word itself.
+    function: Callable[..., int] = getattr(module, name if hasattr(module, name) else f"{name}_")
     return function
 
 
-def _name(module: object, command: str) -> str:
-    """That of a function; with an underscore where Python has the word itself."""
-    return command if hasattr(module, command) else f"{command}_"
+def _name(command: str) -> str:
+    """Return the name of the module and of the function of ``command``."""
+    return command.replace("-", "_")
 
 
 def overview() -> str:
@@ -50,7 +52,8 @@ def overview() -> str:
 
 def _first_sentence(command: str) -> str:
     """The first sentence of the help of ``command``."""
-    tree = ast.parse((Path(__file__).parent / f"{command}.py").read_bytes())
+    name = _name(command)
+    tree = ast.parse((Path(__file__).parent / f"{name}.py").read_bytes())
     functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    words = next(ast.get_docstring(f) or "" for f in functions if f.name.rstrip("_") == command)
+    words = next(ast.get_docstring(f) or "" for f in functions if f.name.rstrip("_") == name)
     return " ".join(re.split(r"(?<=\.)\s", words, maxsplit=1)[0].split())

@@ -38,10 +38,19 @@ class Place:
     width: int
 
 
-def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: bool = True) -> Ledger:
+def counted_ledger(
+    part: nn.Module,
+    place: Place,
+    workload: Workload,
+    *,
+    mixes: bool = True,
+    with_values: Callable[[], nn.Module] | None = None,
+) -> Ledger:
     """Return the FLOPs of ``part`` (``forward(x_BTD, context)``) for ``workload``, counted once for each
-    case. ``mixes``: tokens of a sequence attend to each other in it. Raise a `UserError` if the part
-    needs values, or does not report how many tokens it routed."""
+    case. ``mixes``: tokens of a sequence attend to each other in it. ``with_values`` builds another one
+    with random values, for a part that reads values or masks attention; what it raises is raised here.
+    Raise a `UserError` if the part needs values and there is no such function, or its FLOPs depend on
+    them, or it does not report how many tokens it routed."""
     routed = {what: counts for (layer, what), counts in workload.counts.items() if layer == place.layer}
     if not workload.padding and not mixes and any(len(c) != workload.sequences for c in routed.values()):
         # Counts of the whole batch: its tokens cost as much in one row, which needs no padding.
@@ -51,17 +60,47 @@ def counted_ledger(part: nn.Module, place: Place, workload: Workload, *, mixes: 
     plain = replace(workload, counts={}, checkpoint=False)
     size = (plain.lengths, plain.past, plain.phase, plain.padding, plain.input_gradient)
     case = (place, frozen, tuple(sorted(routed.items())), size)
+
+    def count(twin: nn.Module) -> Ledger:
+        try:
+            with FlopCounter() as counter:
+                ledger = Ledger.sum(_pieces(twin, place, plain, routed))
+            if with_values is None or not counter.unread_masks:
+                return ledger
+        except FAULTS as error:
+            if with_values is None or isinstance(error, UserError):
+                raise
+        build = with_values
+        return _counted_by_values(place, lambda: _pieces(build(), place, plain, routed))
+
     try:
-        return counted_once(part, case, lambda twin: Ledger.sum(_pieces(twin, place, plain, routed)))
-    except UserError:
-        raise
+        return counted_once(part, case, count)
     except FAULTS as error:
+        if with_values is not None or isinstance(error, UserError):
+            raise
         reason = " ".join(str(error).split())
         raise UserError(
             f"layer {place.layer} has no ledger and cannot be counted on the meta device, where tensors "
             f"have no values ({type(error).__name__}: {reason[:200]}); give it a ledger, or take counts "
             "through modbench.routing.topk.counts_to_host"
         ) from error
+
+
+def _counted_by_values(place: Place, pieces: Callable[[], Iterator[Ledger]]) -> Ledger:
+    """Return the sum of ``pieces``, in which weights and inputs are drawn at random. Raise a `UserError`
+    if two draws differ."""
+    draws = []
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            draws.append(Ledger.sum(pieces()))
+    if draws[0] != draws[1]:
+        one, other = (f"{ledger.total('full'):,}" for ledger in draws)
+        raise UserError(
+            f"layer {place.layer}: FLOPs depend on hidden states ({one} and {other} in two draws); "
+            "write a Layer that reports its routed tokens by context.trace.count"
+        )
+    return draws[0]
 
 
 def counted_once(part: M, case: object, count: Callable[[M], Ledger]) -> Ledger:
@@ -166,17 +205,17 @@ def _inputs(
     cache: Cache | None,
 ) -> tuple[Tensor, Context]:
     sequences, longest = len(lengths), max(lengths)
-    weights = (p.dtype for p in part.parameters() if p.is_floating_point())
-    x_BTD = torch.empty(
+    weight = next((p for p in part.parameters() if p.is_floating_point()), torch.empty(0, device="meta"))
+    x_BTD = torch.randn(
         (sequences, longest, place.width),
-        dtype=next(weights, torch.float32),
-        device="meta",
+        dtype=weight.dtype,
+        device=weight.device,
         requires_grad=workload.phase == "train" and workload.input_gradient,
     )
     context = Context(
         selection=rule,
         lengths_B=host_lengths(lengths, x_BTD.device) if min(lengths) < longest else None,
-        tokens_BT=torch.empty((sequences, longest), dtype=torch.long, device="meta"),
+        tokens_BT=torch.zeros((sequences, longest), dtype=torch.long, device=x_BTD.device),
         cache=cache,
     )
     if cache is not None:

@@ -55,8 +55,20 @@ def _file_or_module(module: str | None) -> str:
 
 
 def installed_modules() -> dict[str, str]:
-    """Return the module of each installed router by name, without loading any."""
-    return {point.name: point.module for point in sorted(entry_points(group=GROUP))}
+    """Return the module of each installed router by name, without loading any. Of several packages with
+    the same name modbench's own comes first."""
+    return {name: modules[0] for name, modules in _entry_points().items()}
+
+
+def _entry_points() -> dict[str, list[str]]:
+    """Return the modules that installed packages name for each router: one, unless names clash."""
+    modules: dict[str, list[str]] = {}
+    points = sorted(entry_points(group=GROUP))
+    for point in sorted(points, key=lambda point: not point.value.startswith("modbench.")):
+        module = point.value.partition(":")[0].strip()  # point.module raises for a name with a hyphen
+        if module not in modules.setdefault(point.name, []):
+            modules[point.name].append(module)
+    return modules
 
 
 def router_names() -> list[str]:
@@ -66,11 +78,18 @@ def router_names() -> list[str]:
 
 def router_class(name: str) -> "type[Router]":
     """Return the router registered as ``name``; load its package if needed. Raise a `UserError` for an
-    unknown name, or a package that cannot be imported or does not register it."""
+    unknown name, one that several packages use, or a package that cannot be imported or does not
+    register it."""
     if name not in _registered:
-        module = installed_modules().get(name)
+        module, *others = _entry_points().get(name, [None])
         if module is None:
             raise UserError(f"router '{name}' is not known; {known_names(name, router_names())}")
+        if others:
+            owners = " and ".join([module, *others])
+            raise UserError(
+                f"router '{name}': {owners} are entry points with this name; uninstall a package, or "
+                "rename its entry point"
+            )
         try:
             importlib.import_module(module)
         except UserError:
@@ -163,8 +182,12 @@ def _package_sha256(name: str) -> str:
 
 
 def foreign_routers() -> list[str]:
-    """Return the names of installed routers that are not modbench's own, without loading any."""
-    return [name for name, module in installed_modules().items() if not module.startswith("modbench.")]
+    """Return the names of installed routers that are not modbench's own alone, without loading any."""
+    return [
+        name
+        for name, modules in _entry_points().items()
+        if not all(module.startswith("modbench.") for module in modules)
+    ]
 
 
 def plugin_file(name: str) -> Path | None:

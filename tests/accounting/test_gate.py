@@ -87,6 +87,17 @@ def test_a_plugin_is_held_against_its_own_table(tmp_path: Path) -> None:
     assert {"vanilla", "mod", "relu_routing"} <= set(gate.built_in())
 
 
+def test_a_router_that_is_named_has_a_table_of_its_own(tmp_path: Path) -> None:
+    table = tmp_path / "skip.json"
+    assert run_gate(table, routers=["threshold_skip"], accept=True) == 0
+    assert {key.partition("/")[0].partition(":")[0] for key in json.loads(table.read_text())} == {
+        "threshold_skip"
+    }
+    assert run_gate(table, routers=["threshold_skip"]) == 0
+    with pytest.raises(UserError, match="--router needs --golden FILE"):
+        run_gate(GOLDEN, routers=["threshold_skip"])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

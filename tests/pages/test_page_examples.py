@@ -26,6 +26,7 @@ RUN_BY = {
     ("start", "sh"): "pages/test_start.py",
     ("tasks", "python"): "report/test_downstream.py",
     ("writing_a_router", "python"): "test_docs.py",
+    ("your_block", "python"): "routing/test_module_router.py",
 }
 _BLOCK = re.compile(
     r"^(<!-- not run: [^\n]+ -->\n)?```(python|sh|console)\n(.*?)^```$", re.DOTALL | re.MULTILINE

@@ -1,0 +1,59 @@
+"""The command `modbench new-router`. Imports no torch."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from modbench.errors import UserError
+from modbench.routing.registry import router_names
+
+#: The files of a package, with `my_router` in place of the name, and where they go.
+_TEMPLATES = Path(__file__).parent / "package"
+_FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "router.py": "src/modbench_my_router/__init__.py",
+    "test_my_router.py": "tests/test_my_router.py",
+    "ci.yml": ".github/workflows/ci.yml",
+    "my_router.flops.json": "my_router.flops.json",
+}
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+
+def new_router(name: Annotated[Positional[str], arg(metavar="NAME")], /) -> int:
+    """Write a package with a router of your own into the folder NAME: its entry point, a router to
+    edit, tests that run the audit and the FLOP gate, and a workflow that runs them.
+
+    Example: modbench new-router my_idea
+
+    Args:
+        name: name of the router: lowercase letters, digits and underscores
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"new-router: '{name}' can't be the name of a router; use lowercase letters, digits and "
+            "single underscores, such as my_idea"
+        )
+    if name in router_names():
+        raise UserError(f"new-router: a router '{name}' is installed already; choose another name")
+    folder = Path(name)
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"new-router: {folder} is there already; choose another name, or remove it")
+    for template, path in _FILES.items():
+        file = folder / _named(path, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = (_TEMPLATES / f"{template}.in").read_text(encoding="utf-8")
+        file.write_text(_named(text, name), encoding="utf-8")
+    print(f"{folder}/{_named(_FILES['router.py'], name)} holds the router. Next:")
+    print(f"  python -m pip install --editable ./{name}")
+    print(f"  modbench check {name}")
+    return 0
+
+
+def _named(text: str, name: str) -> str:
+    """Replace the names of the template in ``text``."""
+    title = "".join(part.capitalize() for part in name.split("_")).removesuffix("Router")
+    text = text.replace("my_router", name).replace("my-router", name.replace("_", "-"))
+    return text.replace("MyRouter", f"{title}Router")

@@ -39,6 +39,7 @@ def run(
     engine: Literal["local", "slurm", "ray"] = "local",
     request: Requests = (),
     dry_run: bool = False,
+    rehearse: Annotated[bool, arg(help_behavior_hint="")] = False,
     retry: Annotated[Literal["oom"] | None, arg(help_behavior_hint="")] = None,
 ) -> int:
     """Train and measure what has no record yet of a suite, then write its table and plots.
@@ -63,6 +64,8 @@ def run(
         request: what each job asks of --engine slurm, by options of sbatch such as partition=gpu gpus=1,
             or of ray: num_gpus=1
         dry_run: print the script of --engine slurm and submit nothing
+        rehearse: record nothing; take two steps of each scheme's smallest run, and count and weigh a
+            pass of its largest
         retry: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on
             another GPU
     """
@@ -84,4 +87,5 @@ def run(
         engine=engine,
         request=requested(flat(request)),
         dry_run=dry_run,
+        rehearsed=rehearse,
     )

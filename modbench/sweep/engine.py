@@ -30,7 +30,7 @@ _STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to
 class _Running:
     worker: Worker
     claim: Claim | None
-    device: str | None
+    devices: tuple[str, ...]
     before: int  #: number of records that had been seen when it began
 
 
@@ -132,11 +132,11 @@ class Engine:
         """Claim ``job`` and start its worker; None if another process works on it, or no device is
         free."""
         claim = None
-        device = self.devices.take()
-        if self.devices and device is None:
+        devices = self.devices.take(job.ranks)
+        if devices is None:
             return None
         if job.claimed and (claim := self.claims.take(job.claimed)) is None:
-            self.devices.give(device)
+            self.devices.give(devices)
             self.progress.waits(job.key, job.title)
             return None
         spec = dict(job.spec)
@@ -145,20 +145,20 @@ class Engine:
             self._see(watch)
             if self._is_done(job):
                 claim.release()
-                self.devices.give(device)
+                self.devices.give(devices)
                 return None
             spec["claim"] = {"path": str(claim.path), "token": claim.token}
-        if device is not None:
-            spec["device"] = device
+        if devices:
+            spec["device"] = ",".join(devices)
         self.progress.started(job.key, job.title)
         hear = partial(self.progress.event, job.key)
         worker = Worker(spec, log=job.log, hear=hear, timeout=self.timeout)
-        return _Running(worker=worker, claim=claim, device=device, before=len(self._records))
+        return _Running(worker=worker, claim=claim, devices=devices, before=len(self._records))
 
     def _give_up(self, at: _Running) -> None:
         if at.claim:
             at.claim.release()
-        self.devices.give(at.device)
+        self.devices.give(at.devices)
 
     def _settle(self, job: Job, at: _Running, watch: Watch) -> list[Failure]:
         """Make sure that a job whose worker has ended has a record, and report its status."""

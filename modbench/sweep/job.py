@@ -4,6 +4,7 @@ another process, on another machine, runs it (`modbench.sweep.task`)."""
 import json
 import os
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ class Job:
     def claimed(self) -> Path | None:
         """The folder whose claim it needs; None for a timing, which is alone on its machine."""
         return Path(self.spec["folder"]) if "folder" in self.spec else None
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train its run together, each on a device of its own."""
+        train = self.spec.get("run", {}).get("train", {})
+        return prod((train.get("parallel") or {}).values())
 
     def left(self, done: set[Identity]) -> "Job | None":
         """The part of a run's job that is not ``done``; None if there is none. A run whose weights are

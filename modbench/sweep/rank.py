@@ -22,6 +22,7 @@ import torch
 from modbench.data.token_data import load
 from modbench.errors import UserError
 from modbench.records.run import Run
+from modbench.sweep.devices import refuse_missing_devices
 from modbench.sweep.run_job import RunJob, prepare_process
 from modbench.sweep.stage import Stage
 from modbench.sweep.steps.training import restored, train_part
@@ -74,16 +75,6 @@ def train_by_ranks(job: RunJob) -> Trained:
     for name in (_SPEC, _EVENTS, _OUTCOME, _STOP):
         (job.folder / name).unlink(missing_ok=True)
     return outcome
-
-
-def refuse_missing_devices(ranks: int) -> None:
-    """Raise a `UserError` if this machine has GPUs, but fewer than ``ranks``."""
-    devices = torch.cuda.device_count()
-    if 0 < devices < ranks:
-        raise UserError(
-            f"[train] parallel asks for {ranks} processes, one per GPU, and this machine shows {devices}"
-            " to a run; lower parallel, or give it more GPUs"
-        )
 
 
 def _pass_on(job: RunJob, read: int) -> int:

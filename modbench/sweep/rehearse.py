@@ -19,9 +19,9 @@ from modbench.plan.memory import Measured, Recipe
 from modbench.records.run import Run
 from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.registry import build_router, load_plugin
+from modbench.sweep.devices import refuse_missing_devices
 from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.plan import Tell, text_tokens
-from modbench.sweep.rank import refuse_missing_devices
 from modbench.sweep.rows import Rows
 from modbench.sweep.wanted import chosen, expand_planned
 from modbench.train import checkpoint

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from modbench.records.record import DONE, TimingKind
 from modbench.records.store import remove_leftovers
 from modbench.sweep.changed import check_unchanged
 from modbench.sweep.command import end_of_command, run_jobs_of
-from modbench.sweep.devices import Devices
+from modbench.sweep.devices import Devices, refuse_missing_devices
 from modbench.sweep.engine import Failure
 from modbench.sweep.job import Job, has_weights
 from modbench.sweep.jobs import Asked, folder_of, run_jobs, store_suite
@@ -61,12 +62,14 @@ def run_suite(
     engine: EngineName = "local",
     request: Mapping[str, str] | None = None,
     dry_run: bool = False,
+    rehearsed: bool = False,
 ) -> int:
     """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``settings``: in
     place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``:
     tasks that its trained runs are scored on, and nothing is trained. ``wait``: pause while another
     process of modbench measures on this machine. ``shard``: see `Shard.parsed`. ``engine`` and what each
-    job may ``request`` of it: see `launcher_of`. ``dry_run``: print the script of Slurm and run nothing.
+    job may ``request`` of it: see `launcher_of`. ``dry_run``: print the script of Slurm and run nothing;
+    ``rehearsed``: see `modbench.sweep.rehearse`.
     Returns the exit code of `modbench.sweep.command.end_of_command`. Raises UserError: an error in the
     suite, the data or the folder, or in the plugins of all rows, or an engine that isn't there or can't
     do what is requested, before anything has run."""
@@ -85,7 +88,12 @@ def run_suite(
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
     # A wrong name is refused before anything runs.
-    chosen([*expand(rows), *expand_planned(rows)], only, rows.mistakes)
+    runs = chosen([*expand(rows), *expand_planned(rows)], only, rows.mistakes)
+    ranks = max(item.run.train.ranks for item in runs)
+    if rehearsed:
+        from modbench.sweep.rehearse import rehearse
+
+        return rehearse(rows, only, partial(say, Console(stderr=True)))
     folder = results / suite.header.name
     if dry_run and engine != "slurm":
         raise UserError(f"--dry-run prints the script of --engine slurm; --engine {engine} has none")
@@ -95,7 +103,9 @@ def run_suite(
     if launcher:  # each of its tasks has an allocation of its own
         conditions: Conditions = _OfOtherMachines(workers=1, retry=retry_oom)
     else:
-        conditions = Conditions(workers=workers or parallel()[0], gpu=gpu_name(), retry=retry_oom)
+        refuse_missing_devices(ranks)
+        workers = workers or max(1, parallel()[0] // ranks)
+        conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
     command = _Command(rows, folder, only, conditions, tasks, part, launcher, wait=wait)
     return command.print_script() if dry_run else command.run()
 

@@ -41,15 +41,17 @@ def test_the_shares_of_two_machines_are_all_runs_once_they_are_merged(tmp_path: 
 def test_a_device_is_held_by_one_job_of_any_command() -> None:
     first, second = Devices(("test-0", "test-1")), Devices(("test-0", "test-1"))
     taken = [first.take(), second.take()]
-    assert sorted(filter(None, taken)) == ["test-0", "test-1"]
+    assert taken == [("test-0",), ("test-1",)]
     assert first.take() is second.take() is None
-    first.give(taken[0])
-    assert second.take() == taken[0]
-    for name in taken:
-        second.give(name)
+    first.give(["test-0"])
+    assert second.take() == ("test-0",)
+    second.give(["test-0", "test-1"])
+    assert second.take(3) is None
+    assert first.take(2) == ("test-0", "test-1")  # those that were too few were given back
+    first.give(["test-0", "test-1"])
 
 
 def test_a_job_sees_its_device_only() -> None:
     spec = {"threads": 1, "device": "3"}
     assert _environment(spec)["CUDA_VISIBLE_DEVICES"] == "3"
-    assert Devices.here().take() is None  # without a GPU jobs need none
+    assert Devices.here().take() == ()  # without a GPU jobs need none

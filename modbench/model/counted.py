@@ -62,16 +62,18 @@ def counted_ledger(
     case = (place, frozen, tuple(sorted(routed.items())), size)
 
     def count(twin: nn.Module) -> Ledger:
+        if with_values is None:
+            return Ledger.sum(_pieces(twin, place, plain, routed))
         try:
             with FlopCounter() as counter:
                 ledger = Ledger.sum(_pieces(twin, place, plain, routed))
-            if with_values is None or not counter.unread_masks:
+            if not counter.unread_masks:
                 return ledger
-        except FAULTS as error:
-            if with_values is None or isinstance(error, UserError):
-                raise
-        build = with_values
-        return _counted_by_values(place, lambda: _pieces(build(), place, plain, routed))
+        except UserError:
+            raise
+        except FAULTS:  # it reads values, or fails with them, too
+            pass
+        return _counted_by_values(place, lambda: _pieces(with_values(), place, plain, routed))
 
     try:
         return counted_once(part, case, count)
@@ -95,7 +97,7 @@ def _counted_by_values(place: Place, pieces: Callable[[], Iterator[Ledger]]) -> 
             torch.manual_seed(seed)
             draws.append(Ledger.sum(pieces()))
     if draws[0] != draws[1]:
-        one, other = (f"{ledger.total('full'):,}" for ledger in draws)
+        one, other = (f"{ledger.total('model'):,}" for ledger in draws)
         raise UserError(
             f"layer {place.layer}: FLOPs depend on hidden states ({one} and {other} in two draws); "
             "write a Layer that reports its routed tokens by context.trace.count"

@@ -81,6 +81,17 @@ class Skips(nn.Module):
         return out_BTD
 
 
+class MasksSkipped(Attends):
+    """Attention in which tokens whose score is not above 0 have no keys."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        q_BTD, k_BTD, v_BTD = self.qkv(self.norm(x_BTD))[:, None].chunk(3, -1)
+        tokens = x_BTD.shape[1]
+        own_TT = torch.eye(tokens, dtype=torch.bool, device=x_BTD.device)
+        seen_B1TT = self.seen[:tokens, :tokens] & (x_BTD[..., 0] > 0)[:, None, None] | own_TT
+        return x_BTD + F.scaled_dot_product_attention(q_BTD, k_BTD, v_BTD, attn_mask=seen_B1TT)[:, 0]
+
+
 class Centres(nn.Module):
     """Subtracts the mean of the batch."""
 
@@ -161,10 +172,17 @@ def test_frozen_weights_are_counted_as_frozen() -> None:
     assert model.ledger(workload) != trained
 
 
-def test_module_whose_routed_tokens_depend_on_values_is_refused_by_the_count() -> None:
-    name = registered("block", Skips)
-    with pytest.raises(UserError, match=r"layer 1: FLOPs depend on hidden states \([\d,]+ and [\d,]+"):
+@pytest.mark.parametrize("module", [Skips, MasksSkipped])
+def test_count_that_depends_on_values_is_refused(module: Callable[[int], nn.Module]) -> None:
+    name = registered("block", module)
+    with pytest.raises(UserError, match=r"layer 1: FLOPs depend on hidden states \(") as refused:
         meta_decoder(name, {}, SHAPE).ledger(Workload.uniform(2, 19))
+    first, second = re.findall(r"\(([\d,]+) and ([\d,]+) in two draws\)", str(refused.value))[0]
+    assert first != second
+
+
+def test_probe_of_the_count_says_what_to_do_about_values() -> None:
+    name = registered("block", Skips)
     figures = failures(name, 2, 9)
     assert set(figures) == {9}
     assert "write a Layer that reports its routed tokens by context.trace.count" in figures[9]

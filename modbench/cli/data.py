@@ -13,6 +13,7 @@ def data(
     /,
     *,
     config: OmitArgPrefixes[DataConfig],
+    processes: int | None = None,
 ) -> int:
     """Fetch, check and tokenize a corpus into the cache, unless it is there already.
 
@@ -21,13 +22,14 @@ def data(
     Args:
         action: prepare: build the token files of a corpus
         config: the corpus and its tokenizer
+        processes: processes that tokenize a folder or a large data set (default: one per core)
     """
     from modbench.data.token_data import prepare
     from modbench.data.tokenizer_file import with_tokenizer
 
     default = DataConfig.vocabulary
     config = with_tokenizer(config, None if config.vocabulary == default else config.vocabulary)
-    made = prepare(config, say=tell)
+    made = prepare(config, say=tell, processes=processes)
     print(
         f"{config.source} is ready: {len(made.train_N):,} training and {len(made.heldout_N):,} held-out "
         f"tokens of a {config.tokenizer} vocabulary of {config.vocabulary:,}; sha256 {made.sha256}"

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modbench.data.shards import Tokens
 from modbench.errors import UserError, several
 
 
@@ -14,7 +15,7 @@ class Batches:
     """Windows of T + 1 tokens; each epoch has its own order and its own offset. Raise a `UserError` if
     the text is too short for one window at every offset."""
 
-    def __init__(self, text_N: np.ndarray, *, sequence: int, batch: int, seed: int) -> None:
+    def __init__(self, text_N: Tokens, *, sequence: int, batch: int, seed: int) -> None:
         self.text_N = text_N
         self.sequence = sequence
         self.batch = batch

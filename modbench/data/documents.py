@@ -1,11 +1,13 @@
 """Documents of a corpus, and how they are split, cut and ordered."""
 
 import hashlib
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from modbench.errors import UserError, several
+from modbench.errors import UserError, known_names, several
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,34 @@ class Corpus:
 
     train: tuple[Document, ...]
     heldout: tuple[Document, ...]
+
+
+def text_of(row: Mapping[str, Any], field: str, where: object) -> str:
+    """The text of a row; messages name ``where`` it lies. Raise a `UserError` if ``field`` holds no text
+    that UTF-8 can encode."""
+    value = row.get(field)
+    if not isinstance(value, str) or not _is_utf8(value):
+        raise UserError(
+            f"{where} has no UTF-8 text in field '{field}'; fix or remove it, or set data "
+            f"text_field ({known_names(field, map(str, row))})"
+        )
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a surrogate without its other half
+        return False
+    return True
+
+
+def json_row(line: str | bytes, where: object) -> dict[str, Any]:
+    """The object in a line of JSON. Raise a `UserError` if it holds none."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where} is not a JSON object ({error}); fix or remove the line") from None
 
 
 def digest(text: str) -> bytes:

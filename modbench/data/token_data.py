@@ -1,5 +1,6 @@
 """Tokenized training and held-out text: prepared once, kept in the cache, verified whenever it is
-loaded. On disk, NAME.npy holds the token ids, NAME.json the header and the sha256 of both.
+loaded. On disk, NAME.npy holds the token ids, or files in the folder NAME those of a text that is
+streamed; NAME.json holds the header and the sha256 of both.
 
 N tokens, V vocabulary.
 """
@@ -7,7 +8,7 @@ N tokens, V vocabulary.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -18,8 +19,10 @@ import numpy as np
 from modbench.data.cache_folder import cache_folder, file_lock, put
 from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus, text_sha256
-from modbench.data.tokenizer import Tokenizer, train_bpe
-from modbench.data.tokenizer_file import read_tokenizer, tokenizer_of
+from modbench.data.shards import Shard, Tokens, open_shards
+from modbench.data.streamed import is_streamed, make_shards
+from modbench.data.tokenizer import Tokenizer
+from modbench.data.tokenizer_file import tokenizer_for, tokenizer_of
 from modbench.errors import UserError
 
 __all__ = ["DataConfig", "TokenData", "is_prepared", "load", "prepare"]
@@ -32,6 +35,7 @@ PINNED: dict[tuple[str, str, int], str] = {
 }
 PINNED_WITH = "0.23.3"  # the version of tokenizers that gave the pinned tokens
 
+_NONE = np.zeros(0, dtype="<u2")
 _BATCH = 1000  # documents tokenized at a time, so that lists of ids do not fill the memory
 
 
@@ -39,8 +43,8 @@ _BATCH = 1000  # documents tokenized at a time, so that lists of ids do not fill
 class TokenData:
     """A tokenized corpus. The two streams are read-only, mapped from the file: copy what you change."""
 
-    train_N: np.ndarray  #: uint16; each document is followed by the end-of-text id
-    heldout_N: np.ndarray  #: the same for the held-out part
+    train_N: Tokens  #: uint16; each document is followed by the end-of-text id
+    heldout_N: Tokens  #: the same for the held-out part
     token_bytes_V: np.ndarray  #: int64: bytes of text that each token stands for, 0 for end of text
     tokenizer: Tokenizer
     sha256: str  #: of the tokens and what made them
@@ -55,20 +59,25 @@ class TokenData:
 
 
 def prepare(
-    config: DataConfig, *, cache: Path | None = None, say: Callable[[str], None] = print
+    config: DataConfig,
+    *,
+    cache: Path | None = None,
+    say: Callable[[str], None] = print,
+    processes: int | None = None,
 ) -> TokenData:
     """Return the tokens of ``config``; build them if they are not in the ``cache`` (by default
-    `cache_folder`). ``say`` is called with a sentence before each long step. Raise a `UserError` if the
-    text can't be read, the cache can't be written, a file in it was altered, or the result is not the
-    pinned one; nothing is left in the cache then."""
+    `cache_folder`). ``say`` is called with a sentence before each long step. ``processes``: number of
+    those that tokenize a streamed text, by default one per core. Raise a `UserError` if the text can't
+    be read, the cache can't be written, a file in it was altered, or the result is not the pinned one;
+    nothing is left in the cache then but finished shards, with which a later call goes on."""
     cache = cache or cache_folder()
     path = _token_path(config, cache)
     if not path.exists():
         with file_lock(path, say):
             # Another process may have built it while this one waited.
             if not path.exists():
-                _build(config, path, say)
-    return load(config, cache=cache)
+                _build(config, path, say, processes)
+    return _load(config, path, verify=True)
 
 
 def is_prepared(config: DataConfig) -> bool:
@@ -78,17 +87,24 @@ def is_prepared(config: DataConfig) -> bool:
 
 
 def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
-    """Return the tokens of ``config`` from the cache, verified. Raise a `UserError` if they are not
-    there, or a file was altered."""
-    path = _token_path(config, cache or cache_folder())
+    """Return the tokens of ``config`` from the cache, verified; of shards only the sizes: `prepare`
+    verifies them. Raise a `UserError` if they are not there, or a file was altered."""
+    return _load(config, _token_path(config, cache or cache_folder()), verify=False)
+
+
+def _load(config: DataConfig, path: Path, *, verify: bool) -> TokenData:
     try:
         document = json.loads(path.read_bytes())
         header = document["header"]
-        tokens_N = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        shards = [Shard(**shard) for shard in header.get("shards", ())]
+        tokens_N = _NONE if shards else np.load(path.with_suffix(".npy"), mmap_mode="r")
         sha256 = _content_sha256(header, tokens_N)
         for right in (document["sha256"], PINNED.get(_pin_key(config), sha256)):
             if sha256 != right:
                 raise ValueError(f"it has sha256 {sha256}, not {right}")
+        train_N, heldout_N = tokens_N[: header["train_tokens"]], tokens_N[header["train_tokens"] :]
+        if shards:
+            train_N, heldout_N = open_shards(path.with_suffix(""), shards, verify=verify)
     except FileNotFoundError:
         changed = ", or has changed since" if config.source == "text" else ""
         raise UserError(
@@ -103,8 +119,8 @@ def load(config: DataConfig, *, cache: Path | None = None) -> TokenData:
     merges = [(left, right) for left, right in header["merges"]]
     tokenizer = tokenizer_of(header.get("tokenizer"), merges, f"the tokenizer in {path}")
     return TokenData(
-        train_N=tokens_N[: header["train_tokens"]],
-        heldout_N=tokens_N[header["train_tokens"] :],
+        train_N=train_N,
+        heldout_N=heldout_N,
         token_bytes_V=np.array([len(piece) for piece in tokenizer.pieces], dtype=np.int64),
         tokenizer=tokenizer,
         sha256=sha256,
@@ -127,19 +143,27 @@ def _token_path(config: DataConfig, cache: Path) -> Path:
     return cache / f"{name}.json"
 
 
-def _build(config: DataConfig, path: Path, say: Callable[[str], None]) -> None:
-    corpus = read_corpus(config, say=say)
-    train = [document.text for document in corpus.train]
-    heldout = [document.text for document in corpus.heldout]
-    say(f"tokenizing {sum(map(len, train)) + sum(map(len, heldout)):,} characters of {config.source}")
-    tokenizer = _tokenizer(config, train)
-    train_N, heldout_N = (_token_stream(tokenizer, texts) for texts in (train, heldout))
-    tokens_N = np.concatenate([train_N, heldout_N])
-    header = _header(config) | {
-        "merges": [list(merge) for merge in tokenizer.merges],
-        "train_tokens": len(train_N),
-        "heldout_tokens": len(heldout_N),
-    }
+def _build(config: DataConfig, path: Path, say: Callable[[str], None], processes: int | None) -> None:
+    header = _header(config)
+    if is_streamed(config):
+        tokenizer, shards = make_shards(config, path.with_suffix(""), say, processes)
+        tokens_N = _NONE
+        header |= {
+            "train_tokens": sum(shard.train_tokens for shard in shards),
+            "heldout_tokens": sum(shard.heldout_tokens for shard in shards),
+            "shards": [asdict(shard) for shard in shards],
+        }
+    else:
+        corpus = read_corpus(config, say=say)
+        train = [document.text for document in corpus.train]
+        heldout = [document.text for document in corpus.heldout]
+        characters = sum(map(len, train)) + sum(map(len, heldout))
+        say(f"tokenizing {characters:,} characters of {config.source}")
+        tokenizer = tokenizer_for(config, train)
+        train_N, heldout_N = (_token_stream(tokenizer, texts) for texts in (train, heldout))
+        tokens_N = np.concatenate([train_N, heldout_N])
+        header |= {"train_tokens": len(train_N), "heldout_tokens": len(heldout_N)}
+    header["merges"] = [list(merge) for merge in tokenizer.merges]
     if tokenizer.text is not None:
         header["tokenizer"] = tokenizer.text
     pinned = PINNED.get(_pin_key(config))
@@ -150,23 +174,17 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None]) -> None:
             "not kept; its text is part of modbench, so the difference is tokenizers "
             f"{version('tokenizers')}: install tokenizers {PINNED_WITH}"
         )
-    buffer = BytesIO()
-    np.save(buffer, tokens_N)
-    put(path.with_suffix(".npy"), buffer.getvalue())
+    if "shards" not in header:
+        buffer = BytesIO()
+        np.save(buffer, tokens_N)
+        put(path.with_suffix(".npy"), buffer.getvalue())
     put(path, json.dumps({"header": header, "sha256": built}, sort_keys=True).encode())
-
-
-def _tokenizer(config: DataConfig, train: Sequence[str]) -> Tokenizer:
-    if config.has_tokenizer_file:
-        return read_tokenizer(config)
-    return Tokenizer() if config.tokenizer == "bytes" else train_bpe(train, config.vocabulary)
 
 
 def _token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """The token ids of the documents one after another, each followed by the end-of-text id."""
-    encoded = (tokenizer.encode_all(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH))
     return np.concatenate(
-        [np.array([*ids, tokenizer.end_of_text], dtype="<u2") for batch in encoded for ids in batch]
+        [tokenizer.stream(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)]
     )
 
 

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from modbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class Tokenizer:
             return [self.encode(text) for text in texts]
         encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
+
+    def stream(self, texts: Sequence[str]) -> np.ndarray:
+        """The ids (uint16) of the texts one after another, each followed by end of text."""
+        ids = [np.array([*ids, self.end_of_text], dtype="<u2") for ids in self.encode_all(texts)]
+        return np.concatenate(ids) if ids else np.zeros(0, dtype="<u2")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; end of text adds nothing, bytes that are not UTF-8 become U+FFFD."""

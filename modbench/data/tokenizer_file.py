@@ -2,13 +2,13 @@
 GPT-2 and Llama 3 use it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modbench.data.config import MOST_IDS, DataConfig
-from modbench.data.tokenizer import Tokenizer, byte_of_character
+from modbench.data.tokenizer import Tokenizer, byte_of_character, train_bpe
 from modbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,6 +108,14 @@ def with_tokenizer(config: DataConfig, vocabulary: int | None = None) -> DataCon
         )
     sha256 = hashlib.sha256(str(tokenizer.text).encode()).hexdigest()
     return replace(config, vocabulary=tokenizer.vocabulary, tokenizer_sha256=sha256)
+
+
+def tokenizer_for(config: DataConfig, train: Iterable[str]) -> Tokenizer:
+    """The tokenizer that ``config`` asks for; a bpe is trained on the texts ``train``. Raises UserError:
+    see `read_tokenizer` and `train_bpe`."""
+    if config.has_tokenizer_file:
+        return read_tokenizer(config)
+    return Tokenizer() if config.tokenizer == "bytes" else train_bpe(train, config.vocabulary)
 
 
 def tokenizer_of(text: str | None, merges: Sequence[tuple[int, int]], what: str) -> Tokenizer:

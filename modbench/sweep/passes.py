@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from math import ceil
 
+from modbench.data.corpus import most_tokens
+from modbench.data.token_data import is_prepared
 from modbench.errors import UserError
 from modbench.sweep.rows import Rows
 from modbench.train.config import TrainConfig
@@ -13,9 +15,20 @@ def tokens_of(budget: int, step_flops: int, train: TrainConfig) -> int:
     return budget // step_flops * train.batch * train.sequence
 
 
-def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) -> None:
+def refuse_before_preparing(rows: Rows, schemes: Collection[str]) -> None:
+    """Raise a `UserError` if a run of ``schemes`` would read the training text more often than [isoflop]
+    allows even if each byte were a token: known before it is prepared, unless its size is not."""
+    data = rows.suite.data
+    if rows.suite.isoflop and not is_prepared(data) and (tokens := most_tokens(data)):
+        refuse_more_passes(rows, schemes, tokens, at_most=True)
+
+
+def refuse_more_passes(
+    rows: Rows, schemes: Collection[str], train_tokens: int, *, at_most: bool = False
+) -> None:
     """Raise a `UserError` if a run of ``schemes`` would read the training text of ``train_tokens``
-    tokens more often than [isoflop] allows; the sentence names the one with the most passes."""
+    tokens more often than [isoflop] allows; the sentence names the one with the most passes.
+    ``at_most``: the text has as many tokens or fewer."""
     suite = rows.suite
     if suite.isoflop is None:
         return
@@ -34,8 +47,9 @@ def refuse_more_passes(rows: Rows, schemes: Collection[str], train_tokens: int) 
                     where = f"'{scheme.name}', width {shape['width']} at {budget:g} FLOPs"
     if passes > suite.isoflop.passes:
         enough = ceil(10 * passes) / 10
+        of, more = (" at most", " or more") if at_most else ("", "")
         raise UserError(
-            f"suite {suite.source}: {where}, would read the training text of {train_tokens:,} tokens "
-            f"{enough:g} times, and [isoflop] passes allows {suite.isoflop.passes:g}; set passes = "
-            f"{enough:g}, lower the budget or tokens_per_parameter, or give more text"
+            f"suite {suite.source}: {where}, would read the training text of{of} {train_tokens:,} "
+            f"tokens {enough:g} times{more}, and [isoflop] passes allows {suite.isoflop.passes:g}; set "
+            f"passes = {enough:g}{more}, lower the budget or tokens_per_parameter, or give more text"
         )

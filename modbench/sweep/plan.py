@@ -8,7 +8,7 @@ from pathlib import Path
 from modbench.errors import several
 from modbench.model.config import ModelConfig
 from modbench.records.run import Timed
-from modbench.sweep.passes import refuse_more_passes, tokens_of
+from modbench.sweep.passes import refuse_before_preparing, refuse_more_passes, tokens_of
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.step_times import Speed, recorded_speeds, speeds, timing_spec
 from modbench.sweep.suite import Suite, load_suite
@@ -85,6 +85,7 @@ def plan_suite(
     runs = chosen(expand_planned(rows), (), rows.mistakes)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are planned")
+    refuse_before_preparing(rows, rows.resolved)
     text = text_tokens(rows.suite, tell)
     if text is not None:
         refuse_more_passes(rows, rows.resolved, text)

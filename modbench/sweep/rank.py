@@ -57,24 +57,35 @@ def train_by_ranks(job: RunJob) -> Trained:
     owner = psutil.Process()
     spec = job.spec | {"owner": [owner.pid, owner.create_time()]}
     (job.folder / _SPEC).write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks), "--max-restarts", str(RESTARTS)]
-    command += ["-m", "modbench.sweep.rank", str(job.folder / _SPEC)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-        told, read = time.monotonic(), 0
-        while process.poll() is None:
-            if job.stage.stopped():
-                (job.folder / _STOP).touch()
-            read = _pass_on(job, read)
-            if time.monotonic() - told > _TOLD_SECONDS:
-                job.stage.tell()
-                told = time.monotonic()
-            time.sleep(_POLL_SECONDS)
-    _pass_on(job, read)
-    outcome = _outcome(job.folder)
-    for name in (_SPEC, _EVENTS, _OUTCOME, _STOP):
-        (job.folder / name).unlink(missing_ok=True)
-    return outcome
+    # A restart by torchrun itself may hang where the processes meet again (seen with PyTorch 2.13).
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
+    command += ["--nproc-per-node", str(ranks), "-m", "modbench.sweep.rank", str(job.folder / _SPEC)]
+    read = 0
+    for _ in range(1 + RESTARTS):
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+            read = _follow(process, job, read)
+        if (job.folder / _OUTCOME).exists():
+            break
+    try:
+        return _outcome(job.folder)
+    finally:
+        for name in (_SPEC, _EVENTS, _OUTCOME, _STOP):
+            (job.folder / name).unlink(missing_ok=True)
+
+
+def _follow(process: subprocess.Popen[bytes], job: RunJob, read: int) -> int:
+    """Pass events on, from byte ``read``, and ask for a stop, until ``process`` ends; return the byte
+    after the last event."""
+    told = time.monotonic()
+    while process.poll() is None:
+        if job.stage.stopped():
+            (job.folder / _STOP).touch()
+        read = _pass_on(job, read)
+        if time.monotonic() - told > _TOLD_SECONDS:
+            job.stage.tell()
+            told = time.monotonic()
+        time.sleep(_POLL_SECONDS)
+    return _pass_on(job, read)
 
 
 def _pass_on(job: RunJob, read: int) -> int:
@@ -115,8 +126,6 @@ def main() -> int:
     """One of the processes, started by torchrun. Only the first one reports."""
     spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(spec["folder"])
-    if (folder / _OUTCOME).exists() or _ended(spec["owner"]):  # started again for nothing
-        return 0
     run = Run.of(spec["run"])
     on = "cuda" if torch.cuda.is_available() else "cpu"
     if on == "cuda":

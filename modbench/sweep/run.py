@@ -24,7 +24,7 @@ from modbench.sweep.launch.launcher import Launcher
 from modbench.sweep.launch.slurm import Slurm
 from modbench.sweep.launch.watch import AT_ONCE
 from modbench.sweep.lock import make_folder, suite_lock
-from modbench.sweep.passes import refuse_more_passes
+from modbench.sweep.passes import refuse_before_preparing, refuse_more_passes
 from modbench.sweep.progress import say
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.shard import Shard
@@ -210,6 +210,8 @@ class _Command:
         else:
             audit = "audit" in suite.measure.steps
             left = left_of(runs, measures, records, self.conditions, audit=audit)
+        if left:
+            refuse_before_preparing(rows, {item.wanted.scheme for item in left})
         embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
         if left or not embedded:
             from modbench.data.token_data import prepare

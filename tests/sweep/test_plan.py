@@ -70,7 +70,8 @@ def prepared() -> int:
 def test_a_plan_of_one_seed_says_that_there_will_be_no_intervals() -> None:
     for seeds, told in ([0], 1), ([0, 1], 0):
         sweep = {**ISOFLOP["sweep"], "seeds": seeds}
-        write_suite(Path(), "planned", "vanilla", **{**ISOFLOP, "sweep": sweep})
+        isoflop = {**ISOFLOP["isoflop"], "passes": 100.0}
+        write_suite(Path(), "planned", "vanilla", **{**ISOFLOP, "isoflop": isoflop, "sweep": sweep})
         assert as_table(planned()).count("seeds: one, so the report will have no intervals") == told
 
 
@@ -96,7 +97,7 @@ def test_a_plan_has_the_runs_flops_tokens_and_passes_of_each_scheme_and_budget()
 
 
 def test_an_isoflop_suite_is_planned_with_its_trials_and_the_check_of_its_law() -> None:
-    isoflop_suite("vanilla", passes=20.0)
+    isoflop_suite("vanilla", passes=100.0)
     plan = planned()
     assert [part.runs for part in plan.parts] == [5, 2 + 5 * 2 + 2 * 2, 5 + 2]
     assert all(len(part.sizes) == 5 for part in plan.parts)
@@ -144,6 +145,19 @@ def test_more_passes_than_allowed_are_refused_before_anything_runs(
     assert enough - 0.1 < worst.tokens / text <= enough
     isoflop_suite("vanilla", "mod", passes=enough)
     assert planned().runs == 2 * 28
+
+
+@pytest.mark.parametrize("command", ["plan suite.toml --no-time", "run suite.toml"])
+def test_more_passes_than_the_size_of_the_text_allows_are_refused_before_it_is_prepared(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    isoflop_suite("vanilla", "mod")
+    text = Path(str(load_suite("suite.toml").data.path))
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the training text of at most {text.stat().st_size + 2:,} tokens" in line
+    assert "times or more, and [isoflop] passes allows 4; set passes = " in line
+    assert not Path("cache").exists()
 
 
 def test_time_is_that_of_measured_steps_and_outside_them_there_is_none() -> None:

@@ -60,9 +60,13 @@ def together(folder: Path, router: str, parallel: dict[str, int], **more: Any) -
     folder.mkdir(exist_ok=True)
     wanted = {"router": router, "options": SCHEMES[router], "parallel": parallel, **more}
     (folder / "wanted.json").write_text(json.dumps(wanted))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]
     command += [f"--nproc-per-node={prod(parallel.values())}", str(SCRIPT), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if (folder / "killed").exists():
+        assert done.returncode != 0
+        assert not (folder / "found.json").exists()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "found.json").read_text())
     return found, torch.load(folder / "weights.pt"), done.stderr

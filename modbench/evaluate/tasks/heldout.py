@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modbench.data.config import DataConfig
+from modbench.data.shards import Tokens
 from modbench.data.token_data import load
 from modbench.errors import UserError, several
 from modbench.evaluate.tasks.words import WordCounts, count_words
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Fewer items would have a standard error of five points and more.
 LEAST_ITEMS = 100
+#: Tokens of a text in shards from which items are built: enough for every task, and a minute to decode.
+MOST_TOKENS = 2**25
 
 #: Source of each held-out piece of the embedded corpus, in order: s Shakespeare, b Bible, d Django; a
 #: dot for a second translation of a passage, which is left out.
@@ -42,13 +45,13 @@ def read_heldout(config: DataConfig) -> HeldOut:
     """Read the text of ``config``, whatever its tokenizer. Raises UserError: the corpus is not prepared,
     or was altered."""
     data = load(config)
-    documents = _documents(data.heldout_N, data.tokenizer)
+    documents = _documents(_in_memory(data.heldout_N), data.tokenizer)
     sources = PIECES if config.source == "pypi-en-v1" else "-" * len(documents)
     kept = [(text, source) for text, source in zip(documents, sources, strict=True) if source != "."]
     return HeldOut(
         documents=tuple(text for text, _ in kept),
         sources="".join(source for _, source in kept),
-        words=count_words(_documents(data.train_N, data.tokenizer)),
+        words=count_words(_documents(_in_memory(data.train_N), data.tokenizer)),
     )
 
 
@@ -60,6 +63,11 @@ def enough(task: str, config: DataConfig, built: Sequence[object], least: int = 
             f"{several(len(built), 'item')}, but task {task} needs {least}; give more text, "
             "hold out more of it, or leave the task out"
         )
+
+
+def _in_memory(tokens_N: Tokens) -> np.ndarray:
+    """``tokens_N``; of those in shards, which may not fit in memory, the first."""
+    return tokens_N if isinstance(tokens_N, np.ndarray) else tokens_N[:MOST_TOKENS]
 
 
 def _documents(stream_N: "np.ndarray", tokenizer: "Tokenizer") -> list[str]:

@@ -1,0 +1,178 @@
+"""Text in a folder of .jsonl and .parquet files, one document per line or row. It is read in parts, so
+that memory does not grow with the folder and several processes can share the work."""
+
+import codecs
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modbench.data.documents import json_row, text_of
+from modbench.errors import UserError, known_names
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+#: Least bytes of text in a part: about 15 s of work, which is what stopping a process costs.
+PART_BYTES = 64 * 2**20
+#: Approximate number of parts of a large folder: each is an open file in a training process, which
+#: usually may have 1,024.
+PARTS = 200
+#: Bytes at either end of a file that its fingerprint covers.
+_ENDS = 64 * 2**10
+#: Names of files that say how many there are.
+_COUNTED = re.compile(r"(.*)-\d+-of-(\d+)(\.\w+)")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes ``start`` to ``stop`` of a .jsonl file, to which the lines belong that start in them; or row
+    groups of a .parquet file."""
+
+    file: Path
+    start: int
+    stop: int
+    size: int  #: bytes of text, about
+
+    def texts(self, field: str) -> Iterator[str]:
+        """The texts of its documents, read a few at a time. Raise a `UserError` if one has no text, or
+        the file is damaged."""
+        from pyarrow import ArrowException
+
+        try:
+            yield from self._lines(field) if self.file.suffix == ".jsonl" else self._rows(field)
+        except (OSError, ArrowException) as error:
+            raise _damaged(self.file, error) from None
+
+    def _lines(self, field: str) -> Iterator[str]:
+        with self.file.open("rb") as file:
+            if self.start:
+                file.seek(self.start - 1)
+                file.readline()  # the rest of a line of the previous range
+            elif file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                file.seek(0)
+            while (at := file.tell()) < self.stop and (line := file.readline()):
+                if line.strip():
+                    where = _Line(self.file, at)
+                    yield text_of(json_row(line, where), field, where)
+
+    def _rows(self, field: str) -> Iterator[str]:
+        with _parquet(self.file) as file:
+            names = file.schema_arrow.names
+            if field not in names:
+                raise UserError(
+                    f"{self.file} has no field '{field}'; set data text_field "
+                    f"({known_names(field, names)})"
+                )
+            groups = range(self.start, self.stop)
+            first = sum(file.metadata.row_group(group).num_rows for group in range(self.start))
+            numbers = count(first)
+            for batch in file.iter_batches(64, row_groups=groups, columns=[field], use_threads=False):
+                for row in batch.to_pylist():
+                    yield text_of(row, field, f"{self.file}, row {next(numbers)}")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a file, in messages: lines are counted only if there is one."""
+
+    file: Path
+    at: int  #: its first byte
+
+    def __str__(self) -> str:
+        with self.file.open("rb") as file:
+            number = 1
+            while file.tell() < self.at:
+                file.readline()
+                number += 1
+        return f"{self.file}:{number}"
+
+
+#: Ranges that one process reads, in order.
+Part = tuple[Range, ...]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The text files in ``folder`` and the folders in it, in order. Raise a `UserError` if there is
+    none, or there are fewer than their names say, such as train-00003-of-00010.parquet."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".jsonl", ".parquet"))
+    if not paths:
+        raise UserError(
+            f"data path '{folder}' is a folder without .jsonl or .parquet files; give the path of a "
+            "folder that has some"
+        )
+    counted = (_COUNTED.fullmatch(str(path)) for path in paths)
+    for (name, number, suffix), there in Counter(match.groups() for match in counted if match).items():
+        if there < int(number):
+            raise UserError(
+                f"{name}-*-of-{number}{suffix}: only {there} of {int(number)} files are there; fetch "
+                "the others, or rename these"
+            )
+    return paths
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of the names and sizes of the files in ``folder``, of the first and last bytes of each, and
+    of how it is cut into parts: reading all text at each start would take minutes."""
+    whole = hashlib.sha256(f"{PART_BYTES} {PARTS}".encode())
+    for path in files_of(folder):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            ends = file.read(_ENDS)
+            file.seek(max(0, size - _ENDS))
+            ends += file.read(_ENDS)
+        name = path.relative_to(folder).as_posix()
+        whole.update(f"\n{name} {size} {hashlib.sha256(ends).hexdigest()}".encode())
+    return whole.hexdigest()
+
+
+def parts_of(folder: Path) -> list[Part]:
+    """The parts of ``folder``, in order, of about equal size. Raise a `UserError` if a file is cut."""
+    pieces = [piece for path in files_of(folder) for piece in _pieces(path)]
+    most = max(PART_BYTES, sum(piece.size for piece in pieces) // PARTS)
+    parts: list[list[Range]] = []
+    size = most
+    for piece in pieces:
+        if size + piece.size > most:
+            parts.append([])
+            size = 0
+        size += piece.size
+        parts[-1].append(piece)
+    return [tuple(part) for part in parts]
+
+
+def _pieces(path: Path) -> Iterator[Range]:
+    """Ranges of the file, of at most `PART_BYTES` where it can be cut there."""
+    if path.suffix == ".jsonl":
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - 64))
+            if file.read().rstrip()[-1:] not in (b"", b"}"):
+                raise _damaged(path, "it ends within a line")
+        for start in range(0, size, PART_BYTES):
+            yield Range(path, start, min(start + PART_BYTES, size), min(PART_BYTES, size - start))
+        return
+    with _parquet(path) as file:
+        for group in range(file.metadata.num_row_groups):
+            yield Range(path, group, group + 1, file.metadata.row_group(group).total_byte_size)
+
+
+def _parquet(path: Path) -> "ParquetFile":
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        # Read pages as they are needed, not whole row groups.
+        return ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+    except (OSError, ArrowException) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(
+        f"data file {path} is cut or damaged ({str(reason).splitlines()[0]}); fetch or make it again"
+    )

@@ -1,0 +1,304 @@
+"""A folder of text: tokenized in shards by several processes, resumed, and refused if a part of it is
+missing or cut."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from modbench.cli.main import main
+from modbench.data import shards as shards_file
+from modbench.data import streamed, text_folder
+from modbench.data.batches import Batches
+from modbench.data.documents import fraction
+from modbench.data.shards import ShardedTokens
+from modbench.data.text_folder import Range, fingerprint, parts_of
+from modbench.data.token_data import DataConfig, TokenData, load, prepare
+from modbench.errors import UserError
+
+TEXTS = [f"Document {number} speaks of the king and of the queen, é and 😀." for number in range(300)]
+
+
+def silent(sentence: str) -> None:
+    pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four files of 75 documents, which make six parts or more."""
+    monkeypatch.setattr(text_folder, "PART_BYTES", 4000)
+    folder = tmp_path / "texts"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.jsonl", "b.jsonl")):
+        rows = [{"id": 1, "text": text} for text in TEXTS[75 * number :][:75]]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, name in enumerate(("c.parquet", "more/d.parquet"), start=2):
+        table = pa.table({"text": TEXTS[75 * number :][:75], "id": [1] * 75})
+        parquet.write_table(table, folder / name, row_group_size=30)
+    (folder / "README.md").write_text("not a text")
+    return folder
+
+
+def config_of(folder: Path, **settings: object) -> DataConfig:
+    return DataConfig(**{"source": "text", "path": str(folder), "vocabulary": 300, **settings})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def prepared(folder: Path, tmp_path: Path) -> tuple[DataConfig, Path, TokenData]:
+    """The configuration, the cache and the tokens, made by one process."""
+    config = config_of(folder)
+    return config, tmp_path / "one", prepare(config, cache=tmp_path / "one", say=silent, processes=1)
+
+
+def documents(data: TokenData, side: str) -> list[str]:
+    tokens_N = getattr(data, side)[:]
+    ends = np.flatnonzero(tokens_N == data.tokenizer.end_of_text) + 1
+    return [data.tokenizer.decode(ids_N[:-1].tolist()) for ids_N in np.split(tokens_N, ends)[:-1]]
+
+
+def test_every_document_lies_on_the_side_of_its_hash_in_order(
+    prepared: tuple[DataConfig, Path, TokenData],
+) -> None:
+    config, cache, data = prepared
+    assert len(list(cache.rglob("*.tokens"))) > 5
+    assert documents(data, "train_N") == [text for text in TEXTS if fraction(text) >= config.heldout]
+    assert documents(data, "heldout_N") == [text for text in TEXTS if fraction(text) < config.heldout]
+
+
+def test_two_processes_make_the_same_files_as_one(
+    prepared: tuple[DataConfig, Path, TokenData], tmp_path: Path
+) -> None:
+    config, cache, data = prepared
+    assert prepare(config, cache=tmp_path / "two", say=silent, processes=2).sha256 == data.sha256
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        assert (tmp_path / "two" / path.relative_to(cache)).read_bytes() == path.read_bytes()
+
+
+def test_a_start_goes_on_with_the_finished_shards_and_makes_the_others(
+    prepared: tuple[DataConfig, Path, TokenData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, cache, data = prepared
+    (index,) = cache.glob("*.json")
+    first, second, third, *others = sorted(cache.rglob("*.tokens"))
+    index.unlink()
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-2])
+    third.with_name(f"{third.name}.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in others}
+    monkeypatch.setattr(streamed, "tokenizer_for", lambda *_: pytest.fail("trained again"))
+    assert prepare(config, cache=cache, say=silent, processes=1).sha256 == data.sha256
+    assert {path: path.stat().st_mtime_ns for path in others} == before
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from modbench.data import streamed, text_folder
+from modbench.data.token_data import DataConfig, prepare
+if __name__ == "__main__":
+    text_folder.PART_BYTES = 4000
+    config = DataConfig(source="text", path=sys.argv[1], vocabulary=300)
+    prepare(config, cache=Path(sys.argv[2]), say=print, processes=1)
+"""
+
+
+def test_a_killed_start_leaves_no_process_and_the_next_one_ends_with_the_same_tokens(
+    prepared: tuple[DataConfig, Path, TokenData], tmp_path: Path
+) -> None:
+    config, _, data = prepared
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    cache = tmp_path / "killed"
+    command = [sys.executable, str(program), str(config.path), str(cache)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        while not list(cache.rglob("*.tokens")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.stdout is not None
+        process.stdout.read()  # ends only when no process holds the other end
+    with pytest.raises(UserError, match="is not prepared"):
+        load(config, cache=cache)
+    assert prepare(config, cache=cache, say=silent, processes=1).sha256 == data.sha256
+
+
+def test_ranges_of_a_file_hold_every_line_once_wherever_they_are_cut(folder: Path) -> None:
+    path = folder / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n\n")
+    size = path.stat().st_size
+    whole = list(Range(path, 0, size, size).texts("text"))
+    assert whole == TEXTS[:75]
+    for cut in range(80, 400):
+        halves = Range(path, 0, cut, cut), Range(path, cut, size, size)
+        assert [text for half in halves for text in half.texts("text")] == whole
+
+
+def test_parts_have_about_the_size_asked_for_and_small_files_share_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_folder, "PART_BYTES", 10_000)
+    parts = parts_of(folder)
+    sizes = [sum(piece.size for piece in part) for part in parts]
+    assert max(sizes) <= 10_000
+    assert all(first + second > 10_000 for first, second in pairwise(sizes))
+    assert max(len({piece.file for piece in part}) for part in parts) == 2
+    monkeypatch.setattr(text_folder, "PARTS", 1)
+    assert len(parts_of(folder)) == 1
+
+
+def test_a_changed_folder_is_another_text(prepared: tuple[DataConfig, Path, TokenData]) -> None:
+    config, cache, _ = prepared
+    with (Path(str(config.path)) / "b.jsonl").open("a") as file:
+        file.write('{"text": "One more document."}\n')
+    with pytest.raises(UserError, match="is not prepared, or has changed since"):
+        load(config, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: path.unlink(), r"shard .*/00002.tokens is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-10]), r"/00002.tokens has [\d,]+ of [\d,]+"),
+    ],
+    ids=["missing", "cut"],
+)
+@pytest.mark.parametrize("start", [load, prepare])
+def test_a_shard_that_is_missing_or_cut_is_refused_and_made_again(
+    prepared: tuple[DataConfig, Path, TokenData], change, reason: str, start
+) -> None:
+    config, cache, data = prepared
+    (index,) = cache.glob("*.json")
+    (shard,) = cache.rglob("00002.tokens")
+    change(shard)
+    with pytest.raises(UserError, match=f"{index} .*{reason}.*; delete it and run `modbench data"):
+        start(config, cache=cache)
+    index.unlink()
+    assert prepare(config, cache=cache, say=silent, processes=1).sha256 == data.sha256
+
+
+def test_a_shard_with_another_token_is_refused_by_prepare(
+    prepared: tuple[DataConfig, Path, TokenData],
+) -> None:
+    config, cache, _ = prepared
+    (shard,) = cache.rglob("00002.tokens")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:10] + bytes([content[10] ^ 1]) + content[11:])
+    with pytest.raises(UserError, match=r"00002.tokens has another sha256"):
+        prepare(config, cache=cache, say=silent)
+
+
+def cut(path: Path, bytes: int) -> None:
+    path.write_bytes(path.read_bytes()[:-bytes])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda folder: cut(folder / "b.jsonl", 20),
+            "b.jsonl is cut or damaged (it ends within a line)",
+        ),
+        (lambda folder: cut(folder / "c.parquet", 500), "c.parquet is cut or damaged ("),
+        (
+            lambda folder: (folder / "c.parquet").rename(folder / "c-00001-of-00003.parquet"),
+            "c-*-of-00003.parquet: only 1 of 3 files are there; fetch the others",
+        ),
+        (lambda folder: (folder / "b.jsonl").write_text('{"text": 1}\n'), "b.jsonl:1 has no UTF-8 text"),
+        (
+            lambda folder: (folder / "b.jsonl").write_text('{"text": "a"}\n\n{"text" 1}\n'),
+            "b.jsonl:3 is not a JSON object",
+        ),
+        (
+            lambda folder: parquet.write_table(pa.table({"txt": ["a"]}), folder / "c.parquet"),
+            "c.parquet has no field 'txet'; set data text_field (did you mean 'txt'?",
+        ),
+    ],
+    ids=["cut-jsonl", "cut-parquet", "missing", "no-text", "no-json", "field"],
+)
+def test_a_file_that_is_missing_or_cut_is_named_in_one_sentence(
+    folder: Path, change, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    change(folder)
+    monkeypatch.setenv("MODBENCH_CACHE", str(folder.parent / "cache"))
+    field = ["--text-field", "txet"] if "txet" in sentence else []
+    command = ["data", "prepare", "--source", "text", "--path", str(folder), "--tokenizer", "bytes"]
+    if field:
+        for path in folder.glob("*.jsonl"):
+            path.unlink()
+    assert main([*command, *field, "--processes", "1"]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert sentence in line
+
+
+def test_a_folder_without_texts_and_a_split_without_a_side_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty' is a folder without .jsonl or .parquet files"):
+        prepare(config_of(tmp_path / "empty"), cache=tmp_path / "cache", say=silent)
+    config = config_of(folder, heldout=1e-9, tokenizer="bytes", vocabulary=257)
+    with pytest.raises(UserError, match="has no held-out document with data heldout = 1e-09; give more"):
+        prepare(config, cache=tmp_path / "cache", say=silent, processes=1)
+
+
+def test_a_bpe_is_trained_on_a_bounded_part_of_the_training_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streamed, "SAMPLE", 3000)
+    config, parts = config_of(folder, heldout=0.3), parts_of(folder)
+    sample = list(streamed._sample(config, parts))
+    assert 2000 < sum(map(len, sample)) <= 3000
+    sources = [
+        next(text for text in TEXTS if text.startswith(piece)) for piece in sample if len(piece) > 20
+    ]
+    assert all(fraction(source) >= 0.3 for source in sources)
+    assert {TEXTS.index(source) // 75 for source in sources} == {0, 1, 2, 3}
+
+
+def test_the_fingerprint_sees_names_sizes_and_both_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_folder, "_ENDS", 10)
+    path = folder / "a.jsonl"
+    content = path.read_bytes()
+    seen = {fingerprint(folder)}
+    for changed in (b"x" + content[1:], content[:-1] + b" ", content + b" "):
+        path.write_bytes(changed)
+        seen.add(fingerprint(folder))
+    path.rename(folder / "e.jsonl")
+    assert len(seen | {fingerprint(folder)}) == 5
+
+
+def test_sharded_tokens_are_read_as_one_array() -> None:
+    whole_N = np.arange(100, dtype="<u2")
+    tokens = ShardedTokens([whole_N[:7], whole_N[7:7], whole_N[7:8], whole_N[8:60], whole_N[60:]])
+    assert len(tokens) == 100
+    for start in range(0, 101, 3):
+        for stop in range(start, 101):
+            assert np.array_equal(tokens[start:stop], whole_N[start:stop])
+    assert np.array_equal(tokens[-5:], whole_N[-5:])
+    assert np.shares_memory(tokens[10:50], whole_N)
+    for step in range(20):
+        settings = {"sequence": 6, "batch": 2, "seed": 0}
+        inputs_BT, _ = Batches(tokens, **settings).step(step)
+        assert inputs_BT.equal(Batches(whole_N, **settings).step(step)[0])
+
+
+def test_a_text_is_hashed_once_in_a_process(
+    prepared: tuple[DataConfig, Path, TokenData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, cache, _ = prepared
+    read = shards_file._sha256.cache_info().misses
+    prepare(config, cache=cache, say=silent)
+    assert shards_file._sha256.cache_info().misses == read

@@ -162,8 +162,10 @@ class RankGroup(Ranks):
     def model_state(self, model: RoutedDecoder) -> dict[str, Tensor]:
         """The whole state of ``model``. All processes call this together."""
         weights = dict(model.named_parameters(remove_duplicate=False))
-        named = model.state_dict().items()
-        return {name: self._whole(weights.get(name), tensor) for name, tensor in named}
+        state = model.state_dict()
+        for name, tensor in state.items():
+            state[name] = self._whole(weights.get(name), tensor)
+        return state
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The whole state of ``optimizer``. All processes call this together."""

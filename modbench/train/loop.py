@@ -280,6 +280,8 @@ class _Run:
         self._restore(state)
         self.earlier = state["seconds"]
         self.counts, self.charges = CountedSteps(**state["counts"]), Charges(**state["charges"])
+        if state["ranks"] != self.ranks.count:  # charges are of passes with other numbers of sequences
+            self.charges = Charges()
         for name in ("trunk", *_PLAIN):
             setattr(self, name, state[name])
 

@@ -1,9 +1,15 @@
 """The optimizer of a run."""
 
+from typing import Any
+
 import torch
 
 from modbench.routing.build import RoutedDecoder
 from modbench.train.config import TrainConfig
+
+#: How steps are taken. A fused one takes no mixture of weights that are shared out and others.
+FUSED: dict[str, Any] = {"foreach": None, "fused": True}
+ONE_BY_ONE: dict[str, Any] = {"foreach": False, "fused": None}
 
 
 def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
@@ -16,6 +22,5 @@ def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.Ada
         {"params": others, "weight_decay": 0.0},
     ]
     betas = (train.beta1, train.beta2)
-    # A fused step takes no mixture of weights that are shared out and others.
-    how: dict[str, bool] = {"foreach": False} if train.ranks > 1 else {"fused": True}
+    how = ONE_BY_ONE if train.ranks > 1 else FUSED
     return torch.optim.AdamW(groups, lr=float(train.learning_rate), betas=betas, **how)

@@ -27,6 +27,7 @@ from modbench.routing.build import RoutedDecoder
 from modbench.routing.expert_bank import ExpertBank
 from modbench.train.config import TrainConfig
 from modbench.train.expert_exchange import exchange
+from modbench.train.optimizer import FUSED, ONE_BY_ONE
 from modbench.train.ranks import Ranks
 
 
@@ -170,7 +171,7 @@ class RankGroup(Ranks):
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The whole state of ``optimizer``. All processes call this together."""
         state = optimizer.state_dict()
-        return self._mapped(optimizer, state, self._whole)
+        return self._mapped(optimizer, state, self._whole, FUSED)
 
     def load(
         self,
@@ -182,7 +183,7 @@ class RankGroup(Ranks):
         """Load whole states."""
         weights = dict(model.named_parameters(remove_duplicate=False))
         model.load_state_dict({name: self._part(weights.get(name), of_model[name]) for name in of_model})
-        optimizer.load_state_dict(self._mapped(optimizer, of_optimizer, self._part))
+        optimizer.load_state_dict(self._mapped(optimizer, of_optimizer, self._part, ONE_BY_ONE))
 
     def outline(self, weight: Tensor) -> Tensor:
         first, *others = weight.shape
@@ -195,14 +196,18 @@ class RankGroup(Ranks):
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
         change: Callable[[Tensor, Tensor], Tensor],
+        how: Mapping[str, bool | None],
     ) -> dict[str, Any]:
-        """``state`` with ``change`` of each weight and each moment of it."""
+        """``state`` with ``change`` of each weight and each moment of it, for steps taken as ``how``."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         moments = {
             number: {name: change(weights[number], moment) for name, moment in of.items()}
             for number, of in state["state"].items()
         }
-        return state | {"state": moments}
+        return state | {
+            "state": moments,
+            "param_groups": [group | how for group in state["param_groups"]],
+        }
 
     def _whole(self, weight: Tensor | None, tensor: Tensor) -> Tensor:
         """The whole of ``tensor``, which is ``weight`` or belongs to it."""

@@ -65,6 +65,7 @@ def plan(
     seeds: Seeds = None,
     results: Results = Path("my-results"),
     time: bool = True,
+    price: Annotated[float | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
 ) -> int:
     """Print what a suite will take on this machine: its runs, their FLOPs, tokens and passes over the
     training text, and the time of their training steps. A few steps are measured.
@@ -94,6 +95,8 @@ def plan(
         seeds: seeds in place of the suite's, such as 0,1
         results: folder whose step times of this machine are used, if `modbench time` took them there
         time: measure training steps of the suite that have no step time
+        price: of one GPU per hour: with a suite, print its hours and costs on --gpu, and the memory of
+            its largest runs; nothing is measured
     """
     if (suite is None) == (not router):
         given = "both" if router else "none"
@@ -106,14 +109,20 @@ def plan(
             raise UserError("--convention has no effect with a suite; leave it out")
         unused: dict[str, object] = {"option": option or None, "tokens": tokens}
         unused |= {"tokens-per-parameter": tokens_per_parameter}
+        of_costs = () if price is None else ("gpu", "peak_tflops", "memory_gb", "utilisation")
         for group in (shape, cluster):
             changed = [field for field in fields(group) if getattr(group, field.name) != field.default]
+            changed = [field for field in changed if field.name not in of_costs]
             unused |= {field.name.replace("_", "-"): True for field in changed}
         for name, value in unused.items():
             if value is not None:
                 raise UserError(f"--{name} has no effect with a suite; leave it out")
         settings = suite_settings(set, seeds, budget)
+        if price is not None:
+            return _cost_of_suite(suite, settings, flat(plugin), cluster, price)
         return _plan_suite(suite, settings, flat(plugin), results, time, format)
+    if price is not None:
+        raise UserError("--price needs a suite; leave it out")
     if set or seeds is not None:
         raise UserError("--set and --seeds need a suite; leave them out")
     from modbench.plan.memory import Recipe
@@ -161,4 +170,24 @@ def _plan_suite(
 
     made = plan_suite(suite, settings=settings, plugins=plugins, results=results, time=time, tell=tell)
     print(as_json(made) if format == "json" else as_table(made))
+    return 2 if made.left_out else 0
+
+
+def _cost_of_suite(
+    suite: str,
+    settings: Mapping[str, Any],
+    plugins: tuple[Path, ...],
+    cluster: ClusterOptions,
+    price: float,
+) -> int:
+    from modbench.sweep.costs import Rate, costs
+    from modbench.sweep.plan import plan_suite
+    from modbench.sweep.plan_table import as_table
+
+    gpu = described_gpu(cluster.gpu, cluster.peak_tflops, cluster.memory_gb)
+    Cluster(gpu=gpu, utilisation=cluster.utilisation)  # refuses what is out of range
+    rate = Rate(gpu=gpu, utilisation=cluster.utilisation, price=price)
+    made = plan_suite(suite, settings=settings, plugins=plugins, time=False, tell=tell)
+    print(as_table(made))
+    print(f"\n{costs(made.wanted, made.flops, rate)}")
     return 2 if made.left_out else 0

@@ -51,6 +51,7 @@ class SuitePlan:
     busy: bool
     left_out: bool  #: a row has a mistake of its plugin
     added: dict[str, str]  #: the plugin file of each row that the suite does not name
+    wanted: Sequence[Wanted]
 
     @property
     def runs(self) -> int:
@@ -120,6 +121,7 @@ def plan_suite(
         busy=busy,
         left_out=bool(rows.mistakes),
         added=rows.added,
+        wanted=runs,
     )
 
 

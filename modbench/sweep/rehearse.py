@@ -15,10 +15,10 @@ from modbench.data.batches import Batches
 from modbench.errors import UserError, several
 from modbench.ledger import Workload
 from modbench.measure.loss import heldout_loss, heldout_windows
-from modbench.plan.memory import Measured, Recipe
 from modbench.records.run import Run
-from modbench.routing.build import RoutedDecoder, build_model, outline
+from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, load_plugin
+from modbench.sweep.costs import measured_pass, outlined
 from modbench.sweep.devices import refuse_missing_devices
 from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.plan import Tell, text_tokens
@@ -55,7 +55,7 @@ def rehearse(rows: Rows, only: Sequence[str], tell: Tell) -> int:
         load_plugin(file)
     for scheme in dict.fromkeys(item.scheme for item in wanted):
         runs = [item.run for item in wanted if item.scheme == scheme]
-        sizes = {run.model: _outlined(run) for run in runs}
+        sizes = {run.model: outlined(run) for run in runs}
         by_size = sorted(runs, key=lambda run: sizes[run.model].parameter_count("active"))
         refuse_missing_devices(runs[0].train.ranks)
         small, large = by_size[0], by_size[-1]
@@ -67,10 +67,6 @@ def rehearse(rows: Rows, only: Sequence[str], tell: Tell) -> int:
         )
     tell(f"{suite.header.name}: rehearsed, nothing is recorded")
     return 0
-
-
-def _outlined(run: Run) -> RoutedDecoder:
-    return outline(run.model, build_router(run.router.name, run.router.options))
 
 
 def _shape(run: Run) -> str:
@@ -118,12 +114,7 @@ def _large_pass(run: Run, model: RoutedDecoder) -> str:
     """Count a pass of ``run`` on the meta device, and weigh it; return FLOPs and bytes in words."""
     train = run.train
     counted = _counted(run, model)
-    recipe = Recipe(
-        micro_batch=train.rows,
-        checkpoint=train.recompute,
-        shard=(train.parallel or {}).get("shard", 1),
-    )
-    measured = Measured(model, train.sequence, recipe)
+    measured = measured_pass(run, model)
     needed = measured.memory(train.rows).total
     words = f"{counted}, {needed / 2**30:.1f} GiB"
     there = room()

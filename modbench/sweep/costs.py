@@ -1,0 +1,84 @@
+"""`modbench plan SUITE --price`: hours and costs of a suite on GPUs, and the memory of its largest runs,
+from shapes and a data sheet alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from modbench.errors import UserError
+from modbench.plan.gpus import Gpu
+from modbench.plan.memory import Measured, Recipe
+from modbench.records.run import Run
+from modbench.report.table import Table
+from modbench.routing.build import RoutedDecoder, outline
+from modbench.routing.registry import build_router
+from modbench.sweep.wanted import Wanted
+
+#: Numbers of GPUs that hours are stated for.
+_GPUS = (1, 8, 64, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """``price`` per hour of one ``gpu``, which computes at ``utilisation`` of its peak. Raises
+    UserError: a price of 0 or less."""
+
+    gpu: Gpu
+    utilisation: float
+    price: float
+
+    def __post_init__(self) -> None:
+        if not self.price > 0:
+            raise UserError(f"--price is {self.price:g}; it must be above 0")
+
+
+def outlined(run: Run) -> RoutedDecoder:
+    """The model of ``run``, without values."""
+    return outline(run.model, build_router(run.router.name, run.router.options))
+
+
+def measured_pass(run: Run, model: RoutedDecoder) -> Measured:
+    """The memory of a training pass of ``run``."""
+    train = run.train
+    shard = (train.parallel or {}).get("shard", 1)
+    recipe = Recipe(micro_batch=train.rows, checkpoint=train.recompute, shard=shard)
+    return Measured(model, train.sequence, recipe)
+
+
+def costs(runs: Sequence[Wanted], flops: int, rate: Rate) -> str:
+    """Hours and costs of ``runs``, which take ``flops`` in all, and memory, as text."""
+    each = rate.gpu.flops * rate.utilisation
+    most = sum(item.run.train.ranks for item in runs)
+    hours = [flops / (each * min(count, most)) / 3600 for count in _GPUS]
+    price = flops / each / 3600 * rate.price
+    rows = [(f"{n:,}", f"{of:,.1f}") for n, of in zip(_GPUS, hours, strict=True)]
+    table = Table(("GPUs", "hours"), rows).to_text()
+    return "\n".join(
+        [
+            f"{rate.gpu.name} at {rate.utilisation:.0%} of {rate.gpu.flops / 1e12:,.0f} TFLOP/s, "
+            f"{rate.price:g} per hour: {price:,.0f} in all",
+            table,
+            "",
+            f"memory of a pass of each scheme's largest model, of {rate.gpu.memory / 1e9:.0f} GB:",
+            *_memories(runs, rate.gpu),
+        ]
+    )
+
+
+def _memories(runs: Sequence[Wanted], gpu: Gpu) -> Iterator[str]:
+    largest: dict[str, Run] = {}
+    for item in runs:
+        here = largest.get(item.scheme)
+        if here is None or _size(item.run) > _size(here):
+            largest[item.scheme] = item.run
+    for scheme, run in largest.items():
+        measured = measured_pass(run, outlined(run))
+        needed = measured.memory(run.train.rows).total
+        words = f"{scheme}: {run.model.width}x{run.model.layers}, {needed / 1e9:.1f} GB"
+        if needed > gpu.memory:
+            fits = measured.largest_micro_batch(gpu.memory)
+            words += f"; it does not fit: at most {fits} sequences per pass do ([train] micro_batch)"
+        yield words
+
+
+def _size(run: Run) -> int:
+    return run.model.layers * run.model.width**2

@@ -10,11 +10,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
 from modbench.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from tokenizers import Tokenizer as Engine
 
 #: Two token ids that become one token when adjacent.
@@ -59,8 +58,10 @@ class Tokenizer:
         encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def stream(self, texts: Sequence[str]) -> np.ndarray:
+    def stream(self, texts: Sequence[str]) -> "np.ndarray":
         """The ids (uint16) of the texts one after another, each followed by end of text."""
+        import numpy as np  # not where a suite is only read
+
         ids = [np.array([*ids, self.end_of_text], dtype="<u2") for ids in self.encode_all(texts)]
         return np.concatenate(ids) if ids else np.zeros(0, dtype="<u2")
 

@@ -105,7 +105,7 @@ def test_an_isoflop_suite_is_planned_with_its_trials_and_the_check_of_its_law() 
 
 
 def test_a_plan_of_several_depths_has_a_row_for_each() -> None:
-    isoflop_suite("vanilla", "mod", layers=[2, 4], passes=40.0)
+    isoflop_suite("vanilla", "mod", layers=[2, 4], passes=400.0)
     plan = planned()
     names = [(part.scheme, part.depth) for part in plan.parts]
     expected = [(name, depth) for name in ("vanilla", "mod") for depth in (2, 4)]

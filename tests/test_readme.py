@@ -130,7 +130,10 @@ def test_the_tutorial_is_an_example_of_twenty_lines() -> None:
 
 def test_the_lengths_of_the_examples_are_as_stated() -> None:
     (count, least, most) = re.findall(r"has (\w+) routers of (\d+) to (\d+) lines", README)[0]
-    texts = [file.read_text() for file in (ROOT / "examples").glob("*.py")]
+    files = [
+        file for file in (ROOT / "examples").glob("*.py") if file.name != "port_bugs.py"
+    ]  # wrong ones
+    texts = [file.read_text() for file in files]
     lengths = [len(text.splitlines()) for text in texts if "register_router" in text]
     assert (len(lengths), min(lengths), max(lengths)) == (7, int(least), int(most))
     assert count == "seven"

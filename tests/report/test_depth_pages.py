@@ -160,14 +160,15 @@ def test_figure_has_a_panel_per_depth_and_an_envelope(make: Make) -> None:
 
 
 def test_files_state_the_depth(make: Make, tmp_path: Path) -> None:
-    write_report(store(tmp_path, records(make)), html=True)
-    files = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    folder = store(tmp_path / "sweep", records(make))
+    write_report(folder, html=True)
+    files = {path.name for path in folder.iterdir() if path.is_file()}
     assert files <= DERIVED
     assert {"isoflop_depths.png", "depths.csv", "index.html"} <= files
     assert not any(name.startswith("isoflop_curves") for name in files)
 
     def rows(name: str) -> list[dict[str, str]]:
-        return list(csv.DictReader(io.StringIO((tmp_path / name).read_text())))
+        return list(csv.DictReader(io.StringIO((folder / name).read_text())))
 
     optima = {(r["budget"], r["fit"], r["scheme"]): r for r in rows("optima.csv")}
     mod = optima[str(BUDGETS[1]), "parabola", "mod"]
@@ -185,7 +186,7 @@ def test_files_state_the_depth(make: Make, tmp_path: Path) -> None:
     adjusted = [float(r["p_adjusted"]) / float(r["p"]) for r in families["dense, equal depth"]]
     assert max(adjusted) == pytest.approx(9)  # Holm's: the smallest p times the number of comparisons
     assert {r["layers"] for r in rows("learning_rates.csv")} == {"2", "4", "8"}
-    html = (tmp_path / "index.html").read_text()
+    html = (folder / "index.html").read_text()
     assert "Optima at each depth" in html
     assert "isoflop depths" in html
 

@@ -165,6 +165,15 @@ def results(session: nox.Session) -> None:
 
 
 @nox.session
+def rehearse(session: nox.Session) -> None:
+    """Rehearse each shipped suite, or those named after --: two steps of the smallest run of each
+    scheme, FLOPs and memory of the largest."""
+    for name in session.posargs or sorted(path.stem for path in HERE.glob("suites/*.toml")):
+        words = ("run", f"suites/{name}.toml", "--rehearse", "--results", "my-results")
+        module(session, "modbench", *words)
+
+
+@nox.session
 def audit(session: nox.Session) -> None:
     """Audit every router, preset and known bug and write docs/audit.md and docs/known_bugs.md; arguments
     after -- go to the script (--check only compares)."""

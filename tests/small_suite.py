@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import modbench
+from modbench.records.store import read_suite
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"width": 16, "layers": 1, "heads": 2},
@@ -27,9 +29,15 @@ def suite_text(name: str, *routers: str, **tables: dict[str, Any]) -> str:
         lines.append(f"[{table}]")
         entries = DEFAULTS.get(table, {}) | tables.get(table, {})
         given = {key: value for key, value in entries.items() if value is not None}
-        lines += [f"{key} = {json.dumps(value)}" for key, value in given.items()]
+        lines += [f"{key} = {_toml(value)}" for key, value in given.items()]
     lines += [f'[[schemes]]\nrouter = "{router}"' for router in routers]
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}"
+    return json.dumps(value)
 
 
 def write_suite(place: Path, name: str, *routers: str, **tables: dict[str, Any]) -> None:
@@ -68,3 +76,12 @@ def modbench_says(place: Path, *words: str) -> tuple[int, str]:
     process = start(place, *words)
     out, _ = process.communicate(timeout=300)
     return process.returncode, out
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The finished runs and measurements by key: all but seconds and the moment."""
+    records = read_suite(folder)
+    found = [one for one in (*records.runs, *records.measurements) if one.status == "ok"]
+    assert max(Counter(record.key for record in found).values(), default=1) == 1
+    runs = {one.key: (one.metrics, one.curve, one.ends) for one in records.runs if one.status == "ok"}
+    return runs | {one.key: one.result for one in records.measurements if one.status == "ok"}

@@ -2,10 +2,11 @@
 torch."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import Any
 
 _NUMBER = r"\d[\d.]*(?:e[+-]?\d+)?"
 _PATTERN = re.compile(
@@ -68,15 +69,15 @@ def budget_text(budget: int) -> str:
 def shortest(runs: Sequence[RunName], keys: Sequence[str]) -> list[str]:
     """The names of ``runs``, which have all parts: the row, and the parts in which runs of the row
     differ. Runs that no part tells apart are named by the start of their ``keys``."""
-    names = []
+    values: dict[tuple[str, str], set[Any]] = defaultdict(set)
     for run in runs:
-        same_row = [other for other in runs if other.row == run.row]
-        given = {
-            part: getattr(run, part)
-            for part in ("budget", "seed", "learning_rate")
-            if len({getattr(other, part) for other in same_row}) > 1
-        }
-        names.append(RunName(row=run.row, **given))
+        for part in ("budget", "seed", "learning_rate"):
+            values[run.row, part].add(getattr(run, part))
+    differing: dict[str, list[str]] = defaultdict(list)
+    for (row, part), of_row in values.items():
+        if len(of_row) > 1:
+            differing[row].append(part)
+    names = [RunName(row=run.row, **{p: getattr(run, p) for p in differing[run.row]}) for run in runs]
     count = Counter(map(str, names))
     return [
         str(replace(name, row=key[:8], seed=None, learning_rate=None) if count[str(name)] > 1 else name)

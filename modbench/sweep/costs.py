@@ -4,6 +4,8 @@ from shapes and a data sheet alone."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from modbench.errors import UserError
 from modbench.plan.gpus import Gpu
 from modbench.plan.memory import Measured, Recipe
@@ -12,6 +14,7 @@ from modbench.report.table import Table
 from modbench.routing.build import RoutedDecoder, outline
 from modbench.routing.registry import build_router
 from modbench.sweep.wanted import Wanted
+from modbench.train.numerics import device
 
 #: Numbers of GPUs that hours are stated for.
 _GPUS = (1, 8, 64, 256)
@@ -44,6 +47,22 @@ def measured_pass(run: Run, model: RoutedDecoder) -> Measured:
     return Measured(model, train.sequence, recipe)
 
 
+def room() -> int | None:
+    """Bytes of this machine's GPU; None without one."""
+    on = device()
+    return torch.cuda.get_device_properties(on).total_memory if on.type == "cuda" else None
+
+
+def smaller_pass(run: Run, measured: Measured, there: int) -> str:
+    """Advice for a ``run`` whose pass, ``measured``, needs more than ``there`` bytes."""
+    train = run.train
+    fits = min(measured.largest_micro_batch(there), train.rows - 1)
+    divisors = [n for n in range(1, fits + 1) if train.batch // train.ranks % n == 0]
+    if divisors:
+        return f"set [train] micro_batch = {divisors[-1]}"
+    return "set [train] recompute = true or parallel, or take a smaller model"
+
+
 def costs(runs: Sequence[Wanted], flops: int, rate: Rate) -> str:
     """Hours and costs of ``runs``, which take ``flops`` in all, and memory, as text."""
     each = rate.gpu.flops * rate.utilisation
@@ -73,11 +92,13 @@ def _memories(runs: Sequence[Wanted], gpu: Gpu) -> Iterator[str]:
     for scheme, run in largest.items():
         measured = measured_pass(run, outlined(run))
         needed = measured.memory(run.train.rows).total
-        words = f"{scheme}: {run.model.width}x{run.model.layers}, {needed / 1e9:.1f} GB"
+        fits = measured.largest_micro_batch(gpu.memory)
+        words = f"{scheme}: {run.model.width}x{run.model.layers}, {run.train.rows} sequences, "
+        words += f"{needed / 1e9:.1f} GB"
         if needed > gpu.memory:
-            fits = measured.largest_micro_batch(gpu.memory)
-            words += f"; it does not fit: at most {fits} sequences per pass do ([train] micro_batch)"
-        yield words
+            yield f"{words}; it does not fit: at most {fits} sequences per pass do ([train] micro_batch)"
+        else:
+            yield f"{words}; at most {fits} sequences fit"
 
 
 def _size(run: Run) -> int:

@@ -18,7 +18,7 @@ from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.records.run import Run
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router, load_plugin
-from modbench.sweep.costs import measured_pass, outlined
+from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
 from modbench.sweep.devices import refuse_missing_devices
 from modbench.sweep.passes import refuse_more_passes
 from modbench.sweep.plan import Tell, text_tokens
@@ -119,19 +119,12 @@ def _large_pass(run: Run, model: RoutedDecoder) -> str:
     words = f"{counted}, {needed / 2**30:.1f} GiB"
     there = room()
     if there is not None and needed > there:
-        fits = measured.largest_micro_batch(there)
         raise UserError(
             f"{run.router.name} {_shape(run)}: a pass of {train.rows} sequences needs about "
-            f"{needed / 2**30:.1f} GiB, and the GPU has {there / 2**30:.1f}; set [train] micro_batch = "
-            f"{fits or 1}{'' if fits else ', recompute or parallel'}"
+            f"{needed / 2**30:.1f} GiB, and the GPU has {there / 2**30:.1f}; "
+            f"{smaller_pass(run, measured, there)}"
         )
     return words
-
-
-def room() -> int | None:
-    """Bytes of this machine's GPU; None without one."""
-    on = device()
-    return torch.cuda.get_device_properties(on).total_memory if on.type == "cuda" else None
 
 
 def _counted(run: Run, model: RoutedDecoder) -> str:

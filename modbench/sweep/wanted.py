@@ -132,14 +132,15 @@ def _grid_runs(rows: Rows) -> list[Wanted]:
                         f"training step of '{label}', which takes {flops:g} FLOPs; raise it there, or "
                         "shrink batch, sequence or model"
                     )
+            router, model, config = router_code(row), suite.shapes_of(scheme)[size], table.config()
             together = table.schedule == "trapezoid"
             for budgets in [suite.axes.budgets] if together else [(b,) for b in suite.axes.budgets]:
                 for seed in suite.axes.seeds:
                     run = Run(
-                        router=router_code(row),
-                        model=suite.shapes_of(scheme)[size],
+                        router=router,
+                        model=model,
                         data=suite.data,
-                        train=table.config(),
+                        train=config,
                         schedule=table.schedule_of(budgets),
                         seed=seed,
                     )

@@ -13,11 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from modbench.data.token_data import load
 from modbench.measure.environment import environment
 from modbench.records.metrics import METRICS
 from modbench.records.run import Run
 from modbench.sweep.claim import Claim
+from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
 from modbench.sweep.job_records import measurement_record, run_record
 from modbench.sweep.run_job import RunJob, prepare_process
 from modbench.sweep.stage import Say, Stage
@@ -91,6 +94,9 @@ def _train(job: RunJob) -> _Outcome:
     job.stage.begin("train")
     job.say({"event": "machine", "flops_per_second": matmul_rate(job.dtype, job.device)})
     status, error = _outcome(lambda: train(job))
+    if status == "oom":
+        measured = measured_pass(job.run, outlined(job.run))
+        error = f"{error}; {smaller_pass(job.run, measured, room() or psutil.virtual_memory().total)}"
     record = run_record(
         job.run,
         job.data.summary(),

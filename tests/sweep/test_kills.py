@@ -4,30 +4,17 @@ import contextlib
 import random
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from small_suite import modbench_says, start, write_suite
-
-from modbench.records.store import read_suite
+from small_suite import finished, modbench_says, start, write_suite
 
 
 def run(place: Path, results: str) -> str:
     code, out = modbench_says(place, "run", "suite.toml", "--results", results)
     assert code == 0, out
     return out
-
-
-def untimed(folder: Path) -> dict[str, Any]:
-    """The finished runs and measurements by key: all but seconds and the moment."""
-    records = read_suite(folder)
-    found = [one for one in (*records.runs, *records.measurements) if one.status == "ok"]
-    assert max(Counter(record.key for record in found).values(), default=1) == 1
-    runs = {one.key: (one.metrics, one.curve, one.ends) for one in records.runs if one.status == "ok"}
-    return runs | {one.key: one.result for one in records.measurements if one.status == "ok"}
 
 
 def kill(process: "subprocess.Popen[str]", victims: str) -> None:
@@ -57,13 +44,13 @@ def test_kills_change_no_result(tmp_path: Path, rounds: int) -> None:
     long, draw = time.monotonic() - started, random.Random(rounds)
     folder = tmp_path / "parts" / "kills"
     for _ in range(rounds):
-        before = untimed(folder)
+        before = finished(folder)
         process = start(tmp_path, "run", "suite.toml", "--results", "parts")
         time.sleep(draw.uniform(0.2, 0.8) * long)
         kill(process, draw.choice(["worker", "sweep", "both"]))
-        assert untimed(folder).items() >= before.items()
+        assert finished(folder).items() >= before.items()
     run(tmp_path, "parts")
-    assert untimed(folder) == untimed(tmp_path / "whole" / "kills")
+    assert finished(folder) == finished(tmp_path / "whole" / "kills")
     assert ": 4 of 4 runs done" in run(tmp_path, "parts")
     left = [path for path in folder.rglob("*") if path.suffix in (".half", ".part")]
     empty = [shard for shard in folder.glob("records/*.jsonl") if not shard.stat().st_size]

@@ -9,9 +9,11 @@ from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.model.decoder import Decoder
 from modbench.sweep import rehearse as rehearsal
+from modbench.sweep.costs import measured_pass, outlined
 from modbench.sweep.rehearse import rehearse
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
+from modbench.sweep.wanted import expand
 
 SUITE = """
 [suite]
@@ -85,6 +87,9 @@ def test_a_ledger_that_states_less_is_refused(rows: Rows, monkeypatch: pytest.Mo
 
 
 def test_a_pass_that_does_not_fit_is_refused(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "room", lambda: 2**17)
-    with pytest.raises(UserError, match=r"2 sequences needs .*; set \[train\] micro_batch = 1"):
-        rehearse(rows, ("vanilla",), lambda sentence: None)
+    run = expand(rows)[0].run
+    one_sequence = measured_pass(run, outlined(run)).memory(1).total
+    for room, advice in ((one_sequence, "micro_batch = 1"), (2**17, "recompute = true or parallel")):
+        monkeypatch.setattr(rehearsal, "room", lambda room=room: room)
+        with pytest.raises(UserError, match=rf"2 sequences needs .*; set \[train\] {advice}"):
+            rehearse(rows, ("vanilla",), lambda sentence: None)

@@ -90,6 +90,8 @@ class Engine:
                     if todo and not running and time.monotonic() - begun > self.patience:
                         break
                     time.sleep(_POLL_SECONDS if running else _WAIT_SECONDS)
+                    if stop:  # the same signal may have ended workers that could not yet take it
+                        break
                     for job in [job for job, at in running.items() if at.worker.over()]:
                         failures += self._settle(job, running.pop(job), watch)
             finally:

@@ -1,8 +1,8 @@
 """The lock of `modbench time` on a suite's folder. Runs need none: see `modbench.sweep.claim`."""
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,21 +12,21 @@ from modbench.errors import UserError
 LOCK = ".lock"
 
 
-def suite_lock(folder: Path) -> AbstractContextManager[None]:
-    """Hold results/<suite> for a command that measures times. Raises UserError: another one holds it, or
-    it can't be written."""
-    busy = f"another `modbench` is at work in {folder}; wait for it to end, or give another --results"
-    return _locked(folder / LOCK, busy)
-
-
 @contextmanager
-def _locked(file: Path, busy: str) -> Iterator[None]:
-    lock = FileLock(file)
-    make_folder(file.parent)
+def suite_lock(folder: Path, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
+    """Hold results/<suite> for a command that measures times. ``waiting``: called once with a sentence,
+    and the lock is waited for, if another command holds it. Raises UserError: another one holds it and
+    it isn't waited for, or it can't be written."""
+    lock = FileLock(folder / LOCK)
+    make_folder(folder)
+    busy = f"another `modbench` is at work in {folder}"
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(busy) from None
+        if waiting is None:
+            raise UserError(f"{busy}; wait for it to end, or give another --results") from None
+        waiting(f"{busy} and measures times; this one goes on once it has ended")
+        lock.acquire(poll_interval=1.0)
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ import torch
 from modbench.data.token_data import load
 from modbench.errors import UserError
 from modbench.records.run import Run
+from modbench.sweep.claim import born
 from modbench.sweep.devices import refuse_missing_devices
 from modbench.sweep.run_job import RunJob, prepare_process
 from modbench.sweep.stage import Stage
@@ -55,7 +56,7 @@ def train_by_ranks(job: RunJob) -> Trained:
     for name in (_EVENTS, _OUTCOME, _STOP):
         (job.folder / name).unlink(missing_ok=True)
     owner = psutil.Process()
-    spec = job.spec | {"owner": [owner.pid, owner.create_time()]}
+    spec = job.spec | {"owner": [owner.pid, born(owner)]}
     (job.folder / _SPEC).write_text(json.dumps(spec))
     # A restart by torchrun itself may hang where the processes meet again (seen with PyTorch 2.13).
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
@@ -174,9 +175,9 @@ def main() -> int:
 
 def _ended(owner: list[float]) -> bool:
     """True if the process that started the training has ended."""
-    pid, born = owner
+    pid, since = owner
     try:
-        return psutil.Process(int(pid)).create_time() != born
+        return born(psutil.Process(int(pid))) != since
     except psutil.NoSuchProcess:
         return True
 

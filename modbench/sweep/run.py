@@ -171,9 +171,10 @@ class _Command:
             jobs = [job for job in jobs if job.key not in tried]
         if self.launcher:
             self.tell_of_timings()
-        elif timed := [] if self.tasks else self.timings_left():
-            with suite_lock(self.folder):
-                failures += self.engine_run(timed, len(timed), "process", 1)
+        elif not self.tasks and self.timings_left():
+            with suite_lock(self.folder, self.tell):
+                if timed := self.timings_left():  # another command may have measured some
+                    failures += self.engine_run(timed, len(timed), "process", 1)
         return end_of_command(self.rows, self.folder, failures, "leaderboard.md", self.tell)
 
     def print_script(self) -> int:

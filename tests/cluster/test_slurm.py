@@ -160,7 +160,7 @@ def test_two_submissions_at_once_run_each_job_once(tmp_path: Path, slurm: SlurmC
     assert len(tasks(folder)) == 6
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(12, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.full)])
 def test_kills_change_no_result(tmp_path: Path, slurm: SlurmCluster, rounds: int) -> None:
     draw = random.Random(rounds)
 

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modbench.sweep import claim as claim_module
@@ -43,6 +44,13 @@ def test_a_claim_of_a_process_that_has_ended_is_taken_at_once(tmp_path: Path) ->
     second = Claims().take(tmp_path)
     assert second is not None
     assert second.path.name == "claim-000002"
+
+
+def test_a_clock_that_is_set_frees_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = Claims().take(tmp_path)
+    assert claim is not None
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: 1.0)
+    assert Claims().held(tmp_path)
 
 
 def test_a_claim_of_another_machine_expires_without_its_heartbeat_only(tmp_path: Path) -> None:

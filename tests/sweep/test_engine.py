@@ -192,6 +192,17 @@ def test_interrupted_run_stores_a_checkpoint_and_resumes_without_repeating(
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
 
 
+def test_a_worker_that_the_same_signal_ended_has_not_failed(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    driver = start_driver(folder, "slow")
+    wait_for(folder / "slow.pid")
+    driver.send_signal(signal.SIGTERM)
+    os.kill(int((folder / "slow.pid").read_text()), signal.SIGKILL)  # it can't take a signal yet
+    driver.communicate(timeout=20)
+    assert driver.returncode == 130
+    assert statuses(folder) == []
+
+
 def test_a_second_interrupt_kills_a_cell_that_does_not_stop(tmp_path: Path) -> None:
     driver = start_driver(tmp_path / "s", "deaf")
     wait_for(tmp_path / "s" / "deaf.pid")

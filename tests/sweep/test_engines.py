@@ -45,7 +45,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_script_is_one_array_over_a_list(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for name in ("PYTHONPATH", "MODBENCH_CACHE"):
+        monkeypatch.delenv(name, raising=False)
     request = requested(["partition=gpu", "--gpus=1", "time=4:00:00"])
     script = Slurm(place / "s", request, workers=8).script(jobs_of(place / "s", "a", "b", "c"), "x1")
     assert script.splitlines() == [
@@ -174,7 +175,7 @@ def test_an_address_without_a_cluster_is_refused(
     ("words", "sentence"),
     [
         (["--request", "gpus=1"], "--request gpus is for --engine slurm or ray; --engine local has"),
-        (["--engine", "slurm", "--request", "gpus"], "--request gpus: it must be NAME=VALUE, such as"),
+        (["--engine", "slurm", "--request", "=1"], "--request =1: it must be NAME=VALUE, such as"),
         (["--engine", "slurm", "--request", "a=1", "a=2"], "--request a is given twice; give it once"),
         (["--engine", "slurm", "--request", "cpus-per-task=x"], "--request cpus-per-task=x: a whole"),
         (["--engine", "ray", "--request", "gpus=1"], "--request gpus: --engine ray knows num_cpus and"),

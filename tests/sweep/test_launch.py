@@ -15,12 +15,15 @@ from drive_engine import fake_job, fakes_left
 from rich.console import Console
 
 from modbench.errors import UserError
+from modbench.records.run import Run
 from modbench.records.store import append_record
 from modbench.sweep.claim import Claims
 from modbench.sweep.engine import Failure
 from modbench.sweep.job import FILE, Job
-from modbench.sweep.job_records import crash_record
+from modbench.sweep.job_records import crash_record, measurement_record, run_record
 from modbench.sweep.launch import watch
+from modbench.sweep.launch.launcher import requested, whole
+from modbench.sweep.launch.slurm import Slurm
 from modbench.sweep.launch.watch import Watched
 from modbench.sweep.progress import Progress
 from modbench.sweep.task import LATEST
@@ -38,8 +41,10 @@ class Recorder:
     called lost, and keeps those called kept."""
 
     threads = 1
+    trouble = ""
 
-    def __init__(self, refusals: int = 0) -> None:
+    def __init__(self, refusals: int = 0, most: int = 1000) -> None:
+        self.most = most
         self.arrays: list[list[str]] = []
         self.has: set[Path] = set()
         self.refusals = refusals
@@ -54,6 +59,8 @@ class Recorder:
         if self.refusals:
             self.refusals -= 1
             raise UserError("too many")
+        if len(jobs) > self.most:
+            raise UserError("the array is too long")
         self.arrays.append([job.title for job in jobs])
         for job in jobs:
             assert (Path(job.spec["folder"]) / FILE).is_file()
@@ -63,6 +70,9 @@ class Recorder:
             elif status == "kept":
                 self.has.add(Path(job.spec["folder"]))
         return f"{len(jobs)} submitted"
+
+    def log(self, folder: Path) -> Path | None:
+        return folder / "engine.txt"
 
     def stopped(self) -> str:
         return "they go on"
@@ -100,6 +110,7 @@ def test_a_job_that_the_engine_loses_is_told_and_not_submitted_again(tmp_path: P
     engine = Recorder()
     (failure,), _ = run(tmp_path, jobs_of(tmp_path, "lost", "diverged"), engine)
     assert (failure.title, failure.error) == ("lost", "its task ended without a record")
+    assert failure.log.name == "engine.txt"  # the job has written none
     assert engine.arrays == [["lost", "diverged"]]
 
 
@@ -177,3 +188,60 @@ def test_the_events_of_a_job_are_shown_and_an_interrupt_leaves_it(tmp_path: Path
     thread.join()
     assert "kept: train 3/9" in said
     assert said.endswith("they go on\ninterrupted")
+
+
+def test_a_part_that_was_recorded_after_the_jobs_were_listed_counts(tmp_path: Path) -> None:
+    engine = Recorder()
+    (job,) = jobs_of(tmp_path, "measured")  # a run and a measurement
+    engine.has.add(Path(job.spec["folder"]))  # its task was submitted by an earlier command
+    machine = {"cpu": None, "gpu": None, "threads": 1, "torch": "0"}
+    numbers = dict.fromkeys(("budget", "steps", "tokens", "flops", "flops_nominal"), 1)
+    run_of, data = Run.of(job.spec["run"]), job.spec["data"]
+    how = (machine, "ok", None, datetime.now(UTC))
+    append_record(tmp_path, run_record(run_of, data, *how, ends=[numbers | {"audit": []}]))
+
+    def others() -> None:
+        time.sleep(0.5)
+        subject, result = job.spec["measurements"][0], {"metrics": {"heldout_loss": 1.0}}
+        append_record(tmp_path, measurement_record(subject, result, *how))
+        engine.has.clear()
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    failures, _ = run(tmp_path, [job], engine)
+    thread.join()
+    assert failures == []
+    assert engine.arrays == []
+
+
+def test_a_refused_array_is_halved(tmp_path: Path) -> None:
+    engine = Recorder(most=2)
+    labels = [f"diverged {number}" for number in range(5)]
+    failures, _ = run(tmp_path, jobs_of(tmp_path, *labels), engine)
+    assert failures == []
+    assert engine.arrays == [labels[:2], labels[2:4], labels[4:]]
+
+
+def test_trouble_of_an_engine_is_told_once(tmp_path: Path) -> None:
+    engine = Recorder()
+    engine.trouble = "the queue can't be read"
+    failures, said = run(tmp_path, jobs_of(tmp_path, "lost"), engine)
+    assert len(failures) == 1
+    assert said.count("the queue can't be read") == 1
+
+
+@pytest.mark.parametrize(("given", "least"), [("-1", 1), ("0", 1), ("-1", 0), ("two", 1), ("", 1)])
+def test_a_request_that_is_no_number_or_too_small_is_refused(given: str, least: int) -> None:
+    with pytest.raises(UserError, match=f"num_cpus={given}: a whole number of {least} or more"):
+        whole(requested([f"num_cpus={given}"]), "num_cpus", 1, least)
+
+
+def test_an_option_may_have_no_value() -> None:
+    assert requested(["exclusive", "--partition=gpu"]) == {"exclusive": "", "partition": "gpu"}
+    slurm = Slurm(Path("s"), {"exclusive": "", "comment": "two words"}, 0)
+    assert {"#SBATCH --exclusive", "#SBATCH --comment='two words'"} <= {*slurm.script([]).splitlines()}
+
+
+def test_tasks_of_slurm_get_the_folder_of_prepared_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODBENCH_CACHE", "/a folder")
+    assert "export MODBENCH_CACHE='/a folder'" in Slurm(Path("s"), {}, 0).script([]).splitlines()

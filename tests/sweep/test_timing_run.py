@@ -1,6 +1,7 @@
 """`modbench time` with a stand-in for what measures: order, resumption, failures, machines."""
 
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -274,6 +275,25 @@ def test_two_at_once_are_refused(tmp_path: Path, time: Time) -> None:
         pytest.raises(UserError, match="another `modbench` is at work"),
     ):
         time("a")
+
+
+def test_a_run_waits_for_another_that_measures(tmp_path: Path) -> None:
+    said: list[str] = []
+    held = threading.Event()
+
+    def measure() -> None:
+        with suite_lock(tmp_path):
+            held.set()
+            threading.Event().wait(0.5)
+
+    other = threading.Thread(target=measure)
+    other.start()
+    held.wait()
+    with suite_lock(tmp_path, said.append):
+        assert said == [
+            f"another `modbench` is at work in {tmp_path} and measures times; this one goes on once it "
+            "has ended"
+        ]
 
 
 def test_no_repetition_is_refused(time: Time) -> None:

@@ -1,6 +1,5 @@
 """Ray: a task of Ray Core for each job. Results are records in the shared folder, never Ray objects."""
 
-import contextlib
 import os
 import socket
 from collections import deque
@@ -10,14 +9,10 @@ from typing import Any
 
 from modbench.errors import UserError, several
 from modbench.sweep.job import Job
-from modbench.sweep.launch.launcher import python_path, whole
+from modbench.sweep.launch.launcher import PASSED, python_path, whole
 
 #: A task that fails as often as this takes its worker or its node with it.
 _RETRIES = 3
-#: Variables that a node may lack: the folder of prepared texts, and the choice of kernels.
-_PASSED = ("MODBENCH_CACHE", "MODBENCH_KERNELS")
-
-
 _STOP_SECONDS = 30.0  #: for checkpoints: an engine gives its worker 20 s
 _CONNECT_SECONDS = 10.0  #: a slow network answers sooner
 _REMEDY = "set RAY_ADDRESS to the cluster's HOST:PORT, which `ray start --head` prints"
@@ -37,7 +32,8 @@ class Ray:
                 f"--request {min(unknown)}: --engine ray knows num_cpus and num_gpus, such as num_gpus=1"
             )
         self.threads = whole(request, "num_cpus", 1)
-        self._gpus = whole(request, "num_gpus", 0) if "num_gpus" in request else None
+        self._gpus = whole(request, "num_gpus", 0, least=0) if "num_gpus" in request else None
+        self.trouble = ""
         self._workers = workers
         self._tasks: dict[Any, Path] = {}
         self._waiting: deque[Path] = deque()
@@ -55,7 +51,7 @@ class Ray:
         host, _, port = address.rpartition("://")[2].rpartition(":")
         if host and port.isdigit():
             _check_address(address, host, int(port))
-        variables = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        variables = {name: os.environ[name] for name in PASSED if name in os.environ}
         variables |= {"PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}
         try:
             ray.init(
@@ -89,9 +85,12 @@ class Ray:
         waiting = [*self._tasks]
         ended, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0) if waiting else ([], [])
         for task in ended:
-            with contextlib.suppress(ray.exceptions.RayError):  # the lack of a record tells
+            folder = self._tasks.pop(task)
+            try:
                 ray.get(task)
-            del self._tasks[task]
+            except ray.exceptions.RayError as error:  # the lack of a record ends the job
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                self.trouble = f"ray: a task of {folder} failed: {lines[-1].strip()[:200]}"
         self._start()
         return {*self._tasks.values(), *self._waiting}
 
@@ -105,6 +104,9 @@ class Ray:
         while self._waiting and (not self._workers or len(self._tasks) < self._workers):
             folder = self._waiting.popleft()
             self._tasks[self._remote.remote(str(folder))] = folder
+
+    def log(self, folder: Path) -> Path | None:
+        return None  # Ray keeps them on its nodes
 
     def stopped(self) -> str:
         import ray

@@ -6,6 +6,7 @@ list next to the script, and what became of it is a record in the shared folder.
 of `squeue`, where the array's name tells its list.
 """
 
+import os
 import secrets
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from modbench.records.run import Run
 from modbench.records.store import read_records, record_files, write_files
 from modbench.sweep.claim import claimed
 from modbench.sweep.job import Job
-from modbench.sweep.launch.launcher import TASK, python_path, whole
+from modbench.sweep.launch.launcher import PASSED, TASK, python_path, whole
 
 LIST, SCRIPT = "jobs.txt", "array.sh"
 #: Minutes of a task if no run has been recorded, whose rate could be used. A task that needs longer
@@ -46,6 +47,7 @@ class Slurm:
         self._request = request
         self._workers = workers
         self.threads = whole(request, "cpus-per-task", 1)
+        self.trouble = ""
         self._active: set[Path] = set()
         self._asked: float | None = None
 
@@ -57,13 +59,19 @@ class Slurm:
             )
         script = "\n".join(["#!/bin/sh", *self._options(_UNKNOWN_MINUTES), "true", ""])
         self._sbatch(["--test-only"], script)
+        self.active()
+        if self.trouble:  # it would submit what is queued already
+            raise UserError(f"--engine {self.trouble}; try again once it answers")
 
     def active(self) -> set[Path]:
         if self._asked is None or time.monotonic() - self._asked > _ASK_SECONDS:
             words = ["squeue", "--me", "--noheader", "--array", "--format=%K %j"]
             queue = subprocess.run(words, capture_output=True, text=True)
-            if queue.returncode == 0:  # the controller may be away for a while
-                self._active = self._queued(queue.stdout)
+            if queue.returncode == 0:
+                self._active, self.trouble = self._queued(queue.stdout), ""
+            else:  # the controller may be away for a while
+                said = " ".join(queue.stderr.split())[:200]
+                self.trouble = f"slurm: squeue does not tell which tasks are queued ({said})"
             self._asked = time.monotonic()
         return self._active
 
@@ -71,6 +79,8 @@ class Slurm:
         with claimed(self._folder, lambda: None):
             self._asked = None
             queued = self.active()  # another command may have submitted some of them
+            if self.trouble:
+                raise UserError(self.trouble)
             free = [job for job in jobs if job.claimed not in queued]
             if not free:
                 return f"slurm: all of {several(len(jobs), 'task')} are queued by another command"
@@ -83,6 +93,17 @@ class Slurm:
             number = self._sbatch([], script)
         self._active = queued | {job.claimed for job in free if job.claimed}
         return f"slurm: array {number} of {several(len(free), 'task')}; its script and logs: {place}"
+
+    def log(self, folder: Path) -> Path | None:
+        logs = [
+            listed.parent / f"{number}.txt"
+            for listed in self._folder.glob(f"*/{LIST}")
+            for number, line in enumerate(listed.read_text().splitlines())
+            if line == str(folder)
+        ]
+        return max(
+            (log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime, default=None
+        )
 
     def stopped(self) -> str:
         return (
@@ -102,12 +123,14 @@ class Slurm:
             "output": str(place / "%a.txt"),
             "open-mode": "append",
         }
+        variables = {name: os.environ[name] for name in PASSED if name in os.environ}
+        variables["PYTHONPATH"] = python_path()
         lines = [
             "#!/bin/sh",
             *self._options(minutes),
             *(_line(option, value) for option, value in own.items()),
             "#SBATCH --requeue",
-            f"export PYTHONPATH={shlex.quote(python_path())}",
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
             f'exec {shlex.join(TASK)} {shlex.quote(str(place / LIST))} "$SLURM_ARRAY_TASK_ID"',
         ]
         return "\n".join([*lines, ""])
@@ -145,7 +168,7 @@ class Slurm:
 
 
 def _line(option: str, value: str) -> str:
-    return f"#SBATCH --{option}={shlex.quote(value)}"
+    return f"#SBATCH --{option}={shlex.quote(value)}" if value else f"#SBATCH --{option}"
 
 
 def recorded_rate(folder: Path) -> float | None:

@@ -48,7 +48,8 @@ class Watched:
     _free_since: dict[Path, float] = field(default_factory=dict, init=False)
     _began: dict[Path, float] = field(default_factory=dict, init=False)  #: when a job was seen to run
     _shown: dict[Path, dict[str, Any]] = field(default_factory=dict, init=False)  #: its latest events
-    _refusal: str = field(default="", init=False)
+    _told: str = field(default="", init=False)  #: what was last noted of the engine
+    _at_once: int = field(default_factory=lambda: AT_ONCE, init=False)
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
         """Run ``jobs``; return the failures. Those that the engine has from an earlier command, or that
@@ -63,17 +64,23 @@ class Watched:
             identity: folder for folder, job in self._todo.items() for identity in job.identities
         }
         watch = Watch(self.folder)
-        done = done_of(watch.new())
+        known = watch.new()
+        done = done_of(known)
         for folder, job in [*self._todo.items()]:
             if done.issuperset(job.identities):  # since the jobs that are left were listed
                 self.progress.elsewhere(job.title)
                 del self._todo[folder]
+        for record in known:  # a task of an earlier command may have stored a part since then
+            folder_of_it = self._folders.get(identity_of(record))
+            if folder_of_it and record.status == "ok":
+                self._recorded.setdefault(folder_of_it, {})[identity_of(record)] = record
         failures: list[Failure] = []
         stop: list[int] = []
         with stop_signals(stop.append):
             while self._todo and not stop:
                 began = time.monotonic()
                 active = self.launcher.active()
+                self._tell(self.launcher.trouble)
                 # After the engine's answer: a job that it no longer has is recorded.
                 failures += self._settle(watch.new())
                 self._show(active)
@@ -86,6 +93,12 @@ class Watched:
             self.progress.note(self.launcher.stopped())
             raise KeyboardInterrupt
         return failures
+
+    def _tell(self, sentence: str) -> None:
+        """Note ``sentence``, unless it was the last one."""
+        if sentence and sentence != self._told:
+            self.progress.note(sentence)
+        self._told = sentence or self._told
 
     def _settle(self, records: Iterable[Finished]) -> list[Failure]:
         """End the jobs that ``records``, which are new, complete."""
@@ -111,7 +124,8 @@ class Watched:
         self.progress.ended(job.key, status, seconds, error)
         if status not in ("failed", "oom"):
             return []
-        return [Failure(title=job.title, status=status, error=error, log=job.log, refused=False)]
+        log = job.log if job.log.exists() else self.launcher.log(folder) or job.log
+        return [Failure(title=job.title, status=status, error=error, log=log, refused=False)]
 
     def _show(self, active: set[Path]) -> None:
         """Show the latest events of the jobs that run."""
@@ -135,7 +149,7 @@ class Watched:
             return
         chosen: list[Job] = []
         for folder, job in self._todo.items():
-            if len(chosen) == AT_ONCE:
+            if len(chosen) == self._at_once:
                 break
             if folder in active or folder in self._submitted:
                 continue
@@ -147,15 +161,18 @@ class Watched:
             return
         for job in chosen:
             JobFile(job=job, timeout=self.timeout, directory=os.getcwd()).write()
-        try:
-            self.progress.note(self.launcher.submit(chosen))
-        except UserError as refusal:
-            if not active:
-                raise
-            if str(refusal) != self._refusal:  # such as a limit on the jobs of a user
-                self._refusal = str(refusal)
-                self.progress.note(f"{refusal}; tried again later")
-            return
+        while True:
+            try:
+                self.progress.note(self.launcher.submit(chosen))
+                break
+            except UserError as refusal:  # such as a limit on an array, or on the jobs of a user
+                if active or self.launcher.trouble:
+                    self._tell(f"{refusal}; tried again later")
+                    return
+                if len(chosen) == 1:
+                    raise
+                chosen = chosen[: len(chosen) // 2]
+                self._at_once = len(chosen)
         self._submitted |= {job.claimed for job in chosen if job.claimed}
 
     def _lost(self, active: set[Path]) -> list[Failure]:

@@ -211,7 +211,7 @@ def _born(pid: int) -> float | None:
 
 
 def born(process: psutil.Process) -> float:
-    """The start of ``process`` on a clock that nobody sets: Linux's ticks since the boot."""
+    """The start of ``process`` on a clock that cannot be set: Linux's ticks since the boot."""
     with contextlib.suppress(OSError):
         # The name, in brackets, may hold spaces.
         return float(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -231,7 +231,7 @@ def test_trouble_of_an_engine_is_told_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("given", "least"), [("-1", 1), ("0", 1), ("-1", 0), ("two", 1), ("", 1)])
-def test_a_request_that_is_no_number_or_too_small_is_refused(given: str, least: int) -> None:
+def test_a_request_that_is_not_a_number_or_too_small_is_refused(given: str, least: int) -> None:
     with pytest.raises(UserError, match=f"num_cpus={given}: a whole number of {least} or more"):
         whole(requested([f"num_cpus={given}"]), "num_cpus", 1, least)
 

@@ -23,6 +23,7 @@ BELOW: dict[str, set[str]] = {
     "model": {"errors", "typed", "ledger", "counting", "kernels"},
     "routing": {"errors", "typed", "ledger", "counting", "kernels", "model"},
     "routers": {"errors", "typed", "ledger", "counting", "model", "routing"},
+    "hf": {"errors", "typed", "ledger", "counting", "model", "routing", "data"},
     "accounting": {"errors", "typed", "ledger", "counting", "model", "routing"},
     "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting"},
     "data": {"errors", "typed"},
@@ -42,7 +43,7 @@ BELOW["sweep"] |= {"shipped", "__version__"}
 BELOW["cli"] = BELOW["sweep"] | {"sweep"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.
-BELOW["__init__"] = {"counting", "accounting", "ledger", "routing", "trained"}
+BELOW["__init__"] = {"counting", "accounting", "hf", "ledger", "routing", "trained"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import modbench
 from modbench import FlopCounter
 from modbench.errors import UserError
-from modbench.hf.retrofit.apply import routers_of
+from modbench.hf.retrofit.build import routers_of
 from modbench.hf.retrofit.refuse import refuse_pickle
 from modbench.routers.mod import MixtureOfDepths
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import modbench
 from modbench.hf.retrofit import decoding_report
-from modbench.hf.retrofit.apply import routers_of
+from modbench.hf.retrofit.build import routers_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of names that transformers deprecates
 
@@ -106,7 +106,7 @@ def test_a_sequence_padded_on_the_left_is_what_it_is_alone(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_model_is_loaded_exactly(family: str, tmp_path: Path) -> None:
     original, model = with_original(family)
-    # A stock checkpoint, some of which hold experts one by one.
+    # As a stock checkpoint; Mixtral's has a tensor for each expert.
     original.save_pretrained(tmp_path / "stock")
     stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
     for each in (model, stock):

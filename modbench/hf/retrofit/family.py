@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from modbench.errors import UserError
+from modbench.hf.retrofit.build import rebuild
 from modbench.hf.retrofit.cache import refuse_offloaded
 from modbench.hf.retrofit.layer import PASS, Pass
 from modbench.hf.retrofit.refuse import check_attention
@@ -119,8 +120,6 @@ def _classes(family: str) -> tuple[type[PreTrainedConfig], type]:
         return self._modbench_forward(plain, {**bound, **further})
 
     def construct(self: Any, config: Any, *arguments: Any, **named: Any) -> None:
-        from modbench.hf.retrofit.apply import rebuild
-
         base.__init__(self, config, *arguments, **named)
         rebuild(self)
 

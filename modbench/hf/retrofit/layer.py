@@ -21,6 +21,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Selection, host_lengths
 from modbench.model.trace import Trace
 from modbench.routing.depth_router import DepthRouted, DepthScheme
+from modbench.routing.expert_router import RoutedExperts
 from modbench.routing.gathered_tokens import GatheredTokens
 from modbench.routing.tokens import Tokens
 
@@ -92,8 +93,9 @@ class Call:
     arguments: dict[str, Any]
     attention: str
     cached: RoutedCacheLayer | None
-    window: int | None  #: a token attends to those less than so many positions before it
+    window: int | None  #: a token attends to those at fewer positions before it
     reach: int  #: tokens of the longest sequence so far, padding included
+    has_experts: bool
     name: str
 
     def __call__(self, gathered: GatheredTokens) -> Tensor:
@@ -110,6 +112,8 @@ class Call:
             elif value is not None:
                 arguments[name] = tuple(gathered.gather(part) for part in value)
         arguments["attention_mask"] = self._mask(x_RKD, context, new)
+        if self.has_experts:
+            arguments[PASS] = context
         y_RKD = self.forward(x_RKD, **arguments)
         if not isinstance(y_RKD, Tensor):
             raise UserError(
@@ -201,13 +205,13 @@ def _all_of(scores_BT: Tensor, tokens: Tokens) -> tuple[Tensor, Sequence[int]]:
 class RoutedLayer(nn.Module):
     """The part of a retrofitted layer that comes before the layer's own class."""
 
+    modbench_own: type[nn.Module]  #: the layer's own class
     modbench_layer: int  #: depth
     modbench_cache: int  #: place in the cache
     modbench_window: int | None  #: of sliding attention
 
     def forward(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        for name, value in zip(_names_after_first(type(self)), arguments, strict=False):
-            named[name] = value
+        named |= named_arguments(self, arguments)
         current: Pass | None = named.pop(PASS, None)
         if current is None:
             raise UserError(
@@ -229,6 +233,7 @@ class RoutedLayer(nn.Module):
             cached=cached,
             window=self.modbench_window,
             reach=tokens + (0 if cached is None else cached.seen),
+            has_experts=isinstance(getattr(getattr(self, "mlp", None), "experts", None), RoutedExperts),
             name=type(self).__name__,
         )
         more: dict[str, Any] = {"call": call}
@@ -247,17 +252,20 @@ class RoutedLayer(nn.Module):
 def routed_class(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the subclass of the layer class ``kind`` whose layers process their selected tokens."""
     if kind not in _ROUTED:
-        _ROUTED[kind] = type(f"Routed{kind.__name__}", (RoutedLayer, kind), {})
+        own = {"modbench_own": getattr(kind, "modbench_own", kind)}
+        _ROUTED[kind] = type(f"Routed{kind.__name__}", (RoutedLayer, kind), own)
     return _ROUTED[kind]
 
 
 _ROUTED: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _names_after_first(kind: type[nn.Module]) -> list[str]:
-    """Return the names of the arguments after the hidden states, of the layer's own class."""
-    own: Any = next(base for base in kind.__mro__ if base not in (kind, RoutedLayer))
-    return list(inspect.signature(own.forward).parameters)[2:]
+def named_arguments(layer: nn.Module, arguments: Sequence[Any]) -> dict[str, Any]:
+    """Return ``arguments``, those after the hidden states, by the names that the layer's own class gives
+    them."""
+    own: Any = layer.modbench_own
+    names = list(inspect.signature(own.forward).parameters)[2:]
+    return dict(zip(names, arguments, strict=False))
 
 
 def _each_row(value: Any, rows: int, current: Pass) -> Any:

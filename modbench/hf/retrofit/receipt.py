@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.hf.retrofit.apply import everything_selected
+from modbench.hf.retrofit.build import everything_selected
 
 #: Sequences and tokens of the comparison: more than a batch of one, and few enough for a large model.
 _SHAPE = (2, 64)

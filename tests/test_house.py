@@ -32,7 +32,7 @@ BELOW: dict[str, set[str]] = {
 #: Of the rooms above `errors` and `typed`, records import the configurations only.
 BELOW["records"] = {"errors", "typed", "model", "data", "train"}
 BELOW["report"] = {"errors", "analysis", "records", "shipped"}
-BELOW["trained"] = BELOW["train"] | {"train", "records"}
+BELOW["trained"] = BELOW["train"] | {"train", "records", "hf"}
 BELOW["audit"] = BELOW["train"] | {"train", "records"}
 _MEASURED = BELOW["trained"] | {"trained", "kernels", "analysis"}
 BELOW["evaluate"] = _MEASURED

@@ -61,10 +61,11 @@ def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
 
 
 def _hugging_face(loaded: Loaded, folder: Path, out: Path) -> str:
-    from modbench.trained.hugging_face import write_hugging_face
+    from modbench.trained.hugging_face import routed_type, write_hugging_face
 
     difference = write_hugging_face(loaded, folder)
+    first = "after `import modbench.hf.retrofit`, " if routed_type(loaded) else ""
     return (
-        f"load it with transformers.AutoModelForCausalLM.from_pretrained('{out}'); largest difference "
-        f"of a logit from modbench's: {difference:.1e}"
+        f"{first}load it with transformers.AutoModelForCausalLM.from_pretrained('{out}'); largest "
+        f"difference of a logit from modbench's: {difference:.1e}"
     )

@@ -22,9 +22,8 @@ from modbench.hf.retrofit.build import rebuild
 from modbench.hf.retrofit.cache import refuse_offloaded
 from modbench.hf.retrofit.layer import PASS, Pass
 from modbench.hf.retrofit.refuse import check_attention
+from modbench.hf.saved import PREFIX
 from modbench.model.trace import Trace
-
-PREFIX = "modbench_"
 
 
 class RetrofittedModel:

@@ -40,7 +40,7 @@ BELOW["measure"] = _MEASURED | {"audit", "evaluate"}
 BELOW["timing"] = _MEASURED | {"audit", "measure", "plan"}
 BELOW["sweep"] = _MEASURED | {"audit", "evaluate", "measure", "plan", "report", "timing"}
 BELOW["sweep"] |= {"shipped", "__version__"}
-BELOW["cli"] = BELOW["sweep"] | {"sweep"}
+BELOW["cli"] = BELOW["sweep"] | {"sweep", "hf"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.
 BELOW["__init__"] = {"counting", "accounting", "hf", "ledger", "routing", "trained"}

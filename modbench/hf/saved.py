@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-#: Start of the model types that `modbench.hf.retrofit` registers.
-PREFIX = "modbench_"
+from modbench.hf.model_types import PREFIX
 
 
 def register_for(folder: Path) -> None:

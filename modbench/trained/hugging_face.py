@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modbench.accounting.hugging_face import installed
 from modbench.errors import UserError
-from modbench.hf.saved import PREFIX
+from modbench.hf.model_types import PREFIX
 from modbench.model.block import Block
 from modbench.model.context import Context
 from modbench.model.mlp import MLP

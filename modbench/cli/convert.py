@@ -79,8 +79,9 @@ def convert(
             )
         return (
             f"{result['steps']} steps, {result['flops']:.4g} FLOPs; {losses}largest difference of a "
-            f"logit at step 0 {result['largest_logit_difference']:.1e}; after `import modbench.hf.retrofit`, "
-            f"load it with transformers.AutoModelForCausalLM.from_pretrained('{out}')"
+            f"logit at step 0 {result['largest_logit_difference']:.1e}; after `import "
+            "modbench.hf.retrofit`, load it with "
+            f"transformers.AutoModelForCausalLM.from_pretrained('{out}')"
         )
 
     tell(new_folder(out, written))

@@ -163,7 +163,8 @@ def _routing(loaded: Loaded) -> dict[str, Any]:
     banks = [block.feed_forward for block in _blocks(loaded.model)]
     experts = [number for number, bank in enumerate(banks) if isinstance(bank, RoutedExperts)]
     if experts:
-        scheme = banks[experts[0]].options  # type: ignore[union-attr]
+        bank: Any = banks[experts[0]]
+        scheme = bank.options
         described["experts"] = {
             "name": scheme.name,
             "options": scheme.options(),

@@ -31,6 +31,8 @@ class RetrofittedModel:
 
     #: What the routers reported of the last forward pass.
     routing: Trace
+    #: Route evenly, whatever the scores, so that an untrained model can be timed.
+    forced_balance = False
 
     def _modbench_forward(self, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         training = self.training  # type: ignore[attr-defined]
@@ -45,6 +47,7 @@ class RetrofittedModel:
             selection="topk" if training and cache is None else "causal",
             attention=check_attention(self),
             ids_BT=ids_BT,
+            forced_balance=self.forced_balance,
             real_BT=_real(arguments.get("attention_mask"), shown.shape[1], type(self).__name__),
         )
         if current.selection == "topk":

@@ -39,6 +39,7 @@ class Pass:
     attention: str  #: implementation of attention, sdpa or eager
     ids_BT: Tensor | None  #: token ids
     real_BT: Tensor | None  #: True for tokens that are not padding; None: all of them
+    forced_balance: bool = False  #: route evenly, whatever the scores
     trace: Trace = field(default_factory=Trace)
     run: set[object] = field(default_factory=set)  #: what has run; a second time is a repetition
     #: Slots of each sequence, those of real tokens first; None: they are in this order already.
@@ -68,7 +69,12 @@ class Pass:
         lengths = None if self.lengths is None else host_lengths(self.lengths, x_BTD.device)
         ids_BT = None if self.ids_BT is None else self.ordered(self.ids_BT)
         return LayerContext(
-            selection=self.selection, trace=self.trace, lengths_B=lengths, tokens_BT=ids_BT, **more
+            selection=self.selection,
+            trace=self.trace,
+            lengths_B=lengths,
+            tokens_BT=ids_BT,
+            forced_balance=self.forced_balance,
+            **more,
         )
 
     def repeating(self, part: object) -> Any:

@@ -174,6 +174,11 @@ def test_flops_are_counted_and_fall_with_the_capacity() -> None:
     assert totals[1.0] - totals[0.5] == 3 * (rows * per_token + pairs)
 
 
+def test_reentrant_checkpointing_is_refused() -> None:
+    with pytest.raises(UserError, match="set use_reentrant to False"):
+        routed("mod").gradient_checkpointing_enable({"use_reentrant": True})
+
+
 def test_beams_and_several_returned_sequences_run() -> None:
     model = routed("mod")
     out_BT = model.generate(tokens(2, 4), num_beams=4, num_return_sequences=2, max_new_tokens=6)

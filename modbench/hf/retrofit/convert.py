@@ -45,7 +45,7 @@ _BUILT_IN = "pypi-en-v1"
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """How a model is converted. Raise a `UserError` for a field out of range."""
+    """The settings of a conversion. Raise a `UserError` for a field out of range."""
 
     router: str = "mod"  #: depth router, or router of experts
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from modbench.model.trace import Trace
 
 
 class RetrofittedModel:
-    """What a retrofitted causal language model adds to its family's class."""
+    """The part of a retrofitted model's class that comes before the class of its family."""
 
     #: What the routers reported of the last forward pass.
     routing: Trace
@@ -59,6 +59,19 @@ class RetrofittedModel:
             outputs["loss"] = loss + auxiliary.to(loss.device, loss.dtype)
         self.routing = current.trace
         return outputs
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **named: Any
+    ) -> None:
+        """Raise a `UserError` for reentrant checkpointing, which cuts auxiliary losses off."""
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise UserError(
+                f"{type(self).__name__}: reentrant checkpointing gives the losses of routers no gradient; "
+                "set use_reentrant to False"
+            )
+        super().gradient_checkpointing_enable(  # type: ignore[misc]
+            gradient_checkpointing_kwargs=gradient_checkpointing_kwargs, **named
+        )
 
     def generate(self, *arguments: Any, **named: Any) -> Any:
         """Raise a `UserError` for assisted decoding and static caches, before anything is generated."""

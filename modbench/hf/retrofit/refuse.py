@@ -1,4 +1,4 @@
-"""What can't be retrofitted, refused by name before anything is changed."""
+"""Checks of models before anything is changed: a message names the class and an alternative."""
 
 import inspect
 from pathlib import Path

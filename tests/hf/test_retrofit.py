@@ -127,6 +127,7 @@ def test_the_training_rule_selects_the_capacity_and_the_loss_has_the_auxiliary_l
     plain = model.loss_function(logits_BTV, ids_BT, vocab_size=VOCABULARY)
     torch.set_rng_state(state)
     torch.testing.assert_close(loss, plain + trace.auxiliary_loss())
+    torch.testing.assert_close(model(ids_BT, labels=ids_BT, return_dict=False)[0], loss)
 
 
 def test_the_same_seed_gives_the_same_routers_and_leaves_the_generator_alone() -> None:

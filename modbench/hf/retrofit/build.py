@@ -161,9 +161,7 @@ def put_routers(layers: nn.ModuleList, parts: dict[int, RetrofitRouter], model: 
         layer: Any = layers[number]
         layer.__class__ = routed_class(type(layer))
         assert isinstance(layer, RoutedLayer)
-        attention = getattr(layer, "self_attn", None)
         layer.modbench_layer = number
-        layer.modbench_cache = getattr(attention, "layer_idx", number)
         layer.modbench_window = windows[number]
         part.train(layer.training)
         setattr(layer, ROUTER, part)

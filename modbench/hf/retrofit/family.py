@@ -52,13 +52,14 @@ class RetrofittedModel:
         )
         if current.selection == "topk":
             arguments["use_cache"] = False  # what training selects is not what decoding continues
-        outputs = forward(self, **arguments, **{PASS: current})
+        as_dict = arguments.pop("return_dict", None)
+        outputs = forward(self, **arguments, **{PASS: current}, return_dict=True)
         auxiliary = current.trace.auxiliary_loss()
-        loss = None if isinstance(outputs, tuple) else outputs.get("loss")
+        loss = outputs.get("loss")
         if training and loss is not None and isinstance(auxiliary, Tensor):
             outputs["loss"] = loss + auxiliary.to(loss.device, loss.dtype)
         self.routing = current.trace
-        return outputs
+        return outputs.to_tuple() if as_dict is False else outputs
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **named: Any
@@ -66,8 +67,8 @@ class RetrofittedModel:
         """Raise a `UserError` for reentrant checkpointing, which cuts auxiliary losses off."""
         if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise UserError(
-                f"{type(self).__name__}: reentrant checkpointing gives the losses of routers no gradient; "
-                "set use_reentrant to False"
+                f"{type(self).__name__}: reentrant checkpointing gives the losses of routers no "
+                "gradient; set use_reentrant to False"
             )
         super().gradient_checkpointing_enable(  # type: ignore[misc]
             gradient_checkpointing_kwargs=gradient_checkpointing_kwargs, **named

@@ -215,8 +215,7 @@ class RoutedLayer(nn.Module):
     """The part of a retrofitted layer that comes before the layer's own class."""
 
     modbench_own: type[nn.Module]  #: the layer's own class
-    modbench_layer: int  #: depth
-    modbench_cache: int  #: place in the cache
+    modbench_layer: int  #: depth, and place in the cache
     modbench_window: int | None  #: of sliding attention
 
     def forward(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> Tensor:
@@ -230,7 +229,7 @@ class RoutedLayer(nn.Module):
         router: RetrofitRouter = getattr(self, ROUTER)
         cache = next((value for value in named.values() if isinstance(value, HubCache)), None)
         rows, tokens = hidden_states.shape[:2]
-        cached = None if cache is None else routed_cache_layer(cache, self.modbench_cache, rows)
+        cached = None if cache is None else routed_cache_layer(cache, self.modbench_layer, rows)
         x_BTD = current.ordered(hidden_states)
         for name in ("position_ids", "position_embeddings"):
             if named.get(name) is not None:

@@ -1,6 +1,7 @@
 """Tiny models of ten families of transformers."""
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -53,6 +54,12 @@ def tiny(family: str, **more: Any) -> Any:
 def with_original(family: str, **more: Any) -> tuple[Any, Any]:
     model = tiny(family, **more)
     return copy.deepcopy(model), model
+
+
+def given(model: Any, cache: Any) -> dict[str, Any]:
+    """The argument that gives ``model`` a cache; transformers 5.24 renamed it."""
+    names = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
 
 
 def cache_of(outputs: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import VOCABULARY, cache_of, tiny
+from families import VOCABULARY, cache_of, given, tiny
 from torch import Tensor
 
 import modbench
@@ -56,7 +56,7 @@ def test_every_router_decodes_as_it_reads(router: str) -> None:
         logits = [outputs.logits]
         cache = cache_of(outputs)
         for place in range(5, 16):
-            logits.append(model(ids_BT[:, place : place + 1], cache=cache).logits)
+            logits.append(model(ids_BT[:, place : place + 1], **given(model, cache)).logits)
         error = (torch.cat(logits, 1) - model(ids_BT).logits).abs().max()
     assert error <= 2e-6 * logits[0].abs().max()
     assert sum(layer.selected for layer in modbench.hf.retrofit.decoding_report(cache)) > 0
@@ -96,7 +96,7 @@ def test_eager_attention_computes_what_sdpa_does(family: str) -> None:
         model = routed("mod", family, attn_implementation=kind)
         with torch.no_grad():
             outputs = model(ids_BT[:, :10])
-            later = model(ids_BT[:, 10:], cache=cache_of(outputs))
+            later = model(ids_BT[:, 10:], **given(model, cache_of(outputs)))
         logits.append(torch.cat((outputs.logits, later.logits), 1))
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
 
@@ -205,10 +205,10 @@ def test_caches_of_other_kinds_are_refused() -> None:
     static = transformers.StaticCache(config=model.config, max_cache_len=32)
     for cache, words in [(static, "StaticCache with StaticLayer"), (offloaded, "is offloaded")]:
         with pytest.raises(UserError, match=words):
-            model(tokens(), cache=cache)
+            model(tokens(), **given(model, cache))
     cache = cache_of(tiny("llama")(tokens()))
     with pytest.raises(UserError, match="begin with an empty DynamicCache"):
-        model(tokens(), cache=cache)
+        model(tokens(), **given(model, cache))
 
 
 def _other_class(family: str, kind: str, **more: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import FAMILIES, VOCABULARY, tiny, with_original
+from families import FAMILIES, VOCABULARY, given, tiny, with_original
 from torch import Tensor
 
 import modbench
@@ -35,18 +35,11 @@ def tokens(sequences: int = 2, length: int = 16) -> Tensor:
 def step_by_step(model: Any, ids_BT: Tensor, first: int) -> tuple[Tensor, Any]:
     """The logits of a prompt of ``first`` tokens, then of chunks of up to three, and the cache."""
     cache = transformers.DynamicCache(config=model.config)
-    name = "cache" if "cache" in cache_names(model) else "past_key_values"
     logits, begin, end = [], 0, first
     while begin < ids_BT.shape[1]:
-        logits.append(model(ids_BT[:, begin:end], **{name: cache}).logits)
+        logits.append(model(ids_BT[:, begin:end], **given(model, cache)).logits)
         begin, end = end, end + 1 + len(logits) % 3
     return torch.cat(logits, 1), cache
-
-
-def cache_names(model: Any) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(model.forward).parameters)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,6 +18,7 @@ from modbench.errors import UserError
 from modbench.hf.retrofit.build import routers_of
 from modbench.hf.retrofit.refuse import refuse_pickle
 from modbench.routers.mod import MixtureOfDepths
+from modbench.routing.registry import load_plugin
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of names that transformers deprecates
 
@@ -142,6 +143,24 @@ def test_the_same_seed_gives_the_same_routers_and_leaves_the_generator_alone() -
     first, again, other = weights(0), weights(0), weights(1)
     assert all(map(torch.equal, first, again))
     assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("plugin", ["mlp_mod", "gumbel_skip"])
+def test_a_plugin_trains_with_noise_of_its_own_and_is_saved(plugin: str, tmp_path: Path) -> None:
+    load_plugin(Path(__file__).parents[2] / "examples" / f"{plugin}.py")
+    model, ids_BT = modbench.retrofit(tiny("llama"), plugin, seed=5).train(), tokens()
+    gradients = []
+    for checkpointed in (False, True):
+        twin = copy.deepcopy(model)
+        if checkpointed:
+            twin.gradient_checkpointing_enable()
+        twin(ids_BT, labels=ids_BT).loss.backward()
+        gradients.append([parameter.grad for parameter in twin.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is None or torch.equal(plain, again)
+    twin.eval().save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids_BT).logits, twin(ids_BT).logits)
 
 
 def test_half_precision_is_saved_and_loaded_exactly(tmp_path: Path) -> None:

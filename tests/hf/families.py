@@ -38,12 +38,42 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
     },
 }
+#: Families with something else: positions by kind of layer, sinks, keys wider than values, biases.
+OTHERS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention"] * 4},
+    "glm4": {"head_dim": 8},
+    "cohere2": {"sliding_window": 6},
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "head_dim": 4,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 12,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    "gpt_oss": {
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 6,
+    },
+    "starcoder2": {},
+}
 
 
 def tiny(family: str, **more: Any) -> Any:
     """A model with random weights of a scale at which its layers matter."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **{**_SHAPE, **FAMILIES.get(family, {}), **more})
+    config = transformers.AutoConfig.for_model(
+        family, **{**_SHAPE, **(FAMILIES | OTHERS).get(family, {}), **more}
+    )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

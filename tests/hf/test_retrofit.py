@@ -293,6 +293,19 @@ def test_a_router_that_cannot_be_used_is_named(router: Any, options: Any, words:
     assert model.config.model_type == "llama"
 
 
+def test_packed_texts_are_refused() -> None:
+    positions_BT = torch.arange(8).repeat(2, 2)
+    with pytest.raises(UserError, match="several texts are packed"):
+        routed("mod")(tokens(), position_ids=positions_BT)
+
+
+def test_chunked_attention_is_refused() -> None:
+    model = tiny("llama")
+    model.config.layer_types = ["chunked_attention"] * 4
+    with pytest.raises(UserError, match="LlamaForCausalLM has layers of chunked_attention"):
+        modbench.retrofit(model, "mod")
+
+
 def test_a_mask_of_pairs_is_refused() -> None:
     with pytest.raises(UserError, match="attention_mask is of 4 dimensions"):
         routed("mod")(tokens(), attention_mask=torch.zeros(2, 1, 16, 16))

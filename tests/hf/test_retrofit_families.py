@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import FAMILIES, VOCABULARY, given, tiny, with_original
+from families import FAMILIES, OTHERS, VOCABULARY, given, tiny, with_original
 from torch import Tensor
 
 import modbench
@@ -135,3 +135,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
     for name, gradient in plain.items():
         assert (gradient is None) == (again[name] is None)
         assert gradient is None or torch.equal(gradient, again[name]), name
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_decode_and_are_saved(family: str, tmp_path: Path) -> None:
+    original, model = with_original(family)
+    modbench.retrofit(model, "mod", every=2, offset=0, capacity=0.5)
+    assert modbench.receipt(original, model)["largest_logit_difference"] == 0.0
+    ids_BT = tokens(length=10)
+    asked: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    cached = model.generate(ids_BT, **asked)
+    assert torch.equal(cached, model.generate(ids_BT, use_cache=False, **asked))
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids_BT).logits, model(ids_BT).logits)

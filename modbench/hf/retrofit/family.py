@@ -39,6 +39,7 @@ class RetrofittedModel:
         cache = next((value for value in arguments.values() if isinstance(value, HubCache)), None)
         if cache is not None:
             refuse_offloaded(cache)
+        _refuse_packed(arguments, type(self).__name__)
         ids_BT = arguments.get("input_ids")
         shown = ids_BT if ids_BT is not None else arguments.get("inputs_embeds")
         if shown is None:
@@ -92,6 +93,20 @@ class RetrofittedModel:
                 "number of tokens that is not known beforehand; leave it out for a DynamicCache"
             )
         return super().generate(*arguments, **named)  # type: ignore[misc]
+
+
+def _refuse_packed(arguments: dict[str, Any], name: str) -> None:
+    """Raise a `UserError` for several texts in one sequence, which transformers tells apart by positions
+    that start again, or by their lengths."""
+    positions_BT = arguments.get("position_ids")
+    packed = any(arguments.get(key) is not None for key in ("cu_seq_lens_q", "seq_idx"))
+    if isinstance(positions_BT, Tensor) and arguments.get("attention_mask") is None:
+        packed |= bool((positions_BT.diff(dim=-1) < 0).any())
+    if packed:
+        raise UserError(
+            f"{name}: several texts are packed into a sequence, and a routed layer would let them "
+            "attend to each other; give each text a row, with an attention_mask"
+        )
 
 
 def _real(mask: Any, tokens: int, name: str) -> Tensor | None:

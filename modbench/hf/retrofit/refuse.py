@@ -72,6 +72,12 @@ def windows_of(model: Any) -> list[int | None]:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+    for kind in getattr(model.config, "layer_types", None) or ():
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UserError(
+                f"{type(model).__name__} has layers of {kind}; retrofit knows full and sliding "
+                f"attention: {_WORKS}"
+            )
     windows: list[int | None] = []
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
@@ -138,9 +144,19 @@ def check_layer(layer: nn.Module) -> None:
                 f"{name} takes '{other}', which may hold a value for each token; retrofit does not know "
                 f"it: {_WORKS}"
             )
-    returned = str(signature.return_annotation)
-    if "tuple" in returned.lower():
-        raise UserError(f"{name} returns a tuple ({returned}), and retrofit needs a tensor; {_WORKS}")
+    if "tuple" in str(signature.return_annotation).lower() and not _returns_hidden_states(layer):
+        raise UserError(f"{name} returns a tuple, and retrofit needs a tensor; {_WORKS}")
+
+
+def _returns_hidden_states(layer: nn.Module) -> bool:
+    """Return True if the forward of ``layer`` ends with ``return hidden_states``. The annotation of
+    several families is that of an older version."""
+    try:
+        source = inspect.getsource(type(layer).forward)
+    except (OSError, TypeError):
+        return False
+    returned = [line.strip() for line in source.splitlines() if line.strip().startswith("return")]
+    return bool(returned) and set(returned) == {"return hidden_states"}
 
 
 def refuse_pickle(folder: Path) -> None:

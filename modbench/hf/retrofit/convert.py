@@ -256,9 +256,10 @@ def _batches(
 
 def _ids(documents: Sequence[Document], tokenizer: Any) -> np.ndarray:
     ids: list[int] = []
-    for document in documents:
-        ids += tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids.append(tokenizer.eos_token_id)
+    for first in range(0, len(documents), 1000):  # in batches, which use all cores
+        texts = [document.text for document in documents[first : first + 1000]]
+        for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            ids += [*row, tokenizer.eos_token_id]
     return np.array(ids, dtype=np.int64)
 
 

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from modbench.accounting.families import family_ledger as family_ledger
     from modbench.counting.counter import FlopCounter as FlopCounter
     from modbench.counting.counter import register_flop_formula as register_flop_formula
+    from modbench.hf.retrofit.apply import retrofit as retrofit
+    from modbench.hf.retrofit.receipt import receipt as receipt
+    from modbench.hf.retrofit.upcycle import upcycle as upcycle
     from modbench.ledger import Ledger as Ledger
     from modbench.ledger import Workload as Workload
     from modbench.routing.depth_router import DepthRouter as DepthRouter
@@ -33,8 +36,11 @@ _WHERE = {
     "count": "modbench.accounting.count",
     "family_ledger": "modbench.accounting.families",
     "load": "modbench.trained.load",
+    "receipt": "modbench.hf.retrofit",
     "register_flop_formula": "modbench.counting.counter",
     "register_router": "modbench.routing.registry",
+    "retrofit": "modbench.hf.retrofit",
+    "upcycle": "modbench.hf.retrofit",
 }
 
 __all__ = [*_WHERE, "__version__"]

@@ -23,6 +23,7 @@ BELOW: dict[str, set[str]] = {
     "model": {"errors", "typed", "ledger", "counting", "kernels"},
     "routing": {"errors", "typed", "ledger", "counting", "kernels", "model"},
     "routers": {"errors", "typed", "ledger", "counting", "model", "routing"},
+    "hf": {"errors", "typed", "ledger", "counting", "model", "routing", "data"},
     "accounting": {"errors", "typed", "ledger", "counting", "model", "routing"},
     "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting"},
     "data": {"errors", "typed"},
@@ -31,7 +32,7 @@ BELOW: dict[str, set[str]] = {
 #: Of the rooms above `errors` and `typed`, records import the configurations only.
 BELOW["records"] = {"errors", "typed", "model", "data", "train"}
 BELOW["report"] = {"errors", "analysis", "records", "shipped"}
-BELOW["trained"] = BELOW["train"] | {"train", "records"}
+BELOW["trained"] = BELOW["train"] | {"train", "records", "hf"}
 BELOW["audit"] = BELOW["train"] | {"train", "records"}
 _MEASURED = BELOW["trained"] | {"trained", "kernels", "analysis"}
 BELOW["evaluate"] = _MEASURED
@@ -39,10 +40,10 @@ BELOW["measure"] = _MEASURED | {"audit", "evaluate"}
 BELOW["timing"] = _MEASURED | {"audit", "measure", "plan"}
 BELOW["sweep"] = _MEASURED | {"audit", "evaluate", "measure", "plan", "report", "timing"}
 BELOW["sweep"] |= {"shipped", "__version__"}
-BELOW["cli"] = BELOW["sweep"] | {"sweep"}
+BELOW["cli"] = BELOW["sweep"] | {"sweep", "hf"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.
-BELOW["__init__"] = {"counting", "accounting", "ledger", "routing", "trained"}
+BELOW["__init__"] = {"counting", "accounting", "hf", "ledger", "routing", "trained"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -26,8 +26,8 @@ def export(
     Args:
         run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
             label may be left out if one run remains); or a folder of weights
-        to: hf: for Hugging Face transformers, which has vanilla as Llama and token_choice as Mixtral;
-            modbench: for `modbench.load`
+        to: hf: for Hugging Face transformers, which has vanilla as Llama and token_choice as Mixtral,
+            and with modbench.hf.retrofit depth routing; modbench: for `modbench.load`
         out: folder to write; it must be new or empty
         results: folder that holds one folder per suite
         plugin: Python files that register routers

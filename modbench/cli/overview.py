@@ -11,7 +11,7 @@ from modbench.errors import UserError, known_names
 #: By name, in the order of the help.
 COMMANDS = (
     *("check", "run", "time", "report", "compare", "verify", "merge", "list", "data", "flops", "plan"),
-    *("fit", "audit", "new-router", "eval", "sample", "export", "docs"),
+    *("fit", "audit", "new-router", "eval", "sample", "export", "convert", "docs"),
 )
 
 

@@ -19,6 +19,7 @@ from modbench.accounting.families import family_ledger, stated_length
 from modbench.accounting.hugging_face import installed
 from modbench.errors import UserError, several
 from modbench.evaluate.routed_lm import RoutedLM
+from modbench.hf.saved import register_for
 from modbench.ledger import Ledger, Workload
 from modbench.model.context import Context
 
@@ -117,6 +118,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
     model, a tokenizer of another model, or a file that is truncated or damaged."""
     transformers = installed()
     _check_weights(folder)
+    register_for(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises plain ones for a damaged tokenizer.json

@@ -221,13 +221,19 @@ class DepthRouted(Layer):
         out_BTD = x_BTD
         for counts in self._groups(lengths):
             gathered = GatheredTokens(x_BTD, selected_BT, counts, context, layer=self.layer)
-            delta_RKD = self.block.delta(gathered.x_RKD, gathered.context)
-            if self.options.adds_residual:
-                delta_RKD = delta_RKD + gathered.x_RKD
-            if self._gated():
-                delta_RKD = delta_RKD * gathered.gather(gate_BT)[..., None]
-            out_BTD = gathered.add_to(out_BTD, delta_RKD)
+            out_BTD = self._processed(out_BTD, gathered, gate_BT, context)
         return out_BTD
+
+    def _processed(
+        self, x_BTD: Tensor, gathered: GatheredTokens, gate_BT: Tensor, context: Context
+    ) -> Tensor:
+        """Return ``x_BTD`` with the block's update of the ``gathered`` tokens, times their gates."""
+        delta_RKD = self.block.delta(gathered.x_RKD, gathered.context)
+        if self.options.adds_residual:
+            delta_RKD = delta_RKD + gathered.x_RKD
+        if self._gated():
+            delta_RKD = delta_RKD * gathered.gather(gate_BT)[..., None]
+        return gathered.add_to(x_BTD, delta_RKD)
 
     def ledger(self, workload: Workload) -> Ledger:
         lengths, past = self._routed(workload)

@@ -1,7 +1,7 @@
 """Gather the selected tokens of each sequence for a block, and add its output back.
 
 B sequences, T tokens, D model width; R sequences with a selected token; K most selected tokens of a
-sequence; S = R * K slots.
+sequence; S = R * K slots; N selected tokens.
 """
 
 from collections.abc import Sequence
@@ -56,12 +56,21 @@ class GatheredTokens:
 
     def add_to(self, x_BTD: Tensor, update_RKD: Tensor) -> Tensor:
         """Add each selected token's update to ``x_BTD``; the others stay the same to the bit."""
-        slots_S = self._slots_S
-        update_SD = update_RKD.flatten(0, 1).to(x_BTD.dtype)
-        if self._selected < slots_S.numel():
-            selected_N = nonzero_indices(self.gather(self._selected_BT), self._selected)
-            slots_S, update_SD = (t.index_select(0, selected_N) for t in (slots_S, update_SD))
-        return x_BTD.flatten(0, 1).index_add(0, slots_S, update_SD).view_as(x_BTD)
+        slots_N, update_ND = self._selected_only(update_RKD.to(x_BTD.dtype))
+        return x_BTD.flatten(0, 1).index_add(0, slots_N, update_ND).view_as(x_BTD)
+
+    def put_into(self, x_BTD: Tensor, out_RKD: Tensor) -> Tensor:
+        """Replace each selected token of ``x_BTD``; the others stay the same to the bit."""
+        slots_N, out_ND = self._selected_only(out_RKD.to(x_BTD.dtype))
+        return x_BTD.flatten(0, 1).index_copy(0, slots_N, out_ND).view_as(x_BTD)
+
+    def _selected_only(self, values_RKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return slots and values of the selected tokens, (N,) and (N, D), without those that pad."""
+        values_SD = values_RKD.flatten(0, 1)
+        if self._selected == self._slots_S.numel():
+            return self._slots_S, values_SD
+        selected_N = nonzero_indices(self.gather(self._selected_BT), self._selected)
+        return self._slots_S.index_select(0, selected_N), values_SD.index_select(0, selected_N)
 
     def _slots(self, rows: Sequence[int], sequences: int, tokens: int) -> Tensor:
         """Return the index of each slot's token among all B * T tokens, (S,)."""

@@ -19,14 +19,16 @@ def export(loaded: Loaded, to: Format, out: Path) -> str:
     """Write ``loaded`` into the folder ``out``, which appears whole or not at all; return a sentence on
     how to load it. ``to``: hf, for transformers, or modbench, for `modbench.load`. Raises UserError:
     ``out`` is a file or isn't empty, or the model can't be written in that format."""
+    if to == "hf":
+        return new_folder(out, lambda folder: _hugging_face(loaded, folder, out))
+    return new_folder(out, lambda folder: _modbench(loaded, folder, out))
+
+
+def new_folder(out: Path, write: Callable[[Path], str]) -> str:
+    """Return what ``write`` returns for a temporary folder, which becomes ``out`` if it succeeds. Raises
+    UserError: ``out`` is a file, isn't empty or can't be made."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists and isn't an empty folder; give --out a new one")
-    if to == "hf":
-        return _appearing(out, lambda folder: _hugging_face(loaded, folder, out))
-    return _appearing(out, lambda folder: _modbench(loaded, folder, out))
-
-
-def _appearing(out: Path, write: Callable[[Path], str]) -> str:
     out = out.resolve()
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}")  # two containers may share a pid
     try:
@@ -61,10 +63,11 @@ def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
 
 
 def _hugging_face(loaded: Loaded, folder: Path, out: Path) -> str:
-    from modbench.trained.hugging_face import write_hugging_face
+    from modbench.trained.hugging_face import routed_type, write_hugging_face
 
     difference = write_hugging_face(loaded, folder)
+    first = "after `import modbench.hf.retrofit`, " if routed_type(loaded) else ""
     return (
-        f"load it with transformers.AutoModelForCausalLM.from_pretrained('{out}'); largest difference "
-        f"of a logit from modbench's: {difference:.1e}"
+        f"{first}load it with transformers.AutoModelForCausalLM.from_pretrained('{out}'); largest "
+        f"difference of a logit from modbench's: {difference:.1e}"
     )

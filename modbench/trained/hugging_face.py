@@ -1,4 +1,5 @@
-"""Trained models in the format of Hugging Face transformers: vanilla as Llama, token choice as Mixtral.
+"""Trained models in the format of Hugging Face transformers: vanilla as Llama, token choice as Mixtral,
+depth routing, with or without experts, as a Llama that `modbench.hf.retrofit` routes.
 
 B sequences, T tokens, V vocabulary.
 """
@@ -10,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modbench.accounting.hugging_face import installed
 from modbench.errors import UserError
+from modbench.hf.model_types import PREFIX
+from modbench.model.block import Block
 from modbench.model.context import Context
+from modbench.model.mlp import MLP
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.depth_router import DepthRouted, DepthScheme
+from modbench.routing.expert_router import RoutedExperts
+from modbench.routing.registry import plugin_file
 from modbench.trained.load import Loaded
 
 END_OF_TEXT = "<|endoftext|>"
@@ -42,13 +49,15 @@ def model_type(loaded: Loaded) -> str:
     router = loaded.model.router
     shape = loaded.model.config
     name = loaded.model.router.name
+    depth = isinstance(router, DepthScheme)
     otherwise = f"load it with modbench.load('{loaded.folder}'), or export it --to modbench"
-    if name not in _MODELS:
+    if name not in _MODELS and not depth:
         raise UserError(
             f"router '{name}' of {loaded.label} has no counterpart in transformers, which has vanilla "
-            f"(as Llama) and token_choice (as Mixtral); {otherwise}"
+            "(as Llama), token_choice (as Mixtral) and depth routing (as Llama with "
+            f"modbench.hf.retrofit); {otherwise}"
         )
-    theirs = _MODELS[name].capitalize()
+    theirs = _MODELS.get(name, "llama").capitalize()
     if shape.mlp != "swiglu":
         raise UserError(f"mlp of {loaded.label} is '{shape.mlp}', and {theirs}'s is swiglu; {otherwise}")
     for option, (value, reason) in _OF_MIXTRAL.items() if name == "token_choice" else ():
@@ -58,7 +67,25 @@ def model_type(loaded: Loaded) -> str:
                 f"option {option} of {loaded.label} is {actual!r}, and Mixtral's is {value!r}: "
                 f"{reason}; {otherwise}"
             )
-    return _MODELS[name]
+    if not depth:
+        return _MODELS[name]
+    if plugin_file(name) is not None:
+        raise UserError(
+            f"router '{name}' of {loaded.label} is of a plugin file, which transformers can't load; "
+            f"install it as a package, or {otherwise}"
+        )
+    for block in _blocks(loaded.model):
+        if not isinstance(block.feed_forward, MLP | RoutedExperts):
+            raise UserError(
+                f"router '{name}' of {loaded.label} has a {type(block.feed_forward).__name__} in its "
+                f"blocks, and a Llama has an MLP or experts; {otherwise}"
+            )
+    return f"{PREFIX}llama"
+
+
+def routed_type(loaded: Loaded) -> bool:
+    """Return True if transformers needs `modbench.hf.retrofit` to load the model."""
+    return model_type(loaded).startswith(PREFIX)
 
 
 def write_hugging_face(loaded: Loaded, folder: Path) -> float:
@@ -67,6 +94,8 @@ def write_hugging_face(loaded: Loaded, folder: Path) -> float:
     or what it loads computes something else."""
     kind = model_type(loaded)
     transformers = installed()
+    if kind.startswith(PREFIX):
+        import modbench.hf.retrofit  # noqa: F401
     with _no_progress_bars():
         config = transformers.AutoConfig.for_model(kind, **_config(loaded))
         with torch.device("meta"):
@@ -111,6 +140,8 @@ def _config(loaded: Loaded) -> dict[str, Any]:
         "pad_token_id": None,
         "dtype": "float32",
     }
+    if isinstance(loaded.model.router, DepthScheme):
+        return shape | {"modbench": _routing(loaded)}
     if loaded.model.router.name == "vanilla":
         return shape
     bank: Any = loaded.model.layers[0].feed_forward.bank  # type: ignore[union-attr]
@@ -120,6 +151,33 @@ def _config(loaded: Loaded) -> dict[str, Any]:
         "num_experts_per_tok": loaded.model.router.top_k,  # type: ignore[attr-defined]
         "sliding_window": None,
     }
+
+
+def _routing(loaded: Loaded) -> dict[str, Any]:
+    """Describe depth routing and experts as `modbench.hf.retrofit` does."""
+    router = loaded.model.router
+    seed = loaded.run.seed
+    described: dict[str, Any] = {
+        "depth": {"name": router.name, "options": router.options(), "seed": seed}
+    }
+    banks = [block.feed_forward for block in _blocks(loaded.model)]
+    experts = [number for number, bank in enumerate(banks) if isinstance(bank, RoutedExperts)]
+    if experts:
+        bank: Any = banks[experts[0]]
+        scheme = bank.options
+        described["experts"] = {
+            "name": scheme.name,
+            "options": scheme.options(),
+            "seed": seed,
+            "layers": experts,
+        }
+    return described
+
+
+def _blocks(model: RoutedDecoder) -> list[Block]:
+    """Return the block of each layer, routed or not."""
+    layers: Any = model.layers
+    return [layer.block if isinstance(layer, DepthRouted) else layer for layer in layers]
 
 
 def _complete_config(path: Path) -> None:
@@ -144,8 +202,15 @@ def _weights(model: RoutedDecoder) -> dict[str, Tensor]:
         "model.norm.weight": ours["norm.weight"],
         "lm_head.weight": ours["embedding.weight" if config.tied_head else "head.weight"],
     }
-    for number in range(config.layers):
+    for number, layer in enumerate(model.layers):
         mine, its = f"layers.{number}", f"model.layers.{number}"
+        if isinstance(layer, DepthRouted):
+            theirs |= _state(layer, f"{its}.depth_router.", without="block.")
+            mine += ".block"
+        if model.router.name != "token_choice" and f"{mine}.feed_forward.bank.up" in ours:
+            experts = model.get_submodule(f"{mine}.feed_forward")
+            theirs |= _state(experts, f"{its}.mlp.experts.")
+            ours = {name: weight for name, weight in ours.items() if f"{mine}.feed_forward." not in name}
         names = {
             "attention_norm.weight": "input_layernorm.weight",
             "attention.out.weight": "self_attn.o_proj.weight",
@@ -165,6 +230,13 @@ def _weights(model: RoutedDecoder) -> dict[str, Tensor]:
             gate, up = ours[f"{mine}.feed_forward.up.weight"].chunk(2)
             theirs |= {f"{its}.mlp.gate_proj.weight": gate, f"{its}.mlp.up_proj.weight": up}
     return {name: weight.clone() for name, weight in theirs.items()}
+
+
+def _state(part: nn.Module, prefix: str, without: str | None = None) -> dict[str, Tensor]:
+    """Return parameters and buffers of ``part`` under ``prefix``, but for those of its part
+    ``without``."""
+    state = part.state_dict()
+    return {f"{prefix}{n}": t for n, t in state.items() if without is None or not n.startswith(without)}
 
 
 def _write_tokenizer(loaded: Loaded, folder: Path) -> None:

@@ -84,6 +84,18 @@ SAME = {
     "three-of-five": ("token_choice", {"experts": 5, "top_k": 3}, {"tied_head": True}, "mixtral"),
     "width-9": ("token_choice", {"expert_width": 9}, {}, "mixtral"),
     "capacity": ("token_choice", {"capacity_factor": 1.0}, {}, "mixtral"),
+    "mod": ("mod", {"capacity": 0.5}, {}, "modbench_llama"),
+    "mod-average": ("mod", {"causal": "ema_threshold", "capacity": 0.5}, {}, "modbench_llama"),
+    "mod-gaussian": ("mod", {"scores": "gaussian", "capacity": 0.5}, {}, "modbench_llama"),
+    "mod-full": ("mod", {"residual": "full", "capacity": 0.5}, {}, "modbench_llama"),
+    "threshold": ("threshold_skip", {}, {"tied_head": True}, "modbench_llama"),
+    "staged": ("mode_staged", {"experts": 4, "capacity": 0.5}, {}, "modbench_llama"),
+    "staged-experts-choose": (
+        "mode_staged",
+        {"experts": 4, "capacity": 0.5, "experts_by": "expert_choice"},
+        {},
+        "modbench_llama",
+    ),
 }
 
 
@@ -133,7 +145,8 @@ def test_transformers_generates_what_modbench_generates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("router", "options", "shape", "words"),
     [
-        ("mod", {"causal": "ema_threshold"}, {}, "router 'mod' of tiny/one has no counterpart"),
+        ("relu_routing", {}, {}, "router 'relu_routing' of tiny/one has no counterpart"),
+        ("mod", {}, {"mlp": "gelu"}, "mlp of tiny/one is 'gelu', and Llama's is swiglu"),
         ("expert_choice", {}, {}, "router 'expert_choice' of tiny/one has no counterpart"),
         ("vanilla", {}, {"mlp": "gelu"}, "mlp of tiny/one is 'gelu', and Llama's is swiglu"),
         ("token_choice", {"renormalise": False}, {}, "option renormalise of tiny/one is False"),

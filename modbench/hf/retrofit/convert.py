@@ -1,0 +1,278 @@
+"""Converts a trained model of transformers to a routed one and trains it, from the model as it was: by
+top-k the capacity falls from 1 to its value (MoDification, Zhang et al. 2024, arXiv 2410.14268), a
+threshold begins where nearly all tokens are selected. The causal rule learns meanwhile.
+
+B sequences, T tokens, N tokens of text.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modbench.counting.counter import FlopCounter
+from modbench.data.batches import Batches
+from modbench.data.config import DataConfig
+from modbench.data.corpus import read_corpus
+from modbench.data.documents import Document
+from modbench.errors import UserError
+from modbench.hf.retrofit.apply import retrofit, router_of
+from modbench.hf.retrofit.build import routers_of
+from modbench.hf.retrofit.receipt import receipt
+from modbench.hf.retrofit.refuse import refuse_pickle
+from modbench.hf.retrofit.upcycle import upcycle
+from modbench.hf.saved import register_for
+from modbench.routing.expert_router import ExpertScheme, RoutedExperts
+from modbench.routing.registry import preset_options, router_class
+from modbench.routing.scorer import LinearScorer
+from modbench.routing.threshold_router import ThresholdRouter
+from modbench.typed import Count, Natural, Part, Positive, check_type
+
+#: Share of tokens that a threshold selects at first; all of them would need an infinite bias.
+_NEARLY_ALL = 1 - 1e-4
+#: Held-out sequences scored before and after: a sample, since it is no measurement of a table.
+_HELDOUT = 32
+_BUILT_IN = "pypi-en-v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """The settings of a conversion. Raise a `UserError` for a field out of range."""
+
+    router: str = "mod"  #: depth router, or router of experts
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budget: Positive  #: training FLOPs, as counted
+    train: Literal["router", "all"] = "all"  #: parameters that are trained
+    anneal: Part = 0.5  #: fraction of the budget in which the capacity falls
+    learning_rate: Positive | None = None  #: peak; None: 1e-4 for all parameters, 1e-3 for routers
+    batch: Count = 8  #: sequences in a step
+    sequence: Count = 256  #: tokens of a sequence
+    seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        for name, hint in type(self).__annotations__.items():
+            if name not in ("router", "options"):
+                check_type(f"convert {name}", getattr(self, name), hint)
+
+    @property
+    def peak(self) -> float:
+        return self.learning_rate or (1e-4 if self.train == "all" else 1e-3)
+
+
+def convert(
+    folder: Path,
+    conversion: Conversion,
+    data: str,
+    into: Path,
+    *,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Convert the model in ``folder`` on the text ``data`` (a .txt or .jsonl file, or the name of the
+    built-in corpus) and save it, with its tokenizer and receipt, into ``into``; return what was
+    measured. Raise a `UserError` for a folder, router or text that can't be used, or a budget below one
+    step; nothing is written then."""
+    model, tokenizer = _loaded(folder)
+    model.to(device)
+    train, heldout = _batches(conversion, data, tokenizer, model)
+    original = copy.deepcopy(model)
+    before = _loss(original, heldout)
+    _route(model, conversion)
+    target = _capacities(model)
+    start_from_original(model)
+    written = receipt(original, model)
+    del original
+    say(f"receipt: largest difference of a logit {written['largest_logit_difference']:.1e}")
+    steps, flops = _train(model, conversion, train, target, say)
+    measured = {
+        "train": conversion.train,
+        "budget": conversion.budget,
+        "flops": flops,
+        "steps": steps,
+        "heldout_loss_before": before,
+        "heldout_loss": _loss(model, heldout),
+    }
+    model.config.modbench = {**model.config.modbench, "conversion": measured}
+    model.to("cpu").save_pretrained(into)
+    tokenizer.save_pretrained(into)
+    return {**measured, **written}
+
+
+def start_from_original(model: Any) -> None:
+    """Set the routers so that their training starts from what the model computed: gates of 1 where a
+    score of 0 makes one, and thresholds that nearly all tokens reach."""
+    with torch.no_grad():
+        for part in routers_of(model):
+            scorer = part.router
+            if not isinstance(scorer, LinearScorer):
+                continue
+            one = part.options.applied_gate(torch.zeros(1, 1))
+            if part.decides and isinstance(getattr(scorer, "bias", None), Tensor):
+                scorer.bias.fill_(NormalDist().inv_cdf(_NEARLY_ALL))  # type: ignore[operator,union-attr]
+            elif bool((one == 1).all()):
+                scorer.weight.zero_()
+
+
+def _loaded(folder: Path) -> tuple[Any, Any]:
+    import transformers
+
+    refuse_pickle(folder)
+    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+        raise UserError(
+            f"folder {folder} has quantised weights, which can't be trained; give the original model"
+        )
+    register_for(folder)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"folder {folder} has no causal language model with a tokenizer that transformers can load "
+            f"({reason}); give a folder that save_pretrained wrote both into"
+        ) from error
+    return model, tokenizer
+
+
+def _route(model: Any, conversion: Conversion) -> None:
+    name, preset = preset_options(conversion.router)
+    options = {**preset, **conversion.options}
+    if issubclass(router_class(name), ExpertScheme):
+        upcycle(model, router=name, seed=conversion.seed, **options)
+        return
+    if name == "mod" and options.get("scores", "learned") == "learned":
+        options.setdefault("gate", "scaled_sigmoid")  # 1 at a score of 0
+    retrofit(model, router_of(name, options), seed=conversion.seed)
+
+
+def _capacities(model: Any) -> float | None:
+    """Return the capacity that is annealed; None: a threshold or each token decides."""
+    for part in routers_of(model):
+        return None if part.decides else part.options.capacity
+    for part in model.modules():
+        if isinstance(part, RoutedExperts) and isinstance(part.options, ThresholdRouter):
+            return part.options.capacity
+    return None
+
+
+def _set_capacity(model: Any, target: float, progress: float) -> float:
+    """Set the capacity at ``progress``, from 0 to 1, between all tokens and ``target``; return it."""
+    capacity = target
+    for part in model.modules():
+        if isinstance(part, RoutedExperts) and isinstance(part.options, ThresholdRouter):
+            experts = float(part.options.experts)
+            capacity = round(experts + (target - experts) * progress, 6)
+            part.options = replace(part.options, capacity=capacity)
+    for router in routers_of(model):
+        capacity = round(1 + (target - 1) * progress, 6)
+        router.options = replace(router.options, capacity=capacity)  # type: ignore[type-var]
+    return capacity
+
+
+def _train(
+    model: Any,
+    conversion: Conversion,
+    batches: Batches,
+    target: float | None,
+    say: Callable[[str], None],
+) -> tuple[int, int]:
+    """Train within the budget; return the number of steps and of FLOPs."""
+    model.train()
+    for name, parameter in model.named_parameters():
+        routing = "depth_router." in name or "mlp.experts.router." in name
+        parameter.requires_grad_(conversion.train == "all" or routing)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=conversion.peak, betas=(0.9, 0.95), weight_decay=0.0)
+    budget = int(conversion.budget)
+    spent = step = last = 0
+    while not step or spent + last <= budget:
+        done = spent / budget
+        if target is not None:
+            _set_capacity(model, target, min(1.0, done / conversion.anneal))
+        for group in optimizer.param_groups:
+            group["lr"] = conversion.peak * _rate(done)
+        inputs_BT, targets_BT = batches.step(step)
+        ids_BT = torch.cat((inputs_BT, targets_BT[:, -1:]), 1).to(trained[0].device)
+        with FlopCounter() as counter:
+            loss = model(ids_BT, labels=ids_BT).loss
+            loss.backward()
+        last = counter.total_model
+        if spent + last > budget:
+            raise UserError(
+                f"budget {budget:.3g} is below the {last:.3g} FLOPs of one step; give --budget "
+                f"{100 * last:.0e} or more for 100 steps, or a smaller --batch"
+            )
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        spent += last
+        step += 1
+        if step & (step - 1) == 0:  # step 1, 2, 4, 8 and on
+            say(f"step {step}: {spent:.2e} of {budget:.2e} FLOPs, loss {loss.item():.3f}")
+    if target is not None:
+        _set_capacity(model, target, 1.0)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model.eval()
+    return step, spent
+
+
+def _rate(done: float) -> float:
+    """Return the factor on the learning rate: a short warm-up, then a cosine to a tenth."""
+    if done < 0.05:
+        return max(done, 0.005) / 0.05
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * (done - 0.05) / 0.95)) / 2
+
+
+def _batches(
+    conversion: Conversion, data: str, tokenizer: Any, model: Any
+) -> tuple[Batches, Batches | None]:
+    """Return batches of the training text, and of the held-out text if it is long enough."""
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no eos_token; set it and save the tokenizer again")
+    room = getattr(model.config, "max_position_embeddings", conversion.sequence)
+    if conversion.sequence > room:
+        raise UserError(f"sequence {conversion.sequence} is above the model's {room} positions")
+    config = DataConfig() if data == _BUILT_IN else DataConfig(source="text", path=data)
+    corpus = read_corpus(config)
+    shape = {"sequence": conversion.sequence, "seed": conversion.seed}
+    train = Batches(_ids(corpus.train, tokenizer), batch=conversion.batch, **shape)
+    try:
+        heldout = Batches(_ids(corpus.heldout, tokenizer), batch=1, **shape)
+    except UserError:
+        return train, None
+    return train, heldout
+
+
+def _ids(documents: Sequence[Document], tokenizer: Any) -> np.ndarray:
+    ids: list[int] = []
+    for first in range(0, len(documents), 1000):  # in batches, which use all cores
+        texts = [document.text for document in documents[first : first + 1000]]
+        for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            ids += [*row, tokenizer.eos_token_id]
+    return np.array(ids, dtype=np.int64)
+
+
+@torch.no_grad()
+def _loss(model: Any, batches: Batches | None) -> float | None:
+    """Return the held-out loss under the causal rule, in nats per token; None: no such text."""
+    if batches is None:
+        return None
+    model.eval()
+    device = next(model.parameters()).device
+    losses = []
+    for step in range(min(_HELDOUT, batches.windows)):
+        inputs_BT, targets_BT = batches.step(step)
+        ids_BT = torch.cat((inputs_BT, targets_BT[:, -1:]), 1).to(device)
+        losses.append(model(ids_BT, labels=ids_BT, use_cache=False).loss.item())
+    return sum(losses) / len(losses)

@@ -1,0 +1,337 @@
+"""Depth routing of a tiny Llama: every kind of router, attention and padding, and what is refused."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from families import VOCABULARY, cache_of, given, tiny
+from torch import Tensor
+
+import modbench
+from modbench import FlopCounter
+from modbench.errors import UserError
+from modbench.hf.retrofit.build import routers_of
+from modbench.hf.retrofit.refuse import refuse_pickle
+from modbench.routers.mod import MixtureOfDepths
+from modbench.routing.registry import load_plugin
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of names that transformers deprecates
+
+ROUTERS = [
+    "mod",
+    "mod:aux_bce",
+    "mod:ema_threshold",
+    "mod:gaussian",
+    "mod:hash",
+    "mod:stride",
+    "threshold_skip",
+]
+
+
+def tokens(sequences: int = 2, length: int = 16) -> Tensor:
+    return torch.randint(2, VOCABULARY, (sequences, length))
+
+
+def routed(router: str, family: str = "llama", **more: Any) -> Any:
+    options: dict[str, Any] = {} if router == "threshold_skip" else {"capacity": 0.5}
+    model = modbench.retrofit(tiny(family, **more), router, **options)
+    with torch.no_grad():
+        for part in routers_of(model):
+            for parameter in part.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model.train()
+    model(tokens())  # moves thresholds and draws
+    return model.eval()
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_decodes_as_it_reads(router: str) -> None:
+    model, ids_BT = routed(router), tokens()
+    with torch.no_grad():
+        outputs = model(ids_BT[:, :5])
+        logits = [outputs.logits]
+        cache = cache_of(outputs)
+        for place in range(5, 16):
+            logits.append(model(ids_BT[:, place : place + 1], **given(model, cache)).logits)
+        error = (torch.cat(logits, 1) - model(ids_BT).logits).abs().max()
+    assert error <= 2e-6 * logits[0].abs().max()
+    assert sum(layer.selected for layer in modbench.hf.retrofit.decoding_report(cache)) > 0
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_is_saved_with_its_state(router: str, tmp_path: Path) -> None:
+    model, ids_BT = routed(router), tokens()
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids_BT).logits, model(ids_BT).logits)
+    for each in (loaded, model):
+        each.train()
+    assert torch.equal(loaded(ids_BT, labels=ids_BT).loss, model(ids_BT, labels=ids_BT).loss)
+
+
+def test_a_saved_model_loads_where_the_package_was_imported(tmp_path: Path) -> None:
+    model, ids_BT = routed("mod"), tokens()
+    model.save_pretrained(tmp_path / "out")
+    torch.save((ids_BT, model(ids_BT).logits.detach()), tmp_path / "expected")
+    code = f"""
+import torch, modbench.hf.retrofit
+from transformers import AutoModelForCausalLM, AutoConfig
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "out")!r})
+ids, expected = torch.load({str(tmp_path / "expected")!r})
+assert torch.equal(model(ids).logits, expected)
+assert AutoConfig.from_pretrained({str(tmp_path / "out")!r}).model_type == "modbench_llama"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_eager_attention_computes_what_sdpa_does(family: str) -> None:
+    ids_BT = tokens()
+    logits = []
+    for kind in ("sdpa", "eager"):
+        model = routed("mod", family, attn_implementation=kind)
+        with torch.no_grad():
+            outputs = model(ids_BT[:, :10])
+            later = model(ids_BT[:, 10:], **given(model, cache_of(outputs)))
+        logits.append(torch.cat((outputs.logits, later.logits), 1))
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_padding_on_the_right_changes_nothing_in_training(router: str) -> None:
+    model = modbench.retrofit(tiny("llama"), router).train()
+    ids_BT = tokens(1, 9)
+    losses = []
+    for wide in (0, 5):
+        twin = copy.deepcopy(model)
+        padded_BT = torch.nn.functional.pad(ids_BT, (0, wide))
+        mask_BT = torch.nn.functional.pad(torch.ones_like(ids_BT), (0, wide))
+        labels_BT = padded_BT.masked_fill(mask_BT == 0, -100)
+        losses.append(twin(padded_BT, attention_mask=mask_BT, labels=labels_BT).loss)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+
+
+def test_the_training_rule_selects_the_capacity_and_the_loss_has_the_auxiliary_losses() -> None:
+    model = modbench.retrofit(tiny("llama"), "mod", capacity=0.125).train()
+    ids_BT = tokens(3, 16)
+    loss = model(ids_BT, labels=ids_BT).loss
+    trace = model.routing
+    assert trace.counts == {(1, "depth"): (2, 2, 2), (3, "depth"): (2, 2, 2)}
+    assert {name for _, name in trace.losses} == {"causal_rule"}
+    state = torch.get_rng_state()
+    logits_BTV = model(ids_BT).logits
+    plain = model.loss_function(logits_BTV, ids_BT, vocab_size=VOCABULARY)
+    torch.set_rng_state(state)
+    torch.testing.assert_close(loss, plain + trace.auxiliary_loss())
+    torch.testing.assert_close(model(ids_BT, labels=ids_BT, return_dict=False)[0], loss)
+
+
+def test_the_same_seed_gives_the_same_routers_and_leaves_the_generator_alone() -> None:
+    def weights(seed: int) -> list[Tensor]:
+        model = tiny("llama")
+        torch.manual_seed(seed + 7)
+        state = torch.get_rng_state()
+        modbench.retrofit(model, "threshold_skip", seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return [p for part in routers_of(model) for p in part.parameters()]
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("plugin", ["mlp_mod", "gumbel_skip"])
+def test_a_plugin_trains_with_noise_of_its_own_and_is_saved(plugin: str, tmp_path: Path) -> None:
+    load_plugin(Path(__file__).parents[2] / "examples" / f"{plugin}.py")
+    model, ids_BT = modbench.retrofit(tiny("llama"), plugin, seed=5).train(), tokens()
+    gradients = []
+    for checkpointed in (False, True):
+        twin = copy.deepcopy(model)
+        if checkpointed:
+            twin.gradient_checkpointing_enable()
+        twin(ids_BT, labels=ids_BT).loss.backward()
+        gradients.append([parameter.grad for parameter in twin.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is None or torch.equal(plain, again)
+    twin.eval().save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids_BT).logits, twin(ids_BT).logits)
+
+
+def test_half_precision_is_saved_and_loaded_exactly(tmp_path: Path) -> None:
+    tiny("llama").to(torch.bfloat16).save_pretrained(tmp_path / "stock")  # frequencies stay float32
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    model = modbench.retrofit(stock, "mod:ema_threshold", capacity=0.5)
+    ids_BT = tokens()
+    model.train()
+    model(ids_BT)
+    model.eval().save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded(ids_BT).logits, model(ids_BT).logits)
+    value = loaded.model.layers[1].depth_router.threshold.value
+    assert torch.equal(value, model.model.layers[1].depth_router.threshold.value)
+
+
+def test_flops_are_counted_and_fall_with_the_capacity() -> None:
+    ids_BT = tokens(2, 64)
+    totals = {}
+    for capacity in (1.0, 0.5, 0.125):
+        model = modbench.retrofit(tiny("llama"), "mod", capacity=capacity, causal="aux_bce").train()
+        with FlopCounter() as counter:
+            model(ids_BT, labels=ids_BT).loss.backward()
+        totals[capacity] = counter.total
+    assert totals[1.0] > totals[0.5] > totals[0.125]
+    # Projections, MLP and attention of the tokens that two layers skip, forward and backward.
+    rows = 2 * 32 * 2
+    per_token = 2 * (32 * (32 + 2 * 16 + 32) + 3 * 32 * 48)
+    pairs = 2 * 2 * (64**2 - 32**2) * 2 * 2 * 32
+    assert totals[1.0] - totals[0.5] == 3 * (rows * per_token + pairs)
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    with pytest.raises(UserError, match="set use_reentrant to False"):
+        routed("mod").gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_beams_and_several_returned_sequences_run() -> None:
+    model = routed("mod")
+    out_BT = model.generate(tokens(2, 4), num_beams=4, num_return_sequences=2, max_new_tokens=6)
+    assert out_BT.shape == (4, 10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"cache_implementation": "static"}, "cache_implementation 'static' has fixed shapes"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens asks for assisted decoding"),
+    ],
+)
+def test_generation_that_a_routed_layer_cannot_do_is_refused(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        routed("mod").generate(tokens(), max_new_tokens=3, **asked)
+
+
+def test_caches_of_other_kinds_are_refused() -> None:
+    model = routed("mod")
+    offloaded = transformers.DynamicCache(config=model.config)
+    offloaded.offloading = True  # the constructor needs a GPU
+    static = transformers.StaticCache(config=model.config, max_cache_len=32)
+    for cache, words in [(static, "StaticCache with StaticLayer"), (offloaded, "is offloaded")]:
+        with pytest.raises(UserError, match=words):
+            model(tokens(), **given(model, cache))
+    cache = cache_of(tiny("llama")(tokens()))
+    with pytest.raises(UserError, match="begin with an empty DynamicCache"):
+        model(tokens(), **given(model, cache))
+
+
+def _other_class(family: str, kind: str, **more: Any) -> Any:
+    config = transformers.AutoConfig.for_model(family, **more)
+    return getattr(transformers, kind)(config)
+
+
+_TINY_T5 = {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "vocab_size": 50}
+
+
+def _quantised() -> Any:
+    model = tiny("llama")
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: torch.nn.Linear(2, 2), "Linear is no model of transformers"),
+        (
+            lambda: _other_class("t5", "T5ForConditionalGeneration", **_TINY_T5),
+            "T5ForConditionalGeneration is an encoder-decoder",
+        ),
+        (
+            lambda: _other_class(
+                "gpt2", "GPT2LMHeadModel", n_embd=16, n_layer=2, n_head=2, vocab_size=50
+            ),
+            "GPT2Block takes",
+        ),
+        (_quantised, "LlamaForCausalLM has quantised weights"),
+        (lambda: tiny("llama").model, "LlamaModel has no head over the vocabulary"),
+        (lambda: routed("mod"), "is retrofitted already"),
+        (lambda: tiny("llama", attn_implementation="flex_attention"), "attention as 'flex_attention'"),
+    ],
+    ids=["no-model", "encoder-decoder", "gpt2", "quantised", "no-head", "twice", "flex"],
+)
+def test_a_model_that_cannot_be_retrofitted_is_named(model: Any, words: str) -> None:
+    given = model()
+    before = [type(part) for part in given.modules()]
+    with pytest.raises(UserError, match=words) as raised:
+        modbench.retrofit(given, "mod")
+    assert "\n" not in str(raised.value)
+    assert [type(part) for part in given.modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("router", "options", "words"),
+    [
+        ("token_choice", {}, "router 'token_choice' is no DepthRouter"),
+        ("mode_staged", {}, "router 'mode_staged' puts a feed-forward part"),
+        ("mod", {"residual": "full"}, "multiplies the residual stream"),
+        ("mod", {"every": 9}, "no layer of 4 is routed"),
+        ("mod", {"capacty": 0.5}, "capacty"),
+        (MixtureOfDepths(), {"capacity": 0.5}, "options capacity are given with a router that is built"),
+    ],
+)
+def test_a_router_that_cannot_be_used_is_named(router: Any, options: Any, words: str) -> None:
+    model = tiny("llama")
+    with pytest.raises(UserError, match=words):
+        modbench.retrofit(model, router, **options)
+    assert type(model) is transformers.LlamaForCausalLM
+    assert model.config.model_type == "llama"
+
+
+def test_packed_texts_are_refused() -> None:
+    positions_BT = torch.arange(8).repeat(2, 2)
+    with pytest.raises(UserError, match="several texts are packed"):
+        routed("mod")(tokens(), position_ids=positions_BT)
+
+
+def test_chunked_attention_is_refused() -> None:
+    model = tiny("llama")
+    model.config.layer_types = ["chunked_attention"] * 4
+    with pytest.raises(UserError, match="LlamaForCausalLM has layers of chunked_attention"):
+        modbench.retrofit(model, "mod")
+
+
+def test_a_mask_of_pairs_is_refused() -> None:
+    with pytest.raises(UserError, match="attention_mask is of 4 dimensions"):
+        routed("mod")(tokens(), attention_mask=torch.zeros(2, 1, 16, 16))
+
+
+def test_a_layer_that_returns_a_tuple_is_refused_by_its_signature() -> None:
+    from modbench.hf.retrofit.refuse import check_layer
+
+    class Layer(torch.nn.Module):
+        def forward(
+            self,
+            hidden_states: Tensor,
+            attention_mask: Tensor,
+            position_embeddings: Tensor,
+            **kwargs: Any,
+        ) -> tuple[Tensor]:
+            return (hidden_states,)
+
+    with pytest.raises(UserError, match="Layer returns a tuple"):
+        check_layer(Layer())
+
+
+def test_a_folder_of_pickles_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config.json"):
+        refuse_pickle(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds pytorch_model.bin, a pickle"):
+        refuse_pickle(tmp_path)

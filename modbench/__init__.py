@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modbench.accounting.count import Counted as Counted
     from modbench.accounting.count import count as count
-    from modbench.accounting.families import family_ledger as family_ledger
     from modbench.counting.counter import FlopCounter as FlopCounter
     from modbench.counting.counter import register_flop_formula as register_flop_formula
+    from modbench.hf.families import family_ledger as family_ledger
     from modbench.ledger import Ledger as Ledger
     from modbench.ledger import Workload as Workload
     from modbench.routing.depth_router import DepthRouter as DepthRouter
@@ -31,7 +31,7 @@ _WHERE = {
     "Router": "modbench.routing.router",
     "Workload": "modbench.ledger",
     "count": "modbench.accounting.count",
-    "family_ledger": "modbench.accounting.families",
+    "family_ledger": "modbench.hf.families",
     "load": "modbench.trained.load",
     "register_flop_formula": "modbench.counting.counter",
     "register_router": "modbench.routing.registry",

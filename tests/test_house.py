@@ -23,10 +23,11 @@ BELOW: dict[str, set[str]] = {
     "model": {"errors", "typed", "ledger", "counting", "kernels"},
     "routing": {"errors", "typed", "ledger", "counting", "kernels", "model"},
     "routers": {"errors", "typed", "ledger", "counting", "model", "routing"},
-    "accounting": {"errors", "typed", "ledger", "counting", "model", "routing"},
-    "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting"},
+    "hf": {"errors", "typed", "ledger", "counting", "model", "routing"},
+    "accounting": {"errors", "typed", "ledger", "counting", "model", "routing", "hf"},
+    "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "hf", "accounting"},
     "data": {"errors", "typed"},
-    "train": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting", "data"},
+    "train": {"errors", "typed", "ledger", "counting", "model", "routing", "hf", "accounting", "data"},
 }
 #: Of the rooms above `errors` and `typed`, records import the configurations only.
 BELOW["records"] = {"errors", "typed", "model", "data", "train"}
@@ -42,7 +43,7 @@ BELOW["sweep"] |= {"shipped", "__version__"}
 BELOW["cli"] = BELOW["sweep"] | {"sweep"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.
-BELOW["__init__"] = {"counting", "accounting", "ledger", "routing", "trained"}
+BELOW["__init__"] = {"counting", "accounting", "hf", "ledger", "routing", "trained"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbench.accounting.hugging_face import installed
 from modbench.errors import UserError
+from modbench.hf.passes import installed
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder
 from modbench.trained.load import Loaded

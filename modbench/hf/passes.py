@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modbench.accounting.families import FAMILIES, family_reading, load_config
 from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
+from modbench.hf.families import FAMILIES, family_reading, load_config
 from modbench.ledger import Phase
 
 #: Keys of a published config.json that say how weights are stored, or name code to run.

@@ -49,8 +49,9 @@ class Cache:
         """Bytes of the keys and values of all cached tokens, without memory allocated ahead."""
         total = 0
         for cached in self._layers.values():
-            _, heads, _, width = cached.k_BKCP.shape
-            total += sum(cached.lengths) * 2 * heads * width * cached.k_BKCP.element_size()
+            for stored in (cached.k_BKCP, cached.v_BKCP):
+                _, heads, _, width = stored.shape
+                total += sum(cached.lengths) * heads * width * stored.element_size()
         return total
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
@@ -128,10 +129,14 @@ class Cache:
         room = 0 if cached is None else cached.k_BKCP.shape[2]
         if cached is not None and room >= needed:
             return cached
-        _, heads, _, width = k_BKTP.shape
         # Zeros: attention masks the positions beyond a sequence's end, but they must be finite.
-        shape = self.sequences, heads, max(needed, 2 * room), width
-        larger = LayerCache(k_BKTP.new_zeros(shape), v_BKTP.new_zeros(shape), [0] * self.sequences)
+        k_BKCP, v_BKCP = (
+            new_BKTP.new_zeros(
+                self.sequences, new_BKTP.shape[1], max(needed, 2 * room), new_BKTP.shape[3]
+            )
+            for new_BKTP in (k_BKTP, v_BKTP)  # values may have another width than keys
+        )
+        larger = LayerCache(k_BKCP, v_BKCP, [0] * self.sequences)
         if cached is not None:
             larger.k_BKCP[:, :, :room], larger.v_BKCP[:, :, :room] = cached.k_BKCP, cached.v_BKCP
             larger.lengths = cached.lengths

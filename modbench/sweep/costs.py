@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modbench.errors import UserError
+from modbench.hf.models import outline_of
+from modbench.model.language_model import LanguageModel
 from modbench.plan.gpus import Gpu
 from modbench.plan.memory import Measured, Recipe
 from modbench.records.run import Run
 from modbench.report.table import Table
-from modbench.routing.build import RoutedDecoder, outline
-from modbench.routing.registry import build_router
 from modbench.sweep.wanted import Wanted
 
 #: Numbers of GPUs that hours are stated for.
@@ -31,12 +31,12 @@ class Rate:
             raise UserError(f"--price is {self.price:g}; it must be above 0")
 
 
-def outlined(run: Run) -> RoutedDecoder:
+def outlined(run: Run) -> LanguageModel:
     """The model of ``run``, without values."""
-    return outline(run.model, build_router(run.router.name, run.router.options))
+    return outline_of(run.model, run.router.name, run.router.options)
 
 
-def measured_pass(run: Run, model: RoutedDecoder) -> Measured:
+def measured_pass(run: Run, model: LanguageModel) -> Measured:
     """The memory of a training pass of ``run``."""
     train = run.train
     shard = (train.parallel or {}).get("shard", 1)

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from modbench.data.config import DataConfig
 from modbench.data.tokenizer_file import with_tokenizer
 from modbench.errors import UserError, is_file, known_names
+from modbench.hf.config import hub_keys, hub_of, refuse_sizes
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
+from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
 from modbench.records.metrics import ranking_metric
 from modbench.records.names import LABEL, LABEL_WORDS, NAME, at_depth
 from modbench.shipped import shipped_suites
@@ -76,12 +78,15 @@ class KeepConfig:
 class Scheme:
     """A row of the table: a router with options, and its own training settings."""
 
-    router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin
+    #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin; none for a
+    #: model of transformers
+    router: str
     label: str = ""  #: its name in tables and plots; the router's name if empty
     options: dict[str, Any] = field(
         default_factory=dict
     )  #: options of the router (`modbench docs routers`)
-    model: dict[str, Any] = field(default_factory=dict)  #: keys of [model] that differ for this scheme
+    #: keys of [model] that differ for this scheme; or a model of transformers, { hf = FOLDER or FILE }
+    model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
     #: overrides that of [isoflop]; with [isoflop] layers also by depth, as { 4 = 30.0, 8 = 16.0 }
     tokens_per_parameter: float | dict[str, float] | None = None
@@ -135,13 +140,16 @@ class Suite:
     keep: KeepConfig
     track: TrackConfig
     axes: Axes
-    shapes: dict[str, ModelConfig]  #: sizes of the decoder by label; one size alone has an empty label
+    shapes: dict[str, Shape]  #: sizes of the model by label; one size alone has an empty label
+    hubs: dict[str, HubConfig]  #: models of transformers by the label of their scheme
     schemes: tuple[Scheme, ...]  #: with [isoflop] layers, each scheme once for each of its depths
     #: sizes around a centre per scheme and budget, in place of shapes
     isoflop: IsoFlopConfig | None = None
 
-    def shapes_of(self, scheme: Scheme) -> dict[str, ModelConfig]:
+    def shapes_of(self, scheme: Scheme) -> dict[str, Shape]:
         """The shapes of ``scheme`` by label."""
+        if scheme.label in self.hubs:
+            return {"": self.hubs[scheme.label]}
         return {label: replace(model, **scheme.model) for label, model in self.shapes.items()}
 
     def training_of(self, scheme: Scheme) -> TrainTable:
@@ -229,14 +237,22 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     keep = table("keep", KeepConfig)
     measure = table("measure", MeasureConfig)
     train = table("train", TrainTable)
-    shapes = _shapes(where, tables, data)
+    shapes = {} if "hf" in tables.model else _shapes(where, tables, data)
     schemes = []
+    hubs = dict[str, HubConfig]()
     for number, entries in enumerate(tables.schemes, start=1):
-        scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
+        hub = hub_keys(f"{where} [[schemes]] {number}", entries, tables.model)
+        stated = entries if hub is None else {**entries, "router": TRANSFORMERS}
+        scheme: Scheme = built(f"{where} [[schemes]] {number}", stated, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
         overrides = checked_fields(at, scheme.train, TrainTable)
         _check_schedule(at, replace(train, **overrides), axes, measure, keep.weights)
         at = f"{where} [[schemes]] '{scheme.label}' model"
+        if hub is not None:
+            sequence = overrides.get("sequence", train.sequence)
+            hubs[scheme.label] = hub_of(at, hub, data.vocabulary, sequence)
+            schemes.append(replace(scheme, train=overrides))
+            continue
         model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
         for shape in shapes.values():
             built(at, {**asdict(shape), **model}, ModelConfig)
@@ -244,6 +260,8 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     isoflop = None if tables.isoflop is None else _isoflop(where, table("isoflop", IsoFlopConfig))
     _refuse_contradictions(where, tables, schemes)
+    if hubs:
+        refuse_sizes(where, tables.isoflop is not None, bool(tables.shapes), next(iter(hubs)))
     suite = Suite(
         source=source,
         header=table("suite", Header),
@@ -254,7 +272,8 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         keep=keep,
         track=table("track", TrackConfig),
         axes=axes,
-        shapes=shapes,
+        shapes=shapes or {"": next(iter(hubs.values()))},
+        hubs=hubs,
         schemes=(),
         isoflop=isoflop,
     )
@@ -367,7 +386,7 @@ def _check_depths(where: str, isoflop: IsoFlopConfig | None, scheme: Scheme) -> 
             )
 
 
-def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelConfig]:
+def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, Shape]:
     """The shapes, with the vocabulary of the data's tokenizer."""
     shapes = []
     for number, table in enumerate(tables.shapes or ({},), start=1):

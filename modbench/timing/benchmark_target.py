@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from modbench.model.config import ModelConfig
-from modbench.records.run import Timed
-from modbench.routing.build import RoutedDecoder, build_model, outline
-from modbench.routing.registry import build_router
-from modbench.routing.router import Router
+from modbench.hf.config import stretched
+from modbench.hf.models import model_of, outline_of
+from modbench.model.language_model import LanguageModel
+from modbench.model.shape import HubConfig, Shape
+from modbench.records.run import RouterCode, Timed
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import device, precision
@@ -18,10 +18,10 @@ from modbench.train.numerics import device, precision
 class BenchmarkTarget:
     """``router`` is None if only the machine is measured."""
 
-    config: ModelConfig
+    config: Shape
     train: TrainConfig
     time: TimeConfig
-    router: Router | None
+    router: RouterCode | None
     on: torch.device
     dtype: torch.dtype
 
@@ -30,7 +30,6 @@ class BenchmarkTarget:
         """Build for this machine. Raises UserError: an unknown router, option or field, or a wrong
         value."""
         on = device()
-        router = timed.router
         train = TrainConfig(
             sequence=timed.sequence,
             batch=timed.batch,
@@ -42,17 +41,26 @@ class BenchmarkTarget:
             config=timed.model,
             train=train,
             time=time.resolved(timed.sequence),
-            router=None if router is None else build_router(router.name, router.options),
+            router=timed.router,
             on=on,
             dtype=precision(train.precision, on),
         )
 
-    def build(self) -> RoutedDecoder:
+    @property
+    def _shape(self) -> Shape:
+        """The shape, with positions for all timed lengths: a learned position embedding has a row for
+        each."""
+        if not isinstance(self.config, HubConfig):
+            return self.config
+        time = self.time
+        return stretched(self.config, max(*time.prefill, max(time.decode_past) + time.decode_tokens))
+
+    def build(self) -> LanguageModel:
         """Build the scheme's model with random weights."""
         assert self.router is not None
-        return build_model(self.config, self.router).to(self.on)
+        return model_of(self._shape, self.router.name, self.router.options).to(self.on)
 
-    def outline(self) -> RoutedDecoder:
+    def outline(self) -> LanguageModel:
         """Build the model on the meta device, without values."""
         assert self.router is not None
-        return outline(self.config, self.router)
+        return outline_of(self._shape, self.router.name, self.router.options)

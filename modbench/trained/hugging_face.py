@@ -14,8 +14,11 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.hf.passes import installed
+from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.language_model import LanguageModel
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.router import Router
 from modbench.trained.load import Loaded
 
 END_OF_TEXT = "<|endoftext|>"
@@ -39,10 +42,9 @@ _TEXT = f"Text, of bytes: é\t{END_OF_TEXT}\n"
 def model_type(loaded: Loaded) -> str:
     """Return the ``model_type`` of transformers that computes what the model does under the causal rule.
     Raises UserError: there is none; the message names the reason."""
-    router = loaded.model.router
-    shape = loaded.model.config
-    name = loaded.model.router.name
     otherwise = f"load it with modbench.load('{loaded.folder}'), or export it --to modbench"
+    router, shape = _decoder(loaded, otherwise)
+    name = router.name
     if name not in _MODELS:
         raise UserError(
             f"router '{name}' of {loaded.label} has no counterpart in transformers, which has vanilla "
@@ -92,8 +94,16 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _decoder(loaded: Loaded, otherwise: str = "") -> tuple[Router, ModelConfig]:
+    """Return router and shape. Raises UserError: the model is one of transformers."""
+    model = loaded.model
+    if not isinstance(model, RoutedDecoder):
+        raise UserError(f"{loaded.label} is a model of transformers already; {otherwise}")
+    return model.router, model.config
+
+
 def _config(loaded: Loaded) -> dict[str, Any]:
-    config = loaded.model.config
+    router, config = _decoder(loaded)
     end = loaded.tokenizer.end_of_text
     shape = {
         "vocab_size": config.vocabulary,
@@ -111,13 +121,13 @@ def _config(loaded: Loaded) -> dict[str, Any]:
         "pad_token_id": None,
         "dtype": "float32",
     }
-    if loaded.model.router.name == "vanilla":
+    if router.name == "vanilla":
         return shape
     bank: Any = loaded.model.layers[0].feed_forward.bank  # type: ignore[union-attr]
     return shape | {
         "intermediate_size": bank.width,
         "num_local_experts": bank.experts,
-        "num_experts_per_tok": loaded.model.router.top_k,  # type: ignore[attr-defined]
+        "num_experts_per_tok": router.top_k,  # type: ignore[attr-defined]
         "sliding_window": None,
     }
 
@@ -133,7 +143,7 @@ def _complete_config(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _weights(model: RoutedDecoder) -> dict[str, Tensor]:
+def _weights(model: LanguageModel) -> dict[str, Tensor]:
     """The weights by the names of transformers, which keeps queries, keys and values in a matrix each,
     and gate and up, too."""
     config = model.config

@@ -297,7 +297,7 @@ def test_what_is_no_causal_language_model_is_refused(model: Any, sentence: str) 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'transformers>=5'"):
+    with pytest.raises(UserError, match=r"pip install 'modbench\[hf\]'"):
         count(CONFIGS["llama"], (2, 9))
 
 

@@ -230,7 +230,10 @@ def test_a_key_goes_by_any_of_its_names() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"model_type": "bert"}, r"model_type 'bert' is no causal .* known: deepseek_v3, gemma, gpt2, llama, "),
+        (
+            {"model_type": "bert"},
+            r"model_type 'bert' is no causal .* known: deepseek_v3, gemma, gpt2, llama, ",
+        ),
         ({"model_type": "lama"}, "did you mean 'llama'"),
         ({}, "model_type 'None' is no causal .* known: deepseek_v3, gemma, gpt2, llama, "),
         (plain(num_attention_heads=3), "hidden_size is 8; num_attention_heads, 3, must divide it"),

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.errors import UserError
+from modbench.hf.attention import attention_without_masks
 from modbench.hf.cache_view import CacheView, mask, windows_of
 from modbench.hf.counted import counted_ledger
 from modbench.hf.families import FAMILIES, family_ledger, family_reading
-from modbench.hf.passes import cache_argument, expected_masks, make_fit_for_float64, make_fit_for_meta
-from modbench.ledger import OUTSIDE, Ledger, Workload
+from modbench.hf.passes import cache_argument, make_fit_for_float64, make_fit_for_meta
+from modbench.ledger import OUTSIDE, Ledger, Workload, labels
 from modbench.model.context import INTEGERS, Context
 from modbench.model.generate import prefill
 from modbench.model.language_model import LanguageModel
@@ -37,6 +38,8 @@ class HubModel(LanguageModel):
         self.config: HubConfig = config
         self.inner = inner
         self._windows = windows_of(inner.config)
+        if inner.config._attn_implementation == "sdpa":
+            inner.set_attn_implementation(attention_without_masks())
         self._cache_name = cache_argument(inner.forward)
 
     @property
@@ -120,21 +123,26 @@ class HubModel(LanguageModel):
         return out.logits  # type: ignore[no-any-return]
 
     def _masks(self, tokens_BT: Tensor, context: Context, lengths: list[int]) -> dict[str, Any]:
-        """Return masks and positions where they are not those of whole sequences from the start, which
-        the model makes itself. Padding on the right needs none, since no token looks ahead."""
+        """Return masks and positions; none for whole sequences from the start. Padding on the right
+        needs no mask, since no token looks ahead."""
         sequences, tokens = tokens_BT.shape
         past = [0] * sequences if context.cache is None else list(context.cache.read)
         narrow = any(window is not None and window <= tokens for window in self._windows)
-        if not any(past) and not (narrow and min(lengths) < tokens):
-            return expected_masks(self.inner, tokens_BT) if tokens_BT.is_meta and narrow else {}
-        on = torch.device("cpu") if tokens_BT.is_meta else tokens_BT.device  # the counter reads values
-        made = {window: mask(past, lengths, tokens, window, on) for window in set(self._windows)}
+        if not any(past) and not narrow:
+            return {}
+        counted = tokens_BT.is_meta and labels.listeners()  # the counter reads the values of masks
+        on = torch.device("cpu") if counted else tokens_BT.device
+        made = {
+            window: mask(past, lengths, tokens, window, on) if any(past) or window is not None else None
+            for window in set(self._windows)
+        }
         if self.inner.config._attn_implementation == "eager":  # which adds it to the scores
             dtype = next(self.inner.parameters()).dtype
             lowest = torch.finfo(dtype).min
             made = {
                 window: torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, lowest)
                 for window, seen in made.items()
+                if seen is not None
             }
         kinds = getattr(self.inner.config, "layer_types", None) or ()
         each: Any = next(iter(made.values()))

@@ -135,7 +135,7 @@ def model_pass(model: Any, cached: bool) -> Pass:
         if wanted == "loss":
             options["labels"] = tokens_BT
         if tokens_BT.is_meta and model.config._attn_implementation == "sdpa":
-            options |= expected_masks(model, tokens_BT, cache)
+            options |= _masks(model, tokens_BT, cache)
         out = model(input_ids=tokens_BT, **options)
         if wanted == "loss" and (out.loss is None or not out.loss.requires_grad):
             raise UserError(
@@ -152,7 +152,7 @@ def cache_argument(function: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
 
 
-def expected_masks(model: Any, tokens_BT: Tensor, cache: Any = None) -> dict[str, Any]:
+def _masks(model: Any, tokens_BT: Tensor, cache: Any) -> dict[str, Any]:
     """Return the attention masks that the model would build, on the CPU, as arguments of its forward."""
     from transformers.masking_utils import create_masks_for_generate
 

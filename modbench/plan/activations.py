@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +25,7 @@ from modbench.counting.sdpa import ARGUMENTS, as_on_cpu
 from modbench.errors import FAULTS, UserError
 from modbench.hf.models import outlined_like
 from modbench.model.context import Context
+from modbench.model.decoder import Decoder
 from modbench.model.kv_cache import Cache
 from modbench.model.language_model import LanguageModel
 from modbench.routing.plugin_fault import raised
@@ -154,10 +155,18 @@ def _without_values(
         torch.set_default_dtype(before)
 
 
-def _on_device(kernels: Kernels, forward: Callable[..., Any], *args: Any) -> Any:
+def _recomputed(model: LanguageModel) -> list[nn.Module]:
+    """The modules that run again under checkpointing: our layers, or the parts of transformers' layers,
+    which repeat the function of a layer's class."""
+    if isinstance(model, Decoder):
+        return list(model.layers)
+    return [part for layer in model.layers for part in layer.children()]
+
+
+def _on_device(kernels: Kernels, forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
     # Torch leaves function modes out of a backward pass, where checkpointed layers run again.
     with _Device(kernels):
-        return forward(*args)
+        return forward(*args, **named)
 
 
 def training_activations(
@@ -173,8 +182,8 @@ def training_activations(
     optimizer states. Raise a `UserError` if the router's layers need values."""
     with _without_values(decoder, kernels, compute) as model:
         model.train()
-        for layer in model.layers:
-            layer.forward = partial(_on_device, kernels, layer.forward)
+        for part in _recomputed(model):
+            part.forward = partial(_on_device, kernels, part.forward)
         weights = list(model.parameters())
         for weight in weights:
             if weight.requires_grad:

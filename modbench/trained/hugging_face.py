@@ -146,7 +146,7 @@ def _complete_config(path: Path) -> None:
 def _weights(model: LanguageModel) -> dict[str, Tensor]:
     """The weights by the names of transformers, which keeps queries, keys and values in a matrix each,
     and gate and up, too."""
-    config = model.config
+    config: Any = model.config  # of our decoder: `_decoder`
     ours: dict[str, Tensor] = {name: weight.detach() for name, weight in model.named_parameters()}
     rows = [heads * config.head_width for heads in (config.heads, config.key_heads, config.key_heads)]
     theirs = {

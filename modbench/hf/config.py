@@ -11,7 +11,7 @@ from modbench.errors import UserError
 from modbench.hf.families import FAMILIES, load_config, stated_length
 from modbench.hf.families.config import read_config
 from modbench.hf.families.layers import layers_of
-from modbench.model.shape import HubConfig
+from modbench.model.shape import HubConfig, Shape
 from modbench.typed import built
 
 #: Keys of a config.json that say how weights are stored or used, or name code to run.
@@ -63,8 +63,14 @@ def hub_of(where: str, keys: HubKeys, vocabulary: int, sequence: int) -> HubConf
     sentence starts with ``where``."""
     try:
         shape = hub_config(keys, vocabulary)
+        if shape.family in FAMILIES:
+            read_config(shape.config)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    if keys.experts and not has_experts(shape):
+        raise UserError(
+            f"{where} experts is '{keys.experts}', and hf {keys.hf} is a dense model; remove experts"
+        )
     stated = stated_length(shape.config)
     if stated is not None and stated < sequence:
         raise UserError(
@@ -123,6 +129,21 @@ def hub_config(keys: HubKeys, vocabulary: int) -> HubConfig:
         experts=keys.experts,
         folder=None if weights is None else str(path.resolve()),
     )
+
+
+def has_experts(shape: HubConfig) -> bool:
+    """Return True if layers of the model have experts; of a family without a closed form, if its config
+    states a number of them."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return any(shape.config.get(name) for name in names) or (
+        shape.family in FAMILIES and read_config(shape.config).num_experts > 0
+    )
+
+
+def is_predicted(shape: Shape) -> bool:
+    """Return False if memory can't be predicted from ``shape``: the grouped matmuls of transformers'
+    experts run on values alone."""
+    return not isinstance(shape, HubConfig) or not has_experts(shape)
 
 
 def stretched(shape: HubConfig, tokens: int) -> HubConfig:

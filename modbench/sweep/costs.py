@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modbench.errors import UserError
+from modbench.hf.config import is_predicted
 from modbench.hf.models import outline_of
 from modbench.model.language_model import LanguageModel
 from modbench.plan.gpus import Gpu
@@ -71,6 +72,9 @@ def _memories(runs: Sequence[Wanted], gpu: Gpu) -> Iterator[str]:
         if here is None or _size(item.run) > _size(here):
             largest[item.scheme] = item.run
     for scheme, run in largest.items():
+        if not is_predicted(run.model):
+            yield f"{scheme}: {run.model.width}x{run.model.layers}; its memory is not predicted"
+            continue
         measured = measured_pass(run, outlined(run))
         needed = measured.memory(run.train.rows).total
         words = f"{scheme}: {run.model.width}x{run.model.layers}, {needed / 1e9:.1f} GB"

@@ -13,6 +13,7 @@ import torch
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.data.batches import Batches
 from modbench.errors import UserError, several
+from modbench.hf.config import is_predicted
 from modbench.hf.models import model_of
 from modbench.ledger import Workload
 from modbench.measure.loss import heldout_loss, heldout_windows
@@ -115,6 +116,8 @@ def _large_pass(run: Run, model: LanguageModel) -> str:
     """Count a pass of ``run`` on the meta device, and weigh it; return FLOPs and bytes in words."""
     train = run.train
     counted = _counted(run, model)
+    if not is_predicted(run.model):
+        return f"{counted}; its memory is not predicted"
     measured = measured_pass(run, model)
     needed = measured.memory(train.rows).total
     words = f"{counted}, {needed / 2**30:.1f} GiB"

@@ -18,7 +18,6 @@ from modbench.typed import built
 _NOT_THE_MODEL = (
     "_name_or_path",
     "architectures",
-    "auto_map",
     "dtype",
     "quantization_config",
     "torch_dtype",

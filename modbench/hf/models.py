@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.init import stream
 from modbench.model.language_model import LanguageModel
@@ -56,4 +57,9 @@ def _wrapped(shape: HubConfig, inner: Any) -> LanguageModel:
     from modbench.hf.passes import check
 
     check(inner)
+    if getattr(inner.config, "is_decoder", True) is False:
+        raise UserError(
+            f"model_type '{shape.family}' is an encoder, whose tokens see later ones; give a causal "
+            "language model"
+        )
     return HubModel(shape, inner)

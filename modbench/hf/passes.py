@@ -45,6 +45,11 @@ def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
         raise UserError(_not_countable(config))
     keys = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
     name = keys.pop("model_type", None)
+    if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" in config:
+        raise UserError(
+            f"model_type '{name}' is code of its own, in files that its auto_map names; give a model "
+            f"that transformers {transformers.__version__} holds"
+        )
     if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"model_type '{name}' is no causal language model that transformers "

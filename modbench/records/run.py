@@ -126,5 +126,14 @@ class Timed:
         return Timed(router=None, **fields)
 
 
+def reported_shape(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shape of a record, ``model``, as tables show it: a config.json by its family, since the
+    digest next to it identifies it."""
+    stated = dict(model)
+    if config := stated.pop("config", None):
+        stated["family"] = config["model_type"]
+    return stated
+
+
 def _stated(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}

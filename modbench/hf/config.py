@@ -37,6 +37,7 @@ class HubKeys:
 
     hf: str  #: its config.json, for random weights; or its folder, with safetensors for theirs
     experts: Literal["eager", "batched_mm", "grouped_mm"] | None = None  #: how experts are computed
+    trust_remote_code: bool = False  #: run the Python files of the folder, which define the model
 
 
 def hub_keys(where: str, scheme: Mapping[str, Any], model: Mapping[str, Any]) -> HubKeys | None:
@@ -110,7 +111,7 @@ def hub_config(keys: HubKeys, vocabulary: int) -> HubConfig:
         )
     config = {key: value for key, value in stated.items() if key not in _NOT_THE_MODEL}
     config |= dict.fromkeys(_SPECIAL)
-    weights = _weights(path, stated)
+    weights, code = _weights(path, stated), _code(path, stated) if keys.trust_remote_code else None
     if weights is None:
         config["vocab_size"] = known = vocabulary
     elif known < vocabulary:
@@ -126,7 +127,8 @@ def hub_config(keys: HubKeys, vocabulary: int) -> HubConfig:
         config=config,
         weights=weights,
         experts=keys.experts,
-        folder=None if weights is None else str(path.resolve()),
+        code=code,
+        folder=str(path.resolve()) if weights or code else None,
     )
 
 
@@ -189,13 +191,23 @@ def _weights(path: Path, stated: Mapping[str, Any]) -> str | None:
             f"hf {path}: its weights are quantised, and training needs floating-point ones; give the "
             "folder of the model before quantisation, or name its config.json for random weights"
         )
-    return weights_digest(path)
+    return digest_of(path)
 
 
-def weights_digest(folder: Path) -> str:
-    """Return the start of the sha256 of the safetensors in ``folder``."""
+def _code(path: Path, stated: Mapping[str, Any]) -> str:
+    """Return the digest of the Python files in the folder ``path``."""
+    if "auto_map" not in stated or not any(path.glob("*.py")):
+        raise UserError(
+            f"hf {path} has trust_remote_code, and it is no folder with Python files and a config.json "
+            "whose auto_map names them; remove trust_remote_code"
+        )
+    return digest_of(path, "*.py")
+
+
+def digest_of(folder: Path, files: str = "*.safetensors") -> str:
+    """Return the start of the sha256 of the safetensors in ``folder``, or of other ``files``."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob(files)):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -20,7 +20,7 @@ def model_of(shape: Shape, router: str, options: Mapping[str, Any], seed: int = 
     unknown router or option, or a shape that can't be built."""
     if not isinstance(shape, HubConfig):
         return build_model(shape, build_router(router, options), seed)
-    from modbench.hf.weights import load_weights
+    from modbench.hf.folder import load_weights
 
     if shape.weights is not None:
         return _wrapped(shape, load_weights(shape))
@@ -47,8 +47,11 @@ def outlined_like(model: LanguageModel, shape: Shape, device: str = "meta") -> L
 
 
 def _built(shape: HubConfig, device: str) -> Any:
+    from modbench.hf.folder import build_from_code
     from modbench.hf.passes import build
 
+    if shape.code is not None:
+        return build_from_code(shape, device)
     return build(shape.config, device, shape.experts)
 
 

@@ -47,7 +47,8 @@ def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
     name = keys.pop("model_type", None)
     if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" in config:
         raise UserError(
-            f"model_type '{name}' is code of its own, in files that its auto_map names; give a model "
+            f"model_type '{name}' is code of its own, in files that its auto_map names, which "
+            "is run with trust_remote_code = true alone; else give a model "
             f"that transformers {transformers.__version__} holds"
         )
     if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -27,7 +27,11 @@ class HubConfig:
     digest: str = ""  #: start of the sha256 of ``config`` as canonical JSON; empty: computed
     weights: str | None = None  #: start of the sha256 of the safetensors; None: random weights
     experts: str | None = None  #: implementation of the experts; None: transformers' default
-    folder: str | None = field(default=None, compare=False)  #: holds the weights; no part of a record
+    code: str | None = (
+        None  #: start of the sha256 of the folder's Python files, which are run; None: none
+    )
+    #: holds the weights or the code; no part of a record
+    folder: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         text = json.dumps(self.config, sort_keys=True, separators=(",", ":"))
@@ -44,7 +48,8 @@ class HubConfig:
     @property
     def random(self) -> "HubConfig":
         """The same model with random weights."""
-        return HubConfig(**asdict(self) | {"weights": None, "folder": None})
+        folder = None if self.code is None else self.folder
+        return HubConfig(**asdict(self) | {"weights": None, "folder": folder})
 
 
 #: What fixes the shape of a model, without routing.

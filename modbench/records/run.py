@@ -7,7 +7,7 @@ torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -109,12 +109,16 @@ class Timed:
         return stated
 
     @classmethod
-    def of(cls, value: Mapping[str, Any]) -> "Timed":
-        """The inverse of `as_json`. Raises UserError: a field is unknown, missing or wrong."""
+    def of(cls, value: Mapping[str, Any], folder: str | None = None) -> "Timed":
+        """The inverse of `as_json`; ``folder``: that of the code of a model of transformers. Raises
+        UserError: a field is unknown, missing or wrong."""
         router = value["router"]
+        model = shape_of("timed: model", value["model"])
+        if isinstance(model, HubConfig):
+            model = replace(model, folder=folder)
         return cls(
             router=None if router is None else built("timed: router", router, RouterCode),
-            model=shape_of("timed: model", value["model"]),
+            model=model,
             **{name: value[name] for name in ("sequence", "batch", "precision")},
             **{name: value[name] for name in ("micro_batch", "recompute") if name in value},
         )

@@ -115,7 +115,9 @@ def test_a_mixed_suite_is_run_and_ranked_in_one_table() -> None:
     assert rows["Llama"]["minus_dense"]
     assert float(rows["Llama"]["kv_cache_share"]) == 1.0
     records = read_suite(Path("out/mixed"))
-    (audit,) = (record for record in records.audits if record.scheme["router"]["name"] == TRANSFORMERS)
+    (audit,) = (
+        record for record in records.audits.values() if record.scheme["router"]["name"] == TRANSFORMERS
+    )
     verdicts = {finding["name"]: finding["verdict"] for finding in audit.audit}
     asked = {name for name, verdict in verdicts.items() if verdict == "passed"}
     assert asked == {"causal", "batch-invariant", "decode parity", "count"}
@@ -272,3 +274,35 @@ def test_a_missing_transformers_is_named_with_the_extra(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"needs transformers: pip install 'modbench\[hf\]'"):
         runs()
+
+
+def test_code_of_a_folder_is_run_where_it_is_asked_for_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    config = {**LLAMA, "model_type": "mine", "auto_map": {}}
+    config["auto_map"] = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    write("mine/config.json", config)
+    Path("mine/mine.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "class Config(LlamaConfig):\n    model_type = 'mine'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+    )
+    with pytest.raises(UserError, match="trust_remote_code = true"):
+        runs(SUITE.replace("llama.json", "mine"))
+    assert not Path("ran").exists()
+    text = SUITE.replace('"llama.json"', '"mine", trust_remote_code = true')
+    run = runs(text)["Llama"]
+    assert Path("ran").exists()
+    assert isinstance(run.model, HubConfig)
+    model = model_of(run.model, TRANSFORMERS, {}, seed=1)
+    assert isinstance(model, HubModel)
+    assert (type(model.inner).__name__, model.embedding.num_embeddings) == ("Model", 512)
+    assert model.flops_source == "counted"
+    with (Path("mine") / "mine.py").open("a") as code:
+        code.write("# changed\n")
+    assert runs(text)["Llama"].key != run.key
+    with pytest.raises(UserError, match="is no folder with Python files"):
+        parse(SUITE.replace('"llama.json"', '"llama.json", trust_remote_code = true'))

@@ -41,6 +41,7 @@ class HubModel(LanguageModel):
         if inner.config._attn_implementation == "sdpa":
             inner.set_attn_implementation(attention_without_masks())
         self._cache_name = cache_argument(inner.forward)
+        self._checkpoints = False
 
     @property
     def scheme(self) -> str:
@@ -172,7 +173,8 @@ class HubModel(LanguageModel):
     @contextmanager
     def _checkpointed(self, context: Context) -> Iterator[None]:
         """Context in which each layer keeps only its input for the backward pass, if asked for."""
-        if self.inner.training and torch.is_grad_enabled():
+        if context.checkpoint != self._checkpoints:  # torch.compile meets no change
+            self._checkpoints = context.checkpoint
             for module in self.inner.modules():
                 if hasattr(module, "gradient_checkpointing"):
                     module.gradient_checkpointing = context.checkpoint

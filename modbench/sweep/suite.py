@@ -18,6 +18,7 @@ from modbench.records.metrics import ranking_metric
 from modbench.records.names import LABEL, LABEL_WORDS, NAME, at_depth
 from modbench.shipped import shipped_suites
 from modbench.sweep.isoflop import IsoFlopConfig
+from modbench.sweep.suite_schedule import check_schedule
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
@@ -246,7 +247,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         scheme: Scheme = built(f"{where} [[schemes]] {number}", stated, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
         overrides = checked_fields(at, scheme.train, TrainTable)
-        _check_schedule(at, replace(train, **overrides), axes, measure, keep.weights)
+        check_schedule(at, replace(train, **overrides), axes.budgets, measure, keep.weights)
         at = f"{where} [[schemes]] '{scheme.label}' model"
         if hub is not None:
             sequence = overrides.get("sequence", train.sequence)
@@ -295,33 +296,6 @@ def _data(where: str, table: dict[str, Any]) -> DataConfig:
         return with_tokenizer(data, table.get("vocabulary"))
     except UserError as error:
         raise UserError(f"{where} [data]: {error}") from error
-
-
-def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConfig, keep: str) -> None:
-    """Raises UserError: the schedule has no place in the suite, or micro-batches don't make a batch."""
-    if train.batch % train.ranks:
-        raise UserError(
-            f"{at} parallel has {train.ranks} processes; they must divide batch, which is {train.batch}"
-        )
-    if (train.batch // train.ranks) % train.rows:
-        raise UserError(
-            f"{at} micro_batch is {train.micro_batch}; it must divide the sequences of a process, which "
-            f"are {train.batch // train.ranks}"
-        )
-    try:
-        train.schedule_of(axes.budgets if train.schedule == "trapezoid" else axes.budgets[:1])
-    except UserError as error:
-        raise UserError(f"{at}: {error}") from error
-    if train.schedule == "trapezoid" and measure.downstream_checkpoints is not None:
-        raise UserError(
-            f"{at} schedule is 'trapezoid', and [measure] downstream_checkpoints needs 'cosine'; remove "
-            "one of them"
-        )
-    if train.schedule == "trapezoid" and keep == "all":
-        raise UserError(
-            f"{at} schedule is 'trapezoid', whose decays' points can't all be kept; set [keep] "
-            "weights = 'budgets', or schedule = 'cosine'"
-        )
 
 
 def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -> None:

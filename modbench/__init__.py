@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modbench.accounting.count import Counted as Counted
     from modbench.accounting.count import count as count
-    from modbench.accounting.families import family_ledger as family_ledger
     from modbench.counting.counter import FlopCounter as FlopCounter
     from modbench.counting.counter import register_flop_formula as register_flop_formula
+    from modbench.hf.families import family_ledger as family_ledger
     from modbench.hf.retrofit.apply import retrofit as retrofit
     from modbench.hf.retrofit.receipt import receipt as receipt
     from modbench.hf.retrofit.upcycle import upcycle as upcycle
@@ -34,7 +34,7 @@ _WHERE = {
     "Router": "modbench.routing.router",
     "Workload": "modbench.ledger",
     "count": "modbench.accounting.count",
-    "family_ledger": "modbench.accounting.families",
+    "family_ledger": "modbench.hf.families",
     "load": "modbench.trained.load",
     "receipt": "modbench.hf.retrofit",
     "register_flop_formula": "modbench.counting.counter",

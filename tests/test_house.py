@@ -24,10 +24,10 @@ BELOW: dict[str, set[str]] = {
     "routing": {"errors", "typed", "ledger", "counting", "kernels", "model"},
     "routers": {"errors", "typed", "ledger", "counting", "model", "routing"},
     "hf": {"errors", "typed", "ledger", "counting", "model", "routing", "data"},
-    "accounting": {"errors", "typed", "ledger", "counting", "model", "routing"},
-    "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting"},
+    "accounting": {"errors", "typed", "ledger", "counting", "model", "routing", "hf"},
+    "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "hf", "accounting"},
     "data": {"errors", "typed"},
-    "train": {"errors", "typed", "ledger", "counting", "model", "routing", "accounting", "data"},
+    "train": {"errors", "typed", "ledger", "counting", "model", "routing", "hf", "accounting", "data"},
 }
 #: Of the rooms above `errors` and `typed`, records import the configurations only.
 BELOW["records"] = {"errors", "typed", "model", "data", "train"}

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbench.accounting import hugging_face
 from modbench.accounting.literature import uniform_workload
 from modbench.counting.counter import FlopCounter
 from modbench.counting.restore_state import untouched
 from modbench.errors import UserError
+from modbench.hf import passes as hugging_face
 from modbench.ledger import Ledger, Phase
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from modbench.accounting import hugging_face
 from modbench.accounting.count import count
 from modbench.counting.restore_state import untouched
+from modbench.hf import passes as hugging_face
 from modbench.ledger import Phase
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder

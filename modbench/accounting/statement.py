@@ -108,7 +108,7 @@ def family_statement(
     """State a Hugging Face causal LM next to its dense variant, which has an MLP of the config's
     ``intermediate_size`` in place of experts. Loads torch only to profile. Raise a `UserError` if the
     family is unknown or the config impossible."""
-    from modbench.accounting.families import family_ledger, family_reading
+    from modbench.hf.families import family_ledger, family_reading
 
     model, dense = (
         (family_ledger(config, workload, dense=twin), family_reading(config, dense=twin))

@@ -9,6 +9,7 @@ B sequences, T tokens.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from modbench.audit.depth import bypass, order_and_position, unit_gate
 from modbench.audit.finding import (
     ROUNDING,
     Finding,
+    ModelSubject,
     Outcome,
     Subject,
     Unchecked,
@@ -31,6 +33,7 @@ from modbench.audit.saving import saving
 from modbench.audit.state import state
 from modbench.errors import FAULTS, UserError
 from modbench.model.config import ModelConfig
+from modbench.model.language_model import LanguageModel
 from modbench.records.probes import PROBE_TEXTS, ProbeText
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import raised
@@ -43,13 +46,14 @@ __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 class Probe:
     """A probe and its description. ``once``: run at one shape only. ``trained``: run at the shape of a
     training step, too. ``grouped``: run on a small model with grouped-query attention and a GELU MLP,
-    too."""
+    too. ``any_model``: asks nothing of a router, and is run on a model of transformers, too."""
 
     text: ProbeText
-    run: Callable[[Subject, Tensor], Outcome]
+    run: Callable[[Any, Tensor], Outcome]
     once: bool = False
     trained: bool = False
     grouped: bool = False
+    any_model: bool = False
 
     @property
     def number(self) -> int:
@@ -65,16 +69,16 @@ class Probe:
 
 
 #: The function of each probe, in the order of `PROBE_TEXTS`, and where it runs.
-_RUNS: tuple[tuple[Callable[[Subject, Tensor], Outcome], dict[str, bool]], ...] = (
-    (causal, {}),
-    (batch_invariant, {}),
-    (decode_parity, {}),
+_RUNS: tuple[tuple[Callable[[Any, Tensor], Outcome], dict[str, bool]], ...] = (
+    (causal, {"any_model": True}),
+    (batch_invariant, {"any_model": True}),
+    (decode_parity, {"any_model": True}),
     (capacity, {}),
     (bypass, {"once": True}),
     (unit_gate, {"once": True}),
     (order_and_position, {"once": True}),
     (gradient, {"once": True}),
-    (count, {"trained": True, "grouped": True}),
+    (count, {"trained": True, "grouped": True, "any_model": True}),
     (state, {"once": True}),
     (saving, {"once": True}),
 )
@@ -97,7 +101,7 @@ _RISING = list(_VERDICTS)
 
 
 def audit(
-    model: RoutedDecoder,
+    model: LanguageModel,
     *,
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,
@@ -107,7 +111,7 @@ def audit(
 
 
 def findings(
-    model: RoutedDecoder,
+    model: LanguageModel,
     *,
     shapes: Sequence[tuple[int, int]] = ((3, 63),),
     trained: tuple[int, int] | None = None,
@@ -120,10 +124,13 @@ def findings(
     finding as soon as it is known; ``only``: of the probes with these numbers.
 
     A probe fails if it fails, or raises, at any shape. Running out of memory is raised."""
-    subject = Subject(model, seed, tuple(shapes))
+    subject = _subject(model, seed, tuple(shapes))
     asked = [probe for probe in PROBES if probe.number in only]
     grouped = _grouped(model, seed) if any(probe.grouped for probe in asked) else None
     for probe in asked:
+        if not (probe.any_model or isinstance(subject, Subject)):
+            yield _finding(probe, None, "a model of transformers has no router of modbench")
+            continue
         cases = [(subject, shape) for shape in (shapes[:1] if probe.once else shapes)]
         if probe.trained and trained is not None and trained not in shapes:
             cases.append((subject, trained))
@@ -143,10 +150,10 @@ def findings(
         yield _finding(probe, passed, figure)
 
 
-def finding_of(name: str, model: RoutedDecoder, shape: tuple[int, int]) -> Finding:
+def finding_of(name: str, model: LanguageModel, shape: tuple[int, int]) -> Finding:
     """Run the probe called ``name`` alone, at one shape of ``model``."""
     (probe,) = (probe for probe in PROBES if probe.name == name)
-    subject = Subject(model)
+    subject = _subject(model)
     return _finding(probe, *_outcome(probe, subject, subject.tokens(*shape)))
 
 
@@ -157,9 +164,19 @@ def _finding(probe: Probe, passed: bool | Unchecked | None, figure: str) -> Find
     )
 
 
-def _grouped(model: RoutedDecoder, seed: int) -> Subject | None:
+def _subject(
+    model: LanguageModel, seed: int = 0, shapes: tuple[tuple[int, int], ...] = ()
+) -> ModelSubject:
+    if isinstance(model, RoutedDecoder):
+        return Subject(model, seed, shapes)
+    return ModelSubject(model, seed, shapes)
+
+
+def _grouped(model: LanguageModel, seed: int) -> Subject | None:
     """A small model with grouped-query attention and a GELU MLP; None if the router does not accept its
     shape, or if ``model`` has both already."""
+    if not isinstance(model, RoutedDecoder):
+        return None
     config = model.config
     if config.mlp == "gelu" and config.key_heads < config.heads:
         return None
@@ -171,7 +188,7 @@ def _grouped(model: RoutedDecoder, seed: int) -> Subject | None:
     return Subject(other.eval(), seed, (GROUPED_TOKENS,), brief=True)
 
 
-def _outcome(probe: Probe, subject: Subject, tokens_BT: Tensor) -> Outcome:
+def _outcome(probe: Probe, subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     try:
         return probe.run(subject, tokens_BT)
     except FAULTS as error:  # a router's own code runs here; what it raises is the finding

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbench.audit.finding import Outcome, Subject, device_of, next_tokens, ragged
+from modbench.audit.finding import ModelSubject, Outcome, device_of, next_tokens, ragged
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.errors import several
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
+from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder
 
@@ -32,7 +33,7 @@ PHASES: dict[Phase, str] = {"forward": "a forward pass", "train": "a training st
 SHOWN = 3
 
 
-def count(subject: Subject, tokens_BT: Tensor) -> Outcome:
+def count(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     """Probe 9: with padding, the ledger equals what the counter sees, in each convention it can see:
     training, and forward under the causal rule; at the first shape also with padding, of one sequence,
     of single tokens, and with a cache, prompts, chunks and decoded tokens, in a batch and alone.
@@ -70,7 +71,7 @@ def _shortened(differences: Sequence[str]) -> str:
     return f"{shown}, and in {several(left, 'other case')}" if left > 0 else shown
 
 
-def _nominal(subject: Subject, step: "CountedPass") -> tuple[dict[str, str], str]:
+def _nominal(subject: ModelSubject, step: "CountedPass") -> tuple[dict[str, str], str]:
     """Errors of the ledger without realised counts, by phase; and why they cannot be checked, if so.
     ``step``: a training step of full sequences."""
     wrong: dict[str, str] = {}
@@ -96,7 +97,7 @@ def _nominal(subject: Subject, step: "CountedPass") -> tuple[dict[str, str], str
     return wrong, ""
 
 
-def _too_few_active(subject: Subject) -> str:
+def _too_few_active(subject: ModelSubject) -> str:
     """Name the first layer with fewer active parameters than the FLOPs of a token imply, if any. A
     matmul spends 2 FLOPs per parameter and token. A layer that applies its parameters repeatedly must
     report all of them at most. Tokens are routed at every depth."""
@@ -104,7 +105,8 @@ def _too_few_active(subject: Subject) -> str:
     full = Workload.uniform(1, ACTIVE_TOKENS)
     depths = [key for key in model.nominal_counts(full) if key[1] == "depth"]
     workload = Workload(lengths=full.lengths, counts=dict.fromkeys(depths, full.lengths))
-    for number, active in enumerate(model.active_by_layer()):
+    by_layer = model.active_by_layer() if isinstance(model, RoutedDecoder) else ()
+    for number, active in enumerate(by_layer):
         layer: Layer = model.layers[number]  # type: ignore[assignment]
         ledger = layer.ledger(workload)
         # Attention scores use no parameters.
@@ -125,7 +127,7 @@ class CountedPass:
     to which its FLOPs without padding must add up (none: not known)."""
 
     name: str
-    model: RoutedDecoder
+    model: LanguageModel
     workload: Workload
     counter: FlopCounter
     parts: Sequence[FlopCounter] = ()
@@ -151,7 +153,7 @@ class CountedPass:
         return {bool(number) for counts in depths for number in counts}
 
 
-def _full(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+def _full(subject: ModelSubject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     """Training and scoring of full sequences."""
     twin = subject.twin()
     full = (tokens_BT.shape[1],) * len(tokens_BT)
@@ -159,7 +161,7 @@ def _full(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     yield _counted("", twin, tokens_BT, full, "causal", "forward")
 
 
-def _padded_and_single(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+def _padded_and_single(subject: ModelSubject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     """Padded batches, one sequence, and single tokens."""
     twin = subject.twin()
     tokens_BT = tokens_BT[:2]
@@ -182,7 +184,7 @@ def _padded_and_single(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedP
 
 def _counted(
     which: str,
-    model: RoutedDecoder,
+    model: LanguageModel,
     tokens_BT: Tensor,
     lengths: tuple[int, ...],
     rule: Selection,
@@ -194,7 +196,7 @@ def _counted(
 
 
 def _spend(
-    model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
+    model: LanguageModel, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
 ) -> tuple[Workload, FlopCounter]:
     model.train(phase == "train")
     model.zero_grad(set_to_none=True)
@@ -207,7 +209,7 @@ def _spend(
     return Workload(lengths=lengths, phase=phase, counts=context.trace.counts), counter
 
 
-def _each_cached(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
+def _each_cached(subject: ModelSubject, tokens_BT: Tensor) -> Iterator[CountedPass]:
     """Cached passes; with initial weights, too, if all decoded tokens are selected, or none."""
     decoded = set[bool]()
     for model in (subject.exact, subject.initial):
@@ -219,7 +221,7 @@ def _each_cached(subject: Subject, tokens_BT: Tensor) -> Iterator[CountedPass]:
             break
 
 
-def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[CountedPass]:
+def _cached(subject: ModelSubject, model: LanguageModel, longest: int) -> Iterator[CountedPass]:
     """Prompts of different lengths, chunks and decoded tokens, in a batch and alone."""
     rows = len(CHUNK)
     prompts = tuple(max(1, longest * (n + 1) // rows) for n in range(rows))
@@ -240,7 +242,7 @@ def _cached(subject: Subject, model: RoutedDecoder, longest: int) -> Iterator[Co
 
 @torch.no_grad()
 def _read(
-    model: RoutedDecoder, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
+    model: LanguageModel, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
 ) -> list[tuple[str, Workload, FlopCounter]]:
     """Count cached passes; ``reads`` holds the number of new tokens of each sequence, pass by pass."""
     cache = Cache(len(text_BT))

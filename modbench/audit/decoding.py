@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from modbench.audit.finding import COARSE, ROUNDING, Outcome, Subject, largest, next_tokens
+from modbench.audit.finding import COARSE, ROUNDING, ModelSubject, Outcome, largest, next_tokens
 from modbench.errors import several
 from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 
 #: Tokens of each sequence of a batch that are decoded one by one; fewer at further shapes, since each
 #: takes a pass.
@@ -51,7 +51,7 @@ class Reading:
     """A text (B, T) that ``passes`` read into a cache of its own, and how their logits differ from those
     of the full pass."""
 
-    model: RoutedDecoder
+    model: LanguageModel
     tokens_BT: Tensor
     passes: Sequence[Pass]
     rounding: float = ROUNDING
@@ -148,7 +148,7 @@ class Reading:
 
 
 @torch.no_grad()
-def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
+def decode_parity(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     """Probe 3: cached passes give the logits of the full causal pass. Tested on a batch (padded prompts
     of different lengths, then a chunk, then one token at a time) and, at the longest shape, on one
     sequence of 200 tokens or its length. At the first shape, another batch is read in turns with it. The
@@ -178,7 +178,7 @@ def decode_parity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return False, f"{figure}; in {subject.dtype} only {reading.figure()}"
 
 
-def _batch(subject: Subject, tokens_BT: Tensor) -> Reading:
+def _batch(subject: ModelSubject, tokens_BT: Tensor) -> Reading:
     """Read a batch in float64; at the first shape, in turns with another one."""
     text_BT = tokens_BT[:4]
     first = subject.is_first(tokens_BT)
@@ -193,7 +193,7 @@ def _batch(subject: Subject, tokens_BT: Tensor) -> Reading:
     return reading
 
 
-def _alone(subject: Subject, sequence: int) -> Reading:
+def _alone(subject: ModelSubject, sequence: int) -> Reading:
     """Read one sequence in float64: single tokens, in between chunks, which are cheaper."""
     steps = max(LONG, sequence - PROMPT - CHUNK)
     bursts = [1] * SINGLE

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.kv_cache import Cache
+from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.router import Router
@@ -60,12 +61,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSubject:
     """The model under audit, which no probe changes; the seed of all random tokens; and the shapes
     (sequences, tokens) that are audited, so that a probe can run a test at one of them only. Without
     shapes, every test runs. ``brief``: leave out the longest tests."""
 
-    model: RoutedDecoder
+    model: LanguageModel
     seed: int = 0
     shapes: tuple[tuple[int, int], ...] = ()
     brief: bool = False
@@ -80,8 +81,53 @@ class Subject:
         return longest in (None, tuple(tokens_BT.shape))
 
     @cached_property
-    def exact(self) -> RoutedDecoder:
+    def exact(self) -> LanguageModel:
         """A copy in float64, so that a difference is a bug rather than rounding."""
+        return copy.deepcopy(self.model).double().eval()
+
+    @cached_property
+    def scaled(self) -> Mapping[str, LanguageModel]:
+        """Copies with other router scores, by a description; none without a router of ours."""
+        return {}
+
+    @cached_property
+    def initial(self) -> LanguageModel:
+        """The model with initial weights, in float64, where a router makes these differ."""
+        return self.exact
+
+    @cached_property
+    def own(self) -> LanguageModel:
+        """A copy in the dtype in which the model is scored."""
+        return self.twin().eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def is_exact(self) -> bool:
+        """True if the model's own dtype is float64."""
+        return self.dtype == torch.float64
+
+    def twin(self) -> LanguageModel:
+        return copy.deepcopy(self.model)
+
+    def tokens(self, sequences: int, length: int, draw: int = 0) -> Tensor:
+        """Random tokens (B, T); each ``draw`` gives other ones."""
+        generator = torch.Generator().manual_seed(self.seed + 1000 * draw)
+        vocabulary = self.model.config.vocabulary
+        tokens_BT = torch.randint(vocabulary, (sequences, length), generator=generator)
+        return tokens_BT.to(device_of(self.model))
+
+
+@dataclass(frozen=True)
+class Subject(ModelSubject):
+    """A decoder with a router of ours under audit."""
+
+    model: RoutedDecoder
+
+    @cached_property
+    def exact(self) -> RoutedDecoder:
         return copy.deepcopy(self.model).double().eval()
 
     @cached_property
@@ -121,15 +167,6 @@ class Subject:
         """A copy in the dtype in which the model is scored."""
         return self.twin().eval()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    @property
-    def is_exact(self) -> bool:
-        """True if the model's own dtype is float64."""
-        return self.dtype == torch.float64
-
     @cached_property
     def skipping(self) -> dict[int, bool]:
         """Layers that show ``selected``, or change some tokens and not others; True for those that hold
@@ -154,13 +191,6 @@ class Subject:
 
     def twin(self) -> RoutedDecoder:
         return copy.deepcopy(self.model)
-
-    def tokens(self, sequences: int, length: int, draw: int = 0) -> Tensor:
-        """Random tokens (B, T); each ``draw`` gives other ones."""
-        generator = torch.Generator().manual_seed(self.seed + 1000 * draw)
-        vocabulary = self.model.config.vocabulary
-        tokens_BT = torch.randint(vocabulary, (sequences, length), generator=generator)
-        return tokens_BT.to(device_of(self.model))
 
     def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
         """A newly initialised model of the same shape in float64, its router with those of the options

@@ -12,16 +12,16 @@ from torch import Tensor
 from modbench.audit.finding import (
     COARSE,
     ROUNDING,
+    ModelSubject,
     Outcome,
-    Subject,
     largest,
     ragged,
 )
 from modbench.audit.state import changed_by_scoring
 from modbench.errors import several
 from modbench.model.context import Context
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 
 #: In the model's own dtype a routing decision may depend on the last digit, and an edit that the layer
 #: does not see may flip it: a few tokens of one sequence change, and later ones that attend to them. A
@@ -44,7 +44,7 @@ TESTED = 3
 
 
 @torch.no_grad()
-def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
+def causal(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     """Probe 1: replacing the tokens after t leaves the logits up to t unchanged under the causal rule;
     the input of the head is compared.
 
@@ -83,7 +83,7 @@ def causal(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return is_rounding, f"{figure}; in {subject.dtype}, {by} of {len(changed)} edits changed one"
 
 
-def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
+def _unrepeatable(subject: ModelSubject, tokens_BT: Tensor) -> str:
     """Describe logits that are not finite, or that differ in a second pass or where the trace is
     detailed; empty if they are as they should be."""
     first_BTD, *others = (
@@ -100,7 +100,7 @@ def _unrepeatable(subject: Subject, tokens_BT: Tensor) -> str:
 
 
 def _changes(
-    subject: Subject, model: RoutedDecoder, tokens_BT: Tensor, rounding: float, *, every: int = 1
+    subject: ModelSubject, model: LanguageModel, tokens_BT: Tensor, rounding: float, *, every: int = 1
 ) -> tuple[float, list[int]]:
     """The largest change of the logits of positions before edits at `_places`; and for each edit of each
     text, how many of these changed by more than rounding. `COPIES` edits of a text run as one batch."""
@@ -141,7 +141,7 @@ def _places(sequence: int, seed: int) -> list[int]:
 
 
 @torch.no_grad()
-def batch_invariant(subject: Subject, tokens_BT: Tensor) -> Outcome:
+def batch_invariant(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     """Probe 2: a sequence has the same logits alone and in a batch, padded and not, down to one token;
     the input of the head is compared.
 
@@ -184,7 +184,7 @@ def _batches(sequences: int, sequence: int, *, short: bool) -> Iterator[list[int
 
 
 def _differences(
-    model: RoutedDecoder, tokens_BT: Tensor, rounding: float, *, short: bool
+    model: LanguageModel, tokens_BT: Tensor, rounding: float, *, short: bool
 ) -> Iterator[tuple[list[float], float]]:
     """For each batch: how much each of its last sequences differs from the same sequence alone, and the
     bound of rounding."""

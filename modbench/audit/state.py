@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from modbench.audit.finding import RULES, Outcome, Subject, device_of, seeded, unmoved
+from modbench.audit.finding import RULES, ModelSubject, Outcome, Subject, device_of, seeded, unmoved
 from modbench.audit.initial import badly_initialised
 from modbench.audit.warmed import take_step
 from modbench.errors import several
 from modbench.model.context import Context
+from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import shown
@@ -84,7 +85,7 @@ def _step(subject: Subject, model: RoutedDecoder, draw: int) -> None:
 
 
 @torch.no_grad()
-def changed_by_scoring(subject: Subject) -> str:
+def changed_by_scoring(subject: ModelSubject) -> str:
     """Name what changes when the same text is scored twice, in ``state_dict`` or in an attribute; empty
     if nothing does."""
     model = subject.twin().eval()
@@ -166,9 +167,12 @@ def _differs(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
     return next((name for name, value in first.items() if not unmoved(value, second[name])), "")
 
 
-def _attributes(model: RoutedDecoder) -> dict[str, list[Any]]:
+def _attributes(model: LanguageModel) -> dict[str, list[Any]]:
     """Copies of the numbers, strings and tensors that the router, the modules, their classes and the
-    files of these hold outside ``state_dict``, in containers too, by the attribute's name."""
+    files of these hold outside ``state_dict``, in containers too, by the attribute's name; none of a
+    model without a router of ours."""
+    if not isinstance(model, RoutedDecoder):  # no code of a scheme
+        return {}
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     held: dict[str, Any] = {}
     for name, module in model.named_modules():

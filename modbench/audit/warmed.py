@@ -4,14 +4,15 @@ B sequences, T tokens.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from modbench.audit.finding import Subject
+from modbench.audit.finding import ModelSubject
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.language_model import LanguageModel
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router
 from modbench.train.numerics import device
@@ -26,19 +27,27 @@ SEQUENCES, LONGEST = 4, 64
 ODD, LONG = (3, 63), 2
 
 
+M = TypeVar("M", bound=LanguageModel)
+
+
 def warmed(
     config: ModelConfig, name: str, options: Mapping[str, Any], seed: int, sequence: int
 ) -> RoutedDecoder:
-    """Build a model and train it for a few steps on random tokens, ``sequence`` (at most `LONGEST`) in
-    each sequence."""
-    model = build_model(config, build_router(name, options), seed).to(device())
-    subject = Subject(model, seed)
+    """Build a decoder and train it as `warm_up`."""
+    return warm_up(build_model(config, build_router(name, options), seed), seed, sequence)
+
+
+def warm_up(model: M, seed: int, sequence: int) -> M:
+    """Train ``model`` for a few steps on random tokens, ``sequence`` (at most `LONGEST`) in each
+    sequence, on this machine's device."""
+    model = model.to(device())
+    subject = ModelSubject(model, seed)
     for number in range(STEPS):
         take_step(model, subject.tokens(SEQUENCES, min(sequence, LONGEST) + 1, draw=1 + number))
     return model.eval()
 
 
-def take_step(model: RoutedDecoder, text_BT: Tensor) -> None:
+def take_step(model: LanguageModel, text_BT: Tensor) -> None:
     """Move each weight by `RATE` against the sign of its gradient: about what the first steps of AdamW
     do, whose import in PyTorch takes a second."""
     context = Context()

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from modbench.accounting.families import load_config, stated_length
 from modbench.accounting.literature import uniform_workload
 from modbench.accounting.statement import Asked, Statement, family_statement, router_statement
 from modbench.accounting.table import as_json, as_table
 from modbench.cli.messages import tell
 from modbench.cli.options import Plugins, RouterOptions, Routers, Several, flat, parsed_options
 from modbench.errors import UserError
+from modbench.hf.families import load_config, stated_length
 from modbench.ledger import Phase
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.registry import load_plugin

@@ -15,10 +15,10 @@ from lm_eval.api.model import TemplateLM
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from modbench.accounting.families import family_ledger, stated_length
-from modbench.accounting.hugging_face import installed
 from modbench.errors import UserError, several
 from modbench.evaluate.routed_lm import RoutedLM
+from modbench.hf.families import family_ledger, stated_length
+from modbench.hf.passes import installed
 from modbench.hf.saved import register_for
 from modbench.ledger import Ledger, Workload
 from modbench.model.context import Context

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from modbench.ledger import Ledger, Workload
 from modbench.model.context import Context, Selection
-from modbench.model.decoder import Decoder
 from modbench.model.kv_cache import Cache
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
 
 Tokens = tuple[int, ...]
@@ -75,7 +75,7 @@ class ScoringPasses:
     @property
     def has_cache(self) -> bool:
         """True if continuations can be scored from a cached prefix."""
-        return isinstance(self.model, Decoder) and self.rule == "causal"
+        return isinstance(self.model, LanguageModel) and self.rule == "causal"
 
     @contextmanager
     def timed(self) -> Iterator[None]:

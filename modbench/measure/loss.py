@@ -14,8 +14,8 @@ from modbench.data.shards import Tokens
 from modbench.errors import UserError, several
 from modbench.ledger import Workload
 from modbench.model.context import Context, Selection
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 
 #: Sequences per forward pass: more take more memory. `modbench.sweep.steps.audit` audits this batch.
 SCORING_BATCH = 16
@@ -50,7 +50,7 @@ def heldout_windows(heldout_N: Tokens, *, sequence: int, tokens: int) -> np.ndar
 
 @torch.no_grad()
 def heldout_loss(
-    model: RoutedDecoder,
+    model: LanguageModel,
     windows_WT: np.ndarray,
     token_bytes_V: np.ndarray,
     *,

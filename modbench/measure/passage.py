@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from modbench.model.context import Context, Selection
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 
 #: Largest number of tokens of the passage: two strips of the figure.
 PASSAGE_TOKENS = 128
@@ -21,7 +21,7 @@ _LARGEST = 1e30
 
 @torch.no_grad()
 def passage_routing(
-    model: RoutedDecoder, window_T: np.ndarray, pieces: Sequence[bytes]
+    model: LanguageModel, window_T: np.ndarray, pieces: Sequence[bytes]
 ) -> dict[str, Any]:
     """The routing of the first `PASSAGE_TOKENS` of the window (T + 1) in a pass over all T of its
     tokens, in the format of `modbench.records.routing`.

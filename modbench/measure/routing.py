@@ -16,11 +16,12 @@ from modbench.ledger import Workload
 from modbench.measure.loss import SCORING_BATCH
 from modbench.model.block import Block
 from modbench.model.context import Context
+from modbench.model.decoder import Decoder
 from modbench.model.generate import dense_cache_bytes, prefill
+from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.model.mlp import MLP
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 
 #: Each metric is a quotient of two sums over tokens and layers.
 _RATES = {
@@ -42,7 +43,7 @@ _RATES = {
 
 @torch.no_grad()
 def routing_measures(
-    model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+    model: LanguageModel, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> dict[str, float]:
     """Routing metrics over ``windows_WT``, each processed under both rules. A scheme has the metrics of
     what its layers show, see `modbench.model.trace.Trace`: depth-routed layers show ``selected``,
@@ -122,7 +123,7 @@ def _experts(
 
 @torch.no_grad()
 def layer_measures(
-    model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+    model: LanguageModel, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> list[dict[str, Any]]:
     """Effect of each routed layer on the tokens of ``windows_WT`` that it selects, under the causal
     rule: its number ``layer``; ``added``, the mean of the norm of what it adds over the norm of the
@@ -131,7 +132,10 @@ def layer_measures(
 
     A layer with experts in place of the MLP adds their output, and selects the tokens that they process.
     A layer that shows no ``selected`` selects the tokens that it changes. Layers that hold a plain block
-    alone, or no parameter, are left out, except for their gate."""
+    alone, or no parameter, are left out, except for their gate; all those of a model of transformers
+    are."""
+    if not isinstance(model, Decoder):
+        return []
     on = next(model.parameters()).device
     model.eval()
     sums: dict[tuple[int, str], float] = defaultdict(float)
@@ -206,7 +210,7 @@ def _evenness(loads_E: list[torch.Tensor]) -> dict[str, float]:
     }
 
 
-def _nominal_capacities(model: RoutedDecoder, trace: Trace, tokens: int) -> dict[str, float]:
+def _nominal_capacities(model: LanguageModel, trace: Trace, tokens: int) -> dict[str, float]:
     """Nominal values of ``realised_capacity`` and ``expert_realised_capacity`` for sequences of
     ``tokens``, averaged over the layers that show ``selected`` or ``taken`` in ``trace`` (causal rule).
     Empty if no layer states an expected count."""
@@ -231,7 +235,7 @@ def _nominal_capacities(model: RoutedDecoder, trace: Trace, tokens: int) -> dict
 
 @torch.no_grad()
 def kv_cache_measures(
-    model: RoutedDecoder, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
+    model: LanguageModel, windows_WT: np.ndarray, *, batch: int = SCORING_BATCH
 ) -> dict[str, float]:
     """Process ``windows_WT`` under the causal rule, each with an empty cache: cached bytes per token,
     without preallocated room, and their share of a dense cache. A token that skips a layer leaves no

@@ -18,24 +18,35 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import INTEGERS, Context
 from modbench.model.counted import Place
 from modbench.model.init import normal_
+from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer, run_layer, size, weight_ledger, with_upstream_grad
 
 #: Runs a layer: the layer, its input (B, T, D), the context; returns its output.
 RunLayer = Callable[[Layer, Tensor, Context], Tensor]
 
 
-class Decoder(nn.Module):
+class Decoder(LanguageModel):
     """A causal language model over layers that are built already."""
 
     def __init__(self, config: ModelConfig, layers: Iterable[Layer]) -> None:
         super().__init__()
-        self.config = config
+        self.config: ModelConfig = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(layers)
         for number, layer in enumerate(self.layers):
             layer.place = Place(number, config.width)  # type: ignore[assignment]
         self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocabulary, bias=False)
+
+    @property
+    def scheme(self) -> str:
+        return ""  # of a router: `modbench.routing.build.RoutedDecoder`
+
+    @property
+    def flops_source(self) -> Literal["closed form", "counted"]:
+        """Source of FLOPs: closed forms alone, or with parts counted on the meta device."""
+        parts = [part for part in self.modules() if isinstance(part, Layer)]
+        return "closed form" if all(part.has_closed_form for part in parts) else "counted"
 
     def initialise(self, seed: int) -> None:
         """Fill all parameters. The parts that schemes share get the same values under every router."""
@@ -173,6 +184,13 @@ class Decoder(nn.Module):
                     part = inner
             inactive[part] = idle
         return sum(inactive.values())
+
+    def kv_bytes_per_token(self) -> int:
+        """Return the bytes of keys and values of a token that every layer caches, as the dense decoder
+        of this shape does."""
+        config = self.config
+        of_layer = 2 * config.key_heads * config.head_width
+        return config.layers * of_layer * self.embedding.weight.element_size()
 
     def active_by_layer(self) -> list[int]:
         """Return the active parameters of each layer."""

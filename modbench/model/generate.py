@@ -11,13 +11,13 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.model.context import Context
-from modbench.model.decoder import Decoder
 from modbench.model.kv_cache import Cache
+from modbench.model.language_model import LanguageModel
 
 
 @torch.no_grad()
 def prefill(
-    model: Decoder, tokens_BT: Tensor, lengths: Sequence[int] | None = None
+    model: LanguageModel, tokens_BT: Tensor, lengths: Sequence[int] | None = None
 ) -> tuple[Tensor, Cache]:
     """Read prompts, padded on the right where ``lengths`` says so. Return the logits (B, V) that follow
     each prompt's last token, and the cache to continue from."""
@@ -27,13 +27,13 @@ def prefill(
 
 
 @torch.no_grad()
-def decode(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
+def decode(model: LanguageModel, tokens_B: Tensor, cache: Cache) -> Tensor:
     """Read one more token of each sequence into ``cache``; return the logits (B, V) that follow it."""
     return model(tokens_B[:, None], Context(selection="causal", cache=cache))[:, 0]  # type: ignore[no-any-return]
 
 
 def generate(
-    model: Decoder,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     new: int,
@@ -112,7 +112,7 @@ def continue_prompts(
 class _ModelReader:
     """Reads through ``cache``; without one, all tokens again. No row may end before another."""
 
-    def __init__(self, model: Decoder, texts: list[list[int]], cache: Cache | None) -> None:
+    def __init__(self, model: LanguageModel, texts: list[list[int]], cache: Cache | None) -> None:
         self.model = model
         self.texts = texts
         self.cache = cache
@@ -131,12 +131,9 @@ class _ModelReader:
         return self.start()
 
 
-def dense_cache_bytes(model: Decoder, tokens: int) -> int:
-    """Return the cache bytes of ``tokens`` tokens that are cached in every layer, as in the dense
-    decoder of the model's shape."""
-    config = model.config
-    weight = next(model.parameters())
-    return tokens * config.layers * 2 * config.key_heads * config.head_width * weight.element_size()
+def dense_cache_bytes(model: LanguageModel, tokens: int) -> int:
+    """Return the cache bytes of ``tokens`` tokens that are cached in every layer."""
+    return tokens * model.kv_bytes_per_token()
 
 
 def check_sampling(temperature: float, seed: int) -> None:
@@ -148,7 +145,7 @@ def check_sampling(temperature: float, seed: int) -> None:
 
 
 def _last_logits(
-    model: Decoder, tokens_BT: Tensor, lengths: Sequence[int], cache: Cache | None
+    model: LanguageModel, tokens_BT: Tensor, lengths: Sequence[int], cache: Cache | None
 ) -> Tensor:
     """Return the logits (B, V) that follow each row's last token."""
     padded = min(lengths) < tokens_BT.shape[1]

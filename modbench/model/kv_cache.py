@@ -132,9 +132,9 @@ class Cache:
         # Zeros: attention masks the positions beyond a sequence's end, but they must be finite.
         k_BKCP, v_BKCP = (
             new_BKTP.new_zeros(
-                (self.sequences, new_BKTP.shape[1], max(needed, 2 * room), new_BKTP.shape[3])
+                self.sequences, new_BKTP.shape[1], max(needed, 2 * room), new_BKTP.shape[3]
             )
-            for new_BKTP in (k_BKTP, v_BKTP)
+            for new_BKTP in (k_BKTP, v_BKTP)  # values may have another width than keys
         )
         larger = LayerCache(k_BKCP, v_BKCP, [0] * self.sequences)
         if cached is not None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,9 +23,11 @@ from torch.utils._pytree import tree_leaves
 
 from modbench.counting.sdpa import ARGUMENTS, as_on_cpu
 from modbench.errors import FAULTS, UserError
+from modbench.hf.models import outlined_like
 from modbench.model.context import Context
+from modbench.model.decoder import Decoder
 from modbench.model.kv_cache import Cache
-from modbench.routing.build import RoutedDecoder, outline
+from modbench.model.language_model import LanguageModel
 from modbench.routing.plugin_fault import raised
 
 #: ``float32``: everything. ``autocast``: float32 weights and residual stream, matmuls in bfloat16.
@@ -129,39 +131,46 @@ class _FusedNorm(torch.autograd.Function):
 
 @contextmanager
 def _without_values(
-    decoder: RoutedDecoder, kernels: Kernels, compute: Compute
-) -> Iterator[RoutedDecoder]:
+    decoder: LanguageModel, kernels: Kernels, compute: Compute
+) -> Iterator[LanguageModel]:
     """Context in which tensors have no values, with ``decoder`` built again for it. Raise a `UserError`
     if its layers need values, or fail."""
     before = torch.get_default_dtype()
-    router = decoder.router
     try:
         torch.set_default_dtype(torch.bfloat16 if compute == "bfloat16" else torch.float32)
         device = "cpu" if compute == "autocast" else "meta"
         fake = FakeTensorMode() if compute == "autocast" else nullcontext()
         with fake, torch.device(device), _Device(kernels):
-            yield outline(decoder.config, router, device)
+            yield outlined_like(decoder, decoder.config, device)
     except UserError:
         raise
     except _ReadsValuesError as error:
         raise UserError(
-            f"router '{router.name}' can't be planned: it reads values of a tensor ({error}), and "
+            f"router '{decoder.scheme}' can't be planned: it reads values of a tensor ({error}), and "
             "planning allocates none; take counts through modbench.routing.topk.counts_to_host"
         ) from error
     except FAULTS as error:
-        raise UserError(f"router '{router.name}' {raised(error, 'a pass without values')}") from error
+        raise UserError(f"router '{decoder.scheme}' {raised(error, 'a pass without values')}") from error
     finally:
         torch.set_default_dtype(before)
 
 
-def _on_device(kernels: Kernels, forward: Callable[..., Any], *args: Any) -> Any:
+def _recomputed(model: LanguageModel) -> list[nn.Module]:
+    """The modules that run again under checkpointing: our layers, or the parts of transformers' layers,
+    which repeat the function of a layer's class."""
+    if isinstance(model, Decoder):
+        return list(model.layers)
+    return [part for layer in model.layers for part in layer.children()]
+
+
+def _on_device(kernels: Kernels, forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
     # Torch leaves function modes out of a backward pass, where checkpointed layers run again.
     with _Device(kernels):
-        return forward(*args)
+        return forward(*args, **named)
 
 
 def training_activations(
-    decoder: RoutedDecoder,
+    decoder: LanguageModel,
     sequences: int,
     length: int,
     *,
@@ -173,8 +182,8 @@ def training_activations(
     optimizer states. Raise a `UserError` if the router's layers need values."""
     with _without_values(decoder, kernels, compute) as model:
         model.train()
-        for layer in model.layers:
-            layer.forward = partial(_on_device, kernels, layer.forward)
+        for part in _recomputed(model):
+            part.forward = partial(_on_device, kernels, part.forward)
         weights = list(model.parameters())
         for weight in weights:
             if weight.requires_grad:
@@ -191,7 +200,7 @@ def training_activations(
 
 
 def inference_memory(
-    decoder: RoutedDecoder, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
+    decoder: LanguageModel, sequences: int, length: int, *, bfloat16: bool, kernels: Kernels = "gpu"
 ) -> dict[str, int]:
     """Bytes at the peak of a prefill of ``sequences`` prompts of ``length`` tokens, in bfloat16 or
     float32, with nominal routing: weights, KV cache and temporary tensors. Raise a `UserError` if the

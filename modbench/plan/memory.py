@@ -9,11 +9,13 @@ from typing import Literal
 from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.hf.models import outlined_like
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
+from modbench.model.language_model import LanguageModel
+from modbench.model.shape import Shape
 from modbench.plan.activations import Compute, Kernels, training_activations
 from modbench.plan.search import extrapolated, period_of
-from modbench.routing.build import RoutedDecoder, outline
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
@@ -67,7 +69,7 @@ class Measured:
 
     def __init__(
         self,
-        decoder: RoutedDecoder,
+        decoder: LanguageModel,
         length: int,
         recipe: Recipe,
         kernels: Kernels = "gpu",
@@ -116,9 +118,9 @@ class Measured:
         load = Workload.uniform(sequences, self._length, "train")
 
         @cache
-        def read(model: ModelConfig) -> tuple[int, int]:
+        def read(model: Shape) -> tuple[int, int]:
             """Peak of a pass, and FLOPs."""
-            decoder = outline(model, self._decoder.router)
+            decoder = outlined_like(self._decoder, model)
             recipe = self._recipe
             peak = training_activations(
                 decoder,
@@ -131,10 +133,10 @@ class Measured:
             return peak, decoder.ledger(load).total()
 
         model = self._decoder.config
-        period = period_of(self._decoder.router)
+        period = period_of(getattr(self._decoder, "router", None))
         # The peak grows by the same bytes with each group of layers, once they exceed all else; autocast
         # keeps copies of weights, too, which may exceed the activations in deep models only.
-        if self._compute != "autocast":
+        if self._compute != "autocast" and isinstance(model, ModelConfig):
             with suppress(UserError):  # no model with so few layers
                 shallow, _ = read(replace(model, layers=period + model.layers % period))
                 peaks = {extrapolated(read, n * period, period)(model) for n in (1, 2)}

@@ -9,7 +9,7 @@ from itertools import compress
 from typing import Any
 
 from modbench.records.record import MeasurementRecord, RunRecord, SuiteRecord
-from modbench.records.run import Run
+from modbench.records.run import Run, reported_shape
 from modbench.records.store import Records, latest
 
 #: A scheme, and the depth of its curves; None: its suite has no curves of several depths.
@@ -68,7 +68,7 @@ class Result:
     @property
     def model(self) -> dict[str, Any]:
         """The shape of its model, as its record states it."""
-        return dict(self.record.run["model"])
+        return reported_shape(self.record.run["model"])
 
     @cached_property
     def end(self) -> Mapping[str, Any] | None:

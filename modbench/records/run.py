@@ -7,12 +7,12 @@ torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from modbench.data.config import DataConfig
-from modbench.model.config import ModelConfig
+from modbench.model.shape import HubConfig, Shape, shape_json, shape_of
 from modbench.records.line import key_of
 from modbench.train.config import TrainConfig
 from modbench.train.schedule import Schedule
@@ -34,7 +34,7 @@ class Run:
     """All that fixes the weights, besides the content of the text, whose hash a record has."""
 
     router: RouterCode
-    model: ModelConfig
+    model: Shape
     data: DataConfig
     train: TrainConfig
     schedule: Schedule
@@ -50,7 +50,7 @@ class Run:
         leave the keys of older runs unchanged while they are None."""
         return {
             "router": asdict(self.router),
-            "model": _stated(asdict(self.model)),
+            "model": shape_json(self.model),
             "data": _stated(self.data.settings()),
             "train": self.train.as_json(),
             "schedule": self.schedule.as_json(),
@@ -62,7 +62,7 @@ class Run:
         """The run of the JSON ``value``. Raises UserError: a field is unknown, missing or wrong."""
         return cls(
             router=built("run: router", value["router"], RouterCode),
-            model=built("run: model", value["model"], ModelConfig),
+            model=shape_of("run: model", value["model"]),
             data=built("run: data", value["data"], DataConfig),
             train=built("run: train", value["train"], TrainConfig),
             schedule=built("run: schedule", value["schedule"], Schedule),
@@ -71,11 +71,11 @@ class Run:
 
     @property
     def timed(self) -> "Timed":
-        """The scheme whose step time is the one of this run."""
-        train = self.train
+        """The scheme whose step time is the one of this run; weights of a folder play no part in it."""
+        train, model = self.train, self.model
         return Timed(
             router=self.router,
-            model=self.model,
+            model=model.random if isinstance(model, HubConfig) else model,
             sequence=train.sequence,
             batch=train.batch,
             precision=train.precision,
@@ -89,7 +89,7 @@ class Timed:
     """An untrained scheme at one shape and batch; ``router`` is None for the machine's ceilings."""
 
     router: RouterCode | None
-    model: ModelConfig
+    model: Shape
     sequence: int
     batch: int
     precision: str
@@ -101,7 +101,7 @@ class Timed:
         return key_of(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        stated = asdict(self) | {"model": _stated(asdict(self.model))}
+        stated = asdict(self) | {"model": shape_json(self.model)}
         if self.micro_batch is None:
             del stated["micro_batch"]
         if not self.recompute:
@@ -109,12 +109,16 @@ class Timed:
         return stated
 
     @classmethod
-    def of(cls, value: Mapping[str, Any]) -> "Timed":
-        """The inverse of `as_json`. Raises UserError: a field is unknown, missing or wrong."""
+    def of(cls, value: Mapping[str, Any], folder: str | None = None) -> "Timed":
+        """The inverse of `as_json`; ``folder``: that of the code of a model of transformers. Raises
+        UserError: a field is unknown, missing or wrong."""
         router = value["router"]
+        model = shape_of("timed: model", value["model"])
+        if isinstance(model, HubConfig):
+            model = replace(model, folder=folder)
         return cls(
             router=None if router is None else built("timed: router", router, RouterCode),
-            model=built("timed: model", value["model"], ModelConfig),
+            model=model,
             **{name: value[name] for name in ("sequence", "batch", "precision")},
             **{name: value[name] for name in ("micro_batch", "recompute") if name in value},
         )
@@ -124,6 +128,15 @@ class Timed:
         """The ceilings of the machine at these shapes."""
         fields = {name: getattr(self, name) for name in ("model", "sequence", "batch", "precision")}
         return Timed(router=None, **fields)
+
+
+def reported_shape(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shape of a record, ``model``, as tables show it: a config.json by its family, since the
+    digest next to it identifies it."""
+    stated = dict(model)
+    if config := stated.pop("config", None):
+        stated["family"] = config["model_type"]
+    return stated
 
 
 def _stated(fields: dict[str, Any]) -> dict[str, Any]:

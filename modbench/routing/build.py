@@ -1,7 +1,7 @@
 """Models from a shape and a router."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -36,10 +36,8 @@ class RoutedDecoder(Decoder):
         router.check_model(self)
 
     @property
-    def flops_source(self) -> Literal["closed form", "counted"]:
-        """Source of FLOPs: closed forms alone, or with parts counted on the meta device."""
-        parts = [part for part in self.modules() if isinstance(part, Layer)]
-        return "closed form" if all(part.has_closed_form for part in parts) else "counted"
+    def scheme(self) -> str:
+        return self.router.name
 
     def ledger(self, workload: Workload) -> Ledger:
         with authors_code(self.router, "ledger"):

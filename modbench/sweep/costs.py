@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from modbench.errors import UserError
+from modbench.hf.config import is_predicted
+from modbench.hf.models import outline_of
+from modbench.model.language_model import LanguageModel
 from modbench.plan.gpus import Gpu
 from modbench.plan.memory import Measured, Recipe
 from modbench.records.run import Run
 from modbench.report.table import Table
-from modbench.routing.build import RoutedDecoder, outline
-from modbench.routing.registry import build_router
 from modbench.sweep.wanted import Wanted
 from modbench.train.numerics import device
 
@@ -34,12 +35,12 @@ class Rate:
             raise UserError(f"--price is {self.price:g}; it must be above 0")
 
 
-def outlined(run: Run) -> RoutedDecoder:
+def outlined(run: Run) -> LanguageModel:
     """The model of ``run``, without values."""
-    return outline(run.model, build_router(run.router.name, run.router.options))
+    return outline_of(run.model, run.router.name, run.router.options)
 
 
-def measured_pass(run: Run, model: RoutedDecoder) -> Measured:
+def measured_pass(run: Run, model: LanguageModel) -> Measured:
     """The memory of a training pass of ``run``."""
     train = run.train
     shard = (train.parallel or {}).get("shard", 1)
@@ -90,6 +91,9 @@ def _memories(runs: Sequence[Wanted], gpu: Gpu) -> Iterator[str]:
         if here is None or _size(item.run) > _size(here):
             largest[item.scheme] = item.run
     for scheme, run in largest.items():
+        if not is_predicted(run.model):
+            yield f"{scheme}: {run.model.width}x{run.model.layers}; its memory is not predicted"
+            continue
         measured = measured_pass(run, outlined(run))
         needed = measured.memory(run.train.rows).total
         fits = measured.largest_micro_batch(gpu.memory)

@@ -86,6 +86,7 @@ def run_jobs(
             "plugins": list(plugins_of(run.router)),
             "results": str(asked.folder.resolve()),
             "folder": str(job_folder),
+            "hf_folder": getattr(run.model, "folder", None),
             "threads": asked.threads,
             "workers": asked.workers,
             "wait": asked.wait,

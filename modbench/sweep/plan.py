@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modbench.errors import several
 from modbench.model.config import ModelConfig
+from modbench.model.shape import Shape
 from modbench.records.run import Timed
 from modbench.sweep.passes import refuse_before_preparing, refuse_more_passes, tokens_of
 from modbench.sweep.rows import Rows, resolve
@@ -16,7 +17,7 @@ from modbench.sweep.wanted import Wanted, chosen, expand_planned
 from modbench.timing.system_load import LoadMonitor, parallel
 
 Tell = Callable[[str], None]
-StepFlops = dict[str, dict[ModelConfig, int]]  #: by name of the scheme, and shape
+StepFlops = dict[str, dict[Shape, int]]  #: by name of the scheme, and shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +178,7 @@ def _parts(
                 yield _part(part_runs, flops[scheme.name], text, scheme_speeds.get(scheme.name, Speed()))
 
 
-def _part(
-    runs: Sequence[Wanted], flops: Mapping[ModelConfig, int], text: int | None, speed: Speed
-) -> Part:
+def _part(runs: Sequence[Wanted], flops: Mapping[Shape, int], text: int | None, speed: Speed) -> Part:
     sizes: dict[tuple[int, int], int] = {}
     total = 0
     tokens = 0

@@ -13,11 +13,13 @@ import torch
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.data.batches import Batches
 from modbench.errors import UserError, several
+from modbench.hf.config import is_predicted
+from modbench.hf.models import model_of
 from modbench.ledger import Workload
 from modbench.measure.loss import heldout_loss, heldout_windows
+from modbench.model.language_model import LanguageModel
 from modbench.records.run import Run
-from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.registry import build_router, load_plugin
+from modbench.routing.registry import load_plugin
 from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
 from modbench.sweep.devices import refuse_missing_devices
 from modbench.sweep.passes import refuse_more_passes
@@ -76,18 +78,18 @@ def _shape(run: Run) -> str:
 def _small_steps(run: Run) -> float:
     """Take `_STEPS` steps of ``run`` on random text, with a checkpoint, its weights and the causal rule;
     return the held-out loss."""
-    router = build_router(run.router.name, run.router.options)
+    router = run.router
     on = device()
     sequence = min(run.train.sequence, _SEQUENCE)
     train = replace(
         run.train, sequence=sequence, batch=_BATCH, micro_batch=1, parallel=None, evaluations=1
     )
-    model = build_model(run.model, router, run.seed).to(on)
+    model = model_of(run.model, router.name, router.options, run.seed).to(on)
     text_N = np.random.default_rng(0).integers(run.model.vocabulary, size=50 * sequence, dtype=np.int64)
     windows_WT = heldout_windows(text_N, sequence=sequence, tokens=2 * sequence)
     token_bytes_V = np.ones(run.model.vocabulary, dtype=np.int64)
 
-    def evaluate(model: RoutedDecoder) -> float:
+    def evaluate(model: LanguageModel) -> float:
         return heldout_loss(model, windows_WT, token_bytes_V, selection="causal").nats_per_token
 
     with tempfile.TemporaryDirectory(prefix="modbench-") as name:
@@ -103,17 +105,19 @@ def _small_steps(run: Run) -> float:
         )
         weights = Path(name) / "model.safetensors"
         checkpoint.save_weights(weights, model)
-        checkpoint.load_weights(weights, build_model(run.model, router, run.seed))
+        checkpoint.load_weights(weights, model_of(run.model, router.name, router.options, run.seed))
     if wrong := found.miscounted or found.recharged:
         raise UserError(f"router '{router.name}' at {_shape(run)}: ledger minus counter, FLOPs: {wrong}")
     loss: float = found.curve[-1]["heldout_loss"]
     return loss
 
 
-def _large_pass(run: Run, model: RoutedDecoder) -> str:
+def _large_pass(run: Run, model: LanguageModel) -> str:
     """Count a pass of ``run`` on the meta device, and weigh it; return FLOPs and bytes in words."""
     train = run.train
     counted = _counted(run, model)
+    if not is_predicted(run.model):
+        return f"{counted}; its memory is not predicted"
     measured = measured_pass(run, model)
     needed = measured.memory(train.rows).total
     words = f"{counted}, {needed / 2**30:.1f} GiB"
@@ -127,7 +131,7 @@ def _large_pass(run: Run, model: RoutedDecoder) -> str:
     return words
 
 
-def _counted(run: Run, model: RoutedDecoder) -> str:
+def _counted(run: Run, model: LanguageModel) -> str:
     train: TrainConfig = run.train
     tokens_BT = torch.zeros(train.rows, train.sequence, dtype=torch.long, device="meta")
     load = Workload.uniform(train.rows, train.sequence, "train", checkpoint=train.recompute)

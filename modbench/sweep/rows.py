@@ -15,6 +15,7 @@ from typing import Any
 
 from modbench.errors import UserError, is_file, several
 from modbench.model.config import ModelConfig
+from modbench.model.shape import TRANSFORMERS, HubConfig
 from modbench.plan.family import isoflop_grid
 from modbench.plan.search import Read, solved
 from modbench.records.run import RouterCode
@@ -228,14 +229,19 @@ def describe_row(
     """The fields of `Resolved` of ``scheme`` at each of ``shapes``, or with the grids of ``family``
     around ``base`` for ``budgets``. Imports torch and the router. Raises UserError: an unknown router or
     option, a wrong value, or a budget without a grid."""
+    from modbench.hf.models import outline_of
     from modbench.routing.build import outline
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.budget import flops_per_step
     from modbench.train.config import TrainTable
 
+    config = TrainTable(**{**train, **scheme["train"]}).config()
+    if scheme["router"] == TRANSFORMERS:
+        models = [outline_of(HubConfig(**shape), TRANSFORMERS, {}) for shape in shapes]
+        each = [flops_per_step(model, config) for model in models]
+        return {"name": TRANSFORMERS, "options": {}, "flops": each, "plugin_sha256": None}
     name, preset = preset_options(scheme["router"])
     router = build_router(name, {**preset, **scheme["options"]})
-    config = TrainTable(**{**train, **scheme["train"]}).config()
     flops: list[int | str] = []
     for shape in shapes:
         try:

@@ -9,12 +9,14 @@ import torch
 
 from modbench.data.token_data import TokenData
 from modbench.errors import UserError
+from modbench.hf.models import model_of
 from modbench.measure.loss import heldout_windows
+from modbench.model.language_model import LanguageModel
+from modbench.model.shape import HubConfig
 from modbench.records.record import AnyRecord, AuditRecord
 from modbench.records.run import RouterCode, Run
 from modbench.records.store import append_record, read_audit, read_run
-from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.registry import build_router, check_source, load_plugin
+from modbench.routing.registry import check_source, load_plugin
 from modbench.sweep.claim import Claim
 from modbench.sweep.stage import Stage
 from modbench.sweep.track import TrackConfig, Trackers
@@ -38,10 +40,12 @@ class RunJob:
         self.stage = stage
         run = Run.of(spec["run"])
         watched = {name: spec[name] for name in ("evaluations", "checkpoint_seconds")}
-        self.run = replace(run, train=replace(run.train, **watched))
+        model = run.model
+        if isinstance(model, HubConfig):
+            model = replace(model, folder=spec["hf_folder"])
+        self.run = replace(run, model=model, train=replace(run.train, **watched))
         self.train = self.run.train
         self.results, self.folder = Path(spec["results"]), Path(spec["folder"])
-        self.router = build_router(run.router.name, run.router.options)
         self.device = device()
         self.dtype = precision(self.train.precision, self.device)
         self.title = f"{spec['suite']}/{spec['label']}"
@@ -71,11 +75,13 @@ class RunJob:
             for finding in audit.audit
         )
 
-    def fresh_model(self) -> RoutedDecoder:
+    def fresh_model(self) -> LanguageModel:
         """The run's model before training."""
-        return build_model(self.run.model, self.router, self.run.seed).to(self.device)
+        router = self.run.router
+        model = model_of(self.run.model, router.name, router.options, self.run.seed)
+        return model.to(self.device)
 
-    def trained_model(self, budget: int) -> RoutedDecoder:
+    def trained_model(self, budget: int) -> LanguageModel:
         """The model trained to ``budget``."""
         model = self.fresh_model()
         weights = weights_of(self.folder, self.run, budget)

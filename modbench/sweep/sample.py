@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def sample_run(
     cache = Cache(len(ids))
     torch.set_num_threads(1)
     started = time.perf_counter()
-    with authors_code(model.router, "generation"):
+    router = getattr(model, "router", None)  # none of a model of transformers
+    with authors_code(router, "generation") if router else nullcontext():
         new = generate(
             model,
             ids,

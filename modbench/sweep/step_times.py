@@ -127,6 +127,7 @@ def timing_spec(
         "timed": ascending[0][0].as_json(),
         "time": asdict(time),
         "shapes": [(timed.as_json(), flops) for timed, flops in ascending],
+        "hf_folder": getattr(ascending[0][0].model, "folder", None),
         "plugins": list(plugins),
         "threads": threads,
     }
@@ -143,7 +144,7 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     from modbench.train.numerics import make_deterministic
     from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
-    shapes = [(Timed.of(timed), flops) for timed, flops in spec["shapes"]]
+    shapes = [(Timed.of(timed, spec["hf_folder"]), flops) for timed, flops in spec["shapes"]]
     time = TimeConfig(**spec["time"])
     prepare_process(shapes[0][0].router, spec["plugins"], spec["threads"])
     if time.deterministic:

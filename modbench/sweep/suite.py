@@ -10,12 +10,15 @@ from typing import Any, Literal
 from modbench.data.config import DataConfig
 from modbench.data.tokenizer_file import with_tokenizer
 from modbench.errors import UserError, is_file, known_names
+from modbench.hf.config import hub_keys, hub_of, refuse_sizes
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
+from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
 from modbench.records.metrics import ranking_metric
 from modbench.records.names import LABEL, LABEL_WORDS, NAME, at_depth
 from modbench.shipped import shipped_suites
 from modbench.sweep.isoflop import IsoFlopConfig
+from modbench.sweep.suite_schedule import check_schedule
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
@@ -76,12 +79,15 @@ class KeepConfig:
 class Scheme:
     """A row of the table: a router with options, and its own training settings."""
 
-    router: str  #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin
+    #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin; none for a
+    #: model of transformers
+    router: str
     label: str = ""  #: its name in tables and plots; the router's name if empty
     options: dict[str, Any] = field(
         default_factory=dict
     )  #: options of the router (`modbench docs routers`)
-    model: dict[str, Any] = field(default_factory=dict)  #: keys of [model] that differ for this scheme
+    #: keys of [model] that differ for this scheme; or a model of transformers, { hf = FOLDER or FILE }
+    model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
     #: overrides that of [isoflop]; with [isoflop] layers also by depth, as { 4 = 30.0, 8 = 16.0 }
     tokens_per_parameter: float | dict[str, float] | None = None
@@ -135,13 +141,16 @@ class Suite:
     keep: KeepConfig
     track: TrackConfig
     axes: Axes
-    shapes: dict[str, ModelConfig]  #: sizes of the decoder by label; one size alone has an empty label
+    shapes: dict[str, Shape]  #: sizes of the model by label; one size alone has an empty label
+    hubs: dict[str, HubConfig]  #: models of transformers by the label of their scheme
     schemes: tuple[Scheme, ...]  #: with [isoflop] layers, each scheme once for each of its depths
     #: sizes around a centre per scheme and budget, in place of shapes
     isoflop: IsoFlopConfig | None = None
 
-    def shapes_of(self, scheme: Scheme) -> dict[str, ModelConfig]:
+    def shapes_of(self, scheme: Scheme) -> dict[str, Shape]:
         """The shapes of ``scheme`` by label."""
+        if scheme.label in self.hubs:
+            return {"": self.hubs[scheme.label]}
         return {label: replace(model, **scheme.model) for label, model in self.shapes.items()}
 
     def training_of(self, scheme: Scheme) -> TrainTable:
@@ -229,14 +238,22 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     keep = table("keep", KeepConfig)
     measure = table("measure", MeasureConfig)
     train = table("train", TrainTable)
-    shapes = _shapes(where, tables, data)
+    shapes = {} if "hf" in tables.model else _shapes(where, tables, data)
     schemes = []
+    hubs = dict[str, HubConfig]()
     for number, entries in enumerate(tables.schemes, start=1):
-        scheme: Scheme = built(f"{where} [[schemes]] {number}", entries, Scheme)
+        hub = hub_keys(f"{where} [[schemes]] {number}", entries, tables.model)
+        stated = entries if hub is None else {**entries, "router": TRANSFORMERS}
+        scheme: Scheme = built(f"{where} [[schemes]] {number}", stated, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
         overrides = checked_fields(at, scheme.train, TrainTable)
-        _check_schedule(at, replace(train, **overrides), axes, measure, keep.weights)
+        check_schedule(at, replace(train, **overrides), axes.budgets, measure, keep.weights)
         at = f"{where} [[schemes]] '{scheme.label}' model"
+        if hub is not None:
+            sequence = overrides.get("sequence", train.sequence)
+            hubs[scheme.label] = hub_of(at, hub, data.vocabulary, sequence)
+            schemes.append(replace(scheme, train=overrides))
+            continue
         model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
         for shape in shapes.values():
             built(at, {**asdict(shape), **model}, ModelConfig)
@@ -244,6 +261,8 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     isoflop = None if tables.isoflop is None else _isoflop(where, table("isoflop", IsoFlopConfig))
     _refuse_contradictions(where, tables, schemes)
+    if hubs:
+        refuse_sizes(where, tables.isoflop is not None, bool(tables.shapes), next(iter(hubs)))
     suite = Suite(
         source=source,
         header=table("suite", Header),
@@ -254,7 +273,8 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         keep=keep,
         track=table("track", TrackConfig),
         axes=axes,
-        shapes=shapes,
+        shapes=shapes or {"": next(iter(hubs.values()))},
+        hubs=hubs,
         schemes=(),
         isoflop=isoflop,
     )
@@ -276,33 +296,6 @@ def _data(where: str, table: dict[str, Any]) -> DataConfig:
         return with_tokenizer(data, table.get("vocabulary"))
     except UserError as error:
         raise UserError(f"{where} [data]: {error}") from error
-
-
-def _check_schedule(at: str, train: TrainTable, axes: Axes, measure: MeasureConfig, keep: str) -> None:
-    """Raises UserError: the schedule has no place in the suite, or micro-batches don't make a batch."""
-    if train.batch % train.ranks:
-        raise UserError(
-            f"{at} parallel has {train.ranks} processes; they must divide batch, which is {train.batch}"
-        )
-    if (train.batch // train.ranks) % train.rows:
-        raise UserError(
-            f"{at} micro_batch is {train.micro_batch}; it must divide the sequences of a process, which "
-            f"are {train.batch // train.ranks}"
-        )
-    try:
-        train.schedule_of(axes.budgets if train.schedule == "trapezoid" else axes.budgets[:1])
-    except UserError as error:
-        raise UserError(f"{at}: {error}") from error
-    if train.schedule == "trapezoid" and measure.downstream_checkpoints is not None:
-        raise UserError(
-            f"{at} schedule is 'trapezoid', and [measure] downstream_checkpoints needs 'cosine'; remove "
-            "one of them"
-        )
-    if train.schedule == "trapezoid" and keep == "all":
-        raise UserError(
-            f"{at} schedule is 'trapezoid', whose decays' points can't all be kept; set [keep] "
-            "weights = 'budgets', or schedule = 'cosine'"
-        )
 
 
 def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -> None:
@@ -367,7 +360,7 @@ def _check_depths(where: str, isoflop: IsoFlopConfig | None, scheme: Scheme) -> 
             )
 
 
-def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, ModelConfig]:
+def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, Shape]:
     """The shapes, with the vocabulary of the data's tokenizer."""
     shapes = []
     for number, table in enumerate(tables.shapes or ({},), start=1):

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from modbench.hf.config import is_predicted
 from modbench.measure.environment import code_version, environment
 from modbench.records.line import key_of
 from modbench.records.record import TimingRecord
@@ -74,7 +75,7 @@ def describe_machine(spec: dict[str, Any], say: Say) -> dict[str, Any]:
 
 
 def _target(spec: dict[str, Any]) -> BenchmarkTarget:
-    timed, time = Timed.of(spec["timed"]), TimeConfig(**spec["time"])
+    timed, time = Timed.of(spec["timed"], spec.get("hf_folder")), TimeConfig(**spec["time"])
     prepare_process(timed.router, spec["plugins"], spec["threads"])
     if time.deterministic:
         make_deterministic()
@@ -89,7 +90,9 @@ def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[s
     try:
         if kind in _MEMORY:
             measure, predict = _MEMORY[kind]
-            measured = {"measured": measure(target), "predicted": predict(target)}
+            measured = {"measured": measure(target)}
+            if is_predicted(target.config):
+                measured["predicted"] = predict(target)
         elif kind == "ceiling":
             measured = measured_ceilings(target, spec["threads"], say)
         else:

@@ -147,6 +147,7 @@ class TimingPlan:
             "title": f"{self.rows.suite.header.name}/{label}",
             "timed": timed.as_json(),
             "time": time.of_a_process(),
+            "hf_folder": getattr(timed.model, "folder", None),
             "repetition": repetition,
             "machine": self.machine,
             "plugins": self.rows.plugins_of(timed.router),

@@ -267,6 +267,7 @@ def main() -> int:
 
 def _told(spec: Mapping[str, Any], error: BaseException) -> int:
     """Print what ended the job of ``spec``; return its exit code."""
+    from modbench.model.shape import TRANSFORMERS
     from modbench.routing.plugin_fault import at, raised
     from modbench.routing.registry import router_class
     from modbench.sweep.claim import LostError
@@ -283,6 +284,8 @@ def _told(spec: Mapping[str, Any], error: BaseException) -> int:
     if not subject.get("router"):
         return 1
     name = subject["router"]["name"]
+    if name == TRANSFORMERS:
+        return 1
     router = router_class(name)
     reason = raised(error, remedy="fix it and run again")
     print(f"modbench: router '{name}' {reason}", file=sys.stderr)

@@ -14,8 +14,8 @@ from torch import Tensor
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import nothing
@@ -53,7 +53,7 @@ class BenchmarkCase:
             return f"decode after {self.past}{batch}"
         return f"prefill {self.tokens}{batch}" if self.phase == "prefill" else self.phase
 
-    def flops(self, model: RoutedDecoder, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
+    def flops(self, model: LanguageModel, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
         """FLOPs of a run under each convention: nominal, realised by ``traces``, and dispatched (with
         padded slots)."""
         each = self.tokens // len(traces)
@@ -79,7 +79,7 @@ class BenchmarkCase:
         }
 
 
-def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[BenchmarkCase]:
+def training_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[BenchmarkCase]:
     """Forward pass and training step of one batch of random tokens under the training rule, as
     `modbench.train` runs them."""
     train, time = subject.train, subject.time
@@ -119,7 +119,7 @@ def training_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Bench
     return [case(phase="forward", prepare=forward), case(phase="train", prepare=step)]
 
 
-def inference_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[BenchmarkCase]:
+def inference_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[BenchmarkCase]:
     """Prefill and decode cases under the causal rule, eager, with weights in the subject's dtype."""
     time = subject.time
 
@@ -168,7 +168,7 @@ def inference_cases(model: RoutedDecoder, subject: BenchmarkTarget) -> list[Benc
 
 @torch.no_grad()
 def read(
-    model: RoutedDecoder, tokens_BT: Tensor, cache: Cache, time: TimeConfig, *, logits: Logits
+    model: LanguageModel, tokens_BT: Tensor, cache: Cache, time: TimeConfig, *, logits: Logits
 ) -> Trace:
     """Read tokens into ``cache`` under the causal rule."""
     context = Context(selection="causal", cache=cache, logits=logits, forced_balance=time.forced_balance)
@@ -176,19 +176,19 @@ def read(
     return context.trace
 
 
-def random_tokens(model: RoutedDecoder, sequences: int, tokens: int) -> Tensor:
+def random_tokens(model: LanguageModel, sequences: int, tokens: int) -> Tensor:
     """Random token ids (B, T), the same on each call."""
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(model.config.vocabulary, (sequences, tokens), generator=generator)
     return tokens_BT.to(next(model.parameters()).device)
 
 
-def random_batch(model: RoutedDecoder, train: TrainConfig) -> tuple[Tensor, Tensor]:
+def random_batch(model: LanguageModel, train: TrainConfig) -> tuple[Tensor, Tensor]:
     """Inputs and targets (B, T) of a training step."""
     window_BT = random_tokens(model, train.batch, train.sequence + 1)
     return window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
 
 
-def is_compiled(model: RoutedDecoder, time: TimeConfig) -> bool:
+def is_compiled(model: LanguageModel, time: TimeConfig) -> bool:
     """Return True if ``time`` compiles on the model's device."""
     return compiles(time.compile, next(model.parameters()).device)

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from modbench.model.config import ModelConfig
+from modbench.hf.config import stretched
+from modbench.hf.models import model_of, outline_of
+from modbench.model.language_model import LanguageModel
+from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
 from modbench.records.run import Timed
-from modbench.routing.build import RoutedDecoder, build_model, outline
+from modbench.routing.build import build_model, outline
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.timing.config import TimeConfig
@@ -16,9 +19,9 @@ from modbench.train.numerics import device, precision
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTarget:
-    """``router`` is None if only the machine is measured."""
+    """``router`` is None if only the machine is measured, or a model of transformers."""
 
-    config: ModelConfig
+    config: Shape
     train: TrainConfig
     time: TimeConfig
     router: Router | None
@@ -30,7 +33,9 @@ class BenchmarkTarget:
         """Build for this machine. Raises UserError: an unknown router, option or field, or a wrong
         value."""
         on = device()
-        router = timed.router
+        router = None
+        if timed.router is not None and timed.router.name != TRANSFORMERS:
+            router = build_router(timed.router.name, timed.router.options)
         train = TrainConfig(
             sequence=timed.sequence,
             batch=timed.batch,
@@ -42,17 +47,27 @@ class BenchmarkTarget:
             config=timed.model,
             train=train,
             time=time.resolved(timed.sequence),
-            router=None if router is None else build_router(router.name, router.options),
+            router=router,
             on=on,
             dtype=precision(train.precision, on),
         )
 
-    def build(self) -> RoutedDecoder:
+    def build(self) -> LanguageModel:
         """Build the scheme's model with random weights."""
+        if isinstance(self.config, HubConfig):
+            return model_of(self._stretched(self.config), TRANSFORMERS, {}).to(self.on)
         assert self.router is not None
         return build_model(self.config, self.router).to(self.on)
 
-    def outline(self) -> RoutedDecoder:
+    def outline(self) -> LanguageModel:
         """Build the model on the meta device, without values."""
+        if isinstance(self.config, HubConfig):
+            return outline_of(self._stretched(self.config), TRANSFORMERS, {})
         assert self.router is not None
         return outline(self.config, self.router)
+
+    def _stretched(self, shape: HubConfig) -> HubConfig:
+        """``shape`` with positions for all timed lengths: a learned position embedding has a row for
+        each."""
+        time = self.time
+        return stretched(shape, max(*time.prefill, max(time.decode_past) + time.decode_tokens))

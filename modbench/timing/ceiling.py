@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from modbench.model.config import ModelConfig
+from modbench.hf.config import matrices_of
 from modbench.model.mlp import up_columns
+from modbench.model.shape import HubConfig, Shape
 from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.timing.stopwatch import Stopwatch, nothing, sampled
 
@@ -21,8 +22,10 @@ COPIED = {"cpu": 2**28, "cuda": 2**30}
 IN_A_ROW = {"cpu": 1, "cuda": 8}
 
 
-def gemm_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+def gemm_shapes(model: Shape) -> dict[str, tuple[int, int]]:
     """Inner dimension and columns of the dense model's matmuls, by component."""
+    if isinstance(model, HubConfig):
+        return matrices_of(model)
     qkv = (model.heads + 2 * model.key_heads) * model.head_width
     return {
         "attention.qkv": (model.width, qkv),

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from modbench.errors import FAULTS, UserError
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import raised
 from modbench.timing.benchmark_case import (
     BenchmarkCase,
@@ -109,7 +109,7 @@ def out_of_memory(error: BaseException) -> dict[str, Any] | None:
 
 def _case(
     case: BenchmarkCase,
-    model: RoutedDecoder,
+    model: LanguageModel,
     subject: BenchmarkTarget,
     watch: Stopwatch,
     gpu: Gpu | None,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from modbench.model.kv_cache import Cache
+from modbench.model.language_model import LanguageModel
 from modbench.plan.activations import inference_memory
 from modbench.plan.memory import Measured, Recipe
-from modbench.routing.build import RoutedDecoder
 from modbench.timing.benchmark_case import random_batch, random_tokens, read
 from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.timing.memory_meter import MemoryMeter
@@ -89,7 +89,7 @@ def largest_prefill(subject: BenchmarkTarget) -> tuple[int, int]:
 
 
 def _after_a_step(
-    subject: BenchmarkTarget, model: RoutedDecoder
+    subject: BenchmarkTarget, model: LanguageModel
 ) -> tuple[torch.optim.Optimizer, Callable[[], object]]:
     """Take a training step, which creates the optimizer's state; return the optimizer, and a function
     that takes another step."""
@@ -102,7 +102,7 @@ def _after_a_step(
     return optimizer, step
 
 
-def _prefill(subject: BenchmarkTarget, model: RoutedDecoder) -> Cache:
+def _prefill(subject: BenchmarkTarget, model: LanguageModel) -> Cache:
     sequences, length = largest_prefill(subject)
     cache = Cache(sequences)
     tokens_BT = random_tokens(model.eval(), sequences, length)

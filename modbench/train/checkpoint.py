@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 
 _DIGEST_BYTES = 32  #: of the sha256 at the end of the file
 
@@ -80,14 +80,14 @@ def check_random(state: Tensor, device: torch.device, name: str) -> None:
         raise DamagedError(f"{name} is not the state of a generator") from error
 
 
-def save_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
+def save_weights(path: Path, model: LanguageModel, *, key: str = "") -> None:
     """Save parameters and buffers as safetensors, with the router's name, the ``key`` of the record and
     the sha256 of all that. Raise a `UserError` if the file can't be written; ``path`` is then
     unchanged."""
     # Shared parameters are written once per name: the format has no sharing.
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     # One entry, since the order of several is undefined and equal weights must give equal bytes.
-    owner = {"router": model.router.name, "key": key}
+    owner = {"router": model.scheme, "key": key}
     owner["sha256"] = _digest(owner, tensors)
     with _whole(path) as half:
         save_file(tensors, half, metadata={"modbench": json.dumps(owner)})
@@ -99,7 +99,7 @@ def point_weights(folder: Path, step: int) -> Path:
 
 
 def save_point(
-    folder: Path, model: RoutedDecoder, *, step: int, keep: int | None, key: str = ""
+    folder: Path, model: LanguageModel, *, step: int, keep: int | None, key: str = ""
 ) -> None:
     """Save the weights at a point of the learning curve, and remove all but the last ``keep``; None
     keeps all, 0 saves nothing."""
@@ -116,7 +116,7 @@ def save_point(
         point.unlink()
 
 
-def load_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
+def load_weights(path: Path, model: LanguageModel, *, key: str = "") -> None:
     """Load the weights at ``path`` into ``model``. Raise a `DamagedError` if the file differs from what
     `save_weights` wrote for this model and ``key``."""
     try:
@@ -127,7 +127,7 @@ def load_weights(path: Path, model: RoutedDecoder, *, key: str = "") -> None:
         raise DamagedError(" ".join(str(error).split())[:100]) from error
     if not isinstance(owner, dict) or owner.pop("sha256", None) != _digest(owner, tensors):
         raise DamagedError("its content differs from its sha256")
-    if owner != {"router": model.router.name, "key": key}:
+    if owner != {"router": model.scheme, "key": key}:
         raise DamagedError("it is of another run")
     check(tensors, dict(model.state_dict()))
     model.load_state_dict(tensors)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modbench.errors import UserError
 from modbench.model.context import Context
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 from modbench.routing.force_balance import strided
 from modbench.routing.topk import capacity_tokens
 
@@ -41,7 +41,7 @@ def compiles(wanted: Compile, on: torch.device) -> bool:
     return True
 
 
-def eager(model: RoutedDecoder) -> Losses:
+def eager(model: LanguageModel) -> Losses:
     """Return the losses of ``model`` without compilation."""
 
     def losses(inputs_BT: Tensor, targets_BT: Tensor, context: Context) -> tuple[Tensor, Tensor | float]:
@@ -51,11 +51,11 @@ def eager(model: RoutedDecoder) -> Losses:
     return losses
 
 
-def compiled(function: Callable[..., Any], model: RoutedDecoder, wanted: Compile) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], model: LanguageModel, wanted: Compile) -> Callable[..., Any]:
     """Return ``function``, a pass of ``model``, compiled if ``wanted`` compiles on its device."""
     if not compiles(wanted, next(model.parameters()).device):
         return function
-    if any(layer.has_data_dependent_shapes for layer in model.layers):
+    if any(getattr(layer, "has_data_dependent_shapes", False) for layer in model.layers):
         import torch._dynamo.config as dynamo
 
         # Each layer between eager ones is a program of its own, with a gradient and without. Beyond

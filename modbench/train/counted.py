@@ -14,8 +14,8 @@ from typing import Any
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.counting.restore_state import untouched
 from modbench.ledger import Counts, Workload
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import failed_allocation
 from modbench.train.ranks import ALONE, Ranks
@@ -49,7 +49,7 @@ class CountedSteps:
     def count(
         self,
         number: int,
-        model: RoutedDecoder,
+        model: LanguageModel,
         load: Workload,
         passes: Callable[[], Trace],
         ranks: Ranks = ALONE,
@@ -101,7 +101,7 @@ class Charges:
         if index < _KEPT:
             self.kept[index] = charge
 
-    def asked_again(self, model: RoutedDecoder, load: Workload) -> str:
+    def asked_again(self, model: LanguageModel, load: Workload) -> str:
         """Ask the ledger of ``model`` again for each charge of the sample. Return the differences in one
         line; empty if there are none."""
         wrong = []
@@ -117,7 +117,7 @@ class Charges:
 
 
 def _ledger_minus_counter(
-    model: RoutedDecoder, load: Workload, counts: Counts, counter: FlopCounter
+    model: LanguageModel, load: Workload, counts: Counts, counter: FlopCounter
 ) -> list[int]:
     """The differences between the ledger and ``counter``, over conventions. A training batch has no
     padding, so FLOPs charged and FLOPs dispatched are the same."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from modbench.data.batches import Batches
 from modbench.ledger import Counts, Workload
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 from modbench.train import checkpoint
 from modbench.train.budget import flops_per_step
 from modbench.train.compiled import compiled, eager
@@ -78,7 +78,7 @@ class _Run:
 
     def __init__(
         self,
-        model: RoutedDecoder,
+        model: LanguageModel,
         batches: Batches,
         train: TrainConfig,
         schedule: Schedule,
@@ -204,7 +204,7 @@ class _Run:
     def tokens(self) -> int:
         return self.step * self.train.batch * self.train.sequence
 
-    def add_point(self, train_loss: float, evaluate: Callable[[RoutedDecoder], float]) -> dict[str, Any]:
+    def add_point(self, train_loss: float, evaluate: Callable[[LanguageModel], float]) -> dict[str, Any]:
         """Add a point to the learning curve and return it. Raise a `DivergedError` if a weight or the
         held-out loss is not finite."""
         if not self.ranks.finite(self.model.parameters()):
@@ -311,13 +311,13 @@ class _Run:
 
 
 def train_model(
-    model: RoutedDecoder,
+    model: LanguageModel,
     batches: Batches,
     train: TrainConfig,
     schedule: Schedule,
     *,
     dtype: torch.dtype,
-    evaluate: Callable[[RoutedDecoder], float],
+    evaluate: Callable[[LanguageModel], float],
     folder: Path,
     say: Callable[[dict[str, Any]], None],
     at_end: Callable[[End], None] = lambda end: None,

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 from modbench.train.config import TrainConfig
 
 #: How steps are taken. A fused one takes no mixture of weights that are shared out and others.
@@ -12,7 +12,7 @@ FUSED: dict[str, Any] = {"foreach": None, "fused": True}
 ONE_BY_ONE: dict[str, Any] = {"foreach": False, "fused": None}
 
 
-def build_optimizer(model: RoutedDecoder, train: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: LanguageModel, train: TrainConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices; vectors and the embedding have none."""
     parameters = list(model.parameters())
     matrices = [p for p in parameters if p.dim() >= 2 and p is not model.embedding.weight]

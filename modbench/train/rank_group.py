@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 from modbench.routing.expert_bank import ExpertBank
 from modbench.train.config import TrainConfig
 from modbench.train.expert_exchange import exchange
@@ -64,7 +64,7 @@ class RankGroup(Ranks):
         inputs_BT, targets_BT = batch
         return inputs_BT[first : first + each], targets_BT[first : first + each]
 
-    def spread(self, model: RoutedDecoder) -> None:
+    def spread(self, model: LanguageModel) -> None:
         """Share out the weights of ``model``, which all processes have built alike."""
         if self.experts is not None:
             for bank in [part for part in model.modules() if isinstance(part, ExpertBank)]:
@@ -91,7 +91,7 @@ class RankGroup(Ranks):
     # Gradients.
 
     @torch.no_grad()
-    def reduce(self, model: RoutedDecoder) -> None:
+    def reduce(self, model: LanguageModel) -> None:
         """Make the gradients of ``model`` those of the mean loss of all processes, and its averages the
         means over them."""
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -113,7 +113,7 @@ class RankGroup(Ranks):
                 average /= self.count
 
     @torch.no_grad()
-    def clip(self, model: RoutedDecoder, most: float) -> None:
+    def clip(self, model: LanguageModel, most: float) -> None:
         """Scale the gradients down to the norm ``most``, as `torch.nn.utils.clip_grad_norm_`."""
         of_all = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
         of_shards, of_experts = of_all.clone(), of_all.clone()
@@ -160,7 +160,7 @@ class RankGroup(Ranks):
 
     # States as one process has them: checkpoints can be read by any number of processes.
 
-    def model_state(self, model: RoutedDecoder) -> dict[str, Tensor]:
+    def model_state(self, model: LanguageModel) -> dict[str, Tensor]:
         """The whole state of ``model``. All processes call this together."""
         weights = dict(model.named_parameters(remove_duplicate=False))
         state = model.state_dict()
@@ -175,7 +175,7 @@ class RankGroup(Ranks):
 
     def load(
         self,
-        model: RoutedDecoder,
+        model: LanguageModel,
         optimizer: torch.optim.Optimizer,
         of_model: Mapping[str, Tensor],
         of_optimizer: dict[str, Any],

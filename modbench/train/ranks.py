@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 
 
 @dataclass(eq=False, kw_only=True)
@@ -26,14 +26,14 @@ class Ranks:
         """The sequences of this process in ``batch``, inputs and targets (B, T)."""
         return batch
 
-    def spread(self, model: RoutedDecoder) -> None:
+    def spread(self, model: LanguageModel) -> None:
         """Share out the weights of ``model``, which all processes have built alike."""
 
-    def reduce(self, model: RoutedDecoder) -> None:
+    def reduce(self, model: LanguageModel) -> None:
         """Make the gradients of ``model`` those of the mean loss of all processes, and its averages the
         means over them."""
 
-    def clip(self, model: RoutedDecoder, most: float) -> None:
+    def clip(self, model: LanguageModel, most: float) -> None:
         """Scale the gradients down to the norm ``most``."""
         torch.nn.utils.clip_grad_norm_(model.parameters(), most)
 
@@ -53,7 +53,7 @@ class Ranks:
         """True if all ``weights`` of all processes are finite."""
         return all(weight.isfinite().all() for weight in weights)
 
-    def model_state(self, model: RoutedDecoder) -> dict[str, Tensor]:
+    def model_state(self, model: LanguageModel) -> dict[str, Tensor]:
         """The state of ``model`` as one process has it."""
         return model.state_dict()
 
@@ -63,7 +63,7 @@ class Ranks:
 
     def load(
         self,
-        model: RoutedDecoder,
+        model: LanguageModel,
         optimizer: torch.optim.Optimizer,
         of_model: Mapping[str, Tensor],
         of_optimizer: dict[str, Any],

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from modbench.model.context import Context
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 from modbench.train.compiled import Losses, eager
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import autocast
@@ -16,7 +16,7 @@ from modbench.train.ranks import ALONE, Ranks
 
 
 def training_step(
-    model: RoutedDecoder,
+    model: LanguageModel,
     optimizer: torch.optim.Optimizer,
     train: TrainConfig,
     batch: tuple[Tensor, Tensor],

@@ -13,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modbench.accounting.hugging_face import installed
 from modbench.errors import UserError
 from modbench.hf.model_types import PREFIX
+from modbench.hf.passes import installed
 from modbench.model.block import Block
+from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.language_model import LanguageModel
 from modbench.model.mlp import MLP
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.depth_router import DepthRouted, DepthScheme
 from modbench.routing.expert_router import RoutedExperts
 from modbench.routing.registry import plugin_file
+from modbench.routing.router import Router
 from modbench.trained.load import Loaded
 
 END_OF_TEXT = "<|endoftext|>"
@@ -46,11 +49,10 @@ _TEXT = f"Text, of bytes: é\t{END_OF_TEXT}\n"
 def model_type(loaded: Loaded) -> str:
     """Return the ``model_type`` of transformers that computes what the model does under the causal rule.
     Raises UserError: there is none; the message names the reason."""
-    router = loaded.model.router
-    shape = loaded.model.config
-    name = loaded.model.router.name
-    depth = isinstance(router, DepthScheme)
     otherwise = f"load it with modbench.load('{loaded.folder}'), or export it --to modbench"
+    router, shape = _decoder(loaded, otherwise)
+    name = router.name
+    depth = isinstance(router, DepthScheme)
     if name not in _MODELS and not depth:
         raise UserError(
             f"router '{name}' of {loaded.label} has no counterpart in transformers, which has vanilla "
@@ -74,7 +76,7 @@ def model_type(loaded: Loaded) -> str:
             f"router '{name}' of {loaded.label} is of a plugin file, which transformers can't load; "
             f"install it as a package, or {otherwise}"
         )
-    for block in _blocks(loaded.model):
+    for block in _blocks(loaded):
         if not isinstance(block.feed_forward, MLP | RoutedExperts):
             raise UserError(
                 f"router '{name}' of {loaded.label} has a {type(block.feed_forward).__name__} in its "
@@ -121,8 +123,16 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _decoder(loaded: Loaded, otherwise: str = "") -> tuple[Router, ModelConfig]:
+    """Return router and shape. Raises UserError: the model is one of transformers."""
+    model = loaded.model
+    if not isinstance(model, RoutedDecoder):
+        raise UserError(f"{loaded.label} is a model of transformers already; {otherwise}")
+    return model.router, model.config
+
+
 def _config(loaded: Loaded) -> dict[str, Any]:
-    config = loaded.model.config
+    router, config = _decoder(loaded)
     end = loaded.tokenizer.end_of_text
     shape = {
         "vocab_size": config.vocabulary,
@@ -140,27 +150,27 @@ def _config(loaded: Loaded) -> dict[str, Any]:
         "pad_token_id": None,
         "dtype": "float32",
     }
-    if isinstance(loaded.model.router, DepthScheme):
+    if isinstance(router, DepthScheme):
         return shape | {"modbench": _routing(loaded)}
-    if loaded.model.router.name == "vanilla":
+    if router.name == "vanilla":
         return shape
     bank: Any = loaded.model.layers[0].feed_forward.bank  # type: ignore[union-attr]
     return shape | {
         "intermediate_size": bank.width,
         "num_local_experts": bank.experts,
-        "num_experts_per_tok": loaded.model.router.top_k,  # type: ignore[attr-defined]
+        "num_experts_per_tok": router.top_k,  # type: ignore[attr-defined]
         "sliding_window": None,
     }
 
 
 def _routing(loaded: Loaded) -> dict[str, Any]:
     """Describe depth routing and experts as `modbench.hf.retrofit` does."""
-    router = loaded.model.router
+    router, _ = _decoder(loaded)
     seed = loaded.run.seed
     described: dict[str, Any] = {
         "depth": {"name": router.name, "options": router.options(), "seed": seed}
     }
-    banks = [block.feed_forward for block in _blocks(loaded.model)]
+    banks = [block.feed_forward for block in _blocks(loaded)]
     experts = [number for number, bank in enumerate(banks) if isinstance(bank, RoutedExperts)]
     if experts:
         bank: Any = banks[experts[0]]
@@ -174,9 +184,9 @@ def _routing(loaded: Loaded) -> dict[str, Any]:
     return described
 
 
-def _blocks(model: RoutedDecoder) -> list[Block]:
+def _blocks(loaded: Loaded) -> list[Block]:
     """Return the block of each layer, routed or not."""
-    layers: Any = model.layers
+    layers: Any = loaded.model.layers
     return [layer.block if isinstance(layer, DepthRouted) else layer for layer in layers]
 
 
@@ -191,10 +201,10 @@ def _complete_config(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _weights(model: RoutedDecoder) -> dict[str, Tensor]:
+def _weights(model: LanguageModel) -> dict[str, Tensor]:
     """The weights by the names of transformers, which keeps queries, keys and values in a matrix each,
     and gate and up, too."""
-    config = model.config
+    config: Any = model.config  # of our decoder: `_decoder`
     ours: dict[str, Tensor] = {name: weight.detach() for name, weight in model.named_parameters()}
     rows = [heads * config.head_width for heads in (config.heads, config.key_heads, config.key_heads)]
     theirs = {
@@ -207,7 +217,7 @@ def _weights(model: RoutedDecoder) -> dict[str, Tensor]:
         if isinstance(layer, DepthRouted):
             theirs |= _state(layer, f"{its}.depth_router.", without="block.")
             mine += ".block"
-        if model.router.name != "token_choice" and f"{mine}.feed_forward.bank.up" in ours:
+        if model.scheme != "token_choice" and f"{mine}.feed_forward.bank.up" in ours:
             experts = model.get_submodule(f"{mine}.feed_forward")
             theirs |= _state(experts, f"{its}.mlp.experts.")
             ours = {name: weight for name, weight in ours.items() if f"{mine}.feed_forward." not in name}

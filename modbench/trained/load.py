@@ -9,11 +9,13 @@ from typing import Any
 from modbench.data import token_data
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
+from modbench.hf.models import model_of
+from modbench.model.language_model import LanguageModel
+from modbench.model.shape import HubConfig
 from modbench.records.result import Result, results_of
 from modbench.records.run import Run
 from modbench.records.store import read_suite
-from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.registry import build_router, load_plugin, plugin_sha256
+from modbench.routing.registry import load_plugin, plugin_sha256
 from modbench.train.checkpoint import DamagedError, load_weights
 from modbench.trained.find import find_result
 from modbench.trained.weights_folder import (
@@ -31,7 +33,7 @@ Plugins = Sequence[str | Path]
 class Loaded:
     """A trained model and what is known of it."""
 
-    model: RoutedDecoder  #: on the CPU, in eval mode
+    model: LanguageModel  #: on the CPU, in eval mode
     tokenizer: Tokenizer
     run: Run  #: what fixed its weights
     suite: str  #: name of its suite
@@ -80,7 +82,7 @@ class _Stored:
         return self.description.suite, self.description.label
 
 
-def load(path: str | Path, plugins: Plugins = ()) -> tuple[RoutedDecoder, Tokenizer]:
+def load(path: str | Path, plugins: Plugins = ()) -> tuple[LanguageModel, Tokenizer]:
     """Return the trained model, on the CPU in eval mode, and its tokenizer.
 
     ``path`` is a run, ``my-results/SUITE/LABEL@BUDGET#SEED`` (the last parts may be left out if one run
@@ -191,12 +193,14 @@ def _check_code(run: str, router: str, trained: str | None) -> None:
         )
 
 
-def _model(stored: _Stored, plugins: Plugins) -> RoutedDecoder:
+def _model(stored: _Stored, plugins: Plugins) -> LanguageModel:
     run = stored.run
     for plugin in plugins if run.router.plugin_sha256 else ():
         load_plugin(plugin)
     _check_code(stored.name, run.router.name, run.router.plugin_sha256)
-    model = build_model(run.model, build_router(run.router.name, run.router.options), run.seed)
+    # Weights of a folder that training began with are not needed: the stored ones replace them.
+    shape = run.model.random if isinstance(run.model, HubConfig) else run.model
+    model = model_of(shape, run.router.name, run.router.options, run.seed)
     try:
         load_weights(stored.weights, model, key=run.key)
     except DamagedError as error:

@@ -17,10 +17,10 @@ from family_cases import CONFIGS, PUBLISHED, Config
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from modbench.accounting import hugging_face
 from modbench.accounting.count import Counted, count
-from modbench.accounting.families import family_ledger
 from modbench.errors import UserError
+from modbench.hf import passes as hugging_face
+from modbench.hf.families import family_ledger
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
@@ -281,7 +281,7 @@ def built(kind: str, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ({"model_type": "t5"}, "model_type 't5' is no causal .* a closed form: deepseek_v3, gpt2"),
+        ({"model_type": "t5"}, "model_type 't5' is no causal .* a closed form: deepseek_v3, gemma"),
         ({**CONFIGS["llama"], "hidden_act": "no such"}, "config of model_type 'llama' builds no model"),
         (torch.nn.Linear(2, 2), "Linear can't be counted; give a causal language model"),
         (lambda: built("llama", of="AutoModel"), "LlamaModel is no causal"),
@@ -297,7 +297,7 @@ def test_what_is_no_causal_language_model_is_refused(model: Any, sentence: str) 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'transformers>=5'"):
+    with pytest.raises(UserError, match=r"pip install 'modbench\[hf\]'"):
         count(CONFIGS["llama"], (2, 9))
 
 

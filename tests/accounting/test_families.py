@@ -12,10 +12,10 @@ import pytest
 import transformers
 from family_cases import CONFIGS, Config
 
-from modbench.accounting import hugging_face
 from modbench.accounting.count import count
-from modbench.accounting.families import FAMILIES, family_ledger, family_reading, load_config
 from modbench.errors import UserError
+from modbench.hf import passes as hugging_face
+from modbench.hf.families import FAMILIES, family_ledger, family_reading, load_config
 from modbench.ledger import Phase, Workload
 
 
@@ -230,9 +230,12 @@ def test_a_key_goes_by_any_of_its_names() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"model_type": "bert"}, r"model_type 'bert' is no causal .* known: deepseek_v3, gpt2, llama, "),
+        (
+            {"model_type": "bert"},
+            r"model_type 'bert' is no causal .* known: deepseek_v3, gemma, gpt2, llama, ",
+        ),
         ({"model_type": "lama"}, "did you mean 'llama'"),
-        ({}, "model_type 'None' is no causal .* known: deepseek_v3, gpt2, llama, "),
+        ({}, "model_type 'None' is no causal .* known: deepseek_v3, gemma, gpt2, llama, "),
         (plain(num_attention_heads=3), "hidden_size is 8; num_attention_heads, 3, must divide it"),
         (plain(num_key_value_heads=4), "num_attention_heads is 2; num_key_value_heads, 4, must divide"),
         (plain(hidden_size="8"), "config hidden_size is '8'; it should be a valid integer"),
@@ -267,7 +270,7 @@ def test_a_config_is_read_from_its_file_or_its_folder(tmp_path: Path) -> None:
 
 def test_closed_forms_load_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys; from modbench.accounting.families import family_ledger; "
+        "import sys; from modbench.hf.families import family_ledger; "
         "from modbench.ledger import Workload; "
         "family_ledger({'model_type': 'deepseek_v3'}, Workload.uniform(1, 8, 'train')); "
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"

@@ -10,7 +10,6 @@ import torch
 from conventions_page import CHINCHILLA_217M, GPT2, MIXTRAL
 from torch import nn
 
-from modbench.accounting.families import family_ledger, family_reading
 from modbench.accounting.literature import (
     ALL_CONVENTIONS,
     FORMULAS,
@@ -20,6 +19,7 @@ from modbench.accounting.literature import (
     reading,
 )
 from modbench.errors import UserError
+from modbench.hf.families import family_ledger, family_reading
 from modbench.ledger import Ledger, Workload, matmul
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context

@@ -192,7 +192,7 @@ def test_without_transformers_5_its_installation_is_named(
     if version:
         of_old.__version__ = version
     monkeypatch.setitem(sys.modules, "transformers", of_old)
-    with pytest.raises(UserError, match=r"needs transformers.*pip install 'transformers>=5'"):
+    with pytest.raises(UserError, match=r"needs transformers.*pip install 'modbench\[hf\]'"):
         export(loaded, "hf", tmp_path / "out")
 
 

@@ -119,11 +119,15 @@ def _joules(row: CaseRow) -> str:
     return "" if row.joules is None else f"{row.joules:.3g}"
 
 
+def _measured_over(measured: int, predicted: int | None) -> str:
+    return f"{measured / 1e6:.1f} / " + ("-" if predicted is None else f"{predicted / 1e6:.1f}")
+
+
 def _memory(timings: TimingTable) -> Table:
     lines = []
     for row in timings.memory:
         pairs = [(row[part], row[f"{part}_predicted"]) for part in PARTS]
-        cells = ["-" if m is None else f"{m / 1e6:.1f} / {(p or 0) / 1e6:.1f}" for m, p in pairs]
+        cells = ["-" if m is None else _measured_over(m, p) for m, p in pairs]
         peak, predicted = pairs[-1]
         over = "-"
         if row["status"] != "ok":

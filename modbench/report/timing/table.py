@@ -15,6 +15,7 @@ from typing import Any
 
 from modbench.analysis.intervals import summary
 from modbench.records.record import TimingKind, TimingRecord, canonical_json
+from modbench.records.run import reported_shape
 from modbench.report.timing.dense import Dense, TimedCase, dense_case
 from modbench.report.timing.values import refuse_incomparable, time_marks
 
@@ -120,7 +121,7 @@ class TimingTable:
     def ceilings(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The fastest matmul of each model and dtype."""
         ceilings = {
-            (canonical_json(timing.timed["model"]), gemm["dtype"], gemm["flops_per_second"]): gemm
+            (_shape(timing.timed), gemm["dtype"], gemm["flops_per_second"]): gemm
             for timing in self.measured("ceiling")
             for gemm in timing.measured["gemm"]
         }
@@ -216,7 +217,7 @@ class TimingTable:
             "label": self.labels[timing.key],
             "key": timing.key,
             "router": timed["router"]["name"],
-            "model": canonical_json(timed["model"]),
+            "model": _shape(timed),
             "train": canonical_json(train),
         }
 
@@ -227,3 +228,7 @@ class TimingTable:
 
 def _throttled(gpu: dict[str, Any] | None) -> bool:
     return gpu is not None and bool(gpu["throttled"])
+
+
+def _shape(timed: Mapping[str, Any]) -> str:
+    return canonical_json(reported_shape(timed["model"]))

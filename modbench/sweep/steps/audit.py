@@ -12,9 +12,12 @@ import torch
 
 import modbench
 from modbench.audit import findings
-from modbench.audit.warmed import ODD, warmed
+from modbench.audit.warmed import ODD, warm_up
+from modbench.hf.config import stretched
+from modbench.hf.models import model_of
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import SCORING_BATCH
+from modbench.model.shape import TRANSFORMERS, HubConfig, Shape, shape_json
 from modbench.records.line import key_of
 from modbench.records.record import AuditRecord
 from modbench.records.run import Run
@@ -27,6 +30,8 @@ from modbench.train.numerics import device
 
 #: Seed of the weights and tokens of every audit.
 SEED = 0
+#: Tokens that a probe may read beyond the sequence of training.
+LONGEST = 256
 
 
 def audit(job: RunJob) -> None:
@@ -54,10 +59,9 @@ def scheme_of(run: Run) -> dict[str, Any]:
             "name": router.name,
             "options": router.options,
             # Of an installed router, the hash of its package; of a built-in one, that of modbench.
-            "code_sha256": router.plugin_sha256
-            or code_sha256(Path(inspect.getfile(router_class(router.name)))),
+            "code_sha256": router.plugin_sha256 or code_sha256(Path(_file_of(router.name))),
         },
-        "model": asdict(run.model),
+        "model": shape_json(_shape(run)) if isinstance(run.model, HubConfig) else asdict(run.model),
         # An odd length, and the length and batch of scoring.
         "shapes": [list(ODD), [SCORING_BATCH, train.sequence]],
         "trained": [train.rows, train.sequence],
@@ -67,10 +71,27 @@ def scheme_of(run: Run) -> dict[str, Any]:
     }
 
 
+def _file_of(router: str) -> str:
+    """The file of the code of ``router``; of models of transformers, that of our adapter."""
+    if router == TRANSFORMERS:
+        import modbench.hf.model
+
+        return modbench.hf.model.__file__
+    return inspect.getfile(router_class(router))
+
+
+def _shape(run: Run) -> Shape:
+    """The shape that is audited: with random weights, and positions for the longest text of a probe."""
+    if not isinstance(run.model, HubConfig):
+        return run.model
+    return stretched(run.model, run.train.sequence + LONGEST)
+
+
 def _run(job: RunJob, scheme: dict[str, Any]) -> AuditRecord:
     started = datetime.now(UTC)
     router = job.run.router
-    model = warmed(job.run.model, router.name, router.options, SEED, job.train.sequence)
+    fresh = model_of(_shape(job.run), router.name, router.options, SEED)
+    model = warm_up(fresh, SEED, job.train.sequence)
     probes = []
     shapes = [tuple(shape) for shape in scheme["shapes"]]
     trained = tuple(scheme["trained"])

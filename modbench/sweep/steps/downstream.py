@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modbench.model.language_model import LanguageModel
 from modbench.records.leak import leak_verdict
 from modbench.records.metrics import METRICS
-from modbench.routing.build import RoutedDecoder
 from modbench.sweep.run_job import RunJob
 from modbench.train.checkpoint import load_weights, point_weights
 
@@ -21,7 +21,7 @@ _TOLD_SECONDS = 5.0  #: as in `modbench.sweep.stage`
 
 
 def downstream(
-    model: RoutedDecoder, job: RunJob, settings: dict[str, Any], budget: int
+    model: LanguageModel, job: RunJob, settings: dict[str, Any], budget: int
 ) -> dict[str, Any]:
     """Score the task of ``settings`` (see `modbench.measure.config.MeasureConfig.task`) under the causal
     rule. Write lm-eval's result and sample files into the run's folder.
@@ -53,7 +53,7 @@ def downstream(
     return {"downstream": scores, "metrics": _metrics(scores)}
 
 
-def _checkpoints(job: RunJob, settings: dict[str, Any]) -> "Iterator[RoutedDecoder]":
+def _checkpoints(job: RunJob, settings: dict[str, Any]) -> "Iterator[LanguageModel]":
     """The models of the last points of the learning curve that are scored, the trained one left out."""
     number = settings.get("checkpoints", 1)
     points = sorted(point_weights(job.folder, 0).parent.glob("*.safetensors"))
@@ -63,7 +63,7 @@ def _checkpoints(job: RunJob, settings: dict[str, Any]) -> "Iterator[RoutedDecod
         yield model
 
 
-def _adapter(model: RoutedDecoder, job: RunJob) -> "RoutedLM":
+def _adapter(model: LanguageModel, job: RunJob) -> "RoutedLM":
     """The model for lm-eval; it reports progress, and stops when a stop is requested."""
     from modbench.evaluate.routed_lm import RoutedLM
 

@@ -9,12 +9,12 @@ from modbench.measure.loss import HeldoutLoss, heldout_loss, unigram_loss
 from modbench.measure.passage import passage_routing
 from modbench.measure.routing import kv_cache_measures, layer_measures, routing_measures
 from modbench.model.context import Selection
+from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
-from modbench.routing.build import RoutedDecoder
 from modbench.sweep.run_job import RunJob
 
 
-def heldout(model: RoutedDecoder, job: RunJob, settings: dict[str, Any], budget: int) -> dict[str, Any]:
+def heldout(model: LanguageModel, job: RunJob, settings: dict[str, Any], budget: int) -> dict[str, Any]:
     """Losses, realised FLOPs and routing of the trained ``model`` on held-out text; the KV cache if the
     scheme decodes correctly; the routing histograms, the routing of the first window's first tokens, and
     what each routed layer adds."""

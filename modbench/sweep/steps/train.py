@@ -7,7 +7,7 @@ from typing import Any
 from modbench.audit import Finding, finding_of
 from modbench.audit.warmed import ODD
 from modbench.ledger import Workload
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 from modbench.sweep.run_job import RunJob
 from modbench.sweep.steps.training import train_part
 from modbench.train.config import TrainConfig
@@ -57,7 +57,7 @@ def train(job: RunJob) -> None:
     job.fields["ends"] = ends
 
 
-def _costs(model: RoutedDecoder, train: TrainConfig) -> dict[str, Any]:
+def _costs(model: LanguageModel, train: TrainConfig) -> dict[str, Any]:
     """Nominal FLOPs per token of one micro-batch, and parameters. The model is left in training mode."""
     tokens = train.rows * train.sequence
     forward = model.eval().ledger(Workload.uniform(train.rows, train.sequence, "forward"))
@@ -75,7 +75,7 @@ def _per(flops: int, tokens: int) -> int | float:
     return flops / tokens if flops % tokens else flops // tokens
 
 
-def of_trained(model: RoutedDecoder) -> list[Finding]:
+def of_trained(model: LanguageModel) -> list[Finding]:
     """Findings of the probes that are run again on trained weights."""
     findings = (finding_of(name, model, ODD) for name in TRAINED)
     return [replace(finding, figure=f"trained weights: {finding.figure}") for finding in findings]

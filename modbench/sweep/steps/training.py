@@ -6,7 +6,7 @@ import modbench
 from modbench.data.batches import Batches
 from modbench.measure.environment import code_version
 from modbench.measure.loss import heldout_loss
-from modbench.routing.build import RoutedDecoder
+from modbench.model.language_model import LanguageModel
 from modbench.sweep.run_job import RunJob
 from modbench.train import checkpoint
 from modbench.train.loop import End, Trained, train_model
@@ -22,10 +22,10 @@ def train_part(job: RunJob, ranks: Ranks = ALONE) -> Trained:
     curve_WT = job.windows(job.spec["curve_tokens"])
     token_bytes_V = job.data.token_bytes_V
 
-    def evaluate(model: RoutedDecoder) -> float:
+    def evaluate(model: LanguageModel) -> float:
         return heldout_loss(model, curve_WT, token_bytes_V, selection="causal").nats_per_token
 
-    def whole() -> RoutedDecoder:
+    def whole() -> LanguageModel:
         """The model as one process would have it; all processes call this together."""
         if ranks.count == 1:
             return model

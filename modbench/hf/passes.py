@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modbench.accounting.families import FAMILIES, family_reading, load_config
 from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
+from modbench.hf.families import FAMILIES, family_reading, load_config
 from modbench.ledger import Phase
 
 #: Keys of a published config.json that say how weights are stored, or name code to run.
@@ -30,10 +30,10 @@ Wanted = Literal["all", "last", "loss"]
 Pass = Callable[[Tensor, Wanted], Any]
 
 
-def build(config: Any, device: str) -> nn.Module:
+def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
     """Build a model with random weights from a config of transformers, the dict of a config.json or its
-    path. Raise a `UserError` if transformers is not installed or the config is not that of a causal
-    language model."""
+    path; ``experts``: the implementation of its experts. Raise a `UserError` if transformers is not
+    installed, or the config is not that of a causal language model."""
     transformers = installed()
     from transformers.models.auto import modeling_auto as auto
 
@@ -45,6 +45,12 @@ def build(config: Any, device: str) -> nn.Module:
         raise UserError(_not_countable(config))
     keys = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
     name = keys.pop("model_type", None)
+    if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" in config:
+        raise UserError(
+            f"model_type '{name}' is code of its own, in files that its auto_map names, which "
+            "is run with trust_remote_code = true alone; else give a model "
+            f"that transformers {transformers.__version__} holds"
+        )
     if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"model_type '{name}' is no causal language model that transformers "
@@ -55,7 +61,8 @@ def build(config: Any, device: str) -> nn.Module:
     try:
         with torch.device(device):
             built = transformers.AutoConfig.for_model(name, **keys)
-            return transformers.AutoModelForCausalLM.from_config(built)
+            chosen = {} if experts is None else {"experts_implementation": experts}
+            return transformers.AutoModelForCausalLM.from_config(built, **chosen)
     except Exception as error:
         raise UserError(
             f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); fix it"
@@ -64,7 +71,7 @@ def build(config: Any, device: str) -> nn.Module:
 
 def installed() -> Any:
     """Return the module transformers. Raise a `UserError` if version 5 or later is not installed."""
-    remedy = "pip install 'transformers>=5'"
+    remedy = "pip install 'modbench[hf]'"
     try:
         import transformers
     except ImportError as error:
@@ -123,7 +130,7 @@ def model_pass(model: Any, cached: bool) -> Pass:
     def run(tokens_BT: Tensor, wanted: Wanted) -> Any:
         options: dict[str, Any] = {"use_cache": cached, "return_dict": True}
         if cached:
-            options[_cache_argument(model.forward)] = cache
+            options[cache_argument(model.forward)] = cache
         if wanted == "last":
             if "logits_to_keep" not in inspect.signature(model.forward).parameters:
                 raise UserError(
@@ -146,7 +153,7 @@ def model_pass(model: Any, cached: bool) -> Pass:
     return run
 
 
-def _cache_argument(function: Callable[..., Any]) -> str:
+def cache_argument(function: Callable[..., Any]) -> str:
     """Return the name of the cache argument, which changed within version 5 of transformers."""
     return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
 
@@ -159,7 +166,7 @@ def _masks(model: Any, tokens_BT: Tensor, cache: Any) -> dict[str, Any]:
         config=model.config,
         inputs_embeds=torch.empty(1, tokens_BT.shape[1], 1),
         attention_mask=None,
-        **{_cache_argument(create_masks_for_generate): cache},
+        **{cache_argument(create_masks_for_generate): cache},
     )
     each = made.values() if isinstance(made, Mapping) else [made]
     return {} if all(mask is None for mask in each) else {"attention_mask": made}
@@ -181,3 +188,20 @@ def fit_for_meta(model: Any) -> Iterator[None]:
         if experts is not None:
             model.set_experts_implementation(experts)
         config.pad_token_id = pad
+
+
+def make_fit_for_meta(model: Any) -> None:
+    """Do as `fit_for_meta` for good: a model on the meta device has no other use."""
+    model.config.pad_token_id = None
+    _set_experts(model, "batched_mm")
+
+
+def make_fit_for_float64(model: Any) -> None:
+    """Have experts computed one after the other: grouped matmuls have no kernel for float64."""
+    _set_experts(model, "eager")
+
+
+def _set_experts(model: Any, implementation: str) -> None:
+    known = hasattr(model, "get_experts_implementation")
+    if known and model.config._experts_implementation != implementation:
+        model.set_experts_implementation(implementation)

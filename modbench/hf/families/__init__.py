@@ -7,9 +7,9 @@ computes; experts have no capacity limit.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from modbench.accounting.families.config import FAMILIES, load_config, read_config, stated_length
-from modbench.accounting.families.layers import Matrix, layers_of, norm_parameters
-from modbench.accounting.literature import Reading
+from modbench.hf.families.config import FAMILIES, load_config, read_config, stated_length
+from modbench.hf.families.layers import Matrix, layers_of, norm_parameters
+from modbench.hf.families.reading import Reading
 from modbench.ledger import OUTSIDE, Ledger, Workload, matmul
 
 __all__ = ["FAMILIES", "family_ledger", "family_reading", "load_config", "stated_length"]

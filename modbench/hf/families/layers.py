@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from modbench.accounting.families.config import FamilyConfig
+from modbench.hf.families.config import FamilyConfig
 from modbench.ledger import Flops, Ledger, Workload, attention, matmul
 
 

@@ -1,0 +1,107 @@
+"""Models of a local folder of transformers: safetensors alone, and code of the folder where a suite asks
+for it by `trust_remote_code`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from modbench.errors import FAULTS, UserError, several
+from modbench.hf.config import digest_of
+from modbench.hf.passes import installed
+from modbench.model.shape import HubConfig
+
+
+def load_weights(shape: HubConfig) -> Any:
+    """Load the model of ``shape`` in float32 from its folder. Raise a `UserError` if the folder is not
+    known or has other weights, a file is damaged, or a tensor is missing."""
+    folder = _folder(shape)
+    transformers = installed()
+    if digest_of(folder) != shape.weights:
+        raise UserError(
+            f"the weights in {folder} have changed since the run was planned; start it again"
+        )
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{file} is truncated or damaged ({_first_line(error)}); copy it again"
+            ) from error
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=_config(shape),
+            trust_remote_code=shape.code is not None,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_experts(shape),
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"{folder} has no weights that transformers can load as {shape.family} "
+            f"({_first_line(error)}); give a folder that save_pretrained wrote"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"the weights in {folder} lack {missing[0]} and in all {several(len(missing), 'tensor')} of "
+            f"{type(model).__name__}; copy them again, with the config.json of the same model"
+        )
+    return model
+
+
+def build_from_code(shape: HubConfig, device: str) -> Any:
+    """Build the model of ``shape`` with random weights by the code of its folder. Raise a `UserError` if
+    the folder is not known or has other code, or that fails."""
+    transformers = installed()
+    folder = _folder(shape)
+    try:
+        with torch.device(device):
+            return transformers.AutoModelForCausalLM.from_config(
+                _config(shape), trust_remote_code=True, **_experts(shape)
+            )
+    except FAULTS as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"the code in {folder} builds no model ({type(error).__name__}: {_first_line(error)}); fix "
+            "it there"
+        ) from error
+
+
+def _folder(shape: HubConfig) -> Path:
+    if shape.folder is None:
+        what = "code" if shape.weights is None else "weights"
+        raise UserError(
+            f"the {what} of this {shape.family} ({shape.code or shape.weights}) are in a folder that is "
+            "not known here; run its suite, which names it"
+        )
+    return Path(shape.folder)
+
+
+def _config(shape: HubConfig) -> Any:
+    """Return the config of transformers."""
+    transformers = installed()
+    keys = {key: value for key, value in shape.config.items() if key not in ("model_type", "auto_map")}
+    if shape.code is None:
+        return transformers.AutoConfig.for_model(shape.family, **keys)
+    folder = _folder(shape)
+    if digest_of(folder, "*.py") != shape.code:
+        raise UserError(f"the code in {folder} has changed since the run was planned; start it again")
+    config = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=True, local_files_only=True
+    )
+    config.update(keys)
+    return config
+
+
+def _experts(shape: HubConfig) -> dict[str, str]:
+    return {} if shape.experts is None else {"experts_implementation": shape.experts}
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]

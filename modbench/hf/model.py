@@ -1,0 +1,212 @@
+"""HubModel: a causal language model of Hugging Face transformers as a `LanguageModel`.
+
+B sequences, T tokens, D model width, V vocabulary, R requested rows, N tokens.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from modbench.errors import UserError
+from modbench.hf.attention import attention_without_masks
+from modbench.hf.cache_view import CacheView, mask, windows_of
+from modbench.hf.counted import counted_ledger
+from modbench.hf.families import FAMILIES, family_ledger, family_reading
+from modbench.hf.passes import cache_argument, make_fit_for_float64, make_fit_for_meta
+from modbench.ledger import OUTSIDE, Ledger, Workload, labels
+from modbench.model.context import INTEGERS, Context
+from modbench.model.generate import prefill
+from modbench.model.language_model import LanguageModel
+from modbench.model.shape import TRANSFORMERS, HubConfig
+
+#: Selects the rows of the head's input (B, T, D) whose logits are computed.
+Select = Callable[[Tensor], Tensor]
+
+
+class HubModel(LanguageModel):
+    """``inner``, a causal language model of transformers, on tokens and contexts of ours. It routes by
+    one rule, in training and prediction alike; its cache is ours (`modbench.hf.cache_view`)."""
+
+    def __init__(self, config: HubConfig, inner: Any) -> None:
+        super().__init__()
+        self.config: HubConfig = config
+        self.inner = inner
+        self._windows = windows_of(inner.config)
+        if inner.config._attn_implementation == "sdpa":
+            inner.set_attn_implementation(attention_without_masks())
+        self._cache_name = cache_argument(inner.forward)
+        self._checkpoints = False
+
+    @property
+    def scheme(self) -> str:
+        return TRANSFORMERS
+
+    @property
+    def embedding(self) -> nn.Embedding:  # type: ignore[override]
+        return self.inner.get_input_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def layers(self) -> nn.ModuleList:  # type: ignore[override]
+        lists = [part for part in self.inner.base_model.children() if isinstance(part, nn.ModuleList)]
+        return max(lists, key=len)
+
+    @property
+    def flops_source(self) -> Literal["closed form", "counted"]:
+        return "closed form" if self.config.family in FAMILIES else "counted"
+
+    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        """Return logits (B, T, V), or (B, 1, V) if the context asks for those of the last tokens. Raise
+        a `UserError` as our decoder does."""
+        last = context.logits == "last"
+        select = partial(_last_tokens, lengths=context.lengths(tokens_BT)) if last else None
+        return self._run(tokens_BT, context, select)  # type: ignore[no-any-return]
+
+    def hidden(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        given: list[Tensor] = []
+
+        def keep(x_BTD: Tensor) -> Tensor:
+            given.append(x_BTD)
+            return x_BTD[:, :1]
+
+        self._run(tokens_BT, context, keep)
+        last = context.logits == "last"
+        return _last_tokens(given[0], context.lengths(tokens_BT)) if last else given[0]
+
+    def logits_at(self, tokens_BT: Tensor, context: Context, rows_R: Tensor, places_R: Tensor) -> Tensor:
+        return self._run(tokens_BT, context, lambda x_BTD: x_BTD[rows_R, places_R])  # type: ignore[no-any-return]
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
+        return self._cross_entropy(tokens_BT, targets_BT, context, "mean")
+
+    @torch.no_grad()
+    def losses(self, tokens_BT: Tensor, targets_BT: Tensor, context: Context) -> Tensor:
+        return self._cross_entropy(tokens_BT, targets_BT, context, "none").view_as(targets_BT)
+
+    def _cross_entropy(
+        self, tokens_BT: Tensor, targets_BT: Tensor, context: Context, reduction: str
+    ) -> Tensor:
+        if targets_BT.shape != tokens_BT.shape or targets_BT.dtype not in INTEGERS:
+            raise UserError(
+                f"targets are of shape {tuple(targets_BT.shape)} and {targets_BT.dtype} for tokens of "
+                f"shape {tuple(tokens_BT.shape)}; give each token one, int32 or int64"
+            )
+        logits_NV = self._run(tokens_BT, context).flatten(0, 1)
+        wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+        return F.cross_entropy(wide_NV, targets_BT.flatten().long(), reduction=reduction)
+
+    def _run(self, tokens_BT: Tensor, context: Context, select: Select | None = None) -> Tensor:
+        """Return the logits of the rows that ``select`` picks; None: of all tokens."""
+        context.check(tokens_BT)
+        cache, lengths = context.cache, context.lengths(tokens_BT)
+        if cache is not None and context.selection != "causal":
+            raise ValueError(f"selection '{context.selection}' with a cache; it must be 'causal'")
+        if tokens_BT.is_meta:
+            make_fit_for_meta(self.inner)
+        elif self.embedding.weight.dtype == torch.float64:
+            make_fit_for_float64(self.inner)
+        options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+        options |= self._masks(tokens_BT, context, lengths)
+        if cache is not None:
+            options[self._cache_name] = CacheView(cache, self._windows, lengths)
+        with self._head(select), self._checkpointed(context):
+            out = self.inner(input_ids=tokens_BT, **options)
+        if cache is not None:
+            cache.advance(lengths)
+        if getattr(out, "aux_loss", None) is not None:  # where the config asks for it
+            balance = self.inner.config.router_aux_loss_coef * out.aux_loss
+            context.trace.loss(OUTSIDE, "balance", balance)
+        return out.logits  # type: ignore[no-any-return]
+
+    def _masks(self, tokens_BT: Tensor, context: Context, lengths: list[int]) -> dict[str, Any]:
+        """Return masks and positions; none for whole sequences from the start. Padding on the right
+        needs no mask, since no token looks ahead."""
+        sequences, tokens = tokens_BT.shape
+        past = [0] * sequences if context.cache is None else list(context.cache.read)
+        narrow = any(window is not None and window <= tokens for window in self._windows)
+        if not any(past) and not narrow:
+            return {}
+        counted = tokens_BT.is_meta and labels.listeners()  # the counter reads the values of masks
+        on = torch.device("cpu") if counted else tokens_BT.device
+        made = {
+            window: mask(past, lengths, tokens, window, on) if any(past) or window is not None else None
+            for window in set(self._windows)
+        }
+        if self.inner.config._attn_implementation == "eager":  # which adds it to the scores
+            dtype = next(self.inner.parameters()).dtype
+            lowest = torch.finfo(dtype).min
+            made = {
+                window: torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, lowest)
+                for window, seen in made.items()
+                if seen is not None
+            }
+        kinds = getattr(self.inner.config, "layer_types", None) or ()
+        each: Any = next(iter(made.values()))
+        if len(made) > 1:
+            each = {kind: made[window] for kind, window in zip(kinds, self._windows, strict=True)}
+        options = {"attention_mask": each}
+        if context.cache is not None:
+            options["position_ids"] = context.cache.positions(tokens, tokens_BT.device)
+        return options
+
+    @contextmanager
+    def _head(self, select: Select | None) -> Iterator[None]:
+        """Context in which the head gets the rows that ``select`` picks."""
+        if select is None:
+            yield
+            return
+
+        def picked(head: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (select(given[0]), *given[1:])
+
+        hook = self.inner.get_output_embeddings().register_forward_pre_hook(picked)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _checkpointed(self, context: Context) -> Iterator[None]:
+        """Context in which each layer keeps only its input for the backward pass, if asked for."""
+        if context.checkpoint != self._checkpoints:  # torch.compile meets no change
+            self._checkpoints = context.checkpoint
+            for module in self.inner.modules():
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = context.checkpoint
+                    module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+        # The whole layer runs again, as in our decoder, not only up to the last tensor needed.
+        with set_checkpoint_early_stop(False) if context.checkpoint else nullcontext():
+            yield
+
+    def ledger(self, workload: Workload) -> Ledger:
+        """Return the closed form of the family, or for a family without one what is counted on the meta
+        device. All weights are trained."""
+        if self.config.family in FAMILIES:
+            return family_ledger(self.config.config, workload)
+        return counted_ledger(self, workload)
+
+    def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
+        total = sum(parameter.numel() for parameter in self.parameters())
+        if kind == "total" or self.config.family not in FAMILIES:
+            return total
+        reading = family_reading(self.config.config)
+        return total - (reading.parameters - reading.active_parameters)
+
+    def kv_bytes_per_token(self) -> int:
+        _, cache = prefill(
+            self, torch.zeros(1, 1, dtype=torch.long, device=self.embedding.weight.device)
+        )
+        return cache.bytes
+
+
+def _last_tokens(x_BTD: Tensor, lengths: list[int]) -> Tensor:
+    """Return each sequence's last real token, (B, 1, D)."""
+    if min(lengths) == x_BTD.shape[1]:
+        return x_BTD[:, -1:]
+    index_B11 = torch.tensor(lengths, device=x_BTD.device)[:, None, None] - 1
+    return x_BTD.gather(1, index_B11.expand(-1, 1, x_BTD.shape[2]))

@@ -1,0 +1,68 @@
+"""Builds the model of a row: our decoder with a router, or a model of transformers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from modbench.errors import UserError
+from modbench.model.config import ModelConfig
+from modbench.model.init import stream
+from modbench.model.language_model import LanguageModel
+from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
+from modbench.routing.build import RoutedDecoder, build_model, outline
+from modbench.routing.registry import build_router
+
+
+def model_of(shape: Shape, router: str, options: Mapping[str, Any], seed: int = 0) -> LanguageModel:
+    """Build the model with initial weights: equal arguments give equal bits. A model of transformers has
+    those of its folder, or random ones by its family's own initialisation. Raise a `UserError` for an
+    unknown router or option, or a shape that can't be built."""
+    if not isinstance(shape, HubConfig):
+        return build_model(shape, build_router(router, options), seed)
+    from modbench.hf.folder import load_weights
+
+    if shape.weights is not None:
+        return _wrapped(shape, load_weights(shape))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, TRANSFORMERS).initial_seed())
+        return _wrapped(shape, _built(shape, "cpu"))
+
+
+def outline_of(
+    shape: Shape, router: str, options: Mapping[str, Any], device: str = "meta"
+) -> LanguageModel:
+    """Build the model without values, on the meta device unless the tensors of another one have none.
+    Raise as `model_of`."""
+    if not isinstance(shape, HubConfig):
+        return outline(shape, build_router(router, options), device)
+    return _wrapped(shape, _built(shape, device))
+
+
+def outlined_like(model: LanguageModel, shape: Shape, device: str = "meta") -> LanguageModel:
+    """Build `outline_of` ``shape`` with the router of ``model``."""
+    if isinstance(model, RoutedDecoder) and isinstance(shape, ModelConfig):
+        return outline(shape, model.router, device)
+    return outline_of(shape, model.scheme, {}, device)
+
+
+def _built(shape: HubConfig, device: str) -> Any:
+    from modbench.hf.folder import build_from_code
+    from modbench.hf.passes import build
+
+    if shape.code is not None:
+        return build_from_code(shape, device)
+    return build(shape.config, device, shape.experts)
+
+
+def _wrapped(shape: HubConfig, inner: Any) -> LanguageModel:
+    from modbench.hf.model import HubModel
+    from modbench.hf.passes import check
+
+    check(inner)
+    if getattr(inner.config, "is_decoder", True) is False:
+        raise UserError(
+            f"model_type '{shape.family}' is an encoder, whose tokens see later ones; give a causal "
+            "language model"
+        )
+    return HubModel(shape, inner)

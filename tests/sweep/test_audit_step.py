@@ -194,7 +194,7 @@ def test_two_runs_that_begin_together_share_one_audit(
 def test_a_run_that_waits_for_an_audit_can_be_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_step, "warmed", lambda *_: pytest.fail("it did not wait"))
+    monkeypatch.setattr(audit_step, "warm_up", lambda *_: pytest.fail("it did not wait"))
     told: list[dict[str, Any]] = []
     stage = Stage(told.append, lambda: bool(told))
     with (

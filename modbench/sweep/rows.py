@@ -232,6 +232,7 @@ def describe_row(
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.budget import flops_per_step
     from modbench.train.config import TrainTable
+    from modbench.train.ranks import refuse_split
 
     name, preset = preset_options(scheme["router"])
     router = build_router(name, {**preset, **scheme["options"]})
@@ -239,7 +240,9 @@ def describe_row(
     flops: list[int | str] = []
     for shape in shapes:
         try:
-            flops.append(flops_per_step(outline(ModelConfig(**shape), router), config))
+            decoder = outline(ModelConfig(**shape), router)
+            refuse_split(decoder, config.parallel)
+            flops.append(flops_per_step(decoder, config))
         except UserError as error:
             flops.append(str(error))
     described: dict[str, Any] = {"name": name, "options": router.options(), "flops": flops}
@@ -250,6 +253,7 @@ def describe_row(
     @cache
     def read(model: ModelConfig) -> tuple[int, int]:
         decoder = outline(model, router)
+        refuse_split(decoder, config.parallel)
         return flops_per_step(decoder, config), decoder.parameter_count("active")
 
     isoflop, model = IsoFlopConfig(**family), ModelConfig(**base)

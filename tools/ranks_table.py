@@ -22,27 +22,28 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tests" / "train" / "rank_training.py"
 PAGE = ROOT / "docs" / "large_runs.md"
 PLACE = re.compile(r"(<!-- losses of several processes -->\n).*?(<!-- end of losses -->)", re.DOTALL)
-SCHEMES: dict[str, dict[str, Any]] = {
-    "vanilla": {},
-    "mod": {"capacity": 0.25},
-    "token_choice": {"experts": 4, "balance_scope": "sequence"},
-    "expert_choice": {"experts": 4},
-}
-MODES: dict[str, list[dict[str, int]]] = {
-    "vanilla": [{}, {"data": 2}, {"shard": 2}],
-    "mod": [{}, {"data": 2}, {"shard": 2}, {"data": 2, "shard": 2}],
-    "token_choice": [{}, {"data": 2}, {"shard": 2}, {"expert": 2}, {"data": 2, "expert": 2}],
-    "expert_choice": [{}, {"expert": 2}],
-}
+#: Rows of the table: router, options, ways to train it.
+ROWS: list[tuple[str, dict[str, Any], list[dict[str, int]]]] = [
+    ("vanilla", {}, [{}, {"data": 2}, {"shard": 2}]),
+    ("mod", {"capacity": 0.25}, [{}, {"data": 2}, {"shard": 2}, {"data": 2, "shard": 2}]),
+    (
+        "token_choice",
+        {"experts": 4, "balance_scope": "sequence"},
+        [{}, {"data": 2}, {"shard": 2}, {"expert": 2}, {"data": 2, "expert": 2}],
+    ),
+    # Its balance loss is of all tokens of a process.
+    ("token_choice", {"experts": 4}, [{}, {"data": 2}, {"expert": 2}]),
+    ("expert_choice", {"experts": 4}, [{}, {"expert": 2}]),
+]
 
 
-def losses(router: str, parallel: dict[str, int]) -> tuple[float, float]:
+def losses(router: str, options: dict[str, Any], parallel: dict[str, int]) -> tuple[float, float]:
     """Training and held-out loss after the last step, in nats per token."""
     with tempfile.TemporaryDirectory() as name:
         if not parallel:
-            found, _ = trained(router, Path(name), options=SCHEMES[router])
+            found, _ = trained(router, Path(name), options=options)
             return found.curve[-1]["train_loss"], found.curve[-1]["heldout_loss"]
-        wanted = {"router": router, "options": SCHEMES[router], "parallel": parallel}
+        wanted = {"router": router, "options": options, "parallel": parallel}
         (Path(name) / "wanted.json").write_text(json.dumps(wanted))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         command += [str(prod(parallel.values())), str(SCRIPT), name]
@@ -53,14 +54,15 @@ def losses(router: str, parallel: dict[str, int]) -> tuple[float, float]:
 
 def main() -> None:
     rows = []
-    for router, modes in MODES.items():
-        alone = losses(router, {})
+    for router, options, modes in ROWS:
+        alone = losses(router, options, {})
+        name = ", ".join([router, *(f"{option} = {value}" for option, value in options.items())])
         for parallel in modes:
-            here = losses(router, parallel) if parallel else alone
+            here = losses(router, options, parallel) if parallel else alone
             most = max(abs(ours - theirs) for ours, theirs in zip(here, alone, strict=True))
-            way = ", ".join(f"{name} = {count}" for name, count in parallel.items())
+            way = ", ".join(f"{kind} = {count}" for kind, count in parallel.items())
             numbers = [f"{loss:.6f}" for loss in here]
-            rows.append((router, way or "one process", *numbers, f"{most:.1e}" if parallel else ""))
+            rows.append((name, way or "one process", *numbers, f"{most:.1e}" if parallel else ""))
     header = ("router", "parallel", "training loss", "held-out loss", "largest difference")
     table = Table(header, rows).to_markdown()
     page = PAGE.read_text(encoding="utf-8")

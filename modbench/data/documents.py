@@ -31,10 +31,9 @@ def text_of(row: Mapping[str, Any], field: str, where: object) -> str:
     that UTF-8 can encode."""
     value = row.get(field)
     if not isinstance(value, str) or not _is_utf8(value):
-        raise UserError(
-            f"{where} has no UTF-8 text in field '{field}'; fix or remove it, or set data "
-            f"text_field ({known_names(field, map(str, row))})"
-        )
+        known = known_names(field, map(str, row))
+        other = "" if field in row else f", or set data text_field ({known})"
+        raise UserError(f"{where} has no UTF-8 text in field '{field}'; fix or remove it{other}")
     return value
 
 

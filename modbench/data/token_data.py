@@ -113,7 +113,7 @@ def _load(config: DataConfig, path: Path, *, verify: bool) -> TokenData:
         ) from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(
-            f"token file {path} of corpus '{config.source}' was altered ({error}); delete it and "
+            f"the token files of corpus '{config.source}' were altered ({error}); delete {path} and "
             "run `modbench data prepare` with the settings of its suite"
         ) from None
     merges = [(left, right) for left, right in header["merges"]]

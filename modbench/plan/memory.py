@@ -16,6 +16,7 @@ from modbench.model.language_model import LanguageModel
 from modbench.model.shape import Shape
 from modbench.plan.activations import Compute, Kernels, training_activations
 from modbench.plan.search import extrapolated, period_of
+from modbench.routing.expert_bank import ExpertBank
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
@@ -31,11 +32,12 @@ class Recipe:
 
     state: Literal["fp32", "bf16"] = "fp32"
     shard: int = 1  #: GPUs that share parameters, gradients and optimizer (FSDP, ZeRO-3)
+    expert: int = 1  #: GPUs that share the experts, which then are not in ``shard``
     checkpoint: bool = False  #: keep only the input of each layer and recompute the rest
     micro_batch: int = 1  #: sequences per GPU
 
     def __post_init__(self) -> None:
-        for name in ("shard", "micro_batch"):
+        for name in ("shard", "expert", "micro_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
 
@@ -83,13 +85,23 @@ class Measured:
         self._compute = compute or recipe.compute
         self._most = max(2, _ROWS // length)
         weights = list(decoder.parameters())
-        shard = recipe.shard
-        self._held = -(-_elements(weights) // shard)
+        banks = set[Tensor]()  # of experts that are shared out by themselves
+        if recipe.expert > 1:
+            modules = (part for part in decoder.modules() if isinstance(part, ExpertBank))
+            banks = {weight for bank in modules for weight in bank.parameters()}
+
+        def held(of: Iterable[Tensor]) -> int:
+            of = list(of)
+            apart = _elements(weight for weight in of if weight in banks)
+            return -(-(_elements(of) - apart) // recipe.shard) - (-apart // recipe.expert)
+
+        self._held = held(weights)
         # A frozen weight has neither gradient nor optimizer state.
-        self._learned = -(-_elements(weight for weight in weights if weight.requires_grad) // shard)
+        self._learned = held(weight for weight in weights if weight.requires_grad)
         self._gathered = 0
-        if shard > 1:
-            largest_layer = max(_elements(layer.parameters()) for layer in decoder.layers)
+        if recipe.shard > 1:
+            layers = [[p for p in layer.parameters() if p not in banks] for layer in decoder.layers]
+            largest_layer = max(map(_elements, layers))
             outside = _elements(weights) - _elements(decoder.layers.parameters())
             # In bfloat16: two layers, the gradients of one, and everything outside the layers.
             self._gathered = 2 * (3 * largest_layer + outside)

@@ -43,8 +43,13 @@ def outlined(run: Run) -> LanguageModel:
 def measured_pass(run: Run, model: LanguageModel) -> Measured:
     """The memory of a training pass of ``run``."""
     train = run.train
-    shard = (train.parallel or {}).get("shard", 1)
-    recipe = Recipe(micro_batch=train.rows, checkpoint=train.recompute, shard=shard)
+    parallel = train.parallel or {}
+    recipe = Recipe(
+        micro_batch=train.rows,
+        checkpoint=train.recompute,
+        shard=parallel.get("shard", 1),
+        expert=parallel.get("expert", 1),
+    )
     return Measured(model, train.sequence, recipe)
 
 
@@ -68,9 +73,10 @@ def costs(runs: Sequence[Wanted], flops: int, rate: Rate) -> str:
     """Hours and costs of ``runs``, which take ``flops`` in all, and memory, as text."""
     each = rate.gpu.flops * rate.utilisation
     most = sum(item.run.train.ranks for item in runs)
-    hours = [flops / (each * min(count, most)) / 3600 for count in _GPUS]
+    needed = max(item.run.train.ranks for item in runs)
+    hours = {count: flops / (each * min(count, most)) / 3600 for count in _GPUS if count >= needed}
     price = flops / each / 3600 * rate.price
-    rows = [(f"{n:,}", f"{of:,.1f}") for n, of in zip(_GPUS, hours, strict=True)]
+    rows = [(f"{count:,}", f"{of:,.1f}") for count, of in hours.items()]
     table = Table(("GPUs", "hours"), rows).to_text()
     return "\n".join(
         [

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from modbench.data.token_data import load
 from modbench.errors import UserError
 from modbench.records.run import Run
+from modbench.routing.plugin_fault import at, raised
 from modbench.sweep.claim import born
 from modbench.sweep.devices import refuse_missing_devices
 from modbench.sweep.run_job import RunJob, prepare_process
@@ -162,10 +164,15 @@ def main() -> int:
         return 2
     except Exception as error:
         failed = failed_allocation(error)
-        if failed is None:
-            raise
-        report(status="oom", error=out_of_memory_sentence(failed))
-        return 1
+        if failed is not None:
+            report(status="oom", error=out_of_memory_sentence(failed))
+            return 1
+        if at(error):  # else another process may have been killed, and all start again
+            traceback.print_exception(error)
+            fault = raised(error, remedy="fix it and run again")
+            report(status="refused", error=f"router '{run.router.name}' {fault}")
+            return 2
+        raise
     else:
         if ranks.leads:
             report(status="ok", trained=asdict(trained))

@@ -234,6 +234,7 @@ def describe_row(
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.budget import flops_per_step
     from modbench.train.config import TrainTable
+    from modbench.train.ranks import refuse_split
 
     config = TrainTable(**{**train, **scheme["train"]}).config()
     if scheme["router"] == TRANSFORMERS:
@@ -245,7 +246,9 @@ def describe_row(
     flops: list[int | str] = []
     for shape in shapes:
         try:
-            flops.append(flops_per_step(outline(ModelConfig(**shape), router), config))
+            decoder = outline(ModelConfig(**shape), router)
+            refuse_split(decoder, config.parallel)
+            flops.append(flops_per_step(decoder, config))
         except UserError as error:
             flops.append(str(error))
     described: dict[str, Any] = {"name": name, "options": router.options(), "flops": flops}
@@ -256,6 +259,7 @@ def describe_row(
     @cache
     def read(model: ModelConfig) -> tuple[int, int]:
         decoder = outline(model, router)
+        refuse_split(decoder, config.parallel)
         return flops_per_step(decoder, config), decoder.parameter_count("active")
 
     isoflop, model = IsoFlopConfig(**family), ModelConfig(**base)

@@ -100,7 +100,7 @@ def _train(job: RunJob) -> _Outcome:
     record = run_record(
         job.run,
         job.data.summary(),
-        environment(job.dtype),
+        environment(job.dtype) | {"world_size": job.train.ranks},
         status,
         error,
         started,

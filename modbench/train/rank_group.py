@@ -25,10 +25,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from modbench.model.language_model import LanguageModel
 from modbench.routing.expert_bank import ExpertBank
+from modbench.routing.tokens import Noise
 from modbench.train.config import TrainConfig
 from modbench.train.expert_exchange import exchange
 from modbench.train.optimizer import FUSED, ONE_BY_ONE
 from modbench.train.ranks import Ranks
+
+#: Between the keys of random streams of two processes; any odd number.
+_KEYS_APART = 1_000_003
 
 
 @dataclass(eq=False, kw_only=True)
@@ -66,6 +70,7 @@ class RankGroup(Ranks):
 
     def spread(self, model: LanguageModel) -> None:
         """Share out the weights of ``model``, which all processes have built alike."""
+        self._draw_apart(model)
         if self.experts is not None:
             for bank in [part for part in model.modules() if isinstance(part, ExpertBank)]:
                 self._spread_bank(bank, self.experts)
@@ -78,6 +83,11 @@ class RankGroup(Ranks):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=left_out)
             for method in ("loss", "losses"):
                 register_fsdp_forward_method(model, method)
+
+    def _draw_apart(self, model: RoutedDecoder) -> None:
+        """Give each process noise of its own; the first keeps that of one process."""
+        for noise in [part for part in model.modules() if isinstance(part, Noise)]:
+            noise.key.add_(self.number * _KEYS_APART).bitwise_and_(2**31 - 1)
 
     def _spread_bank(self, bank: ExpertBank, mesh: DeviceMesh) -> None:
         shares, share = mesh.size(1), mesh.get_local_rank(1)
@@ -183,6 +193,7 @@ class RankGroup(Ranks):
         """Load whole states."""
         weights = dict(model.named_parameters(remove_duplicate=False))
         model.load_state_dict({name: self._part(weights.get(name), of_model[name]) for name in of_model})
+        self._draw_apart(model)
         optimizer.load_state_dict(self._mapped(optimizer, of_optimizer, self._part, ONE_BY_ONE))
 
     def outline(self, weight: Tensor) -> Tensor:

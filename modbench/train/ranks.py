@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modbench.errors import UserError
 from modbench.model.language_model import LanguageModel
+from modbench.routing.expert_bank import ExpertBank
 
 
 @dataclass(eq=False, kw_only=True)
@@ -78,3 +80,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def refuse_split(model: LanguageModel, parallel: Mapping[Any, int] | None) -> None:
+    """Raise a `UserError` if ``parallel`` can't share out the experts of ``model``."""
+    shares = (parallel or {}).get("expert", 1)
+    for bank in [part for part in model.modules() if isinstance(part, ExpertBank)]:
+        if bank.experts % shares:
+            raise UserError(
+                f"[train] parallel has expert = {shares}; it must divide the number of experts of a "
+                f"layer, which is {bank.experts}"
+            )

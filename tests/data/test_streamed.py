@@ -181,7 +181,7 @@ def test_a_shard_that_is_missing_or_cut_is_refused_and_made_again(
     (index,) = cache.glob("*.json")
     (shard,) = cache.rglob("00002.tokens")
     change(shard)
-    with pytest.raises(UserError, match=f"{index} .*{reason}.*; delete it and run `modbench data"):
+    with pytest.raises(UserError, match=f"{reason}.*; delete {index} and run `modbench data"):
         start(config, cache=cache)
     index.unlink()
     assert prepare(config, cache=cache, say=silent, processes=1).sha256 == data.sha256
@@ -214,7 +214,10 @@ def cut(path: Path, bytes: int) -> None:
             lambda folder: (folder / "c.parquet").rename(folder / "c-00001-of-00003.parquet"),
             "c-*-of-00003.parquet: only 1 of 3 files are there; fetch the others",
         ),
-        (lambda folder: (folder / "b.jsonl").write_text('{"text": 1}\n'), "b.jsonl:1 has no UTF-8 text"),
+        (
+            lambda folder: (folder / "b.jsonl").write_text('{"text": 1}\n'),
+            "b.jsonl:1 has no UTF-8 text in field 'text'; fix or remove it",
+        ),
         (
             lambda folder: (folder / "b.jsonl").write_text('{"text": "a"}\n\n{"text" 1}\n'),
             "b.jsonl:3 is not a JSON object",

@@ -8,6 +8,7 @@ from modbench.model.config import ModelConfig
 from modbench.plan import memory as memory_module
 from modbench.plan.memory import Measured, Memory, Recipe
 from modbench.routing.build import meta_decoder
+from modbench.routing.expert_bank import ExpertBank
 
 DENSE = ModelConfig(vocabulary=100, width=16, layers=2, heads=2, mlp_width=24)
 #: Of DENSE: qkv, out, gate and up and down, two norms; then the tied embedding and the last norm.
@@ -34,6 +35,21 @@ def test_shards_by_hand() -> None:
     assert sharded.parameters == -(-parameters // 3) * 4
     # Two layers and one's gradients, and all outside the layers, in bfloat16.
     assert sharded.gathered == 2 * (3 * BLOCK + OUTSIDE)
+
+
+def test_experts_that_are_shared_out_are_not_in_shards() -> None:
+    decoder = meta_decoder("token_choice", {"experts": 4}, DENSE)
+    all_weights = sum(weight.numel() for weight in decoder.parameters())
+    banks = [part for part in decoder.modules() if isinstance(part, ExpertBank)]
+    experts = sum(weight.numel() for bank in banks for weight in bank.parameters())
+    assert experts > all_weights / 2
+    shared = Measured(decoder, 32, Recipe(expert=4)).memory(1)
+    assert shared.parameters == 4 * (all_weights - experts + experts // 4)
+    assert shared.gathered == 0
+    both = Measured(decoder, 32, Recipe(shard=8, expert=2)).memory(1)
+    assert both.parameters == 4 * (-(-(all_weights - experts) // 8) + experts // 2)
+    of_layer = sum(weight.numel() for weight in decoder.layers[0].parameters()) - experts // 2
+    assert both.gathered == 2 * (3 * of_layer + OUTSIDE)
 
 
 def test_what_is_gathered_is_the_largest_layer_wherever_it_stands() -> None:

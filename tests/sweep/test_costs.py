@@ -37,3 +37,17 @@ def test_a_model_that_does_not_fit_is_told_with_what_does(wanted: list[Wanted]) 
 def test_a_price_is_above_0() -> None:
     with pytest.raises(UserError, match="--price is 0; it must be above 0"):
         Rate(gpu=GPUS["h100"], utilisation=0.4, price=0.0)
+
+
+def test_processes_must_divide_the_experts() -> None:
+    settings = {"train.parallel": {"expert": 3}, "train.batch": 6}
+    with pytest.raises(UserError, match=r"expert = 3; it must divide the number of experts .* is 8"):
+        expand_planned(resolve(load_suite("quick", settings), []))
+
+
+def test_gpus_that_can_not_run_it_have_no_hours() -> None:
+    suite = load_suite("quick", {"train.parallel": {"data": 4}, "train.batch": 8})
+    said = costs(
+        expand_planned(resolve(suite, [])), 10**15, Rate(gpu=GPUS["h100"], utilisation=0.4, price=1.0)
+    )
+    assert [line.split()[0] for line in said.splitlines()[2:5]] == ["8", "64", "256"]

@@ -11,12 +11,14 @@ import psutil
 import pytest
 from small_suite import finished, modbench_says, start, write_suite
 
+from modbench.records.store import read_suite
 
-def write(place: Path) -> None:
+
+def write(place: Path, router: str = "token_choice") -> None:
     write_suite(
         place,
         "ranks",
-        "token_choice",
+        router,
         model={"width": 32, "layers": 2, "heads": 4},
         train={
             "sequence": 64,
@@ -68,6 +70,8 @@ def test_kills_of_a_runs_processes_change_no_result(tmp_path: Path, rounds: int)
     code, said = modbench_says(tmp_path, "run", "suite.toml", "--results", "whole")
     assert code == 0, said
     whole = finished(tmp_path / "whole" / "ranks")
+    (record,) = read_suite(tmp_path / "whole" / "ranks").runs
+    assert record.environment["world_size"] == 2
     draw, seen = random.Random(rounds), 0
     for number in range(rounds):
         words = ("run", "suite.toml", "--results", f"round-{number}")
@@ -78,3 +82,27 @@ def test_kills_of_a_runs_processes_change_no_result(tmp_path: Path, rounds: int)
         assert code == 0, (output, said)
         assert finished(tmp_path / f"round-{number}" / "ranks") == whole, number
     assert seen >= rounds / 2
+
+
+PLUGIN = """
+from dataclasses import dataclass
+
+from modbench import DepthRouter, register_router
+
+
+@register_router("broken")
+@dataclass(frozen=True, kw_only=True)
+class Broken(DepthRouter):
+    def gate(self, scores_BT):
+        raise ValueError("my mistake")
+"""
+
+
+@pytest.mark.slow
+def test_a_mistake_of_a_plugin_is_told_once(tmp_path: Path) -> None:
+    write(tmp_path, "broken")
+    (tmp_path / "broken.py").write_text(PLUGIN)
+    code, said = modbench_says(tmp_path, "run", "suite.toml", "--plugin", "broken.py")
+    assert code == 2, said
+    assert "ValueError: my mistake" in said
+    assert "each of 4 times" not in said

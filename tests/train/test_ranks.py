@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from rank_training import trained
+from rank_training import SHAPE, trained
+
+from modbench.routing.build import build_model
+from modbench.routing.registry import build_router
+from modbench.routing.tokens import Noise
+from modbench.train.rank_group import RankGroup
 
 SCRIPT = Path(__file__).with_name("rank_training.py")
 #: Schemes whose routing in training is of each sequence by itself.
@@ -124,3 +129,21 @@ def test_a_checkpoint_of_another_number_of_processes_goes_on_with_a_word(
     found, weights = trained("vanilla", tmp_path)
     assert "checkpoint.pt is of 2 processes, and 1 go on" in capsys.readouterr().err
     check_equal(json.loads(json.dumps(asdict(found))), weights, of_one("vanilla"))
+
+
+def test_each_process_has_noise_of_its_own_and_the_first_that_of_one() -> None:
+    def keys(number: int | None, loaded: bool = False) -> list[int]:
+        model = build_model(SHAPE, build_router("mod", {"capacity": 0.25}), seed=1)
+        if number is not None:
+            group = RankGroup(number=number, count=2)
+            group.spread(model)
+            if loaded:
+                of_one = build_model(SHAPE, build_router("mod", {"capacity": 0.25}), seed=1)
+                optimizer = torch.optim.SGD(model.parameters())
+                group.load(model, optimizer, of_one.state_dict(), optimizer.state_dict())
+        return [int(part.key) for part in model.modules() if isinstance(part, Noise)]
+
+    assert keys(None)
+    assert keys(0) == keys(0, loaded=True) == keys(None)
+    assert keys(1) == keys(1, loaded=True)
+    assert not {*keys(1)} & {*keys(0)}

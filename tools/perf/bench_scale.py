@@ -21,7 +21,7 @@ from targets import Reach
 from modbench.records.finished import Watch
 from modbench.records.run import Run
 from modbench.records.store import append_record, read_suite
-from modbench.report.page import Report
+from modbench.report.page import Report, write_report
 from modbench.sweep import job_records, run
 from modbench.sweep.claim import Claims
 from modbench.sweep.job import JobFile, done_of, run_identity
@@ -74,7 +74,8 @@ def test_many_jobs_are_listed_and_submitted(
         asked = Asked.of(suite, folder=folder, threads=1, workers=1, wait=True)
         jobs = run_jobs(left, titles(wanted), asked, rows.plugins_of, DATA)
         began = now()
-        assert "--array=0-999" in Slurm(folder, {}, 0).script(jobs[:AT_ONCE])
+        for first in range(0, len(jobs), AT_ONCE):
+            assert "--array=0-999" in Slurm(folder, {}, 0).script(jobs[first : first + AT_ONCE])
         rendered = now() - began
         began = now()
         for job in jobs[:AT_ONCE]:
@@ -86,7 +87,7 @@ def test_many_jobs_are_listed_and_submitted(
     assert jobs == MANY
     reach(f"listing {MANY:,} jobs that are left", seconds - rendered - written, 60, "s")
     reach(f"listing {MANY:,} jobs, memory", memory, 4, "GB")
-    reach(f"rendering the script of an array of {AT_ONCE:,}", rendered, 1, "s")
+    reach(f"rendering the scripts of all arrays of {AT_ONCE:,}", rendered, 20, "s")
     reach(f"writing the files of {AT_ONCE:,} jobs", written, 20, "s")
 
 
@@ -105,6 +106,9 @@ def test_many_runs_are_found_finished(
     assert code == 0
     reach(f"recognising {MANY:,} finished runs", seconds, 60, "s")
     reach(f"recognising {MANY:,} finished runs, memory", memory, 3, "GB")
+    seconds, memory, _ = apart(lambda: write_report(tmp_path / suite.header.name, csv=True) and None)
+    reach.shown(f"report --csv of {MANY:,} runs with a measurement each", seconds, "s")
+    reach.shown(f"report --csv of {MANY:,} runs, memory", memory, "GB")
 
 
 def machine(folder: Path, runs: list[Run], number: int) -> None:

@@ -84,7 +84,7 @@ class RankGroup(Ranks):
             for method in ("loss", "losses"):
                 register_fsdp_forward_method(model, method)
 
-    def _draw_apart(self, model: RoutedDecoder) -> None:
+    def _draw_apart(self, model: LanguageModel) -> None:
         """Give each process noise of its own; the first keeps that of one process."""
         for noise in [part for part in model.modules() if isinstance(part, Noise)]:
             noise.key.add_(self.number * _KEYS_APART).bitwise_and_(2**31 - 1)

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,7 +106,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
     """Remove the temporary files that killed processes left in ``folder`` (``results/<suite>``) more
     than an hour ago; return them."""
     gone = []
-    for path in [*folder.glob(".*.tmp"), *folder.glob(f"{RECORDS}/.*.tmp")]:
+    places = (".*.tmp", f"{RECORDS}/.*.tmp", "runs/*/.*.tmp")
+    for path in chain.from_iterable(map(folder.glob, places)):
         with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
             if path.is_file() and time.time() - path.stat().st_mtime > _LEFT_OVER:
                 path.unlink()

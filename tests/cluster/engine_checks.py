@@ -1,6 +1,7 @@
 """Runs suites and fake jobs on an engine, and compares records of engines."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -123,5 +124,9 @@ def fault_rounds(
             break
     assert code == 0, out
     assert comparable(folder) == comparable(place / "whole" / "small")
+    hour_ago = time.time() - 3700
+    for path in folder.rglob("*.tmp"):  # another writer's, for all that a command knows
+        os.utime(path, (hour_ago, hour_ago))
+    assert modbench_says(place, "run", "suite.toml", "--results", "parts", "--engine", engine)[0] == 0
     assert not [path for path in folder.rglob("*") if path.suffix in (".half", ".part", ".tmp")]
     return made

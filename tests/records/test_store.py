@@ -311,8 +311,10 @@ def test_old_temporary_files_are_removed_and_new_ones_are_kept(tmp_path, fakes):
         tmp_path / ".leaderboard.md.elsewhere.00.tmp",
         tmp_path / ".leaderboard.md.99999999.tmp",  # an earlier modbench's
         tmp_path / "records" / ".dead.jsonl.elsewhere.00.tmp",
+        tmp_path / "runs" / "0a" / ".modbench.json.elsewhere.00.tmp",
     ]
-    live = [path.with_name(path.name.replace("00", "11")) for path in old[::2]]
+    old[-1].parent.mkdir(parents=True)
+    live = [path.with_name(path.name.replace("00", "11")) for path in old if "00" in path.name]
     for path in (*old, *live):
         path.touch()
     assert remove_leftovers(tmp_path) == []

@@ -129,7 +129,7 @@ def findings(
     grouped = _grouped(model, seed) if any(probe.grouped for probe in asked) else None
     for probe in asked:
         if not (probe.any_model or isinstance(subject, Subject)):
-            yield _finding(probe, None, "a model of transformers has no router of modbench")
+            yield _finding(probe, None, _reason(model))
             continue
         cases = [(subject, shape) for shape in (shapes[:1] if probe.once else shapes)]
         if probe.trained and trained is not None and trained not in shapes:
@@ -170,6 +170,13 @@ def _subject(
     if isinstance(model, RoutedDecoder):
         return Subject(model, seed, shapes)
     return ModelSubject(model, seed, shapes)
+
+
+def _reason(model: LanguageModel) -> str:
+    """Return why a probe of routers is not asked of ``model``."""
+    if getattr(model, "router", None) is None:
+        return "a model of transformers has no router of modbench"
+    return "the probe reads blocks of modbench's decoder, and this is a model of transformers"
 
 
 def _grouped(model: LanguageModel, seed: int) -> Subject | None:

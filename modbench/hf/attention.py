@@ -7,10 +7,11 @@ pass. Rows of a suite have no packed sequences; `modbench.hf.model` gives a mask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-_NAME = "modbench_sdpa"
+#: Its name in transformers.
+WITHOUT_MASKS = "modbench_sdpa"
 
 
 def attention_without_masks() -> str:
     """Register the attention with transformers, once, and return its name."""
-    AttentionInterface.register(_NAME, sdpa_attention_forward)  # no mask function of that name
-    return _NAME
+    AttentionInterface.register(WITHOUT_MASKS, sdpa_attention_forward)  # no mask function of that name
+    return WITHOUT_MASKS

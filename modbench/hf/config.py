@@ -42,15 +42,14 @@ class HubKeys:
 
 def hub_keys(where: str, scheme: Mapping[str, Any], model: Mapping[str, Any]) -> HubKeys | None:
     """Return the keys of a ``scheme`` of a suite whose [model] is ``model``; None if it names no model
-    of transformers. Raise a `UserError` for keys of our decoder, a router, or a missing label; the
-    sentence starts with ``where``."""
+    of transformers. Raise a `UserError` for keys of our decoder, options without a router, or a missing
+    label; the sentence starts with ``where``."""
     own = scheme.get("model", {})
     if not isinstance(own, Mapping) or not ("hf" in own or "hf" in model):
         return None
-    if "router" in scheme:
+    if "options" in scheme and "router" not in scheme:
         raise UserError(
-            f"{where} has a router, and model hf names a model of transformers, which has none of ours; "
-            "remove one of them"
+            f"{where} has options, and no router that takes them; give a router, or remove options"
         )
     if not scheme.get("label"):
         raise UserError(f"{where} needs 'label'; give its model of transformers a name")

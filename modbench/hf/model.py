@@ -22,6 +22,7 @@ from modbench.hf.passes import cache_argument, make_fit_for_float64, make_fit_fo
 from modbench.ledger import OUTSIDE, Ledger, Workload, labels
 from modbench.model.context import INTEGERS, Context
 from modbench.model.generate import prefill
+from modbench.model.kv_cache import Cache
 from modbench.model.language_model import LanguageModel
 from modbench.model.shape import TRANSFORMERS, HubConfig
 
@@ -30,8 +31,9 @@ Select = Callable[[Tensor], Tensor]
 
 
 class HubModel(LanguageModel):
-    """``inner``, a causal language model of transformers, on tokens and contexts of ours. It routes by
-    one rule, in training and prediction alike; its cache is ours (`modbench.hf.cache_view`)."""
+    """``inner``, a causal language model of transformers, on tokens and contexts of ours. Experts of its
+    own route by one rule, in training and prediction alike; its cache is ours
+    (`modbench.hf.cache_view`)."""
 
     def __init__(self, config: HubConfig, inner: Any) -> None:
         super().__init__()
@@ -113,7 +115,8 @@ class HubModel(LanguageModel):
         options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
         options |= self._masks(tokens_BT, context, lengths)
         if cache is not None:
-            options[self._cache_name] = CacheView(cache, self._windows, lengths)
+            options[self._cache_name] = self._view(cache, lengths)
+        options |= self._told(context)
         with self._head(select), self._checkpointed(context):
             out = self.inner(input_ids=tokens_BT, **options)
         if cache is not None:
@@ -122,6 +125,14 @@ class HubModel(LanguageModel):
             balance = self.inner.config.router_aux_loss_coef * out.aux_loss
             context.trace.loss(OUTSIDE, "balance", balance)
         return out.logits  # type: ignore[no-any-return]
+
+    def _view(self, cache: Cache, lengths: list[int]) -> CacheView:
+        """Return ``cache`` as the layers of a pass with ``lengths`` new tokens see it."""
+        return CacheView(cache, self._windows, lengths)
+
+    def _told(self, context: Context) -> dict[str, Any]:
+        """Return what else of ``context`` the model is told."""
+        return {}
 
     def _masks(self, tokens_BT: Tensor, context: Context, lengths: list[int]) -> dict[str, Any]:
         """Return masks and positions; none for whole sequences from the start. Padding on the right

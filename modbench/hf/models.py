@@ -1,4 +1,5 @@
-"""Builds the model of a row: our decoder with a router, or a model of transformers."""
+"""Builds the model of a row: our decoder with a router, or a model of transformers, with a depth router
+or without."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from modbench.model.init import stream
 from modbench.model.language_model import LanguageModel
 from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
 from modbench.routing.build import RoutedDecoder, build_model, outline
+from modbench.routing.depth_router import DepthScheme
 from modbench.routing.registry import build_router
 
 
@@ -22,11 +24,12 @@ def model_of(shape: Shape, router: str, options: Mapping[str, Any], seed: int = 
         return build_model(shape, build_router(router, options), seed)
     from modbench.hf.folder import load_weights
 
+    scheme = _depth_scheme(router, options)
     if shape.weights is not None:
-        return _wrapped(shape, load_weights(shape))
+        return _wrapped(shape, load_weights(shape), scheme, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, TRANSFORMERS).initial_seed())
-        return _wrapped(shape, _built(shape, "cpu"))
+        return _wrapped(shape, _built(shape, "cpu"), scheme, seed)
 
 
 def outline_of(
@@ -36,14 +39,24 @@ def outline_of(
     Raise as `model_of`."""
     if not isinstance(shape, HubConfig):
         return outline(shape, build_router(router, options), device)
-    return _wrapped(shape, _built(shape, device))
+    return _wrapped(shape, _built(shape, device), _depth_scheme(router, options))
 
 
 def outlined_like(model: LanguageModel, shape: Shape, device: str = "meta") -> LanguageModel:
     """Build `outline_of` ``shape`` with the router of ``model``."""
     if isinstance(model, RoutedDecoder) and isinstance(shape, ModelConfig):
         return outline(shape, model.router, device)
-    return outline_of(shape, model.scheme, {}, device)
+    router = getattr(model, "router", None)
+    return outline_of(shape, model.scheme, {} if router is None else router.options(), device)
+
+
+def _depth_scheme(router: str, options: Mapping[str, Any]) -> DepthScheme | None:
+    """Return the depth router with which a model of transformers is retrofitted; None: it is not."""
+    if router == TRANSFORMERS:
+        return None
+    from modbench.hf.retrofit.apply import router_of
+
+    return router_of(router, options)
 
 
 def _built(shape: HubConfig, device: str) -> Any:
@@ -55,7 +68,7 @@ def _built(shape: HubConfig, device: str) -> Any:
     return build(shape.config, device, shape.experts)
 
 
-def _wrapped(shape: HubConfig, inner: Any) -> LanguageModel:
+def _wrapped(shape: HubConfig, inner: Any, scheme: DepthScheme | None, seed: int = 0) -> LanguageModel:
     from modbench.hf.model import HubModel
     from modbench.hf.passes import check
 
@@ -65,4 +78,8 @@ def _wrapped(shape: HubConfig, inner: Any) -> LanguageModel:
             f"model_type '{shape.family}' is an encoder, whose tokens see later ones; give a causal "
             "language model"
         )
-    return HubModel(shape, inner)
+    if scheme is None:
+        return HubModel(shape, inner)
+    from modbench.hf.routed import retrofitted
+
+    return retrofitted(shape, inner, scheme, seed)

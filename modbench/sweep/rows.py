@@ -243,6 +243,11 @@ def describe_row(
         return {"name": TRANSFORMERS, "options": {}, "flops": each, "plugin_sha256": None}
     name, preset = preset_options(scheme["router"])
     router = build_router(name, {**preset, **scheme["options"]})
+    if any("config" in shape for shape in shapes):  # of a model of transformers, which is retrofitted
+        models = [outline_of(HubConfig(**shape), name, router.options()) for shape in shapes]
+        each = [flops_per_step(model, config) for model in models]
+        sha256 = plugin_sha256(name)
+        return {"name": name, "options": router.options(), "flops": each, "plugin_sha256": sha256}
     flops: list[int | str] = []
     for shape in shapes:
         try:

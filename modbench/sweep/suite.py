@@ -79,8 +79,8 @@ class KeepConfig:
 class Scheme:
     """A row of the table: a router with options, and its own training settings."""
 
-    #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin; none for a
-    #: model of transformers
+    #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin. With a model
+    #: of transformers: it is retrofitted; none: it stays as it is
     router: str
     label: str = ""  #: its name in tables and plots; the router's name if empty
     options: dict[str, Any] = field(
@@ -243,7 +243,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     hubs = dict[str, HubConfig]()
     for number, entries in enumerate(tables.schemes, start=1):
         hub = hub_keys(f"{where} [[schemes]] {number}", entries, tables.model)
-        stated = entries if hub is None else {**entries, "router": TRANSFORMERS}
+        stated = entries if hub is None else {"router": TRANSFORMERS, **entries}
         scheme: Scheme = built(f"{where} [[schemes]] {number}", stated, Scheme)
         at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
         overrides = checked_fields(at, scheme.train, TrainTable)

@@ -1,6 +1,7 @@
 """The target of a timing or memory measurement: a scheme at one size, or only the machine."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from modbench.train.numerics import device, precision
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTarget:
-    """``router`` is None if only the machine is measured, or a model of transformers."""
+    """``router`` is None if only the machine is measured, or a model of transformers as it is."""
 
     config: Shape
     train: TrainConfig
@@ -55,16 +56,21 @@ class BenchmarkTarget:
     def build(self) -> LanguageModel:
         """Build the scheme's model with random weights."""
         if isinstance(self.config, HubConfig):
-            return model_of(self._stretched(self.config), TRANSFORMERS, {}).to(self.on)
+            return model_of(self._stretched(self.config), *self._stated).to(self.on)
         assert self.router is not None
         return build_model(self.config, self.router).to(self.on)
 
     def outline(self) -> LanguageModel:
         """Build the model on the meta device, without values."""
         if isinstance(self.config, HubConfig):
-            return outline_of(self._stretched(self.config), TRANSFORMERS, {})
+            return outline_of(self._stretched(self.config), *self._stated)
         assert self.router is not None
         return outline(self.config, self.router)
+
+    @property
+    def _stated(self) -> tuple[str, dict[str, Any]]:
+        """Name and options of the router of a model of transformers."""
+        return (TRANSFORMERS, {}) if self.router is None else (self.router.name, self.router.options())
 
     def _stretched(self, shape: HubConfig) -> HubConfig:
         """``shape`` with positions for all timed lengths: a learned position embedding has a row for

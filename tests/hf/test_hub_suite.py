@@ -239,7 +239,7 @@ def test_a_config_that_is_no_row_is_refused_before_anything_runs(
         ('hf = "llama.json"', 'hf = "llama.json", width = 64', "model has no 'width'"),
         ('hf = "llama.json"', 'hf = "llama.json", experts = "eager"', "llama.json is a dense model"),
         ('hf = "llama.json"', 'hf = "llama.json", experts = "fast"', "experts is 'fast'"),
-        ('label = "Llama"', 'label = "Llama"\nrouter = "mod"', "has a router, and model hf"),
+        ('label = "Llama"', 'label = "Llama"\noptions = { every = 2 }', "options, and no router"),
         ('label = "Llama"\n', "", "needs 'label'"),
         ("[sweep]", '[[shapes]]\nlabel = "a"\n[sweep]', "\\[\\[shapes\\]\\] gives sizes"),
     ],

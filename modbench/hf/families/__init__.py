@@ -4,33 +4,46 @@ Pure Python: neither torch nor transformers is imported. A family computes what 
 computes; experts have no capacity limit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from modbench.hf.families.config import FAMILIES, load_config, read_config, stated_length
-from modbench.hf.families.layers import Matrix, layers_of, norm_parameters
+from modbench.hf.families.layers import Layer, Matrix, layers_of, norm_parameters
 from modbench.hf.families.reading import Reading
 from modbench.ledger import OUTSIDE, Ledger, Workload, matmul
 
-__all__ = ["FAMILIES", "family_ledger", "family_reading", "load_config", "stated_length"]
+__all__ = [
+    "FAMILIES",
+    "family_ledger",
+    "family_reading",
+    "head_ledger",
+    "ledgers_of_layers",
+    "load_config",
+    "stated_length",
+]
 
 
 def family_ledger(config: Mapping[str, Any], workload: Workload, *, dense: bool = False) -> Ledger:
     """Return the ledger of a model of this config.json on ``workload``, all its weights trained. With
     ``dense``, an MLP of the config's ``intermediate_size`` replaces experts. Raise a `UserError` if the
     family (not one of `FAMILIES`) is unknown, or the shape impossible."""
+    layers = layers_of(read_config(config), dense=dense)
+    ledgers = {layer: layer.ledger(workload) for layer in set(layers)}
+    inside = Ledger.sum(_at(number, ledgers[layer]) for number, layer in enumerate(layers))
+    return inside + head_ledger(config, workload)
+
+
+def ledgers_of_layers(config: Mapping[str, Any]) -> list[Callable[[Workload], Ledger]]:
+    """Return the part of `family_ledger` that belongs to each layer. Raise a `UserError` as there."""
+    return [partial(_layer_ledger, *each) for each in enumerate(layers_of(read_config(config)))]
+
+
+def head_ledger(config: Mapping[str, Any], workload: Workload) -> Ledger:
+    """Return the part of `family_ledger` that belongs to the head. Raise a `UserError` as there."""
     read = read_config(config)
-    layers = layers_of(read, dense=dense)
-    ledgers = {layer: layer.ledger(workload).entries for layer in set(layers)}
-    inside = {
-        (number, component, direction): flops
-        for number, layer in enumerate(layers)
-        for (_, component, direction), flops in ledgers[layer].items()
-    }
     width, vocabulary = read.hidden_size, read.vocab_size
-    return Ledger(inside) + matmul(
-        workload, OUTSIDE, "head", rows=workload.scored, inner=width, columns=vocabulary
-    )
+    return matmul(workload, OUTSIDE, "head", rows=workload.scored, inner=width, columns=vocabulary)
 
 
 def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading:
@@ -57,6 +70,15 @@ def family_reading(config: Mapping[str, Any], *, dense: bool = False) -> Reading
         parameters=others + sum(matrix.size * matrix.copies for matrix in matrices),
         active_parameters=others + _met(matrices),
     )
+
+
+def _layer_ledger(number: int, layer: Layer, workload: Workload) -> Ledger:
+    return _at(number, layer.ledger(workload))
+
+
+def _at(number: int, ledger: Ledger) -> Ledger:
+    """Return the ``ledger`` of a layer as that of layer ``number``."""
+    return Ledger({(number, part, way): flops for (_, part, way), flops in ledger})
 
 
 def _met(matrices: Iterable[Matrix]) -> int:

@@ -139,9 +139,12 @@ def _drawing(seed: int) -> Iterator[None]:
 def _placed(part: M, layer: nn.Module) -> M:
     """Give ``part`` the device of ``layer``, and its parameters the dtype; averages stay float32."""
     weight = next(layer.parameters())
-    part.to(weight.device)
+    # Only what differs: tensors without values, as memory is planned with, can't be moved.
+    if any(tensor.device != weight.device for tensor in [*part.parameters(), *part.buffers()]):
+        part.to(weight.device)
     for parameter in part.parameters():
-        parameter.data = parameter.data.to(weight.dtype)
+        if parameter.dtype != weight.dtype:
+            parameter.data = parameter.data.to(weight.dtype)
     return part
 
 

@@ -21,7 +21,7 @@ from modbench.errors import UserError
 from modbench.hf.model_types import PREFIX
 from modbench.hf.retrofit.build import rebuild
 from modbench.hf.retrofit.cache import refuse_offloaded
-from modbench.hf.retrofit.layer import PASS, Pass
+from modbench.hf.retrofit.layer import CONTEXT, PASS, Pass
 from modbench.hf.retrofit.refuse import check_attention
 from modbench.model.trace import Trace
 
@@ -35,6 +35,10 @@ class RetrofittedModel:
     forced_balance = False
 
     def _modbench_forward(self, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        context = arguments.pop(CONTEXT, None)
+        if context is not None:  # of a row of a suite, whose adapter has checked the arguments
+            current = Pass.of(context, arguments["input_ids"], check_attention(self))
+            return forward(self, **arguments, **{PASS: current})
         training = self.training  # type: ignore[attr-defined]
         cache = next((value for value in arguments.values() if isinstance(value, HubCache)), None)
         if cache is not None:

@@ -27,6 +27,9 @@ from modbench.routing.tokens import Tokens
 
 #: The keyword argument under which a `Pass` goes down to the layers.
 PASS = "modbench_pass"
+#: The keyword argument under which a model gets the `Context` of its pass, in place of what it would
+#: work out.
+CONTEXT = "modbench_context"
 #: The module of a retrofitted layer that selects tokens.
 ROUTER = "depth_router"
 
@@ -55,6 +58,21 @@ class Pass:
         same_T = torch.arange(order_BT.shape[1], device=order_BT.device)
         if not torch.equal(order_BT, same_T.expand_as(order_BT)):
             self.order_BT = order_BT
+
+    @classmethod
+    def of(cls, context: Context, ids_BT: Tensor, attention: str) -> "Pass":
+        """Return the pass of ``context`` on ``ids_BT``, which is padded on the right."""
+        current = cls(
+            selection=context.selection,
+            attention=attention,
+            ids_BT=ids_BT,
+            real_BT=None,
+            forced_balance=context.forced_balance,
+            trace=context.trace,
+        )
+        if context.lengths_B is not None:
+            current.lengths = context.lengths(ids_BT)
+        return current
 
     def ordered(self, x_BT: Tensor) -> Tensor:
         """Move the real tokens of ``x_BT``, (B, T, ...), to the front."""
@@ -251,10 +269,22 @@ class RoutedLayer(nn.Module):
             more["positions_BT"] = store.positions(tokens, x_BTD.device)
         context = current.context(x_BTD, **more)
         with current.repeating(router):
-            out_BTD: Tensor = router(x_BTD, context)
+            out_BTD = _routed(router, x_BTD, context)
         if cached is not None:
             cached.advance(tokens, context.lengths(x_BTD))
         return current.restored(out_BTD)
+
+
+def _routed(router: RetrofitRouter, x_BTD: Tensor, context: LayerContext) -> Tensor:
+    """Run ``router``; under torch.compile eagerly if the scores decide how many tokens it selects."""
+    if torch.compiler.is_compiling() and router.has_data_dependent_shapes:
+        return _run_eagerly(router, x_BTD, context)
+    return router(x_BTD, context)  # type: ignore[no-any-return]
+
+
+@torch._disable_dynamo  # torch.compiler.disable would import the compiler here
+def _run_eagerly(router: RetrofitRouter, x_BTD: Tensor, context: LayerContext) -> Tensor:
+    return router(x_BTD, context)  # type: ignore[no-any-return]
 
 
 def routed_class(kind: type[nn.Module]) -> type[nn.Module]:

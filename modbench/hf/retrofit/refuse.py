@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from modbench.errors import UserError
+from modbench.hf.attention import WITHOUT_MASKS
 
 #: Arguments that a decoder layer may take besides its hidden states. Any other one may hold a value per
 #: token, which would not be gathered.
@@ -119,6 +120,8 @@ def check_attention(model: Any) -> str:
     """Return the implementation of attention. Raise a `UserError` for one whose mask is no tensor of
     pairs, such as flex attention."""
     kind = str(model.config._attn_implementation)
+    if kind == WITHOUT_MASKS:  # of a row of a suite: SDPA
+        return "sdpa"
     if kind not in ATTENTION:
         raise UserError(
             f"{type(model).__name__} runs attention as '{kind}', whose mask can't be made for selected "

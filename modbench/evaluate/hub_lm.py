@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import torch
 from lm_eval.api.model import TemplateLM
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from modbench.errors import UserError, several
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.hf.families import family_ledger, stated_length
+from modbench.hf.folder import check_files
 from modbench.hf.passes import installed
 from modbench.hf.saved import register_for
 from modbench.ledger import Ledger, Workload
@@ -117,7 +117,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
     UserError: transformers is missing, the folder has no weights, no tokenizer, no causal language
     model, a tokenizer of another model, or a file that is truncated or damaged."""
     transformers = installed()
-    _check_weights(folder)
+    check_files(folder)
     register_for(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -147,18 +147,6 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
         )
     check_vocabulary(len(tokenizer), len(model.get_input_embeddings().weight), str(folder))
     return HubLM(model.to(device).eval(), tokenizer, batch=batch)
-
-
-def _check_weights(folder: Path) -> None:
-    """Raises UserError: a safetensors file in ``folder`` is truncated or damaged."""
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{file} is truncated or damaged ({_first_line(error)}); copy it again"
-            ) from error
 
 
 def check_vocabulary(tokenizer: int, model: int, name: str) -> None:

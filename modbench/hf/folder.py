@@ -13,6 +13,18 @@ from modbench.hf.passes import installed
 from modbench.model.shape import HubConfig
 
 
+def check_files(folder: Path) -> None:
+    """Raise a `UserError` if a safetensors file in ``folder`` is truncated or damaged."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{file} is truncated or damaged ({_first_line(error)}); copy it again"
+            ) from error
+
+
 def load_weights(shape: HubConfig) -> Any:
     """Load the model of ``shape`` in float32 from its folder. Raise a `UserError` if the folder is not
     known or has other weights, a file is damaged, or a tensor is missing."""
@@ -22,14 +34,7 @@ def load_weights(shape: HubConfig) -> Any:
         raise UserError(
             f"the weights in {folder} have changed since the run was planned; start it again"
         )
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{file} is truncated or damaged ({_first_line(error)}); copy it again"
-            ) from error
+    check_files(folder)
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,

@@ -74,7 +74,7 @@ def start(place: Path, *words: str) -> "subprocess.Popen[str]":
 def modbench_says(place: Path, *words: str) -> tuple[int, str]:
     """Exit code and output of `modbench WORDS` in ``place``."""
     process = start(place, *words)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=900)  # the longest has 20 runs
     return process.returncode, out
 
 

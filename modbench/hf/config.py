@@ -27,6 +27,7 @@ _NOT_THE_MODEL = (
 #: Ids of special tokens: ours belong to the tokenizer of the data.
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NUMBER_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer")
 
@@ -70,6 +71,14 @@ def hub_of(where: str, keys: HubKeys, vocabulary: int, sequence: int) -> HubConf
         raise UserError(
             f"{where} experts is '{keys.experts}', and hf {keys.hf} is a dense model; remove experts"
         )
+    if shape.family in FAMILIES and shape.config.get("output_router_logits"):
+        windows = [layer.window for layer in layers_of(read_config(shape.config)) if layer.window]
+        if any(window <= sequence for window in windows):
+            raise UserError(
+                f"{where}: hf {keys.hf}: output_router_logits asks for a balance loss, which "
+                f"transformers can't compute with the mask of a sliding window of {min(windows)}; set "
+                "output_router_logits to false or sliding_window to null in its config.json"
+            )
     stated = stated_length(shape.config)
     if stated is not None and stated < sequence:
         raise UserError(
@@ -110,6 +119,7 @@ def hub_config(keys: HubKeys, vocabulary: int) -> HubConfig:
         )
     config = {key: value for key, value in stated.items() if key not in _NOT_THE_MODEL}
     config |= dict.fromkeys(_SPECIAL)
+    experts = _implementation(keys, config)
     weights, code = _weights(path, stated), _code(path, stated) if keys.trust_remote_code else None
     if weights is None:
         config["vocab_size"] = known = vocabulary
@@ -125,17 +135,34 @@ def hub_config(keys: HubKeys, vocabulary: int) -> HubConfig:
         layers=layers,
         config=config,
         weights=weights,
-        experts=keys.experts,
+        experts=experts,
         code=code,
         folder=str(path.resolve()) if weights or code else None,
     )
 
 
+def _implementation(keys: HubKeys, config: Mapping[str, Any]) -> str | None:
+    """Return the implementation of experts; None: grouped matmuls, as transformers has it. Raise a
+    `UserError` if those are asked for and a row of a bfloat16 weight is no multiple of 16 bytes."""
+    rows = [
+        config.get("hidden_size"),
+        config.get("moe_intermediate_size") or config.get("intermediate_size"),
+    ]
+    odd = [size for size in rows if isinstance(size, int) and size % 8]
+    if not odd or not any(config.get(name) for name in _NUMBER_OF_EXPERTS):
+        return keys.experts
+    if keys.experts == "grouped_mm":
+        raise UserError(
+            f"hf {keys.hf}: experts is 'grouped_mm', and {odd[0]} is no multiple of 8, which these "
+            "matmuls need of hidden_size and the experts' width; set experts to 'eager'"
+        )
+    return keys.experts or "eager"
+
+
 def has_experts(shape: HubConfig) -> bool:
     """Return True if layers of the model have experts; of a family without a closed form, if its config
     states a number of them."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    return any(shape.config.get(name) for name in names) or (
+    return any(shape.config.get(name) for name in _NUMBER_OF_EXPERTS) or (
         shape.family in FAMILIES and read_config(shape.config).num_experts > 0
     )
 

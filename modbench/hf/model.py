@@ -116,6 +116,9 @@ class HubModel(LanguageModel):
         options |= self._masks(tokens_BT, context, lengths)
         if cache is not None:
             options[self._cache_name] = self._view(cache, lengths)
+        if hasattr(self.inner.config, "output_router_logits"):  # which asks for a loss of training
+            trains = self.training and cache is None
+            options["output_router_logits"] = trains and self.inner.config.output_router_logits
         options |= self._told(context)
         with self._head(select), self._checkpointed(context):
             out = self.inner(input_ids=tokens_BT, **options)
@@ -136,19 +139,23 @@ class HubModel(LanguageModel):
 
     def _masks(self, tokens_BT: Tensor, context: Context, lengths: list[int]) -> dict[str, Any]:
         """Return masks and positions; none for whole sequences from the start. Padding on the right
-        needs no mask, since no token looks ahead."""
+        needs no mask, since no token looks ahead. Eager attention reads values of the device to make
+        its own, which the meta device lacks."""
         sequences, tokens = tokens_BT.shape
         past = [0] * sequences if context.cache is None else list(context.cache.read)
         narrow = any(window is not None and window <= tokens for window in self._windows)
-        if not any(past) and not narrow:
+        eager = self.inner.config._attn_implementation == "eager"
+        if not any(past) and not narrow and not (eager and tokens_BT.is_meta):
             return {}
-        counted = tokens_BT.is_meta and labels.listeners()  # the counter reads the values of masks
-        on = torch.device("cpu") if counted else tokens_BT.device
+        counted = tokens_BT.is_meta and labels.listeners() and not eager
+        on = torch.device("cpu") if counted else tokens_BT.device  # the counter reads values of masks
         made = {
-            window: mask(past, lengths, tokens, window, on) if any(past) or window is not None else None
+            window: mask(past, lengths, tokens, window, on)
+            if eager or any(past) or window is not None
+            else None
             for window in set(self._windows)
         }
-        if self.inner.config._attn_implementation == "eager":  # which adds it to the scores
+        if eager:  # which adds it to the scores
             dtype = next(self.inner.parameters()).dtype
             lowest = torch.finfo(dtype).min
             made = {

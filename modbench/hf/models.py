@@ -15,6 +15,9 @@ from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.depth_router import DepthScheme
 from modbench.routing.registry import build_router
 
+#: Families whose config states is_decoder, which they do not read.
+_ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese")
+
 
 def model_of(shape: Shape, router: str, options: Mapping[str, Any], seed: int = 0) -> LanguageModel:
     """Build the model with initial weights: equal arguments give equal bits. A model of transformers has
@@ -73,7 +76,7 @@ def _wrapped(shape: HubConfig, inner: Any, scheme: DepthScheme | None, seed: int
     from modbench.hf.passes import check
 
     check(inner)
-    if getattr(inner.config, "is_decoder", True) is False:
+    if getattr(inner.config, "is_decoder", True) is False and shape.family not in _ALWAYS_CAUSAL:
         raise UserError(
             f"model_type '{shape.family}' is an encoder, whose tokens see later ones; give a causal "
             "language model"

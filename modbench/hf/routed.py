@@ -25,6 +25,8 @@ from modbench.model.shape import HubConfig
 from modbench.routing.depth_router import DepthScheme
 from modbench.routing.plugin_fault import authors_code
 
+_RETROFITTED = ", ".join(sorted(set(FAMILIES) - {"gpt2"}))
+
 
 class RoutedHubModel(HubModel):
     """``inner``, retrofitted with ``router``. The rule and the trace of a pass are those of its context;
@@ -117,7 +119,12 @@ def retrofitted(shape: HubConfig, inner: Any, router: DepthScheme, seed: int) ->
         raise UserError(
             f"router '{router.name}' and a model of model_type '{shape.family}': the FLOPs of its "
             "selected tokens have no closed form; remove the router, or give a model of "
-            f"{', '.join(sorted(FAMILIES))}"
+            f"{_RETROFITTED}"
+        )
+    if shape.family == "gpt2":
+        raise UserError(
+            f"router '{router.name}': layers of GPT-2 have no positions as an argument, which "
+            f"retrofit gathers; remove the router, or give a model of {_RETROFITTED}"
         )
     model = retrofit(inner, router, seed=seed)
     for part in routers_of(model):

@@ -101,7 +101,7 @@ def fault_rounds(
     """Run a suite on ``engine``, with one of ``faults``, or a kill of the command, at a random moment of
     each round once a task is ``busy``; compare its records with those of this machine. A fault returns
     False if there was nothing to kill. Returns how often each was made."""
-    small(place, seeds=max(2, rounds // 3), budget=1e9)
+    small(place, seeds=max(2, rounds // 2), budget=1e9)
     run(place, "whole", "--workers", "1")
     draw = random.Random(rounds)
     folder = place / "parts" / "small"

@@ -11,6 +11,7 @@ from families import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from modbench.cli.main import main
+from modbench.counting.counter import FlopCounter
 from modbench.hf.retrofit.build import routers_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of names that transformers deprecates
@@ -119,6 +120,18 @@ def test_a_conversion_that_fails_leaves_nothing(
     assert run(files, tmp_path / "out", *words) == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_step_dearer_than_the_one_before_ends_the_training(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A threshold may select more tokens from step to step."""
+    costs = iter([10_000, 10_000, 10_000, 10**8])
+    monkeypatch.setattr(FlopCounter, "total_model", property(lambda self: next(costs)))
+    out = tmp_path / "out"
+    assert run(files, out, "--budget", "1e5", "--router", "threshold_skip") == 0
+    conversion = json.loads((out / "config.json").read_text())["modbench"]["conversion"]
+    assert (conversion["steps"], conversion["flops"]) == (3, 30_000)
 
 
 def test_pickles_and_quantised_weights_are_refused(

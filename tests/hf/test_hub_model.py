@@ -193,6 +193,8 @@ def test_a_balance_loss_is_added_where_the_config_asks_for_it() -> None:
     context = Context()
     model.loss(tokens(2, 8), tokens(2, 8), context)
     assert context.trace.auxiliary_loss() > 0
+    results = list(findings(model, shapes=((3, 19),), trained=(2, 16), only=(3, 9)))
+    assert [finding.verdict for finding in results] == ["passed"] * 2, [each.figure for each in results]
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
@@ -209,12 +211,23 @@ def test_text_is_generated_with_a_cache_as_without() -> None:
     assert generate(model, prompts, new=9, cache=Cache(2)) == generate(model, prompts, new=9)
 
 
-def test_a_family_without_a_closed_form_is_counted() -> None:
-    config = {"model_type": "stablelm", **SMALL}
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "stablelm"},
+        {"model_type": "gemma2", "head_dim": 8, "sliding_window": 7},
+        {"model_type": "gemma2", "head_dim": 8, "sliding_window": 64},
+        {"model_type": "gpt_oss", "head_dim": 8, "num_local_experts": 4, "sliding_window": 7},
+        {"model_type": "gpt_neox"},
+    ],
+    ids=lambda config: f"{config['model_type']}-{config.get('sliding_window')}",
+)
+def test_a_family_without_a_closed_form_is_counted(config: dict[str, Any]) -> None:
+    config = {**SMALL, **config}
     model = model_of(HubConfig(vocabulary=61, width=24, layers=2, config=config), TRANSFORMERS, {})
     assert (model.flops_source, built("llama").flops_source) == ("counted", "closed form")
-    results = list(findings(model, shapes=((3, 19),), trained=(2, 16), only=(9,)))
-    assert [finding.verdict for finding in results] == ["passed"], results[0].figure
+    results = list(findings(model, shapes=((3, 19),), trained=(2, 16), only=(1, 3, 9)))
+    assert [finding.verdict for finding in results] == ["passed"] * 3, [each.figure for each in results]
 
 
 def test_a_shape_is_stored_with_its_config_and_not_its_folder() -> None:

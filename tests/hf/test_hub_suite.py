@@ -15,7 +15,7 @@ import modbench
 from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.hf.model import HubModel
-from modbench.hf.models import model_of
+from modbench.hf.models import model_of, outline_of
 from modbench.model.context import Context
 from modbench.model.shape import TRANSFORMERS, HubConfig
 from modbench.records.run import Run
@@ -254,6 +254,28 @@ def test_keys_that_name_no_model_are_refused(old: str, new: str, sentence: str) 
     Path("narrow/model.safetensors").touch()
     with pytest.raises(UserError, match=sentence):
         parse(SUITE.replace(old, new))
+
+
+def test_experts_of_odd_widths_are_computed_one_after_the_other() -> None:
+    experts = {**LLAMA, "model_type": "mixtral", "num_local_experts": 3}
+    experts |= {"num_experts_per_tok": 1, "num_key_value_heads": 4}
+    write("llama.json", {**experts, "intermediate_size": 50})
+    model = runs()["Llama"].model
+    assert isinstance(model, HubConfig)
+    assert model.experts == "eager"
+    built = outline_of(model, TRANSFORMERS, {}, "cpu")
+    assert built.inner.config._experts_implementation == "eager"
+    with pytest.raises(UserError, match="'grouped_mm', and 50 is no multiple of 8"):
+        parse(SUITE.replace('hf = "llama.json"', 'hf = "llama.json", experts = "grouped_mm"'))
+    write("llama.json", experts)
+    model = runs()["Llama"].model
+    assert isinstance(model, HubConfig)
+    assert model.experts is None
+    write("llama.json", {**experts, "output_router_logits": True, "sliding_window": 32})
+    with pytest.raises(UserError, match=r"output_router_logits asks for .* sliding window of 32"):
+        parse()
+    write("llama.json", {**experts, "output_router_logits": True, "sliding_window": 33})
+    parse()
 
 
 def test_damaged_and_missing_weights_are_named() -> None:

@@ -194,6 +194,23 @@ def test_flops_are_counted_and_fall_with_the_capacity() -> None:
     assert totals[1.0] - totals[0.5] == 3 * (rows * per_token + pairs)
 
 
+def test_the_balance_loss_of_experts_is_of_the_tokens_that_a_layer_processes() -> None:
+    model = routed("mod", "mixtral", output_router_logits=True).train()
+    ids_BT = tokens()
+    plain = model(ids_BT, labels=ids_BT)
+    masked = model(ids_BT, labels=ids_BT, attention_mask=torch.ones_like(ids_BT))
+    assert masked.aux_loss == plain.aux_loss > 0
+    assert masked.loss == plain.loss
+    padding_BT = torch.ones_like(ids_BT)
+    padding_BT[0, :4] = 0
+    with pytest.raises(UserError, match="output_router_logits asks for a balance loss"):
+        model(ids_BT, labels=ids_BT, attention_mask=padding_BT)
+    model.eval()
+    assert model(ids_BT, attention_mask=padding_BT).aux_loss is None
+    out_BT = model.generate(ids_BT, attention_mask=padding_BT, max_new_tokens=3, do_sample=False)
+    assert out_BT.shape == (2, 19)
+
+
 def test_reentrant_checkpointing_is_refused() -> None:
     with pytest.raises(UserError, match="set use_reentrant to False"):
         routed("mod").gradient_checkpointing_enable({"use_reentrant": True})
@@ -208,7 +225,7 @@ def test_beams_and_several_returned_sequences_run() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"cache_implementation": "static"}, "cache_implementation 'static' has fixed shapes"),
+        ({"cache_implementation": "static"}, "cache_implementation 'static' has no room"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens asks for assisted decoding"),
     ],
 )

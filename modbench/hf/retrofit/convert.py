@@ -208,6 +208,8 @@ def _train(
             loss.backward()
         last = counter.total_model
         if spent + last > budget:
+            if step:  # its routers selected more tokens than those of the step before
+                break
             raise UserError(
                 f"budget {budget:.3g} is below the {last:.3g} FLOPs of one step; give --budget "
                 f"{100 * last:.0e} or more for 100 steps, or a smaller --batch"

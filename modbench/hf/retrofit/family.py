@@ -55,6 +55,7 @@ class RetrofittedModel:
             forced_balance=self.forced_balance,
             real_BT=_real(arguments.get("attention_mask"), shown.shape[1], type(self).__name__),
         )
+        self._ask_for_router_logits(arguments, current)
         if current.selection == "topk":
             arguments["use_cache"] = False  # what training selects is not what decoding continues
         as_dict = arguments.pop("return_dict", None)
@@ -65,6 +66,26 @@ class RetrofittedModel:
             outputs["loss"] = loss + auxiliary.to(loss.device, loss.dtype)
         self.routing = current.trace
         return outputs.to_tuple() if as_dict is False else outputs
+
+    def _ask_for_router_logits(self, arguments: dict[str, Any], current: Pass) -> None:
+        """Have transformers take the balance loss of its experts over the tokens that each layer
+        processes, where there is a loss. Raise a `UserError` for padding, which it would tell apart by a
+        mask of all tokens."""
+        key = "output_router_logits"
+        configured = getattr(self.config, key, None)  # type: ignore[attr-defined]
+        if configured is None:
+            return
+        if arguments.get(key) is None:
+            arguments[key] = configured and arguments.get("labels") is not None
+        if not arguments[key] or arguments.get("attention_mask") is None:
+            return
+        if current.real_BT is not None:
+            raise UserError(
+                f"{type(self).__name__}: {key} asks for a balance loss over all tokens but padding, and "
+                "a routed layer processes selected ones; set it to False in the config, or give "
+                "sequences without padding"
+            )
+        arguments["attention_mask"] = None
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **named: Any
@@ -93,8 +114,8 @@ class RetrofittedModel:
         kind = asked.get("cache_implementation")
         if kind not in (None, "dynamic", "dynamic_full"):
             raise UserError(
-                f"{name}: cache_implementation '{kind}' has fixed shapes, and a routed layer stores a "
-                "number of tokens that is not known beforehand; leave it out for a DynamicCache"
+                f"{name}: cache_implementation '{kind}' has no room for the tokens of a routed layer, "
+                "whose number is not known beforehand; leave it out for a DynamicCache"
             )
         return super().generate(*arguments, **named)  # type: ignore[misc]
 

@@ -100,21 +100,21 @@ def fault_rounds(
 ) -> Counter[str]:
     """Run a suite on ``engine``, with one of ``faults``, or a kill of the command, at a random moment of
     each round once a task is ``busy``; compare its records with those of this machine. A fault returns
-    False if there was nothing to kill. Returns how often each was made."""
-    small(place, seeds=max(2, rounds // 2), budget=1e9)
+    False if there was nothing to kill, and is tried again. Returns how often each was made."""
+    small(place, seeds=max(3, rounds // 3), budget=1e9)
     run(place, "whole", "--workers", "1")
     draw = random.Random(rounds)
     folder = place / "parts" / "small"
     made: Counter[str] = Counter()
     for _ in range(rounds):
         command = start(place, "run", "suite.toml", "--results", "parts", "--engine", engine)
-        wait_for(lambda: busy() or command.poll() is not None, "a task")  # noqa: B023
-        time.sleep(draw.uniform(0, 8))
-        fault = draw.choice([*faults, "sweep"])
-        if fault == "sweep":
-            made[fault] += command.poll() is None
-        else:
-            made[fault] += faults[fault]()
+        fault, hit = draw.choice([*faults, "sweep"]), False
+        while not hit and command.poll() is None:
+            wait_for(lambda: busy() or command.poll() is not None, "a task")  # noqa: B023
+            time.sleep(draw.uniform(0, 4))  # a task takes longer, so that runs are left for later rounds
+            hit = command.poll() is None if fault == "sweep" else faults[fault]()
+        made[fault] += hit
+        if fault != "sweep":
             time.sleep(draw.uniform(0, 5))
         command.kill()
         command.communicate(timeout=60)

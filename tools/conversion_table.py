@@ -21,7 +21,7 @@ HALF, WHOLE = 1e12, 2e12
 SEEDS = (0, 1, 2)
 #: Its base is in no row of the table.
 SEED_OF_RATES = 3
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 ITEMS = 500  #: of each task; the first has fewer
 TASKS = {"modbench_bits_per_byte": "bits_per_byte", "modbench_cloze": "acc"}
 SUITE = f"""

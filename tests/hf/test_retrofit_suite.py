@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mixed_suite import SUITE as MIXED
 
 import modbench
 from modbench.cli.main import main
@@ -54,45 +55,15 @@ LATENT = {
     "v_head_dim": 8,
     "first_k_dense_replace": 1,
 }
-SUITE = """
-[suite]
-name = "mixed"
-[model]
-width = 32
-layers = 2
-heads = 4
-[data]
-tokenizer = "bpe"
-vocabulary = 512
-[train]
-sequence = 32
-batch = 4
-learning_rate = 5e-3
-precision = "float32"
-evaluations = 1
-[measure]
-steps = ["audit", "train", "heldout", "timing"]
-heldout_tokens = 256
-curve_tokens = 128
-[time]
-repetitions = 1
-samples = 3
-warm_up = 0
-[sweep]
-budgets = [4e8]
-[[schemes]]
-router = "vanilla"
-[[schemes]]
-router = "mod"
-[[schemes]]
-label = "Llama"
-model = { hf = "llama.json" }
-[[schemes]]
+SUITE = (
+    MIXED.replace('"memory", ', "")
+    + """[[schemes]]
 label = "Llama-mod"
 router = "mod"
 model = { hf = "llama.json" }
 options = { capacity = 0.25 }
 """
+)
 ROUTED = 'router = "mod"\nmodel'
 #: A router whose number of selected tokens is fixed in training, and one whose scores decide it.
 ROUTERS = [("mod", {"capacity": 0.25}), ("threshold_skip", {})]

@@ -316,11 +316,18 @@ def make() -> Make:
     ``depth``, in a suite of several."""
 
     def made(
-        label: str, *, model_width: int, plan: Any = None, depth: int | None = None, **fields: Any
+        label: str,
+        *,
+        model_width: int,
+        plan: Any = None,
+        depth: int | None = None,
+        layers: int | None = None,
+        **fields: Any,
     ) -> Result:
         of_depth = {"depth": depth} if depth else {}
         suite = {"isoflop": PLAN | of_depth | (plan or {})}
-        model = {"width": model_width} | ({"layers": depth} if depth else {})
+        layers = layers or depth
+        model = {"width": model_width} | ({"layers": layers} if layers else {})
         return make_record(label, model=model, suite=suite, **fields)
 
     return made

@@ -49,7 +49,7 @@ def texts() -> dict[str, str]:
     table = first_table()
     row = next(line for line in table if "mod" in line.strip("| ").split(" | ")[:2])
     return {
-        "finding": answer(),
+        "finding": answer("docs/depth.md"),
         "controls": controls(),
         "costs": costs(),
         "table": "\n".join(table),

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import depth_page
 from results_prose import (
     against_dense,
     budget_name,
@@ -48,7 +49,7 @@ PAIRS = (
     ("mode_staged", "token_choice"),
     ("mode_integrated", "token_choice"),
 )
-PLANNED = ("isoflop-gpu", "mod-paper-6e18", "mod-paper")
+PLANNED = ("isoflop-gpu", "isoflop-depth-gpu", "mod-paper-6e18", "mod-paper")
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -166,8 +167,9 @@ def planned() -> Iterator[tuple[str, ...]]:
         yield name, f"{plan.runs}", f"{plan.flops:.3g}", f"{width} x {layers}", in_units(tokens)
 
 
-def answer() -> str:
-    """Five sentences: experts, Mixture-of-Depths, its control, both together, time."""
+def answer(depth: str = "depth.md") -> str:
+    """Six sentences: experts, Mixture-of-Depths, its control, both together, time, and depth, with the
+    link ``depth`` to the page on it."""
     lines, differences = optima(), read(DIFFERENCES)
     return "\n".join(
         f"{number}. {sentence}"
@@ -178,6 +180,7 @@ def answer() -> str:
                 pair_in_words(differences, "mod", "mod:gaussian"),
                 experts_in_words(lines, ("mode_staged", "mode_integrated")),
                 in_seconds(lines, [line["scheme"] for line in lines]),
+                depth_page.in_one_sentence(depth),
             ),
             start=1,
         )

@@ -159,6 +159,22 @@ def test_figure_has_a_panel_per_depth_and_an_envelope(make: Make) -> None:
     assert [line.get_color() for line in hollow] == [marks["mod"].color]
 
 
+def test_a_depth_without_runs_has_no_panel_and_an_empty_panel_says_so(make: Make) -> None:
+    kept = [of for of in records(make) if of.depth != 2 or of.budget != min(BUDGETS)]
+    waiting = run(make, "mod", 64, BUDGETS[1], depth=12, rate=0.0025)  # for its learning rate
+    sweep = swept([*kept, waiting])
+    figure = depth_curves(sweep, sweep_marks(sweep))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert sweep.depths == [2, 4, 8, 12]
+    assert not [title for title in titles if title.startswith("12 layers")]
+    empty = [
+        axes.get_title()
+        for axes in figure.axes
+        if any(text.get_text() == "no runs" for text in axes.findobj(Text))
+    ]
+    assert empty == ["2 layers, 1e+12 FLOPs"]
+
+
 def test_files_state_the_depth(make: Make, tmp_path: Path) -> None:
     folder = store(tmp_path / "sweep", records(make))
     write_report(folder, html=True)

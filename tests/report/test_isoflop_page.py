@@ -56,6 +56,15 @@ def test_the_page_leads_with_the_optima_and_shows_its_figures(make: Make) -> Non
     assert "### Sizes at 3e+12 training FLOPs" in rest.partition("## Details")[2]
 
 
+def test_the_page_says_that_all_shapes_have_one_depth(make: Make) -> None:
+    found = records(make)
+    (layers,) = {record.model["layers"] for record in found}
+    text = page_of(found).to_markdown()
+    assert f"All shapes have {layers} layers, so a comparison here also compares the depth" in text
+    other = run(make, "mod", 64, BUDGETS[1], seed=7, layers=layers + 1)
+    assert "All shapes have" not in page_of([other, *found]).to_markdown()
+
+
 def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:
     # A lead of 0.3 nats is a factor e of budget on this law, less than the ratio of the budgets.
     middle = table_under(page_of(records(make)), "1e+12 training FLOPs")[0]

@@ -101,7 +101,8 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
     panel with the envelope, the lowest parabola over the depths of each scheme."""
     look_of = of_sweep(sweep, look_of)
     points = _points(sweep, SIZES[0])
-    rows, columns = len(sweep.budgets), len(sweep.depths) + 1
+    depths = [depth for depth in sweep.depths if any(at == depth for *_, at in points)]
+    rows, columns = len(sweep.budgets), len(depths) + 1
     figure = sheet(WIDTH * (0.35 + 0.5 * columns), HEIGHT * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row")
     drawn = _Drawn()
@@ -109,12 +110,14 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
     cut = False
     for row, budget in enumerate(sweep.budgets):
         good, every = list[float](), list[Point]()
-        for column, depth in enumerate(sweep.depths):
+        for column, depth in enumerate(depths):
             axes, number = panels[row, column], row * columns + column
             at = budget, depth
             of_depth = _draw_panel(axes, number, points, sweep.analysis, look_of, at, drawn)
             good += of_depth[0]
             every += of_depth[1]
+            if not of_depth[1]:
+                axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center")
             axes.set_title(f"{several(depth, 'layer')}, {budget:.3g} FLOPs")
         axes = panels[row, -1]
         for number, (scheme, mark) in enumerate(look_of.items()):
@@ -123,6 +126,7 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
             if best and best.loss is not None:
                 text = f"{scheme}: {several(best.depth or 0, 'layer')}"
                 style: dict[str, Any] = {"fontsize": 9, "color": mark.color, "ha": "center", "va": "top"}
+                style["bbox"] = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
                 style["gid"] = f"scheme-{number}-best{budget:g}"  # hidden with the scheme
                 axes.text(0.55, 0.98 - 0.07 * number, text, transform=axes.transAxes, **style)
         axes.set_title(f"lowest of all depths, {budget:.3g} FLOPs")

@@ -79,11 +79,18 @@ def isoflop_page(
 
 
 def _compared(sweep: Sweep) -> str:
-    """The sentence on what the page compares."""
+    """The sentences on what the page compares."""
     depth = f" and depth (of {', '.join(map(str, sweep.depths))} layers)" if sweep.depths else ""
-    return (
+    text = (
         f"{several(len(sweep.schemes), 'scheme')}, each at its own optimal size{depth}, at equal "
         f"training FLOPs: {several(len(sweep.budgets), 'budget')}."
+    )
+    layers = {record.model["layers"] for record in sweep.points}
+    if sweep.depths or len(layers) != 1:
+        return text
+    return (
+        f"{text} All shapes have {several(layers.pop(), 'layer')}, so a comparison here also compares the "
+        "depth: at its own best depth, a scheme may stand elsewhere (`modbench docs depth`)."
     )
 
 

@@ -9,7 +9,7 @@ from modbench.report.table import Number, Table
 
 PROCESSORS = (
     f"{MARK}: the two rows did not run on one processor type (processor, precision, number of threads). "
-    "That changes a loss as another seed does, so noise that they share cancels in part only."
+    "Rounding then differs, which changes a loss, so noise that they share cancels in part only."
 )
 _SMALLEST = 1e-4
 

@@ -5,19 +5,25 @@ isoflop-depth: ``python tools/depth_page.py``; ``--check`` compares only.
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from depth_runs import (
-    DENSE,
     FOLDER,
-    HEADLINE,
     MOD,
     RANDOM,
+    depth_effect,
+    fitted,
+    in_cell,
+    left,
+    misfit,
     missing,
+    noise,
     processors,
+    rates_in_words,
     rates_table,
     same_runs,
+    scatters,
     what_if_in_words,
     what_if_table,
 )
@@ -29,20 +35,18 @@ from results_prose import (
     listed,
     lower_or_higher,
     pair,
-    verdict_in_words,
 )
 from suite_keys import filled
 
+from modbench.analysis.isoflop import FITS
 from modbench.plan.gpus import Cluster
-from modbench.records.finished import finished
-from modbench.records.store import read_suite
+from modbench.report.isoflop.sweep import DENSE, HEADLINE
 from modbench.report.table import Table
 from modbench.sweep.plan import plan_suite
-from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
-from modbench.sweep.wanted import expand, losses_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "depth.md"
+FIT_NAMES = {"parabola": "the parabola", "akima": "Akima interpolation", "surface": "the surface"}
 #: The suite that asks the question at larger budgets.
 NEXT = "isoflop-depth-gpu"
 
@@ -87,14 +91,17 @@ def at_depths(scheme: str, other: str) -> list[Line]:
 
 
 def verdicts(lines: Sequence[Line], other: str) -> str:
-    """Verdict and differences at each budget."""
-    by_budget = {float(line["budget"]): line for line in lines}
-    each = [f"{lower_or_higher(line)} at {budget_name(budget)}" for budget, line in by_budget.items()]
-    if len(lines) == 1:
-        (budget,) = by_budget
-        verdict = f"at {budget_name(budget)} FLOPs {VERDICTS[lines[0]['verdict']]} {NAMES[other]}"
-        return f"{verdict}: its loss is {lower_or_higher(lines[0])}"
-    return f"{verdict_in_words(by_budget, NAMES[other], 'verdict')}: its loss is {listed(each)} FLOPs"
+    """Verdicts by budget, and the differences behind them."""
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        groups.setdefault(line["verdict"], []).append(budget_name(float(line["budget"])))
+    said = [f"{VERDICTS[verdict]} {NAMES[other]} at {listed(of)}" for verdict, of in groups.items()]
+    each = [
+        f"{lower_or_higher(line)} at {budget_name(float(line['budget']))}, adjusted p "
+        f"{float(line['p_adjusted']):.2g}"
+        for line in lines
+    ]
+    return f"{', and '.join(said)} FLOPs: its loss is {'; '.join(each)}"
 
 
 def interval(line: Line, name: str) -> str:
@@ -105,26 +112,35 @@ def interval(line: Line, name: str) -> str:
 
 def answer() -> str:
     """Sentences on MoD and dense at the best depth and at equal depth, and on MoD and its control."""
-    sentences = [
-        f"Each at its own best depth, Mixture-of-Depths is {verdicts(chosen(MOD, DENSE), DENSE)}."
-    ]
+    sentences = []
+    if lines := chosen(MOD, DENSE):
+        sentences.append(f"Each at its own best depth, Mixture-of-Depths is {verdicts(lines, DENSE)}.")
     for depth, lines in by_depth(MOD, DENSE).items():
         sentences.append(f"Both with {depth} layers, it is {verdicts(lines, DENSE)}.")
-    sentences.append(
-        f"Against random routing, at its own best depth it is {verdicts(chosen(MOD, RANDOM), RANDOM)}."
-    )
+    if lines := chosen(MOD, RANDOM):
+        sentences.append(f"Each at its own best depth, it is {verdicts(lines, RANDOM)}.")
+    for depth, lines in by_depth(MOD, RANDOM).items():
+        sentences.append(f"Both with {depth} layers, it is {verdicts(lines, RANDOM)}.")
     return "\n".join(f"{number}. {text}" for number, text in enumerate(sentences, start=1))
 
 
-def in_one_sentence(link: str) -> str:
+def in_two_sentences(link: str) -> Iterator[str]:
     """The answer for README and the main page of results: MoD and dense each at its own best depth, and
     at the deepest shapes that both have. ``link``: to this page."""
+    if lines := chosen(MOD, DENSE):
+        yield (
+            "With the number of layers varied, each at its own best depth, Mixture-of-Depths is "
+            f"{verdicts(lines, DENSE)} ([what a fixed depth means]({link}))."
+        )
     depth, lines = [*by_depth(MOD, DENSE).items()][-1]
-    return (
-        "With the number of layers varied, each scheme at its own best depth, Mixture-of-Depths is "
-        f"{verdicts(chosen(MOD, DENSE), DENSE)}; with {depth} layers for both it is "
-        f"{verdicts(lines, DENSE)} ([what a fixed depth means]({link}))."
-    )
+    spreads = [scatters(float(line["budget"]))[depth].sd for line in lines]
+    misses = ""
+    if max(spreads) > noise():
+        misses = (
+            f"; the parabolas miss these curves by up to {max(spreads):.4f} nats, where the noise of a "
+            f"run is {noise():.4f}"
+        )
+    yield f"With {depth} layers for both, it is {verdicts(lines, DENSE)}{misses}."
 
 
 def by_depth(scheme: str, other: str) -> dict[int, list[Line]]:
@@ -134,121 +150,144 @@ def by_depth(scheme: str, other: str) -> dict[int, list[Line]]:
 
 
 def excluded() -> str:
-    """The gains and losses of MoD that lie outside the intervals."""
-    parts = []
+    """The gains and losses of MoD that lie outside the intervals, by each fit."""
+    text = []
     for line in chosen(MOD, DENSE):
-        low, high = float(line["difference_low"]), float(line["difference_high"])
-        parts.append(
-            f"at {budget_name(float(line['budget']))} FLOPs a gain of more than {max(0.0, -low):.3f} "
-            f"and a loss of more than {max(0.0, high):.3f} nats"
+        budget = float(line["budget"])
+        parts = []
+        for fit in FITS:
+            found = optima(fit).get((budget, MOD))
+            if found and found["difference_low"]:
+                low, high = float(found["difference_low"]), float(found["difference_high"])
+                gain = f"a gain of more than {-low:.3f} nats" if low < 0 else "any gain"
+                loss = f"a loss of more than {high:.3f} nats" if high > 0 else "any loss"
+                parts.append(f"{gain} and {loss} by {FIT_NAMES[fit]}")
+        text.append(
+            f"Each at its own best depth at {budget_name(budget)} FLOPs, the 95 % interval leaves out "
+            f"{'; '.join(parts)}."
         )
     choices = {float(line["budget"]) for line in chosen(MOD, DENSE)}
     alone = [budget_name(of) for of in sorted({of for of, _ in optima()} - choices)]
-    text = f"At each scheme's own best depth, the 95 % interval leaves out {listed(parts)}."
     if alone:
-        text += (
-            f" At {listed(alone)} FLOPs not both have curves of a second depth, so nothing can be said "
-            "of the best depth."
+        text.append(
+            f"At {listed(alone)} FLOPs not both have an interior optimum at two depths, so nothing can "
+            "be said of the best depth."
         )
-    return text
+    return "\n".join([*text, *unbracketed()])
+
+
+def unbracketed() -> Iterator[str]:
+    """A sentence on the best depths that are the smallest or the largest one tried."""
+    names = []
+    for (budget, scheme), line in optima().items():
+        depths = depths_of(line)
+        if len(depths) > 1 and line["layers"] in (depths[0], depths[-1]):
+            end = "smallest" if line["layers"] == depths[0] else "largest"
+            names.append(f"{scheme} at {budget_name(budget)} FLOPs ({line['layers']} layers, the {end})")
+    if names:
+        yield (
+            f"The best depth is at an end of those with an optimum for {listed(names)}: beyond it, "
+            "another depth may be better."
+        )
 
 
 def meaning() -> str:
     """The differences by depth, at the budgets that have several: the effect of fixing one."""
     sentences = []
-    for line in chosen(MOD, DENSE):
-        budget = float(line["budget"])
-        losses = {scheme: _losses(scheme, budget) for scheme in (DENSE, MOD)}
-        for scheme, of in losses.items():
-            each = [f"{loss:.4f} with {depth}" for depth, loss in of.items()]
-            name = NAMES[scheme][0].upper() + NAMES[scheme][1:]
-            sentences.append(
-                f"{name} at {budget_name(budget)} FLOPs, at its best size: {listed(each)} layers."
-            )
-        at = {
-            int(of["layers"]): float(of["difference"])
-            for of in at_depths(MOD, DENSE)
-            if float(of["budget"]) == budget
-        }
-        each = [f"{value:+.3f} nats with {depth} layers" for depth, value in at.items()]
+    for budget in sorted({float(line["budget"]) for line in at_depths(MOD, DENSE)}):
+        lines = [line for line in at_depths(MOD, DENSE) if float(line["budget"]) == budget]
+        if len(lines) < 2:
+            continue
+        each = [f"{float(line['difference']):+.3f} nats with {line['layers']} layers" for line in lines]
+        low, high = int(lines[0]["layers"]), int(lines[-1]["layers"])
+        moved = depth_effect(budget, low, high)
         sentences.append(
-            f"The difference, Mixture-of-Depths minus dense, is {listed(each)}, and "
-            f"{float(line['difference']):+.3f} where each has its own best depth: the number of layers "
-            f"alone moves it by {max(at.values()) - min(at.values()):.3f} nats."
+            f"At {budget_name(budget)} FLOPs, Mixture-of-Depths minus dense is {listed(each)}; from "
+            f"{low} to {high} layers it changes by {in_cell(moved)} (p {moved.p:.2g}, one comparison)."
         )
     return "\n".join(sentences)
 
 
-def _losses(scheme: str, budget: float) -> dict[int, float]:
-    """The loss at the optimum of each depth."""
-    return {
-        int(line["layers"]): float(line["loss"])
-        for line in sorted(read("depths.csv"), key=lambda line: int(line["layers"]))
-        if (line["scheme"], float(line["budget"]), line["fit"]) == (scheme, budget, HEADLINE)
-        and line["loss"]
-    }
-
-
 def best_table() -> str:
-    """One row per budget and scheme at its best depth."""
-    heads = ("FLOPs", "scheme", "best depth, by parabola (share of draws)", "by Akima", "by surface")
-    heads += ("loss (nats/token)", "minus dense", "adjusted p", "minus dense by Akima", "by surface")
-    of_fit = {fit: optima(fit) for fit in ("akima", "surface")}
+    """One row per budget and scheme at its best depth, where it has a choice."""
+    heads = ("FLOPs", "scheme", "fit", "best depth (share of draws)", "loss (nats/token)")
+    heads += ("minus dense", "adjusted p", "compared with dense")
     rows = []
-    for (budget, scheme), line in optima().items():
-        share = f" ({100 * float(line['layers_share']):.0f} %)" if line["layers_share"] else ""
-        others = [of_fit[fit].get((budget, scheme)) for fit in of_fit]
-        rows.append(
-            (
-                budget_name(budget),
-                scheme,
-                f"{line['layers']}{share} of {', '.join(depths_of(line))}",
-                *(of["layers"] if of else "-" for of in others),
-                interval(line, "loss"),
-                interval(line, "difference") if line["difference"] else "-",
-                f"{float(line['difference_p_adjusted']):.3f}" if line["difference_p_adjusted"] else "-",
-                *(
-                    f"{float(of['difference']):+.4f}" if of and of["difference"] else "-"
-                    for of in others
-                ),
+    for budget, scheme in optima():
+        for fit in FITS:
+            line = optima(fit).get((budget, scheme))
+            if line is None or len(depths_of(line)) < 2:
+                continue
+            share = f" ({100 * float(line['layers_share']):.0f} %)" if line["layers_share"] else ""
+            mark = "" if line["same_processor_as_dense"] == "True" else " ‡"
+            rows.append(
+                (
+                    budget_name(budget),
+                    scheme,
+                    fit,
+                    f"{line['layers']}{share} of {', '.join(depths_of(line))}",
+                    interval(line, "loss"),
+                    interval(line, "difference") if line["difference"] else "-",
+                    f"{float(line['difference_p_adjusted']):.2g}"
+                    if line["difference_p_adjusted"]
+                    else "-",
+                    f"{line['difference_verdict']}{mark}" if line["difference"] else "-",
+                )
             )
+    return Table(heads, rows, left=(1, 2, 7)).to_markdown()
+
+
+def curves_table() -> str:
+    """One row per curve: its runs, its optimum by each fit, and the scatter around its parabola."""
+    heads = (
+        "FLOPs",
+        "layers",
+        "scheme",
+        "sizes",
+        "runs",
+        *(f"loss by {FIT_NAMES[fit]}" for fit in FITS),
+        "scatter",
+    )
+    curves: dict[tuple[float, int, str], dict[str, Line]] = {}
+    for line in read("depths.csv"):
+        at = float(line["budget"]), int(line["layers"]), line["scheme"]
+        curves.setdefault(at, {})[line["fit"]] = line
+    rows = []
+    for (budget, depth, scheme), of in sorted(curves.items()):
+        first = of[HEADLINE]
+        losses = [
+            f"{float(of[fit]['loss']):.4f}" if of[fit]["loss"] else of[fit]["verdict"] for fit in FITS
+        ]
+        scatter = f"{float(first['scatter']):.4f}" if first["scatter"] else "-"
+        rows.append(
+            (budget_name(budget), depth, scheme, first["sizes"], first["runs"], *losses, scatter)
         )
-    return Table(heads, rows, left=(1,)).to_markdown()
+    return Table(heads, rows, left=(2,)).to_markdown()
 
 
 def equal_table() -> str:
-    """One row per depth, budget and pair of schemes."""
-    heads = ("layers", "FLOPs", "difference", "nats/token", "adjusted p", "verdict")
+    """One row per depth, budget and pair of schemes, with the difference by each fit."""
+    heads = ("layers", "FLOPs", "difference", *(f"by {FIT_NAMES[fit]}" for fit in FITS))
     rows = []
     for scheme, other in ((MOD, DENSE), (RANDOM, DENSE), (MOD, RANDOM)):
         for line in at_depths(scheme, other):
             mark = "" if line["same_processor"] == "True" else " ‡"
+            budget, depth = float(line["budget"]), int(line["layers"])
+            by_fit = [in_cell(fitted(scheme, other, budget, fit, depth)) for fit in FITS[1:]]
+            verdict = line["verdict"] + mark
+            p = f"{float(line['p_adjusted']):.2g}"
             rows.append(
                 (
-                    line["layers"],
-                    budget_name(float(line["budget"])),
+                    depth,
+                    budget_name(budget),
                     f"{scheme} minus {other}",
                     interval(line, "difference"),
-                    f"{float(line['p_adjusted']):.3f}",
-                    line["verdict"] + mark,
+                    *by_fit,
+                    p,
+                    verdict,
                 )
             )
-    return Table(heads, rows, left=(2, 5)).to_markdown()
-
-
-def left() -> str:
-    """The runs that complete the suite, at the speed of those that are there."""
-    runs, done = read_suite(FOLDER).runs, losses_of(finished(FOLDER))
-    wanted = expand(resolve(load_suite(FOLDER.name)), done)
-    rest = {run.run.key: run.budget for run in wanted if run.run.key not in done}
-    seconds = sum((run.seconds or {}).get("train", 0.0) for run in runs)
-    flops = sum(end["flops"] for run in runs for end in run.ends)
-    hours = sum(rest.values()) * seconds / flops / 3600
-    return (
-        f"{len(rest)} of its runs are left, and those that further learning rates may need: "
-        f"{sum(rest.values()):.2g} training FLOPs, {hours:.0f} hours of one core at the mean speed of "
-        "the committed runs."
-    )
+    return Table((*heads, "adjusted p", "verdict"), rows, left=(2, 7)).to_markdown()
 
 
 def next_text() -> str:
@@ -256,11 +295,12 @@ def next_text() -> str:
     plan = plan_suite(NEXT, time=False, tell=lambda text: None)
     gpu = Cluster(gpus=1)
     hours = 24 * gpu.days(plan.flops)
+    budgets = [budget_name(budget) for budget in load_suite(NEXT).axes.budgets]
     return (
-        f"It has {plan.runs} runs of {plan.flops:.2g} training FLOPs in all: {hours:.0f} hours of one "
-        f"H100 at {100 * gpu.utilisation:.0f} % of its peak. Models of this size may reach less than "
-        f"that: `modbench plan {NEXT}` on the GPU measures it first, and `--price` turns hours into "
-        "costs."
+        f"It has {plan.runs} runs at {listed(budgets)} FLOPs, {plan.flops:.2g} training FLOPs in all: "
+        f"{hours:.0f} hours of one H100 at {100 * gpu.utilisation:.0f} % of its peak. Models of this "
+        f"size may reach less: `modbench plan {NEXT}` on the GPU measures it first, and `--price` turns "
+        "hours into costs."
     )
 
 
@@ -268,9 +308,12 @@ def texts() -> dict[str, str]:
     return {
         "answer": answer(),
         "excluded": excluded(),
+        "curves": curves_table(),
+        "misfit": misfit(),
         "best": best_table(),
         "equal": equal_table(),
         "rates": rates_table(),
+        "ratewords": rates_in_words(),
         "whatif": what_if_table(),
         "changes": what_if_in_words(),
         "processors": processors(),

@@ -1,5 +1,5 @@
 """Tables and sentences of ``docs/depth.md`` that are made from the records of the suite isoflop-depth:
-learning rates, processors, and what the differences would be without either.
+misfit, learning rates, processors, what the differences would be without them, and what is missing.
 """
 
 from collections import Counter
@@ -8,17 +8,22 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from results_prose import budget_name, listed
 
 from modbench.analysis.comparison import difference
-from modbench.analysis.difference import Difference
+from modbench.analysis.difference import Difference, drawn_difference
 from modbench.analysis.isoflop import IsoFlop, analyse
-from modbench.analysis.noise import Run
-from modbench.records.result import Result, results_of
+from modbench.analysis.noise import Noise, Run, Spread, pooled
+from modbench.records.finished import finished
+from modbench.records.result import Place, Result, results_of
 from modbench.records.store import read_suite
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Sweep, sweep_of
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.table import Table
+from modbench.sweep.rows import resolve
+from modbench.sweep.suite import load_suite
+from modbench.sweep.wanted import Wanted, expand, expand_planned, losses_of
 
 RESULTS = Path(__file__).parents[1] / "results"
 FOLDER = RESULTS / "isoflop-depth"
@@ -59,19 +64,22 @@ def is_most(result: Result) -> bool:
     return result.environment["cpu"] == MOST
 
 
+#: The depth at which schemes are compared besides their own best one.
+DEEP = 8
 #: What is compared: two schemes, and the depth of both; None: each at its best depth.
-WHAT_IFS = ((MOD, DENSE, None), (MOD, DENSE, 8), (MOD, RANDOM, None), (MOD, RANDOM, 8))
-#: The choices of runs whose differences are compared; the first one is the published one.
-ALL, ONE_TYPE, BEST_RATES = (
-    "all runs",
-    f"only runs on {MOST}",
-    "best rate tried where the law was checked",
-)
+WHAT_IFS = ((MOD, DENSE, None), (MOD, DENSE, DEEP), (MOD, RANDOM, None), (MOD, RANDOM, DEEP))
+#: The choices whose differences are compared; the first one is the published one.
+ALL, ONE_TYPE = "as published", f"only runs on {MOST}"
+BEST_RATES = "best rate tried where the law was checked"
+SCATTER = f"noise as large as the scatter with {DEEP} layers"
+
+Differences = dict[float, list[Difference | None]]
 
 
-def what_if(runs: Sequence[Run]) -> dict[float, list[Difference | None]]:
-    """The differences `WHAT_IFS` of ``runs`` by budget, by parabolas; None: there is no such curve."""
-    analysis = analyse(runs, fits=(HEADLINE,))
+def what_if(runs: Sequence[Run], noise: Noise | None = None) -> Differences:
+    """The differences `WHAT_IFS` of ``runs`` by budget, by parabolas; None: there is no such curve.
+    ``noise``: measured from ``runs`` if it is not given."""
+    analysis = analyse(runs, fits=(HEADLINE,), noise=noise)
     return {
         budget: [_of(analysis, *one, budget) for one in WHAT_IFS]
         for budget in sorted({run.budget for run in runs})
@@ -88,25 +96,77 @@ def _of(
 
 
 @cache
-def what_ifs() -> dict[str, dict[float, list[Difference | None]]]:
-    """The differences with all runs, with one processor type, and with the best rate at the ends."""
-    results = sweep().curve_records()
-    runs = {
-        ALL: [run_of(result) for result in results],
-        ONE_TYPE: [*(run_of(result) for result in results if is_most(result)), *again()],
-        BEST_RATES: [*corrected()],
+def what_ifs() -> dict[str, Differences]:
+    """The published differences, with one processor type, with the best rate at the ends, and with the
+    scatter around the deeper curves as noise. The second and third have the noise of all runs."""
+    results, noise = sweep().curve_records(), sweep().analysis.noise
+    runs = [run_of(result) for result in results]
+    one_type = [*(run_of(result) for result in results if is_most(result)), *again()]
+    found = {
+        ALL: what_if(runs),
+        ONE_TYPE: what_if(one_type, noise),
+        BEST_RATES: what_if([*corrected()], noise),
+        SCATTER: {},
     }
-    return {name: what_if(of) for name, of in runs.items()}
+    for budget in found[ALL]:
+        if budget not in {budget for _, budget, _ in lost_by_law()}:
+            found[BEST_RATES].pop(budget)
+        if around := scatters(budget).get(DEEP):
+            wide = Noise(residuals={}, pooled=around, shift=noise.shift)
+            found[SCATTER][budget] = what_if(runs, wide)[budget]
+    return found
+
+
+def scatters(budget: float) -> dict[int, Spread]:
+    """The scatter around the parabolas by depth, all schemes together."""
+    found: dict[int, list[Spread]] = {}
+    for at in sweep().analysis.by_depth:
+        if (at.fit, at.budget) == (HEADLINE, budget) and at.scatter is not None:
+            found.setdefault(at.depth or 0, []).append(at.scatter)
+    each = {depth: pooled(of) for depth, of in sorted(found.items())}
+    return {depth: spread for depth, spread in each.items() if spread is not None}
+
+
+def misfit() -> str:
+    """The scatter around the parabolas by depth, next to the noise between seeds."""
+    sentences = []
+    for budget in sweep().budgets:
+        each = [f"{spread.sd:.4f} with {depth}" for depth, spread in scatters(budget).items()]
+        if each:
+            sentences.append(f"{listed(each)} layers at {budget_name(budget)} FLOPs")
+    return (
+        f"The scatter of one run around the parabolas, all schemes together, is {'; '.join(sentences)}. "
+        f"The noise between seeds is {noise():.4f} nats. Where the scatter is much larger, a parabola "
+        "misses the curve, and the intervals above are too narrow."
+    )
+
+
+def fitted(scheme: str, other: str, budget: float, fit: str, depth: int) -> Difference | None:
+    """The difference of two schemes at ``depth`` layers by ``fit``."""
+    return difference(sweep().analysis, scheme, other, budget, fit, depth=depth)
+
+
+def depth_effect(budget: float, low: int, high: int) -> Difference:
+    """The change of MoD minus dense from ``low`` to ``high`` layers."""
+    value, drawn = 0.0, 0.0
+    for depth, sign in ((high, 1), (low, -1)):
+        for scheme, side in ((MOD, 1), (DENSE, -1)):
+            at = sweep().analysis.optimum(scheme, budget, HEADLINE, depth)
+            value += sign * side * (at.loss or 0.0)
+            drawn = drawn + sign * side * at.drawn_losses
+    drawn = drawn[np.isfinite(drawn)]
+    return drawn_difference(value, drawn, drawn)
 
 
 def what_if_table() -> str:
-    """One row per budget and choice of runs."""
+    """One row per budget and choice."""
     heads = ("FLOPs", "runs", *(f"{a} minus {b}, {_at(depth)}" for a, b, depth in WHAT_IFS))
     shown = what_ifs()
     rows = [
-        (budget_name(budget), name, *map(_in_cell, shown[name].get(budget, [None] * len(WHAT_IFS))))
+        (budget_name(budget), name, *map(in_cell, of[budget]))
         for budget in shown[ALL]
-        for name in shown
+        for name, of in shown.items()
+        if budget in of
     ]
     return Table(heads, rows, left=(1,)).to_markdown()
 
@@ -115,74 +175,113 @@ def _at(depth: int | None) -> str:
     return "own best depth" if depth is None else f"{depth} layers"
 
 
-def _in_cell(found: Difference | None) -> str:
+def in_cell(found: Difference | None) -> str:
     if found is None or found.interval is None:
         return "-"
     return f"{found.value:+.4f} [{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]"
 
 
 def what_if_in_words() -> str:
-    """The intervals that contain zero with one choice of runs only."""
+    """The largest change of a difference by each choice, and the intervals that it moves onto or off
+    zero."""
     shown = what_ifs()
-    changes = []
-    for name in (ONE_TYPE, BEST_RATES):
-        for budget, found in shown[ALL].items():
-            others = shown[name].get(budget, [None] * len(WHAT_IFS))
-            for (scheme, other, depth), first, second in zip(WHAT_IFS, found, others, strict=True):
-                sides = [_side(of) for of in (first, second)]
-                if None not in sides and sides[0] != sides[1]:
+    sentences = []
+    for name in (ONE_TYPE, BEST_RATES, SCATTER):
+        changes, crossed = [0.0], []
+        for budget, others in shown[name].items():
+            pairs = zip(WHAT_IFS, shown[ALL][budget], others, strict=True)
+            for (scheme, other, depth), first, second in pairs:
+                if first is None or second is None:
+                    continue
+                changes.append(abs(second.value - first.value))
+                if _side(first) != _side(second):
                     place = f"{_at(depth)}, {budget_name(budget)} FLOPs"
-                    changes.append(f"{scheme} minus {other}, {place}, {name}")
-    if not changes:
-        return "Every interval contains zero, or leaves it out, as that of all runs does."
-    return (
-        "Only here does an interval contain zero where that of all runs does not, or the other way "
-        f"round: {'; '.join(changes)}."
-    )
+                    crossed.append(f"{scheme} minus {other} ({place})")
+        moved = f"changes these differences by {max(changes):.4f} nats at most"
+        if name == SCATTER:
+            moved = "widens the intervals"
+        zero = (
+            f"moves an interval over zero for {listed(crossed)}"
+            if crossed
+            else "moves no interval over zero"
+        )
+        sentences.append(f"*{name[0].upper()}{name[1:]}* {moved} and {zero}.")
+    return "\n".join(sentences)
 
 
-def _side(found: Difference | None) -> int | None:
+def _side(found: Difference) -> int:
     """0: the interval contains zero; otherwise the sign of the difference."""
-    if found is None or found.interval is None:
-        return None
-    low, high = found.interval
+    low, high = found.interval or (0.0, 0.0)
     return 0 if low <= 0 <= high else 1 if low > 0 else -1
+
+
+@cache
+def lost_by_law() -> dict[tuple[Place, float, int], float]:
+    """The loss that the best rate tried gains over the law's, by curve, budget and width."""
+    lost = {}
+    for place, rates in sweep().rates.items():
+        for check in sweep().laws(place):
+            lost[place, float(check.budget or rates.plan["middle_budget"]), check.width] = check.lost
+    return lost
 
 
 def corrected() -> Iterator[Run]:
     """The runs of the curves; where a better learning rate than the law's is known, the loss is lower by
     what the law lost there."""
-    lost = {}
-    for place in sweep().rates:
-        for check in sweep().laws(place):
-            budget = check.budget or sweep().rates[place].plan["middle_budget"]
-            lost[place, budget, check.width] = check.lost
     for result in sweep().curve_records():
         run = run_of(result)
-        yield replace(run, loss=run.loss - lost.get((result.place, result.budget, result.width), 0.0))
+        lost = lost_by_law().get((result.place, float(result.budget), result.width), 0.0)
+        yield replace(run, loss=run.loss - lost)
 
 
 def rates_table() -> str:
-    """The rate of each scheme and depth, its margin over the next best, and what the law loses."""
-    heads = ("scheme", "layers", "rates tried", "chosen", "next best loses (nats)")
+    """The rate of each scheme and depth, its margin over its neighbours, and what the law loses."""
+    heads = ("scheme", "layers", "loss by rate tried", "chosen", "better than its neighbours by (nats)")
     heads += ("law of the width", "law loses at the largest size (nats)")
     rows = []
     for (scheme, depth), rates in sorted(sweep().rates.items()):
-        losses = sorted(loss for loss in rates.losses.values() if loss is not None)
-        checks = [check for check in sweep().laws((scheme, depth)) if check.budget is None]
+        tried = [(rate, loss) for rate, loss in sorted(rates.losses.items()) if loss is not None]
         settled = rates.choice.verdict == "interior"
+        margin = "-"
+        if settled:
+            losses = [loss for _, loss in tried]
+            best = losses.index(min(losses))
+            margin = f"{min(losses[best - 1], losses[best + 1]) - losses[best]:.4f}"
+        checks = [check for check in sweep().laws((scheme, depth)) if check.budget is None]
         rows.append(
             (
                 scheme,
                 depth,
-                ", ".join(f"{rate:g}" for rate in rates.losses),
+                ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in tried),
                 f"{rates.choice.best:g}" if settled else f"not settled ({rates.choice.verdict})",
-                f"{losses[1] - losses[0]:.4f}" if settled else "-",
+                margin,
                 f"width^{rates.exponent:g}",
                 f"{max(check.lost for check in checks):.4f}" if checks else "not checked",
             )
         )
-    return Table(heads, rows, left=(0,)).to_markdown()
+    return Table(heads, rows, left=(0, 2)).to_markdown()
+
+
+def rates_in_words() -> str:
+    """The rates that noise could have chosen otherwise; where learned and random routing differ."""
+    close, differ = [], []
+    for (scheme, depth), rates in sorted(sweep().rates.items()):
+        losses = sorted(loss for loss in rates.losses.values() if loss is not None)
+        if rates.choice.verdict == "interior" and losses[1] - losses[0] < 2**0.5 * noise():
+            close.append(f"{scheme} at {depth} layers")
+        control = sweep().rates.get((RANDOM, depth))
+        both = scheme == MOD and sweep().is_interior((scheme, depth)) and control
+        if both and rates.choice.best != both.choice.best:
+            differ.append(f"at {depth} layers ({rates.choice.best:g} and {both.choice.best:g})")
+    text = (
+        "The second best rate lies within the noise of two runs of the best one for "
+        f"{listed(close)}, so noise could have chosen it."
+        if close
+        else ""
+    )
+    if differ:
+        text += f" {MOD} and {RANDOM} run at different rates {listed(differ)}."
+    return text.strip()
 
 
 def processors() -> str:
@@ -217,18 +316,48 @@ def noise() -> float:
     return float(pooled.sd) if pooled else float("nan")
 
 
+@cache
+def unfinished() -> dict[tuple[float, str, int], tuple[int, int]]:
+    """Runs that are left and that are planned, by budget, scheme and depth. While a learning rate is
+    open, the runs of its curves are those of its middle rate."""
+    done = losses_of(finished(FOLDER))
+    rows = resolve(load_suite(FOLDER.name))
+    settled = {place for place, rates in sweep().rates.items() if sweep().is_interior(place)}
+    wanted = [of for of in expand(rows, done) if (_scheme(of), of.depth) in settled]
+    wanted += [of for of in expand_planned(rows) if (_scheme(of), of.depth) not in settled]
+    counts: dict[tuple[float, str, int], tuple[int, int]] = {}
+    for one in wanted:
+        at = float(one.budget), _scheme(one), one.depth or 0
+        left, planned = counts.get(at, (0, 0))
+        counts[at] = left + (one.run.key not in done), planned + 1
+    return {at: of for at, of in sorted(counts.items()) if of[0]}
+
+
+def _scheme(wanted: Wanted) -> str:
+    return wanted.label.partition("/")[0]
+
+
 def missing() -> str:
-    """The curves that are planned and not finished."""
+    """The curves that are planned and not finished, with their runs."""
     sentences = []
     for budget in sweep().budgets:
-        without = sweep().without_curve(budget)
-        names = []
-        for scheme in sweep().schemes:
-            depths = [str(depth) for of, depth in sorted(without) if of == scheme]
-            names += [f"{scheme} at {listed(depths)} layers"] if depths else []
-        for scheme, depth in sorted(sweep().rates):
-            if (scheme, depth) not in without and (sizes := sweep().sizes((scheme, depth), budget)):
-                names.append(f"{scheme} at {depth} layers ({sizes})")
+        names = [
+            f"{scheme} with {depth} layers ({left} of {planned} runs left)"
+            for (of, scheme, depth), (left, planned) in unfinished().items()
+            if of == budget
+        ]
         if names:
             sentences.append(f"at {budget_name(budget)} FLOPs {', '.join(names)}")
-    return f"Not finished: {'; '.join(sentences)}." if sentences else "All planned curves are finished."
+    if not sentences:
+        return "All planned runs are finished."
+    return f"Not finished, trials of learning rates included: {'; '.join(sentences)}."
+
+
+def left() -> str:
+    """The runs that complete the suite."""
+    runs = sum(left for left, _ in unfinished().values())
+    flops = sum(budget * left for (budget, *_), (left, _) in unfinished().items())
+    return (
+        f"{runs} runs are left, {flops:.2g} training FLOPs, and those that further learning rates may "
+        f"need; `modbench plan {FOLDER.name}` measures the time of the whole suite on your machine."
+    )

@@ -168,8 +168,8 @@ def planned() -> Iterator[tuple[str, ...]]:
 
 
 def answer(depth: str = "depth.md") -> str:
-    """Six sentences: experts, Mixture-of-Depths, its control, both together, time, and depth, with the
-    link ``depth`` to the page on it."""
+    """A sentence each: experts, Mixture-of-Depths, its control, both together, time; two on depth, with
+    the link ``depth`` to the page on it."""
     lines, differences = optima(), read(DIFFERENCES)
     return "\n".join(
         f"{number}. {sentence}"
@@ -180,7 +180,7 @@ def answer(depth: str = "depth.md") -> str:
                 pair_in_words(differences, "mod", "mod:gaussian"),
                 experts_in_words(lines, ("mode_staged", "mode_integrated")),
                 in_seconds(lines, [line["scheme"] for line in lines]),
-                depth_page.in_one_sentence(depth),
+                *depth_page.in_two_sentences(depth),
             ),
             start=1,
         )

@@ -115,13 +115,19 @@ def widening(values: Array, estimate: float) -> Interval:
 
 
 def analyse(
-    runs: Iterable[Run], *, draws: int = DRAWS, seed: int = 0, fits: Sequence[str] = FITS
+    runs: Iterable[Run],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    fits: Sequence[str] = FITS,
+    noise: Noise | None = None,
 ) -> IsoFlop:
     """Fit every isoFLOP curve of ``runs`` by each of ``fits``: parabola, Akima interpolation, and the
     loss surface of the scheme over all its budgets. The surface gives an optimum only where the
-    parabola does. The caller leaves out runs without a finite loss."""
+    parabola does. The caller leaves out runs without a finite loss. ``noise``: measured from the
+    repeated runs if it is not given."""
     runs = list(runs)
-    noise = measure_noise(runs)
+    noise = noise or measure_noise(runs)
     cells = by_cell(runs)
     drawn = draw_losses(runs, noise, draws, seed)
     repeated = noise.pooled is not None

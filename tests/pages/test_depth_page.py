@@ -2,11 +2,12 @@
 
 import re
 
+import depth_page
 import pytest
-from depth_page import PAGE, filled, texts, verdicts
-from depth_runs import DENSE, what_if
+from depth_page import PAGE, filled, texts
+from depth_runs import what_if
 
-from modbench.analysis.noise import Run
+from modbench.analysis.noise import Run, Spread
 
 TEXT = PAGE.read_text()
 
@@ -17,23 +18,94 @@ def test_the_tables_and_sentences_are_those_of_the_committed_results() -> None:
 
 def test_no_number_and_no_verdict_is_written_by_hand() -> None:
     prose = re.sub(r"<!-- (?!end)[a-z]+ -->.*?<!-- end -->", "", TEXT, flags=re.DOTALL)
-    prose = re.sub(r"\([^)]*\.(?:md|png)[^)]*\)", "", prose)  # targets of links
+    prose = re.sub(r"\([^)]*\.(?:md|png)[^)]*\)|95 %", "", prose)  # targets of links
     assert not re.findall(r"\d", prose)
     assert not re.findall(r"\b(?:worse|undecided|equivalent|separable)\b", prose)
 
 
-def test_one_budget_is_named_and_several_are_joined() -> None:
-    def line(budget: str, verdict: str) -> dict[str, str]:
-        ends = {"difference": "-0.05", "difference_low": "-0.07", "difference_high": "-0.03"}
-        return {"budget": budget, "verdict": verdict, **ends}
+def difference(budget: str, layers: str = "", verdict: str = "better") -> dict[str, str]:
+    """A line of differences.csv: MoD is .05 nats below dense."""
+    return {
+        "budget": budget,
+        "layers": layers,
+        "scheme": "mod",
+        "minus": "vanilla",
+        "family": "dense, equal depth" if layers else "dense",
+        "difference": "-0.05",
+        "difference_low": "-0.07",
+        "difference_high": "-0.03",
+        "p_adjusted": "0.012",
+        "verdict": verdict,
+        "lower_in": "",
+    }
 
-    low = "lower by 0.0500 (0.0300 to 0.0700)"
-    assert verdicts([line("1e13", "better")], DENSE) == (
-        f"at 1e13 FLOPs better than the dense model: its loss is {low}"
+
+def optimum(budget: str, scheme: str, depths: str) -> dict[str, str]:
+    """A line of optima.csv: the first of ``depths`` is the best one."""
+    return {
+        "budget": budget,
+        "fit": "parabola",
+        "scheme": scheme,
+        "loss": "2.7",
+        "layers": depths.split()[0],
+        "layers_compared": depths if " " in depths else "",
+        "difference_low": "-0.07",
+        "difference_high": "-0.03",
+    }
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, str]]]:
+    """The CSV files that the page reads: one budget with a choice of depths, one without."""
+    found = {
+        "optima.csv": [
+            *(optimum("1e13", scheme, "8 4") for scheme in ("mod", "vanilla")),
+            *(optimum("3e13", scheme, "4") for scheme in ("mod", "vanilla")),
+        ],
+        "differences.csv": [
+            difference("1e13"),
+            difference("3e13", verdict="undecided"),
+            *(difference("1e13", depth) for depth in ("4", "8")),
+            difference("3e13", "4", verdict="undecided"),
+        ],
+    }
+    monkeypatch.setattr(depth_page, "read", lambda name: found[name])
+    monkeypatch.setattr(depth_page, "scatters", lambda budget: {8: Spread(0.03, 2)})
+    monkeypatch.setattr(depth_page, "noise", lambda: 0.02)
+    return found
+
+
+LOW = "lower by 0.0500 (0.0300 to 0.0700)"
+
+
+@pytest.mark.usefixtures("tables")
+def test_each_sentence_names_its_budgets() -> None:
+    best, four, eight = depth_page.answer().splitlines()
+    assert best == (
+        "1. Each at its own best depth, Mixture-of-Depths is better than the dense model at 1e13 FLOPs: "
+        f"its loss is {LOW} at 1e13, adjusted p 0.012."
     )
-    both = verdicts([line("1e13", "better"), line("3e13", "better")], DENSE)
-    where = f"{low} at 1e13 and {low} at 3e13 FLOPs"
-    assert both == f"better than the dense model at every budget: its loss is {where}"
+    assert four.startswith(
+        "2. Both with 4 layers, it is better than the dense model at 1e13, and not separable from the "
+        "dense model at 3e13 FLOPs: "
+    )
+    assert eight.startswith("3. Both with 8 layers, it is better than the dense model at 1e13 FLOPs")
+    assert "At 3e13 FLOPs not both have an interior optimum at two depths" in depth_page.excluded()
+    assert "leaves out a gain of more than 0.070 nats and any loss by the" in depth_page.excluded()
+    assert "mod at 1e13 FLOPs (8 layers, the largest)" in depth_page.excluded()
+    _, deep = depth_page.in_two_sentences("depth.md")
+    assert deep.endswith("by up to 0.0300 nats, where the noise of a run is 0.0200.")
+
+
+def test_without_a_choice_of_depths_there_is_no_sentence_on_the_best(
+    tables: dict[str, list[dict[str, str]]],
+) -> None:
+    for line in tables["optima.csv"]:
+        line["layers"], line["layers_compared"] = "4", ""
+    assert "own best depth" not in depth_page.answer()
+    (only,) = depth_page.in_two_sentences("depth.md")
+    assert only.startswith("With 8 layers for both, it is better than the dense model at 1e13 FLOPs")
+    assert depth_page.excluded().startswith("At 1e13 and 3e13 FLOPs not both")
 
 
 def test_what_ifs_are_those_of_the_runs_given() -> None:

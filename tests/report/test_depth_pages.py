@@ -20,6 +20,7 @@ from modbench.report.isoflop.sweep import Sweep, sweep_of
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.page import DERIVED, write_report
 from modbench.report.routing.cases import cases_of_sweep
+from modbench.report.sections import Heading
 from modbench.report.table import Table
 
 #: How much higher the loss of a scheme is at each depth than at its best one, in nats.
@@ -193,6 +194,12 @@ def test_files_state_the_depth(make: Make, tmp_path: Path) -> None:
     assert len(depths) == len(BUDGETS) * 3 * 2 * 3
     best = {(r["scheme"], r["layers"]) for r in depths if r["best"] == "True"}
     assert best == {("mod", "4"), ("vanilla", "2")}
+    assert {row["sizes"] for row in depths} == {"5"}
+    assert {(row["budget"] == str(BUDGETS[1]), row["runs"]) for row in depths} == {
+        (True, "15"),
+        (False, "5"),
+    }
+    assert all(float(row["scatter"]) < 0.01 for row in depths)
     differences = rows("differences.csv")
     families: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in differences:
@@ -205,6 +212,32 @@ def test_files_state_the_depth(make: Make, tmp_path: Path) -> None:
     html = (folder / "index.html").read_text()
     assert "Optima at each depth" in html
     assert "isoflop depths" in html
+
+
+def test_scatter_stands_by_depth(make: Make) -> None:
+    """A curve that no parabola fits: one size of the dense model at 8 layers is .1 nats too high."""
+    found = records(make)
+    bent = [
+        run(
+            make,
+            of.scheme,
+            of.width,
+            of.budget,
+            depth=8,
+            seed=of.seed,
+            loss=of.metrics["heldout_loss"] + 0.1,
+        )
+        if (of.scheme, of.depth, of.width, of.budget) == ("vanilla", 8, 64, BUDGETS[0])
+        else of
+        for of in found
+    ]
+    page = isoflop_page(swept(bent))
+    parts = page.parts[page.parts.index(Heading("Scatter around the curves", 3)) :]
+    table = next(part for part in parts if isinstance(part, Table))
+    scatters = {(str(row[0]), str(row[1])): float(str(row[2])) for row in table.rows}
+    assert len(scatters) == 3 * len(BUDGETS)
+    high = scatters.pop(("1e+12", "8"))
+    assert high > 0.03 > 0.01 > max(scatters.values())
 
 
 def test_runs_of_one_shape_are_compared_within_their_depth(make: Make, tmp_path: Path) -> None:

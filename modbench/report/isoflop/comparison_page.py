@@ -1,12 +1,13 @@
 """Parts of an isoFLOP suite's page on comparisons: what the verdicts are adjusted for, the scatter
 around the curves, and the differences between any two schemes."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from modbench.analysis.noise import pooled
+from modbench.analysis.noise import Spread, pooled
 from modbench.errors import several
 from modbench.report.isoflop.pairs import Pair, at_optima, of_equal_runs, with_dense
-from modbench.report.isoflop.sweep import Sweep
+from modbench.report.isoflop.sweep import HEADLINE, Sweep
 from modbench.report.leaderboard.difference_cells import (
     PROCESSORS,
     difference_text,
@@ -54,16 +55,21 @@ def below_tables(sweep: Sweep) -> Iterable[str]:
 def scatter_section(sweep: Sweep) -> Iterable[Part]:
     """The scatter of the points around the curves of each budget, next to the noise between seeds."""
     noise = sweep.analysis.noise.pooled
+    scatters: dict[tuple[int, ...], list[Spread]] = defaultdict(list)
+    for at in sweep.analysis.by_depth:
+        if at.fit == HEADLINE and at.scatter is not None:
+            depth = (at.depth,) if at.depth is not None else ()
+            scatters[int(at.budget), *depth].append(at.scatter)
     rows = []
-    for budget in sweep.budgets:
-        lines = sweep.lines(budget)
-        around = pooled(line.optimum.scatter for line in lines if line.optimum.scatter)
+    for (budget, *layers), of_curves in sorted(scatters.items()):
+        around = pooled(of_curves)
         if around is not None:
-            rows.append((f"{budget:.3g}", f"{around.sd:.4f}", around.freedom))
+            rows.append((f"{budget:.3g}", *layers, f"{around.sd:.4f}", around.freedom))
     if not rows:
         return
     yield Heading("Scatter around the curves", 3)
-    yield Table(("FLOPs", "scatter of one run (nats/token)", "degrees of freedom"), rows)
+    heads = ("FLOPs", *(("layers",) if sweep.depths else ()))
+    yield Table((*heads, "scatter of one run (nats/token)", "degrees of freedom"), rows)
     yield (
         "Standard deviation of the points around the parabolas, scaled to one run, all schemes "
         "together. It checks the noise at budgets with one seed: "

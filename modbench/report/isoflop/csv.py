@@ -1,5 +1,6 @@
 """Tables of the CSV files of an isoFLOP sweep: optima, differences and learning rates."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -83,6 +84,9 @@ def depths_table(sweep: Sweep) -> Table:
     """One row per budget, fit, scheme and depth; no rows in a suite of one depth."""
     optima = [at for at in sweep.analysis.by_depth if sweep.depths]
     optima.sort(key=lambda at: (at.budget, FITS.index(at.fit), at.scheme, at.depth or 0))
+    runs = defaultdict(list)
+    for run in sweep.runs():
+        runs[(run.scheme, run.depth), run.budget].append(run)
     rows = [
         {
             "budget": at.budget,
@@ -98,6 +102,10 @@ def depths_table(sweep: Sweep) -> Table:
             "forward_flops_per_token": sweep.forward_flops(at),
             "interior_share": at.interior_share,
             "interval_missing_because": at.void or None,
+            "scatter": at.scatter and at.scatter.sd,
+            "scatter_freedom": at.scatter and at.scatter.freedom,
+            "sizes": len({run.size for run in runs[at.place, at.budget]}),
+            "runs": len(runs[at.place, at.budget]),
             "learning_rate_verdict": sweep.rates[at.place].choice.verdict,
         }
         for at in optima

@@ -125,11 +125,16 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
             best = sweep.optimum(scheme, budget, HEADLINE)
             if best and best.loss is not None:
                 text = f"{scheme}: {several(best.depth or 0, 'layer')}"
-                style: dict[str, Any] = {"fontsize": 9, "color": mark.color, "ha": "center", "va": "top"}
-                style["bbox"] = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+                style: dict[str, Any] = {
+                    "fontsize": 9,
+                    "color": mark.color,
+                    "ha": "center",
+                    "va": "bottom",
+                }
                 style["gid"] = f"scheme-{number}-best{budget:g}"  # hidden with the scheme
-                axes.text(0.55, 0.98 - 0.07 * number, text, transform=axes.transAxes, **style)
-        axes.set_title(f"lowest of all depths, {budget:.3g} FLOPs")
+                axes.text(0.5, 1.02 + 0.06 * number, text, transform=axes.transAxes, **style)
+        above = 6 + 13 * len(look_of)  # points: room for the best depths, which stand above the panel
+        axes.set_title(f"lowest of all depths, {budget:.3g} FLOPs", pad=above)
         cut = cut_above(good, every) or cut
         panels[row, 0].set_ylabel(f"{LOSS}\nmean and range of seeds; lines: parabolas")
     panels[0, 0].set_xscale("log")

@@ -90,6 +90,8 @@ def depth_table(sweep: Sweep, budget: int, pairs: Sequence[Pair]) -> Table:
         if not sweep.is_interior(place):
             verdict.append(f"learning rate: {sweep.rates[place].choice.verdict}")
         verdict.append(sweep.sizes(place, budget))
+        if check := sweep.law_fails(place):
+            verdict.append(f"the learning rate's law loses more than the noise floor ({check})")
         rows.append(
             (
                 scheme,

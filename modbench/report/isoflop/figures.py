@@ -169,8 +169,8 @@ def _plain_numbers(axes: Axes) -> None:
 
 
 def learning_rates(sweep: Sweep, look_of: Marks) -> Figure:
-    """Loss against learning rate at the middle size and budget of each scheme; the chosen is filled. A
-    panel per depth, if the suite has several."""
+    """Loss against learning rate at the middle size and budget of each scheme; the chosen is filled, as
+    soon as it is chosen. A panel per depth, if the suite has several."""
     depths: list[int | None] = [*sweep.depths] or [None]
     figure, panels = panels_of(len(depths))
     handles: Handles = {}
@@ -192,7 +192,7 @@ def _draw_rates(axes: Axes, sweep: Sweep, look_of: Marks, depth: int | None, han
         style: dict[str, Any] = {"color": mark.color, "linewidth": 1.3, "marker": mark.marker}
         axes.plot(list(known), list(known.values()), markerfacecolor="white", **style)
         best = rates.choice.best
-        if best in known:
+        if best in known and rates.choice.verdict != "open":
             axes.plot([best], [known[best]], color=mark.color, marker=mark.marker, zorder=4)
         word = "" if rates.choice.verdict == "interior" else f" ({rates.choice.verdict})"
         handles[f"{at_depth(scheme, depth if word else None)}{word}"] = handle(mark)

@@ -89,8 +89,8 @@ def _compared(sweep: Sweep) -> str:
     if sweep.depths or len(layers) != 1:
         return text
     return (
-        f"{text} All shapes have {several(layers.pop(), 'layer')}, so a comparison here also compares the "
-        "depth: at its own best depth, a scheme may stand elsewhere (`modbench docs depth`)."
+        f"{text} All shapes have {several(layers.pop(), 'layer')}, so a comparison here also compares "
+        "the depth: at its own best depth, a scheme may stand elsewhere (`modbench docs depth`)."
     )
 
 

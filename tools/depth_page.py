@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from depth_runs import (
+    DEEP,
     FOLDER,
     MOD,
     RANDOM,
@@ -47,6 +48,7 @@ from modbench.sweep.suite import load_suite
 
 PAGE = Path(__file__).parents[1] / "docs" / "depth.md"
 FIT_NAMES = {"parabola": "the parabola", "akima": "Akima interpolation", "surface": "the surface"}
+MAIN = 4  #: layers of the schemes of the main page
 #: The suite that asks the question at larger budgets.
 NEXT = "isoflop-depth-gpu"
 
@@ -111,17 +113,42 @@ def interval(line: Line, name: str) -> str:
 
 
 def answer() -> str:
-    """Sentences on MoD and dense at the best depth and at equal depth, and on MoD and its control."""
+    """Sentences on MoD and dense at the best depth and at equal depth, and on MoD and its control. The
+    verdicts of the main page's depth are those of that page, which compares more schemes."""
     sentences = []
     if lines := chosen(MOD, DENSE):
         sentences.append(f"Each at its own best depth, Mixture-of-Depths is {verdicts(lines, DENSE)}.")
-    for depth, lines in by_depth(MOD, DENSE).items():
+    for depth, lines in other_depths(MOD, DENSE):
         sentences.append(f"Both with {depth} layers, it is {verdicts(lines, DENSE)}.")
     if lines := chosen(MOD, RANDOM):
         sentences.append(f"Each at its own best depth, it is {verdicts(lines, RANDOM)}.")
-    for depth, lines in by_depth(MOD, RANDOM).items():
+    for depth, lines in other_depths(MOD, RANDOM):
         sentences.append(f"Both with {depth} layers, it is {verdicts(lines, RANDOM)}.")
     return "\n".join(f"{number}. {text}" for number, text in enumerate(sentences, start=1))
+
+
+def sense() -> str:
+    """The meaning of the answer for a reader, as far as the verdicts agree."""
+    at_best = {line["verdict"] for line in chosen(MOD, DENSE)}
+    deep = {
+        scheme: {line["verdict"] for line in lines}
+        for scheme in (MOD, RANDOM)
+        for depth, lines in by_depth(scheme, DENSE).items()
+        if depth == DEEP
+    }
+    text = []
+    if at_best == {"undecided"} and "better" in deep.get(MOD, ()):
+        text.append(
+            f"A gain at a fixed depth is no gain by itself: with {DEEP} layers, letting tokens skip "
+            "some of them helps; where each scheme has the depth that suits it, these runs show no "
+            "difference."
+        )
+        if "better" in deep.get(RANDOM, ()):
+            text.append(
+                "Random routing is better than the dense model there, too, so the gain does not show "
+                "that a learned selection matters."
+            )
+    return " ".join(text) or "The verdicts at a fixed depth and at the best depth do not differ in kind."
 
 
 def in_two_sentences(link: str) -> Iterator[str]:
@@ -141,6 +168,10 @@ def in_two_sentences(link: str) -> Iterator[str]:
             f"run is {noise():.4f}"
         )
     yield f"With {depth} layers for both, it is {verdicts(lines, DENSE)}{misses}."
+
+
+def other_depths(scheme: str, other: str) -> list[tuple[int, list[Line]]]:
+    return [(depth, lines) for depth, lines in by_depth(scheme, other).items() if depth != MAIN]
 
 
 def by_depth(scheme: str, other: str) -> dict[int, list[Line]]:
@@ -307,6 +338,7 @@ def next_text() -> str:
 def texts() -> dict[str, str]:
     return {
         "answer": answer(),
+        "sense": sense(),
         "excluded": excluded(),
         "curves": curves_table(),
         "misfit": misfit(),

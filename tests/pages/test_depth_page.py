@@ -80,21 +80,33 @@ LOW = "lower by 0.0500 (0.0300 to 0.0700)"
 
 @pytest.mark.usefixtures("tables")
 def test_each_sentence_names_its_budgets() -> None:
-    best, four, eight = depth_page.answer().splitlines()
+    best, eight = depth_page.answer().splitlines()
     assert best == (
         "1. Each at its own best depth, Mixture-of-Depths is better than the dense model at 1e13 FLOPs: "
         f"its loss is {LOW} at 1e13, adjusted p 0.012."
     )
-    assert four.startswith(
-        "2. Both with 4 layers, it is better than the dense model at 1e13, and not separable from the "
-        "dense model at 3e13 FLOPs: "
+    assert eight.startswith("2. Both with 8 layers, it is better than the dense model at 1e13 FLOPs")
+    lines = [difference("1e13", "8"), difference("3e13", "8", verdict="undecided")]
+    assert depth_page.verdicts(lines, "vanilla") == (
+        "better than the dense model at 1e13, and not separable from the dense model at 3e13 FLOPs: its "
+        f"loss is {LOW} at 1e13, adjusted p 0.012; {LOW} at 3e13, adjusted p 0.012"
     )
-    assert eight.startswith("3. Both with 8 layers, it is better than the dense model at 1e13 FLOPs")
     assert "At 3e13 FLOPs not both have an interior optimum at two depths" in depth_page.excluded()
     assert "leaves out a gain of more than 0.070 nats and any loss by the" in depth_page.excluded()
     assert "mod at 1e13 FLOPs (8 layers, the largest)" in depth_page.excluded()
     _, deep = depth_page.in_two_sentences("depth.md")
     assert deep.endswith("by up to 0.0300 nats, where the noise of a run is 0.0200.")
+
+
+def test_a_gain_at_a_fixed_depth_only_is_called_no_gain(
+    tables: dict[str, list[dict[str, str]]],
+) -> None:
+    assert "do not differ in kind" in depth_page.sense()
+    tables["differences.csv"][0]["verdict"] = "undecided"  # at the best depth
+    assert depth_page.sense().startswith("A gain at a fixed depth is no gain by itself: with 8 layers")
+    assert "Random routing" not in depth_page.sense()
+    tables["differences.csv"].append(difference("1e13", "8") | {"scheme": "mod:gaussian"})
+    assert "Random routing is better than the dense model there, too" in depth_page.sense()
 
 
 def test_without_a_choice_of_depths_there_is_no_sentence_on_the_best(

@@ -140,8 +140,8 @@ def sense() -> str:
     if at_best == {"undecided"} and "better" in deep.get(MOD, ()):
         text.append(
             f"A gain at a fixed depth is no gain by itself: with {DEEP} layers, letting tokens skip "
-            "some of them helps; where each scheme has the depth that suits it, these runs show no "
-            "difference."
+            "some of them helps by the parabolas (other fits and a larger noise stand below); where "
+            "each scheme has the depth that suits it, these runs show no difference."
         )
         if "better" in deep.get(RANDOM, ()):
             text.append(

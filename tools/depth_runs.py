@@ -338,19 +338,16 @@ def _scheme(wanted: Wanted) -> str:
 
 
 def missing() -> str:
-    """The curves that are planned and not finished, with their runs."""
-    sentences = []
-    for budget in sweep().budgets:
-        names = [
-            f"{scheme} with {depth} layers ({left} of {planned} runs left)"
-            for (of, scheme, depth), (left, planned) in unfinished().items()
-            if of == budget
-        ]
-        if names:
-            sentences.append(f"at {budget_name(budget)} FLOPs {', '.join(names)}")
-    if not sentences:
+    """The runs that are left of each scheme and depth, by budget."""
+    if not unfinished():
         return "All planned runs are finished."
-    return f"Not finished, trials of learning rates included: {'; '.join(sentences)}."
+    budgets = sweep().budgets
+    heads = ("layers", "scheme", *(f"left at {budget_name(budget)}" for budget in budgets))
+    rows = []
+    for depth, scheme in sorted({(depth, scheme) for _, scheme, depth in unfinished()}):
+        counts = [unfinished().get((budget, scheme, depth)) for budget in budgets]
+        rows.append((depth, scheme, *(f"{of[0]} of {of[1]}" if of else "-" for of in counts)))
+    return Table(heads, rows, left=(1,)).to_markdown()
 
 
 def left() -> str:

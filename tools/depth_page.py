@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from depth_runs import (
-    DEEP,
     FOLDER,
     MOD,
     RANDOM,
@@ -128,26 +127,32 @@ def answer() -> str:
 
 
 def sense() -> str:
-    """The meaning of the answer for a reader, as far as the verdicts agree."""
-    at_best = {line["verdict"] for line in chosen(MOD, DENSE)}
-    deep = {
-        scheme: {line["verdict"] for line in lines}
-        for scheme in (MOD, RANDOM)
-        for depth, lines in by_depth(scheme, DENSE).items()
-        if depth == DEEP
-    }
+    """The meaning of the answer for a reader: what holds at one depth and not at the best one."""
+    undecided = {line["budget"] for line in chosen(MOD, DENSE) if line["verdict"] == "undecided"}
+
+    def only_fixed(scheme: str, verdict: str) -> Iterator[str]:
+        for depth, lines in by_depth(scheme, DENSE).items():
+            of = [line["budget"] for line in lines if line["verdict"] == verdict]
+            if budgets := [budget_name(float(budget)) for budget in of if budget in undecided]:
+                yield f"with {depth} layers at {listed(budgets)} FLOPs"
+
     text = []
-    if at_best == {"undecided"} and "better" in deep.get(MOD, ()):
+    if gains := [*only_fixed(MOD, "better")]:
         text.append(
-            f"A gain at a fixed depth is no gain by itself: with {DEEP} layers, letting tokens skip "
-            "some of them helps by the parabolas (other fits and a larger noise stand below); where "
-            "each scheme has the depth that suits it, these runs show no difference."
+            "A gain at a fixed depth is no gain by itself: by the parabolas (other fits and a larger "
+            f"noise stand below), letting tokens skip layers helps {listed(gains)}; where each scheme "
+            "has the depth that suits it, these runs cannot tell it from the dense model."
         )
-        if "better" in deep.get(RANDOM, ()):
+        if shared := [of for of in only_fixed(RANDOM, "better") if of in gains]:
             text.append(
-                "Random routing is better than the dense model there, too, so the gain does not show "
-                "that a learned selection matters."
+                f"Random routing is better than the dense model {listed(shared)}, too, so the gain does "
+                "not show that a learned selection matters."
             )
+    if losses := [*only_fixed(MOD, "worse")]:
+        text.append(
+            "A loss at a fixed depth is no loss by itself: Mixture-of-Depths is worse than the dense "
+            f"model {listed(losses)}, and cannot be told from it where each has its best depth."
+        )
     return " ".join(text) or "The verdicts at a fixed depth and at the best depth do not differ in kind."
 
 

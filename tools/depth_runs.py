@@ -77,8 +77,8 @@ Differences = dict[float, list[Difference | None]]
 
 
 def what_if(runs: Sequence[Run], noise: Noise | None = None) -> Differences:
-    """The differences `WHAT_IFS` of ``runs`` by budget, by parabolas; None: there is no such curve.
-    ``noise``: measured from ``runs`` if it is not given."""
+    """The differences `WHAT_IFS` of ``runs`` by budget, by parabolas; None: there is no such curve,
+    or no choice of depths. ``noise``: measured from ``runs`` if it is not given."""
     analysis = analyse(runs, fits=(HEADLINE,), noise=noise)
     return {
         budget: [_of(analysis, *one, budget) for one in WHAT_IFS]
@@ -90,9 +90,12 @@ def _of(
     analysis: IsoFlop, scheme: str, other: str, depth: int | None, budget: float
 ) -> Difference | None:
     try:
-        return difference(analysis, scheme, other, budget, HEADLINE, depth=depth)
+        both = [analysis.optimum(name, budget, HEADLINE, depth) for name in (scheme, other)]
     except KeyError:  # no such curve
         return None
+    if depth is None and any(len(at.depths) < 2 for at in both):
+        return None  # one that stands alone is no best depth
+    return difference(analysis, scheme, other, budget, HEADLINE, depth=depth)
 
 
 @cache

@@ -268,14 +268,15 @@ def rates_table() -> str:
 def rates_in_words() -> str:
     """The rates that noise could have chosen otherwise; where learned and random routing differ."""
     close, differ = [], []
+    settled = set(filter(sweep().is_interior, sweep().rates))
     for (scheme, depth), rates in sorted(sweep().rates.items()):
         losses = sorted(loss for loss in rates.losses.values() if loss is not None)
-        if rates.choice.verdict == "interior" and losses[1] - losses[0] < 2**0.5 * noise():
+        if (scheme, depth) in settled and losses[1] - losses[0] < 2**0.5 * noise():
             close.append(f"{scheme} at {depth} layers")
-        control = sweep().rates.get((RANDOM, depth))
-        both = scheme == MOD and sweep().is_interior((scheme, depth)) and control
-        if both and rates.choice.best != both.choice.best:
-            differ.append(f"at {depth} layers ({rates.choice.best:g} and {both.choice.best:g})")
+        if scheme == MOD and settled >= {(MOD, depth), (RANDOM, depth)}:
+            of_both = [sweep().rates[name, depth].choice.best for name in (MOD, RANDOM)]
+            if of_both[0] != of_both[1]:
+                differ.append(f"at {depth} layers ({of_both[0]:g} and {of_both[1]:g})")
     text = (
         "The second best rate lies within the noise of two runs of the best one for "
         f"{listed(close)}, so noise could have chosen it."

@@ -127,32 +127,28 @@ def answer() -> str:
 
 
 def sense() -> str:
-    """The meaning of the answer for a reader: what holds at one depth and not at the best one."""
+    """The meaning of the answer for a reader: gains at one depth and not at the best one. The verdicts
+    of the main page's depth are those of that page."""
     undecided = {line["budget"] for line in chosen(MOD, DENSE) if line["verdict"] == "undecided"}
 
-    def only_fixed(scheme: str, verdict: str) -> Iterator[str]:
-        for depth, lines in by_depth(scheme, DENSE).items():
-            of = [line["budget"] for line in lines if line["verdict"] == verdict]
+    def gains_of(scheme: str) -> Iterator[str]:
+        for depth, lines in other_depths(scheme, DENSE):
+            of = [line["budget"] for line in lines if line["verdict"] == "better"]
             if budgets := [budget_name(float(budget)) for budget in of if budget in undecided]:
                 yield f"with {depth} layers at {listed(budgets)} FLOPs"
 
     text = []
-    if gains := [*only_fixed(MOD, "better")]:
+    if gains := [*gains_of(MOD)]:
         text.append(
             "A gain at a fixed depth is no gain by itself: by the parabolas (other fits and a larger "
             f"noise stand below), letting tokens skip layers helps {listed(gains)}; where each scheme "
             "has the depth that suits it, these runs cannot tell it from the dense model."
         )
-        if shared := [of for of in only_fixed(RANDOM, "better") if of in gains]:
+        if shared := [of for of in gains_of(RANDOM) if of in gains]:
             text.append(
                 f"Random routing is better than the dense model {listed(shared)}, too, so the gain does "
                 "not show that a learned selection matters."
             )
-    if losses := [*only_fixed(MOD, "worse")]:
-        text.append(
-            "A loss at a fixed depth is no loss by itself: Mixture-of-Depths is worse than the dense "
-            f"model {listed(losses)}, and cannot be told from it where each has its best depth."
-        )
     return " ".join(text) or "The verdicts at a fixed depth and at the best depth do not differ in kind."
 
 

@@ -103,18 +103,10 @@ def test_a_gain_at_a_fixed_depth_only_is_called_no_gain(
 ) -> None:
     assert "do not differ in kind" in depth_page.sense()
     tables["differences.csv"][0]["verdict"] = "undecided"  # at the best depth
-    assert "with 8 layers at 1e13 FLOPs; where each" in depth_page.sense()
+    assert "helps with 8 layers at 1e13 FLOPs; where each" in depth_page.sense()
     assert "Random routing" not in depth_page.sense()
     tables["differences.csv"].append(difference("1e13", "8") | {"scheme": "mod:gaussian"})
     assert "Random routing is better than the dense model with 8 layers" in depth_page.sense()
-
-
-def test_a_loss_at_a_fixed_depth_only_is_called_no_loss(
-    tables: dict[str, list[dict[str, str]]],
-) -> None:
-    tables["differences.csv"][0]["verdict"] = "undecided"  # at the best depth
-    tables["differences.csv"].append(difference("1e13", "4", verdict="worse"))
-    assert "worse than the dense model with 4 layers at 1e13 FLOPs, and cannot" in depth_page.sense()
 
 
 def test_without_a_choice_of_depths_there_is_no_sentence_on_the_best(

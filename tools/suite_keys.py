@@ -23,7 +23,8 @@ from modbench.measure.config import STEPS, MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.routing.registry import installed_modules, router_class
 from modbench.sweep.isoflop import IsoFlopConfig
-from modbench.sweep.suite import Axes, Header, KeepConfig, Scheme
+from modbench.sweep.suite import Scheme
+from modbench.sweep.tables import Axes, Comparison, Header, KeepConfig
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
@@ -43,6 +44,7 @@ TABLES: dict[str, type] = {
     "isoflop": IsoFlopConfig,
     "sweep": Axes,
     "schemes": Scheme,
+    "compare": Comparison,
 }
 _BOUNDS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 _TYPES = {int: "integer", float: "number", str: "string", bool: "true, false", dict: "table"}

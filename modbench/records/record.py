@@ -9,7 +9,7 @@ process that runs a job imports this.
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -214,6 +214,17 @@ _ROW = closed(
 )
 
 
+#: A comparison that a suite states (`modbench.sweep.tables.Comparison`), at one budget.
+_COMPARED = closed(
+    a=_ROW_LABEL,
+    b=_ROW_LABEL,
+    role=Literal["primary", "secondary"],
+    budget=POSITIVE,
+    margin=optional[SECONDS],
+    depth=optional[POSITIVE],
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SuiteRecord(Line):
     """Wishes of a suite when it ran: labels, order and how its rows are ranked. The newest one counts;
@@ -225,7 +236,16 @@ class SuiteRecord(Line):
     #: ``wanted``: settings of measurements by kind, as `MeasurementRecord` states them
     suite: Annotated[
         dict[str, Any],
-        like(closed(name=_NAME, version=int, rank_by=_NAME, rows=list_of[_ROW], wanted=dict)),
+        like(
+            closed(
+                name=_NAME,
+                version=int,
+                rank_by=_NAME,
+                rows=list_of[_ROW],
+                wanted=dict,
+                compare=optional[list_of[_COMPARED]],  # absent: all rows
+            )
+        ),
     ]
 
 
@@ -348,20 +368,12 @@ class TimingRecord(Line):
 
 
 AnyRecord = RunRecord | MeasurementRecord | SuiteRecord | AuditRecord | TimingRecord
-_KINDS: dict[str, type[AnyRecord]] = {
-    kind.kind: kind for kind in (RunRecord, MeasurementRecord, SuiteRecord, AuditRecord, TimingRecord)
-}
-#: Schema of lines that the converter reads.
-_OLDER = (3,)
-
-
-class OlderError(UserError):
-    """A line of an older modbench, which a tool converts."""
+_KINDS: dict[str, type[AnyRecord]] = {kind.kind: kind for kind in get_args(AnyRecord)}
 
 
 def parse_line(line: str) -> dict[str, Any]:
     """The fields of ``line``, ``kind`` included and ``digest`` checked. The fields themselves are not
-    checked. Raises OlderError: it is of an earlier schema; UserError: it is not a JSON object, of an
+    checked. Raises UserError: it is not a JSON object, of an
     unknown schema or kind, or it was changed after it was written."""
     try:
         value = json.loads(line)
@@ -370,15 +382,9 @@ def parse_line(line: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError("it is not a JSON object")
     schema, digest = value.pop("schema", None), value.pop("digest", None)
-    if schema in _OLDER:
-        raise OlderError(
-            f"it is of an older modbench (schema {schema}); convert the folder with `python "
-            "tools/convert_records.py RESULTS/SUITE` in modbench's repository"
-        )
     if schema != SCHEMA:
         raise UserError(
-            f"schema is {str(schema)[:50]} and this modbench reads {SCHEMA}; use the version that wrote "
-            "it"
+            f"schema is {str(schema)[:50]}, this modbench reads {SCHEMA}; use the one that wrote it"
         )
     if digest != sha256(line.replace(f'"digest":"{digest}"', '"digest":""', 1)):
         raise UserError("its digest is of another line; it was changed after it was written")
@@ -388,7 +394,7 @@ def parse_line(line: str) -> dict[str, Any]:
 
 
 def read_record(line: str) -> AnyRecord:
-    """The record of ``line``, of any kind and any schema so far. Raises UserError: see `parse_line`, or
+    """The record of ``line``, of any kind. Raises UserError: see `parse_line`, or
     a field is not as its class declares."""
     values = parse_line(line)
     return _KINDS[values.pop("kind")].read(values, line)

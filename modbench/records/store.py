@@ -21,7 +21,6 @@ from modbench.records.record import (
     AnyRecord,
     AuditRecord,
     MeasurementRecord,
-    OlderError,
     RunRecord,
     SuiteRecord,
     TimingRecord,
@@ -223,8 +222,6 @@ def parsed_file(
 
 def _damage(path: Path, number: int, error: UserError | UnicodeDecodeError) -> str:
     """The sentence on line ``number`` of ``path``, which ``error`` says is no record."""
-    if isinstance(error, OlderError):
-        return f"{path}, line {number}: {error}"
     reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
     where = f"{path}, line {number}: no valid record: "
     room = max(_LONGEST - len(where) - len(_REPAIR), 80)

@@ -16,7 +16,8 @@ from modbench.records.store import append_record
 from modbench.sweep.job import Job, identities_of
 from modbench.sweep.job_records import made_by
 from modbench.sweep.rows import Rows
-from modbench.sweep.suite import KeepConfig, Suite
+from modbench.sweep.suite import Suite
+from modbench.sweep.tables import KeepConfig, stated_comparisons
 from modbench.sweep.track import TrackConfig
 from modbench.sweep.wanted import Left, Wanted, plan_of
 
@@ -144,10 +145,11 @@ def suite_of(
             stated[item.label]["runs"].append(key)
     settings: dict[str, Any] = {kind: of for kind, of in measures if kind != "downstream"}
     tasks = [of for kind, of in measures if kind == "downstream"]
+    compared = stated_comparisons(rows.suite.comparisons, rows.suite.axes.budgets)
     return {
         "name": header.name,
         "version": header.version,
         "rank_by": header.rank_by,
         "rows": list(stated.values()),
         "wanted": settings | ({"downstream": tasks} if tasks else {}),
-    }
+    } | ({"compare": compared} if compared else {})

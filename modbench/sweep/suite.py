@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from modbench.data.config import DataConfig
 from modbench.data.tokenizer_file import with_tokenizer
@@ -14,11 +14,18 @@ from modbench.hf.config import hub_keys, hub_of, refuse_sizes
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
-from modbench.records.metrics import ranking_metric
-from modbench.records.names import LABEL, LABEL_WORDS, NAME, at_depth
+from modbench.records.names import LABEL, LABEL_WORDS, at_depth
 from modbench.shipped import shipped_suites
 from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.suite_schedule import check_schedule
+from modbench.sweep.tables import (
+    Axes,
+    Comparison,
+    Header,
+    KeepConfig,
+    check_comparisons,
+    check_seeds,
+)
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
@@ -26,53 +33,6 @@ from modbench.typed import built, checked, checked_fields
 
 #: Keys of [isoflop] that are the same at all depths.
 _OF_ALL_DEPTHS = ("layers", "at", "aspect", "margin", "passes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """The [suite] table."""
-
-    name: str  #: also the name of its folder in the results folder
-    version: int = 1  #: raised when the suite's meaning changes
-    description: str = ""  #: one sentence, shown by `modbench list suites`
-    rank_by: str = "heldout_loss"  #: the metric that ranks the table
-
-    def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise UserError(
-                f"name is {self.name!r}; it becomes a folder's name: lower-case letters, digits, "
-                "'_', '-' and '.', starting with a letter or a digit"
-            )
-        ranking_metric(self.rank_by)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axes:
-    """The [sweep] table: each scheme runs at each budget (training FLOPs) with each seed."""
-
-    budgets: tuple[int, ...]  #: training FLOPs of a run, convention `model`; 1e13 is an integer here
-    seeds: tuple[int, ...] = (0,)  #: of the initial weights and of the order of the data
-    cell_timeout: float = 1800.0  #: seconds without progress after which a run's process is ended
-
-    def __post_init__(self) -> None:
-        if self.cell_timeout <= 0:
-            raise UserError(f"cell_timeout is {self.cell_timeout}; it must be above 0 seconds")
-        for name, values in (("budgets", self.budgets), ("seeds", self.seeds)):
-            if not values:
-                raise UserError(f"{name} is empty; give it at least one entry")
-            if len(set(values)) < len(values):
-                raise UserError(f"{name} is {list(values)}; an entry appears twice, remove one")
-        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
-            raise UserError(f"seeds is {list(self.seeds)}; a seed must lie in [0, 2**32)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeepConfig:
-    """The [keep] table."""
-
-    #: weights that stay after a run was measured, so that more can be measured later: of its budgets;
-    #: all, with those of the points of its learning curve; or none
-    weights: Literal["budgets", "all", "none"] = "budgets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +49,7 @@ class Scheme:
     #: keys of [model] that differ for this scheme; or a model of transformers, { hf = FOLDER or FILE }
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
+    seeds: tuple[int, ...] | None = None  #: in place of [sweep] seeds; None: those. Not with [isoflop]
     #: overrides that of [isoflop]; with [isoflop] layers also by depth, as { 4 = 30.0, 8 = 16.0 }
     tokens_per_parameter: float | dict[str, float] | None = None
     layers: tuple[int, ...] | None = None  #: those of [isoflop] layers that it has; None: all
@@ -96,6 +57,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.router)
+        if self.seeds is not None:
+            check_seeds(self.seeds)
         if not LABEL.fullmatch(self.router):  # records of other routers are refused
             raise UserError(f"router is {self.router!r}; it must be {LABEL_WORDS}")
 
@@ -126,6 +89,7 @@ class _Tables:
     sweep: dict[str, Any]
     shapes: tuple[dict[str, Any], ...] = ()
     schemes: tuple[dict[str, Any], ...]
+    compare: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +110,11 @@ class Suite:
     schemes: tuple[Scheme, ...]  #: with [isoflop] layers, each scheme once for each of its depths
     #: sizes around a centre per scheme and budget, in place of shapes
     isoflop: IsoFlopConfig | None = None
+    comparisons: tuple[Comparison, ...] = ()  #: empty: all rows are compared
+
+    def seeds_of(self, scheme: Scheme) -> tuple[int, ...]:
+        """The seeds of ``scheme``."""
+        return self.axes.seeds if scheme.seeds is None else scheme.seeds
 
     def shapes_of(self, scheme: Scheme) -> dict[str, Shape]:
         """The shapes of ``scheme`` by label."""
@@ -286,7 +255,17 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
             suite.family_of(scheme)
         except UserError as error:
             raise UserError(f"{where} [[schemes]] '{scheme.name}': {error}") from error
-    return suite
+    comparisons = tuple(
+        built(f"{where} [[compare]] {number}", table, Comparison)
+        for number, table in enumerate(tables.compare, start=1)
+    )
+    depths: dict[str, set[int | None]] = {}
+    for scheme in suite.schemes:
+        for size in suite.shapes:
+            label = f"{scheme.label}/{size}" if size and scheme.label not in hubs else scheme.label
+            depths.setdefault(label, set()).add(scheme.depth)
+    check_comparisons(where, comparisons, depths, axes.budgets)
+    return replace(suite, comparisons=comparisons)
 
 
 def _data(where: str, table: dict[str, Any]) -> DataConfig:
@@ -323,6 +302,11 @@ def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -
                 "remove it"
             )
     for scheme in schemes:
+        if scheme.seeds is not None:
+            raise UserError(
+                f"{where} [[schemes]] '{scheme.label}' has seeds, and curves have those of [sweep]; "
+                "remove them"
+            )
         if "width" in scheme.model:
             raise UserError(
                 f"{where} [[schemes]] '{scheme.label}' has a width, and [isoflop] chooses it; remove it"

@@ -4,6 +4,7 @@ minus recorded."""
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from modbench.errors import UserError, known_names
@@ -44,23 +45,26 @@ class Wanted:
 
 
 def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Wanted]:
-    """Return the runs of ``rows`` in the suite's order. A plugin's router that can't take a shape is
+    """Return the runs of ``rows`` in the order in which they are run: seed by seed, in the suite's
+    order. A plugin's router that can't take a shape is
     added to the mistakes of ``rows``, and its runs are left out. isoFLOP runs come in blocks
     (`_in_blocks`). ``done``: loss by key of the runs that are done, which tells the learning rates of
     isoFLOP grids; None: diverged. Raises UserError: a built-in router can't take a shape, or a budget is
     smaller than one training step; the sentence starts with the suite."""
     suite = rows.suite
     if suite.isoflop is None:
-        return _grid_runs(rows)
+        runs = _grid_runs(rows)
+        seeds = list(dict.fromkeys(chain(*map(suite.seeds_of, suite.schemes))))
+        return sorted(runs, key=lambda wanted: seeds.index(wanted.run.seed))
     return _in_blocks(suite, _isoflop_wanted(rows, done or {}))
 
 
 def expand_planned(rows: Rows) -> list[Wanted]:
-    """The runs of ``rows`` once all are known; of isoFLOP grids, as if the middle learning rate is best
-    and its law holds. Raises UserError: see `expand`."""
+    """The runs of ``rows`` in the suite's order once all are known; of isoFLOP grids, as if the middle
+    learning rate is best and its law holds. Raises UserError: see `expand`."""
     suite = rows.suite
     if suite.isoflop is None:
-        return expand(rows)
+        return _grid_runs(rows)
     return _in_blocks(suite, _isoflop_wanted(rows, None))
 
 
@@ -135,7 +139,7 @@ def _grid_runs(rows: Rows) -> list[Wanted]:
             router, model, config = router_code(row), suite.shapes_of(scheme)[size], table.config()
             together = table.schedule == "trapezoid"
             for budgets in [suite.axes.budgets] if together else [(b,) for b in suite.axes.budgets]:
-                for seed in suite.axes.seeds:
+                for seed in suite.seeds_of(scheme):
                     run = Run(
                         router=router,
                         model=model,

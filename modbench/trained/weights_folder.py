@@ -92,8 +92,7 @@ def read_description(folder: Path) -> Description | None:
         )
     except _OtherError:
         raise UserError(
-            f"{path} was written by another version of modbench; load it with the one that wrote it, or "
-            "convert its results folder with tools/convert_records.py in modbench's repository"
+            f"{path} was written by another version of modbench; load it with the one that wrote it"
         ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); copy the folder of the weights again") from error

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-from made_up_records import plain
 from test_audit_record import make_audit
 from test_run_key import make_run
 from timings_made_up import make_case, timed
@@ -275,24 +274,6 @@ def test_a_field_of_another_type_is_refused_in_a_sentence(fakes, kind, change):
     with pytest.raises(UserError) as raised:
         read_record(fakes.altered(of_kind(fakes, kind), change))
     assert len(str(raised.value)) < 300
-
-
-def test_a_line_of_the_last_schema_is_refused_with_the_converter(fakes):
-    def older(line):
-        line.update(schema=3, kind="cell")
-
-    with pytest.raises(UserError) as raised:
-        read_record(plain(older_of(run_of(fakes), older)))
-    sentence = str(raised.value)
-    assert sentence.startswith("it is of an older modbench (schema 3); ")
-    assert "tools/convert_records.py" in sentence
-    assert "\n" not in sentence
-
-
-def older_of(record, change):
-    value = json.loads(record.line())
-    change(value)
-    return value
 
 
 def test_records_and_store_load_nothing_heavy():

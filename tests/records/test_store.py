@@ -112,10 +112,6 @@ def _corrupted(fakes):
         "no object": ("[]", "not a JSON object"),
         "another schema": (fakes.altered(record, lambda r: r.update(schema=99)), "schema is 99"),
         "no schema": (fakes.altered(record, lambda r: r.pop("schema")), "schema is None"),
-        "an older schema": (
-            fakes.altered(record, lambda r: r.update(schema=3)),
-            "convert the folder with `python tools/convert_records.py RESULTS/SUITE`",
-        ),
         "another run": (
             fakes.altered(record, lambda r: r["run"].update(seed=7)),
             "but its run's key",
@@ -148,7 +144,6 @@ def _corrupted(fakes):
         "no object",
         "another schema",
         "no schema",
-        "an older schema",
         "another run",
         "unknown metric",
         "unknown kind",

@@ -1,3 +1,5 @@
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from modbench.errors import UserError
 from modbench.routing.build import meta_decoder
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, find_suite, load_suite, shipped_suites
+from modbench.sweep.tables import stated_comparisons
 from modbench.sweep.wanted import expand
 from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
@@ -119,6 +122,7 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
         ("[1e13, 20_000_000_000_000]", "[]", "[sweep]: budgets is empty"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "[sweep]: seeds is [1, 1]; an entry appears twice"),
         ("seeds = [0, 1]", "seeds = [-1]", "[sweep]: seeds is [-1]; a seed must lie in"),
+        ("options =", "seeds = []\noptions =", "[[schemes]] 2: seeds is empty"),
         ('label = "mod 25 %"', 'label = "vanilla"', "[[schemes]]: two have the label 'vanilla'"),
         ('label = "mod 25 %"', 'label = "<script>"', "[[schemes]]: label is '<script>'"),
         ("options =", "option =", "[[schemes]] 2 has no 'option'; did you mean 'options'?"),
@@ -159,6 +163,44 @@ def test_a_mistake_gets_a_sentence_with_the_file_and_the_place(
         parse(tmp_path, GOOD.replace(before, after))
     assert sentence in str(error.value)
     assert str(error.value).startswith(f"suite {tmp_path}/mine.toml")
+
+
+def comparison(**keys: object) -> str:
+    keys = {"a": "mod 25 %", "b": "vanilla", **keys}
+    return "\n".join(
+        ["[[compare]]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items()), ""]
+    )
+
+
+@pytest.mark.parametrize(
+    ("compared", "sentence"),
+    [
+        (comparison(a="mod"), "[[compare]] 1 a is 'mod', which is no row"),
+        (comparison(b="mod 25 %"), "[[compare]] 1 compares 'mod 25 %' with itself"),
+        (comparison(budget=1e12), "[[compare]] 1 budget is 1e+12"),
+        (comparison(depth=2), "[[compare]] 1 depth is 2"),
+        (comparison(role="third"), "[[compare]] 1 role is 'third'"),
+        (comparison(margin=0), "[[compare]] 1 margin is 0"),
+        (
+            comparison() + comparison(a="vanilla", b="mod 25 %", budget=1e13),
+            "[[compare]] 2 compares 'vanilla' with 'mod 25 %' a second time",
+        ),
+    ],
+)
+def test_a_mistake_in_a_comparison_is_named(tmp_path: Path, compared: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        parse(tmp_path, GOOD + compared)
+
+
+def test_a_comparison_holds_for_each_budget_unless_it_names_one(tmp_path: Path) -> None:
+    text = comparison(margin=0.02) + comparison(a="vanilla", b="mod", budget=1e13, role="secondary")
+    suite = parse(tmp_path, GOOD + '[[schemes]]\nrouter = "mod"\n' + text)
+    first = {"a": "mod 25 %", "b": "vanilla", "role": "primary", "margin": 0.02}
+    assert stated_comparisons(suite.comparisons, suite.axes.budgets) == [
+        first | {"budget": 10**13},
+        first | {"budget": 2 * 10**13},
+        {"a": "vanilla", "b": "mod", "role": "secondary", "budget": 10**13},
+    ]
 
 
 @pytest.mark.parametrize("table", ["suite", "sweep", "schemes"])

@@ -8,10 +8,11 @@ import pytest
 from modbench.errors import UserError
 from modbench.records.run import Run
 from modbench.routing.registry import build_router
+from modbench.sweep.jobs import suite_of
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.timings import TimingPlan
-from modbench.sweep.wanted import Wanted, chosen, titles
+from modbench.sweep.wanted import Wanted, chosen, expand_planned, titles
 from modbench.sweep.wanted import expand as runs_of
 
 
@@ -58,6 +59,36 @@ def test_a_suite_is_schemes_times_shapes_times_budgets_times_seeds() -> None:
     }
     widths = {cell.label: cell.run.model.width for cell in cells}
     assert widths["mod/wide"] == 64
+
+
+def test_runs_go_seed_by_seed_and_a_scheme_may_have_its_own_seeds() -> None:
+    schemes = [{"router": "vanilla"}, {"router": "mod", "seeds": [1, 5]}, {"router": "token_choice"}]
+    of = suite(schemes, sweep={"budgets": [1e12, 2e12], "seeds": [0, 1]})
+    runs = expand(of)
+    per_seed = [(item.label, item.run.seed) for item in runs if item.budget == 10**12]
+    assert per_seed == [
+        ("vanilla", 0),
+        ("token_choice", 0),
+        ("vanilla", 1),
+        ("mod", 1),
+        ("token_choice", 1),
+        ("mod", 5),
+    ]
+    stated = suite_of(resolve(of), runs, expand_planned(resolve(of)), [])
+    assert [row["label"] for row in stated["rows"]] == ["vanilla", "mod", "token_choice"]
+    assert "compare" not in stated
+
+
+def test_curves_take_no_seeds_of_a_scheme() -> None:
+    with pytest.raises(UserError, match="'vanilla' has seeds"):
+        suite([{"router": "vanilla", "seeds": [1]}], isoflop={})
+
+
+def test_the_record_of_a_suite_states_its_comparisons() -> None:
+    pair = {"a": "mod", "b": "vanilla", "margin": 0.02}
+    rows = resolve(suite([{"router": "vanilla"}, {"router": "mod"}], compare=[pair]))
+    stated = suite_of(rows, runs_of(rows), expand_planned(rows), [])
+    assert stated["compare"] == [{**pair, "role": "primary", "budget": 10**12}]
 
 
 def test_a_run_names_every_option_and_field_and_is_plain_json() -> None:

@@ -19,6 +19,9 @@ SUITE: dict[str, Any] = {
     "name": "fake",
     "version": 1,
     "rank_by": "heldout_loss",
+    "compare": (),
+    "left": 0,
+    "wanted": 0,
     "finished": "2026-01-01T00:20:00+00:00",  #: of its record
 }
 #: Metrics of training, of its end, and of the task.

@@ -22,7 +22,8 @@ SHAPE = {"vocabulary": 257, "width": 16, "layers": 2, "heads": 2}
 OPTIONS: dict[str, dict[str, Any]] = {"mod": {"causal": "ema_threshold"}}
 #: Two rows of one suite, and two seeds of a third one: label, router, seed.
 RUNS = [("mod", "mod", 0), ("vanilla", "vanilla", 0), ("twice", "mod", 1), ("twice", "mod", 2)]
-SUITE = {"name": "tiny", "version": 1, "rank_by": "heldout_loss"}
+STATE = {"compare": (), "left": 0, "wanted": 0}
+SUITE = {"name": "tiny", "version": 1, "rank_by": "heldout_loss", **STATE}
 _MADE = {
     "code": {"version": "0", "commit": None, "dirty": None},
     "environment": {"cpu": None, "gpu": None, "threads": 1, "torch": "2"},

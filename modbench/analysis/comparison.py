@@ -1,13 +1,28 @@
 """Comparisons of schemes at their optima of equal training FLOPs: loss differences and speed-ups."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from modbench.analysis.difference import MARGIN, Difference, Interval, drawn_difference, judge
-from modbench.analysis.isoflop import LEAST_INTERIOR, IsoFlop, widening
+from modbench.analysis.difference import (
+    MARGIN,
+    MISFIT,
+    Difference,
+    Interval,
+    drawn_difference,
+    judge,
+    of_parts,
+)
+from modbench.analysis.isoflop import (
+    HEADLINE,
+    LEAST_INTERIOR,
+    IsoFlop,
+    Optimum,
+    square_sum,
+    widening,
+)
 from modbench.analysis.noise import Array
 
 
@@ -29,23 +44,50 @@ def difference(
     scheme: str,
     reference: str,
     budget: float,
-    fit: str,
-    margin: float = MARGIN,
+    fit: str = HEADLINE,
+    margin: float | None = MARGIN,
     depth: int | None = None,
 ) -> Difference | None:
     """Compare two schemes at their optima of ``budget``, each at ``depth`` layers or at its best depth;
-    None if either lacks an optimum or an interval there. Draws share the shift of each seed, so the
-    comparison is paired where both ran with the same seeds."""
+    None if either lacks an optimum there. An interval needs those of both optima, by the parabola. It
+    is a t-interval; where a scheme chose among several depths, it is by draws that choose again. A
+    difference of curves that the parabola misses is `MISFIT` where another fit's lies outside of its
+    interval."""
     ours, theirs = (isoflop.optimum(name, budget, fit, depth) for name in (scheme, reference))
-    if ours.loss is None or theirs.loss is None or ours.void or theirs.void:
+    if ours.loss is None or theirs.loss is None:
         return None
-    drawn = ours.drawn_losses - theirs.drawn_losses
-    drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) < LEAST_INTERIOR * len(ours.drawn_losses):
-        return None
-    nats = ours.loss - theirs.loss
-    low, high = (0.0, 0.0) if not (ours.depths or theirs.depths) else widening(drawn, nats)
-    return drawn_difference(nats, drawn - low, drawn + high, margin)
+    value = ours.loss - theirs.loss
+    if fit != HEADLINE or ours.void or theirs.void or not (ours.spread and theirs.spread):
+        return Difference(value=value)
+    if ours.depths or theirs.depths:
+        drawn = ours.drawn_losses - theirs.drawn_losses
+        drawn = drawn[np.isfinite(drawn)]
+        if len(drawn) < LEAST_INTERIOR * len(ours.drawn_losses):
+            return Difference(value=value)
+        low, high = widening(drawn, value)
+        minus = drawn_difference(value, drawn - low, drawn + high, margin)
+    else:
+        seeds = ours.seed_weights.keys() | theirs.seed_weights.keys()
+        away = {
+            seed: ours.seed_weights.get(seed, 0.0) - theirs.seed_weights.get(seed, 0.0) for seed in seeds
+        }
+        parts = [(ours.spread, ours.factor), (theirs.spread, theirs.factor)]
+        parts.append((isoflop.noise.shift, square_sum(away)))  # 0 with the same seeds
+        minus = of_parts(value, parts, margin)
+    is_missed = ours.misfit or theirs.misfit
+    if is_missed and not _agree(isoflop, ours, theirs, minus.interval or (value, value)):
+        return replace(minus, untold=MISFIT)
+    return minus
+
+
+def _agree(isoflop: IsoFlop, ours: Optimum, theirs: Optimum, interval: Interval) -> bool:
+    """Return True if no other fit of the same curves gives a difference outside of ``interval``."""
+    for fit in {optimum.fit for optimum in isoflop.by_depth} - {HEADLINE}:
+        first, second = (isoflop.optimum(*of.at_budget, fit, of.depth).loss for of in (ours, theirs))
+        known = first is not None and second is not None
+        if known and not interval[0] <= (first or 0.0) - (second or 0.0) <= interval[1]:
+            return False
+    return True
 
 
 #: Budget, scheme, reference, and the depth of both; None: each at its best depth.
@@ -53,28 +95,32 @@ Compared = tuple[float, str, str, int | None]
 
 
 def family(
-    isoflop: IsoFlop, pairs: Iterable[Compared], fit: str, margin: float = MARGIN
+    isoflop: IsoFlop, pairs: Iterable[Compared], margin: float = MARGIN, untold: str = ""
 ) -> dict[Compared, Difference]:
     """The differences of a family of ``pairs``, with verdicts adjusted for their number; without those
-    pairs that can't be compared."""
-    known = {(at.budget, at.scheme, at.depth) for at in isoflop.by_depth if at.fit == fit}
-    known |= {(at.budget, at.scheme, None) for at in isoflop.optima if at.fit == fit}
+    pairs that can't be compared. ``untold``: why none gets a verdict."""
+    known = {(at.budget, at.scheme, at.depth) for at in isoflop.by_depth if at.fit == HEADLINE}
+    known |= {(at.budget, at.scheme, None) for at in isoflop.optima if at.fit == HEADLINE}
     compared = {
         (budget, scheme, reference, depth): difference(
-            isoflop, scheme, reference, budget, fit, margin, depth
+            isoflop, scheme, reference, budget, HEADLINE, margin, depth
         )
         for budget, scheme, reference, depth in pairs
         if {(budget, scheme, depth), (budget, reference, depth)} <= known
     }
-    tested = {pair: minus for pair, minus in compared.items() if minus is not None}
+    tested = {
+        pair: replace(minus, untold=untold or minus.untold)
+        for pair, minus in compared.items()
+        if minus is not None and minus.p is not None
+    }
     return dict(zip(tested, judge([*tested.values()]), strict=True))
 
 
 def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: str) -> SpeedUp | None:
     """Effective speed-up at equal loss: the budget at which the reference's optimum reaches the loss of
     the scheme's optimum, over ``budget``. Losses between the reference's budgets are interpolated
-    monotonically (PCHIP) in log FLOPs and never extrapolated. None where an optimum is
-    missing."""
+    monotonically (PCHIP) in log FLOPs and never extrapolated. Where a depth was chosen, the interval is
+    widened as that of the difference is. None where an optimum is missing."""
     ours = isoflop.optimum(scheme, budget, fit)
     optima = [at for at in isoflop.optima if (at.scheme, at.fit) == (reference, fit)]
     theirs = sorted((at for at in optima if at.loss is not None), key=lambda at: at.budget)
@@ -91,14 +137,28 @@ def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: 
     elif np.isnan(factor):
         return None
     interval: Interval | None = None
-    if not ours.void and not any(at.void for at in theirs):
+    if fit == HEADLINE and not ours.void and not any(at.void for at in theirs):
         losses = np.stack([at.drawn_losses for at in theirs], axis=1)
-        drawn = _needed(budgets, losses, ours.drawn_losses) / budget
-        drawn = np.sort(drawn[~np.isnan(drawn)])
-        if len(drawn) >= LEAST_INTERIOR * len(losses):
-            ends = drawn[[int(0.025 * len(drawn)), min(len(drawn) - 1, int(0.975 * len(drawn)))]]
-            interval = float(ends[0]), float(ends[1])
+        down = up = 0.0
+        if ours.depths or any(at.depths for at in theirs):
+            # Both are chosen as the lowest of several: the difference tells by how much to widen.
+            same = [at for at in theirs if at.budget == budget]
+            drawn = ours.drawn_losses - (same[0].drawn_losses if same else 0.0)
+            value = ours.loss - ((same[0].loss or 0.0) if same else 0.0)
+            down, up = widening(drawn[np.isfinite(drawn)], value)
+        ends = [_end(_needed(budgets, losses, ours.drawn_losses + up) / budget, 0.025)]
+        ends += [_end(_needed(budgets, losses, ours.drawn_losses - down) / budget, 0.975)]
+        if ends[0] is not None and ends[1] is not None:
+            interval = ends[0], ends[1]
     return SpeedUp(factor=float(factor), bound=bound, interval=interval)
+
+
+def _end(drawn: Array, share: float) -> float | None:
+    """The value below which ``share`` of the draws (S,) lie, NaN left out; None if too few are left."""
+    known = np.sort(drawn[~np.isnan(drawn)])
+    if len(known) < LEAST_INTERIOR * len(drawn):
+        return None
+    return float(known[min(len(known) - 1, int(share * len(known)))])
 
 
 def _needed(budgets: Array, losses: Array, wanted: Array) -> Array:

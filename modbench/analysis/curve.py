@@ -59,13 +59,29 @@ def parabola_through(x: Array, y: Array) -> tuple[float, Array, Array, Array]:
     It sums the products with orthogonal polynomials itself: a linear algebra library rounds otherwise on
     another processor."""
     middle = float(x.mean())
-    first = x - middle
+    rows = _rows_of_parabola(x)
+    square, slope, constant = ((y * row).sum(axis=1) for row in rows)
+    return middle, square, slope, constant
+
+
+def _rows_of_parabola(x: Array) -> tuple[Array, Array, Array]:
+    """The weights (P,) of the losses in each coefficient of `parabola_through`."""
+    first = x - x.mean()
     length = (first**2).sum()
     skew, spread = (first**3).sum() / length, length / len(x)
     second = first**2 - skew * first - spread
-    square = (y * second).sum(axis=1) / (second**2).sum()
-    slope = (y * first).sum(axis=1) / length - skew * square
-    return middle, square, slope, y.mean(axis=1) - spread * square
+    square = second / (second**2).sum()
+    return square, first / length - skew * square, 1 / len(x) - spread * square
+
+
+def minimum_weights(sizes: Any, size: float) -> Array:
+    """Weights (P,) of the losses at ``sizes`` (P,) in the parabola's loss at ``size``. At its minimum
+    they are the derivatives of the lowest loss, too: there, a shift of the minimum changes nothing
+    (delta method)."""
+    x = np.log(np.asarray(sizes, float))
+    square, slope, constant = _rows_of_parabola(x)
+    away = float(np.log(size) - x.mean())
+    return np.asarray(constant + away * slope + away**2 * square)
 
 
 def scatter(sizes: Any, losses: Any, seeds: Any) -> Spread | None:

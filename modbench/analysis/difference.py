@@ -1,7 +1,10 @@
 """Differences between two schemes: interval, p-values, and verdicts that are adjusted for the number of
-comparisons. Shapes: S draws of noise."""
+comparisons. Intervals and p-values are those of Student's t with the degrees of freedom of the noise;
+draws serve only where a choice, such as that of the depth, must be repeated. Shapes: S draws of noise.
+"""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from modbench.analysis.noise import LEAST_FREEDOM, Array, Run, Spread, measure_noise
+from modbench.analysis.noise import Array, Noise, Run, Spread, measure_noise
 
 #: Largest difference in nats per token that counts as none, unless a suite states another.
 MARGIN = 0.01
@@ -30,9 +33,17 @@ class Difference:
     interval: Interval | None = None  #: 95 %
     p: float | None = None  #: two-sided, of no difference
     p_equivalent: float | None = None  #: of a difference as large as the margin, on either side
+    freedom: float | None = None  #: degrees of freedom of the t; None: by draws, or no interval
     pairs: int | None = None  #: pairs of runs, or of cells, that the mean is over
+    untold: str = ""  #: why the data allow no verdict, such as `FEW_SEEDS`; empty if they allow one
     p_adjusted: float | None = None
     verdict: Verdict | None = None
+
+
+#: Reasons to give no verdict.
+FEW_SEEDS, INTERIM, MISFIT = "few seeds", "interim", "misfit"
+#: Seeds of a row, and degrees of freedom of the pooled noise, of which either allows a verdict.
+LEAST_SEEDS, ENOUGH_FREEDOM = 3, 8
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -51,7 +62,8 @@ def judge(
 ) -> list[Difference]:
     """Return the differences of a family with adjusted p and verdict: *better* or *worse* if the
     adjusted p is 0.05 or less; *equivalent* if the adjusted p of two one-sided tests is; otherwise
-    *undecided*. A difference without p is no test: it stays as it is and does not count."""
+    *undecided*. One that is ``untold`` counts and has no verdict. One without p is no test: it stays as
+    it is and does not count."""
     tested = [index for index, difference in enumerate(family) if difference.p is not None]
     adjusted = dict(zip(tested, holm([family[index].p or 0.0 for index in tested]), strict=True))
     margins = [index for index in tested if family[index].p_equivalent is not None]
@@ -59,8 +71,10 @@ def judge(
     within = {index for index, p in zip(margins, equivalent, strict=True) if p <= LEVEL}
     judged = list(family)
     for index, p in adjusted.items():
-        verdict: Verdict = "equivalent" if index in within else "undecided"
-        if p <= LEVEL:
+        verdict: Verdict | None = "equivalent" if index in within else "undecided"
+        if family[index].untold:
+            verdict = None
+        elif p <= LEVEL:
             verdict = "better" if (family[index].value < 0) == (better == "lower") else "worse"
         judged[index] = replace(family[index], p_adjusted=p, verdict=verdict)
     return judged
@@ -69,36 +83,93 @@ def judge(
 def compare(
     row_a: Mapping[int, float],
     row_b: Mapping[int, float],
+    spreads: tuple[Spread | None, Spread | None],
     pooled: Spread | None = None,
     margin: float | None = MARGIN,
 ) -> Difference | None:
     """Mean of ``row_a`` minus ``row_b``, figures by seed, over the seeds of both; None if they share
-    none. The t-interval is that of the pairs if they have `LEAST_FREEDOM` degrees of freedom. With fewer
-    seeds, the noise of a run is ``pooled`` (see `pooled_noise`), where there is any."""
-    pairs = [row_a[seed] - row_b[seed] for seed in sorted(row_a.keys() & row_b.keys())]
-    if not pairs:
+    none. ``spreads``: noise of one run of either row (`Noise.of`); ``pooled``: that of all rows, whose
+    degrees of freedom allow a verdict of fewer than `LEAST_SEEDS` seeds."""
+    seeds = sorted(row_a.keys() & row_b.keys())
+    if not seeds:
         return None
-    spread = _spread(pairs)
-    if pooled is not None and len(pairs) - 1 < LEAST_FREEDOM:
-        spread = Spread(math.sqrt(2) * pooled.sd, pooled.freedom)
-    return _of_pairs(pairs, spread, margin)
+    mean = math.fsum(row_a[seed] - row_b[seed] for seed in seeds) / len(seeds)
+    ours, theirs = spreads
+    if ours is None or theirs is None:
+        return Difference(value=mean, pairs=len(seeds))
+    parts = [(ours, 1 / len(seeds)), (theirs, 1 / len(seeds))]
+    is_few = len(seeds) < LEAST_SEEDS and (pooled is None or pooled.freedom < ENOUGH_FREEDOM)
+    told = of_parts(mean, parts, margin)
+    return replace(told, pairs=len(seeds), untold=FEW_SEEDS if is_few else "")
 
 
 def mean_difference(cells: Sequence[float], margin: float | None = MARGIN) -> Difference:
     """Mean of the differences of two or more cells, such as one for each shape and budget, with the
     t-interval of independent cells."""
-    return _of_pairs(cells, _spread(cells), margin)
+    mean = math.fsum(cells) / len(cells)
+    squares = math.fsum((value - mean) ** 2 for value in cells)
+    spread = Spread(math.sqrt(squares / (len(cells) - 1)), len(cells) - 1)
+    return replace(of_parts(mean, [(spread, 1 / len(cells))], margin), pairs=len(cells))
 
 
-def pooled_noise(rows: Iterable[Mapping[int, float]]) -> Spread | None:
-    """Standard deviation of one run between seeds, pooled over ``rows`` of figures by seed, without the
-    shift that all rows of a seed share; None if no row has two seeds."""
-    runs = (
-        Run(scheme=str(number), budget=0.0, size=0.0, tokens=0.0, loss=figure, seed=seed)
-        for number, row in enumerate(rows)
+def line_at_zero(
+    away: Sequence[float], cells: Sequence[float], seeds: Sequence[int]
+) -> tuple[float, Difference] | None:
+    """The least-squares line of the differences ``cells``, means over ``seeds`` pairs of runs each, over
+    ``away``: its slope, and its value at 0 with the t-interval of independent pairs; None for fewer than
+    three places."""
+    if len({*away}) < 3:
+        return None
+    x, y, weights = np.array(away), np.array(cells), np.array(seeds, float)
+    total = float(weights.sum())
+    middle, mean = float((weights * x).sum()) / total, float((weights * y).sum()) / total
+    square = float((weights * (x - middle) ** 2).sum())
+    slope = float((weights * (x - middle) * y).sum()) / square
+    rest = y - mean - slope * (x - middle)
+    spread = Spread(math.sqrt(float((weights * rest**2).sum()) / (len(x) - 2)), len(x) - 2)
+    minus = of_parts(mean - slope * middle, [(spread, 1 / total + middle**2 / square)], None)
+    return slope, replace(minus, pairs=len(x))
+
+
+def row_noise(rows: Mapping[str, Mapping[int, float]]) -> Noise:
+    """The noise of one run of each of ``rows``, figures by seed."""
+    return measure_noise(
+        Run(scheme=name, budget=0.0, size=0.0, tokens=0.0, loss=figure, seed=seed)
+        for name, row in rows.items()
         for seed, figure in row.items()
     )
-    return measure_noise(runs).pooled
+
+
+def of_parts(
+    value: float, parts: Iterable[tuple[Spread, float]], margin: float | None = MARGIN
+) -> Difference:
+    """The difference ``value``, whose variance is the sum over ``parts``: the variance of one run times
+    a factor. Parts of one estimate have its degrees of freedom; several estimates have those of Welch
+    and Satterthwaite."""
+    factors: dict[Spread, float] = defaultdict(float)
+    for spread, factor in parts:
+        factors[spread] += factor if factor > 1e-12 else 0.0  # what cancels but for rounding
+    variances = {spread: factor * spread.sd**2 for spread, factor in factors.items()}
+    variance = math.fsum(variances.values())
+    error = math.sqrt(variance)
+    if error == 0:
+        p = 1.0 if value == 0 else 0.0
+        same = None if margin is None else float(abs(value) >= margin)
+        return Difference(value=value, interval=(value, value), p=p, p_equivalent=same)
+    freedom = variance**2 / math.fsum(of**2 / spread.freedom for spread, of in variances.items())
+    half = error * float(stdtrit(freedom, 0.975))
+
+    def tail(distance: float) -> float:
+        """Probability of a t-value above ``distance`` over the standard error."""
+        return float(stdtr(freedom, -distance / error))
+
+    return Difference(
+        value=value,
+        interval=(value - half, value + half),
+        p=min(1.0, 2 * tail(abs(value))),
+        p_equivalent=None if margin is None else tail(margin - abs(value)),
+        freedom=freedom,
+    )
 
 
 def drawn_difference(value: float, low: Array, high: Array, margin: float | None = MARGIN) -> Difference:
@@ -118,36 +189,4 @@ def drawn_difference(value: float, low: Array, high: Array, margin: float | None
         interval=ends,
         p=min(1.0, 2 * min(beyond(0.0))),
         p_equivalent=None if margin is None else max(beyond(margin)),
-    )
-
-
-def _spread(values: Sequence[float]) -> Spread | None:
-    """Standard deviation of ``values`` between cells or seeds; None for one value."""
-    if len(values) < 2:
-        return None
-    mean = math.fsum(values) / len(values)
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return Spread(math.sqrt(squares / (len(values) - 1)), len(values) - 1)
-
-
-def _of_pairs(pairs: Sequence[float], spread: Spread | None, margin: float | None) -> Difference:
-    """The mean of ``pairs``, whose standard deviation is ``spread``."""
-    mean = math.fsum(pairs) / len(pairs)
-    if spread is None:
-        return Difference(value=mean, pairs=len(pairs))
-    error = spread.sd / math.sqrt(len(pairs))
-    half = error * float(stdtrit(spread.freedom, 0.975))
-
-    def tail(distance: float) -> float:
-        """Probability of a t-value above ``distance`` over the standard error."""
-        if error == 0:
-            return 0.0 if distance > 0 else 1.0
-        return float(stdtr(spread.freedom, -distance / error))
-
-    return Difference(
-        value=mean,
-        interval=(mean - half, mean + half),
-        p=min(1.0, 2 * tail(abs(mean))),
-        p_equivalent=None if margin is None else tail(margin - abs(mean)),
-        pairs=len(pairs),
     )

@@ -1,28 +1,57 @@
 """Optimum of each scheme at each budget, with intervals. Shapes: P sizes, S draws of noise.
 
-A sweep may have a curve for each of several depths. The scheme's optimum is then the lowest of the
-interior ones. The lowest of several noisy minima lies too low. So every draw chooses the depth again,
-and the interval is widened towards the side that the choice hides (`widened`).
+The parabola's lowest loss has a t-interval (delta method). Draws of the noise give the interval of its
+size, and the choice of a depth: a sweep may have a curve for each of several depths, and the scheme's
+optimum is then the lowest of the interior ones. The lowest of several noisy minima lies too low. So
+every draw chooses the depth again, and the interval is widened towards the side that the choice hides
+(`widened`).
+
+Where the parabola misses the curves of one depth and budget (an F test of their scatter against the
+noise between seeds), that scatter takes the place of the noise.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
+from scipy.special import fdtrc
 
-from modbench.analysis.curve import CURVE_FITS, LEAST_SIZES, VERDICTS, Minima, Verdict, parabola, scatter
-from modbench.analysis.difference import Interval
-from modbench.analysis.noise import Array, Cell, Noise, Run, Spread, by_cell, draw_losses, measure_noise
-from modbench.analysis.surface import Surface, fit_surface, refit
+from modbench.analysis.curve import (
+    CURVE_FITS,
+    LEAST_SIZES,
+    VERDICTS,
+    Minima,
+    Verdict,
+    minimum_weights,
+    scatter,
+)
+from modbench.analysis.difference import LEVEL, Interval, of_parts
+from modbench.analysis.noise import (
+    Array,
+    Cell,
+    Noise,
+    Run,
+    Spread,
+    by_cell,
+    draw_losses,
+    measure_noise,
+    pooled,
+)
+from modbench.analysis.surface import Surface, fit_surface
 from modbench.errors import UserError
 
 FITS = (*CURVE_FITS, "surface")
+#: The fit whose optima have intervals of differences and verdicts; the others check it.
+HEADLINE = "parabola"
 #: Draws of the curves: with fewer, the ends of intervals move in the third decimal.
 DRAWS = 10_000
-#: Draws to which a surface is fitted, which takes most of the time; the first ones of the curves.
-SURFACE_DRAWS = 1000
+#: Draws in a sweep of several depths, where verdicts depend on them: an adjusted p of .05 then has a
+#: standard error of .001 to .002.
+DRAWS_OF_DEPTHS = 200_000
 #: Below this share of draws with an interior optimum, there is no interval.
 LEAST_INTERIOR = 0.5
 #: By how many times the shift of the draws an interval is widened. The draws choose once more among
@@ -32,14 +61,15 @@ WIDENED = 4.0
 #: Significant digits of an optimum that are the same on every processor: exp, log and linear algebra
 #: round differently on another one, and the search for a surface ends within 1e-9 of its optimal size.
 DIGITS = 10
-DIGITS_OF_SURFACES = 6
+DIGITS_OF_SURFACES = 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
     """The optimum of a scheme at a budget by one fit. Size and loss are None unless the verdict is
-    interior. Intervals hold 95 % of the interior draws; they are None, with the reason in ``void``, if
-    there are too few of these or if no cell was repeated."""
+    interior. The parabola's loss has a t-interval, if the depth was not chosen; other intervals hold 95
+    % of the interior draws. They are None, with the reason in ``void``, if there are too few of these,
+    if no cell was repeated, or for a surface."""
 
     scheme: str
     budget: float
@@ -58,11 +88,33 @@ class Optimum:
     #: the depths among which this one was chosen, those with an interior optimum and an interval
     depths: tuple[int | None, ...] = ()
     scatter: Spread | None = None  #: of the points of the curve around its parabola
+    spread: Spread | None = None  #: of one run: the noise between seeds, or `Misfit.scatter`
+    factor: float = 0.0  #: variance of the parabola's lowest loss, over that of one run
+    seed_weights: Mapping[int, float] = field(default_factory=dict)  #: of the shift of each seed in it
+    misfit: bool = False  #: the parabola misses the curves of this depth and budget
 
     @property
     def place(self) -> tuple[str, int | None]:
         """The scheme and the depth of the curve."""
         return self.scheme, self.depth
+
+    @property
+    def at_budget(self) -> tuple[str, float]:
+        """The scheme and the budget."""
+        return self.scheme, self.budget
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """The scatter of one run around the parabolas of one depth and budget, all schemes together, and the
+    F test's p-value that it is as large as the noise between seeds; None: the noise is not known."""
+
+    scatter: Spread
+    p: float | None
+
+    @property
+    def is_found(self) -> bool:
+        return self.p is not None and self.p < LEVEL
 
 
 @dataclass(frozen=True)
@@ -70,6 +122,7 @@ class IsoFlop:
     """The analysis of a sweep."""
 
     noise: Noise
+    misfits: dict[tuple[int | None, float], Misfit]  #: by depth and budget
     optima: list[Optimum]  #: one for each scheme, budget and fit
     surfaces: dict[tuple[str, int | None], Surface]  #: by scheme and depth
     by_depth: list[Optimum]  #: one for each scheme, depth, budget and fit
@@ -95,8 +148,8 @@ def rounded(value: float, digits: int = DIGITS) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _rounded(interval: Interval, digits: int) -> Interval:
-    return rounded(interval[0], digits), rounded(interval[1], digits)
+def _rounded(interval: Interval) -> Interval:
+    return rounded(interval[0]), rounded(interval[1])
 
 
 def widened(values: Array, estimate: float) -> Interval:
@@ -115,52 +168,194 @@ def widening(values: Array, estimate: float) -> Interval:
 
 
 def analyse(
-    runs: Iterable[Run],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
-    fits: Sequence[str] = FITS,
-    noise: Noise | None = None,
+    runs: Iterable[Run], *, draws: int | None = None, seed: int = 0, fits: Sequence[str] = FITS
 ) -> IsoFlop:
     """Fit every isoFLOP curve of ``runs`` by each of ``fits``: parabola, Akima interpolation, and the
     loss surface of the scheme over all its budgets. The surface gives an optimum only where the
-    parabola does. The caller leaves out runs without a finite loss. ``noise``: measured from the
-    repeated runs if it is not given."""
+    parabola does. The caller leaves out runs without a finite loss. ``draws``: `DRAWS`, or
+    `DRAWS_OF_DEPTHS` in a sweep of several depths, if not given."""
     runs = list(runs)
-    noise = noise or measure_noise(runs)
+    noise = measure_noise(runs)
     cells = by_cell(runs)
-    drawn = draw_losses(runs, noise, draws, seed)
-    repeated = noise.pooled is not None
-    curves: dict[tuple[str, int | None], dict[float, list[Cell]]]
-    curves = defaultdict(lambda: defaultdict(list))
+    curves: dict[tuple[str, int | None], dict[float, _Curve]] = defaultdict(dict)
+    rows: dict[tuple[str, int | None, float], list[Cell]] = defaultdict(list)
     for cell in cells:
-        curves[cell.scheme, cell.depth][cell.budget].append(cell)
+        rows[cell.scheme, cell.depth, cell.budget].append(cell)
+    for (scheme, depth, budget), row in rows.items():
+        curves[scheme, depth][budget] = _Curve(row, cells)
+    misfits = _misfits(curves, noise)
+    draws = draws or (DRAWS_OF_DEPTHS if len({depth for _, depth in curves}) > 1 else DRAWS)
+
+    def spread_of(scheme: str, depth: int | None, budget: float) -> Spread | None:
+        misfit = misfits.get((depth, budget))
+        return misfit.scatter if misfit and misfit.is_found else noise.of(scheme)
+
+    def of_cell(cell: Cell) -> Spread | None:
+        return spread_of(cell.scheme, cell.depth, cell.budget)
+
+    drawn = draw_losses(runs, of_cell, noise.shift, draws, seed)
     by_depth: list[Optimum] = []
     surfaces = {}
-    for (scheme, depth), budgets in curves.items():
-        surface = None
-        if "surface" in fits:
-            surface = _Surfaces([cell for row in budgets.values() for cell in row], cells, drawn)
-            if surface.fitted is not None:
-                surfaces[scheme, depth] = surface.fitted
-        for budget, row in budgets.items():
-            sizes = np.array([cell.size for cell in row])
-            tokens = np.array([_mean_tokens(cells[cell]) for cell in row])
-            means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
-            noisy = np.stack([drawn[cell] for cell in row], axis=1)
-            shape = parabola(sizes, means)
-            around = scatter(sizes, means, [len(cells[cell]) for cell in row])
+    for (scheme, depth), of_budgets in curves.items():
+        if "surface" in fits and (surface := _surface([*of_budgets.values()])) is not None:
+            surfaces[scheme, depth] = surface
+        for budget, curve in of_budgets.items():
+            misfit = misfits.get((depth, budget))
+            parts = {
+                "scheme": scheme,
+                "budget": budget,
+                "depth": depth,
+                "scatter": curve.scatter,
+                "spread": spread_of(scheme, depth, budget),
+                "misfit": misfit is not None and misfit.is_found,
+            }
+            noisy = np.stack([drawn[cell] for cell in curve.row], axis=1)
             for fit in fits:
-                if surface is not None and fit == "surface":
-                    point, spread = surface.minima(sizes, tokens)
-                    if not shape.interior[0]:  # the curve has no optimum that a surface could show
-                        point = shape
+                if fit == "surface":
+                    optimum = curve.of_surface(surfaces.get((scheme, depth)), parts)
                 else:
-                    point, spread = CURVE_FITS[fit](sizes, means), CURVE_FITS[fit](sizes, noisy)
-                key = (scheme, budget, fit)
-                optimum = _optimum(key, sizes, tokens, point, spread, repeated)
-                by_depth.append(replace(optimum, depth=depth, scatter=around))
-    return IsoFlop(noise, _best_depths(by_depth), surfaces, by_depth)
+                    # Nothing but an interval of the size depends on the draws of the other fit.
+                    some = noisy if fit == HEADLINE else noisy[:DRAWS]
+                    optimum = curve.optimum(fit, some, noise.shift, parts)
+                by_depth.append(optimum)
+    return IsoFlop(noise, misfits, _best_depths(by_depth), surfaces, by_depth)
+
+
+class _Curve:
+    """The means of the cells ``row`` of one scheme, depth and budget, in ascending order of size."""
+
+    def __init__(self, row: list[Cell], cells: dict[Cell, dict[int, Run]]) -> None:
+        self.runs = runs = [[*cells[cell].values()] for cell in row]
+        self.row = row
+        self.sizes = np.array([cell.size for cell in row])
+        self.tokens = np.array([np.mean([run.tokens for run in of]) for of in runs])
+        self.losses = np.array([np.mean([run.loss for run in of]) for of in runs])
+        self.seeds = np.array([len(of) for of in runs])
+        self.scatter = scatter(self.sizes, self.losses, self.seeds)
+
+    def optimum(self, fit: str, noisy: Array, shift: Spread, parts: Mapping[str, Any]) -> Optimum:
+        """The optimum by ``fit`` of the curve and of its draws ``noisy`` (S, P). ``parts``: further
+        fields."""
+        point = CURVE_FITS[fit](self.sizes, self.losses)
+        if not point.interior[0]:
+            return self._nothing(fit, point, noisy, parts)
+        drawn, spread = CURVE_FITS[fit](self.sizes, noisy), parts["spread"]
+        share = None if spread is None else float(drawn.interior.mean())
+        void = ""
+        if share is None:
+            void = "one seed: no cell was repeated, so the noise is unknown"
+        elif share < LEAST_INTERIOR:
+            void = f"only {share:.0%} of the draws have an interior optimum"
+        optimum = self._at(fit, point, DIGITS, parts)
+        if void:
+            nothing = np.full(len(noisy), np.nan)
+            return replace(optimum, interior_share=share, void=void, drawn_losses=nothing)
+        factor, interval = 0.0, quantiles(drawn.losses[drawn.interior])
+        seed_weights: dict[int, float] = {}
+        if fit == HEADLINE:
+            weights = minimum_weights(self.sizes, point.sizes[0])
+            factor = float((weights**2 / self.seeds).sum())
+            seed_weights = self._seed_weights(weights)
+            parts_of = [(spread, factor), (shift, square_sum(seed_weights))]
+            interval = of_parts(point.losses[0], parts_of).interval or interval
+        return replace(
+            optimum,
+            size_interval=_rounded(quantiles(drawn.sizes[drawn.interior])),
+            loss_interval=_rounded(interval),
+            interior_share=share,
+            drawn_losses=drawn.losses,
+            factor=factor,
+            seed_weights=seed_weights,
+        )
+
+    def _seed_weights(self, weights: Array) -> dict[int, float]:
+        """The weight of each seed's shift in a sum of the losses by ``weights`` (P,)."""
+        of_seed: dict[int, float] = defaultdict(float)
+        for weight, runs in zip(weights, self.runs, strict=True):
+            for run in runs:
+                of_seed[run.seed] += float(weight) / len(runs)
+        return dict(of_seed)
+
+    def log_tokens(self, log_sizes: Array | float) -> Array:
+        """Log tokens at ``log_sizes``."""
+        return np.asarray(PchipInterpolator(np.log(self.sizes), np.log(self.tokens))(log_sizes))
+
+    def of_surface(self, surface: Surface | None, parts: Mapping[str, Any]) -> Optimum:
+        """The minimum of ``surface`` along the curve, if the parabola has one."""
+        shape = CURVE_FITS[HEADLINE](self.sizes, self.losses)
+        if not shape.interior[0]:
+            point = shape
+        elif surface is None or len(self.sizes) < LEAST_SIZES:
+            nothing = np.full(1, np.nan)
+            point = Minima(np.full(1, VERDICTS.index("too-few")), nothing, nothing)
+        else:
+            point = self._along(surface)
+        if not point.interior[0]:
+            return self._nothing("surface", point, np.empty((0, 0)), parts)
+        return replace(
+            self._at("surface", point, DIGITS_OF_SURFACES, parts), void="a surface has no interval"
+        )
+
+    def _along(self, surface: Surface) -> Minima:
+        log_sizes = np.linspace(np.log(self.sizes[0]), np.log(self.sizes[-1]), 801)
+        losses = surface.loss(np.exp(log_sizes), np.exp(self.log_tokens(log_sizes)))
+        best = int(losses.argmin())
+        verdict = {0: 1, len(losses) - 1: 2}.get(best, 0)
+        return Minima(np.array([verdict]), np.exp(log_sizes[[best]]), losses[[best]])
+
+    def _at(self, fit: str, point: Minima, digits: int, parts: Mapping[str, Any]) -> Optimum:
+        size = point.sizes[0]
+        return Optimum(
+            fit=fit,
+            verdict="interior",
+            size=rounded(size, digits),
+            tokens=rounded(float(np.exp(self.log_tokens(np.log(size)))), digits),
+            loss=rounded(point.losses[0], digits),
+            drawn_losses=np.empty(0),
+            **parts,
+        )
+
+    def _nothing(self, fit: str, point: Minima, noisy: Array, parts: Mapping[str, Any]) -> Optimum:
+        verdict = VERDICTS[int(point.verdicts[0])]
+        return Optimum(fit=fit, verdict=verdict, drawn_losses=np.full(len(noisy), np.nan), **parts)
+
+
+def square_sum(weights: Mapping[int, float]) -> float:
+    """The sum of the squares of ``weights`` by seed."""
+    return math.fsum(weight**2 for weight in weights.values())
+
+
+def _misfits(
+    curves: Mapping[tuple[str, int | None], Mapping[float, _Curve]], noise: Noise
+) -> dict[tuple[int | None, float], Misfit]:
+    """The scatter around all parabolas of each depth and budget, and its test against the noise."""
+    scatters: dict[tuple[int | None, float], list[Spread]] = defaultdict(list)
+    for (_, depth), of_budgets in curves.items():
+        for budget, curve in of_budgets.items():
+            if curve.scatter is not None:
+                scatters[depth, budget].append(curve.scatter)
+    misfits = {}
+    for place, of_schemes in scatters.items():
+        around = pooled(of_schemes)
+        if around is None:
+            continue
+        p = None
+        if noise.pooled is not None and noise.pooled.sd > 0:
+            ratio = (around.sd / noise.pooled.sd) ** 2
+            p = float(fdtrc(around.freedom, noise.pooled.freedom, ratio))
+        misfits[place] = Misfit(around, p)
+    return misfits
+
+
+def _surface(curves: Sequence[_Curve]) -> Surface | None:
+    """The surface of a scheme over its budgets; None: there are too few of them, or of their runs."""
+    if len(curves) < 2:
+        return None
+    columns = ([getattr(curve, name) for curve in curves] for name in ("sizes", "tokens", "losses"))
+    try:
+        return fit_surface(*map(np.concatenate, columns))
+    except UserError:  # too few runs
+        return None
 
 
 def _best_depths(by_depth: Sequence[Optimum]) -> list[Optimum]:
@@ -178,7 +373,7 @@ def _best_depth(group: Sequence[Optimum]) -> Optimum:
         return group[0]
     best = min(interior, key=lambda optimum: optimum.loss or 0.0)
     usable = tuple(optimum for optimum in interior if not optimum.void)
-    if len(usable) < 2 or best.void:
+    if len(usable) < 2 or best.void or not len(best.drawn_losses):
         return best
     drawn = np.stack([np.where(np.isnan(at.drawn_losses), np.inf, at.drawn_losses) for at in usable])
     lowest = drawn.min(axis=0)
@@ -191,97 +386,3 @@ def _best_depth(group: Sequence[Optimum]) -> Optimum:
         depth_share=float(best_draws.sum() / chosen.sum()),
         depths=tuple(optimum.depth for optimum in usable),
     )
-
-
-def _mean_tokens(runs: dict[int, Run]) -> float:
-    return float(np.mean([run.tokens for run in runs.values()]))
-
-
-def _optimum(
-    key: tuple[str, float, str],
-    sizes: Array,
-    tokens: Array,
-    point: Minima,
-    spread: Minima,
-    repeated: bool,
-) -> Optimum:
-    scheme, budget, fit = key
-    verdict = VERDICTS[int(point.verdicts[0])]
-    losses = spread.losses
-    if verdict != "interior":
-        nothing = np.full(len(losses), np.nan)
-        return Optimum(scheme=scheme, budget=budget, fit=fit, verdict=verdict, drawn_losses=nothing)
-    share = float(spread.interior.mean()) if repeated else None
-    void = ""
-    if share is None:
-        void = "one seed: no cell was repeated, so the noise is unknown"
-    elif share < LEAST_INTERIOR:
-        void = f"only {share:.0%} of the draws have an interior optimum"
-    inside = spread.interior
-    digits = DIGITS_OF_SURFACES if fit == "surface" else DIGITS
-    return Optimum(
-        scheme=scheme,
-        budget=budget,
-        fit=fit,
-        verdict=verdict,
-        size=rounded(point.sizes[0], digits),
-        tokens=rounded(np.exp(_log_tokens(sizes, tokens)(np.log(point.sizes[0]))), digits),
-        loss=rounded(point.losses[0], digits),
-        size_interval=None if void else _rounded(quantiles(spread.sizes[inside]), digits),
-        loss_interval=None if void else _rounded(quantiles(losses[inside]), digits),
-        interior_share=share,
-        void=void,
-        drawn_losses=np.full(len(losses), np.nan) if void else losses,
-    )
-
-
-def _log_tokens(sizes: Array, tokens: Array) -> PchipInterpolator:
-    """Log tokens against log size along a curve of equal FLOPs."""
-    return PchipInterpolator(np.log(sizes), np.log(tokens))
-
-
-class _Surfaces:
-    """The surface of one scheme and its refits to the draws; without any if the runs don't suffice."""
-
-    def __init__(
-        self, row: list[Cell], cells: dict[Cell, dict[int, Run]], drawn: dict[Cell, Array]
-    ) -> None:
-        sizes = np.array([cell.size for cell in row])
-        tokens = np.array([_mean_tokens(cells[cell]) for cell in row])
-        means = np.array([np.mean([run.loss for run in cells[cell].values()]) for cell in row])
-        self.draws = min(SURFACE_DRAWS, len(drawn[row[0]]))
-        self.fitted: Surface | None = None
-        self.refits: list[Surface] = []
-        if len({cell.budget for cell in row}) < 2:
-            return
-        try:
-            self.fitted = fit_surface(sizes, tokens, means)
-        except UserError:  # too few runs: a verdict below
-            return
-        noise = np.stack([drawn[cell][: self.draws] for cell in row], axis=1) - means
-        self.refits = refit(self.fitted, sizes, tokens, self.fitted.loss(sizes, tokens) + noise)
-
-    def minima(self, sizes: Array, tokens: Array) -> tuple[Minima, Minima]:
-        """The surface's minimum along the curve of ``sizes`` and ``tokens`` (P,), and the refits'."""
-        if self.fitted is None or len(sizes) < LEAST_SIZES:
-            few = VERDICTS.index("too-few")
-            return _all_alike(1, few), _all_alike(self.draws, few)
-        log_sizes = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 801)
-        log_tokens = _log_tokens(sizes, tokens)(log_sizes)
-        return _along([self.fitted], log_sizes, log_tokens), _along(self.refits, log_sizes, log_tokens)
-
-
-def _along(surfaces: list[Surface], log_sizes: Array, log_tokens: Array) -> Minima:
-    e, a, b, alpha, beta = np.array([[s.E, s.A, s.B, s.alpha, s.beta] for s in surfaces]).T[:, :, None]
-    losses = e + a * np.exp(-alpha * log_sizes) + b * np.exp(-beta * log_tokens)
-    best = losses.argmin(axis=1)
-    verdicts = np.select([best == 0, best == len(log_sizes) - 1], [1, 2], 0)
-    inside = verdicts == 0
-    lowest = losses[np.arange(len(losses)), best]
-    sizes = np.exp(log_sizes[best])
-    return Minima(verdicts, np.where(inside, sizes, np.nan), np.where(inside, lowest, np.nan))
-
-
-def _all_alike(rows: int, verdict: int) -> Minima:
-    nothing = np.full(rows, np.nan)
-    return Minima(np.full(rows, verdict), nothing, nothing)

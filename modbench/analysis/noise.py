@@ -2,13 +2,16 @@
 
 The loss of a cell with seed s is modelled as mean + shift(budget, s) + residual. The shift is shared by
 every cell of that budget and seed (the order of the data), so it cancels in differences between schemes
-that were run with the same seeds. Losses of one run at several budgets (a trapezoid's trunk) share both:
-they are drawn as one, and count once as a measurement of the noise. Shapes: S draws.
+that were run with the same seeds; in the sweeps so far it was at most 6 % of their variance. The
+residual has one standard deviation for all schemes, unless Bartlett's test (1937) rejects that theirs
+are equal: then each scheme has its own, with the shift in it. Losses of one run at several budgets (a
+trapezoid's trunk) share both: they are drawn as one, and count once as a measurement of the noise.
+Shapes: S draws.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32
@@ -19,8 +22,10 @@ from numpy.typing import NDArray
 from modbench.errors import UserError
 
 Array = NDArray[np.float64]
-#: Degrees of freedom from which a scheme's own spread is used; with fewer, the pooled one is.
+#: Degrees of freedom from which a scheme can have a spread of its own; with fewer, it is the pooled one.
 LEAST_FREEDOM = 4
+#: Bartlett's p at or below which each scheme has its own spread.
+_UNEQUAL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class Run:
     budget: float  #: training FLOPs of the curve
     size: float
     tokens: float
-    loss: float  #: held-out, nats per token
+    loss: float  #: validation loss, nats per token
     seed: int
     depth: int | None = None  #: layers, in a sweep that has a curve for each of several depths
     trunk: str | None = None  #: names the run that gave losses at several budgets; None: this one only
@@ -55,15 +60,57 @@ def pooled(spreads: Iterable[Spread]) -> Spread | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Measured spreads. ``residuals`` has a scheme only if its repeated cells give `LEAST_FREEDOM`
-    degrees of freedom; ``pooled`` is over all schemes, None if no cell was repeated."""
+    """Measured spreads of one run: each scheme's own, with the shift; that of all schemes, None if no
+    cell was repeated; and the shift, which is 0 where each scheme has its own spread. ``p``: of
+    Bartlett's test that they are equal; None: fewer than two schemes have one."""
 
-    residuals: Mapping[str, Spread]
+    own: Mapping[str, Spread]
     pooled: Spread | None
+    p: float | None
     shift: Spread
 
-    def residual(self, scheme: str) -> Spread | None:
-        return self.residuals.get(scheme, self.pooled)
+    @property
+    def is_pooled(self) -> bool:
+        """Return True if one spread holds for all schemes."""
+        return self.p is None or self.p > _UNEQUAL
+
+    def of(self, scheme: str) -> Spread | None:
+        """The spread of one run of ``scheme``."""
+        own = self.own.get(scheme)
+        return self.pooled if self.is_pooled or not own or own.freedom < LEAST_FREEDOM else own
+
+    def in_words(self) -> str:
+        """The sentence on the model and its numbers; empty without repeated runs."""
+        if self.pooled is None:
+            return ""
+        test = f" (Bartlett's p {self.p:.2g})" if self.p is not None else ""
+        stated = (
+            f"Noise of one run between seeds: {self.pooled.sd:.4f}, pooled over all schemes, "
+            f"{self.pooled.freedom} degrees of freedom"
+        )
+        if self.is_pooled:
+            return f"{stated}{test}."
+        return (
+            f"{stated}; but the schemes differ in their noise{test}, so each has its own where it has "
+            f"{LEAST_FREEDOM} degrees of freedom or more."
+        )
+
+
+def bartlett(spreads: Iterable[Spread]) -> float | None:
+    """The p-value of Bartlett's test (1937) that all ``spreads`` estimate one standard deviation; None
+    for fewer than two."""
+    from scipy.special import chdtrc  # dear to load, and what scores items needs no test
+
+    known = list(spreads)
+    together = pooled(known)
+    if together is None or len(known) < 2 or together.sd == 0:
+        return None
+    if any(spread.sd == 0 for spread in known):
+        return 0.0
+    logs = math.fsum(of.freedom * math.log((together.sd / of.sd) ** 2) for of in known)
+    inverse = math.fsum(1 / of.freedom for of in known) - 1 / together.freedom
+    corrected = logs / (1 + inverse / (3 * (len(known) - 1)))
+    return float(chdtrc(len(known) - 1, corrected))
 
 
 class Cell(NamedTuple):
@@ -104,46 +151,51 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
             tables[cell.budget, tuple(seeds)][cell] = [run.loss for run in seeds.values()]
     trunks = {cell: _trunks(seeds.values()) or (repr(cell),) for cell, seeds in grouped.items()}
     times_shared = Counter(trunks.values())
-    squares: dict[str, float] = defaultdict(float)
-    freedoms: dict[str, float] = defaultdict(float)
+    parts: dict[str, list[tuple[float, float]]] = defaultdict(list)  # with the shift
+    residuals: list[tuple[float, float]] = []  # sum of squares, degrees of freedom
     shifts: list[tuple[float, int, int]] = []  # sum of squares, degrees of freedom, cells
     for table in tables.values():
         losses = np.array(list(table.values()))  # (cells, seeds)
         deviations = losses - losses.mean(axis=1, keepdims=True)
         cells, repeats = losses.shape
+        shared = deviations.mean(axis=0) if cells > 1 else np.zeros(repeats)
         if cells > 1:
-            shared = deviations.mean(axis=0)
-            deviations = deviations - shared
             shifts.append((float((shared**2).sum()), repeats - 1, cells))
         free = (repeats - 1) * (cells - 1) / cells if cells > 1 else repeats - 1
         for cell, row in zip(table, deviations, strict=True):
             once = 1 / times_shared[trunks[cell]]
-            squares[cell.scheme] += once * float((row**2).sum())
-            freedoms[cell.scheme] += once * free
-    residuals = {
-        scheme: Spread(float(np.sqrt(squares[scheme] / freedoms[scheme])), round(freedoms[scheme]))
-        for scheme in squares
-        if round(freedoms[scheme]) >= LEAST_FREEDOM
-    }
-    if not squares:
-        return Noise(residuals={}, pooled=None, shift=Spread(0.0, 1))
-    total = sum(freedoms.values())
-    pooled = Spread(float(np.sqrt(sum(squares.values()) / total)), max(1, round(total)))
+            parts[cell.scheme].append((once * float((row**2).sum()), once * (repeats - 1)))
+            residuals.append((once * float(((row - shared) ** 2).sum()), once * free))
+    own = {scheme: _spread(of) for scheme, of in parts.items()}
+    p = bartlett(own.values())
+    if not own or (p is not None and p <= _UNEQUAL):
+        return Noise(own=own, pooled=pooled(own.values()), p=p, shift=Spread(0.0, 1))
+    residual = _spread(residuals)
     free = sum(freedom for _, freedom, _ in shifts)
     # The mean square of the shifts contains residual / cells.
-    variance = sum(s - f * pooled.sd**2 / cells for s, f, cells in shifts) / free if free else 0.0
-    return Noise(
-        residuals=residuals,
-        pooled=pooled,
-        shift=Spread(float(np.sqrt(max(0.0, variance))), max(1, free)),
-    )
+    variance = sum(s - f * residual.sd**2 / cells for s, f, cells in shifts) / free if free else 0.0
+    shift = Spread(math.sqrt(max(0.0, variance)), max(1, free))
+    return Noise(own=own, pooled=residual, p=p, shift=shift)
 
 
-def draw_losses(runs: Iterable[Run], noise: Noise, draws: int, seed: int = 0) -> dict[Cell, Array]:
-    """The mean loss of each cell plus ``draws`` draws of its noise: arrays (S,). Spreads are themselves
-    drawn, from the distribution of their estimate, so that few seeds give wide intervals (Student's
-    t). Each quantity has its own random numbers: more runs elsewhere change no draw of a cell."""
-    cells = by_cell(runs)
+def _spread(parts: Sequence[tuple[float, float]]) -> Spread:
+    """The spread of sums of squares with their degrees of freedom."""
+    freedom = math.fsum(free for _, free in parts)
+    squares = math.fsum(square for square, _ in parts)
+    return Spread(math.sqrt(squares / freedom), max(1, round(freedom)))
+
+
+def draw_losses(
+    runs: Iterable[Run],
+    spread_of: Callable[[Cell], Spread | None],
+    shift: Spread,
+    draws: int,
+    seed: int = 0,
+) -> dict[Cell, Array]:
+    """The mean loss of each cell plus ``draws`` draws of its noise: arrays (S,). ``spread_of``: of one
+    run of a cell. Spreads are themselves drawn, from the distribution of their estimate, so that few
+    seeds give wide intervals (Student's t). Each quantity has its own random numbers: more runs
+    elsewhere change no draw of a cell."""
 
     def generator(*quantity: object) -> np.random.Generator:
         return np.random.default_rng([seed, crc32(repr(quantity).encode())])
@@ -152,28 +204,24 @@ def draw_losses(runs: Iterable[Run], noise: Noise, draws: int, seed: int = 0) ->
         chi_square = generator("spread", of).chisquare(spread.freedom, draws)
         return spread.sd * np.sqrt(spread.freedom / chi_square)
 
-    def shift(run: Run) -> Array:
+    def shift_of(run: Run) -> Array:
         at = "trunk" if run.trunk else float(run.budget)
         return shift_sd * generator("shift", at, run.seed).standard_normal(draws)
 
-    shift_sd = scale(noise.shift, "shift")
+    shift_sd = scale(shift, "shift") if shift.sd else 0.0
     drawn = {}
-    for cell, seeds in cells.items():
-        mean = np.mean([run.loss for run in seeds.values()])
-        shifts = np.mean([shift(run) for run in seeds.values()], axis=0)
-        spread = noise.residual(cell.scheme)
-        if spread is None:
-            residual = np.zeros(draws)
-        else:
-            key = (cell.scheme, cell.budget, cell.size)  # a sweep of one depth keeps its numbers
-            depth = () if cell.depth is None else (cell.depth,)
-            if trunks := _trunks(seeds.values()):
-                each = [generator("residual", trunk).standard_normal(draws) for trunk in trunks]
-                standard = np.sum(each, axis=0) / np.sqrt(len(seeds))
-            else:
-                standard = generator("residual", *key, *depth).standard_normal(draws)
-            residual = scale(spread, cell.scheme) * standard / np.sqrt(len(seeds))
-        drawn[cell] = mean + shifts + residual
+    for cell, seeds in by_cell(runs).items():
+        losses = np.full(draws, np.mean([run.loss for run in seeds.values()]))
+        spread = spread_of(cell)
+        if spread is not None:
+            trunks = _trunks(seeds.values()) or (tuple(cell),)
+            each = [generator("residual", trunk).standard_normal(draws) for trunk in trunks]
+            of_mean = np.sum(each, axis=0) / np.sqrt(len(trunks) * len(seeds))
+            # Six digits name one estimate on every processor.
+            losses += scale(spread, f"{spread.sd:.6g} {spread.freedom}") * of_mean
+        if shift.sd:
+            losses += np.mean([shift_of(run) for run in seeds.values()], axis=0)
+        drawn[cell] = losses
     return drawn
 
 

@@ -1,6 +1,5 @@
-"""Fit of the loss surface L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 2).
-
-Shapes: P runs, S draws of noise.
+"""Fit of the loss surface L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 2), by
+the Huber loss of residuals in nats (Hoffmann et al. take those of log losses). Shapes: P runs.
 """
 
 from dataclasses import dataclass
@@ -112,68 +111,3 @@ def fit_surface(sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA) -
         huber=huber,
         at_edge=edge or a == 0 or b == 0,
     )
-
-
-def refit(
-    surface: Surface, sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA
-) -> list[Surface]:
-    """Fit a surface to each row of ``losses`` (S, P), which are noisy copies of the losses that
-    ``surface`` was fitted to. Damped Gauss-Newton steps from ``surface``, for all rows at once, on the
-    logarithms of the five positive parameters."""
-    n, d, y = (np.asarray(values, float) for values in (sizes, tokens, losses))
-    n_unit, d_unit = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
-    log_n, log_d = np.log(n / n_unit), np.log(d / d_unit)
-    tiny = 1e-9
-    start = [
-        max(surface.E, tiny),
-        max(surface.A * n_unit**-surface.alpha, tiny),
-        max(surface.B * d_unit**-surface.beta, tiny),
-        surface.alpha,
-        surface.beta,
-    ]
-    x = np.tile(np.log(start), (len(y), 1))
-    damping = np.full(len(y), 1e-3)
-
-    def terms(x: Array) -> tuple[Array, Array, Array]:
-        e, a, b, alpha, beta = (value[:, None] for value in np.exp(x).T)
-        return e, a * np.exp(-alpha * log_n), b * np.exp(-beta * log_d)
-
-    def objective(x: Array) -> Array:
-        size = np.abs(y - sum(terms(x)))
-        return np.asarray(np.where(size <= delta, size**2 / 2, delta * (size - delta / 2)).mean(axis=1))
-
-    low, high = (
-        np.log([1e-12, 1e-12, 1e-12, *([EXPONENTS[0]] * 2)]),
-        np.log([1e6] * 3 + [EXPONENTS[1]] * 2),
-    )
-    now = objective(x)
-    for _ in range(60):
-        e, a, b = terms(x)
-        residual = y - (e + a + b)
-        exponents = np.exp(x[:, 3:])
-        slopes = np.stack(
-            [
-                np.broadcast_to(e, y.shape),
-                a,
-                b,
-                -a * exponents[:, :1] * log_n,
-                -b * exponents[:, 1:] * log_d,
-            ],
-            axis=2,
-        )
-        weighted = slopes * _weights(residual, delta)[:, :, None]
-        normal = (weighted[:, :, :, None] * slopes[:, :, None, :]).sum(axis=1)
-        right = (weighted * residual[:, :, None]).sum(axis=1)
-        diagonal = np.diagonal(normal, axis1=1, axis2=2) + 1e-15
-        damped = normal + (damping[:, None] * diagonal)[:, :, None] * np.eye(5)
-        trial = np.clip(x + np.linalg.solve(damped, right[:, :, None])[:, :, 0], low, high)
-        then = objective(trial)
-        better = then < now
-        x = np.where(better[:, None], trial, x)
-        now = np.where(better, then, now)
-        damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-9, 1e9)
-    e, a, b, alpha, beta = np.exp(x).T
-    return [
-        Surface(E=e_, A=a_ * n_unit**al, B=b_ * d_unit**be, alpha=al, beta=be, huber=h)
-        for e_, a_, b_, al, be, h in zip(e, a, b, alpha, beta, now, strict=True)
-    ]

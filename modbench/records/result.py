@@ -24,7 +24,9 @@ class Result:
     budget: int
     label: str  #: of the row: the scheme's, in suites of several shapes with its shape's
     row_number: int = 0  #: of the row, in the order of its suite
-    suite: Mapping[str, Any]  #: that names the row: name, version, rank_by, and time of its record
+    #: that names the row: name, version, rank_by, and time of its record; and of the newest suite,
+    #: ``compare``: its stated comparisons; ``left``, ``wanted``: runs not finished, and all
+    suite: Mapping[str, Any]
     isoflop: Mapping[str, Any] | None = None  #: plan of the scheme's learning rates
     measurements: tuple[MeasurementRecord, ...] = ()
     #: settings of the measurements that the suite wants, in the form of `settings`
@@ -204,14 +206,16 @@ def results_of(records: Records) -> list[Result]:
     """The results of all runs of a suite, by label, budget and seed. Of several records of a run or a
     measurement the newest that is ok counts; of measurements with other settings, those that the suite
     wanted last."""
-    rows = _rows(records.suites)
+    measurements = latest(records.measurements)
+    state = _state(records, measurements)
+    rows = _rows(records.suites, state)
     wanted = records.suites[-1].suite["wanted"] if records.suites else {}
-    measured = _measured(records.measurements, wanted)
+    measured = _measured(measurements, wanted)
     tasks = {settings["task"]: settings for settings in wanted.get("downstream", ())}
     settings = {**wanted, "downstream": tasks}
     results = []
     for record in latest(records.runs):
-        unnamed = [(record.what.router.name, 0, _UNNAMED, None)]
+        unnamed = [(record.what.router.name, 0, {**_UNNAMED, **state}, None)]
         for label, number, suite, plan in rows.get(record.key, unnamed):
             for budget in record.what.schedule.budgets:
                 results.append(
@@ -234,13 +238,37 @@ _UNNAMED = {"name": "unnamed", "version": 1, "rank_by": "heldout_loss", "finishe
 _Row = tuple[str, int, Mapping[str, Any], Mapping[str, Any] | None]
 
 
-def _rows(suites: Iterable[SuiteRecord]) -> dict[str, list[_Row]]:
+def _state(records: Records, measurements: Iterable[MeasurementRecord]) -> dict[str, Any]:
+    """The comparisons that the newest suite states, and how many of its runs are left: without a
+    record, or without that of the loss which the suite wants. One that failed is not left."""
+    if not records.suites:
+        return {"compare": (), "left": 0, "wanted": 0}
+    newest = records.suites[-1].suite
+    wanted = {key for row in newest["rows"] for key in row["runs"]}
+    ended = {record.key: record for record in latest(records.runs)}
+    lacking = {
+        (record.key, budget)
+        for record in ended.values()
+        if record.status == "ok" and "heldout" in newest["wanted"]
+        for budget in record.run["schedule"]["budgets"]
+    }
+    lacking -= {
+        (of.measurement["run"], of.measurement["budget"])
+        for of in measurements
+        if of.measurement["measures"] == "heldout"
+    }
+    left = (wanted - ended.keys()) | (wanted & {key for key, _ in lacking})
+    compare = tuple(newest.get("compare", ()))
+    return {"compare": compare, "left": len(left), "wanted": len(wanted)}
+
+
+def _rows(suites: Iterable[SuiteRecord], state: Mapping[str, Any]) -> dict[str, list[_Row]]:
     """Label, number, suite and plan of each row of a run, by key; the last suite that names a run
     counts. Two of its rows may share a run."""
     rows: dict[str, list[_Row]] = {}
     for record in suites:
         named = {name: record.suite[name] for name in ("name", "version", "rank_by")}
-        named["finished"] = record.finished
+        named |= {"finished": record.finished, **state}
         suite_rows: dict[str, list[_Row]] = defaultdict(list)
         for number, row in enumerate(record.suite["rows"]):
             for key in row["runs"]:
@@ -264,7 +292,7 @@ def _measured(
         return bool(measured["settings"] == wanted.get(measured["measures"]))
 
     for record in sorted(
-        latest(records),
+        records,
         key=lambda r: (r.status == "ok", is_wanted(r), r.finished_at, r.key),
     ):
         measured = record.measurement

@@ -3,19 +3,20 @@ its paired difference."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from modbench.analysis.difference import MARGIN, Difference, compare, judge, pooled_noise
-from modbench.analysis.noise import Spread
+from modbench.analysis.difference import FEW_SEEDS, MARGIN, Difference, compare, judge, row_noise
+from modbench.analysis.noise import Noise
 from modbench.errors import UserError, known_names, several
 from modbench.records.metrics import METRICS
 from modbench.records.named import Named
 from modbench.records.result import Result
 from modbench.report.leaderboard.row import Value
 from modbench.report.leaderboard.times import timed_values
+from modbench.report.processor import ROUNDING
 from modbench.report.table import Table
 from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import newest_session
@@ -33,6 +34,11 @@ _MACHINE = {
 
 _OF_ROWS = (
     "Each verdict is of one comparison; that of a report's page is adjusted for all comparisons there."
+)
+_UNTESTED = (
+    "Not tested: the same runs on another type of processor (which changes a loss by rounding only: "
+    f"{ROUNDING} nats per token, rms of runs that were repeated), one run each, and fewer than three "
+    "seeds where the noise is not known well."
 )
 #: Costs that a speed-up is stated for.
 _COSTS = ("train_flops_per_token", "forward_flops_per_token_realised")
@@ -69,6 +75,12 @@ class Pairing:
         return not any(
             {*_MACHINE} & {name for name, _ in _differences(*pair)} for pair in self.pairs.values()
         )
+
+    @property
+    def is_rounding(self) -> bool:
+        """True if both sides are the same runs, trained on another type of processor."""
+        same = all(first.key == second.key for first, second in self.pairs.values())
+        return same and not self.same_machine
 
     @cached_property
     def unequal(self) -> list[str]:
@@ -137,33 +149,39 @@ class Comparison:
 
         return only(self.first, self.second), only(self.second, self.first)
 
-    def noise(self, metric: str) -> Spread | None:
-        """The noise of one run between seeds, pooled over all rows of both folders at the budgets that
-        are compared; None for a metric that has none, or without repeated runs."""
+    def noise(self, metric: str) -> Noise:
+        """The noise of one run between seeds, of all rows of both folders at the budgets that are
+        compared; empty for a metric that has none."""
         if METRICS[metric].kind != "quality":
-            return None
+            return row_noise({})
         budgets = {
             r.budget for pairing in self.pairings for pair in pairing.pairs.values() for r in pair
         }
-        rows: dict[Any, dict[int, float]] = defaultdict(dict)
+        rows: dict[str, dict[int, float]] = defaultdict(dict)
         for side in (self.first, self.second):
             for result in side.of_folder:
                 if result.budget in budgets and (value := result.metrics.get(metric)) is not None:
-                    row = side.folder.resolve(), result.label, result.budget, result.learning_rate
-                    rows[row][result.seed] = value
-        return pooled_noise(rows.values())
+                    rows[_row_name(side, result)][result.seed] = value
+        return row_noise(rows)
 
     def differences(self, metric: str) -> dict[str, Difference]:
-        """The second side minus the first one, by label: paired by seed, the verdict adjusted for the
-        number of rows (Holm). Rows that lack ``metric`` are left out."""
+        """The second side minus the first one, by label, over the seeds of both; the verdict is adjusted
+        for the number of rows (Holm). Rows that lack ``metric`` are left out. A row of one run on either
+        side is not tested; nor are the same runs on another type of processor, on which the noise
+        between seeds says nothing."""
         noise = self.noise(metric)
         margin = MARGIN if METRICS[metric].unit == "nats/token" else None
-        minus = {
-            pairing.label: difference
-            for pairing in self.pairings
-            if (values := pairing.values(metric))
-            and (difference := compare(values[1], values[0], noise, margin))
-        }
+        minus = {}
+        for pairing in self.pairings:
+            if values := pairing.values(metric):
+                first, second = pairing.pairs[min(pairing.pairs)]
+                names = _row_name(self.second, second), _row_name(self.first, first)
+                spreads = noise.of(names[0]), noise.of(names[1])
+                if pairing.is_rounding:
+                    spreads = None, None
+                if difference := compare(values[1], values[0], spreads, noise.pooled, margin):
+                    untold = FEW_SEEDS if len(pairing.pairs) == 1 else difference.untold
+                    minus[pairing.label] = replace(difference, untold=untold)
         direction = METRICS[metric].direction
         judged = judge([*minus.values()], "higher" if direction == "higher" else "lower")
         return dict(zip(minus, judged, strict=True))
@@ -191,7 +209,8 @@ class Comparison:
     def sentences(self) -> list[str]:
         """A sentence on the digits, and one for each setting, machine or version that differs."""
         if self.is_of_rows:
-            return [*self.speed_ups(), _OF_ROWS, *self.reasons()]
+            untested = [_UNTESTED] if self._is_untested() else []
+            return [*self.speed_ups(), *(untested or [_OF_ROWS]), *self.reasons()]
         lacking = [
             f"Only in {side.name}: {', '.join(labels)}."
             for side, labels in zip((self.first, self.second), self.lacking, strict=True)
@@ -210,14 +229,23 @@ class Comparison:
         tests = sum(of.p is not None for of in self.differences("heldout_loss").values())
         adjusted = [f"Verdicts are adjusted for {several(tests, 'comparison')} (Holm)."] if tests else []
         reasons = self.reasons() or ["No setting, machine or version that is recorded explains it."]
-        return [summary, *adjusted, *reasons]
+        untested = [_UNTESTED] if self._is_untested() else []
+        return [summary, *adjusted, *untested, *reasons]
+
+    def _is_untested(self) -> bool:
+        """True if the loss of a row differs and can't be tested."""
+        differences = self.differences("heldout_loss").values()
+        return any(of.value and of.verdict is None for of in differences)
 
     def speed_ups(self) -> list[str]:
         """Sentences on how much faster the second row is, in FLOPs and in time. Times count where one
         session of `modbench time` measured both rows."""
-        (pairing,) = self.pairings
+        several_budgets = len(self.pairings) > 1
         sentences = [
-            f"speed-up in {METRICS[name].meaning}: {first / second:.3g}x"
+            f"speed-up in {METRICS[name].meaning}"
+            + f", {pairing.label}" * several_budgets
+            + f": {first / second:.3g}x"
+            for pairing in self.pairings
             for name in _COSTS
             if name in pairing.metrics
             for first, second in [pairing.means(name)]
@@ -258,8 +286,8 @@ class Comparison:
         ]
 
     def worse(self, metric: str) -> list[str]:
-        """The rows whose ``metric`` is worse on the second side: by the verdict, or, where no noise is
-        known, by any difference; and rows that only the first side has finished. Raises UserError: no
+        """The rows whose ``metric`` is worse on the second side: by the verdict; of an exact or timed
+        metric by any difference; and rows that only the first side has finished. Raises UserError: no
         such metric, it has no better side, or a row lacks it."""
         if metric not in METRICS or METRICS[metric].direction == "none":
             known = [name for name, of in METRICS.items() if of.direction != "none"]
@@ -270,9 +298,7 @@ class Comparison:
                 raise UserError(f"row '{pairing.label}' has no {metric} on both sides")
         lost = [] if self.is_of_rows else [f"{label}: not finished" for label in self.lacking[0]]
         return lost + [
-            label
-            for label, difference in differences.items()
-            if _verdict(metric, difference).startswith("worse")
+            label for label, difference in differences.items() if _verdict(metric, difference) == "worse"
         ]
 
 
@@ -290,6 +316,11 @@ def machine_differences(first: Sequence[Result], second: Sequence[Result]) -> li
         if known and sides[0] != sides[1]:
             sentences.append(f"{name}: {' | '.join('; '.join(side) for side in sides)}")
     return sentences
+
+
+def _row_name(side: Named, result: Result) -> str:
+    """The row of ``result`` among those of both folders."""
+    return f"{side.folder.resolve()} {result.label} {result.budget} {result.learning_rate}"
 
 
 def _place(result: Result, one_row: bool, by_rate: bool) -> tuple[Any, ...]:
@@ -317,7 +348,7 @@ def _line(name: str, pairing: Pairing, metric: str, difference: Difference) -> t
 
 
 def _verdict(metric: str, difference: Difference) -> str:
-    """That of the difference; where no noise is known, its direction counts, however small."""
+    """That of the difference. An exact or timed metric has no noise, so its direction counts."""
     if difference.value == 0:
         return "equal"
     direction = METRICS[metric].direction
@@ -325,12 +356,8 @@ def _verdict(metric: str, difference: Difference) -> str:
         return "-"
     if difference.verdict is not None:
         return difference.verdict
-    if METRICS[metric].kind == "quality" and difference.p is None:
-        return (
-            "better (one seed)"
-            if (difference.value < 0) == (direction == "lower")
-            else "worse (one seed)"
-        )
+    if METRICS[metric].kind == "quality":
+        return "not tested"
     return "better" if (difference.value < 0) == (direction == "lower") else "worse"
 
 

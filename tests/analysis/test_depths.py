@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_isoflop import BUDGETS, DENSE, optimum, sweep
 
-from modbench.analysis.comparison import difference
+from modbench.analysis.comparison import difference, speed_up
 from modbench.analysis.isoflop import IsoFlop, analyse
 from modbench.analysis.noise import Run
 
@@ -104,7 +104,34 @@ def test_differences_between_best_depths_contain_the_truth(
     hits = []
     for number in range(400):
         isoflop = analysed({"dense": dense, "other": other}, number)
-        found = difference(isoflop, "other", "dense", FLOPS, "parabola")
+        found = difference(isoflop, "other", "dense", FLOPS)
         assert found is not None
         hits.append(found.interval[0] <= 0 <= found.interval[1])
     assert 0.92 <= np.mean(hits) <= most
+
+
+def test_a_speed_up_carries_the_choice_of_the_depth() -> None:
+    """The best of three depths that are equally good lies too low: its speed-up is widened upwards."""
+    depths = {"dense": {4: 0.0}, "mod": TIED}
+    runs = [
+        replace(run, scheme=name, depth=depth, loss=run.loss + noise)
+        for name, of in depths.items()
+        for depth in of
+        for run, noise in zip(
+            sweep({f"{name}{depth}": DENSE}, sd=0.01),
+            np.random.default_rng(depth).normal(0, 0.01, 10**3),
+            strict=False,
+        )
+    ]
+    isoflop = analyse(runs, draws=2000, fits=("parabola",))
+    best = isoflop.optimum("mod", FLOPS, "parabola")
+    assert len(best.depths) == 3
+    chosen = speed_up(isoflop, "mod", "dense", FLOPS, "parabola")
+    optima = [replace(at, depths=()) for at in isoflop.optima]
+    without = speed_up(replace(isoflop, optima=optima), "mod", "dense", FLOPS, "parabola")
+    assert chosen is not None
+    assert without is not None
+    assert chosen.interval is not None
+    assert without.interval is not None
+    assert chosen.factor == without.factor
+    assert chosen.interval[0] < 0.99 * without.interval[0]

@@ -12,12 +12,22 @@ from modbench.analysis.difference import (
     drawn_difference,
     holm,
     judge,
+    line_at_zero,
     mean_difference,
-    pooled_noise,
+    row_noise,
 )
 from modbench.analysis.noise import Spread
 
 Rows = list[Mapping[int, float]]
+
+
+def compared(row: Mapping[int, float], other: Mapping[int, float], rows: Rows) -> Difference:
+    """``row`` minus ``other`` with the noise of ``rows``."""
+    noise = row_noise({str(number): of for number, of in enumerate(rows)})
+    spreads = tuple(noise.of(str(rows.index(of))) for of in (row, other))
+    found = compare(row, other, (spreads[0], spreads[1]), noise.pooled)
+    assert found is not None
+    return found
 
 
 def rows_of(means: Sequence[float], seeds: int, *, sd: float, shift: float, number: int) -> Rows:
@@ -77,47 +87,67 @@ def test_equal_cells_have_no_noise() -> None:
     assert verdicts([mean_difference([0.0, 0.0])]) == ["equivalent"]
 
 
-def test_pairing_removes_what_the_rows_of_a_seed_share() -> None:
-    ours, theirs = rows_of([3.0, 3.1], 6, sd=0.001, shift=0.2, number=0)
-    found = compare(ours, theirs)
-    assert found is not None
-    assert found.interval is not None
-    alone = stats.sem(list(ours.values())) * stats.t.ppf(0.975, 5)
-    assert found.interval[1] - found.interval[0] < 0.1 * alone
-    assert found.interval[0] < -0.1 < found.interval[1]
-    assert found.pairs == 6
-
-
-def test_rows_of_few_seeds_have_the_noise_of_all_rows() -> None:
+def test_rows_have_the_noise_of_all_rows_without_the_shift_of_a_seed() -> None:
     rows = rows_of([3.0] * 8, 3, sd=0.01, shift=0.1, number=1)
-    pooled = pooled_noise(rows)
+    pooled = row_noise({str(number): row for number, row in enumerate(rows)}).pooled
     assert pooled is not None
     assert pooled.freedom == 14
     assert pooled.sd == pytest.approx(0.01, rel=0.4)
-    intervals = [found.interval for row in rows[1:] if (found := compare(row, rows[0], pooled))]
+    intervals = [compared(row, rows[0], rows).interval for row in rows[1:]]
     widths = [high - low for low, high in filter(None, intervals)]
     expected = 2 * stats.t.ppf(0.975, 14) * pooled.sd * (2 / 3) ** 0.5
     assert widths == pytest.approx([expected] * 7)
 
 
-def test_rows_of_five_seeds_have_the_noise_of_their_own_pairs() -> None:
-    ours, theirs = rows_of([3.0, 3.0], 5, sd=0.01, shift=0.0, number=2)
-    found = compare(ours, theirs, Spread(99.0, 100))
-    assert found is not None
-    expected = stats.ttest_rel(list(ours.values()), list(theirs.values()))
+def test_rows_of_unequal_noise_have_the_interval_of_welch() -> None:
+    generator = np.random.default_rng(0)
+    losses = [generator.normal(3.0, 0.001, 8), generator.normal(3.0, 0.1, 8)]
+    rows: Rows = [dict(enumerate(map(float, row))) for row in losses]
+    found = compared(rows[0], rows[1], rows)
+    expected = stats.ttest_ind(*losses, equal_var=False)
     assert found.p == pytest.approx(expected.pvalue)
+    assert found.freedom == pytest.approx(expected.df)
 
 
-def test_a_row_of_one_seed_is_compared_with_the_pooled_noise_only() -> None:
-    found = compare({0: 3.1, 1: 3.2}, {1: 3.0, 2: 2.0}, Spread(0.01, 10))
-    assert found is not None
-    assert (found.value, found.pairs) == (pytest.approx(0.2), 1)
-    assert verdicts([found]) == ["worse"]
-    without = compare({0: 3.1}, {0: 3.0})
+def test_fewer_than_three_seeds_need_eight_degrees_of_freedom_for_a_verdict() -> None:
+    def told(seeds: int, freedom: int) -> str | None:
+        spread = Spread(0.001, freedom)
+        rows = [dict.fromkeys(range(seeds), loss) for loss in (3.1, 3.0)]
+        found = compare(rows[0], rows[1], (spread, spread), spread)
+        assert found is not None
+        assert found.interval is not None
+        (judged,) = judge([found])
+        assert judged.p_adjusted == found.p
+        return judged.verdict
+
+    assert told(2, 7) is None
+    assert told(2, 8) == told(1, 8) == told(3, 2) == "worse"
+
+
+def test_rows_without_known_noise_or_a_common_seed_are_not_tested() -> None:
+    without = compare({0: 3.1}, {0: 3.0}, (None, None))
     assert without is not None
     assert (without.interval, without.p, judge([without])[0].verdict) == (None, None, None)
-    assert compare({0: 3.1}, {1: 3.0}, Spread(0.01, 10)) is None
-    assert pooled_noise([{0: 3.1}, {0: 3.0}]) is None
+    assert compare({0: 3.1}, {1: 3.0}, (None, None)) is None
+    assert row_noise({"a": {0: 3.1}, "b": {0: 3.0}}).pooled is None
+
+
+def test_the_line_over_the_size_gives_the_difference_at_the_optimum() -> None:
+    away, seeds = [-1.0, -0.5, 0.5, 1.0], [1, 3, 3, 1]
+    found = line_at_zero(away, [-0.03 + 0.02 * x for x in away], seeds)
+    assert found is not None
+    assert found[0] == pytest.approx(0.02)
+    assert found[1].value == pytest.approx(-0.03)
+    noisy = line_at_zero(away, [-0.05, -0.04, -0.01, -0.02], seeds)
+    x = np.array(away)
+    design = np.stack([np.ones(4), x], axis=1) * np.array(seeds)[:, None] ** 0.5
+    expected, *_ = np.linalg.lstsq(
+        design, np.array([-0.05, -0.04, -0.01, -0.02]) * np.array(seeds) ** 0.5
+    )
+    assert noisy is not None
+    assert (noisy[1].value, noisy[0]) == pytest.approx(tuple(expected))
+    assert noisy[1].freedom == 2
+    assert line_at_zero([0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [1, 1, 1]) is None
 
 
 def test_p_of_draws_counts_one_draw_more() -> None:
@@ -136,9 +166,7 @@ def test_verdicts_against_dense_are_rarely_wrong_in_a_suite(seeds: int, shift: f
     wrong, single, suites = 0, 0, 600
     for number in range(suites):
         rows = rows_of([3.0] * 7, seeds, sd=0.02, shift=shift, number=number)
-        pooled = pooled_noise(rows)
-        found = [compare(row, rows[0], pooled, margin=None) for row in rows[1:]]
-        family = judge([difference for difference in found if difference is not None])
+        family = judge([compared(row, rows[0], rows) for row in rows[1:]])
         wrong += any(difference.verdict in ("better", "worse") for difference in family)
         single += any((difference.p or 1.0) <= 0.05 for difference in family)
     assert single > 0.12 * suites
@@ -149,8 +177,7 @@ def test_intervals_of_single_comparisons_contain_the_truth() -> None:
     hits = []
     for number in range(600):
         rows = rows_of([3.0, 2.95, 3.1], 3, sd=0.02, shift=0.05, number=number)
-        found = compare(rows[1], rows[0], pooled_noise(rows))
-        assert found is not None
+        found = compared(rows[1], rows[0], rows)
         assert found.interval is not None
         hits.append(found.interval[0] <= -0.05 <= found.interval[1])
     assert 0.93 <= np.mean(hits) <= 0.97
@@ -161,11 +188,9 @@ def test_the_truly_best_row_is_nearly_always_inseparable_from_the_first() -> Non
     lost, caught, suites = 0, 0, 600
     for number in range(suites):
         rows = rows_of([3.0, *[3.0 + 1e-9] * 5, 3.2], 3, sd=0.02, shift=0.05, number=number)
-        pooled = pooled_noise(rows)
         first = min(rows, key=lambda row: sum(row.values()))
         others = [row for row in rows if row is not first]
-        found = [compare(row, first, pooled) for row in others]
-        judged = judge([difference for difference in found if difference is not None])
+        judged = judge([compared(row, first, rows) for row in others])
         worse = [id(row) for row, minus in zip(others, judged, strict=True) if minus.verdict == "worse"]
         lost += id(rows[0]) in worse
         caught += id(rows[6]) in worse

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modbench.analysis.surface import Surface, fit_surface, refit
+from modbench.analysis.surface import Surface, fit_surface
 from modbench.errors import UserError
 
 SURFACES = {
@@ -34,18 +34,6 @@ def test_optimal_size_has_the_least_loss_of_its_budget() -> None:
     best = surface.optimal_size(1e21)
     sizes = best * np.array([0.99, 1.0, 1.01])
     assert surface.loss(sizes, 1e21 / 6 / sizes).argmin() == 1
-
-
-@pytest.mark.parametrize("name", SURFACES)
-def test_refits_of_noisy_losses_equal_a_fit_of_each(name: str) -> None:
-    truth = SURFACES[name]
-    sizes, tokens = grid()
-    noise = np.random.default_rng(0).normal(0, 2e-3, (4, len(sizes)))
-    losses = truth.loss(sizes, tokens) + noise
-    for row, found in zip(losses, refit(truth, sizes, tokens, losses), strict=True):
-        alone = fit_surface(sizes, tokens, row)
-        assert found.huber == pytest.approx(alone.huber, rel=1e-3)
-        assert found.alpha == pytest.approx(alone.alpha, rel=1e-2)
 
 
 def test_one_outlier_moves_the_surface_little() -> None:

@@ -42,9 +42,10 @@ def test_rows_of_equal_digits_and_the_reason_of_others_are_named(folders):
     assert set(lines) == {"vanilla", "mod"}  # only the rows that both have
     assert lines["vanilla"][-1] == "equal"
     assert lines["mod"][-1] == "differ"
-    first, adjusted, *reasons = comparison.sentences()
+    assert lines["mod"][-2] == "not tested"  # the same runs, rounded otherwise
+    first, untested, *reasons = comparison.sentences()
     assert first == "2 rows: the digits of 1 differ, those of 1 agree."
-    assert adjusted == "Verdicts are adjusted for 2 comparisons (Holm)."
+    assert "0.003 nats per token" in untested
     assert reasons == ["processor: One CPU | Another CPU", f"Only in {folders[1]}: extra."]
 
 
@@ -68,7 +69,8 @@ def test_the_interval_of_two_rows_is_that_of_the_page():
     folder = Path(__file__).parents[2] / "results" / "quick-scores"
     records = read_suite(folder)
     board = Leaderboard.of(results_of(records), "heldout_loss", records.audits)
-    on_page = next(pair for pair in board.differences.dense if pair.row.label == "token_choice")
+    to_dense = board.differences.of("dense")
+    on_page = next(pair for pair in to_dense if pair.row.label == "token_choice")
     ours = compared(folder / "vanilla", folder / "token_choice").differences("heldout_loss")
     assert ours["token_choice"].interval == pytest.approx(on_page.difference.interval)
     assert ours["token_choice"].p == pytest.approx(on_page.difference.p)
@@ -108,7 +110,8 @@ def test_runs_of_several_learning_rates_are_all_compared(tmp_path, fakes):
         "mod, rate 0.003": "differ",
         "mod, rate 0.006": "equal",
     }
-    assert comparison.worse("heldout_loss") == ["mod, rate 0.003"]
+    assert comparison.worse("heldout_loss") == []  # one run each: not tested
+    assert lines["mod, rate 0.003"][-2] == "not tested"
 
 
 def test_rows_with_a_learning_rate_of_their_own_each_are_paired(tmp_path, fakes):
@@ -133,8 +136,16 @@ def test_a_row_that_is_gone_or_failed_is_named_and_counts_as_worse(tmp_path, fak
         assert "worse in heldout_loss: vanilla" in capsys.readouterr().out
 
 
-def test_exit_code_is_1_if_a_row_is_worse(folders, capsys):
-    first, second = (str(folder) for folder in folders)
+def test_exit_code_is_1_if_a_row_is_worse(tmp_path, fakes, capsys):
+    def make(name, losses):
+        rows = [
+            fakes.make_record(label, loss=loss + seed / 100, seed=seed)
+            for label, loss in losses.items()
+            for seed in (0, 1, 2)
+        ]
+        return str(fakes.store(tmp_path / name, rows))
+
+    first, second = make("a", {"vanilla": 5.0, "mod": 4.8}), make("b", {"vanilla": 5.0, "mod": 4.9})
     assert main(["compare", first, second]) == 0
     assert main(["compare", first, second, "--fail-if-worse", "heldout_loss"]) == 1
     assert "worse in heldout_loss: mod" in capsys.readouterr().out
@@ -166,3 +177,18 @@ def test_several_sizes_of_a_scheme_are_refused_as_one_row(tmp_path, fakes):
     folder = fakes.store(tmp_path / "sizes", [*rows, fakes.make_record("vanilla")])
     with pytest.raises(UserError, match="several sizes; name one: mod/large, mod/small"):
         compared(folder / "vanilla", folder / "mod").table()
+
+
+def test_rows_of_a_suite_with_several_budgets_are_compared_at_each(tmp_path, fakes, capsys):
+    rows = [
+        fakes.make_record(label, seed=seed, loss=4 + seed / 100, train={"budget": budget})
+        for label in ("vanilla", "mod")
+        for budget in (10**12, 2 * 10**12)
+        for seed in (0, 1, 2)
+    ]
+    folder = fakes.store(tmp_path / "a", rows)
+    assert main(["compare", str(folder / "vanilla"), str(folder / "mod")]) == 0
+    out = capsys.readouterr().out
+    for budget in ("1e+12", "2e+12"):
+        assert f"mod at {budget} FLOPs" in out
+        assert re.search(rf"speed-up in .*mod at {re.escape(budget)} FLOPs: 1x", out)

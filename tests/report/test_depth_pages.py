@@ -243,11 +243,11 @@ def test_scatter_stands_by_depth(make: Make) -> None:
 def test_runs_of_one_shape_are_compared_within_their_depth(make: Make, tmp_path: Path) -> None:
     write_report(store(tmp_path, records(make)))
     rows = csv.DictReader(io.StringIO((tmp_path / "differences.csv").read_text()))
-    (equal,) = [row for row in rows if row["family"] == "equal runs"]
+    (equal,) = [row for row in rows if not row["budget"]]
     assert equal["cells"] == str(3 * 5 * len(BUDGETS))
     # The mean over depths of mod's loss minus that of vanilla; no trend with size.
     assert float(equal["difference"]) == pytest.approx((0.5 - 0.1 + 0.0 - 0.1) / 3 - 0.3, abs=0.04)
-    assert float(equal["per_size_step"]) == pytest.approx(0, abs=1e-9)
+    assert float(equal["per_efold_of_size"]) == pytest.approx(0, abs=1e-9)
 
 
 def test_routing_is_drawn_at_the_best_depth(make: Make) -> None:

@@ -100,17 +100,17 @@ def test_the_processor_types_of_each_seed_count() -> None:
         for label in ("mod", "vanilla")
         for seed in (0, 1)
     ]
-    assert all(pair.same_processor for pair in Leaderboard.of(records).differences.dense)
+    assert all(pair.same_processor for pair in Leaderboard.of(records).differences.pairs)
 
 
 def test_differences_csv_has_all_pairs() -> None:
     rows = list(csv.DictReader(io.StringIO(pairs_table(Leaderboard.of(suite())).to_csv())))
     found = {(row["row"], row["minus"]): row for row in rows}
-    assert set(found) == {("mod", "vanilla"), ("token_choice", "vanilla"), ("mod", "token_choice")}
-    pair = found["mod", "token_choice"]
+    pair = found["mod", "token_choice"]  # of no family
     assert float(pair["difference"]) == pytest.approx(-0.1)
-    assert (pair["pairs"], pair["verdict"], pair["family"]) == ("3", "better", "other pairs")
-    assert float(pair["p"]) == float(pair["p_adjusted"]) > 0
+    assert (pair["pairs"], pair["verdict"], pair["family"]) == ("3", "", "")
+    assert (float(pair["p"]) > 0, pair["p_adjusted"]) == (True, "")
+    assert found["token_choice", "mod"]["family"] == found["vanilla", "mod"]["family"] == "best"
     dense = found["mod", "vanilla"]
     assert float(dense["p_adjusted"]) == pytest.approx(2 * float(dense["p"]))
 
@@ -120,7 +120,7 @@ def test_one_seed_gives_differences_without_interval_and_verdict() -> None:
     board = Leaderboard.of(records)
     assert minus_dense(board)["mod"] == "-0.5000"
     assert "no run was repeated" in leaderboard_page(board).to_markdown()
-    (row,) = csv.DictReader(io.StringIO(pairs_table(board).to_csv()))
+    row, _ = csv.DictReader(io.StringIO(pairs_table(board).to_csv()))
     assert [row[name] for name in ("difference_low", "p", "p_adjusted", "verdict")] == [""] * 4
 
 
@@ -150,7 +150,58 @@ def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
         for seed in (0, 1)
     ]
     board = Leaderboard.of(results)
-    assert len(board.differences.dense) == len(board.differences.best) == 70
-    assert board.differences.others == []
+    assert [len(board.differences.of(family)) for family in ("dense", "best", "")] == [70, 70, 0]
     page = leaderboard_page(board).to_markdown()
     assert "With more than 64 rows, only the differences to the dense row are listed" in page
+
+
+def stated_results(path: Path, compared: Sequence[dict[str, Any]], *, left: int = 0) -> list[Result]:
+    """The rows of `suite`, whose suite states the pairs ``compared`` and wants ``left`` runs more."""
+    runs = suite()
+    record = suite_record(runs)
+    rows = [*record.suite["rows"], {"label": "later", "runs": ["0" * 16] * left, "timed": []}]
+    stated = {**record.suite, "rows": rows, "compare": list(compared)}
+    if not compared:
+        del stated["compare"]
+    record = replace(record, suite=stated, key=key_of(stated))
+    return results_of(read_suite(store(path, runs, record)))
+
+
+def test_a_suite_that_states_its_pairs_has_no_other_tests(tmp_path: Path) -> None:
+    pair = {"b": "token_choice", "role": "secondary", "budget": 10**12}
+    primary = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 10**12, "margin": 0.3}
+    board = Leaderboard.of(
+        stated_results(tmp_path, [primary, {**pair, "a": "mod"}, {**pair, "a": "vanilla"}])
+    )
+    assert board.differences.families == ["primary", "secondary"]
+    (first,) = board.differences.of("primary")
+    assert first.difference.p_adjusted == first.difference.p
+    assert (first.difference.verdict, first.margin) == ("better", 0.3)
+    second = board.differences.of("secondary")
+    assert [of.difference.p_adjusted for of in second] == sorted(
+        min(1.0, 2 * (of.difference.p or 0)) if of.row.label == "mod" else of.difference.p or 0
+        for of in second
+    )
+    assert {board.differences.group(entry) for entry in board.entries} == {""}
+    page = leaderboard_page(board).to_markdown()
+    assert "the primary ones that the suite states" in page
+    assert "minus dense" not in page
+
+
+def test_an_unfinished_suite_is_interim_and_has_no_verdicts(tmp_path: Path) -> None:
+    board = Leaderboard.of(stated_results(tmp_path, [], left=1))
+    page = leaderboard_page(board).to_markdown()
+    assert "**Interim:** 1 of 10 runs of this suite are left" in page
+    assert "**Interim" not in page_of(stated_results(tmp_path / "done", []))
+    assert {pair.difference.verdict for pair in board.differences.pairs} == {None}
+    assert all(pair.difference.interval for pair in board.differences.pairs)
+    assert {board.differences.group(entry) for entry in board.entries} == {""}
+    assert not any(word in page for word in (" better", " worse", " undecided", "| best |"))
+
+
+def test_two_seeds_of_few_rows_give_no_verdict_and_the_page_says_why() -> None:
+    records = [result for result in suite() if result.seed < 2]
+    board = Leaderboard.of(records)
+    assert str(minus_dense(board)["mod"]).endswith("(few seeds)")
+    assert "fewer than three seeds" in leaderboard_page(board).to_markdown()
+    assert {board.differences.group(entry) for entry in board.entries} == {""}

@@ -187,7 +187,7 @@ def test_scheme_without_a_curve_has_a_row_with_the_reason(sweep: Sweep) -> None:
     sweep.scheme("vanilla")
     for rate in (0.0025, 0.005, 0.01):
         sweep.add("mod", 64, BUDGETS[1], rate=rate, status="diverged", error="it is not finite")
-    assert sweep.row("mod") == "| not ranked | mod | - | - | - | - | - | all learning rates: diverged |"
+    assert sweep.row("mod") == "| not ranked | mod | - | - | - | - | all learning rates: diverged |"
 
 
 def test_trial_out_of_memory_is_a_lost_rate_as_in_the_run(sweep: Sweep) -> None:

@@ -101,11 +101,10 @@ def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flo
 @pytest.mark.parametrize(
     ("timed", "sentence"),
     [
-        ({}, "no shape of this suite is timed (run: modbench time fake)"),
         ({"vanilla": WIDTHS}, "the shapes of mod aren't timed (run: modbench time fake)"),
         ({"vanilla": WIDTHS, "mod": (96, 128)}, "an optimum of mod has"),
     ],
-    ids=["nothing", "one scheme", "other sizes"],
+    ids=["one scheme", "other sizes"],
 )
 def test_missing_times_are_named_and_never_extrapolated(
     found: list[Result], timed: dict[str, tuple[int, ...]], sentence: str
@@ -140,13 +139,20 @@ def test_two_labels_of_one_scheme_have_the_same_times(found: list[Result]) -> No
     assert len(sweep.times.measured["mod", None]) == len(WIDTHS)
 
 
-def test_doubtful_times_are_marked(found: list[Result]) -> None:
+def test_doubtful_times_do_not_count(found: list[Result]) -> None:
     timings = steps_of(found, "vanilla", WIDTHS)
     for one in steps_of(found, "mod", WIDTHS):
         measured = {**one.measured, "machine": {"overloaded": True, "others": 3.0}}
         timings.append(make_timing("training", one.what, measured))
-    row = table_under(isoflop_page(swept(found, timings)), "3e+12 training FLOPs")[0]
-    assert row[5].endswith("(loaded)")
+    assert set(swept(found, timings).times.measured) == {("vanilla", None)}
+
+
+def test_times_with_other_threads_than_the_runs_do_not_count(found: list[Result]) -> None:
+    timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
+    others = [replace(one, environment=one.environment | {"threads": 7}) for one in timings]
+    sweep = swept(found, others)
+    assert sweep.times.measured == {}
+    assert "seconds" not in isoflop_page(sweep).to_markdown().partition("## Details")[0]
 
 
 def test_seconds_of_dense_optima_at_several_depths_are_interpolated_between_them() -> None:
@@ -163,7 +169,7 @@ def test_seconds_of_dense_optima_at_several_depths_are_interpolated_between_them
         )
 
     seconds = {("vanilla", 2): 1e-9, ("vanilla", 4): 3e-9, ("mod", 4): 4e-9}
-    times = StepTimes({place: [(50.0, s, ""), (200.0, s, "")] for place, s in seconds.items()}, "fake")
+    times = StepTimes({place: [(50.0, s), (200.0, s)] for place, s in seconds.items()}, "fake")
     dense = [optimum("vanilla", 1e12, 2), optimum("vanilla", 4e12, 4)]
     faster = SpeedUp(factor=2.0, bound="", interval=None)  # at 2e12 FLOPs, half of the way in logarithms
     told = in_seconds(times, faster, optimum("mod", 1e12, 4), dense)

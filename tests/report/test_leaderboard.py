@@ -90,7 +90,7 @@ def test_what_is_better_when_higher_is_compared_so(fakes, apart, group, verdict)
     board = Leaderboard.of(records, rank_by="modbench_cloze")
     assert [entry.row.label for entry in board.entries] == ["high", "vanilla"]
     assert [board.differences.group(entry) for entry in board.entries] == ["best", group]
-    minus = board.differences.to_dense(board.entries[0])
+    minus = board.differences.to(board.entries[0], "dense")
     assert minus is not None
     assert minus.difference.verdict == verdict
 
@@ -217,12 +217,12 @@ def test_a_row_with_a_lost_seed_is_not_ranked_by_the_rest(fakes):
 
 def test_one_seed_among_rows_of_several_has_the_noise_of_those(fakes):
     records = [
-        *_seeds(fakes, "vanilla", [4.5, 4.6]),
-        *_seeds(fakes, "mod", [4.51, 4.605]),
+        *_seeds(fakes, "vanilla", [4.5, 4.6, 4.55, 4.52, 4.58, 4.54, 4.55, 4.56, 4.53]),
+        *_seeds(fakes, "mod", [4.51, 4.605, 4.54, 4.53, 4.57, 4.55, 4.56, 4.55, 4.54]),
         fakes.make_record("single", loss=4.0),
     ]
     board = Leaderboard.of(records)
-    pair = board.differences.to_dense(board.entries[0])
+    pair = board.differences.to(board.entries[0], "dense")
     assert pair.row.label == "single"
     assert pair.difference.pairs == 1
     assert pair.difference.value == pytest.approx(-0.5)

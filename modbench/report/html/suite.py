@@ -1,6 +1,7 @@
 """index.html of a suite: its tables, a chart, figures, routing and runs in one file."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from modbench.errors import several
@@ -13,6 +14,7 @@ from modbench.report.html.runs import Runs
 from modbench.report.html.source import SuiteReport
 from modbench.report.html.template import data, render
 from modbench.report.isoflop.sweep import Sweep
+from modbench.report.leaderboard.differences import TO_BEST
 from modbench.report.leaderboard.metric_cells import ranking_column, si
 from modbench.report.sections import Page
 
@@ -130,7 +132,9 @@ def _best(report: SuiteReport) -> dict[str, str] | None:
     by = ranking_column(board).heading.partition(" (")[0]
     value, unit = first.row.value(board.rank_by), METRICS[board.rank_by].unit
     shown = f"{value.center:.4f} {unit}" if value else "-"
-    return {"by": by, "name": first.scheme, "value": shown, "claim": _claim(len(group))}
+    to_best = board.differences.of(TO_BEST, first.comparison)
+    claim = _claim(len(group), [pair.difference.untold for pair in to_best])
+    return {"by": by, "name": first.scheme, "value": shown, "claim": claim}
 
 
 def _best_optimum(sweep: Sweep) -> dict[str, str] | None:
@@ -138,17 +142,19 @@ def _best_optimum(sweep: Sweep) -> dict[str, str] | None:
         lines = sweep.lines(budget)
         first = next((line for line in lines if line.position and line.optimum.loss is not None), None)
         if first:
-            claim = _claim(sum(bool(line.group) for line in lines))
+            untold = [line.to_best.untold for line in lines if line.to_best]
+            claim = _claim(sum(bool(line.group) for line in lines), untold)
             shown = f"{first.optimum.loss:.4f} nats/token"
             by = f"held-out loss at the optimum, {budget:.3g} FLOPs"
             return {"by": by, "name": first.optimum.scheme, "value": shown, "claim": claim}
     return None
 
 
-def _claim(group: int) -> str:
-    """The claim of the first row; ``group``: the number of rows that may be the best."""
+def _claim(group: int, untold: Sequence[str]) -> str:
+    """The claim of the first row. ``group``: the number of rows that may be the best; ``untold``:
+    reasons why the differences to it have no verdict, if they have none."""
     if not group:
-        return "not tested: no run was repeated"
+        return f"not tested: {next(filter(None, untold), 'no run was repeated')}"
     return (
         f"not separable from {several(group - 1, 'other')}" if group > 1 else "separable from all others"
     )

@@ -2,31 +2,27 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.analysis.isoflop import DIGITS, FITS, Optimum, rounded
-from modbench.report.isoflop.pairs import at_equal_depth, at_optima, of_equal_runs, with_dense
+from modbench.analysis.difference import Difference, Interval
+from modbench.analysis.isoflop import FITS, Optimum, rounded
+from modbench.report.isoflop.pairs import of_equal_runs, other_pairs, tested_pairs
 from modbench.report.isoflop.seconds import SecondsSpeedUp
 from modbench.report.isoflop.sweep import DENSE, Line, Sweep
 from modbench.report.table import Table
-
-#: Significant digits of what is drawn from refitted surfaces: those of two processors differ by 1e-8.
-_DIGITS_OF_SURFACES = 4
 
 
 def optima_table(sweep: Sweep) -> Table:
     """One row per budget, scheme and fit."""
     lines = [line for budget in sweep.budgets for fit in FITS for line in sweep.lines(budget, fit)]
-    return _table((_optimum_row(sweep, line) for line in lines), {"surface": _DIGITS_OF_SURFACES})
+    return _table(_optimum_row(sweep, line) for line in lines)
 
 
 def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
     optimum, compared = line.optimum, line.difference
     faster, seconds = line.speed_up, line.seconds
     law = sweep.law(optimum.place)
-    minus = (compared.value, compared.interval) if compared else (None, None)
     budget, scatter = int(optimum.budget), optimum.scatter
     noise = sweep.analysis.noise.pooled
     return {
@@ -45,13 +41,16 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         "interior_share": optimum.interior_share,
         "interval_missing_because": optimum.void or None,
         "noise": noise and noise.sd,
+        "noise_used": optimum.spread and optimum.spread.sd,
+        "noise_used_freedom": optimum.spread and optimum.spread.freedom,
         "noise_floor": sweep.noise_floor(optimum.scheme),
         "scatter": scatter and scatter.sd,
         "scatter_freedom": scatter and scatter.freedom,
-        **_with_ends("difference", *minus),
+        **_with_ends("difference", *_value(compared)),
         "difference_p": compared and compared.p,
         "difference_p_adjusted": compared and compared.p_adjusted,
         "difference_verdict": compared and compared.verdict,
+        "no_verdict_because": (compared and compared.untold) or None,
         "difference_margin": compared and sweep.margin,
         "same_processor_as_dense": line.same_processor if optimum.scheme != DENSE else None,
         "processor": "; ".join(sweep.processors(budget, optimum.scheme)),
@@ -65,7 +64,6 @@ def _optimum_row(sweep: Sweep, line: Line) -> dict[str, Any]:
         if optimum.size is None
         else sweep.times.at(optimum.place, optimum.size),
         "dense_seconds_per_flop": seconds and seconds.dense_seconds_per_flop,
-        "doubtful_times": (seconds and seconds.marks) or None,
         "learning_rate_verdict": sweep.rates[optimum.place].choice.verdict,
         "learning_rate_law_loses": law and law.lost,
     }
@@ -110,17 +108,16 @@ def depths_table(sweep: Sweep) -> Table:
         }
         for at in optima
     ]
-    return _table(rows, {"surface": _DIGITS_OF_SURFACES})
+    return _table(rows)
 
 
-def _table(rows: Iterable[Mapping[str, Any]], digits: Mapping[str, int] = MappingProxyType({})) -> Table:
-    """A table of ``rows`` whose numbers have the digits that are the same on every processor; ``digits``
-    by fit, where they are fewer."""
+def _table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """A table of ``rows`` whose numbers have the digits that are the same on every processor."""
 
-    def cell(value: Any, fit: str | None) -> Any:
-        return rounded(value, digits.get(fit or "", DIGITS)) if isinstance(value, float) else value
+    def cell(value: Any) -> Any:
+        return rounded(value) if isinstance(value, float) else value
 
-    return Table.of([{name: cell(value, row.get("fit")) for name, value in row.items()} for row in rows])
+    return Table.of([{name: cell(value) for name, value in row.items()} for row in rows])
 
 
 def _with_ends(
@@ -131,6 +128,11 @@ def _with_ends(
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
+def _value(minus: Difference | None) -> tuple[float | None, Interval | None]:
+    """The value and the interval of a difference, or of none."""
+    return (minus.value, minus.interval) if minus else (None, None)
+
+
 def _known_ends(speed_up: SpeedUp | SecondsSpeedUp | None) -> list[float | None]:
     """The interval; None for an end beyond the dense model's budgets."""
     ends = (speed_up and speed_up.interval) or (0.0, 0.0)
@@ -138,7 +140,8 @@ def _known_ends(speed_up: SpeedUp | SecondsSpeedUp | None) -> list[float | None]
 
 
 def differences_table(sweep: Sweep) -> Table:
-    """One row per pair; the budget is empty for pairs of runs with equal settings."""
+    """One row per pair; the budget is empty for pairs of runs with equal settings, and the family for
+    those that are not tested."""
     rows = [
         {
             "budget": pair.budget,
@@ -147,22 +150,20 @@ def differences_table(sweep: Sweep) -> Table:
             "minus": pair.other,
             **_with_ends("difference", pair.difference.value, pair.difference.interval),
             "p": pair.difference.p,
-            "family": pair.family,
+            "degrees_of_freedom": pair.difference.freedom,
+            "family": pair.family or None,
             "p_adjusted": pair.difference.p_adjusted,
             "verdict": pair.difference.verdict,
-            "margin": sweep.margin,
+            "no_verdict_because": pair.difference.untold or None,
+            "margin": pair.margin,
             "runs": pair.runs,
             "cells": pair.difference.pairs,
             "lower_in": pair.lower,
-            "per_size_step": pair.trend,
+            "per_efold_of_size": pair.slope,
+            **_with_ends("at_optima", *_value(pair.at_optimum)),
             "same_processor": pair.same_processor,
         }
-        for pair in (
-            *with_dense(sweep),
-            *at_optima(sweep),
-            *at_equal_depth(sweep),
-            *of_equal_runs(sweep),
-        )
+        for pair in (*tested_pairs(sweep), *other_pairs(sweep), *of_equal_runs(sweep))
     ]
     return _table(rows)
 

@@ -7,13 +7,13 @@ from typing import Any
 from modbench.analysis.isoflop import Optimum
 from modbench.errors import several
 from modbench.records.names import at_depth
+from modbench.records.result import Place
 from modbench.report.isoflop.cells import with_interval
 from modbench.report.isoflop.pairs import Pair
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Sweep
 from modbench.report.leaderboard.columns import OPTIMA, Column
-from modbench.report.leaderboard.difference_cells import difference_text, pair_table
+from modbench.report.leaderboard.difference_cells import difference_text
 from modbench.report.leaderboard.scheme import differing
-from modbench.report.sections import Heading, Part
 from modbench.report.table import Table, escaped
 
 _LAYERS = Column(
@@ -34,8 +34,10 @@ _HEADINGS = (
 
 
 def columns_of(sweep: Sweep) -> tuple[Column, ...]:
-    """The columns of the tables of optima: with the depth, if the suite has several."""
-    return (*OPTIMA[:2], _LAYERS, *OPTIMA[2:]) if sweep.depths else OPTIMA
+    """The columns of the tables of optima: with the depth, if the suite has several, and with seconds,
+    if steps were timed."""
+    columns = [of for of in OPTIMA if sweep.times.measured or "seconds" not in of.heading]
+    return (*columns[:2], *((_LAYERS,) if sweep.depths else ()), *columns[2:])
 
 
 def layers_cell(optimum: Optimum) -> str:
@@ -68,11 +70,11 @@ def depth_remarks(sweep: Sweep, best: Optimum) -> Iterable[str]:
 
 
 def depth_table(sweep: Sweep, budget: int, pairs: Sequence[Pair]) -> Table:
-    """The optimum of each scheme at each depth. ``pairs``: `at_equal_depth`."""
-    minus = {
+    """The optimum of each scheme at each depth. ``pairs``: `tested_pairs`."""
+    minus: dict[Place, str] = {
         (pair.scheme, pair.depth): difference_text(pair.difference, pair.same_processor)
         for pair in pairs
-        if pair.budget == budget and pair.other == DENSE
+        if pair.budget == budget and pair.other == DENSE and pair.depth
     }
     missing = sweep.without_curve(budget)
     rows = []
@@ -109,12 +111,10 @@ def depth_table(sweep: Sweep, budget: int, pairs: Sequence[Pair]) -> Table:
 
 def below_depths(sweep: Sweep, pairs: Sequence[Pair]) -> Iterable[str]:
     """Sentences on the tables of all depths."""
-    tests = sum(pair.other == DENSE for pair in pairs)
-    if tests:
+    if any(pair.depth for pair in pairs):
         yield (
             "*Minus dense at equal depth*: both schemes at their optimal size of that depth, which need "
-            "not be the best depth of either. Its verdicts are adjusted by Holm's method for "
-            f"{several(tests, 'comparison')} at equal depth, at all depths and budgets."
+            "not be the best depth of either."
         )
     best = {line.optimum.place for budget in sweep.budgets for line in sweep.lines(budget)}
     edges = [place for place in sweep.rates if not sweep.is_interior(place) and place not in best]
@@ -124,24 +124,6 @@ def below_depths(sweep: Sweep, pairs: Sequence[Pair]) -> Iterable[str]:
             "The best learning rate is the first or the last of those tried, or not chosen yet: "
             f"{names}. With another rate that depth may be better than it is here."
         )
-
-
-def equal_depth_section(pairs: Sequence[Pair]) -> Iterable[Part]:
-    """The table of the differences between any two schemes at equal depth."""
-    if not pairs:
-        return
-    dense = sum(pair.other == DENSE for pair in pairs)
-    yield Heading("Differences at equal depth", 3)
-    yield (
-        "Both schemes at their optimal size of the same depth, with the two-sided p of each difference "
-        f"and the adjusted one: for the {several(dense, 'comparison')} with the dense model, and for "
-        f"the {several(len(pairs) - dense, 'comparison')} of the other pairs."
-    )
-    budgets = [f"{pair.budget:.3g}" for pair in pairs]
-    depths = [str(pair.depth) for pair in pairs]
-    rows = [(pair.scheme, pair.other, pair.difference, pair.same_processor) for pair in pairs]
-    table = pair_table((("FLOPs", budgets), ("layers", depths)), rows, "nats/token")
-    yield table.about("Differences at equal depth")
 
 
 def fixed_note(sweep: Sweep) -> str:

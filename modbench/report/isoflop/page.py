@@ -19,14 +19,13 @@ from modbench.report.isoflop.depth_page import (
     columns_of,
     depth_remarks,
     depth_table,
-    equal_depth_section,
     fixed_note,
     layers_cell,
 )
-from modbench.report.isoflop.pairs import at_equal_depth
+from modbench.report.isoflop.pairs import tested_pairs
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Rates, Sweep
 from modbench.report.layers import idle_layers
-from modbench.report.leaderboard.difference_cells import difference_text
+from modbench.report.leaderboard.difference_cells import difference_text, interim_text
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.scheme import shape_name
 from modbench.report.sections import Heading, Items, Page, Part, suite_page
@@ -49,20 +48,21 @@ def isoflop_page(
 ) -> Page:
     """The page. ``downstream``: its section on downstream tasks; ``drawn``: names of the files with
     figures; ``notes``: further ones, as text."""
-    tables: list[Part] = [_compared(sweep)]
+    interim = interim_text(sweep.cells[0].suite)
+    tables: list[Part] = [*([interim] if interim else ()), _compared(sweep)]
     details: list[Part] = []
-    equal_depth = at_equal_depth(sweep)
+    tested = tested_pairs(sweep) if sweep.has_curves else []
     if sweep.has_curves:
         for budget in sweep.budgets:
             tables += [Heading(f"{budget:.3g} training FLOPs"), *_optima(sweep, budget)]
-            tables += [depth_table(sweep, budget, equal_depth)] if sweep.depths else []
+            tables += [depth_table(sweep, budget, tested)] if sweep.depths else []
             details += [Heading(f"Sizes at {budget:.3g} training FLOPs", 3), _sizes(sweep, budget)]
-        tables += [*below_tables(sweep), *(below_depths(sweep, equal_depth) if sweep.depths else ())]
+        tables += [*below_tables(sweep, tested), *(below_depths(sweep, tested) if sweep.depths else ())]
         details += scatter_section(sweep)
         details += [Heading("Three fits", 3), _fits(sweep)]
     else:
         tables.append("No scheme has a learning rate yet, so there are no curves.")
-    details += [*pair_section(sweep), *equal_depth_section(equal_depth)]
+    details += pair_section(sweep, tested) if sweep.has_curves else []
     details += [Heading("Learning rates", 3), _rates(sweep)]
     if unfinished := _unfinished(sweep):
         details += [Heading("Not finished", 3), Items(unfinished)]
@@ -167,7 +167,7 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
         with_interval(optimum.loss, optimum.loss_interval, ".4f"),
         compared,
         _factor(line.speed_up.factor, line.speed_up, line.speed_up.interval) if line.speed_up else "-",
-        _in_seconds(line),
+        *((_in_seconds(line),) if sweep.times.measured else ()),
         with_interval(optimum.size, optimum.size_interval, "si"),
         "; ".join(filter(None, verdict)),
     )
@@ -181,9 +181,7 @@ def runs_at(scheme: str, budget: int) -> str:
 def _in_seconds(line: Line) -> str:
     if line.seconds is None or line.speed_up is None:
         return "-"
-    doubts = f" ({line.seconds.marks})" if line.seconds.marks else ""
-    text = _factor(line.seconds.factor, line.speed_up, line.seconds.interval) + doubts
-    return Number(text, line.seconds.factor)
+    return _factor(line.seconds.factor, line.speed_up, line.seconds.interval)
 
 
 def _factor(factor: float, in_flops: SpeedUp, interval: Interval | None) -> str:
@@ -301,26 +299,19 @@ def _unfinished(sweep: Sweep) -> list[str]:
 
 
 def _notes(sweep: Sweep) -> Iterable[str]:
-    noise = sweep.analysis.noise
     if sweep.depths and sweep.has_curves:
         yield fixed_note(sweep)
     yield "FLOPs: convention `model`; active parameters are those of a token routed at every layer."
     yield (
         "Fit of the first table: a parabola in the logarithm of active parameters. Noise floor: twice "
-        "the standard deviation of one run's loss over seeds, without the shift that all runs of a seed "
-        "have in common; the difference of two runs has 1.4 times as much."
+        "the standard deviation of one run's loss over seeds; the difference of two runs has 1.4 times "
+        "as much."
     )
     if any(line.seconds for budget in sweep.budgets for line in sweep.lines(budget)):
         yield (
             "Speed-up in seconds: the one in FLOPs times the dense model's seconds per FLOP over the "
             "scheme's, of training steps that `modbench time` measured, interpolated between the timed "
             "shapes. Its interval is that of the FLOPs and does not contain the spread of the times."
-        )
-    if noise.pooled is not None:
-        yield (
-            f"Measured noise: {noise.pooled.sd:.4f} nats between seeds (pooled, {noise.pooled.freedom} "
-            f"degrees of freedom), and {noise.shift.sd:.4f} that all cells of a seed share, which "
-            "cancels in differences."
         )
     for place, surface in sweep.analysis.surfaces.items():
         edge = ", an exponent or a term at the edge of its range" if surface.at_edge else ""

@@ -18,34 +18,40 @@ from modbench.report.timing.table import TimingTable
 @dataclass(frozen=True, kw_only=True)
 class SecondsSpeedUp:
     """Seconds that the dense model needs for the scheme's loss, over the scheme's. The interval is that
-    of the speed-up in FLOPs times the same ratio; ``marks`` are reasons to doubt the times."""
+    of the speed-up in FLOPs times the same ratio."""
 
     factor: float
     interval: Interval | None
     seconds_per_flop: float
     dense_seconds_per_flop: float
-    marks: str
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds per training FLOP by scheme, depth and size: (active parameters, seconds per FLOP, marks)
-    of each timed shape in ascending order."""
+    """Seconds per training FLOP by scheme, depth and size: (active parameters, seconds per FLOP) of
+    each timed shape in ascending order."""
 
-    measured: Mapping[Place, Sequence[tuple[float, float, str]]]
+    measured: Mapping[Place, Sequence[tuple[float, float]]]
     suite: str  #: name, for the command that measures
 
     @classmethod
     def of(cls, table: TimingTable | None, results: Sequence[Result]) -> "StepTimes":
         """The steps of ``table`` whose scheme, shape and batch are those of one of ``results``, which
-        tell the active parameters."""
-        steps = {row.key: row for row in (table.cases if table else ()) if row.phase == "train"}
-        measured: dict[Place, set[tuple[float, float, str]]] = defaultdict(set)
+        tell the active parameters. Times with a mark (loaded, unstable, throttled) don't count, nor do
+        those of a CPU with another number of threads than the runs had: that alone can turn a speed-up
+        into a slow-down."""
+        threads = {result.environment.get("threads") for result in results}
+        timed = table.timings[0].environment if table else {}
+        if table is None or not (timed.get("gpu") or timed.get("threads") in threads):
+            return cls({}, str(results[0].suite["name"]))
+        steps = {row.key: row for row in table.cases if row.phase == "train"}
+        measured: dict[Place, set[tuple[float, float]]] = defaultdict(set)
         for result in results:
             size, row = result.metrics.get("active_parameters"), steps.get(result.run.timed.key)
-            if size is not None and row and row.seconds_median and row.flops_realised:
-                seconds = row.seconds_median / row.flops_realised
-                measured[result.place].add((size, seconds, row.marks))
+            if size is None or row is None or row.marks:
+                continue
+            if row.seconds_median and row.flops_realised:
+                measured[result.place].add((size, row.seconds_median / row.flops_realised))
         ascending = {place: sorted(steps) for place, steps in measured.items()}
         return cls(ascending, str(results[0].suite["name"]))
 
@@ -60,8 +66,6 @@ class StepTimes:
     def missing(self, place: Place, size: float) -> str:
         """Why there is no time of ``place`` at ``size``, and what to do; empty if there is one."""
         remedy = f"(run: modbench time {self.suite})"
-        if not self.measured:
-            return f"no shape of this suite is timed {remedy}"
         sizes, _ = self._known(place)
         if not len(sizes):
             return f"the shapes of {at_depth(*place)} aren't timed {remedy}"
@@ -71,11 +75,6 @@ class StepTimes:
             f"an optimum of {at_depth(*place)} has {size:.3g} active parameters, and its timed shapes "
             f"have {sizes[0]:.3g} to {sizes[-1]:.3g} {remedy}"
         )
-
-    def marks(self, place: Place) -> str:
-        """Reasons to doubt any time of ``place``."""
-        doubts = {mark for _, _, marks in self.measured.get(place, ()) for mark in marks.split(", ")}
-        return ", ".join(sorted(doubts - {""}))
 
     def _known(self, place: Place) -> tuple[Array, Array]:
         steps = self.measured.get(place, ())
@@ -108,11 +107,9 @@ def in_seconds(
         dense_seconds = float(np.interp(needed, budgets, at_optima))
     ratio = dense_seconds / scheme_seconds
     interval = faster.interval and (faster.interval[0] * ratio, faster.interval[1] * ratio)
-    marks = {mark for place, _ in pairs for mark in times.marks(place).split(", ")} - {""}
     return SecondsSpeedUp(
         factor=faster.factor * ratio,
         interval=interval,
         seconds_per_flop=scheme_seconds,
         dense_seconds_per_flop=dense_seconds,
-        marks=", ".join(sorted(marks)),
     )

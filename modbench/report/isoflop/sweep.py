@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from modbench.analysis.comparison import SpeedUp, difference, family, speed_up
-from modbench.analysis.difference import Difference
-from modbench.analysis.isoflop import FITS, IsoFlop, Optimum, analyse
+from modbench.analysis.difference import INTERIM, Difference
+from modbench.analysis.isoflop import FITS, HEADLINE, IsoFlop, Optimum, analyse
 from modbench.analysis.learning_rate import RateChoice, choose_rate, rate_at
 from modbench.analysis.noise import Run
 from modbench.errors import several
@@ -25,8 +25,6 @@ from modbench.report.timing.table import TimingTable
 
 #: Metrics that a curve can have on its axis.
 SIZES = ("active_parameters", "parameters", "forward_flops_per_token")
-#: The fit of the page's table; the others are columns of the CSV.
-HEADLINE = "parabola"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Line:
     position: int | None  #: in the order of the losses; None for a scheme that is not ranked
     group: str  #: `BEST`, `NOT_SEPARABLE` or empty
     to_best: Difference | None  #: to the scheme of least loss at this budget
-    difference: Difference | None  #: to the dense model; without a verdict if it is not ranked
+    difference: Difference | None  #: to the dense model; without a verdict if it is in no family
     same_processor: bool  #: all runs of the scheme and of the dense model ran on one processor type
     speed_up: SpeedUp | None
     seconds: SecondsSpeedUp | None
@@ -107,6 +105,16 @@ class Sweep:
     def depths(self) -> list[int]:
         """The depths of the curves; empty: the suite has one depth."""
         return sorted({depth for _, depth in self.rates if depth is not None})
+
+    @property
+    def stated(self) -> Sequence[Mapping[str, Any]]:
+        """The comparisons that the suite states; empty: those with the dense and the best scheme."""
+        return self.cells[0].suite["compare"]
+
+    @property
+    def untold(self) -> str:
+        """Why no difference has a verdict; empty if the suite's runs are finished."""
+        return INTERIM if self.cells[0].suite["left"] else ""
 
     @cached_property
     def margin(self) -> float:
@@ -219,7 +227,8 @@ class Sweep:
 
     def _compare(self, fit: str) -> dict[int, list[Line]]:
         """The lines of ``fit`` by budget. The comparisons of ranked schemes with the dense model, at all
-        budgets, are one family of tests; those with the best scheme of a budget are another."""
+        budgets, are one family of tests; those with the best scheme of a budget are another. A suite
+        that states its pairs has those families only."""
         optima = [optimum for optimum in self.analysis.optima if optimum.fit == fit]
         optima.sort(key=lambda at: (at.loss is None, at.loss or 0.0, at.scheme))
         ranked: dict[float, list[str]] = defaultdict(list)
@@ -227,15 +236,16 @@ class Sweep:
             if at.loss is not None and self.is_comparable(at.place):
                 ranked[at.budget].append(at.scheme)
         rows = [(budget, scheme) for budget, row in ranked.items() for scheme in row]
+        rows = [] if self.stated or fit != HEADLINE else rows
         against_dense = [(*row, DENSE, None) for row in rows if row[1] != DENSE]
         against_best = [(*row, ranked[row[0]][0], None) for row in rows if row[1] != ranked[row[0]][0]]
-        to_dense = family(self.analysis, against_dense, fit, self.margin)
-        to_best = family(self.analysis, against_best, fit, self.margin)
+        to_dense = family(self.analysis, against_dense, self.margin, self.untold)
+        to_best = family(self.analysis, against_best, self.margin, self.untold)
         lines: dict[int, list[Line]] = {budget: [] for budget in self.budgets}
         for at in sorted(optima, key=lambda at: at.scheme not in ranked[at.budget]):
             row, order = (at.budget, at.scheme), ranked[at.budget]
             minus = to_dense.get((*row, DENSE, None))
-            if at.scheme not in order and at.scheme != DENSE and self.optimum(DENSE, at.budget, fit):
+            if minus is None and at.scheme != DENSE and self.optimum(DENSE, at.budget, fit):
                 minus = difference(self.analysis, at.scheme, DENSE, at.budget, fit, self.margin)
             lines[int(at.budget)].append(
                 self._line(
@@ -252,9 +262,10 @@ class Sweep:
     ) -> Line:
         scheme, budget = optimum.scheme, int(optimum.budget)
         group = ""
-        if position and self.analysis.noise.pooled is not None:
-            is_separable = best is not None and best.verdict == "worse"
-            group = BEST if position == 1 else "" if is_separable else NOT_SEPARABLE
+        if position == 1 and optimum.fit == HEADLINE and not (self.stated or self.untold):
+            group = BEST if self.analysis.noise.pooled is not None else ""
+        elif position and best is not None and best.verdict:
+            group = "" if best.verdict == "worse" else NOT_SEPARABLE
         faster = None
         if scheme != DENSE and self.optimum(DENSE, budget, optimum.fit):
             faster = speed_up(self.analysis, scheme, DENSE, budget, optimum.fit)
@@ -286,7 +297,7 @@ class Sweep:
         return StepTimes.of(self.timings, self.cells)
 
     def _in_seconds(self, optimum: Optimum, faster: SpeedUp | None) -> SecondsSpeedUp | tuple[str, ...]:
-        if faster is None:
+        if faster is None or not self.times.measured:
             return ()
         of_fit = [at for at in self.analysis.optima if at.fit == optimum.fit]
         return in_seconds(self.times, faster, optimum, [at for at in of_fit if at.scheme == DENSE])
@@ -335,9 +346,8 @@ class Sweep:
         return float(np.exp(np.interp(np.log(optimum.size), sizes, flops)))
 
     def noise_floor(self, scheme: str) -> float | None:
-        """Two standard deviations of the loss of one run between seeds, without the part that all runs
-        of a seed share, in nats per token."""
-        spread = self.analysis.noise.residual(scheme)
+        """Two standard deviations of the loss of one run between seeds, in nats per token."""
+        spread = self.analysis.noise.of(scheme)
         return None if spread is None else 2 * spread.sd
 
     @cached_property

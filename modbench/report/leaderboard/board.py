@@ -12,7 +12,7 @@ from modbench.records.result import Result
 from modbench.report.downstream.scores import csv_columns, metrics_of, tasks_of
 from modbench.report.layers import csv_columns as layer_columns
 from modbench.report.layers import values as layer_values
-from modbench.report.leaderboard.differences import Differences, differences_of
+from modbench.report.leaderboard.differences import TO_BEST, TO_DENSE, Differences, differences_of
 from modbench.report.leaderboard.entry import Entry
 from modbench.report.leaderboard.row import Row, Value, rows_of
 from modbench.report.leaderboard.scheme import scheme_names, shape_columns, split_label
@@ -114,7 +114,7 @@ class Leaderboard:
             **columns,
             **{name: value for name, value in shape.items() if name not in columns},
             **size(entry),
-            **(self._minus(entry) if self.differences.noise else {}),
+            **(self._minus(entry) if self.differences.pairs else {}),
             "processor": "; ".join(processor_types(row.records)),
             "flops_source": row.flops_source,
             **metrics,
@@ -131,7 +131,7 @@ class Leaderboard:
 
     def _minus(self, entry: Entry) -> dict[str, Any]:
         """The columns on the differences of ``entry`` to the dense row and to the best one."""
-        dense, best = self.differences.to_dense(entry), self.differences.to_best(entry)
+        dense, best = (self.differences.to(entry, family) for family in (TO_DENSE, TO_BEST))
         minus = dense and dense.difference
         low, high = (minus and minus.interval) or (None, None)
         return {

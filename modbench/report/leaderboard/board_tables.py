@@ -9,7 +9,7 @@ from modbench.report.layers import values as layer_values
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.columns import FIRST, GROUP, MORE
 from modbench.report.leaderboard.difference_cells import difference_text, pair_table
-from modbench.report.leaderboard.differences import margin_of
+from modbench.report.leaderboard.differences import TO_BEST, TO_DENSE
 from modbench.report.leaderboard.entry import Entry
 from modbench.report.leaderboard.metric_cells import (
     first_columns,
@@ -48,19 +48,18 @@ def _group(board: Leaderboard, entry: Entry) -> str:
 
 
 def _minus_dense(board: Leaderboard, entry: Entry) -> str | None:
-    pair = board.differences.to_dense(entry)
+    pair = board.differences.to(entry, TO_DENSE)
     return difference_text(pair.difference, pair.same_processor) if pair else None
 
 
 def difference_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | None:
-    """All differences between ranked rows of ``entries``, those to the dense row first; None without
-    repeated runs."""
+    """The differences between ranked rows of ``entries``: those that the suite states, or those to the
+    dense row and all others; None without repeated runs."""
     number, names = entries[0].comparison, _names(entries)
-    differences = board.differences
     pairs = [
         (names[pair.row.label], names[pair.other.label], pair.difference, pair.same_processor)
-        for pair in (*differences.dense, *differences.others)
-        if pair.comparison == number and pair.difference.p is not None
+        for pair in board.differences.pairs
+        if pair.comparison == number and pair.family != TO_BEST and pair.difference.p is not None
     ]
     table = pair_table((), pairs, METRICS[board.rank_by].unit)
     return table.about("Differences between rows") if pairs else None
@@ -68,7 +67,6 @@ def difference_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | No
 
 def pairs_table(board: Leaderboard) -> Table:
     """The table of differences.csv: one row per pair of ranked rows, at full precision."""
-    margin = margin_of(METRICS[board.rank_by])
     return Table.of(
         [
             {
@@ -81,14 +79,16 @@ def pairs_table(board: Leaderboard) -> Table:
                 "difference_low": pair.difference.interval and pair.difference.interval[0],
                 "difference_high": pair.difference.interval and pair.difference.interval[1],
                 "p": pair.difference.p,
-                "family": pair.family,
+                "family": pair.family or None,
                 "p_adjusted": pair.difference.p_adjusted,
+                "degrees_of_freedom": pair.difference.freedom,
                 "verdict": pair.difference.verdict,
-                "margin": margin,
+                "no_verdict_because": pair.difference.untold or None,
+                "margin": pair.margin,
                 "pairs": pair.difference.pairs,
                 "same_processor": pair.same_processor,
             }
-            for pair in (*board.differences.dense, *board.differences.others)
+            for pair in board.differences.pairs
         ]
     )
 

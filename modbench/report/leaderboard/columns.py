@@ -160,7 +160,7 @@ OPTIMA = (
         "group",
         "schemes stand in the order of their losses, which alone claims nothing. *Best*: the first one. "
         "*Not separable*: its difference to the first one could be noise (adjusted p above 0.05). With "
-        "a probability of 95 %, the truly best scheme is among these. Without a repeated run there are "
+        "a probability of 95 %, the truly best scheme is among these. Where no verdict can be given there are "
         "no groups",
     ),
     Column("scheme", "the router, with its preset or label, at its optimal size"),

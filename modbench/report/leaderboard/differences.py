@@ -1,12 +1,13 @@
-"""Differences between the ranked rows of a leaderboard, paired by seed: to the dense row, to the best
-one of their comparison, and between all others."""
+"""Differences between the ranked rows of a leaderboard: those that the suite states, or those to the
+dense row and to the best one of their comparison. Further pairs have an interval and no verdict."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Any, Literal
 
-from modbench.analysis.difference import MARGIN, Difference, compare, judge, pooled_noise
-from modbench.analysis.noise import Spread
+from modbench.analysis.difference import INTERIM, MARGIN, Difference, compare, judge, row_noise
+from modbench.analysis.noise import Noise
 from modbench.records.metrics import Metric
 from modbench.report.leaderboard.entry import Entry, dense_entry
 from modbench.report.leaderboard.row import Row
@@ -14,6 +15,8 @@ from modbench.report.processor import processor_types
 
 #: Marks of the rows that may be the best one.
 BEST, NOT_SEPARABLE = "best", "not separable"
+#: Families of comparisons; a suite that states its pairs has its own.
+TO_DENSE, TO_BEST = "dense", "best"
 
 #: Ranked rows of a comparison beyond which they are compared with the dense and the best row only: all
 #: pairs would be thousands.
@@ -22,7 +25,8 @@ MOST_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class RowPair:
-    """``row`` minus ``other``. ``family``: the comparisons for whose number the verdict is adjusted."""
+    """``row`` minus ``other``. ``family``: the comparisons for whose number the verdict is adjusted;
+    empty: it is not tested."""
 
     row: Row
     other: Row
@@ -30,63 +34,99 @@ class RowPair:
     family: str
     difference: Difference
     same_processor: bool  #: in all pairs of runs of one seed
+    margin: float | None  #: within which the two are equivalent; None: not tested
 
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """The pairs of each family, on all comparisons of a page, and the noise of each comparison."""
+    """The pairs of all comparisons of a page, and the noise of each comparison."""
 
-    dense: Sequence[RowPair] = ()  #: each row minus the dense one
-    best: Sequence[RowPair] = ()  #: each row minus the best one
-    others: Sequence[RowPair] = ()  #: pairs of up to `MOST_ROWS` other rows, the better one first
-    noise: dict[int, Spread | None] = field(default_factory=dict)  #: of one run, by comparison
+    pairs: Sequence[RowPair] = ()
+    noise: dict[int, Noise] = field(default_factory=dict)  #: of one run, by comparison
 
-    def to_dense(self, entry: Entry) -> RowPair | None:
-        return next((pair for pair in self.dense if pair.row is entry.row), None)
+    def of(self, family: str, comparison: int | None = None) -> list[RowPair]:
+        """The pairs of ``family``, in one comparison or in all."""
+        return [
+            pair
+            for pair in self.pairs
+            if pair.family == family and comparison in (None, pair.comparison)
+        ]
 
-    def to_best(self, entry: Entry) -> RowPair | None:
-        return next((pair for pair in self.best if pair.row is entry.row), None)
+    @property
+    def families(self) -> list[str]:
+        """The families with a test."""
+        tested = (pair.family for pair in self.pairs if pair.difference.p is not None)
+        return [name for name in dict.fromkeys(tested) if name]
+
+    def to(self, entry: Entry, family: str) -> RowPair | None:
+        """The pair of ``entry`` in `TO_DENSE` or `TO_BEST`."""
+        return next((pair for pair in self.of(family) if pair.row is entry.row), None)
 
     def group(self, entry: Entry) -> str:
         """`BEST`; `NOT_SEPARABLE`: not worse than the best row after adjustment; empty for other rows,
-        and without repeated runs."""
-        if entry.position is None or self.noise.get(entry.comparison) is None:
+        and where the data allow no verdict."""
+        to_best = self.of(TO_BEST, entry.comparison)
+        if entry.position is None or any(pair.difference.verdict is None for pair in to_best):
             return ""
         if entry.position == 1:
-            return BEST
-        pair = self.to_best(entry)
-        return "" if pair and pair.difference.verdict == "worse" else NOT_SEPARABLE
+            return BEST if to_best else ""
+        pair = self.to(entry, TO_BEST)
+        return NOT_SEPARABLE if pair and pair.difference.verdict != "worse" else ""
 
 
 def differences_of(comparisons: Sequence[Sequence[Entry]], metric: Metric) -> Differences:
     """The differences in ``metric`` between the ranked entries of each comparison, each scheme at its
     best size. An exact metric has none. The noise is that of all rows that can be ranked, whatever their
-    size."""
+    size, or of the rows that the suite compares."""
     if metric.kind != "quality":
         return Differences()
-    pairs: dict[str, list[RowPair]] = {"dense": [], "best": [], "other pairs": []}
+    pairs: list[RowPair] = []
     noise = {}
     for entries in comparisons:
         ranked = sorted((e for e in entries if e.position), key=lambda entry: entry.position or 0)
         if not ranked:
             continue
-        number, dense = ranked[0].comparison, dense_entry(entries)
-        noise[number] = pooled_noise(e.row.by_seed(metric.name) for e in entries if not e.unranked)
-        rows = [entry.row for entry in ranked]
-        wanted = {"best": [(row, rows[0]) for row in rows[1:]]}
-        if dense and dense.position:
-            wanted["dense"] = [(row, dense.row) for row in rows if row is not dense.row]
-        without = [row for row in rows if not dense or row is not dense.row]
-        few = len(without) <= MOST_ROWS
-        wanted["other pairs"] = list(combinations(without, 2)) if few else []
-        for family, of_family in wanted.items():
-            for row, other in of_family:
-                if pair := _pair(row, other, metric, noise[number], number, family):
-                    pairs[family].append(pair)
-    judged = {family: _judged(of_family, metric) for family, of_family in pairs.items()}
-    return Differences(
-        dense=judged["dense"], best=judged["best"], others=judged["other pairs"], noise=noise
-    )
+        suite = ranked[0].row.first.suite
+        stated = [pair for pair in suite["compare"] if pair["budget"] == ranked[0].row.budget]
+        compared = {pair[side] for pair in stated for side in ("a", "b")}
+        rows = [entry.row for entry in entries if not entry.unranked]
+        of_noise = [row for row in rows if row.label in compared or not stated]
+        number = ranked[0].comparison
+        noise[number] = row_noise({row.label: row.by_seed(metric.name) for row in of_noise})
+        wanted = _stated(ranked, stated) if stated else _all(ranked, dense_entry(entries), metric)
+        untold = INTERIM if suite["left"] else ""
+        for row, other, family, margin in wanted:
+            pair = _pair(row, other, metric, noise[number], margin, untold)
+            if pair:
+                pairs.append(replace(pair, comparison=number, family=family))
+    return Differences(pairs=_judged(pairs, metric), noise=noise)
+
+
+_Wanted = tuple[Row, Row, str, float | None]
+
+
+def _stated(ranked: Sequence[Entry], stated: Sequence[dict[str, Any]]) -> list[_Wanted]:
+    """The pairs of the suite whose rows are ranked."""
+    rows = {entry.row.label: entry.row for entry in ranked}
+    return [
+        (rows[of["a"]], rows[of["b"]], of["role"], of.get("margin"))
+        for of in stated
+        if {of["a"], of["b"]} <= rows.keys()
+    ]
+
+
+def _all(ranked: Sequence[Entry], dense: Entry | None, metric: Metric) -> list[_Wanted]:
+    """Each row with the dense and with the best one, and all other pairs, the better row first."""
+    rows = [entry.row for entry in ranked]
+    margin = margin_of(metric)
+    wanted: list[_Wanted] = []
+    if dense and dense.position:
+        wanted += [(row, dense.row, TO_DENSE, margin) for row in rows if row is not dense.row]
+    wanted += [(row, rows[0], TO_BEST, margin) for row in rows[1:]]
+    without = [row for row in rows if not dense or row is not dense.row]
+    if len(without) <= MOST_ROWS:
+        wanted += [(row, other, "", margin) for row, other in combinations(without, 2)]
+    return wanted
 
 
 def margin_of(metric: Metric) -> float | None:
@@ -95,11 +135,12 @@ def margin_of(metric: Metric) -> float | None:
 
 
 def _pair(
-    row: Row, other: Row, metric: Metric, noise: Spread | None, comparison: int, family: str
+    row: Row, other: Row, metric: Metric, noise: Noise, margin: float | None, untold: str
 ) -> RowPair | None:
     """The pair if both rows have a seed in common."""
     ours, theirs = row.by_seed(metric.name), other.by_seed(metric.name)
-    difference = compare(ours, theirs, noise, margin_of(metric))
+    spreads = noise.of(row.label), noise.of(other.label)
+    difference = compare(ours, theirs, spreads, noise.pooled, margin)
     if difference is None:
         return None
     equal = [
@@ -109,14 +150,23 @@ def _pair(
     return RowPair(
         row=row,
         other=other,
-        comparison=comparison,
-        family=family,
-        difference=difference,
+        comparison=0,
+        family="",
+        difference=replace(difference, untold=untold or difference.untold),
         same_processor=all(equal),
+        margin=margin,
     )
 
 
 def _judged(pairs: Sequence[RowPair], metric: Metric) -> list[RowPair]:
-    lower = metric.direction == "lower"
-    judged = judge([pair.difference for pair in pairs], "lower" if lower else "higher")
-    return [replace(pair, difference=minus) for pair, minus in zip(pairs, judged, strict=True)]
+    """``pairs`` with the verdicts of each family, whose comparisons may stand on several tables."""
+    better: Literal["lower", "higher"] = "lower" if metric.direction == "lower" else "higher"
+    judged: dict[int, Difference] = {}
+    for family in {pair.family for pair in pairs} - {""}:
+        numbers = [number for number, pair in enumerate(pairs) if pair.family == family]
+        told = judge([pairs[number].difference for number in numbers], better)
+        judged |= dict(zip(numbers, told, strict=True))
+    return [
+        replace(pair, difference=judged.get(number, pair.difference))
+        for number, pair in enumerate(pairs)
+    ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from modbench.records.metrics import METRICS
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.columns import FIRST, MINUS, Column
+from modbench.report.leaderboard.differences import TO_DENSE
 from modbench.report.leaderboard.row import Row
 from modbench.report.table import Number
 
@@ -38,7 +39,7 @@ def first_columns(board: Leaderboard) -> list[Column]:
     ranking, unit = ranking_column(board), METRICS[board.rank_by].unit
     rest = [column for column in FIRST[2:] if column not in (ranking, MINUS)]
     minus = replace(MINUS, heading=f"minus dense ({unit})", better=METRICS[board.rank_by].direction)
-    return [*FIRST[:2], ranking, *([minus] if board.differences.dense else []), *rest]
+    return [*FIRST[:2], ranking, *([minus] if board.differences.of(TO_DENSE) else []), *rest]
 
 
 def _cell(board: Leaderboard, row: Row, template: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from modbench.analysis.idle_layers import LEAST_ADDED
-from modbench.analysis.noise import LEAST_FREEDOM
 from modbench.errors import several
 from modbench.records.metrics import METRICS
 from modbench.report.downstream.page import downstream_section
@@ -18,8 +17,13 @@ from modbench.report.leaderboard.board_tables import (
     size_table,
 )
 from modbench.report.leaderboard.columns import MORE, Column, column_table
-from modbench.report.leaderboard.difference_cells import PROCESSORS, family_text
-from modbench.report.leaderboard.differences import MOST_ROWS, margin_of
+from modbench.report.leaderboard.difference_cells import (
+    PROCESSORS,
+    family_text,
+    interim_text,
+    untold_text,
+)
+from modbench.report.leaderboard.differences import MOST_ROWS, TO_BEST, TO_DENSE
 from modbench.report.leaderboard.entry import DENSE, Entry, dense_entry
 from modbench.report.leaderboard.metric_cells import (
     first_columns,
@@ -53,13 +57,14 @@ _ONE_SEED = (
     "One seed gives no interval: no run was repeated, so the noise between seeds is not known. The "
     "order of the rows is no claim that one scheme is better than another."
 )
+_SPREAD = "± is half a 95 % t-interval over the seeds of a row."
 _GROUPS = (
-    "± is half a 95 % t-interval over the seeds of a row. *Best* is the first row; *not separable* from "
-    "it are the rows whose paired difference to it has a p above 0.05, adjusted by Holm's method for {}."
+    "*Best* is the first row; *not separable* from it are the rows whose difference to it has a p above "
+    "0.05, adjusted by Holm's method for {}."
 )
 _PAIRS = (
-    "Differences of all ranked rows, paired by seed, with the two-sided p of each and the adjusted one: "
-    "for the {} with the dense row, and for the {} of the other pairs. "
+    "Differences of ranked rows over the seeds that both have, with the two-sided p of each; pairs that "
+    "belong to no family of comparisons have neither adjusted p nor verdict. "
 )
 _MANY = (
     f"With more than {MOST_ROWS} rows, only the differences to the dense row are listed; `modbench "
@@ -94,6 +99,8 @@ def leaderboard_page(board: Leaderboard, drawn: Collection[str] = ()) -> Page:
             details += [_LAYERS, layers]
         if sizes := size_table(board, entries):
             details += ["The sizes of each scheme:", sizes]
+    if board.entries and (interim := interim_text(board.entries[0].row.first.suite)):
+        tables.insert(0, interim)
     if several_tables:
         tables.insert(0, "Rows are compared within a table, not between two.")
     details.append(column_table(_shown(MORE, details)))
@@ -136,16 +143,17 @@ def _ranking(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[Part]:
         yield "No row could be ranked."
     elif METRICS[board.rank_by].kind == "exact":
         yield f"Ordered by {by}, {_EXACT}"
-    elif differences.noise.get(ranked[0].comparison) is None:
+    elif differences.noise[ranked[0].comparison].pooled is None:
         yield f"Ordered by {by}. {_ONE_SEED}"
     else:
-        tests = sum(pair.difference.p is not None for pair in differences.best)
-        counted = (
-            several(tests, "comparison")
-            + " with the first row"
-            + " of each table" * _has_several_tables(board)
-        )
-        yield f"Ordered by {by}. {_GROUPS.format(counted)}"
+        yield f"Ordered by {by}. {_SPREAD}"
+        if any(differences.group(entry) for entry in ranked):
+            counted = (
+                several(len(differences.of(TO_BEST)), "comparison")
+                + " with the first row"
+                + " of each table" * _has_several_tables(board)
+            )
+            yield _GROUPS.format(counted)
     yield from _on_dense(board, entries)
     if any(entry.sizes > 1 for entry in ranked):
         yield _BEST
@@ -162,41 +170,34 @@ def _has_several_tables(board: Leaderboard) -> bool:
 def _on_dense(board: Leaderboard, entries: Sequence[Entry]) -> Iterable[str]:
     """Sentences on the comparison with the dense row, or on why there is none."""
     number, dense = entries[0].comparison, dense_entry(entries)
-    pairs = [pair for pair in board.differences.dense if pair.comparison == number]
+    differences = board.differences
+    pairs = [pair for pair in differences.pairs if pair.comparison == number]
+    to_dense = differences.of(TO_DENSE, number)
     if METRICS[board.rank_by].kind == "exact":
         return
     if dense is None:
         yield f"No difference to a dense model: no row has the router `{DENSE}`."
     elif dense.position is None:
         yield f"No difference to the dense row {escaped(dense.row.label)}: it is not ranked."
-    elif not pairs and len(entries) > 1:
+    elif not to_dense and len(entries) > 1 and not dense.row.first.suite["compare"]:
         yield f"No difference to the dense row {escaped(dense.row.label)}: no row has its seeds."
-    if any(pair.difference.p is not None for pair in pairs):
-        tests = sum(pair.difference.p is not None for pair in board.differences.dense)
-        margin = margin_of(METRICS[board.rank_by])
-        within = f" *Equivalent*: within {margin:g} nats per token." if margin else ""
-        yield family_text(tests) + within
+    for family in differences.families:
+        of = [pair for pair in differences.of(family) if pair.difference.verdict]
+        if of and family != TO_BEST:
+            margin = of[0].margin
+            within = f" *Equivalent*: within {margin:g} nats per token." if margin else ""
+            yield family_text(family, len(differences.of(family))) + within
+    if untold := untold_text(pair.difference for pair in pairs):
+        yield untold
     if not all(pair.same_processor for pair in pairs):
         yield PROCESSORS
 
 
 def _pairs(board: Leaderboard, entries: Sequence[Entry]) -> str:
     """The sentences on the table of differences."""
-    differences = board.differences
-    counts = (
-        several(sum(pair.difference.p is not None for pair in family), "comparison")
-        for family in (differences.dense, differences.others)
-    )
-    noise = differences.noise[entries[0].comparison]
-    pooled = (
-        f"Noise of one run: {noise.sd:.4f} between seeds, pooled over all rows with "
-        f"{several(noise.freedom, 'degree')} of freedom, without the shift that all rows of a seed "
-        f"share. Pairs with {LEAST_FREEDOM + 1} seeds or more have the noise of their own differences."
-        if noise
-        else ""
-    )
+    noise = board.differences.noise[entries[0].comparison]
     many = sum(entry.position is not None for entry in entries) > MOST_ROWS + 1
-    return _PAIRS.format(*counts) + _MANY * many + pooled
+    return _PAIRS + _MANY * many + noise.in_words()
 
 
 def _setting(board: Leaderboard, entries: Sequence[Entry]) -> str:

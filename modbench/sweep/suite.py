@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,8 @@ class Suite:
     track: TrackConfig
     axes: Axes
     shapes: dict[str, Shape]  #: sizes of the model by label; one size alone has an empty label
+    #: keys that the file states of each of them; of a model of transformers none
+    stated: dict[str, dict[str, Any]]
     hubs: dict[str, HubConfig]  #: models of transformers by the label of their scheme
     schemes: tuple[Scheme, ...]  #: with [isoflop] layers, each scheme once for each of its depths
     #: sizes around a centre per scheme and budget, in place of shapes
@@ -120,7 +122,9 @@ class Suite:
         """The shapes of ``scheme`` by label."""
         if scheme.label in self.hubs:
             return {"": self.hubs[scheme.label]}
-        return {label: replace(model, **scheme.model) for label, model in self.shapes.items()}
+        if not scheme.model:
+            return self.shapes
+        return {label: ModelConfig(**{**keys, **scheme.model}) for label, keys in self.stated.items()}
 
     def training_of(self, scheme: Scheme) -> TrainTable:
         """The training settings of ``scheme``."""
@@ -207,7 +211,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     keep = table("keep", KeepConfig)
     measure = table("measure", MeasureConfig)
     train = table("train", TrainTable)
-    shapes = {} if "hf" in tables.model else _shapes(where, tables, data)
+    stated_shapes = {} if "hf" in tables.model else _shapes(where, tables, data)
     schemes = []
     hubs = dict[str, HubConfig]()
     for number, entries in enumerate(tables.schemes, start=1):
@@ -224,8 +228,8 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
             schemes.append(replace(scheme, train=overrides))
             continue
         model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
-        for shape in shapes.values():
-            built(at, {**asdict(shape), **model}, ModelConfig)
+        for keys in stated_shapes.values():
+            built(at, {**keys, **model}, ModelConfig)
         schemes.append(replace(scheme, model=model, train=overrides))
     check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
     isoflop = None if tables.isoflop is None else _isoflop(where, table("isoflop", IsoFlopConfig))
@@ -242,7 +246,9 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         keep=keep,
         track=table("track", TrackConfig),
         axes=axes,
-        shapes=shapes or {"": next(iter(hubs.values()))},
+        shapes={label: ModelConfig(**keys) for label, keys in stated_shapes.items()}
+        or {"": next(iter(hubs.values()))},
+        stated=stated_shapes,
         hubs=hubs,
         schemes=(),
         isoflop=isoflop,
@@ -344,20 +350,21 @@ def _check_depths(where: str, isoflop: IsoFlopConfig | None, scheme: Scheme) -> 
             )
 
 
-def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, Shape]:
-    """The shapes, with the vocabulary of the data's tokenizer."""
+def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, dict[str, Any]]:
+    """What is stated of each shape, by label, with the vocabulary of the data's tokenizer."""
     shapes = []
     for number, table in enumerate(tables.shapes or ({},), start=1):
         at = f"{where} [[shapes]] {number}" if tables.shapes else f"{where} [model]"
         overrides = dict(table)
         label = checked(f"{at} label", overrides.pop("label", ""), str)
-        model = built(at, {"vocabulary": data.vocabulary, **tables.model, **overrides}, ModelConfig)
+        keys = {"vocabulary": data.vocabulary, **tables.model, **overrides}
+        model = built(at, keys, ModelConfig)
         if model.vocabulary != data.vocabulary:
             raise UserError(
                 f"{at} vocabulary is {model.vocabulary}, but the tokenizer of [data] has "
                 f"{data.vocabulary}; leave it out, the data determines it"
             )
-        shapes.append((label, model))
+        shapes.append((label, checked_fields(at, keys, ModelConfig)))
     if tables.shapes:
         check_labels(f"{where} [[shapes]]", [label for label, _ in shapes])
     return dict(shapes)

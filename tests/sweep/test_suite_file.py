@@ -74,6 +74,17 @@ def test_a_scheme_has_a_shape_of_its_own(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("stated", "mlp_width"), [("", 3 * 24), ("mlp_width = 40\n", 40)])
+def test_a_width_of_its_own_sets_what_follows_from_it(
+    tmp_path: Path, stated: str, mlp_width: int
+) -> None:
+    text = GOOD.replace("width = 32\n", f"width = 32\n{stated}")
+    narrow = text.replace('router = "vanilla"', 'router = "vanilla"\nmodel = { width = 24, heads = 2 }')
+    suite = parse(tmp_path, narrow)
+    shape = suite.shapes_of(suite.schemes[0])[""]
+    assert (shape.mlp_width, shape.kv_heads) == (mlp_width, 2)
+
+
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from decimal import Decimal
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -38,8 +39,11 @@ def _as_python(value: Any) -> Any:
 def checked(what: str, value: Any, hint: Any) -> Any:
     """Return ``value`` as an instance of ``hint``: bool, int, float, str, dict, None, Literal, tuple[X,
     ...] and their unions. Lists become tuples. An int is accepted as a float, and a float without a
-    fraction as an int; a bool is neither. Raises UserError: the value has another type or is not finite;
-    the message starts with ``what``."""
+    fraction as an int; a bool is neither. One value is a list of one. Raises UserError: the value has
+    another type or is not finite; the message starts with ``what``."""
+    is_list = {get_origin(kind) or kind for kind in get_args(hint | None)} == {tuple, NoneType}
+    if is_list and isinstance(value, int | float | str):
+        value = [value]
     return check_type(what, _as_python(value), hint)
 
 
@@ -54,7 +58,9 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
         problem = " or ".join(detail["msg"] for detail in error.errors())
         shown = repr(value)
         shown = f"{shown[:77]}..." if len(shown) > 80 else shown
-        raise UserError(f"{what} is {shown}; {problem.replace('Input', 'it')}") from error
+        raise UserError(
+            f"{what} is {shown}; {problem.replace('Input', 'it').replace('tuple', 'list')}"
+        ) from error
 
 
 @cache

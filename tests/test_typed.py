@@ -29,6 +29,12 @@ def test_a_whole_number_is_a_number_and_a_list_a_tuple() -> None:
     assert type(point.rate) is float
 
 
+def test_one_value_is_a_list_of_one() -> None:
+    assert built("here", {"steps": 2, "tags": "u"}, Point).tags == ("u",)
+    assert checked("x", 2e10, tuple[int, ...] | None) == (20_000_000_000,)
+    assert checked("x", None, tuple[int, ...] | None) is None
+
+
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
@@ -38,7 +44,7 @@ def test_a_whole_number_is_a_number_and_a_list_a_tuple() -> None:
         ({"steps": 1, "rate": float("nan")}, "here rate is nan; it should be a finite number"),
         ({"steps": 1, "rate": "fast"}, "here rate is 'fast'; it should be a valid number"),
         ({"steps": 1, "mode": "c"}, "here mode is 'c'; it should be 'a' or 'b'"),
-        ({"steps": 1, "tags": "u"}, "here tags is 'u'; it should be a valid tuple"),
+        ({"steps": 1, "tags": {"u": 1}}, "here tags is {'u': 1}; it should be a valid list"),
         ({"steps": 1, "tags": [1]}, "here tags is (1,); it should be a valid string"),
         ({"steps": 1, "limit": "x"}, "here limit is 'x'; it should be a valid integer"),
         ({"steps": 1, "stepz": 1}, "here has no 'stepz'; did you mean 'steps'? known: "),

@@ -51,7 +51,7 @@ class SuitePlan:
     speeds: dict[str, Speed]
     busy: bool
     left_out: bool  #: a row has a mistake of its plugin
-    added: dict[str, str]  #: the plugin file of each row that the suite does not name
+    added: dict[str, str]  #: a sentence for each row that the suite does not name
     wanted: Sequence[Wanted]
 
     @property

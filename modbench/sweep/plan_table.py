@@ -48,8 +48,7 @@ def _clock(seconds: float | None) -> str:
 
 def _notes(plan: SuitePlan) -> Iterator[str]:
     suite = plan.suite
-    for label, file in plan.added.items():
-        yield f"{label}: added by --plugin {file}; the suite does not name it"
+    yield from plan.added.values()
     yield "sizes: width x layers"
     if suite.isoflop is not None:
         more = suite.isoflop.extensions

@@ -1,6 +1,6 @@
 """Resolves the rows of a suite: the options of each router, and the FLOPs of a training step.
 
-Code of plugins runs in worker processes only: a plugin that exits, crashes or hangs costs its own rows.
+Code of plugins runs in worker processes only: code that exits, crashes or hangs there costs its own row.
 """
 
 import tempfile
@@ -26,6 +26,8 @@ from modbench.sweep.worker import DiedError, Say, run_worker
 
 #: Seconds without progress after which the worker of a plugin is ended.
 PLUGIN_SECONDS = 120.0
+#: Built-in routers whose row's `model` and `train` hold for an added router of the same base class.
+PATTERNS = ("mod", "token_choice", "vanilla")
 #: Least training steps of a run on an isoFLOP curve, so that less than 0.5 % of the budget is unspent.
 LEAST_STEPS = 200
 
@@ -57,7 +59,7 @@ class Rows:
     suite: Suite
     resolved: dict[str, Resolved] = field(default_factory=dict)  #: by the scheme's name
     mistakes: list[UserError] = field(default_factory=list)
-    #: the file, as the user named it, of each row that the suite does not name, by label
+    #: a sentence for each row that the suite does not name, by label
     added: dict[str, str] = field(default_factory=dict)
 
     def plugins_of(self, router: RouterCode | None) -> list[str]:
@@ -68,17 +70,13 @@ class Rows:
     def additions(self, only: Sequence[str]) -> list[str]:
         """A sentence for each added row; ``only``: names of rows that are chosen, empty for all."""
         chosen = {RunName.parsed(name).row.partition("/")[0] for name in only}
-        return [
-            f"row '{label}' was added by --plugin {file}; the suite does not name it"
-            for label, file in self.added.items()
-            if not only or label in chosen
-        ]
+        return [said for label, said in self.added.items() if not only or label in chosen]
 
 
 def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
     """Resolve the rows of ``suite``, and of the routers of the files ``plugins``. Raises UserError: an
-    unknown router or option or a wrong value in the suite; a plugin file is missing; or two rows have
-    the same label."""
+    unknown router or option or a wrong value in the suite; a plugin file is missing or can't be
+    imported; or two rows have the same label."""
     from modbench.routing.registry import installed_modules
 
     for file in plugins:
@@ -113,16 +111,32 @@ def _add(rows: Rows, file: Path | None, answer: dict[str, Any] | UserError) -> N
     if isinstance(answer, UserError):
         rows.mistakes.append(answer)
         return
-    routers = (Scheme(router=name) for name in answer["fresh"])
-    fresh = [scheme for router in routers for scheme in rows.suite.at_depths(router)]
-    rows.added |= {scheme.label: str(file) for scheme in fresh if scheme.name in answer["rows"]}
-    rows.suite = replace(rows.suite, schemes=(*rows.suite.schemes, *fresh))
+    for name, pattern in answer["fresh"].items():
+        fresh = _added(rows.suite, name, pattern)
+        rows.added[name] = f"row '{name}' was added by --plugin {file}; the suite does not name it"
+        like = _like(rows.suite, pattern)
+        if like and (like.train or like.model.keys() - ({"layers"} if like.depth else {})):
+            rows.added[name] += f", and it has `model` and `train` of row '{like.label}'"
+        rows.suite = replace(rows.suite, schemes=(*rows.suite.schemes, *fresh))
     for name, row in answer["rows"].items():
         if isinstance(row, str):
             where = f"suite {rows.suite.source}: [[schemes]] '{name}'"
             rows.mistakes.append(UserError(f"{where}: {row}"))
         else:
             rows.resolved[name] = Resolved(**row, plugin=str(file.resolve()) if file else None)
+
+
+def _like(suite: Suite, pattern: str) -> Scheme | None:
+    """The first row of ``suite`` with the built-in router ``pattern``."""
+    rows = (s for s in suite.schemes if s.router == pattern and s.label not in suite.hubs)
+    return next(rows, None)
+
+
+def _added(suite: Suite, name: str, pattern: str) -> list[Scheme]:
+    """The row of the added router ``name`` at each depth, with `model` and `train` of `_like`."""
+    like = _like(suite, pattern)
+    row = Scheme(router=name)
+    return suite.at_depths(replace(row, model=like.model, train=like.train) if like else row)
 
 
 def _sizes(suite: Suite, scheme: Scheme) -> dict[str, Any]:
@@ -159,14 +173,16 @@ def _ask(
     suite: Suite, file: Path | None, schemes: Sequence[Scheme], poll: Callable[[], None]
 ) -> dict[str, Any] | UserError:
     """Have a worker describe those of ``schemes`` whose router ``file`` (None: a package) registers, and
-    the routers that no scheme names. ``poll`` is called while it runs, and may raise."""
+    the routers that no scheme names. ``poll`` is called while it runs, and may raise. Raises UserError:
+    ``file`` can't be imported."""
     spec = {
         "job": "rows",
         "plugins": [str(file)] if file else [],
         "schemes": [[asdict(scheme), _sizes(suite, scheme)] for scheme in schemes],
-        "others": [
-            [asdict(scheme), _sizes(suite, scheme)] for scheme in suite.at_depths(Scheme(router="other"))
-        ],
+        "others": {
+            pattern: [[asdict(s), _sizes(suite, s)] for s in _added(suite, "other", pattern)]
+            for pattern in PATTERNS
+        },
         "train": asdict(suite.train),
         "threads": 1,
     }
@@ -184,26 +200,37 @@ def _ask(
         except DiedError as death:
             where = f"plugin {file}" if file else f"suite {suite.source}, installed routers"
             sentence = f"{where}: its process ended in {at[-1]}: {death}"
-            return UserError(str(death) if death.code == 2 else sentence)
+            mistake = UserError(str(death) if death.code == 2 else sentence)
+            if len(at) == 1:  # no row was begun
+                raise mistake from death
+            return mistake
 
 
 def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """Load the plugin of ``spec``. Return the ``rows`` of its routers by name: fields of `Resolved`, or
-    an error; and the ``fresh`` routers, which none of the ``schemes`` names. Raises UserError: the
-    plugin raises or registers nothing."""
+    an error; and the ``fresh`` routers, which none of the ``schemes`` names, each with that of
+    `PATTERNS` which has its base class. Raises UserError: the plugin raises or registers nothing."""
     import torch
 
-    from modbench.routing.registry import load_plugin
+    from modbench.routing.depth_router import DepthRouter
+    from modbench.routing.expert_router import ExpertRouter
+    from modbench.routing.registry import load_plugin, router_class
 
     torch.set_num_threads(spec["threads"])
     names = [name for file in spec["plugins"] for name in load_plugin(file)]
     named = {scheme["router"].partition(":")[0] for scheme, _ in spec["schemes"]}
-    fresh = [name for name in names if name not in named]
+    fresh = dict[str, str]()
+    for name in names:
+        if name not in named:
+            place = [
+                issubclass(router_class(name), base) for base in (DepthRouter, ExpertRouter, object)
+            ]
+            fresh[name] = PATTERNS[place.index(True)]
     rows: dict[str, Any] = {}
     others = [
         [{**scheme, "router": name, "label": name}, sizes]
-        for name in fresh
-        for scheme, sizes in spec["others"]
+        for name, pattern in fresh.items()
+        for scheme, sizes in spec["others"][pattern]
     ]
     for scheme, sizes in [*spec["schemes"], *others]:
         if spec["plugins"] and scheme["router"].partition(":")[0] not in names:

@@ -1,4 +1,5 @@
-"""The rows of a suite: code of plugins runs in workers, and its mistakes cost its own rows."""
+"""The rows of a suite: code of plugins runs in workers; a row's mistake costs that row, and an import
+that fails stops the command."""
 
 import re
 from pathlib import Path
@@ -77,16 +78,54 @@ def test_a_router_that_the_suite_names_is_not_added_again() -> None:
     assert (mine.label, mine.run.router.options) == ("mine", {"share": 0.1})
 
 
-#: Plugins whose code ends or hangs its process, or raises, and what is said of them.
+@pytest.mark.parametrize(
+    ("base", "like", "width"),
+    [("DepthRouter", "mod", 48), ("ExpertRouter", "token_choice", 32), ("Router", "vanilla", 24)],
+)
+def test_an_added_row_has_the_settings_of_the_row_with_its_base_class(
+    base: str, like: str, width: int
+) -> None:
+    file = plugin(f"new_{base}", first=f"from modbench import {base} as Router")
+    routers = "mod:gaussian", "mod", "token_choice", "vanilla"
+    write_suite(Path(), "mistakes", *routers, model={"layers": 2})
+    text = Path("suite.toml").read_text()
+    for router, of in {"mod:gaussian": 20, "mod": 48, "token_choice": 32, "vanilla": 24}.items():
+        own = f"model.width = {of}\ntrain.learning_rate = {of}e-4\n"
+        text = text.replace(f'"{router}"\n', f'"{router}"\nlabel = "own {router}"\n{own}')
+    Path("suite.toml").write_text(text)
+    rows = resolved(file)
+    added = expand(rows)[-1]
+    assert (added.label, added.run.model.width) == (f"new_{base}", width)
+    assert added.run.train.learning_rate == float(f"{width}e-4")
+    (said,) = rows.additions([])
+    assert f"row 'own {like}'" in said
+
+
+#: Plugins whose code can't be imported, and what is said of them.
+UNUSABLE = {
+    "raises": ("1 / 0", r"plugin raises\.py raised ZeroDivisionError: .*line 6"),
+    "exits": ("os._exit(0)", r"plugin exits\.py: its process ended in its import: "),
+    "crashes": ("os.kill(os.getpid(), 11)", r"plugin crashes\.py: .* killed by SIGSEGV"),
+    "hangs": ("time.sleep(600)", r"plugin hangs\.py: .* no progress for 20 s in step start"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_plugin_that_can_not_be_imported_stops_the_command(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_of, "PLUGIN_SECONDS", 20.0)
+    first, reason = UNUSABLE[name]
+    with pytest.raises(UserError, match=reason):
+        resolved(plugin(name, first=first), plugin("good"))
+
+
+#: Plugins whose code ends or hangs its process, or raises, in a row, and what is said of them.
 BROKEN = {
-    "raises": ({"first": "1 / 0"}, r"plugin raises\.py raised ZeroDivisionError: .*line 6"),
-    "exits": ({"first": "os._exit(0)"}, r"plugin exits\.py: its process ended in its import: "),
-    "crashes": ({"first": "os.kill(os.getpid(), 11)"}, r"plugin crashes\.py: .* killed by SIGSEGV"),
     "exits_later": ({"build": "os._exit(3)"}, "ended in row 'exits_later': exit code 3"),
     "raises_later": ({"build": "raise KeyError('k')"}, r"raised KeyError: 'k' in build_layer.*line 12"),
     "aborts": ({"ledger": "os.abort()"}, "its process ended in row 'aborts': .*SIGABRT"),
     "miscounts": ({"ledger": "raise KeyError('k')"}, "router 'miscounts' raised KeyError: 'k'"),
-    "hangs": ({"first": "time.sleep(600)"}, r"plugin hangs\.py: .* no progress for 20 s in step start"),
     "hangs_later": ({"ledger": "time.sleep(600)"}, "no progress for 20 s in step row 'hangs_later'"),
 }
 
@@ -103,13 +142,7 @@ def test_a_plugin_that_breaks_costs_its_own_row(monkeypatch: pytest.MonkeyPatch)
     for _, reason in BROKEN.values():
         assert sum(bool(re.search(reason, sentence)) for sentence in said) == 1, reason
     with pytest.raises(UserError, match=re.escape(said[0])):
-        chosen(cells, ["raises"], rows.mistakes)
-
-
-def test_a_broken_plugin_leaves_out_the_rows_that_the_suite_names() -> None:
-    rows = resolved(plugin("bad_named", first="1 / 0"), more='[[schemes]]\nrouter = "bad_named"\n')
-    assert labels(rows) == ["vanilla"]
-    assert len(rows.mistakes) == 1
+        chosen(cells, [next(iter(BROKEN))], rows.mistakes)
 
 
 def test_a_wrong_option_of_a_plugins_row_costs_that_row() -> None:
@@ -127,9 +160,9 @@ def test_a_router_that_cannot_take_a_shape_costs_that_row() -> None:
 
 
 def test_the_other_rows_are_run_and_the_exit_code_is_2(capsys: pytest.CaptureFixture[str]) -> None:
-    bad, good = plugin("bad_run", first="1 / 0"), plugin("good_run")
+    bad, good = plugin("bad_run", build="1 / 0"), plugin("good_run")
     assert main(["run", "suite.toml", "--plugin", str(bad), str(good)]) == 2
-    assert "plugin bad_run.py raised ZeroDivisionError" in capsys.readouterr().err
+    assert "router 'bad_run' raised ZeroDivisionError" in capsys.readouterr().err
     results = results_of(read_suite(Path("my-results/mistakes")))
     assert {result.label: result.status for result in results} == {
         "vanilla": "ok",
@@ -138,10 +171,10 @@ def test_the_other_rows_are_run_and_the_exit_code_is_2(capsys: pytest.CaptureFix
 
 
 def test_a_run_of_nothing_but_mistakes_ends_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
-    plugin("bad_only", first="1 / 0")
+    plugin("bad_only", build="1 / 0")
     assert main(["run", "suite.toml", "--plugin", "bad_only.py", "--only", "bad_only"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "plugin bad_only.py raised ZeroDivisionError" in line
+    assert "router 'bad_only' raised ZeroDivisionError" in line
     assert not Path("my-results").exists()
 
 

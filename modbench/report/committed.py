@@ -14,22 +14,32 @@ from modbench.report.sections import Heading, Items, Page
 def next_to_committed(folder: Path, committed: Path) -> Page:
     """The table of the rows in ``folder`` (results/<suite>) and those of ``committed`` that it lacks,
     marked as committed, with what differs in the machines. No part if there are none: the folders are
-    the same, the suite's version or settings differ, or nothing is lacking."""
+    the same, nothing is lacking, or the newest suite in ``folder`` is another one: a committed row has
+    other runs there (text, budget, seeds, training or shape differ), or the held-out loss differs."""
     if folder.resolve() == committed.resolve():
         return Page([])
     records, shipped = read_suite(folder, strict=False), read_suite(committed)
-    mine = [result for result in results_of(records) if result.suite["name"] != "unnamed"]
-    if not mine:
+    if not (records.suites and shipped.suites):
         return Page([])
-    labels, version = {result.label for result in mine}, mine[0].suite["version"]
+    newest, theirs = records.suites[-1], shipped.suites[-1].suite
+    runs, committed_runs = (
+        {row["label"]: {*row["runs"]} for row in suite["rows"]} for suite in (newest.suite, theirs)
+    )
+    measured = [(of["version"], of["wanted"].get("heldout")) for of in (newest.suite, theirs)]
+    if not committed_runs.items() <= runs.items() or measured[0] != measured[1]:
+        return Page([])
+    mine = [of for of in results_of(records) if of.suite["finished"] == newest.finished]
+    labels = {result.label for result in mine}
     others = [
         replace(result, label=f"{result.label} (committed)")
         for result in results_of(shipped)
-        if result.label not in labels and result.suite["version"] == version
+        if result.label not in labels
     ]
+    if not mine or not others:
+        return Page([])
     rank_by = mine[0].suite["rank_by"]
     board = Leaderboard.of([*mine, *others], rank_by, records.audits | shipped.audits)
-    if not others or len(board.comparisons) > 1:
+    if len(board.comparisons) > 1:
         return Page([])
     reasons = machine_differences(others, mine)
     differ = ["The machines or settings differ (committed | yours):", Items(reasons)]

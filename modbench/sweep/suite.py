@@ -183,7 +183,23 @@ def load_suite(name: str, settings: Mapping[str, Any] | None = None) -> Suite:
         raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error
     for key, value in (settings or {}).items():
         _set(content, key, value)
-    return parse_suite(content, source)
+    suite = parse_suite(content, source)
+    for name in settings or {}:
+        table, _, key = name.partition(".")
+        if all(key in row.get(table, {}) for row in _stated_by_rows(suite)):
+            raise UserError(
+                f"setting {name} changes no row: each of suite {source} states its own {key}; change it "
+                "there, in a copy of the file"
+            )
+    return suite
+
+
+def _stated_by_rows(suite: Suite) -> list[dict[str, Any]]:
+    """What each row states in place of a table's keys, by table."""
+    return [
+        {"model": s.model, "train": s.train, "sweep": {} if s.seeds is None else {"seeds": s.seeds}}
+        for s in suite.schemes
+    ]
 
 
 def _set(content: dict[str, Any], name: str, value: Any) -> None:

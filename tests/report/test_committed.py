@@ -1,5 +1,7 @@
 """Own rows of a shipped suite, next to those that are committed."""
 
+import pytest
+
 from modbench.report.committed import next_to_committed
 from modbench.report.table import Table
 from modbench.shipped import committed_results
@@ -18,7 +20,8 @@ def test_rows_that_are_lacking_are_shown_marked_and_the_machine_is_named(tmp_pat
     both = [fakes.make_record(name, loss=loss, environment=plain) for name, loss in losses.items()]
     committed = fakes.store(tmp_path / "shipped", both)
     own = [fakes.make_record("mine", loss=4.9, environment={"dtype": "bfloat16"})]
-    page = next_to_committed(fakes.store(tmp_path / "own", own), committed)
+    suite = fakes.suite_record([*both, *own])
+    page = next_to_committed(fakes.store(tmp_path / "own", own, suite), committed)
     rows = rows_of(page)
     assert set(rows) == {"mine", "mod (committed)", "vanilla (committed)"}
     assert "-0.1" in str(rows["mine"]["minus dense (nats/token)"])
@@ -26,13 +29,42 @@ def test_rows_that_are_lacking_are_shown_marked_and_the_machine_is_named(tmp_pat
     assert "precision: float32 | bfloat16" in page.to_markdown()
 
 
-def test_nothing_is_shown_that_is_there_already_or_can_not_be_compared(tmp_path, fakes):
+def test_nothing_is_shown_that_is_there_already(tmp_path, fakes):
     both = [fakes.make_record("vanilla"), fakes.make_record("mod")]
     committed = fakes.store(tmp_path / "shipped", both)
     own = fakes.store(tmp_path / "own", both)
-    other = fakes.store(tmp_path / "other", [fakes.make_record("mine", train={"budget": 3 * 10**12})])
-    for folder in (committed, own, other):
+    for folder in (committed, own):
         assert next_to_committed(folder, committed).parts == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"train": {"batch": 4}},
+        {"train": {"budget": 3 * 10**12}},
+        {"model": {"layers": 2}},
+        {"seed": 1},
+        {"measure": {"heldout_tokens": 64}},
+    ],
+    ids=str,
+)
+def test_committed_rows_of_another_setting_are_not_shown(tmp_path, fakes, setting):
+    committed = fakes.store(tmp_path / "shipped", [fakes.make_record("vanilla")])
+    other = [fakes.make_record("vanilla", **setting), fakes.make_record("mine", **setting)]
+    own = fakes.store(tmp_path / "own", other[1:], fakes.suite_record(other))
+    assert next_to_committed(own, committed).parts == []
+
+
+def test_runs_of_an_earlier_setting_are_not_shown_next_to_committed_rows(tmp_path, fakes):
+    vanilla, mine = fakes.make_record("vanilla"), fakes.make_record("mine")
+    committed = fakes.store(tmp_path / "shipped", [vanilla])
+    early = fakes.make_record("early", train={"batch": 4})
+    suites = [
+        fakes.suite_record([early], finished="2026-01-01T00:15:00+00:00"),
+        fakes.suite_record([vanilla, mine]),
+    ]
+    page = next_to_committed(fakes.store(tmp_path / "own", [early, mine], *suites), committed)
+    assert set(rows_of(page)) == {"mine", "vanilla (committed)"}
 
 
 def test_the_committed_results_of_quick_are_found():

@@ -39,8 +39,8 @@ def eval_(
 
     Args:
         run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
-            label may be left out if one run remains); a folder of weights; or a model folder of Hugging
-            Face transformers
+            label may be left out; of several seeds the first is taken); a folder of weights; or a
+            model folder of Hugging Face transformers
         tasks: names of tasks, groups or tags
         limit: number of items of each task; by default all
         batch_size: sequences per forward pass; auto: as many as fit 8192 tokens, or 2048 on a CPU

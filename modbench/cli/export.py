@@ -25,7 +25,7 @@ def export(
 
     Args:
         run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
-            label may be left out if one run remains); or a folder of weights
+            label may be left out; of several seeds the first is taken); or a folder of weights
         to: hf: for Hugging Face transformers, which has vanilla as Llama and token_choice as Mixtral,
             and with modbench.hf.retrofit depth routing; modbench: for `modbench.load`
         out: folder to write; it must be new or empty

@@ -26,7 +26,7 @@ def sample(
 
     Args:
         run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
-            label may be left out if one run remains); or a folder of weights
+            label may be left out; of several seeds the first is taken); or a folder of weights
         prompt: texts to continue
         drawing: how tokens are sampled
         results: folder that holds one folder per suite

@@ -1,6 +1,7 @@
 """Finds the record of a trained run by its name, RESULTS/SUITE/LABEL@BUDGET#SEED or
 RESULTS/SUITE/KEY."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from modbench.records.store import read_suite, recorded_suites
 def find_result(run: str | Path, results: Path | None = None) -> tuple[Path, Result]:
     """Return the suite's folder and the result of ``run``: the path RESULTS/SUITE/NAME, or SUITE/NAME in
     the folder ``results``. A NAME is that of `modbench.records.run_name`, or has the first characters of
-    a key in place of its label; parts that tell nothing apart may be left out. Raises UserError: no such
-    run, several, or one that failed."""
+    a key in place of its label; parts that tell nothing apart may be left out. Of runs that differ in
+    their seed only, the first is taken, and standard error says so. Raises UserError: no such run,
+    several, or one that failed."""
     path = Path(run)
     if results is not None and _suite_of(path) is None:
         path = results / run
@@ -29,6 +31,12 @@ def find_result(run: str | Path, results: Path | None = None) -> tuple[Path, Res
     trained = [result for result in named if result.status == "ok"]
     if len({(result.key, result.budget) for result in trained}) == 1:
         return suite, trained[-1]
+    first = [result for result in trained if result.seed == min(of.seed for of in trained)]
+    if len(first) == 1 and {result.label for result in trained} == {RunName.parsed(name).row}:
+        words = f"seed {first[0].seed} is taken, the first of {len(trained)}"
+        another = f"{before}{_names_of(trained[-1:], known)[0]}"
+        print(f"modbench: run '{run}': {words}; another is {another}", file=sys.stderr)
+        return suite, first[0]
     if trained:
         names = ", ".join(before + shown for shown in _names_of(trained, known))
         raise UserError(f"run '{run}' is one of {len(trained)} trained runs; name one of {names}")

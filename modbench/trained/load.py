@@ -86,8 +86,8 @@ def load(path: str | Path, plugins: Plugins = ()) -> tuple[LanguageModel, Tokeni
     """Return the trained model, on the CPU in eval mode, and its tokenizer.
 
     ``path`` is a run, ``my-results/SUITE/LABEL@BUDGET#SEED`` (the last parts may be left out if one run
-    remains) or ``my-results/SUITE/KEY``, or a folder with ``model.safetensors``: that of a run,
-    ``my-results/SUITE/runs/KEY``, or a copy of it.
+    remains; without the seed, the first is taken) or ``my-results/SUITE/KEY``, or a folder with
+    ``model.safetensors``: that of a run, ``my-results/SUITE/runs/KEY``, or a copy of it.
     ``plugins``: the Python files that register its router, if it is not built in. Logits (B, T, V)
     of token ids (B, T) are ``model(tokens_BT, Context(selection="causal"))``. Raises UserError: see
     `load_trained`."""

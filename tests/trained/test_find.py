@@ -51,7 +51,6 @@ def test_a_label_with_a_shape_is_a_path_too(results: Path) -> None:
         ("tiny", "run 'tiny' is not known; .*known: tiny/mod, tiny/twice, tiny/vanilla"),
         ("tinny/mod", "did you mean 'tiny'?"),
         ("tiny/", "run 'tiny/' is not known; .*known: tiny/mod"),
-        ("tiny/twice", "is one of 2 trained runs; name one of tiny/"),
     ],
 )
 def test_a_run_that_is_none_is_refused(run: str, words: str, results: Path) -> None:
@@ -87,11 +86,11 @@ def test_runs_of_one_label_are_named_by_what_differs(results: Path) -> None:
     for run, name in zip(runs, names, strict=True):
         assert find_result(name, results)[1].record == run.record
         assert find_result(f"{results}/{name}")[1].record == run.record
-    for asked in ("tiny/many", "tiny/many@1e+11"):
+    for asked in ("tiny/many", "tiny/many#0"):
         with pytest.raises(UserError) as refused:
             find_result(asked, results)
         shown = str(refused.value).partition("name one of ")[2].split(", ")
-        assert set(shown) == {name for name in names if name.startswith(asked.replace("+", ""))}
+        assert set(shown) == {name for name in names if asked == "tiny/many" or name.endswith("#0")}
     with pytest.raises(UserError, match="'tiny/many@2e11#0' is not known; did you mean 'tiny/many@"):
         find_result("tiny/many@2e11#0", results)
 
@@ -101,8 +100,15 @@ def test_parts_that_tell_nothing_apart_may_be_given_or_left_out(results: Path) -
         assert find_result(name, results)[1].label == name[5:].partition("@")[0].partition("#")[0]
     with pytest.raises(UserError, match="'tiny/mod#1' is not known; did you mean 'tiny/mod'"):
         find_result("tiny/mod#1", results)
-    with pytest.raises(UserError, match=r"name one of tiny/twice#1, tiny/twice#2$"):
-        find_result("tiny/twice", results)
+
+
+def test_of_several_seeds_the_first_is_meant_and_named(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find_result("tiny/twice", results)[1].seed == 1
+    said = capsys.readouterr().err
+    assert "seed 1" in said
+    assert "tiny/twice#2" in said
 
 
 def test_trials_of_learning_rates_are_named_by_their_rate(results: Path) -> None:

@@ -1,6 +1,6 @@
-"""Writes the table of the README and the tables of ``docs/reading_the_table.md``, from the page
-``results/quick/leaderboard.md`` and the report's columns: ``python tools/readme_table.py``;
-``--check`` compares only.
+"""Writes the README's generated parts, the table of quick in ``docs/start.md`` and the tables of
+``docs/reading_the_table.md``, from the page ``results/quick/leaderboard.md`` and the report's columns:
+``python tools/readme_table.py``; ``--check`` compares only.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from results_page import answer, controls
+from results_page import answer
 from suite_keys import filled
 
 from modbench.records.store import read_suite
@@ -17,6 +17,7 @@ from modbench.report.leaderboard.columns import FIRST, MORE, column_table
 ROOT = Path(__file__).parents[1]
 LEADERBOARD = ROOT / "results" / "quick" / "leaderboard.md"
 README = ROOT / "README.md"
+START = ROOT / "docs" / "start.md"
 READING = ROOT / "docs" / "reading_the_table.md"
 
 
@@ -50,9 +51,8 @@ def texts() -> dict[str, str]:
     row = next(line for line in table if "mod" in line.strip("| ").split(" | ")[:2])
     return {
         "finding": answer("docs/depth.md"),
-        "controls": controls(),
         "costs": costs(),
-        "table": "\n".join(table),
+        "quick": "\n".join(table),
         "row": "\n".join([*table[:2], row]),
         "columns": column_table(FIRST).to_markdown(),
         "more columns": column_table(MORE).to_markdown(),
@@ -60,10 +60,10 @@ def texts() -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the tables of the README.")
+    parser = argparse.ArgumentParser(description="Write the tables of these pages.")
     parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
     only_check, code = parser.parse_args().check, 0
-    for page in (README, READING):
+    for page in (README, START, READING):
         text = filled(page.read_text(), texts())
         if only_check and text != page.read_text():
             print(f"{page.name} differs; run python tools/readme_table.py", file=sys.stderr)

@@ -33,7 +33,6 @@ OPTIMA = ROOT / "results" / "isoflop-cpu" / "optima.csv"
 DIFFERENCES = ROOT / "results" / "isoflop-cpu" / "differences.csv"
 SUITE = ROOT / "suites" / "isoflop-cpu.toml"
 LEADERBOARD = ROOT / "results" / "isoflop-cpu" / "leaderboard.csv"
-QUICK = ROOT / "results" / "quick" / "leaderboard.csv"
 QUICK_SCORES = ROOT / "results" / "quick-scores" / "leaderboard.csv"
 #: Headings and columns of the table of downstream scores.
 SCORES = (
@@ -211,23 +210,6 @@ def method() -> str:
     return "\n".join(sentences)
 
 
-def controls() -> str:
-    """The two controls of the quick suite."""
-    loss = {line["label"]: float(line["heldout_loss"]) for line in read(QUICK)}
-    lead = loss["vanilla"] - loss["mod"]
-    shallow = 100 * (loss["vanilla"] - loss["vanilla, 2 layers"]) / lead
-    stride = loss["mod:stride"] - loss["mod"]
-    side = "lower" if stride < 0 else "higher"
-    sentences = (
-        f"MoD ends at {loss['mod']:.4f} nats, {lead:.2f} below the dense model. Its two controls show "
-        "what of this is learned routing: a router that selects every eighth token (`mod:stride`) ends",
-        f"at {loss['mod:stride']:.4f}, {abs(stride):.4f} {side} than the learned one; and a dense model",
-        "of half the depth, whose tokens cost about as much as MoD's, ends at "
-        f"{loss['vanilla, 2 layers']:.4f} and so closes {shallow:.0f} % of the gap to MoD.",
-    )
-    return "\n".join(sentences)
-
-
 def mod() -> str:
     """Mixture-of-Depths against the dense model, by all fits, and the cost of its tokens."""
     lines, dense = by_budget(optima(), "mod"), by_budget(optima(), "vanilla")
@@ -276,7 +258,6 @@ def texts() -> dict[str, str]:
         "experts": "\n\n".join([*experts, pair_in_words(differences, "expert_choice", "token_choice")]),
         "mode": mode(),
         "seconds": in_seconds(lines, [line["scheme"] for line in lines]),
-        "controls": controls(),
         "scores": scores_table(),
     }
 

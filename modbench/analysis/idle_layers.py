@@ -3,7 +3,7 @@ nothing, as where training drove its gate to 0."""
 
 #: A layer adds next to nothing if the norm of its update is below this share of the residual stream's
 #: norm, on average over the tokens that it selects: it turns the stream by 1 degree at most. Of the
-#: built-in schemes of suites/quick.toml, the layer that adds least adds three times as much.
+#: built-in schemes at width 128 and 1.6e12 FLOPs, the layer that adds least adds three times as much.
 LEAST_ADDED = 0.02
 
 

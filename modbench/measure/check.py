@@ -114,9 +114,8 @@ def _print_costs(router: Router) -> None:
     for words, (ours, theirs) in costs.items():
         print(_row(words, f"{ours:,.0f}", f"{theirs:,.0f}") + f"{ours / theirs:>8.3f}")
     print(
-        f"nominal, {models[0].flops_source}, at the shape of `modbench run quick`: {size.model.layers} "
-        f"layers of width {size.model.width}, {size.sequence} tokens, vocabulary "
-        f"{size.model.vocabulary:,}"
+        f"nominal, {models[0].flops_source}: {size.model.layers} layers of width {size.model.width}, "
+        f"{size.sequence} tokens, vocabulary {size.model.vocabulary:,}"
     )
 
 

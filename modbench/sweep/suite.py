@@ -195,7 +195,7 @@ def load_suite(name: str, settings: Mapping[str, Any] | None = None) -> Suite:
 
 
 def _stated_by_rows(suite: Suite) -> list[dict[str, Any]]:
-    """What each row states in place of a table's keys, by table."""
+    """The keys that each row states for itself, by table."""
     return [
         {"model": s.model, "train": s.train, "sweep": {} if s.seeds is None else {"seeds": s.seeds}}
         for s in suite.schemes
@@ -367,7 +367,7 @@ def _check_depths(where: str, isoflop: IsoFlopConfig | None, scheme: Scheme) -> 
 
 
 def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, dict[str, Any]]:
-    """What is stated of each shape, by label, with the vocabulary of the data's tokenizer."""
+    """The stated keys of each shape, by label, with the vocabulary of the data's tokenizer."""
     shapes = []
     for number, table in enumerate(tables.shapes or ({},), start=1):
         at = f"{where} [[shapes]] {number}" if tables.shapes else f"{where} [model]"

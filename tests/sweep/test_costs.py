@@ -29,7 +29,7 @@ def test_costs_are_gpu_hours_times_the_price(wanted: list[Wanted]) -> None:
 
 
 def test_a_model_that_does_not_fit_is_told_with_what_does(wanted: list[Wanted]) -> None:
-    small = Rate(gpu=replace(GPUS["h100"], memory=60_000_000), utilisation=0.4, price=1.0)
+    small = Rate(gpu=replace(GPUS["h100"], memory=15_000_000), utilisation=0.4, price=1.0)
     said = costs(wanted, 10**15, small)
     assert "it does not fit: at most" in said
 

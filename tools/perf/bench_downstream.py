@@ -26,7 +26,7 @@ from modbench.model.config import ModelConfig
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router
 
-#: As in the suite quick: about a million active parameters.
+#: About a million active parameters.
 SHAPE = ModelConfig(vocabulary=2048, width=128, layers=4, heads=4)
 SEQUENCE, DATA = 256, DataConfig()
 ROUTERS = ("vanilla", "mod")

@@ -24,7 +24,6 @@ from modbench.train import loop
 from modbench.train.config import TrainConfig
 from modbench.train.schedule import Schedule
 
-#: As in the suite quick.
 SHAPE = ModelConfig(vocabulary=2048, width=128, layers=4, heads=4)
 SEQUENCES, TOKENS, CURVE_TOKENS = 4, 256, 4096
 #: About as many as there, with nominal routing.

@@ -24,7 +24,7 @@ from modbench.train.numerics import autocast
 EXPERTS, ROWS, WIDTH, EXPERT_WIDTH = 8, 4096, 256, 1024
 SEQUENCES, TOKENS = 4, 512
 SHAPE = ModelConfig(vocabulary=2048, width=WIDTH, layers=8, heads=4, mlp_width=EXPERT_WIDTH)
-#: Shape, sequences and tokens: the quick suite's, eight layers of width 256, and a large vocabulary.
+#: Shape, sequences and tokens: four layers of width 128, eight of width 256, and a large vocabulary.
 STEPS = {
     "quick": (ModelConfig(vocabulary=2048, width=128, layers=4, heads=4), 4, 256),
     "wide": (ModelConfig(vocabulary=2048, width=256, layers=8, heads=4), 4, 512),

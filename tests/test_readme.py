@@ -67,8 +67,8 @@ def test_the_try_without_pytorch_loads_none() -> None:
     assert int(done.stdout) > 1e12
 
 
-def test_it_has_at_most_180_lines() -> None:
-    assert len(README.splitlines()) <= 180
+def test_it_has_at_most_150_lines() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_every_python_snippet_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,17 +112,6 @@ def test_the_two_commands_are_sessions_that_exist() -> None:
 def test_the_tutorial_is_an_example_of_twenty_lines() -> None:
     assert tutorial() == (ROOT / "examples" / "mlp_mod.py").read_text()
     assert len(tutorial().splitlines()) <= 20
-
-
-def test_the_lengths_of_the_examples_are_as_stated() -> None:
-    (count, least, most) = re.findall(r"has (\w+) routers of (\d+) to (\d+) lines", README)[0]
-    files = [
-        file for file in (ROOT / "examples").glob("*.py") if file.name != "port_bugs.py"
-    ]  # wrong ones
-    texts = [file.read_text() for file in files]
-    lengths = [len(text.splitlines()) for text in texts if "register_router" in text]
-    assert (len(lengths), min(lengths), max(lengths)) == (7, int(least), int(most))
-    assert count == "seven"
 
 
 @pytest.mark.full

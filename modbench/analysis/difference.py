@@ -42,7 +42,7 @@ class Difference:
 
 #: Reasons to give no verdict.
 FEW_SEEDS, INTERIM, MISFIT = "few seeds", "interim", "misfit"
-#: Seeds of a row, and degrees of freedom of the pooled noise, of which either allows a verdict.
+#: Either allows a verdict: this many seeds a row, or this many degrees of freedom of the pooled noise.
 LEAST_SEEDS, ENOUGH_FREEDOM = 3, 8
 
 

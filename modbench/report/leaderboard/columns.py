@@ -22,7 +22,7 @@ GROUP = Column(
     "group",
     "rows stand in the order of their figures, which alone claims nothing. *Best*: the first row. *Not "
     "separable*: its difference to the first row could be noise (adjusted p above 0.05). With a "
-    "probability of 95 %, the truly best row is among these. Without a repeated run there are no "
+    "probability of 95 %, the truly best row is among these. Where no verdict can be given there are no "
     "groups. `†`: a remark; it, or the reason of *not ranked*, is below the table",
 )
 #: The comparison with the dense row.
@@ -160,8 +160,8 @@ OPTIMA = (
         "group",
         "schemes stand in the order of their losses, which alone claims nothing. *Best*: the first one. "
         "*Not separable*: its difference to the first one could be noise (adjusted p above 0.05). With "
-        "a probability of 95 %, the truly best scheme is among these. Where no verdict can be given there are "
-        "no groups",
+        "a probability of 95 %, the truly best scheme is among these. Where no verdict can be given "
+        "there are no groups",
     ),
     Column("scheme", "the router, with its preset or label, at its optimal size"),
     Column(

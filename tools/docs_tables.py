@@ -1,0 +1,292 @@
+"""Fills the tables of README.md and docs/ that come from the committed results: ``python
+tools/docs_tables.py``; ``--check`` compares only. The sentences around them are written by hand.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+from suite_keys import filled
+
+from modbench.plan.units import shown as in_units
+from modbench.records.run_name import budget_text
+from modbench.records.store import read_suite
+from modbench.report.leaderboard.columns import FIRST, MORE, column_table
+from modbench.report.table import Table
+from modbench.sweep.plan import plan_suite
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("start", "reading_the_table", "results", "depth")),
+)
+DENSE, MOD, RANDOM = "vanilla", "mod", "mod:gaussian"
+#: Headings and columns of the table of downstream scores.
+SCORES = {
+    "validation loss (nats/token)": "heldout_loss",
+    "cloze (accuracy)": "modbench_cloze:acc",
+    "continuation (accuracy)": "modbench_continuation:acc",
+    "mixture (accuracy)": "modbench_mixture:acc",
+    "documents (bits/byte)": "modbench_bits_per_byte:bits_per_byte",
+}
+#: Suites that wait for a GPU.
+PLANNED = ("isoflop-gpu", "isoflop-depth-gpu", "mod-paper-6e18", "mod-paper")
+FITS = ("parabola", "akima", "surface")
+
+Line = Mapping[str, str]
+
+
+def read(name: str) -> list[Line]:
+    """The lines of a CSV file of the results folder."""
+    with (RESULTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def at(flops: str) -> str:
+    return budget_text(int(float(flops)))
+
+
+def optima(suite: str, fit: str = FITS[0]) -> list[Line]:
+    """The lines of ``fit`` that have an optimum, in the order of the page."""
+    lines = read(f"{suite}/optima.csv")
+    return [line for line in lines if line["fit"] == fit and line["loss"]]
+
+
+def number(line: Line, name: str, form: str = ".4f") -> str:
+    """A number with its 95 % interval, where it has one; an unknown end is a question mark."""
+    if not line[name]:
+        return "-"
+    ends = [line.get(f"{name}_low", ""), line.get(f"{name}_high", "")]
+    low, high = (f"{float(end):{form}}" if end else "?" for end in ends)
+    return f"{float(line[name]):{form}}" + (f" [{low}, {high}]" if any(ends) else "")
+
+
+def speed_up(line: Line, *, interval: bool = True) -> str:
+    """FLOPs that the dense model needs for the loss of a scheme, over the budget."""
+    if not line["speed_up"]:
+        return "-"
+    value = number(line, "speed_up", ".2f") if interval else f"{float(line['speed_up']):.2f}"
+    return f"{line['speed_up_bound']} {value}".strip()
+
+
+def finding() -> str:
+    """Of each scheme and budget: the difference to the dense model, its verdict, and the speed-up."""
+    lines = {(line["scheme"], line["budget"]): line for line in optima("isoflop-cpu")}
+    budgets = sorted({budget for _, budget in lines}, key=float)
+    schemes = dict.fromkeys(scheme for scheme, _ in lines if scheme != DENSE)
+    heads = ["scheme", *(f"minus dense, {at(budget)}" for budget in budgets)]
+    heads += [f"dense needs, {at(budget)}" for budget in budgets]
+    rows = []
+    for scheme in schemes:
+        of = [lines[scheme, budget] for budget in budgets]
+        minus = [f"{float(line['difference']):+.3f} {line['difference_verdict']}" for line in of]
+        rows.append((scheme, *minus, *(speed_up(line, interval=False) for line in of)))
+    return Table(heads, rows).to_markdown()
+
+
+def isoflop() -> str:
+    """One row per budget and scheme."""
+    rows = [
+        {
+            "FLOPs": at(line["budget"]),
+            "group": line["group"] if line["position"] else "not ranked",
+            "scheme": line["scheme"],
+            "loss at the optimum (nats/token)": number(line, "loss"),
+            "bits/byte": number(line, "bits_per_byte"),
+            "minus dense": number(line, "difference"),
+            "adjusted p": f"{float(line['difference_p_adjusted']):.2g}"
+            if line["difference_p_adjusted"]
+            else "-",
+            "verdict": line["difference_verdict"] or "-",
+            "speed-up at equal loss": speed_up(line),
+            "active parameters": f"{float(line['active_parameters']) / 1e3:,.0f} k",
+        }
+        for line in optima("isoflop-cpu")
+    ]
+    return Table.of(rows, left=(1, 2, 7)).to_markdown()
+
+
+def control() -> str:
+    """MoD minus its random control: at the optima by budget, and of runs of equal shape."""
+    rows = []
+    for line in read("isoflop-cpu/differences.csv"):
+        if (line["scheme"], line["minus"]) == (MOD, RANDOM):
+            where = (
+                f"at the optima, {at(line['budget'])} FLOPs" if line["budget"] else "runs of equal shape"
+            )
+            rows.append((where, number(line, "difference"), f"{float(line['p']):.2g}"))
+            if not line["budget"]:
+                rows.append(("the same at MoD's optimal sizes", number(line, "at_optima"), "-"))
+                slope = f"{float(line['per_efold_of_size']):+.4f}"
+                rows.append(("the same, change per e-fold of the size", slope, "-"))
+    return Table(("mod minus mod:gaussian", "nats/token", "p"), rows).to_markdown()
+
+
+def depth() -> str:
+    """MoD and its control minus dense by depth, with the other fits' differences."""
+    losses = {
+        (line["budget"], line["scheme"], line["layers"], line["fit"]): float(line["loss"])
+        for line in read("isoflop-depth/depths.csv")
+        if line["loss"]
+    }
+    best = {
+        (line["budget"], line["scheme"], line["fit"]): float(line["loss"])
+        for fit in FITS
+        for line in optima("isoflop-depth", fit)
+    }
+
+    def others(line: Line) -> Iterator[str]:
+        for fit in FITS[1:]:
+            sides = []
+            for scheme in (line["scheme"], line["minus"]):
+                found = best.get((line["budget"], scheme, fit))
+                if line["layers"]:
+                    found = losses.get((line["budget"], scheme, line["layers"], fit))
+                sides.append(found)
+            ours, theirs = sides
+            yield "-" if ours is None or theirs is None else f"{ours - theirs:+.4f}"
+
+    rows = []
+    for line in read("isoflop-depth/differences.csv"):
+        if line["budget"] and line["minus"] in (DENSE, RANDOM) and line["family"] != "best":
+            row = {
+                "FLOPs": at(line["budget"]),
+                "layers": line["layers"] or "best of each",
+                "difference": f"{line['scheme']} minus {line['minus']}",
+                "nats/token": number(line, "difference", "+.4f"),
+            }
+            by_fit = dict(zip(("by Akima interpolation", "by the surface"), others(line), strict=True))
+            rows.append(row | by_fit)
+    order = ("mod minus vanilla", "mod:gaussian minus vanilla", "mod minus mod:gaussian")
+    rows.sort(key=lambda row: (order.index(row["difference"]), float(row["FLOPs"]), row["layers"]))
+    return Table.of(rows, left=(1, 2)).to_markdown()
+
+
+def scores() -> str:
+    """One row per scheme: means over seeds with half of their interval."""
+    lines = read("quick-scores/leaderboard.csv")
+
+    def cell(line: Line, name: str) -> str:
+        half = float(line[f"{name}_high"]) - float(line[name])
+        return f"{float(line[name]):.3f} ± {half:.3f}"
+
+    rows = [(line["label"], *(cell(line, name) for name in SCORES.values())) for line in lines]
+    chance = [lines[0].get(f"{name}_chance") for name in SCORES.values()]
+    rows.append(("chance", *(f"{float(of):.3f}" if of else "-" for of in chance)))
+    return Table(("scheme", *SCORES), rows).to_markdown()
+
+
+def planned() -> str:
+    """Runs, FLOPs, largest model and tokens of the suites that were not run."""
+    rows = []
+    for name in PLANNED:
+        plan = plan_suite(name, time=False, tell=lambda text: None)
+        width, layers = max(size for part in plan.parts for size in part.sizes)
+        tokens = in_units(max(part.tokens for part in plan.parts))
+        rows.append((name, plan.runs, f"{plan.flops:.3g}", f"{width} x {layers}", tokens))
+    heads = ("suite", "runs", "training FLOPs", "largest model (width x layers)", "most tokens of a run")
+    return Table(heads, rows).to_markdown()
+
+
+def scale() -> str:
+    """Sizes of the models and of the text behind the finding, as a table."""
+    lines = [line for line in read("isoflop-cpu/leaderboard.csv") if line["on_curve"] == "True"]
+    record = next(iter(read_suite(RESULTS / "isoflop-cpu").runs))
+    text = record.data["train_tokens"]
+    active = sorted(float(line["active_parameters"]) for line in lines)
+    most = max(float(line["train_tokens"].rpartition("..")[2]) for line in lines)
+    heads = ("active parameters", "tokens of the training text", "epochs of the run that reads most")
+    row = (
+        f"{active[0] / 1e6:.2f} M to {active[-1] / 1e6:.2f} M",
+        f"{text / 1e6:.1f} M",
+        f"{most / text:.1f}",
+    )
+    return Table(heads, [row]).to_markdown()
+
+
+def quick() -> str:
+    """The first table of quick's page."""
+    page = (RESULTS / "quick" / "leaderboard.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(page) if line.startswith("|"))
+    end = next(n for n, line in enumerate(page[start:], start) if not line.startswith("|"))
+    return "\n".join(page[start:end])
+
+
+def costs() -> str:
+    """Disk and memory of the first commands (`tools/costs.json`); minutes by the committed records."""
+    measured = json.loads((ROOT / "tools" / "costs.json").read_text())
+    records = read_suite(RESULTS / "quick")
+    spent = [record.seconds or {} for record in (*records.runs, *records.measurements)]
+    install = measured["install_seconds"] / 60
+    minutes = sum(sum(of_step.values()) for of_step in spent) / 2 / 60
+    gigabytes = {name: of / 1e9 for name, of in measured.items() if name.endswith("bytes")}
+    rows = [
+        (
+            "bench",
+            f"{gigabytes['environment_bytes']:.1f} GB in .nox/",
+            f"{gigabytes['memory_bytes']:.0f} GB",
+            f"{install + minutes:.0f} minutes, {install:.0f} of them to install",
+        ),
+        (
+            "tests",
+            f"{gigabytes['developers_environment_bytes']:.1f} GB, its own",
+            "up to 2 GB for each of up to 4 processes",
+            f"{measured['tests_seconds'] / 60:.0f} minutes",
+        ),
+    ]
+    return Table(
+        ("", "disk, PyTorch included", "memory", "two idle cores"), rows, left=range(4)
+    ).to_markdown()
+
+
+def row() -> str:
+    """The row of MoD in quick's first table."""
+    table = quick().splitlines()
+    of_mod = next(line for line in table if MOD in line.strip("| ").split(" | ")[:2])
+    return "\n".join([*table[:2], of_mod])
+
+
+#: What writes the text between the markers of each name.
+TEXTS: dict[str, Callable[[], str]] = {
+    "finding": finding,
+    "scale": scale,
+    "costs": costs,
+    "isoflop": isoflop,
+    "control": control,
+    "scores": scores,
+    "planned": planned,
+    "depth": depth,
+    "quick": quick,
+    "row": row,
+    "columns": lambda: column_table(FIRST).to_markdown(),
+    "more columns": lambda: column_table(MORE).to_markdown(),
+}
+
+
+def page_text(page: str, without: Collection[str] = ()) -> str:
+    """``page`` with its blocks filled, but for those named ``without``."""
+    names = [name for name in TEXTS if f"<!-- {name} -->" in page and name not in without]
+    return filled(page, {name: TEXTS[name]() for name in names})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fill the tables of README.md and docs/.")
+    parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
+    only_check, code = parser.parse_args().check, 0
+    for name in PAGES:
+        page = ROOT / name
+        text = page_text(page.read_text())
+        if only_check and text != page.read_text():
+            print(f"{name} differs; run python tools/docs_tables.py", file=sys.stderr)
+            code = 1
+        if not only_check:
+            page.write_text(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

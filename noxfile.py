@@ -159,6 +159,7 @@ def results(session: nox.Session) -> None:
     train a committed run again."""
     suites = sorted(page.parent.name for page in HERE.glob("results/*/leaderboard.md"))
     module(session, "modbench", "report", *suites, "--results", "results", "--check")
+    session.run(ready(session), "tools/docs_tables.py", "--check")
     # Another processor rounds differently, so that losses may differ a little.
     words = ("quick/vanilla#0", "--results", "results", "--within", "0.3")
     module(session, "modbench", "verify", *words)

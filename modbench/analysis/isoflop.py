@@ -54,6 +54,7 @@ DRAWS = 10_000
 DRAWS_OF_DEPTHS = 200_000
 #: Below this share of draws with an interior optimum, there is no interval.
 LEAST_INTERIOR = 0.5
+_ONE_SEED = "one seed: no cell was repeated, so the noise is unknown"
 #: By how many times the shift of the draws an interval is widened. The draws choose once more among
 #: minima that were chosen already, and so show a part of the shift only. With 4, intervals keep their
 #: level when up to three depths are equally good (`tests/analysis/test_depths.py`).
@@ -243,7 +244,7 @@ class _Curve:
         share = None if spread is None else float(drawn.interior.mean())
         void = ""
         if share is None:
-            void = "one seed: no cell was repeated, so the noise is unknown"
+            void = _ONE_SEED
         elif share < LEAST_INTERIOR:
             void = f"only {share:.0%} of the draws have an interior optimum"
         optimum = self._at(fit, point, DIGITS, parts)
@@ -292,9 +293,8 @@ class _Curve:
             point = self._along(surface)
         if not point.interior[0]:
             return self._nothing("surface", point, np.empty((0, 0)), parts)
-        return replace(
-            self._at("surface", point, DIGITS_OF_SURFACES, parts), void="a surface has no interval"
-        )
+        void = "a surface has none" if parts["spread"] else _ONE_SEED
+        return replace(self._at("surface", point, DIGITS_OF_SURFACES, parts), void=void)
 
     def _along(self, surface: Surface) -> Minima:
         log_sizes = np.linspace(np.log(self.sizes[0]), np.log(self.sizes[-1]), 801)

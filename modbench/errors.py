@@ -1,6 +1,7 @@
 """The error for mistakes that a user can fix. A message says what, where and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +10,16 @@ class UserError(ValueError):
     """A user's mistake. The command line prints the message, no traceback, and exits with code 2."""
 
 
+#: Control characters, which a terminal may obey, but for tabs and line breaks.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 #: Exceptions of plugin code. SystemExit is included because it would end the process with exit code 0.
 FAULTS = (Exception, SystemExit)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters as ``\\x1b``."""
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def is_file(path: Path) -> bool:

@@ -2,7 +2,9 @@
 
 import sys
 
+from modbench.errors import printable
+
 
 def tell(text: str) -> None:
     """Print ``text`` on stderr."""
-    print(f"modbench: {text}", file=sys.stderr, flush=True)
+    print(f"modbench: {printable(text)}", file=sys.stderr, flush=True)

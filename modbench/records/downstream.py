@@ -7,7 +7,7 @@ its own; compute is then that of all of its tasks together.
 import re
 from typing import Any, Literal
 
-from modbench.records.line import COUNT, COUNTS, REAL, closed, list_of, matching, optional
+from modbench.records.line import COUNT, COUNTS, REAL, at_least, closed, list_of, matching, optional
 
 #: Names of tasks and metrics; no match is a spreadsheet formula or HTML.
 TASK_NAME = re.compile(r"\w[\w .,:;+%=()@*/|-]{0,199}")
@@ -52,4 +52,11 @@ _TASK: Any = closed(
     by_item=optional[_ITEMS | None],  #: null for a group
     missing=optional[list_of[_NAME]],  #: tasks of a group that were left out
 )
+#: Settings of a measurement: those of a task (`modbench.measure.config.MeasureConfig.task`), or others.
+_OF_TASK = {
+    **dict.fromkeys(("data", "include"), optional[str]),
+    **dict.fromkeys(("limit", "fewshot", "checkpoints"), optional[COUNT]),
+}
+SETTINGS: Any = at_least(task=optional[str], **_OF_TASK)
+TASKS: Any = list_of[at_least(task=str, **_OF_TASK)]
 DOWNSTREAM: Any = dict[_NAME, _TASK]

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Annotated, Any, ClassVar, NotRequired, Self, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from modbench.errors import UserError
+from modbench.errors import CONTROL, UserError, printable
 
 #: The special forms as plain values: shapes are built at runtime, which mypy cannot follow.
 list_of: Any = list
@@ -85,7 +85,13 @@ def _short(text: str) -> str:
 SCHEMA = 4
 
 CODE = closed(version=str, commit=str | None, dirty=bool | None)
-ENVIRONMENT: Any = {"cpu": str | None, "gpu": str | None, "threads": int, "torch": str}
+ENVIRONMENT: Any = {
+    "cpu": str | None,
+    "gpu": str | None,
+    "threads": Annotated[int, Field(ge=0, le=4096)],
+    "torch": str,
+    "kernels": optional[Literal["plain", "fast"]],
+}
 
 
 def canonical_json(value: object) -> str:
@@ -99,6 +105,23 @@ def canonical_json(value: object) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"a record holds plain JSON and finite numbers only ({error})") from error
     return text
+
+
+#: A control character in JSON, or the start of its escape sequence.
+_ESCAPED = re.compile(rf"\\u00|{CONTROL.pattern}")
+
+
+def printable_values(line: str, value: Any) -> Any:
+    """The ``value`` of the JSON ``line`` with the control characters of all texts made printable."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {printable(name): shown(of) for name, of in value.items()}
+        if isinstance(value, list):
+            return [shown(of) for of in value]
+        return printable(value) if isinstance(value, str) else value
+
+    return shown(value) if _ESCAPED.search(line) else value
 
 
 def sha256(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, TypeAdapter
 
 from modbench.errors import UserError
-from modbench.records.downstream import DOWNSTREAM
+from modbench.records.downstream import DOWNSTREAM, SETTINGS, TASKS
 from modbench.records.line import (
     COUNT,
     ENVIRONMENT,
@@ -33,11 +33,12 @@ from modbench.records.line import (
     list_of,
     matching,
     optional,
+    printable_values,
     sha256,
 )
 from modbench.records.metrics import METRICS
 from modbench.records.names import KEY, LABEL, LABEL_WORDS, NAME, ROW_LABEL
-from modbench.records.routing import check_routing
+from modbench.records.routing import ROUTED_LAYER, check_routing
 from modbench.records.run import Run, Timed
 
 __all__ = [
@@ -107,15 +108,6 @@ _END = closed(
 )
 _STEPS: Any = dict[_NAME, Annotated[float, Field(ge=0, le=1e30)]]
 
-
-#: What a routed layer does to the held-out tokens that it selects under the causal rule.
-_ROUTED_LAYER = closed(
-    layer=Annotated[int, Field(ge=0, le=9999)],
-    added=optional[REAL],  #: mean norm of its update over that of the residual stream; 0 without tokens
-    gate_scale=optional[REAL],  #: mean magnitude of the gate
-)
-
-
 #: Learning rates of an isoFLOP suite; see `modbench.sweep.isoflop.stated`.
 _ISOFLOP = closed(
     learning_rates=list_of[SECONDS],
@@ -175,12 +167,12 @@ _MEASURED_ON = closed(
     run=matching(KEY, "16 hexadecimal digits"),
     budget=POSITIVE,
     measures=Literal["audit", "heldout", "downstream"],
-    settings=dict,
+    settings=SETTINGS,
 )
 _RESULT = closed(
     metrics=optional[_METRICS],
     routing=optional[dict],  #: see `modbench.records.routing`; absent if the model routes nothing
-    layers=optional[list_of[_ROUTED_LAYER]],
+    layers=optional[list_of[ROUTED_LAYER]],
     downstream=optional[DOWNSTREAM],  #: scores by task
     audit_key=optional[str],  #: the audit of its scheme, if the run was trained without one
 )
@@ -201,6 +193,8 @@ class MeasurementRecord(Line):
     seconds: Annotated[dict[str, float], like(_STEPS)] | None = None
 
     def _check(self) -> None:
+        if self.measurement["measures"] == "downstream" and "task" not in self.measurement["settings"]:
+            raise UserError("measurement.settings.task is missing")
         check_routing(self.result.get("routing", {}))
         check_outcome(self.status, self.error)
 
@@ -242,7 +236,7 @@ class SuiteRecord(Line):
                 version=int,
                 rank_by=_NAME,
                 rows=list_of[_ROW],
-                wanted=dict,
+                wanted=closed(heldout=optional[dict], downstream=optional[TASKS]),
                 compare=optional[list_of[_COMPARED]],  # absent: all rows
             )
         ),
@@ -372,9 +366,9 @@ _KINDS: dict[str, type[AnyRecord]] = {kind.kind: kind for kind in get_args(AnyRe
 
 
 def parse_line(line: str) -> dict[str, Any]:
-    """The fields of ``line``, ``kind`` included and ``digest`` checked. The fields themselves are not
-    checked. Raises UserError: it is not a JSON object, of an
-    unknown schema or kind, or it was changed after it was written."""
+    """The fields of ``line``, ``kind`` included and ``digest`` checked, in printable characters. The
+    fields themselves are not checked. Raises UserError: it is not a JSON object, of an unknown schema or
+    kind, or it was changed after it was written."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -390,7 +384,7 @@ def parse_line(line: str) -> dict[str, Any]:
         raise UserError("its digest is of another line; it was changed after it was written")
     if not isinstance(value.get("kind"), str) or value["kind"] not in _KINDS:
         raise UserError(f"kind is {str(value.get('kind'))[:60]!r}; known: {', '.join(_KINDS)}")
-    return value
+    return dict(printable_values(line, value))
 
 
 def read_record(line: str) -> AnyRecord:

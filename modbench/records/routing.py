@@ -53,6 +53,12 @@ _PASSAGE = closed(
     #: first choice of each token under the causal rule; -1: no-op experts only
     experts=list_of[closed(layer=_LAYER, first=list_of[Annotated[int, Field(ge=-1, le=10**6)]])],
 )
+#: What a routed layer does to the held-out tokens that it selects under the causal rule.
+ROUTED_LAYER = closed(
+    layer=_LAYER,
+    added=optional[REAL],  #: mean norm of its update over that of the residual stream; 0 without tokens
+    gate_scale=optional[REAL],  #: mean magnitude of the gate
+)
 _ROUTING = TypeAdapter(
     closed(
         windows=POSITIVE,  #: windows of held-out text, each read without context

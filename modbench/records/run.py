@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from modbench.data.config import DataConfig
+from modbench.errors import UserError
 from modbench.model.shape import HubConfig, Shape, shape_json, shape_of
 from modbench.records.line import key_of
 from modbench.train.config import TrainConfig
@@ -60,6 +61,8 @@ class Run:
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Run":
         """The run of the JSON ``value``. Raises UserError: a field is unknown, missing or wrong."""
+        if "folder" in value["model"]:  # its weights would be read, and its Python run
+            raise UserError("run: model has a folder, which no record states")
         return cls(
             router=built("run: router", value["router"], RouterCode),
             model=shape_of("run: model", value["model"]),

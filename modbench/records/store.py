@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modbench.errors import UserError
+from modbench.errors import CONTROL, UserError
 from modbench.records.record import (
     AnyRecord,
     AuditRecord,
@@ -32,6 +33,8 @@ _LONGEST = 300  #: characters of a sentence on a line: a few lines of a terminal
 #: Age in seconds from which a temporary file is left over. Files are written in seconds; a writer on
 #: another machine or in another container can't be asked.
 _LEFT_OVER = 3600.0
+#: Bytes of the longest record that is read. The longest of the shipped suites have 0.4 MB.
+_LARGEST = 64 * 2**20
 _REPAIR = "; restore the file, or remove that line and run the suite again"
 _REMEDIES = {
     "read": "make it readable, or move it out of the results",
@@ -196,28 +199,39 @@ def parsed_file(
     path: Path, parse: Callable[[str], _Parsed], parsed: dict[str, _Parsed], *, strict: bool = True
 ) -> Iterator[str]:
     """Add the lines of ``path`` to ``parsed`` and yield sentences; see `parsed_lines`."""
-    with _naming(path, "read"):
-        # split, not splitlines: other line separators may stand inside a JSON string.
-        *lines, rest = path.read_bytes().split(b"\n")
-    for number, raw in enumerate(lines, start=1):
+    raw = b""
+    for number, raw in enumerate(_lines_of(path), start=1):
+        if not raw.endswith(b"\n"):
+            yield (
+                f"{path}: its last line is cut off and is skipped; running the suite again repeats what "
+                "is missing"
+            )
+            return
         try:
-            line = raw.decode()
+            line = raw[:-1].decode()
             parsed[line] = parsed.get(line) or parse(line)
         except (UserError, UnicodeDecodeError) as error:
             sentence = _damage(path, number, error)
             if strict:
                 raise UserError(sentence) from error
             yield f"{sentence}; it is left out"
-    if not lines and not rest:
+    if not raw:
         yield (
             f"{path}: it is empty, and a record that it held is lost; running the suite again "
             "repeats what is missing; then remove the file"
         )
-    if rest:
-        yield (
-            f"{path}: its last line is cut off and is skipped; running the suite again repeats what "
-            "is missing"
-        )
+
+
+def _lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of ``path`` with their ends. Raises UserError: it can't be read, or a line is longer
+    than any record."""
+    with _naming(path, "read"), path.open("rb") as file:
+        while line := file.readline(_LARGEST + 1):
+            if len(line) > _LARGEST:
+                raise UserError(
+                    f"{path}: it has a line above 64 MB, which is no record; move it out of the results"
+                )
+            yield line
 
 
 def _damage(path: Path, number: int, error: UserError | UnicodeDecodeError) -> str:
@@ -237,15 +251,35 @@ def recorded_suites(results: Path) -> list[str]:
 
 def record_files(suite: Path, known: Collection[str] = frozenset()) -> list[Path]:
     """The files of records of ``suite`` whose names are not ``known``. Raises UserError: one is not a
-    regular file; a FIFO would block its reader."""
-    inside = _inside(suite / RECORDS, known)
-    paths = [path for path in inside if path.suffix == ".jsonl"]
+    regular file: a FIFO would block its reader, and a link may lead to any file."""
+    folder = suite / RECORDS
+    paths = [path for path in _inside(folder, known) if path.suffix == ".jsonl"]
+    if folder.is_symlink():
+        raise _not_regular(folder)
     for path in paths:
         with _naming(path, "read"):
-            regular = path.is_file()
-        if not regular:
-            raise UserError(f"{path}: it is not a regular file; move it out of the results")
+            mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            raise _not_regular(path)
     return paths
+
+
+def refuse_links(suite: Path) -> None:
+    """Raises UserError: ``suite`` (``results/<suite>``), which itself may be a link, holds a link or
+    another special file: what is written there would alter a file elsewhere."""
+    for folder, folders, files in os.walk(suite):
+        for path in map(Path(folder).joinpath, (*folders, *files)):
+            with contextlib.suppress(FileNotFoundError):  # another process has just renamed it
+                mode = path.lstat().st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    raise _not_regular(path)
+
+
+def _not_regular(path: Path) -> UserError:
+    return UserError(
+        f"{path}: it is not a regular file, or a link; move it out of the results (the folder of a "
+        "suite may be one)"
+    )
 
 
 def _inside(folder: Path, known: Collection[str] = frozenset()) -> list[Path]:
@@ -253,7 +287,9 @@ def _inside(folder: Path, known: Collection[str] = frozenset()) -> list[Path]:
     with _naming(folder, "read"):
         # Names sort several times faster than paths.
         names = os.listdir(folder) if folder.exists() else []
-        return [folder / name for name in sorted(names) if name not in known]
+    if strange := next(filter(CONTROL.search, names), None):
+        raise UserError(f"{folder}: a name in it has control characters ({strange!r}); rename it")
+    return [folder / name for name in sorted(names) if name not in known]
 
 
 def latest(

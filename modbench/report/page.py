@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modbench.errors import UserError
 from modbench.records.result import Result, results_of
-from modbench.records.store import RECORDS, Records, read_bytes, read_suite, write_files
+from modbench.records.store import RECORDS, Records, read_bytes, read_suite, refuse_links, write_files
 from modbench.report.captions import CAPTIONS
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
@@ -161,9 +161,10 @@ def contents_of(
     `write_report`.
 
     Raises:
-        UserError: no records, an invalid one, an unusable ``rank_by``, or timings of one session from
-            several machines.
+        UserError: no records, an invalid one, a link in the folder, an unusable ``rank_by``, or timings
+            of one session from several machines.
     """
+    refuse_links(folder)
     records = read_suite(folder, strict=False)
     for sentence in records.left_out:
         say(sentence)

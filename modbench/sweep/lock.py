@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from modbench.errors import UserError
+from modbench.records.store import refuse_links
 
 LOCK = ".lock"
 
@@ -34,7 +35,7 @@ def suite_lock(folder: Path, waiting: Callable[[str], object] | None = None) -> 
 
 
 def make_folder(folder: Path) -> None:
-    """Make results/<suite>. Raises UserError: it can't be written to."""
+    """Make results/<suite>. Raises UserError: it can't be written to, or holds a link."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = None if os.access(folder, os.W_OK) else "Permission denied"
@@ -45,3 +46,4 @@ def make_folder(folder: Path) -> None:
             f"the results folder {folder} can't be written ({reason}); give another one with "
             "--results, or fix its permissions"
         )
+    refuse_links(folder)

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from modbench.errors import several
+from modbench.errors import printable, several
 from modbench.report.sections import Page, as_markdown
 from modbench.report.table import Table
 
@@ -129,7 +129,7 @@ class Progress:
             self._line(f"{title}: another process works on it")
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, text: str) -> None:
         if not self._console.is_interactive:
@@ -192,7 +192,7 @@ def _percent(fraction: float) -> str:
 
 def say(console: Console, text: str) -> None:
     """Print a message of modbench."""
-    console.print(f"modbench: {text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"modbench: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_page(page: Page, console: Console | None = None) -> None:

@@ -8,6 +8,7 @@ one that hangs blocks no measurement. All modbench processes of a user share the
 import contextlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from modbench.data.cache_folder import cache_folder, put
+from modbench.errors import UserError
 from modbench.timing.system_load import LoadMonitor
 
 #: Longest wait for other processes to pause; then the measurement is taken, and marked as loaded. On a
@@ -116,5 +118,12 @@ def _folder() -> Path:
         return folder
     # A cache folder that is read-only, shared by several users.
     folder = Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o022:
+        raise UserError(
+            f"{folder} is a link, or others may write to it; remove it, or set MODBENCH_CACHE to a "
+            "folder of your own"
+        )
     return folder

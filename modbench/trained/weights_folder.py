@@ -72,7 +72,7 @@ def read_description(folder: Path) -> Description | None:
     """Return the description of the weights in ``folder``; None if there is none. Raises UserError: it
     is damaged, or of another version of modbench."""
     path = folder / DESCRIPTION
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         value = json.loads(path.read_bytes())

@@ -1,5 +1,6 @@
 """Token data: prepared once, verified at every start, never half-used."""
 
+import contextlib
 import json
 import multiprocessing
 import subprocess
@@ -78,6 +79,23 @@ def cut(content):
 
 def flip(content):
     return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+
+
+def flip_anywhere(content):
+    for place in [*range(min(len(content), 128)), *range(128, len(content), len(content) // 40)]:
+        yield content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_a_flipped_bit_anywhere_is_no_traceback(prepared, suffix):
+    config, cache, path = prepared
+    file = path.with_suffix(suffix)
+    whole = file.read_bytes()
+    for altered in flip_anywhere(whole):
+        file.write_bytes(altered)
+        with contextlib.suppress(UserError):  # no digest covers spaces
+            load(config, cache=cache)
+    file.write_bytes(whole)
 
 
 @pytest.mark.parametrize(

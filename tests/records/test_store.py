@@ -243,7 +243,7 @@ def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path, fakes):
                 read(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["FIFO", "folder", "device"])
+@pytest.mark.parametrize("what", ["FIFO", "folder", "device", "link"])
 @pytest.mark.parametrize("read", [read_suite, finished])
 def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path, what, read):
     shard = tmp_path / "records" / "a.jsonl"
@@ -252,10 +252,42 @@ def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path, what, r
         os.mkfifo(shard)
     elif what == "folder":
         shard.mkdir()
+    elif what == "link":
+        (tmp_path / "elsewhere").write_text("")
+        shard.symlink_to(tmp_path / "elsewhere")
     else:
         shard.symlink_to("/dev/zero")
     with pytest.raises(UserError, match=r"a\.jsonl: it is not a regular file"):
         read(tmp_path)
+
+
+def test_records_in_a_linked_folder_are_refused(tmp_path, fakes):
+    append_record(tmp_path / "elsewhere", run_of(fakes))
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "records").symlink_to(tmp_path / "elsewhere" / "records")
+    with pytest.raises(UserError, match="suite/records: it is not a regular file, or a link"):
+        read_suite(tmp_path / "suite")
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    assert read_suite(tmp_path / "linked").runs
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_line_longer_than_any_record_is_refused(tmp_path, monkeypatch, fakes, strict):
+    record = run_of(fakes)
+    monkeypatch.setattr(store, "_LARGEST", len(record.line()))
+    path = append_record(tmp_path, record)
+    with pytest.raises(UserError, match=f"{path.name}: it has a line above 64 MB"):
+        read_suite(tmp_path, strict=strict)
+
+
+def test_control_characters_of_records_and_names_are_shown_as_escapes(tmp_path, fakes):
+    error = "\x1b]0;title\x07 at\tstep 3\x9b"
+    append_record(tmp_path, run_of(fakes, status="failed", error=error, ends=[]))
+    assert read_suite(tmp_path).runs[0].error == r"\x1b]0;title\x07 at" + "\t" + r"step 3\x9b"
+    assert finished(tmp_path)[0].status == "failed"
+    (tmp_path / "records" / "\x1b[2J.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"control characters \('.x1b\[2J.jsonl'\)"):
+        read_suite(tmp_path)
 
 
 def test_a_line_with_the_digest_of_another_is_refused(tmp_path, fakes):

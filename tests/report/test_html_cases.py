@@ -3,6 +3,7 @@
 import json
 import re
 
+import pytest
 from isoflop_made_up import records as sweep_records
 
 from modbench.cli.main import main
@@ -96,6 +97,17 @@ def test_the_index_lists_suites_with_their_facts(tmp_path, fakes, six):
         assert fact in row
     assert "<code>modbench report plain --html</code>" in index
     assert index.index("Content-Security-Policy") < index.index("<style>")
+
+
+@pytest.mark.parametrize("summary", ["{", "5", '{"name": 5}', "\xff[" + "[" * 9999])
+def test_a_damaged_page_of_another_suite_is_named(tmp_path, fakes, capsys, summary):
+    page_of(fakes.store(tmp_path / "other", [fakes.make_record("mod")]))
+    page = tmp_path / "other" / "index.html"
+    damaged = re.sub('(id="summary">).*?<', rf"\g<1>{summary}<", page.read_text())
+    page.write_text(damaged, encoding="latin-1", errors="replace")
+    fakes.store(tmp_path / "fake", [fakes.make_record("mod")])
+    assert main(["report", "fake", "--results", str(tmp_path), "--html"]) == 2
+    assert "other/index.html: its summary is damaged" in capsys.readouterr().err
 
 
 def test_the_option_of_the_command_writes_page_and_index(tmp_path, fakes, capsys):

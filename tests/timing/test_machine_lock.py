@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import modbench
+from modbench.errors import UserError
 from modbench.timing import machine_lock
 from modbench.timing.machine_lock import measured_elsewhere, measuring
 
@@ -132,6 +133,25 @@ def test_a_read_only_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(machine_lock.tempfile, "gettempdir", lambda: str(tmp_path))
     with measuring("mine"):
         assert list(tmp_path.glob("modbench-*/measuring.json"))
+
+
+@pytest.mark.parametrize("prepared", ["link", "open to others"])
+def test_a_fallback_of_the_cache_that_others_prepared_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(machine_lock.tempfile, "gettempdir", lambda: str(tmp_path))
+    fallback, target = tmp_path / f"modbench-{os.getuid()}", tmp_path / "target"
+    target.mkdir(mode=0o700)
+    if prepared == "link":
+        fallback.symlink_to(target)
+    else:
+        fallback.mkdir()
+        fallback.chmod(0o777)
+    with pytest.raises(UserError, match="MODBENCH_CACHE"), measuring("mine"):
+        pass
+    assert not [*target.iterdir()]
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:

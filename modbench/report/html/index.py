@@ -6,12 +6,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from modbench.errors import UserError
+from modbench.records.line import at_least, check
 from modbench.records.store import recorded_suites, write_files
 from modbench.report.html.source import PAGE
 from modbench.report.html.template import render
 
 _MADE_BY = '<meta name="generator" content="modbench report --html">'
 _SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
+#: Facts of a summary that the index shows (`modbench.report.html.suite`).
+_FACTS = TypeAdapter(
+    at_least(
+        name=str,
+        version=int | None,
+        rows=int,
+        best=at_least(name=str, value=str, claim=str) | None,
+        budgets=list[str],
+        machines=list[str],
+        finished=str,
+    )
+)
 
 
 def has_page(folder: Path) -> bool:
@@ -41,9 +57,19 @@ def index_page(results: Path) -> bytes:
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
-    """The facts that the page of ``folder`` states; None without a page."""
+    """The facts that the page of ``folder`` states; None without a page. Raises UserError: they are
+    damaged."""
     if not has_page(folder):
         return None
-    match = _SUMMARY.search((folder / PAGE).read_text(encoding="utf-8"))
-    summary: dict[str, Any] | None = json.loads(match[1]) if match else None
-    return summary and summary | {"folder": folder.name}
+    match = _SUMMARY.search((folder / PAGE).read_text(encoding="utf-8", errors="replace"))
+    if match is None:
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(match[1])
+        check("summary", summary, _FACTS)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{folder / PAGE}: its summary is damaged ({error}); write it again with "
+            f"`modbench report {folder.name} --html`"
+        ) from error
+    return summary | {"folder": folder.name}

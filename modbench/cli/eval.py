@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from modbench.cli.messages import tell
-from modbench.cli.options import Count, Plugins, Results, Run, Several, flat, names_of
+from modbench.cli.options import Allow, Count, Plugins, Results, Run, Several, flat, names_of
 from modbench.errors import UserError, several
+from modbench.evaluate.tasks import TASKS
 from modbench.evaluate.tasks.names import check_names
 
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
@@ -31,6 +32,7 @@ def eval_(
     device: str = "cpu",
     results: Results = Path("my-results"),
     plugin: Plugins = (),
+    allow: Allow = (),
 ) -> int:
     """Score a trained model on tasks of lm-eval, modbench's own (`modbench_cloze` and others) or any
     other by its name.
@@ -54,6 +56,7 @@ def eval_(
         device: device of the model, such as cuda
         results: folder that holds one folder per suite
         plugin: Python files that register routers
+        allow: text, tokenizer or data set of the run, which modbench's own tasks are made of
     """
     names = list(names_of(tasks))
     if not names:
@@ -70,6 +73,7 @@ def eval_(
     from modbench.evaluate.downstream.table import as_table, details, missing_sentence, sentence
     from modbench.evaluate.downstream.validity import batch_shift
     from modbench.evaluate.loaded_lm import load_lm
+    from modbench.evaluate.outside import outside, permit
 
     loaded = load_lm(
         run,
@@ -79,6 +83,8 @@ def eval_(
         rule=rule,
         device=device,
     )
+    if loaded.data is not None and (include_path or not TASKS.keys().isdisjoint(names)):
+        permit(loaded.name, outside(loaded.data), flat(allow), tell)
     lm, done = loaded.lm, []
     if loaded.data is None and getattr(lm.model, "ledger", None) is None:
         tell(f"{loaded.name}: its FLOPs are not shown, since its family has no closed form")

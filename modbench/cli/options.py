@@ -20,6 +20,8 @@ RouterOptions = Annotated[Several[str], arg(metavar="NAME=VALUE ...", help_behav
 Labels = Annotated[Several[str], arg(metavar="LABEL ...", help_behavior_hint="")]
 #: Names of tasks, also joined by commas; see `names_of`.
 Tasks = Annotated[Several[str], arg(metavar="NAME[,NAME...] ...", help_behavior_hint="")]
+#: What records may name; see `modbench.evaluate.outside`.
+Allow = Annotated[Several[str], arg(metavar="NAME ...", help_behavior_hint="")]
 Suite = Annotated[Positional[str], arg(metavar="SUITE")]
 #: A trained model: SUITE/LABEL@BUDGET#SEED in the results folder, or a path of `modbench.load`.
 Run = Annotated[Positional[str], arg(metavar="RUN")]

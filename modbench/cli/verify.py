@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from modbench.cli.options import Count, Plugins, Results, flat
+from modbench.cli.options import Allow, Count, Plugins, Results, flat
 from modbench.errors import UserError
 
 
@@ -18,6 +18,7 @@ def verify(
     within: Annotated[float, arg(metavar="NATS")] = 0.05,
     results: Results = Path("my-results"),
     plugin: Plugins = (),
+    allow: Allow = (),
 ) -> int:
     """Train recorded runs again, and say which metrics come out equal. Nothing is stored.
 
@@ -31,6 +32,7 @@ def verify(
         within: difference in held-out loss that another machine may make, in nats per token
         results: folder that names such as quick/mod begin in
         plugin: Python files of the routers, as they were when recorded
+        allow: texts, tokenizers, data sets, tasks and folders of tasks that records may name
     """
     if all == bool(names):
         raise UserError("verify needs names such as results/quick/mod#0, or --all")
@@ -38,4 +40,11 @@ def verify(
         raise UserError(f"--sample is {sample}; it must be 1 or more")
     from modbench.sweep.verify import verify as verify_runs
 
-    return verify_runs(names, results=results, sample=sample, within=within, plugins=flat(plugin))
+    return verify_runs(
+        names,
+        results=results,
+        sample=sample,
+        within=within,
+        plugins=flat(plugin),
+        allow=flat(allow),
+    )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from modbench.data.token_data import prepare
 from modbench.errors import UserError, several
+from modbench.evaluate.outside import outside, permit
 from modbench.records.line import key_of
 from modbench.records.metrics import METRICS
 from modbench.records.named import Named, named, run_name
@@ -45,19 +47,26 @@ def verify(
     sample: int | None = None,
     within: float,
     plugins: Sequence[Path] = (),
+    allow: Sequence[str] = (),
 ) -> int:
     """Train the runs that ``names`` stand for again and print which metrics come out equal; see
     `modbench.records.named.named`; no names: all suites in ``results``. Nothing is stored. Each run has
     the threads and kernels that its record states. ``sample``: the number of runs, drawn at random;
-    None: all.
+    None: all. ``allow``: names of texts, data sets and tasks that records may name.
 
     Returns 0, or 1 if a run could not be trained, an exact metric differs, a machine that is recorded as
     equal gives other digits, or another one gives a loss that differs by more than ``within`` nats per
-    token, or another metric beyond its tolerance. Raises UserError: there are no such records."""
+    token, or another metric beyond its tolerance. Raises UserError: there are no such records, or
+    they name what is not allowed."""
     console = Console(stderr=True)
     chosen = _drawn([named(name, results) for name in names or recorded_suites(results)], sample)
     if not chosen:
         raise UserError(f"results folder {results} holds no finished run to verify")
+    for side, result in chosen:
+        recorded = [other for other in side.results if other.key == result.key]
+        tasks = [subject["settings"] for subject in _measurements(recorded)]
+        named_outside = outside(result.run.data, [of for of in tasks if "task" in of])
+        permit(_title(side, result), named_outside, allow, partial(say, console))
     seconds = sum(sum((result.record.seconds or {}).values()) for _, result in chosen)
     runs = several(len(chosen), "run")
     say(console, f"training {runs} again, which took {clock(seconds)} when recorded")
@@ -146,15 +155,8 @@ def _trained(
         workers=1,
         wait=True,
     )
-    subjects = {
-        key_of(record.measurement): record.measurement
-        for result in recorded
-        for record in result.measurements
-        if record.status == "ok" and record.measurement["measures"] != "audit"
-    }
-    left = Left(
-        wanted=Wanted(label=first.label, run=run), train=True, measurements=tuple(subjects.values())
-    )
+    measurements = _measurements(recorded)
+    left = Left(wanted=Wanted(label=first.label, run=run), train=True, measurements=measurements)
 
     def plugins_of(router: RouterCode) -> list[str]:
         return _files_of(router, plugins)
@@ -167,6 +169,17 @@ def _trained(
     for failure in failures:
         say(console, f"{failure.title} {failure.status}: {failure.error}")
     return not failures
+
+
+def _measurements(recorded: Sequence[Result]) -> tuple[dict[str, Any], ...]:
+    """What was measured of ``recorded``, each once."""
+    subjects = {
+        key_of(record.measurement): record.measurement
+        for result in recorded
+        for record in result.measurements
+        if record.status == "ok" and record.measurement["measures"] != "audit"
+    }
+    return tuple(subjects.values())
 
 
 @contextmanager

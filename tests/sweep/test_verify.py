@@ -10,6 +10,8 @@ from small_suite import modbench_says, write_suite
 
 from modbench.records.line import canonical_json, sha256
 
+TEXT = ("--allow", "text.txt")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,7 +42,7 @@ def shift_loss(record: dict[str, Any], by: float) -> None:
 
 def test_a_run_comes_out_equal_to_the_bit_and_nothing_is_stored(place: Path) -> None:
     before = sorted(place.rglob("*"))
-    code, out = modbench_says(place, "verify", "results/tiny/mod#0")
+    code, out = modbench_says(place, "verify", "results/tiny/mod#0", *TEXT)
     assert code == 0, out
     assert "exact metrics equal; " in out
     assert " quality metrics equal to the bit\n" in out
@@ -51,11 +53,13 @@ def test_a_run_comes_out_equal_to_the_bit_and_nothing_is_stored(place: Path) -> 
 def test_a_forged_loss_is_found(place: Path) -> None:
     forged(place, "wrong", lambda record: shift_loss(record, 1e-9))
     record = next((place / "wrong" / "tiny" / "records").glob("*.jsonl"))
-    code, out = modbench_says(place, "verify", "--all", "--sample", "3", "--results", "wrong")
+    code, out = modbench_says(place, "verify", "--all", "--sample", "3", "--results", "wrong", *TEXT)
     assert code == 1, out
     assert "heldout_loss" in out
     assert "1 run: not verified: tiny/mod" in out
-    code, out = modbench_says(place, "verify", str(record.relative_to(place).parent.parent / "mod"))
+    code, out = modbench_says(
+        place, "verify", str(record.relative_to(place).parent.parent / "mod"), *TEXT
+    )
     assert code == 1, out
 
 
@@ -65,11 +69,13 @@ def test_another_machine_may_differ_a_little_and_is_named(place: Path) -> None:
         record["environment"]["cpu"] = "Another CPU"
 
     forged(place, "elsewhere", elsewhere)
-    code, out = modbench_says(place, "verify", "tiny/mod", "--results", "elsewhere")
+    code, out = modbench_says(place, "verify", "tiny/mod", "--results", "elsewhere", *TEXT)
     assert code == 0, out
     assert "processor: Another CPU |" in out
     assert "1 not equal, within what another machine explains" in out
-    code, out = modbench_says(place, "verify", "tiny", "--results", "elsewhere", "--within", "0.001")
+    code, out = modbench_says(
+        place, "verify", "tiny", "--results", "elsewhere", "--within", "0.001", *TEXT
+    )
     assert code == 1, out
 
 
@@ -80,13 +86,13 @@ def test_another_machine_explains_no_other_metric_that_is_far_off(place: Path) -
             record["result"]["metrics"]["heldout_bits_per_byte"] = 0.5
 
     forged(place, "bits", elsewhere)
-    code, out = modbench_says(place, "verify", "tiny/mod", "--results", "bits")
+    code, out = modbench_says(place, "verify", "tiny/mod", "--results", "bits", *TEXT)
     assert code == 1, out
 
 
 def test_another_text_is_refused(place: Path) -> None:
     forged(place, "other", lambda record: record.get("data", {}).update(sha256="0" * 64))
-    code, out = modbench_says(place, "verify", "other/tiny")
+    code, out = modbench_says(place, "verify", "other/tiny", *TEXT)
     assert code == 1, out
     assert "Traceback" not in out
     assert "was trained on other text (sha256 000000000000)" in out

@@ -1,0 +1,48 @@
+"""What records name outside of modbench. A stranger's record may name any file: nothing of it is read,
+fetched or run unless the command line names it too."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os.path import abspath
+from pathlib import Path
+from typing import Any
+
+from modbench.data.config import DataConfig
+from modbench.errors import UserError
+from modbench.evaluate.tasks import TASKS
+
+
+def outside(data: DataConfig, tasks: Iterable[Mapping[str, Any]] = ()) -> dict[str, str]:
+    """Return what a run on ``data`` and its ``tasks`` (settings of measurements) name outside of
+    modbench: each name with its meaning."""
+    named = {
+        data.path: "a text",
+        data.name: "a data set, which is fetched",
+        data.tokenizer if data.has_tokenizer_file else None: "a tokenizer",
+    }
+    for settings in tasks:
+        task = settings["task"]
+        named |= {
+            settings.get("include"): "a folder of tasks, whose Python is run",
+            settings.get("data"): "a folder of items",
+        }
+        is_file_name = "data" in settings and Path(task).name == task
+        if task not in TASKS and not is_file_name:
+            named[task] = "a task, whose items are fetched"
+    return {name: meaning for name, meaning in named.items() if name is not None}
+
+
+def permit(
+    who: str, named: Mapping[str, str], allow: Sequence[str], say: Callable[[str], object]
+) -> None:
+    """Say what is used of ``named`` by the records of ``who``. Raises UserError: a part of it is not
+    among ``allow``, names of the command line."""
+    allowed = {*allow, *map(abspath, allow)}
+    lacking = [name for name in named if name not in allowed and abspath(name) not in allowed]
+    if lacking:
+        words = " and ".join(f"'{name}' ({named[name]})" for name in lacking)
+        raise UserError(
+            f"{who} names {words}; what only a record names is not used: if you trust it, add --allow "
+            f"{' '.join(lacking)}"
+        )
+    for name, meaning in named.items():
+        say(f"uses '{name}', {meaning}: {who} names it, and --allow")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from modbench.errors import UserError, is_file
+from modbench.errors import UserError, is_file, printable
 
 #: Accepted names of each column, in lower case with underscores.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -72,7 +72,7 @@ def _lines(file: Path) -> Iterator[_Line]:
     if not is_file(file):
         raise UserError(f"{file}: no such file; name a CSV file of points")
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = printable(file.read_text(encoding="utf-8-sig"))
         first = next((line for line in text.splitlines() if line and not line.startswith("#")), "")
         reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count), strict=True)
         for cells in reader:

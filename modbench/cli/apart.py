@@ -1,5 +1,6 @@
-"""Runs a command that loads plugins in a process of its own, so that a crashing plugin is reported."""
+"""Runs a command that loads plugins or tasks in a process of its own, so that a crash is reported."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modbench.cli.main import main
-from modbench.cli.messages import tell
+from modbench.cli.messages import Messages, tell
 from modbench.routing.registry import foreign_routers
 
 #: Environment variable of the inner process: the file that it makes once the command has ended.
@@ -20,6 +21,10 @@ _OF_PLUGINS = ("check", "audit", "flops", "plan", "sample", "export", "eval")
 
 def run() -> int:
     """Run the command of `sys.argv`; see `modbench.cli.main.main`."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = Messages(
+            sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
+        )
     arguments, ended = sys.argv[1:], os.environ.pop(_ENDED, None)
     if ended is not None:
         code = 1
@@ -34,10 +39,11 @@ def run() -> int:
 
 
 def _may_load(arguments: Sequence[str]) -> bool:
-    """Return True if the command may import code of others: a plugin file, or an installed package with
-    a router, which a suite, a run or an option names."""
-    asked = arguments[0] == "check" or any(word.partition("=")[0] == "--plugin" for word in arguments)
-    return asked or bool(foreign_routers())
+    """Return True if the command may import code of others: a plugin file, the Python of a task, or an
+    installed package with a router, which a suite, a run or an option names."""
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    named = {"--plugin", "--include-path"} & given
+    return arguments[0] == "check" or bool(named or foreign_routers())
 
 
 def _run_apart(arguments: Sequence[str]) -> int:
@@ -53,5 +59,5 @@ def _run_apart(arguments: Sequence[str]) -> int:
         if ended.exists():
             return code
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-    tell(f"the process that loaded the plugin {how} before the command was done; fix that in the plugin")
+    tell(f"the process that loaded the plugin or task {how} before the command was done; fix that in it")
     return 2

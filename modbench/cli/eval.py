@@ -49,7 +49,7 @@ def eval_(
         num_fewshot: examples before each item; by default as the task says
         data_dir: folder of local files, in place of the hub; a file there is also a task of its own
             (modbench docs evaluation)
-        include_path: folder of your own YAML files of lm-eval tasks
+        include_path: folder of your own YAML files of lm-eval tasks; their Python is run
         rule: selection rule; topk is the training rule, which looks ahead: its scores are non-causal
         out: folder for lm-eval's result and sample files
         validity: also score the first 32 items at batch sizes 1, 7 and 32, and print how far they differ

@@ -7,7 +7,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from modbench.cli.hub_folder import refuse_hub_folder
 from modbench.cli.options import Plugins, Results, Run, Several, flat
-from modbench.errors import UserError
+from modbench.errors import UserError, printable
 from modbench.sweep.sample import Drawing
 
 
@@ -39,5 +39,5 @@ def sample(
     if not prompts:
         raise UserError("sample needs --prompt, such as --prompt 'In the beginning'")
     for text in sample_run(run, prompts, results=results, plugins=flat(plugin), drawing=drawing):
-        print(text)
+        print(printable(text))
     return 0

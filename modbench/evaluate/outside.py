@@ -1,6 +1,7 @@
-"""What records name outside of modbench. A stranger's record may name any file: nothing of it is read,
-fetched or run unless the command line names it too."""
+"""Files, data sets and tasks that records name. Records of other people may name any of them: none is
+read, fetched or run unless the command line names it too."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os.path import abspath
 from pathlib import Path
@@ -32,17 +33,17 @@ def outside(data: DataConfig, tasks: Iterable[Mapping[str, Any]] = ()) -> dict[s
 
 
 def permit(
-    who: str, named: Mapping[str, str], allow: Sequence[str], say: Callable[[str], object]
+    subject: str, named: Mapping[str, str], allow: Sequence[str], say: Callable[[str], object]
 ) -> None:
-    """Say what is used of ``named`` by the records of ``who``. Raises UserError: a part of it is not
-    among ``allow``, names of the command line."""
+    """Say what is used of ``named``, which the records of ``subject`` name. Raises UserError: a part of
+    it is not among ``allow``, names of the command line."""
     allowed = {*allow, *map(abspath, allow)}
     lacking = [name for name in named if name not in allowed and abspath(name) not in allowed]
     if lacking:
         words = " and ".join(f"'{name}' ({named[name]})" for name in lacking)
         raise UserError(
-            f"{who} names {words}; what only a record names is not used: if you trust it, add --allow "
-            f"{' '.join(lacking)}"
+            f"{subject}: what only a record names is not used, here {words}; if you trust that, add "
+            f"--allow {shlex.join(lacking)}"
         )
     for name, meaning in named.items():
-        say(f"uses '{name}', {meaning}: {who} names it, and --allow")
+        say(f"{subject}: uses '{name}' ({meaning})")

@@ -38,7 +38,8 @@ class MeasureConfig:
     #: folder of local files in place of the hub, relative to the working directory; a file there is also
     #: a task of its own; None: the hub
     downstream_data: str | None = None
-    #: folder of a user's own YAML files of lm-eval tasks, relative to the working directory
+    #: folder of a user's own YAML files of lm-eval tasks, relative to the working directory; their
+    #: Python is run
     downstream_include: str | None = None
     #: points at the end of the learning curve that are scored, 2 or more, the trained model included,
     #: for the signal-to-noise ratio; None: the trained model only

@@ -1,9 +1,15 @@
 """Checks the downstream tasks of a suite before anything is trained."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from modbench.errors import UserError
+from modbench.measure.config import MeasureConfig
 from modbench.sweep.suite import Suite
+from modbench.sweep.worker import DiedError, Say, run_worker
 
 
 def check_tasks(suite: Suite, embedded: bool, tell: Callable[[str], None]) -> None:
@@ -28,15 +34,36 @@ def check_tasks(suite: Suite, embedded: bool, tell: Callable[[str], None]) -> No
             f"{where} {measure.data_dir} is no folder; give one with files such as arc_easy.jsonl"
         )
     if measure.data_dir is not None or measure.include is not None:
-        from modbench.evaluate.downstream.check_files import check_files
-
         try:
-            for sentence in check_files(
-                measure.downstream,
-                data_dir=measure.data_dir,
-                include=measure.include,
-                fewshot=measure.downstream_fewshot,
-            ):
+            for sentence in _checked(measure):
                 tell(sentence)
         except UserError as error:
             raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
+
+
+@cache
+def _checked(measure: MeasureConfig) -> Sequence[str]:
+    """The sentences of `modbench.evaluate.downstream.check_files.check_files`, which runs in a worker:
+    the Python of a user's task may end its process. Raises UserError: as there, or that happened."""
+    stated = {name: getattr(measure, name) for name in ("data_dir", "include")}
+    spec = {
+        "job": "tasks",
+        "names": measure.downstream,
+        **{name: None if folder is None else str(folder) for name, folder in stated.items()},
+        "fewshot": measure.downstream_fewshot,
+        "threads": 1,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return list(run_worker(spec, log=Path(folder, "log.txt"))["sentences"])
+        except DiedError as death:
+            ended = f"the process that loaded the tasks ended: {death}; fix the task's Python"
+            raise UserError(str(death) if death.code == 2 else ended) from None
+
+
+def check_in_worker(spec: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Do the job of `_checked`."""
+    from modbench.evaluate.downstream.check_files import check_files
+
+    folders = {name: spec[name] and Path(spec[name]) for name in ("data_dir", "include")}
+    return {"sentences": list(check_files(spec["names"], fewshot=spec["fewshot"], **folders))}

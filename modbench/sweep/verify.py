@@ -62,11 +62,12 @@ def verify(
     chosen = _drawn([named(name, results) for name in names or recorded_suites(results)], sample)
     if not chosen:
         raise UserError(f"results folder {results} holds no finished run to verify")
+    needed: dict[str, str] = {}
     for side, result in chosen:
-        recorded = [other for other in side.results if other.key == result.key]
-        tasks = [subject["settings"] for subject in _measurements(recorded)]
-        named_outside = outside(result.run.data, [of for of in tasks if "task" in of])
-        permit(_title(side, result), named_outside, allow, partial(say, console))
+        subjects = _measurements([other for other in side.results if other.key == result.key])
+        tasks = [of["settings"] for of in subjects if of["measures"] == "downstream"]
+        needed |= outside(result.run.data, tasks)
+    permit(several(len(chosen), "run"), needed, allow, partial(say, console))
     seconds = sum(sum((result.record.seconds or {}).values()) for _, result in chosen)
     runs = several(len(chosen), "run")
     say(console, f"training {runs} again, which took {clock(seconds)} when recorded")
@@ -172,7 +173,7 @@ def _trained(
 
 
 def _measurements(recorded: Sequence[Result]) -> tuple[dict[str, Any], ...]:
-    """What was measured of ``recorded``, each once."""
+    """The measurements of ``recorded``, each once."""
     subjects = {
         key_of(record.measurement): record.measurement
         for result in recorded

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from modbench.data.tokenizer import Tokenizer
 from modbench.data.tokenizer_file import tokenizer_of
-from modbench.errors import UserError
+from modbench.errors import UserError, printable
 from modbench.records.line import canonical_json, check, sha256
 from modbench.records.record import AuditRecord, RunRecord
 from modbench.records.run import Run
@@ -83,8 +83,8 @@ def read_description(folder: Path) -> Description | None:
         check("run", value["run"], _RUN)
         check("audit", value.get("audit", []), _AUDIT)
         return Description(
-            suite=str(value["suite"]),
-            label=str(value["label"]),
+            suite=printable(str(value["suite"])),
+            label=printable(str(value["label"])),
             run=Run.of(value["run"]),
             merges=[(int(left), int(right)) for left, right in value["merges"]],
             tokenizer_text=value.get("tokenizer"),

@@ -48,7 +48,7 @@ def test_plugin_that_ends_the_process_is_a_sentence_and_exit_code_2(
     tmp_path: Path, code: str, how: str, words: tuple[str, ...]
 ) -> None:
     (tmp_path / "bad.py").write_text(code)
-    sentence = f"modbench: the process that loaded the plugin {how} before the command was done"
+    sentence = f"modbench: the process that loaded the plugin or task {how} before the command was done"
     found, out = says(tmp_path, *words)
     assert found == 2
     assert out.startswith(sentence)
@@ -65,7 +65,7 @@ def test_an_installed_plugin_that_ends_the_process_is_one_too(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
     code, out = modbench_says(tmp_path, *words.split())
     assert code == 2
-    assert out.startswith("modbench: the process that loaded the plugin exited with code 0 before ")
+    assert out.startswith("modbench: the process that loaded the plugin or task exited with code 0 ")
     assert out.count("\n") == 1
 
 

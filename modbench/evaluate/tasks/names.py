@@ -120,21 +120,28 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """Return the fields of a task file, with those of the file that it includes."""
+def _read_yaml(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the fields of a task file, with those of the files that it includes. ``within``: files that
+    include it."""
+    path = path.resolve()
+    if path in within:
+        raise UserError(f"{path} includes itself; remove 'include' from it or a file that it includes")
     try:
         stated = yaml.load(path.read_bytes(), Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}); a task file includes it") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}); fix it there") from error
     if not isinstance(stated, dict):
         return {}
-    return {**(_read_yaml(path.parent / stated["include"]) if "include" in stated else {}), **stated}
+    fields: dict[str, Any] = {}
+    for included in _words(stated.get("include")):
+        fields |= _read_yaml(path.parent / str(included), (*within, path))
+    return fields | stated
 
 
 def _words(stated: Any) -> list[str]:
-    return [stated] if isinstance(stated, str) else list(stated or ())
+    return list(stated) if isinstance(stated, list) else [] if stated is None else [stated]
 
 
 def _tags(path: str, contents: dict[str, bytes]) -> list[str]:

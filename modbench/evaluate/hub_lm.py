@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError, several
 from modbench.evaluate.routed_lm import RoutedLM
-from modbench.hf.families import family_ledger, stated_length
+from modbench.hf.families import family_ledger, load_config, stated_length
 from modbench.hf.folder import check_files
 from modbench.hf.passes import installed
 from modbench.hf.saved import register_for
 from modbench.ledger import Ledger, Workload
 from modbench.model.context import Context
+from modbench.model.shape import refuse_hub_code
 
 #: Input length of a model whose config and tokenizer state none, as in lm-eval.
 UNSTATED_LENGTH = 2048
@@ -118,6 +119,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
     model, a tokenizer of another model, or a file that is truncated or damaged."""
     transformers = installed()
     check_files(folder)
+    refuse_hub_code(load_config(folder))
     register_for(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

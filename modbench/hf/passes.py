@@ -9,8 +9,6 @@ B sequences, T tokens.
 """
 
 import inspect
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,11 +21,10 @@ from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
 from modbench.hf.families import FAMILIES, family_reading, load_config
 from modbench.ledger import Phase
+from modbench.model.shape import refuse_hub_code
 
 #: Keys of a published config.json that say how weights are stored, or name code to run.
 _NOT_THE_MODEL = ("auto_map", "quantization_config", "transformers_version")
-#: An implementation with a '/': code that transformers fetches and runs.
-_OF_HUB = re.compile(r'_implementation[^"]*": "[^"]*/')
 
 Wanted = Literal["all", "last", "loss"]
 #: Runs a model on new tokens (B, T); returns the loss if that is wanted.
@@ -49,8 +46,7 @@ def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
         raise UserError(_not_countable(config))
     keys = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
     name = keys.pop("model_type", None)
-    if _OF_HUB.search(json.dumps(keys, default=str)):
-        raise UserError(f"config of model_type '{name}' names an implementation on the hub; remove it")
+    refuse_hub_code(keys)
     if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" in config:
         raise UserError(
             f"model_type '{name}' is code of its own, in files that its auto_map names, which "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ TRANSFORMERS = "transformers"
 class HubConfig:
     """A model of transformers: the content of its config.json, and what else fixes its weights. Two are
     equal if all but ``config`` and ``folder`` are: the digest stands for the config. Raise a `UserError`
-    if the digest is not that of the config."""
+    if the digest is not that of the config, or see `refuse_hub_code`."""
 
     vocabulary: Count
     width: Count
@@ -39,6 +40,7 @@ class HubConfig:
         if self.digest not in ("", digest):
             raise UserError(f"model digest is {self.digest}, and that of its config is {digest}")
         object.__setattr__(self, "digest", digest)
+        refuse_hub_code(self.config)
 
     @property
     def family(self) -> str:
@@ -52,6 +54,14 @@ class HubConfig:
         return HubConfig(**asdict(self) | {"weights": None, "folder": folder})
 
 
+def refuse_hub_code(config: Mapping[str, Any]) -> None:
+    """Raise a `UserError` if the content of a config.json names an implementation with a '/': code on
+    the hub, which transformers would fetch and run."""
+    if _OF_HUB.search(json.dumps(config, default=str)):
+        raise UserError("config.json names an implementation on the Hugging Face hub; remove that key")
+
+
+_OF_HUB = re.compile(r'_implementation[^"]*": "[^"]*/')
 #: What fixes the shape of a model, without routing.
 Shape: TypeAlias = ModelConfig | HubConfig
 

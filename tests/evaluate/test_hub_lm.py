@@ -146,6 +146,10 @@ def test_a_folder_without_tokenizer_or_weights_is_refused(folder, tmp_path):
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has no causal language model that transformers can load"):
         load_hub_lm(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "attn_implementation": "a/b"}))
+    with pytest.raises(UserError, match="implementation on the Hugging Face hub"):
+        load_hub_lm(tmp_path)
 
 
 def test_flops_are_those_that_the_counter_sees(folder):
@@ -198,5 +202,5 @@ def test_a_damaged_file_of_the_folder_is_named(folder, tmp_path):
     with pytest.raises(UserError, match=r"the weights in .*c lack model\.layers\.2\..*9 tensors"):
         load_hub_lm(tmp_path / "c")
     config.write_text("{")
-    with pytest.raises(UserError, match="c has no "):
+    with pytest.raises(UserError, match=r"c/config\.json can't be read"):
         load_hub_lm(tmp_path / "c")

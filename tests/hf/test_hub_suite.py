@@ -171,7 +171,7 @@ def bad(**changed: Any) -> dict[str, Any]:
         (bad(model_type="vit"), "model_type 'vit' is no causal language model"),
         (bad(model_type="bert"), "model_type 'bert' is an encoder"),
         (bad(model_type="mine", auto_map={"AutoConfig": "a.B"}), "is code of its own"),
-        (bad(attn_implementation="a/b"), "implementation on the hub"),
+        (bad(attn_implementation="a/b"), "implementation on the Hugging Face hub"),
         (bad(model_type="mamba"), "layers of kind|states no|no causal|can't|num_"),
         (bad(max_position_embeddings=16), "its context is 16 tokens, and \\[train\\] sequence is 32"),
         (bad(num_attention_heads=5), "num_attention_heads, 5, must divide it"),

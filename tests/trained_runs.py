@@ -23,7 +23,8 @@ OPTIONS: dict[str, dict[str, Any]] = {"mod": {"causal": "ema_threshold"}}
 #: Two rows of one suite, and two seeds of a third one: label, router, seed.
 RUNS = [("mod", "mod", 0), ("vanilla", "vanilla", 0), ("twice", "mod", 1), ("twice", "mod", 2)]
 STATE = {"compare": (), "left": 0, "wanted": 0}
-SUITE = {"name": "tiny", "version": 1, "rank_by": "heldout_loss", **STATE}
+HEADER = {"name": "tiny", "version": 1, "rank_by": "heldout_loss"}
+SUITE = HEADER | STATE
 _MADE = {
     "code": {"version": "0", "commit": None, "dirty": None},
     "environment": {"cpu": None, "gpu": None, "threads": 1, "torch": "2"},
@@ -75,7 +76,7 @@ def add_records(results: Path, *runs: Result) -> None:
     for run in runs:
         keys[run.label].append(run.key)
     rows = [{"label": label, "runs": named, "timed": []} for label, named in keys.items()]
-    suite = SUITE | {"rows": rows, "wanted": {}}
+    suite = HEADER | {"rows": rows, "wanted": {}}
     shard = results / "tiny" / "records" / "a.jsonl"
     shard.parent.mkdir(parents=True, exist_ok=True)
     with shard.open("a+") as file:

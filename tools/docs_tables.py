@@ -93,7 +93,7 @@ def isoflop() -> str:
     rows = [
         {
             "FLOPs": at(line["budget"]),
-            "group": line["group"] if line["position"] else "not ranked",
+            "group": (line["group"] or "-") if line["position"] else "not ranked",
             "scheme": line["scheme"],
             "loss at the optimum (nats/token)": number(line, "loss"),
             "bits/byte": number(line, "bits_per_byte"),

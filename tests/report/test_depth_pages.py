@@ -76,7 +76,7 @@ def test_each_scheme_is_ranked_at_its_best_depth(make: Make) -> None:
     page = isoflop_page(deep(make))
     first, second = table_under(page, MIDDLE)
     assert first[:3] == ["best", "mod", "4 (100% of draws)"]
-    assert second[:3] == ["", "vanilla", "2 (100% of draws)"]
+    assert second[:3] == ["-", "vanilla", "2 (100% of draws)"]
     assert first[4].startswith("-0.3")  # 3.7 at four layers minus 4.0 at two
     assert first[4].endswith("better")
     assert "2 schemes, each at its own optimal size and depth (of 2, 4, 8 layers)" in page.to_markdown()

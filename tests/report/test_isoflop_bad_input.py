@@ -96,7 +96,7 @@ def test_family_without_an_interior_optimum_is_named_and_gets_no_number(
 def test_one_seed_gives_an_optimum_without_an_interval_and_the_reason(sweep: Sweep) -> None:
     sweep.scheme("vanilla", seeds=(0,))
     row = sweep.row("vanilla")
-    assert row.startswith("|  | vanilla | 4.0")
+    assert row.startswith("| - | vanilla | 4.0")
     assert "interior; no interval: one seed: no cell was repeated, so the noise is unknown" in row
 
 

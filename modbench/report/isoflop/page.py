@@ -161,7 +161,7 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
     if minus := line.difference:
         compared = difference_text(minus, line.same_processor)
     return (
-        line.group if line.position else "not ranked",
+        (line.group or "-") if line.position else "not ranked",
         scheme,
         *((layers_cell(optimum),) if sweep.depths else ()),
         with_interval(optimum.loss, optimum.loss_interval, ".4f"),

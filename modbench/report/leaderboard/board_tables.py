@@ -37,14 +37,14 @@ def first_table(board: Leaderboard, entries: Sequence[Entry]) -> Table:
         else:
             cells |= metric_columns(board, rows, [column])
     cells["audit"] = [row.audit for row in rows]
-    table = _table({name: of for name, of in cells.items() if name != GROUP.heading or any(of)})
+    table = _table({name: of for name, of in cells.items() if name != GROUP.heading or {*of} != {"-"}})
     by = ranking_column(board).heading.partition(" (")[0]
     return table.about(f"Schemes, ordered by {by}", [row.label for row in rows])
 
 
 def _group(board: Leaderboard, entry: Entry) -> str:
     group = "not ranked" if entry.unranked else board.differences.group(entry)
-    return f"{group}{' †' if entry.note else ''}".strip()
+    return f"{group}{' †' if entry.note else ''}".strip() or "-"
 
 
 def _minus_dense(board: Leaderboard, entry: Entry) -> str | None:

@@ -126,8 +126,24 @@ def control() -> str:
     return Table(("mod minus mod:gaussian", "nats/token", "p"), rows).to_markdown()
 
 
+def turned(line: Line) -> Line:
+    """A difference as MoD minus its control, where it is the other way round."""
+    if (line["scheme"], line["minus"]) != (RANDOM, MOD):
+        return line
+    low, high = (f"{-float(line[f'difference_{end}'])}" for end in ("high", "low"))
+    ends = {"difference_low": low, "difference_high": high}
+    return {
+        **line,
+        "scheme": MOD,
+        "minus": RANDOM,
+        "difference": f"{-float(line['difference'])}",
+        **ends,
+    }
+
+
 def depth() -> str:
     """MoD and its control minus dense by depth, with the other fits' differences."""
+    order = (f"{MOD} minus {DENSE}", f"{RANDOM} minus {DENSE}", f"{MOD} minus {RANDOM}")
     losses = {
         (line["budget"], line["scheme"], line["layers"], line["fit"]): float(line["loss"])
         for line in read("isoflop-depth/depths.csv")
@@ -151,8 +167,8 @@ def depth() -> str:
             yield "-" if ours is None or theirs is None else f"{ours - theirs:+.4f}"
 
     rows = []
-    for line in read("isoflop-depth/differences.csv"):
-        if line["budget"] and line["minus"] in (DENSE, RANDOM) and line["family"] != "best":
+    for line in map(turned, read("isoflop-depth/differences.csv")):
+        if line["budget"] and f"{line['scheme']} minus {line['minus']}" in order:
             row = {
                 "FLOPs": at(line["budget"]),
                 "layers": line["layers"] or "best of each",
@@ -161,9 +177,11 @@ def depth() -> str:
             }
             by_fit = dict(zip(("by Akima interpolation", "by the surface"), others(line), strict=True))
             rows.append(row | by_fit)
-    order = ("mod minus vanilla", "mod:gaussian minus vanilla", "mod minus mod:gaussian")
-    rows.sort(key=lambda row: (order.index(row["difference"]), float(row["FLOPs"]), row["layers"]))
-    return Table.of(rows, left=(1, 2)).to_markdown()
+    rows.sort(
+        key=lambda row: (order.index(row["difference"]), float(row["FLOPs"]), row["layers"].zfill(2))
+    )
+    unique = {tuple(row.values()): row for row in rows}
+    return Table.of([*unique.values()], left=(1, 2)).to_markdown()
 
 
 def scores() -> str:

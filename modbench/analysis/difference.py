@@ -88,8 +88,8 @@ def compare(
     margin: float | None = MARGIN,
 ) -> Difference | None:
     """Mean of ``row_a`` minus ``row_b``, figures by seed, over the seeds of both; None if they share
-    none. ``spreads``: noise of one run of either row (`Noise.of`); ``pooled``: that of all rows, whose
-    degrees of freedom allow a verdict of fewer than `LEAST_SEEDS` seeds."""
+    none. ``spreads``: noise of one run of either row (`Noise.of`); ``pooled``: that of all rows, if it
+    is theirs: its degrees of freedom allow a verdict of fewer than `LEAST_SEEDS` seeds."""
     seeds = sorted(row_a.keys() & row_b.keys())
     if not seeds:
         return None

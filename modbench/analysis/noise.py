@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from modbench.errors import UserError
 
 Array = NDArray[np.float64]
-#: Degrees of freedom from which a scheme can have a spread of its own; with fewer, it is the pooled one.
-LEAST_FREEDOM = 4
 #: Bartlett's p at or below which each scheme has its own spread.
 _UNEQUAL = 0.05
 
@@ -75,9 +73,8 @@ class Noise:
         return self.p is None or self.p > _UNEQUAL
 
     def of(self, scheme: str) -> Spread | None:
-        """The spread of one run of ``scheme``."""
-        own = self.own.get(scheme)
-        return self.pooled if self.is_pooled or not own or own.freedom < LEAST_FREEDOM else own
+        """The spread of one run of ``scheme``; that of all if it has no repeated run."""
+        return self.pooled if self.is_pooled else self.own.get(scheme, self.pooled)
 
     def in_words(self) -> str:
         """The sentence on the model and its numbers; empty without repeated runs."""
@@ -91,8 +88,8 @@ class Noise:
         if self.is_pooled:
             return f"{stated}{test}."
         return (
-            f"{stated}; but the schemes differ in their noise{test}, so each has its own where it has "
-            f"{LEAST_FREEDOM} degrees of freedom or more."
+            f"{stated}; but the schemes differ in their noise{test}, so each has its own, with its own "
+            "degrees of freedom."
         )
 
 
@@ -110,7 +107,7 @@ def bartlett(spreads: Iterable[Spread]) -> float | None:
     logs = math.fsum(of.freedom * math.log((together.sd / of.sd) ** 2) for of in known)
     inverse = math.fsum(1 / of.freedom for of in known) - 1 / together.freedom
     corrected = logs / (1 + inverse / (3 * (len(known) - 1)))
-    return float(chdtrc(len(known) - 1, corrected))
+    return float(chdtrc(len(known) - 1, max(0.0, corrected)))  # rounding makes equal ones negative
 
 
 class Cell(NamedTuple):

@@ -21,9 +21,9 @@ CAPTIONS = {
     ),
     "speed_up": (
         "Speed-up over the dense model at equal loss; 1 (dotted) is no speed-up. Filled: in training "
-        "FLOPs; hollow: in seconds of training steps. Lines are 95 % intervals, which don't contain "
-        "the spread of the times. An open arrow starts at a bound: the value is at least, or at most, "
-        "that. It also stands at a marker if the interval is open on that side."
+        "FLOPs; hollow, if steps were timed: in seconds of them. Lines are 95 % intervals, which don't "
+        "contain the spread of the times. An open arrow starts at a bound: the value is at least, or at "
+        "most, that. It also stands at a marker if the interval is open on that side."
     ),
     "normalised_loss": (
         "Loss and nominal forward FLOPs per token, both over those of the dense optimum of the same "

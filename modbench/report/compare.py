@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from modbench.analysis.difference import FEW_SEEDS, MARGIN, Difference, compare, judge, row_noise
 from modbench.analysis.noise import Noise
@@ -179,12 +179,15 @@ class Comparison:
                 spreads = noise.of(names[0]), noise.of(names[1])
                 if pairing.is_rounding:
                     spreads = None, None
-                if difference := compare(values[1], values[0], spreads, noise.pooled, margin):
+                pooled = noise.pooled if noise.is_pooled else None
+                if difference := compare(values[1], values[0], spreads, pooled, margin):
                     untold = FEW_SEEDS if len(pairing.pairs) == 1 else difference.untold
                     minus[pairing.label] = replace(difference, untold=untold)
         direction = METRICS[metric].direction
-        judged = judge([*minus.values()], "higher" if direction == "higher" else "lower")
-        return dict(zip(minus, judged, strict=True))
+        tested = [label for label, difference in minus.items() if not difference.untold]
+        better: Literal["higher", "lower"] = "higher" if direction == "higher" else "lower"
+        judged = judge([minus[label] for label in tested], better)
+        return minus | dict(zip(tested, judged, strict=True))
 
     def table(self) -> Table:
         """A line per row if there are several, else a line per metric."""
@@ -210,7 +213,8 @@ class Comparison:
         """A sentence on the digits, and one for each setting, machine or version that differs."""
         if self.is_of_rows:
             untested = [_UNTESTED] if self._is_untested() else []
-            return [*self.speed_ups(), *(untested or [_OF_ROWS]), *self.reasons()]
+            told = [_OF_ROWS] if len(self.pairings) == 1 and not untested else self._adjusted()
+            return [*self.speed_ups(), *told, *untested, *self.reasons()]
         lacking = [
             f"Only in {side.name}: {', '.join(labels)}."
             for side, labels in zip((self.first, self.second), self.lacking, strict=True)
@@ -226,11 +230,14 @@ class Comparison:
             return [f"{rows}: the same digits in all metrics that both sides have.", *also]
         agree = len(self.pairings) - len(unequal)
         summary = f"{rows}: the digits of {len(unequal)} differ, those of {agree} agree."
-        tests = sum(of.p is not None for of in self.differences("heldout_loss").values())
-        adjusted = [f"Verdicts are adjusted for {several(tests, 'comparison')} (Holm)."] if tests else []
         reasons = self.reasons() or ["No setting, machine or version that is recorded explains it."]
         untested = [_UNTESTED] if self._is_untested() else []
-        return [summary, *adjusted, *untested, *reasons]
+        return [summary, *self._adjusted(), *untested, *reasons]
+
+    def _adjusted(self) -> list[str]:
+        """The sentence on the number of comparisons, if there are any."""
+        tests = sum(of.verdict is not None for of in self.differences("heldout_loss").values())
+        return [f"Verdicts are adjusted for {several(tests, 'comparison')} (Holm)."] if tests else []
 
     def _is_untested(self) -> bool:
         """True if the loss of a row differs and can't be tested."""

@@ -25,7 +25,8 @@ def compared(row: Mapping[int, float], other: Mapping[int, float], rows: Rows) -
     """``row`` minus ``other`` with the noise of ``rows``."""
     noise = row_noise({str(number): of for number, of in enumerate(rows)})
     spreads = tuple(noise.of(str(rows.index(of))) for of in (row, other))
-    found = compare(row, other, (spreads[0], spreads[1]), noise.pooled)
+    pooled = noise.pooled if noise.is_pooled else None
+    found = compare(row, other, (spreads[0], spreads[1]), pooled)
     assert found is not None
     return found
 
@@ -158,6 +159,17 @@ def test_p_of_draws_counts_one_draw_more() -> None:
     near = drawn_difference(0.0, draws - 0.49, draws - 0.49, margin=0.5)
     assert near.p == pytest.approx(1.0, abs=0.01)
     assert near.p_equivalent == pytest.approx(2 / 1002)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_verdicts_are_rarely_wrong_where_one_row_is_much_noisier(seeds: int) -> None:
+    wrong, suites = 0, 400
+    for number in range(suites):
+        rows = rows_of([3.0] * 6, seeds, sd=0.005, shift=0.0, number=number)
+        rows += rows_of([3.0], seeds, sd=0.1, shift=0.0, number=suites + number)
+        family = judge([compared(row, rows[0], rows) for row in rows[1:]])
+        wrong += any(difference.verdict in ("better", "worse") for difference in family)
+    assert wrong <= 0.05 * suites + 2 * (0.05 * 0.95 * suites) ** 0.5
 
 
 @pytest.mark.parametrize(("seeds", "shift"), [(3, 0.05), (2, 0.0), (6, 0.05)])

@@ -189,6 +189,7 @@ def test_rows_of_a_suite_with_several_budgets_are_compared_at_each(tmp_path, fak
     folder = fakes.store(tmp_path / "a", rows)
     assert main(["compare", str(folder / "vanilla"), str(folder / "mod")]) == 0
     out = capsys.readouterr().out
+    assert "adjusted for 2 comparisons" in out
     for budget in ("1e+12", "2e+12"):
         assert f"mod at {budget} FLOPs" in out
         assert re.search(rf"speed-up in .*mod at {re.escape(budget)} FLOPs: 1x", out)

@@ -106,11 +106,10 @@ def test_the_processor_types_of_each_seed_count() -> None:
 def test_differences_csv_has_all_pairs() -> None:
     rows = list(csv.DictReader(io.StringIO(pairs_table(Leaderboard.of(suite())).to_csv())))
     found = {(row["row"], row["minus"]): row for row in rows}
-    pair = found["mod", "token_choice"]  # of no family
-    assert float(pair["difference"]) == pytest.approx(-0.1)
-    assert (pair["pairs"], pair["verdict"], pair["family"]) == ("3", "", "")
-    assert (float(pair["p"]) > 0, pair["p_adjusted"]) == (True, "")
-    assert found["token_choice", "mod"]["family"] == found["vanilla", "mod"]["family"] == "best"
+    pair = found["token_choice", "mod"]  # mod is the best row
+    assert float(pair["difference"]) == pytest.approx(0.1)
+    assert (pair["pairs"], pair["verdict"], pair["family"]) == ("3", "worse", "best")
+    assert found["vanilla", "mod"]["family"] == "best"
     dense = found["mod", "vanilla"]
     assert float(dense["p_adjusted"]) == pytest.approx(2 * float(dense["p"]))
 
@@ -155,9 +154,15 @@ def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
     assert "With more than 64 rows, only the differences to the dense row are listed" in page
 
 
-def stated_results(path: Path, compared: Sequence[dict[str, Any]], *, left: int = 0) -> list[Result]:
+def stated_results(
+    path: Path,
+    compared: Sequence[dict[str, Any]],
+    *,
+    left: int = 0,
+    budgets: Sequence[int] = (10**12,),
+) -> list[Result]:
     """The rows of `suite`, whose suite states the pairs ``compared`` and wants ``left`` runs more."""
-    runs = suite()
+    runs = [result for budget in budgets for result in suite(train={"budget": budget})]
     record = suite_record(runs)
     rows = [*record.suite["rows"], {"label": "later", "runs": ["0" * 16] * left, "timed": []}]
     stated = {**record.suite, "rows": rows, "compare": list(compared)}
@@ -183,9 +188,25 @@ def test_a_suite_that_states_its_pairs_has_no_other_tests(tmp_path: Path) -> Non
         for of in second
     )
     assert {board.differences.group(entry) for entry in board.entries} == {""}
+    others = board.differences.of("")
+    assert {pair.difference.verdict for pair in board.differences.pairs if not pair.family} <= {None}
+    assert len(others) == 0  # all three pairs are stated
     page = leaderboard_page(board).to_markdown()
     assert "the primary ones that the suite states" in page
     assert "minus dense" not in page
+
+
+def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path: Path) -> None:
+    pair = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 2 * 10**12}
+    results = stated_results(tmp_path, [pair], budgets=(10**12, 2 * 10**12))
+    board = Leaderboard.of(results)
+    (tested,) = [of for of in board.differences.pairs if of.family]
+    assert (tested.row.first.label, tested.row.budget) == ("mod", 2 * 10**12)
+    assert tested.difference.verdict == "better"
+    others = board.differences.of("")
+    assert len(others) == 5
+    assert all(of.difference.interval and of.difference.verdict is None for of in others)
+    assert "no run was repeated" not in leaderboard_page(board).to_markdown()
 
 
 def test_an_unfinished_suite_is_interim_and_has_no_verdicts(tmp_path: Path) -> None:
@@ -196,7 +217,8 @@ def test_an_unfinished_suite_is_interim_and_has_no_verdicts(tmp_path: Path) -> N
     assert {pair.difference.verdict for pair in board.differences.pairs} == {None}
     assert all(pair.difference.interval for pair in board.differences.pairs)
     assert {board.differences.group(entry) for entry in board.entries} == {""}
-    assert not any(word in page for word in (" better", " worse", " undecided", "| best |"))
+    results = page.partition("## What the columns mean")[0]
+    assert not any(word in results for word in (" better", " worse", " undecided", "| best |"))
 
 
 def test_two_seeds_of_few_rows_give_no_verdict_and_the_page_says_why() -> None:

@@ -1,7 +1,7 @@
 """Differences between the ranked rows of a leaderboard: those that the suite states, or those to the
 dense row and to the best one of their comparison. Further pairs have an interval and no verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -86,16 +86,16 @@ def differences_of(comparisons: Sequence[Sequence[Entry]], metric: Metric) -> Di
         ranked = sorted((e for e in entries if e.position), key=lambda entry: entry.position or 0)
         if not ranked:
             continue
-        suite = ranked[0].row.first.suite
-        stated = [pair for pair in suite["compare"] if pair["budget"] == ranked[0].row.budget]
-        compared = {pair[side] for pair in stated for side in ("a", "b")}
+        budget, stated = ranked[0].row.budget, ranked[0].row.first.suite["compare"]
+        here = [pair for pair in stated if pair["budget"] == budget]
+        compared = {pair[side] for pair in here for side in ("a", "b")}
         rows = [entry.row for entry in entries if not entry.unranked]
-        of_noise = [row for row in rows if row.label in compared or not stated]
+        of_noise = [row for row in rows if row.first.label in compared] or rows
         number = ranked[0].comparison
         noise[number] = row_noise({row.label: row.by_seed(metric.name) for row in of_noise})
-        wanted = _stated(ranked, stated) if stated else _all(ranked, dense_entry(entries), metric)
-        untold = INTERIM if suite["left"] else ""
-        for row, other, family, margin in wanted:
+        tested = _stated(ranked, here) if stated else _tested(ranked, dense_entry(entries), metric)
+        untold = INTERIM if any(entry.row.first.suite["left"] for entry in ranked) else ""
+        for row, other, family, margin in (*tested, *_others(ranked, tested, metric)):
             pair = _pair(row, other, metric, noise[number], margin, untold)
             if pair:
                 pairs.append(replace(pair, comparison=number, family=family))
@@ -107,7 +107,7 @@ _Wanted = tuple[Row, Row, str, float | None]
 
 def _stated(ranked: Sequence[Entry], stated: Sequence[dict[str, Any]]) -> list[_Wanted]:
     """The pairs of the suite whose rows are ranked."""
-    rows = {entry.row.label: entry.row for entry in ranked}
+    rows = {entry.row.first.label: entry.row for entry in ranked}
     return [
         (rows[of["a"]], rows[of["b"]], of["role"], of.get("margin"))
         for of in stated
@@ -115,18 +115,23 @@ def _stated(ranked: Sequence[Entry], stated: Sequence[dict[str, Any]]) -> list[_
     ]
 
 
-def _all(ranked: Sequence[Entry], dense: Entry | None, metric: Metric) -> list[_Wanted]:
-    """Each row with the dense and with the best one, and all other pairs, the better row first."""
+def _tested(ranked: Sequence[Entry], dense: Entry | None, metric: Metric) -> list[_Wanted]:
+    """Each row with the dense and with the best one."""
     rows = [entry.row for entry in ranked]
     margin = margin_of(metric)
     wanted: list[_Wanted] = []
     if dense and dense.position:
         wanted += [(row, dense.row, TO_DENSE, margin) for row in rows if row is not dense.row]
-    wanted += [(row, rows[0], TO_BEST, margin) for row in rows[1:]]
-    without = [row for row in rows if not dense or row is not dense.row]
-    if len(without) <= MOST_ROWS:
-        wanted += [(row, other, "", margin) for row, other in combinations(without, 2)]
-    return wanted
+    return wanted + [(row, rows[0], TO_BEST, margin) for row in rows[1:]]
+
+
+def _others(ranked: Sequence[Entry], tested: Sequence[_Wanted], metric: Metric) -> Iterator[_Wanted]:
+    """All pairs but the ``tested`` ones, the better row first; none of many rows."""
+    rows = [entry.row for entry in ranked]
+    known = {frozenset((row.label, other.label)) for row, other, *_ in tested}
+    for row, other in combinations(rows, 2) if len(rows) <= MOST_ROWS else ():
+        if frozenset((row.label, other.label)) not in known:
+            yield row, other, "", margin_of(metric)
 
 
 def margin_of(metric: Metric) -> float | None:
@@ -140,7 +145,7 @@ def _pair(
     """The pair if both rows have a seed in common."""
     ours, theirs = row.by_seed(metric.name), other.by_seed(metric.name)
     spreads = noise.of(row.label), noise.of(other.label)
-    difference = compare(ours, theirs, spreads, noise.pooled, margin)
+    difference = compare(ours, theirs, spreads, noise.pooled if noise.is_pooled else None, margin)
     if difference is None:
         return None
     equal = [

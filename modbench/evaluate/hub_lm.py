@@ -122,7 +122,9 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
     refuse_hub_code(load_config(folder))
     register_for(folder)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # tokenizers raises plain ones for a damaged tokenizer.json
         raise UserError(
             f"{folder} has no tokenizer that transformers can load ({_first_line(error)}); copy the "
@@ -130,9 +132,15 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
         ) from error
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype="auto", output_loading_info=True
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype="auto",
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
+    except (
+        *(ImportError, OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError),
+    ) as error:
         raise UserError(
             f"{folder} has no causal language model that transformers can load "
             f"({_first_line(error)}); give a folder that save_pretrained wrote"

@@ -10,26 +10,30 @@ from typing import Any
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.evaluate.tasks import TASKS
+from modbench.evaluate.tasks.names import file_of
 
 
 def outside(data: DataConfig, tasks: Iterable[Mapping[str, Any]] = ()) -> dict[str, str]:
     """Return what a run on ``data`` and its ``tasks`` (settings of measurements) name outside of
     modbench: each name with its meaning."""
-    named = {
-        data.path: "a text",
-        data.name: "a data set, which is fetched",
-        data.tokenizer if data.has_tokenizer_file else None: "a tokenizer",
-    }
+    named: list[tuple[str | None, str]] = [
+        (data.path, "a text"),
+        (data.name, "a data set, which is fetched"),
+        (data.tokenizer if data.has_tokenizer_file else None, "a tokenizer"),
+    ]
     for settings in tasks:
         task = settings["task"]
-        named |= {
-            settings.get("include"): "a folder of tasks, whose Python is run",
-            settings.get("data"): "a folder of items",
-        }
-        is_file_name = "data" in settings and Path(task).name == task
+        named.append((settings.get("include"), "a folder of tasks, whose Python is run"))
+        named.append((settings.get("data"), "a folder of items"))
+        # A task that lm-eval does not know is a file of that folder; a known one may fetch all the same.
+        is_file_name = "data" in settings and Path(task).name == task and file_of(task) is None
         if task not in TASKS and not is_file_name:
-            named[task] = "a task, whose items are fetched"
-    return {name: meaning for name, meaning in named.items() if name is not None}
+            named.append((task, "a task, whose items may be fetched"))
+    meanings: dict[str, dict[str, None]] = {}
+    for name, meaning in named:
+        if name is not None:
+            meanings.setdefault(name, {})[meaning] = None
+    return {name: " and ".join(of) for name, of in meanings.items()}
 
 
 def permit(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
@@ -57,11 +56,16 @@ class HubConfig:
 def refuse_hub_code(config: Mapping[str, Any]) -> None:
     """Raise a `UserError` if the content of a config.json names an implementation with a '/': code on
     the hub, which transformers would fetch and run."""
-    if _OF_HUB.search(json.dumps(config, default=str)):
-        raise UserError("config.json names an implementation on the Hugging Face hub; remove that key")
+    for key, value in config.items():
+        if "_implementation" in key and "/" in json.dumps(value, default=str):
+            raise UserError(
+                "config.json names an implementation on the Hugging Face hub; remove that key"
+            )
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Mapping):
+                refuse_hub_code(inner)
 
 
-_OF_HUB = re.compile(r'_implementation[^"]*": "[^"]*/')
 #: What fixes the shape of a model, without routing.
 Shape: TypeAlias = ModelConfig | HubConfig
 

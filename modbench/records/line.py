@@ -108,7 +108,7 @@ def canonical_json(value: object) -> str:
 
 
 #: A control character in JSON, or the start of its escape sequence.
-_ESCAPED = re.compile(rf"\\u00|{CONTROL.pattern}")
+_ESCAPED = re.compile(rf"\\u00|\\[bfr]|{CONTROL.pattern}")
 
 
 def printable_values(line: str, value: Any) -> Any:

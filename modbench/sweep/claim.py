@@ -180,7 +180,7 @@ def claimed(folder: Path, waiting: Callable[[], object]) -> Iterator[Claim]:
 
 
 def _newest(folder: Path) -> Path | None:
-    names = [name for name in os.listdir(folder) if name.startswith(_PREFIX)]
+    names = [name for name in os.listdir(folder) if name.removeprefix(_PREFIX).isdecimal()]
     return folder / max(names) if names else None
 
 

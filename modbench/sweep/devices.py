@@ -36,6 +36,10 @@ class Devices:
                     lock.acquire(timeout=0)
                 except Timeout:
                     continue
+                except OSError as error:
+                    raise UserError(
+                        f"{lock.lock_file} can't be opened ({error.strerror}); remove it"
+                    ) from error
                 taken.append(name)
         if len(taken) == count:
             return tuple(taken)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -48,7 +49,10 @@ def load(path: Path) -> dict[str, Any] | None:
     saved, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(saved).digest() != digest:
         raise DamagedError("its content differs from its sha256")
-    state = torch.load(io.BytesIO(saved), weights_only=True, map_location="cpu")
+    try:
+        state = torch.load(io.BytesIO(saved), weights_only=True, map_location="cpu")
+    except (UnpicklingError, RuntimeError, EOFError) as error:  # written by somebody else
+        raise DamagedError("PyTorch does not load it as weights") from error
     if not isinstance(state, dict):
         raise DamagedError(f"it holds {type(state).__name__}")
     return state

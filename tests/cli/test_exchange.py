@@ -17,9 +17,11 @@ from trained_runs import add_records, record_of, save_trained
 from modbench.cli.main import main
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
+from modbench.evaluate.outside import outside
 from modbench.evaluate.tasks.names import check_names
+from modbench.model.shape import refuse_hub_code
 from modbench.records.line import canonical_json, key_of, sha256
-from modbench.records.record import MeasurementRecord
+from modbench.records.record import MeasurementRecord, read_record
 
 #: Python that says that it was run, and ends its process.
 BAD = "import os\nfrom pathlib import Path\nPath('ran').touch()\nos._exit(0)\n"
@@ -76,7 +78,7 @@ def refused(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "tokenizing" not in line]
     assert len(lines) == 1, captured.err
-    assert not set("\x1b\x07\x9b") & set(captured.out + captured.err)
+    assert not set("\x1b\x07\x9b\r\b\f") & set(captured.out + captured.err)
     return lines[0]
 
 
@@ -283,3 +285,29 @@ def test_task_files_include_others_but_not_themselves(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("include: a.yaml\n")
     with pytest.raises(UserError, match=r"a\.yaml includes itself"):
         check_names(["other"], include=tmp_path / "sub" / "..")
+
+
+def test_a_name_is_announced_with_all_that_is_done_with_it() -> None:
+    settings = {"task": "bad", "include": "tasks", "data": "tasks"}
+    named = outside(DataConfig(), [settings])
+    assert "Python" in named["tasks"]
+    assert "items" in named["tasks"]
+    # A task of lm-eval may fetch its items, whatever folder a record names.
+    assert "hellaswag" in outside(DataConfig(), [{"task": "hellaswag", "data": "tasks"}])
+    assert "my_items" not in outside(DataConfig(), [{"task": "my_items", "data": "tasks"}])
+
+
+@pytest.mark.parametrize("value", ["x/y", {"": "x/y"}, {"text": ["x/y"]}])
+def test_an_implementation_on_the_hub_is_refused_wherever_it_stands(value: Any) -> None:
+    config = {"attn_implementation": value}
+    for stated in (config, {"text_config": config}):
+        with pytest.raises(UserError, match="hub"):
+            refuse_hub_code(stated)
+    refuse_hub_code({"attn_implementation": {"": "eager"}, "name": "x/y"})
+
+
+def test_control_characters_with_short_escapes_are_shown(place: Path) -> None:
+    forge(lambda record: record["environment"].update(cpu="a\r\b\fb"))
+    (path,) = Path("theirs/tiny/records").glob("*.jsonl")
+    run = next(line for line in path.read_text().splitlines() if '"kind":"run"' in line)
+    assert read_record(run).environment["cpu"] == r"a\x0d\x08\x0cb"

@@ -120,8 +120,9 @@ def _scored(sources: Sources, lm: RoutedLM, loaded: TaskDict, limit: int | None)
             results: Any = lm_eval_evaluate(
                 lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
             )
-    except RuntimeError as error:
-        if "not found in the registry" in str(error):  # a metric; 0.5 finds it only now
+    except (RuntimeError, SystemExit) as error:
+        # A metric, which 0.5 finds only now; or the task's Python ended the process.
+        if isinstance(error, SystemExit) or "not found in the registry" in str(error):
             raise_if_own(sources, error)
         raise
     return results  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.tasks.manager import TaskDict, TaskManager
 
 from modbench.data.config import DataConfig
-from modbench.errors import UserError
+from modbench.errors import FAULTS, UserError
 from modbench.evaluate.downstream.local_data import Sources
 
 #: lm-eval's own seed of few-shot examples.
@@ -29,7 +29,7 @@ def load_tasks(sources: Sources, folder: Path, *, num_fewshot: int | None, data:
             loaded = manager.load([sources.name])
         except (UserError, ConnectionError, TimeoutError):
             raise
-        except Exception as error:  # any mistake in a user's file
+        except FAULTS as error:  # any mistake in a user's file
             raise_if_own(sources, error)
             raise
         for name, task in loaded["tasks"].items():
@@ -37,7 +37,7 @@ def load_tasks(sources: Sources, folder: Path, *, num_fewshot: int | None, data:
     return loaded
 
 
-def raise_if_own(sources: Sources, error: Exception) -> None:
+def raise_if_own(sources: Sources, error: BaseException) -> None:
     """Raise a UserError if a task of ``sources`` is of the user's YAML files, which may be the cause of
     ``error``."""
     include = sources.include

@@ -51,7 +51,7 @@ def load(path: Path) -> dict[str, Any] | None:
         raise DamagedError("its content differs from its sha256")
     try:
         state = torch.load(io.BytesIO(saved), weights_only=True, map_location="cpu")
-    except (UnpicklingError, RuntimeError, EOFError) as error:  # written by somebody else
+    except (UnpicklingError, RuntimeError, EOFError) as error:  # of another program
         raise DamagedError("PyTorch does not load it as weights") from error
     if not isinstance(state, dict):
         raise DamagedError(f"it holds {type(state).__name__}")

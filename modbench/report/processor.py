@@ -1,7 +1,6 @@
 """Processor type of runs: what decides on the last digits of a training run besides its seed."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from modbench.records.result import Result
 from modbench.report.timing.values import machine_in_words
@@ -13,11 +12,6 @@ PROCESSOR = ("cpu", "instructions", "gpu", "dtype", "threads")
 ROUNDING = 0.003
 #: Mark of a difference between rows of different processor types.
 MARK = "‡"
-
-
-def processor_type(environment: dict[str, Any]) -> str:
-    """Description of the processor, its precision and number of threads."""
-    return machine_in_words(environment, PROCESSOR)
 
 
 def processor_types(results: Iterable[Result]) -> list[str]:

@@ -70,16 +70,11 @@ class Table:
         writer.writerows(map(_csv_cell, row) for row in (self.headings, *self.rows))
         return stream.getvalue()
 
-    def to_html(self) -> str:
-        return self._tabulated("html")
-
-    def to_latex(self) -> str:
-        """A tabular with the rules of booktabs."""
-        return self._tabulated("latex_booktabs")
-
     def to_text(self) -> str:
         """Columns with spaces between them."""
-        return self._tabulated("plain")
+        headings, *rows = self._lines()
+        align = self._alignment
+        return str(tabulate(rows, headings, "plain", disable_numparse=True, colalign=align))
 
     def to_rich(self, width: int) -> "Group":
         """A table for a terminal of ``width`` columns: the first columns that fit, at the width of their
@@ -103,11 +98,6 @@ class Table:
             drawn.add_row(*map(Text, row[:shown]))
         hidden = [Text(f"Not shown: {', '.join(headings[shown:])}.")] if headings[shown:] else []
         return Group(drawn, *hidden)
-
-    def _tabulated(self, form: str) -> str:
-        headings, *rows = self._lines()
-        align = self._alignment
-        return str(tabulate(rows, headings, form, disable_numparse=True, colalign=align))
 
     @property
     def _alignment(self) -> list[Literal["left", "right"]]:

@@ -72,13 +72,6 @@ def test_markdown_shows_cells_as_plain_text(grid: list[list[str]]) -> None:
 
 
 @given(GRIDS)
-def test_html_shows_cells_as_plain_text(grid: list[list[str]]) -> None:
-    reader = Reader(table_of(grid).to_html())
-    assert reader.others == []
-    assert [[cell.strip() for cell in row] for row in reader.rows[1:]] == cleaned(grid)
-
-
-@given(GRIDS)
 def test_csv_keeps_cells_without_formulas(grid: list[list[str]]) -> None:
     rows = list(csv.reader(io.StringIO(table_of(grid).to_csv(), newline="")))[1:]
     for read, row in zip(rows, grid, strict=True):
@@ -91,28 +84,6 @@ def test_csv_keeps_cells_without_formulas(grid: list[list[str]]) -> None:
 def test_csv_has_numbers_at_full_precision_and_nothing_for_none() -> None:
     table = Table.of([{"a": 1 / 3, "b": None}, {"b": -1, "a": True}])
     assert table.to_csv() == "a,b\n0.3333333333333333,\nTrue,-1\n"
-
-
-LATEX = {
-    r"\textbackslash{}": "\\",
-    r"\ensuremath{<}": "<",
-    r"\ensuremath{>}": ">",
-    r"\^{}": "^",
-    r"\textasciitilde{}": "~",
-    **{f"\\{special}": special for special in "&%$#_{}"},
-}
-_ESCAPES = "|".join(map(re.escape, LATEX))
-
-
-@given(GRIDS)
-def test_latex_escapes_what_is_special_there(grid: list[list[str]]) -> None:
-    top, _, _, _, *lines, _, _ = table_of(grid).to_latex().splitlines()
-    assert top == f"\\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}"
-    rows = [re.split(r"(?<!\\)&", line.removesuffix("\\\\")) for line in lines]
-    for row, shown in zip(rows, cleaned(grid), strict=True):
-        assert not any(re.search(r"[\\{}&%$#_^~<>]", re.sub(_ESCAPES, "", cell)) for cell in row)
-        texts = [re.sub(_ESCAPES, lambda found: LATEX[found[0]], cell).strip() for cell in row]
-        assert texts == shown
 
 
 def test_text_has_columns_of_equal_width() -> None:
@@ -135,7 +106,7 @@ def test_missing_value_is_a_dash_and_an_empty_cell_of_the_csv() -> None:
 
 def test_long_cell_is_cut() -> None:
     table = table_of([["x" * 10_000]])
-    for text in (table.to_markdown(), table.to_html(), table.to_latex(), table.to_text()):
+    for text in (table.to_markdown(), table.to_text()):
         assert 300 < text.count("x") < 500
 
 

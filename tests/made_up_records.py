@@ -200,32 +200,21 @@ def make_routing(
     layers: tuple[int, ...] = (1, 3),
     experts: tuple[int, ...] = (),
     *,
-    routed: tuple[int, ...] | None = None,
     first: int = -2,
     exponent: int = 0,
     load: tuple[int, ...] = (10, 40, 30, 20),
 ) -> dict[str, Any]:
-    """Ten windows of ten tokens, of four kinds that come 50, 20, 16 and 4 times; ``routed``: how often
-    each enters, all layers counted."""
-    if routed is None:
-        routed = tuple(times * len(layers) for times in (45, 3, 0, 2))
+    """Ten windows of ten tokens."""
     weights = {"exponent": exponent, "first": first, "all": [30, 50, 20], "selected": [0, 2, 8]}
     depth = [{"layer": layer, "routed": [4, 6], "gates": weights} for layer in layers]
     rule = {
         "depth": depth,
-        "entered": [100 - 10 * len(layers), 10 * len(layers), *([0] * (len(layers) - 1))][
-            : len(layers) + 1
-        ],
-        "routed": list(routed) if layers else [],
-        "experts": [{"layer": layer, "load": list(load), "scores": None} for layer in experts],
+        "experts": [{"layer": layer, "load": list(load)} for layer in experts],
     }
     routing = {
         "windows": 10,
         "sequence": 10,
         "edges": [0, 5, 10],
-        "ids": [7, 3, 5, 9] if layers else [],
-        "texts": [" the", "\n", "|", ""] if layers else [],
-        "seen": [50, 20, 16, 4] if layers else [],
         "causal": rule,
         "topk": rule,
     }

@@ -28,18 +28,7 @@ _WEIGHTS = (
 _RULE = closed(
     #: depth-routed layers: selected tokens by position bin, histogram of gates
     depth=list_of[closed(layer=int, routed=COUNTS, gates=optional[_WEIGHTS])],
-    entered=optional[COUNTS],  #: tokens selected by none of these layers, by one, by two, ...
-    routed=optional[COUNTS],  #: per id, how often a layer selected it
-    experts=list_of[
-        closed(
-            layer=int,
-            load=Annotated[COUNTS, Field(min_length=1)],
-            scores=optional[_WEIGHTS],
-            taken=optional[COUNTS],  #: expert choice: tokens with any expert, by position bin
-            by_taken=optional[COUNTS],  #: expert choice: tokens with no expert, one, two, ...
-            by_no_op=optional[COUNTS],  #: tokens with no choice of a no-op expert, one, two, ...
-        )
-    ],
+    experts=list_of[closed(layer=int, load=Annotated[COUNTS, Field(min_length=1)])],
 )
 #: One character per token: 1 if it is selected.
 _MASK: Any = matching(re.compile("[01]+"), "a string of 0 and 1")
@@ -64,9 +53,6 @@ _ROUTING = TypeAdapter(
         windows=POSITIVE,  #: windows of held-out text, each read without context
         sequence=POSITIVE,  #: tokens of each
         edges=COUNTS,  #: edges of the position bins, in tokens
-        ids=optional[COUNTS],  #: the most frequent token ids; empty without depth-routed layers
-        texts=optional[list[str]],  #: text of each id; empty: end of text
-        seen=optional[COUNTS],  #: occurrences of each id
         passage=optional[_PASSAGE],  #: routing of the first tokens of the first window
         causal=_RULE,
         topk=_RULE,

@@ -38,7 +38,6 @@ def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
     ("path", "value", "sentence"),
     [
         (("windows",), "10", "routing.windows is '10'; input should be a valid integer"),
-        (("texts",), ["a", "b", "c", 1], r"routing.texts\[3\] is 1"),
         (("topk",), None, "routing.topk is None"),
         (("topk", "entred"), [], "routing.topk.entred is not a known field"),
         (("topk", "depth", 0, "routed"), [1], r"topk.depth\[0\].routed has 1 entries"),
@@ -50,8 +49,6 @@ def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
 )
 def test_a_wrong_field_of_routing_is_named(fakes, path, value, sentence):
     routing = fakes.make_routing(experts=(0, 1))
-    for rule in ("causal", "topk"):
-        routing[rule]["experts"][1] |= {"taken": [30, 50], "by_taken": [20, 60, 20], "by_no_op": [100]}
     check_routing(routing)
     _set(routing, path, value)
     with pytest.raises(UserError, match=sentence):

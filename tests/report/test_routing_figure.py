@@ -47,8 +47,8 @@ def test_shares_by_position_are_of_the_tokens_that_stand_there(fakes):
 
 def test_many_bins_of_positions_are_drawn_as_few(fakes):
     routing = fakes.make_routing((1,))
-    routing |= {"sequence": 130, "edges": [*range(0, 130, 3), 130], "ids": [], "texts": [], "seen": []}
-    rule = routing["causal"] | {"entered": [1300, 0], "routed": []}
+    routing |= {"sequence": 130, "edges": [*range(0, 130, 3), 130]}
+    rule = routing["causal"]
     rule["depth"] = [{"layer": 1, "routed": [*([15] * 43), 5], "gates": None}]
     routing |= {"causal": rule, "topk": rule}
     figure = _drawn(depth_figure, [fakes.make_record("mod", routing=routing)])

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from modbench.cli.hub_folder import refuse_hub_folder
 from modbench.cli.options import Plugins, RouterOptions, flat, parsed_options
 from modbench.model.sizes import ShapeOptions
 
@@ -33,7 +32,6 @@ def audit(
         format: table: a line per probe; json: one JSON document on the last line
         plugin: Python files that register routers
     """
-    refuse_hub_folder(router, "audit")
     # More threads are slower at this size; read when torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from modbench.audit.command import run_audit

@@ -4,7 +4,6 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from modbench.cli.hub_folder import refuse_hub_folder
 from modbench.cli.options import RouterOptions, parsed_options
 
 
@@ -29,7 +28,6 @@ def check(
         option: options of the router; by default its defaults
         seed: seed of weights, tokens and batches
     """
-    refuse_hub_folder(router, "check")
     from modbench.measure.check import run_check
 
     return run_check(router, name, options=parsed_options(option), seed=seed)

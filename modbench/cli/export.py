@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from modbench.cli.hub_folder import refuse_hub_folder
 from modbench.cli.messages import tell
 from modbench.cli.options import Plugins, Results, Run, flat
 
@@ -32,7 +31,6 @@ def export(
         results: folder that holds one folder per suite
         plugin: Python files that register routers
     """
-    refuse_hub_folder(run, "export")
     from modbench.trained.export import export as write
     from modbench.trained.load import load_trained
 

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from modbench.cli.hub_folder import refuse_hub_folder
 from modbench.cli.options import (
     Budgets,
     Labels,
@@ -69,7 +68,6 @@ def run(
         retry: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on
             another GPU
     """
-    refuse_hub_folder(suite, "run")
     from modbench.sweep.launch.launcher import requested
     from modbench.sweep.run import run_suite
 

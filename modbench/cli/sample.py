@@ -5,7 +5,6 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from modbench.cli.hub_folder import refuse_hub_folder
 from modbench.cli.options import Plugins, Results, Run, Several, flat
 from modbench.errors import UserError, printable
 from modbench.sweep.sample import Drawing
@@ -32,7 +31,6 @@ def sample(
         results: folder that holds one folder per suite
         plugin: Python files that register routers
     """
-    refuse_hub_folder(run, "sample")
     from modbench.sweep.sample import sample_run
 
     prompts = flat(prompt)

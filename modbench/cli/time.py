@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from modbench.cli.hub_folder import refuse_hub_folder
 from modbench.cli.options import (
     Budgets,
     Count,
@@ -46,7 +45,6 @@ def time(
         repetitions: processes per scheme; by default the suite's value
         again: start a new run even if the last one is complete
     """
-    refuse_hub_folder(suite, "time")
     from modbench.sweep.timings import time_suite
 
     return time_suite(

@@ -41,7 +41,6 @@ def report(
     """
     from modbench.records.store import recorded_suites
     from modbench.report.page import write_report
-    from modbench.sweep.report_bar import report_bar
 
     known = recorded_suites(results)
     if not known:
@@ -58,10 +57,7 @@ def report(
     if check:
         return _check(results, list(dict.fromkeys(suites)), known, rank_by)
     for name in dict.fromkeys(suites) or known:
-        with report_bar() as begin:
-            report = write_report(
-                results / name, rank_by=rank_by, html=html, csv=csv, say=tell, begin=begin
-            )
+        report = write_report(results / name, rank_by=rank_by, html=html, csv=csv, say=tell)
         for path in report.paths:
             print(path)
     return 0
@@ -70,7 +66,6 @@ def report(
 def _check(results: Path, suites: list[str], known: list[str], rank_by: str | None) -> int:
     """Compare the files of ``suites``, by default of those of ``known`` that have any, and the index."""
     from modbench.report.page import first_difference, index_difference
-    from modbench.sweep.report_bar import report_bar
 
     different = False
     for name in suites or known:
@@ -78,8 +73,7 @@ def _check(results: Path, suites: list[str], known: list[str], rank_by: str | No
         if name not in suites and not any((folder / page).exists() for page in _PAGES):
             print(f"{folder}: no tables were written yet")
             continue
-        with report_bar() as begin:
-            sentence = first_difference(folder, rank_by=rank_by, say=tell, begin=begin)
+        sentence = first_difference(folder, rank_by=rank_by, say=tell)
         print(sentence or f"{folder}: equal to what the records give")
         different |= sentence is not None
     if sentence := index_difference(results):

@@ -45,8 +45,6 @@ DERIVED = {
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
-#: Parts of a report in the order in which they are made.
-PARTS = ("comparisons", "routing", "curves", "times", "page")
 #: Files by name.
 _Contents = dict[str, bytes | Page | Table]
 
@@ -66,7 +64,6 @@ def write_report(
     html: bool = False,
     csv: bool = False,
     say: Callable[[str], object] = lambda text: None,
-    begin: Callable[[str], object] = lambda part: None,
 ) -> Report:
     """Derive all files in ``results/<suite>`` from its records and timings (`contents_of`). They are
     written after all contents are made, each in one step, so a report that fails leaves the old files.
@@ -80,13 +77,12 @@ def write_report(
         csv: write the tables in CSV only, and leave the pages and figures as they are
         say: called with a sentence for each file that is empty or cut off, and one if no run has
             finished
-        begin: called with the name of each of `PARTS` before it is made
 
     Raises:
         UserError: see `contents_of`; or the folder can't be written to.
     """
     folder = Path(suite_folder)
-    contents = contents_of(folder, rank_by=rank_by, html=html, csv=csv, say=say, begin=begin)
+    contents = contents_of(folder, rank_by=rank_by, html=html, csv=csv, say=say)
     if not contents:
         return Report([], {})
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
@@ -108,13 +104,12 @@ def first_difference(
     *,
     rank_by: str | None = None,
     say: Callable[[str], object] = lambda text: None,
-    begin: Callable[[str], object] = lambda part: None,
 ) -> str | None:
     """Return a sentence on the first byte in which the derived files in ``results/<suite>`` differ from
     those that its records give; None if they are equal. Writes nothing. For the arguments see
     `write_report`. Raises UserError: see `contents_of`; or a file can't be read."""
     folder = Path(suite_folder)
-    contents = contents_of(folder, rank_by=rank_by, say=say, begin=begin)
+    contents = contents_of(folder, rank_by=rank_by, say=say)
     made = {name: _bytes_of(content) for name, content in contents.items()}
     for name in sorted(DERIVED | made.keys()):
         if sentence := _difference(folder / name, made.get(name, b"")):
@@ -154,7 +149,6 @@ def contents_of(
     html: bool = False,
     csv: bool = False,
     say: Callable[[str], object] = lambda text: None,
-    begin: Callable[[str], object] = lambda part: None,
 ) -> _Contents:
     """The derived files of ``folder`` (``results/<suite>``) by name, or those in CSV only; none if no
     run has finished. They depend on the records and ``rank_by`` only. For the arguments see
@@ -178,19 +172,17 @@ def contents_of(
         )
     results = results_of(records)
     times = _times(records)
-    compared = _compare(records, results, times, rank_by, begin) if results else None
+    compared = _compare(records, results, times, rank_by) if results else None
     if csv:
         tables = _tables_of_results(compared) if compared else {}
         return tables | (_tables_of_times(times) if times else {})
     look_of = marks(_routers(results, times))
-    contents = _of_results(compared, look_of, begin) if compared else {}
+    contents = _of_results(compared, look_of) if compared else {}
     if times is not None:
-        begin("times")
         contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
     left_out = [sentence.replace(f"{folder}/", "") for sentence in records.left_out]
     page = {}
     if html or (folder / PAGE).exists():
-        begin("page")
         page = _html(folder, records, compared, times, look_of, contents, left_out)
     named = {
         name: _with_left_out(content, left_out) if isinstance(content, Page) else content
@@ -249,9 +241,7 @@ def _compare(
     results: list[Result],
     times: TimingTable | None,
     rank_by: str | None,
-    begin: Callable[[str], object],
 ) -> _Compared:
-    begin("comparisons")
     by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
     board = Leaderboard.of(results, by, records.audits, times)
     sweep = sweep_of(results, board, times)
@@ -293,13 +283,9 @@ def _html(
     return {PAGE: suite_page(report)}
 
 
-def _of_results(
-    compared: _Compared, look_of: dict[str, Mark], begin: Callable[[str], object]
-) -> _Contents:
+def _of_results(compared: _Compared, look_of: dict[str, Mark]) -> _Contents:
     board, sweep, cases = compared.board, compared.sweep, compared.cases
-    begin("routing")
     drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
-    begin("curves")
     if sweep is None:
         drawn |= figures(board, look_of)
         page = leaderboard_page(board, drawn)

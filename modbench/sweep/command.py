@@ -13,7 +13,6 @@ from modbench.sweep.job import Job
 from modbench.sweep.launch.launcher import Launcher
 from modbench.sweep.launch.watch import Watched
 from modbench.sweep.progress import show_page, show_progress
-from modbench.sweep.report_bar import report_bar
 from modbench.sweep.rows import Rows
 
 Tell = Callable[[str], None]
@@ -53,12 +52,11 @@ def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: 
     """Write the report, show its ``page`` and name the ``failures``. Returns the exit code: 0, 1 if a
     job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
     results, not failures."""
-    with report_bar() as begin:
-        # Loads matplotlib and scipy.
-        from modbench.report.committed import next_to_committed
-        from modbench.report.page import write_report
+    # Loads matplotlib and scipy.
+    from modbench.report.committed import next_to_committed
+    from modbench.report.page import write_report
 
-        report = write_report(folder, say=tell, begin=begin)
+    report = write_report(folder, say=tell)
     if page in report.pages:
         show_page(report.pages[page])
     if page == "leaderboard.md" and (committed := committed_results(folder.name)):

@@ -234,7 +234,7 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
     wanted = [Wanted(label="mod", run=record.what) for record in stored.runs]
     assert left_of(wanted, [], finished(folder), Conditions(), audit=True) == []
     row = (folder / "leaderboard.csv").read_text().splitlines()[1]
-    assert row.startswith("1,1,best,mod,ok,3,passed 11,")
+    assert row.startswith("1,1,,mod,ok,3,passed 11,")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def refuse_hub_code(config: Mapping[str, Any]) -> None:
     """Raise a `UserError` if the content of a config.json names an implementation with a '/': code on
     the hub, which transformers would fetch and run."""
     for key, value in config.items():
-        if "_implementation" in key and "/" in json.dumps(value, default=str):
+        if "_implementation" in str(key) and "/" in json.dumps(value, default=str):
             raise UserError(
                 "config.json names an implementation on the Hugging Face hub; remove that key"
             )

@@ -196,6 +196,9 @@ class RetrofitRouter(DepthRouted):
         assert isinstance(context, LayerContext)
         assert context.call is not None
         y_RKD = context.call(gathered)
+        if self.options.adds_residual:  # an exported router's; `apply` takes none
+            gate_RK1 = gathered.gather(gate_BT)[..., None]
+            return gathered.put_into(x_BTD, gathered.x_RKD + gate_RK1 * y_RKD)
         if self._gated():
             # x + gate * (y - x), to the bit y for a gate of 1.
             wide = torch.promote_types(x_BTD.dtype, gate_BT.dtype)

@@ -1,18 +1,34 @@
 """Fixtures of all tests, and the small shapes on which routing must be right."""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from inline import inline_workers, own_routers, processes
 
+from modbench.analysis import isoflop
 from modbench.model.config import ModelConfig
+from modbench.report import plot_style
 
 #: Fixtures of made-up records, for the tests of several folders.
 pytest_plugins = ("made_up_records",)
 
 # Measurements would wait for a quiet machine, which a test run never is.
 os.environ.setdefault("MODBENCH_QUIET_SECONDS", "0")
+# Caches of this run of the tests, shared by its processes: nothing is under the home folder, where
+# locks would make other commands wait.
+CACHES = Path(
+    tempfile.gettempdir(), f"modbench-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+)
+for _name in ("MODBENCH_CACHE", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+    os.environ[_name] = str(CACHES / _name.lower())
 # A second thread slows models this small down, all the more on a busy machine.
 torch.set_num_threads(1)
 
@@ -21,33 +37,6 @@ AWKWARD = ModelConfig(
     vocabulary=301, width=48, layers=3, heads=6, kv_heads=2, mlp="gelu", mlp_width=80, tied_head=False
 )
 PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
-
-
-#: Tests of 25 seconds or more, longest first. They start first, so that none runs alone at the end.
-LONGEST = (
-    "test_kills_change_no_result",
-    "test_the_report_is_the_same_on_other_processors",
-    "test_one_command_gives_records_a_table_and_plots_even_after_a_kill",
-    "test_the_commands_of_the_five_minute_start_do_what_it_says",
-    "test_an_edited_package_trains_again_in_a_row_of_its_own",
-    "test_one_interrupt_ends_a_run_whose_plugin_hangs_at_import",
-    "test_few_shot_examples_are_recorded_and_missing_files_are_refused_first",
-    "test_three_seeds_of_a_scheme_are_audited_once",
-    "test_optima_csv_has_all_fits_at_full_precision",
-    "test_a_plugin_that_breaks_costs_its_own_row",
-    "test_every_shape_of_isoflop_grids_is_timed_once_and_a_new_run_ends",
-    "test_bytes_follow_from_the_set_of_records_alone",
-    "test_a_run_that_an_orphan_finishes_is_not_trained_again",
-    "test_exit_code_and_output_of_the_command_are_kept",
-    "test_the_other_rows_are_run_and_the_exit_code_is_2",
-    "test_steps_are_measured_in_workers_and_too_large_ones_are_not",
-    "test_the_committed_report_follows_from_the_committed_records",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.name.partition("[")[0], len(LONGEST)))
 
 
 @pytest.fixture(params=[pytest.param(PLAIN, marks=pytest.mark.full), AWKWARD], ids=["plain", "awkward"])
@@ -67,3 +56,41 @@ def _same_draws() -> None:
 def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide pytest-xdist from processes that tests start; in its workers nothing is timed."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _inline_workers() -> Iterator[None]:
+    with inline_workers():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Jobs of commands are done in the test's process, except in tests marked ``processes``."""
+    with processes() if request.node.get_closest_marker("processes") else own_routers():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Files of figures are empty, except in tests marked ``figures``."""
+    empty = lambda name, _: {f"{name}.{end}": b"" for end in ("png", "svg")}  # noqa: E731
+    drawn = request.node.get_closest_marker("figures")
+    with nullcontext() if drawn else patch.object(plot_style, "_files", empty):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _few_draws() -> Iterator[None]:
+    """Intervals are made from few draws of the noise; tests of intervals override this."""
+    with patch.object(isoflop, "DRAWS", 500), patch.object(isoflop, "DRAWS_OF_DEPTHS", 500):
+        yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--accept", action="store_true", help="write the golden files of tests/report")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        shutil.rmtree(CACHES, ignore_errors=True)

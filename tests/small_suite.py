@@ -8,8 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from inline import InlineWorker, modbench_inline
+
 import modbench
 from modbench.records.store import read_suite
+from modbench.sweep import worker
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"width": 16, "layers": 1, "heads": 2},
@@ -72,7 +75,10 @@ def start(place: Path, *words: str) -> "subprocess.Popen[str]":
 
 
 def modbench_says(place: Path, *words: str) -> tuple[int, str]:
-    """Exit code and output of `modbench WORDS` in ``place``."""
+    """Exit code and output of `modbench WORDS` in ``place``, in this process; in tests marked
+    ``processes`` in one of its own."""
+    if worker.Worker is InlineWorker:
+        return modbench_inline(place, *words)
     process = start(place, *words)
     out, _ = process.communicate(timeout=900)  # the longest has 20 runs
     return process.returncode, out

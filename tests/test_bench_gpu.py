@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from inline import modbench_inline
 from nox.command import CommandFailed
 
 ROOT = Path(__file__).parents[1]
@@ -104,11 +104,7 @@ def test_a_machine_without_a_gpu_is_told_what_to_run(noxfile: ModuleType) -> Non
         noxfile.bench_gpu.func(OnCpu())
 
 
-def test_its_commands_run_on_a_small_copy_of_its_suite(
-    noxfile: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+def test_its_commands_run_on_a_small_copy_of_its_suite(noxfile: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "suites").mkdir()
     text = (ROOT / "suites" / "gpu.toml").read_text()
     for key, value in SMALL.items():
@@ -118,8 +114,8 @@ def test_its_commands_run_on_a_small_copy_of_its_suite(
     (tmp_path / "text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(400)))
 
     def run_here(words: list[str]) -> None:
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-        assert done.returncode == 0, done.stdout + done.stderr
+        code, said = modbench_inline(tmp_path, *words[words.index("modbench") + 1 :])
+        assert code == 0, said
 
     session = Session("--only", "mod/124M", run_command=run_here)
     noxfile.bench_gpu.func(session)

@@ -1,6 +1,5 @@
 """Files around the package: one version, type information, the same checks everywhere."""
 
-import re
 import tomllib
 from pathlib import Path
 
@@ -20,14 +19,6 @@ def test_the_version_has_one_source() -> None:
     assert f"## {modbench.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_build_finds_the_version() -> None:
-    from hatchling.metadata.core import ProjectMetadata
-    from hatchling.plugin.manager import PluginManager
-
-    metadata = ProjectMetadata(str(ROOT), PluginManager())
-    assert metadata.version == modbench.__version__
-
-
 def test_the_wheel_has_type_information_and_no_tests() -> None:
     from hatchling.builders.wheel import WheelBuilder
 
@@ -39,25 +30,3 @@ def test_the_wheel_has_type_information_and_no_tests() -> None:
     vendored = {"sortable.min.js", "sortable.LICENSE.txt", "uPlot.iife.min.js", "uPlot.LICENSE.txt"}
     assert {f"{pages}/assets/vendor/{name}" for name in vendored} <= files
     assert not [name for name in files if name.startswith(("tests/", "results/"))]
-
-
-def test_every_path_of_the_guide_to_contributing_exists() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    paths = re.findall(r"`((?:modbench|tests|tools|suites|docs|results)/[\w/.]*)`", text)
-    paths += re.findall(r"\]\(([^)#:]+)\)", text)
-    placeholders = ("NAME", "OP")
-    for path in paths:
-        if not any(word in path for word in placeholders):
-            assert (ROOT / path).exists(), path
-    sessions = re.findall(r"`nox -s ([a-z-]+)", text)
-    names = re.findall(r'name="([a-z-]+)"', (ROOT / "noxfile.py").read_text())
-    defined = (ROOT / "noxfile.py").read_text()
-    assert all(name in names or f"def {name}(session" in defined for name in sessions)
-
-
-def test_the_tests_that_start_first_exist() -> None:
-    files = (ROOT / "tests").rglob("test_*.py")
-    names = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
-    first = set(re.findall(r'^    "(test_\w+)",$', (ROOT / "tests" / "conftest.py").read_text(), re.M))
-    assert first
-    assert first <= names

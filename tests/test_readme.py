@@ -39,62 +39,12 @@ def test_the_committed_results_are_of_all_schemes_and_of_committed_code() -> Non
         assert result.metrics["heldout_loss"] < result.metrics["unigram_loss"] - 0.5
 
 
-def test_the_committed_report_follows_from_the_committed_records(tmp_path: Path) -> None:
-    """The table to the byte; figures carry the version of the library that drew them."""
-    from modbench.report.page import write_report
-
-    source = ROOT / "results" / "quick"
-    for shard in source.glob("*/*.jsonl"):  # records and timings
-        copy = tmp_path / "quick" / shard.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(shard.read_bytes())
-    pages = {path.name for path in source.glob("index.html")}
-    written = write_report(tmp_path / "quick", html=bool(pages)).paths
-    assert sorted({path.name for path in written}) == sorted(
-        path.name for path in source.iterdir() if path.is_file() and path.name != ".lock"
-    )
-    for path in written:
-        if path.suffix not in (".csv", ".md"):
-            continue
-        name = path.name
-        assert (tmp_path / "quick" / name).read_bytes() == (source / name).read_bytes()
-
-
-def test_the_try_without_pytorch_loads_none() -> None:
-    (line,) = [line for line in README.splitlines() if line.startswith('python -c "from modbench')]
-    code = shlex.split(line)[2] + "; import sys; assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 1e12
-
-
-def test_it_has_at_most_150_lines() -> None:
-    assert len(README.splitlines()) <= 150
-
-
 def test_every_python_snippet_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = (code for code in blocks("python") if "FlopCounter" in code)
     exec(code, {})
     counted, closed = capsys.readouterr().out.splitlines()
     assert int(counted.split()[0]) == 2 * 2 * 8 * 64 * 64
     assert int(closed) > 1e12
-
-
-def test_no_command_of_the_tutorial_writes_to_tracked_results() -> None:
-    for block in blocks("sh"):
-        for line in block.splitlines():
-            assert ("modbench run" in line) == ("--results my-results" in line), line
-
-
-def test_installing_is_a_step_of_its_own() -> None:
-    assert "python -m pip install .\n" in blocks("sh")
-
-
-def test_every_link_leads_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    for link in links:
-        if not link.startswith("../../actions/"):  # of the site that holds the repository
-            assert (ROOT / link).exists(), link
 
 
 def test_the_two_commands_are_sessions_that_exist() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inline import processes
 from safetensors.torch import load_file
 from small_suite import modbench_says, start, suite_text
 
@@ -17,6 +18,8 @@ from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
+
+pytestmark = pytest.mark.figures
 
 TRAINED = ["audit", "train", "heldout"]
 MEASURED = ["train", "heldout", "memory", "timing"]
@@ -151,7 +154,8 @@ def resumes_to_the_same_record_after_a_kill(place: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert len(read_suite(place / "parts" / "road").runs) == 0
-    code, out = modbench_says(place, "run", "timed.toml", "--results", "parts", "--only", "mod")
+    with processes():
+        code, out = modbench_says(place, "run", "timed.toml", "--results", "parts", "--only", "mod")
     assert code == 0, out
     (result,) = results_of(read_suite(place / "parts" / "road"))
     with (place / "parts" / "road" / "leaderboard.csv").open() as table:

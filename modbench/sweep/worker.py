@@ -249,11 +249,15 @@ def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main() -> int:
-    """Run the job of standard input. Returns 0 with a result; 130 if stopped; 2 for a user's or a plugin
-    author's mistake, else 1: the last line of the log states the error."""
+    """Run the job of standard input; returns what `work` does."""
     spec = json.loads(sys.stdin.readline())
     follow_parent()
-    say = event_writer()
+    return work(spec, event_writer())
+
+
+def work(spec: Mapping[str, Any], say: Say) -> int:
+    """Run the job of ``spec``. Returns 0 with a result; 130 if stopped; 2 for a user's or a plugin author's
+    mistake, else 1: the last line of standard error states the error."""
     module, _, function = JOBS[spec["job"]].partition(":")
     try:
         result = getattr(importlib.import_module(module), function)(spec, say)

@@ -5,7 +5,6 @@ B sequences, T tokens, V vocabulary.
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -293,12 +292,6 @@ def test_what_is_no_causal_language_model_is_refused(model: Any, sentence: str) 
         model = model()
     with pytest.raises(UserError, match=sentence):
         count(model, (2, 9))
-
-
-def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'modbench\[hf\]'"):
-        count(CONFIGS["llama"], (2, 9))
 
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)

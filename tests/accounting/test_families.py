@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -266,14 +264,3 @@ def test_a_config_is_read_from_its_file_or_its_folder(tmp_path: Path) -> None:
         load_config(file)
     with pytest.raises(UserError, match="No such file"):
         load_config(tmp_path / "absent.json")
-
-
-def test_closed_forms_load_neither_torch_nor_transformers() -> None:
-    code = (
-        "import sys; from modbench.hf.families import family_ledger; "
-        "from modbench.ledger import Workload; "
-        "family_ledger({'model_type': 'deepseek_v3'}, Workload.uniform(1, 8, 'train')); "
-        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

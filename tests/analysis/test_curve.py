@@ -81,9 +81,3 @@ def test_akima_minimum_is_the_least_value_of_the_interpolation() -> None:
         curve = Akima1DInterpolator(np.log(sizes), row)(fine)
         assert loss == pytest.approx(curve.min(), abs=1e-8)
         assert np.log(size) == pytest.approx(fine[curve.argmin()], abs=2e-4)
-
-
-@pytest.mark.parametrize("fit", CURVE_FITS)
-def test_sizes_out_of_order_are_refused(fit: str) -> None:
-    with pytest.raises(ValueError, match="ascend"):
-        CURVE_FITS[fit]([2, 1, 3], [1, 2, 3])

@@ -104,18 +104,6 @@ def test_points_of_nearly_equal_flops_form_a_curve() -> None:
     assert "differ by up to 21%" in fits.notes[0]
 
 
-def test_points_that_form_no_curves_are_refused() -> None:
-    points = [replace(POINT, flops=1e18 * 1.1**k, size=1e8 * 1.1**k) for k in range(12)]
-    with pytest.raises(UserError, match=r"form no curves of equal FLOPs: from 1e\+18 to 2.85e\+18"):
-        fit_points(read_in(*points))
-
-
-def test_a_file_without_a_curve_of_three_sizes_is_refused() -> None:
-    points = [replace(POINT, flops=f, size=s) for f in (1e18, 1e19) for s in (1e8, 2e8, 2e8 + 1)]
-    with pytest.raises(UserError, match=r"no curve of three sizes: the most is 2, at 1e\+18 FLOPs"):
-        fit_points(read_in(*points))
-
-
 def test_repeated_points_without_seeds_are_one_point_and_no_measure_of_noise() -> None:
     points = [replace(POINT, size=s, loss=3 + abs(s / 2e8 - 1)) for s in (1e8, 2e8, 4e8)]
     again = replace(POINT, size=2e8 + 2, loss=3.5)

@@ -10,6 +10,8 @@ from small_suite import install, modbench_says
 
 import modbench
 
+pytestmark = pytest.mark.processes
+
 GOOD = """
 from dataclasses import dataclass
 from modbench import DepthRouter, register_router

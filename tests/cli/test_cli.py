@@ -180,18 +180,6 @@ def test_an_unknown_command_is_one_sentence_and_no_command_prints_the_overview(
         assert re.search(rf"^  {command} +[A-Z].*\.$", without, flags=re.MULTILINE), command
 
 
-def test_help_and_list_load_no_numerical_library(place: Path) -> None:
-    for words in ("--help", "list"):
-        code = (
-            "import sys; from modbench.cli.apart import run\n"
-            f"sys.argv = ['modbench', '{words}']\nrun()\n"
-            "loaded = {'torch', 'numpy', 'pydantic', 'scipy', 'pandas'} & set(sys.modules)\n"
-            "sys.exit(str(loaded) if loaded else 0)"
-        )
-        done = python("-c", code, cwd=place)
-        assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("command", [*COMMANDS, "flops gate"])
 def test_help_of_a_command_shows_an_example_of_it(
     command: str, capsys: pytest.CaptureFixture[str]
@@ -218,19 +206,6 @@ def test_help_describes_every_option(command: str, capsys: pytest.CaptureFixture
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"modbench {modbench.__version__}\n"
-
-
-@pytest.mark.parametrize("arguments", ["list", "--help", "flops --hf config.json"])
-def test_commands_that_only_read_load_no_torch(arguments: str, place: Path) -> None:
-    (place / "config.json").write_text('{"model_type": "llama"}')
-    code = (
-        "import sys, atexit; from modbench.cli.main import main\n"
-        "heavy = {'torch', 'numpy', 'pandas', 'transformers', 'seaborn', 'lm_eval'}\n"
-        "atexit.register(lambda: print(heavy & set(sys.modules)))\n"
-        f"main({arguments.split()})"
-    )
-    done = python("-c", code, cwd=place)
-    assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 
 def test_list_names_routers_suites_and_metrics(capsys: pytest.CaptureFixture[str]) -> None:

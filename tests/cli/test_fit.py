@@ -3,14 +3,14 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from isoflop_points import csv_of, points_of
 
 from modbench.cli.main import main
+
+pytestmark = pytest.mark.figures
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 POINTS = [*points_of(budgets=(1e18, 1e19), sizes=5)]
@@ -153,13 +153,3 @@ def test_a_mistake_gives_one_sentence_and_exit_code_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"modbench: {sentence}")
     assert not list(Path().glob("*.fit.*"))
-
-
-def test_the_command_loads_no_torch() -> None:
-    code = (
-        "import sys; from modbench.cli.main import main\n"
-        "main(['fit', 'points.csv', '--fit', 'parabola'])\n"
-        "print({'torch', 'lm_eval', 'transformers'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "set()"

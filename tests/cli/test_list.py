@@ -43,6 +43,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of packages that processes find."""
     folder = tmp_path / "packages"
     monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(folder)
     return folder
 
 
@@ -82,6 +83,7 @@ def test_other_commands_refuse_a_broken_package_only_where_its_router_is_named(
     assert "router 'hyphen': its package raised ModuleNotFoundError: No module named 'my-pack" in out
 
 
+@pytest.mark.processes
 def test_a_package_that_takes_the_name_of_a_router_is_never_used_instead_of_it(
     packages: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from small_suite import modbench_says
 
 if find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 class RayCluster:

@@ -27,7 +27,7 @@ from small_suite import modbench_says
 if missing():
     reason = f"no {', '.join(missing())} here; unpack Debian's packages and set MODBENCH_SLURM"
     pytest.skip(reason, allow_module_level=True)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 @pytest.fixture(scope="module")

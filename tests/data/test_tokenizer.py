@@ -55,11 +55,6 @@ def test_two_merges_that_make_one_piece_share_an_id():
     assert tokenizer.decode(tokenizer.encode("abcab")) == "abcab"
 
 
-def test_a_merge_of_unknown_tokens_is_refused():
-    with pytest.raises(ValueError, match=r"merge \(1, 900\)"):
-        Tokenizer([(1, 900)])
-
-
 def test_too_little_text_for_the_vocabulary_is_said_with_what_would_do():
     with pytest.raises(UserError, match=r"vocabulary is 2048, .* only 26\d ids; set vocabulary = 26\d"):
         train_bpe(["abab cdcd"], 2048)

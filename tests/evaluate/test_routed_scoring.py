@@ -195,13 +195,6 @@ def test_a_long_prompt_is_truncated_on_the_left_and_counted():
     assert lm.truncated == 1
 
 
-def test_an_empty_continuation_is_refused():
-    lm = RoutedLM(model_of("vanilla", {}), Tokenizer())
-    request = asked("abc", "", task="some_task", item=3)
-    with pytest.raises(UserError, match="item 3 of task 'some_task' has an empty continuation"):
-        lm.loglikelihood([request])
-
-
 def test_rolling_answers_have_the_form_of_the_request():
     lm = RoutedLM(model_of("vanilla", {}), Tokenizer(), sequence=8)
     text = "abcdefgh" * 3
@@ -209,9 +202,3 @@ def test_rolling_answers_have_the_form_of_the_request():
     [new] = lm.loglikelihood_rolling([asked("", text)])
     assert new == (old, False)
     assert isinstance(old, float)
-
-
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"rule": "best"}])
-def test_a_wrong_option_is_refused(wrong):
-    with pytest.raises(UserError, match=r"must be 1 or more|is not known"):
-        RoutedLM(model_of("vanilla", {}), Tokenizer(), **wrong)

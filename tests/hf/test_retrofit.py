@@ -211,11 +211,6 @@ def test_the_balance_loss_of_experts_is_of_the_tokens_that_a_layer_processes() -
     assert out_BT.shape == (2, 19)
 
 
-def test_reentrant_checkpointing_is_refused() -> None:
-    with pytest.raises(UserError, match="set use_reentrant to False"):
-        routed("mod").gradient_checkpointing_enable({"use_reentrant": True})
-
-
 def test_beams_and_several_returned_sequences_run() -> None:
     model = routed("mod")
     out_BT = model.generate(tokens(2, 4), num_beams=4, num_return_sequences=2, max_new_tokens=6)
@@ -308,24 +303,6 @@ def test_a_router_that_cannot_be_used_is_named(router: Any, options: Any, words:
         modbench.retrofit(model, router, **options)
     assert type(model) is transformers.LlamaForCausalLM
     assert model.config.model_type == "llama"
-
-
-def test_packed_texts_are_refused() -> None:
-    positions_BT = torch.arange(8).repeat(2, 2)
-    with pytest.raises(UserError, match="several texts are packed"):
-        routed("mod")(tokens(), position_ids=positions_BT)
-
-
-def test_chunked_attention_is_refused() -> None:
-    model = tiny("llama")
-    model.config.layer_types = ["chunked_attention"] * 4
-    with pytest.raises(UserError, match="LlamaForCausalLM has layers of chunked_attention"):
-        modbench.retrofit(model, "mod")
-
-
-def test_a_mask_of_pairs_is_refused() -> None:
-    with pytest.raises(UserError, match="attention_mask is of 4 dimensions"):
-        routed("mod")(tokens(), attention_mask=torch.zeros(2, 1, 16, 16))
 
 
 def test_a_layer_that_returns_a_tuple_is_refused_by_its_signature() -> None:

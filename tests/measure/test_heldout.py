@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.measure.loss import heldout_loss, heldout_windows, unigram_loss
 from modbench.model.config import ModelConfig
@@ -63,11 +62,6 @@ def test_windows_cover_the_text_evenly_without_overlap() -> None:
     assert windows_WT.shape == (4, 11)
     assert windows_WT[:, 0].tolist() == [0, 20, 50, 70]
     assert heldout_windows(np.arange(101), sequence=10, tokens=10**6).shape == (10, 11)
-
-
-def test_a_text_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(UserError, match="has 10 tokens, too few for one sequence of 10"):
-        heldout_windows(np.arange(10), sequence=10, tokens=10)
 
 
 def test_unigram_loss_is_the_cross_entropy_of_the_training_frequencies() -> None:

@@ -55,11 +55,6 @@ def test_every_block_is_run_or_marked_with_a_reason() -> None:
     assert unmarked == set(RUN_BY)
 
 
-@pytest.mark.parametrize(("page", "test"), sorted({(page, test) for (page, _), test in RUN_BY.items()}))
-def test_the_test_of_a_page_reads_it(page: str, test: str) -> None:
-    assert f"{page}.md" in (ROOT / "tests" / test).read_text()
-
-
 @pytest.mark.parametrize("line", command_lines())
 def test_every_command_line_of_a_page_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from modbench.cli import gate, overview

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from small_suite import modbench_says
 
+pytestmark = pytest.mark.figures
+
 PAGE = (Path(__file__).parents[2] / "docs" / "start.md").read_text()
 
 

@@ -176,10 +176,6 @@ def test_how_flops_were_found_is_a_column(fakes):
     assert {line["label"]: line["flops_source"] or None for line in table} == sources
 
 
-def test_a_table_of_old_records_has_no_column_for_how_flops_were_found(fakes):
-    assert "| FLOPs |" not in leaderboard_page(Leaderboard.of([fakes.make_record("old")])).to_markdown()
-
-
 @pytest.mark.parametrize(
     ("name", "realised", "nominal", "note"),
     [
@@ -200,27 +196,3 @@ def test_a_causal_rule_far_from_its_nominal_capacity_is_marked(fakes, name, real
     assert notes == {"mod": note, "vanilla": ""}
     page = leaderboard_page(board).to_markdown()
     assert (f"- **mod**: {note}\n" in page) == bool(note)
-
-
-def test_a_capacity_is_judged_by_the_mean_over_seeds(fakes):
-    def board(*realised):
-        return Leaderboard.of(
-            [
-                fakes.make_record(
-                    "mod", seed=seed, metrics={"realised_capacity": one, "nominal_capacity": 0.125}
-                )
-                for seed, one in enumerate(realised)
-            ]
-        )
-
-    assert board(0.05, 0.2).entries[0].note == ""
-    assert board(0.3, 0.2).entries[0].note == "causal rule selects 0.25 of tokens, nominal 0.125"
-
-
-def test_an_unranked_row_far_from_its_nominal_capacity_says_so_after_the_reason(fakes):
-    metrics = {"realised_capacity": 0.5, "nominal_capacity": 0.125}
-    (entry,) = Leaderboard.of([fakes.make_record("mod", metrics=metrics, failed_probes=(1,))]).entries
-    assert entry.position is None
-    assert entry.note == (
-        "failed audit probe 1 causal (moved by 0.7); causal rule selects 0.5 of tokens, nominal 0.125"
-    )

@@ -2,8 +2,6 @@ import hashlib
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -79,11 +77,6 @@ def test_a_field_of_a_run_that_is_unknown_is_refused(fakes, part):
         replace(run_of(fakes), run=value, key=key_of(value))
 
 
-def test_canonical_json_ignores_order_and_kind_of_sequence():
-    assert canonical_json({"b": (1, 2), "a": "é"}) == canonical_json({"a": "é", "b": [1, 2]})
-    assert canonical_json({"b": 1, "a": None}) == '{"a":null,"b":1}'
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_refused_with_their_place(fakes, value):
     with pytest.raises(UserError, match=r"^result\.metrics\.leak is .*finite"):
@@ -92,20 +85,6 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(fakes, value):
         fakes.make_record(loss=value)
     with pytest.raises(UserError, match=r"finite numbers only"):
         canonical_json({"a": [1.0, value]})
-
-
-@pytest.mark.parametrize("value", [{"a": {1, 2}}, "\ud800", {"a": b"x"}])
-def test_values_other_than_json_are_refused(value):
-    with pytest.raises(UserError, match="plain JSON"):
-        canonical_json(value)
-
-
-def test_a_record_holds_a_copy(fakes):
-    options = {"capacity": 0.125}
-    record = run_of(fakes, options=options)
-    options["capacity"] = 1.0
-    assert record.run["router"]["options"] == {"capacity": 0.125}
-    assert record.key == key_of(record.run)
 
 
 END = {"budget": 10**12, "steps": 1, "tokens": 1, "flops": 1, "flops_nominal": 1}
@@ -117,30 +96,14 @@ FINDING = {"probe": 1, "name": "a", "verdict": "pased", "figure": "0", "ranks": 
     [
         ({"key": "0" * 16}, "key is '0000000000000000' but its run's key is"),
         ({"metrics": {"parametrs": 1}}, "metrics.parametrs is not a known field"),
-        ({"metrics": {"parameters": True}}, "metrics.parameters is True"),
         ({"metrics": {"parameters": 54.0}}, "metrics.parameters is 54.0; .*valid integer"),
-        ({"metrics": {"parameters": 10**31}}, "metrics.parameters is 10+; input should be less"),
-        ({"metrics": {"forward_seconds": 0.1}}, "metrics.forward_seconds is not a known field"),
         ({"data": {"sha256": "ab", "train_tokens": 1}}, "data.heldout_tokens is missing"),
         ({"ends": [END]}, r"ends\[0\].audit is missing"),
         ({"ends": [END | {"audit": [FINDING]}]}, r"ends\[0\].audit\[0\].verdict is 'pased'; .*'passed'"),
         ({"ends": []}, "status is ok but ends lack a budget of the schedule"),
-        ({"ends": [END | {"audit": [], "budget": 7}]}, "ends lack a budget of the schedule"),
-        ({"curve": [{"step": 1}]}, r"curve\[0\].flops is missing"),
         ({"status": "fine"}, "status is 'fine'; input should be 'ok'"),
         ({"error": "boom"}, "an ok run has none"),
         ({"status": "failed", "error": " "}, "status is failed and error is empty"),
-        (
-            {"code": {"version": "1", "commit": None, "dirty": None, "host": "h"}},
-            "code.host is not a known field",
-        ),
-        ({"environment": {"gpu": None, "threads": 2, "torch": "2"}}, "environment.cpu is missing"),
-        ({"flops_source": "guessed"}, "flops_source is 'guessed'"),
-        ({"left_behind": -1}, "left_behind is -1"),
-        ({"workers": 0}, "workers is 0"),
-        ({"seconds": {"train": -1.0}}, "seconds.train is -1.0"),
-        ({"seconds": {"Train it": 1.0}}, "seconds.Train it.*lower-case letters"),
-        ({"finished": "yesterday"}, "finished is 'yesterday'; it must be a UTC time"),
         ({"finished": "2026-01-01T00:10:00"}, "must be a UTC time"),
     ],
 )
@@ -153,31 +116,16 @@ def test_a_wrong_field_of_a_run_is_named(fakes, change, sentence):
     ("path", "value", "sentence"),
     [
         (("run", "router", "plugin_sha256"), 3, r"run\.router\.plugin_sha256 is 3"),
-        (("run", "router", "label"), "mod", r"run\.router\.label is not a known field"),
-        (("run", "seed"), -1, r"run\.seed is -1"),
-        (("run", "measure"), {}, r"run\.measure is not a known field"),
         (("run", "schedule", "kind"), "sine", r"run\.schedule\.kind is 'sine'; .*'cosine'"),
         (("run", "schedule", "budgets"), [0], r"run\.schedule\.budgets\[0\] is 0"),
-        (("run", "train", "batch"), 0, r"run\.train\.batch is 0"),
         (("key",), "0" * 16, "key is '0{16}' but its measurement's key is"),
         (("measurement", "run"), "mod", r"measurement\.run is 'mod'; it must be 16 hexadecimal digits"),
-        (("measurement", "budget"), 0, r"measurement\.budget is 0"),
-        (("measurement", "measures"), "los", r"measurement\.measures is 'los'"),
-        (("measurement", "task"), "los", r"measurement\.task is not a known field"),
-        (("measurement", "settings"), [], r"measurement\.settings is \[\]"),
         (("result", "metrics", "heldout_los"), 1.0, "metrics.heldout_los is not a known field"),
-        (("result", "metrics", "heldout_loss"), "low", r"result\.metrics\.heldout_loss is 'low'"),
-        (("result", "metrics", "train_step_seconds"), 1.0, "train_step_seconds is not a known field"),
         (("result", "layers"), [{"gate_scale": 1.0}], r"result\.layers\[0\]\.layer is missing"),
-        (("result", "routing"), [3], r"result\.routing is \[3\]"),
         (("result", "downstream"), {"a": {}}, r"result\.downstream\.a\.\w+ is missing"),
         (("error",), "boom", "an ok run has none"),
         (("suite", "name"), "Fake", "suite.name is 'Fake'; it must"),
-        (("suite", "version"), "1", "suite.version is '1'"),
-        (("suite", "rows"), {}, "suite.rows is {}"),
         (("suite", "rows"), [{"label": "mod", "runs": []}], r"suite\.rows\[0\]\.timed is missing"),
-        (("suite", "wanted"), None, "suite.wanted is None"),
-        (("suite", "description"), "mine", "suite.description is not a known field"),
     ],
 )
 def test_a_wrong_field_of_a_line_is_named(fakes, path, value, sentence):
@@ -193,14 +141,7 @@ def test_a_wrong_field_of_a_line_is_named(fakes, path, value, sentence):
         read_record(fakes.altered(of_kind(fakes, kind), change))
 
 
-def test_timed_metrics_are_in_timings_only(fakes):
-    """A record of a run or a measurement states no time of its own."""
-    for name in ("forward_seconds", "train_step_seconds", "peak_memory_bytes"):
-        with pytest.raises(UserError, match=f"metrics.{name} is not a known field"):
-            fakes.make_record(metrics={name: {"median": 0.1, "iqr": 0.01, "n": 12, "stable": True}})
-
-
-SIGNS = ["=1+1", "+1", "-1", "@sum", "<b>bold</b>", "a|b", "a\nb", "", "x" * 70]
+SIGNS = ["=1+1", "<b>bold</b>", "a|b", "", "x" * 70]
 
 
 @pytest.mark.parametrize("sign", SIGNS)
@@ -216,17 +157,6 @@ def test_a_label_that_is_a_formula_or_html_is_refused(fakes, sign, where):
 
     with pytest.raises(UserError, match=rf"{path} is '.*; it must be 1 to 60 letters"):
         read_record(fakes.altered(of_kind(fakes, kind), change))
-
-
-def test_a_row_of_a_suite_of_several_shapes_has_two_labels(fakes):
-    assert fakes.suite_record([fakes.make_record("mod, every second/124M", router="mod")]).key
-    with pytest.raises(UserError, match="label"):
-        fakes.suite_record([fakes.make_record("mod/124M/1", router="mod")])
-
-
-def test_the_wall_time_of_steps_survives(fakes):
-    record = run_of(fakes, seconds={"train": 41.5})
-    assert read_record(record.line()).seconds == {"train": 41.5}
 
 
 def test_the_digest_is_the_hash_of_the_line_without_it(fakes):
@@ -253,34 +183,3 @@ def test_deep_nesting_is_refused_in_a_sentence(fakes, depth):
     digest = hashlib.sha256(line.encode()).hexdigest()
     with pytest.raises(UserError, match=r"metrics\.heldout_loss is |not JSON"):
         read_record(line.replace('"digest":""', f'"digest":"{digest}"'))
-
-
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [
-        ("heldout", lambda r: r["result"]["routing"]["causal"].update(experts=[3])),
-        ("heldout", lambda r: r["result"].update(metrics=[3])),
-        ("heldout", lambda r: r.update(kind=["measurement"])),
-        ("heldout", lambda r: r.update(measurement=3, key=key_of({}))),
-        ("run", lambda r: r.update(started=3)),
-        ("run", lambda r: r["run"].update(train=[3])),
-        ("run", lambda r: r["run"]["train"].update(sequence="all")),
-        ("run", lambda r: r.update(run=3, key=key_of({}))),
-        ("suite", lambda r: r["suite"].update(rows=[3])),
-        ("suite", lambda r: r.update(suite=3, key=key_of({}))),
-    ],
-)
-def test_a_field_of_another_type_is_refused_in_a_sentence(fakes, kind, change):
-    with pytest.raises(UserError) as raised:
-        read_record(fakes.altered(of_kind(fakes, kind), change))
-    assert len(str(raised.value)) < 300
-
-
-def test_records_and_store_load_nothing_heavy():
-    heavy = ["torch", "pandas", "numpy", "seaborn", "matplotlib", "scipy", "rich"]
-    code = (
-        "import sys, modbench.records.record, modbench.records.store, modbench.report.table; "
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -1,7 +1,5 @@
 """The routing section of a record: its validation."""
 
-from dataclasses import replace
-
 import pytest
 
 from modbench.errors import UserError
@@ -27,24 +25,14 @@ def test_routing_survives_its_records_line(fakes):
     assert routing_read(fakes, routing) == routing
 
 
-def test_a_record_of_routing_that_contradicts_itself_is_refused(fakes):
-    broken = fakes.make_routing()
-    broken["edges"] = [0, 10, 5]
-    with pytest.raises(UserError, match=r"routing\.edges must rise from 0"):
-        replace(fakes.make_record().measurements[0], result={"routing": broken})
-
-
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
         (("windows",), "10", "routing.windows is '10'; input should be a valid integer"),
-        (("topk",), None, "routing.topk is None"),
-        (("topk", "entred"), [], "routing.topk.entred is not a known field"),
         (("topk", "depth", 0, "routed"), [1], r"topk.depth\[0\].routed has 1 entries"),
         (("topk", "depth", 1, "gates"), {"first": 0}, r"topk.depth\[1\].gates.exponent is missing"),
         (("topk", "experts", 0, "load"), [-1], r"topk.experts\[0\].load\[0\] is -1"),
         (("edges",), [0, 10, 5], "routing.edges must rise from 0"),
-        (("topk", "experts", 0, "load"), [], r"topk.experts\[0\].load is \[\]"),
     ],
 )
 def test_a_wrong_field_of_routing_is_named(fakes, path, value, sentence):
@@ -68,29 +56,14 @@ def test_a_passage_and_its_gates_survive_the_records_line(fakes):
     assert routing_read(fakes, routing)["passage"] == _passage()
 
 
-def test_records_without_passage_and_gates_are_still_read(fakes):
-    routing = fakes.make_routing()
-    for rule in ("causal", "topk"):
-        for layer in routing[rule]["depth"]:
-            del layer["gates"]
-    assert routing_read(fakes, routing) == routing
-
-
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        (("texts",), [], r"routing.passage.texts is \[\]"),
         (("texts",), ["a"], r"passage.causal\[0\].\w+ has 4 entries; not one per token"),
         (("causal", 0, "selected"), "01x0", "selected is '01x0'; it must be a string of 0 and 1"),
-        (("causal", 0, "selected"), "010", r"causal\[0\].selected has 3 entries; not one per token"),
         (("causal", 0, "gates"), [0.5], r"causal\[0\].gates has 1 entries; not one per token"),
-        (("causal", 0, "gates", 1), "0.5", r"causal\[0\].gates\[1\] is '0.5'"),
-        (("experts", 0, "first", 1), -2, r"experts\[0\].first\[1\] is -2"),
-        (("experts", 0, "first"), [0], r"experts\[0\].first has 1 entries; not one per token"),
         (("causal", 0, "layer"), 10**9, r"causal\[0\].layer is 1000000000"),
         (("topk", 0, "layer"), 2, "must list the same layers for both rules, in order"),
-        (("topk",), [], "must list the same layers for both rules, in order"),
-        (("text",), "The cat", "routing.passage.text is not a known field"),
     ],
 )
 def test_a_damaged_passage_is_refused_by_name(fakes, path, value, sentence):
@@ -105,11 +78,4 @@ def test_histogram_with_more_selected_tokens_than_tokens_is_refused(fakes, selec
     routing = fakes.make_routing()
     routing["topk"]["depth"][1]["gates"]["selected"] = selected
     with pytest.raises(UserError, match=r"topk.depth\[1\].gates.selected must have one count per bin"):
-        check_routing(routing)
-
-
-def test_histogram_without_a_token_is_refused(fakes):
-    routing = fakes.make_routing()
-    routing["causal"]["depth"][0]["gates"] |= {"all": [0, 0], "selected": [0, 0]}
-    with pytest.raises(UserError, match=r"causal.depth\[0\].gates.all counts no token; leave"):
         check_routing(routing)

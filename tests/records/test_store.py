@@ -1,4 +1,3 @@
-import json
 import os
 import socket
 import subprocess
@@ -27,10 +26,6 @@ def test_what_is_appended_is_read_and_each_record_has_its_own_file(tmp_path, fak
     assert one != other
     assert {record.key for record in read_suite(tmp_path).runs} == {first.key, second.key}
     assert one.read_text() == first.line() + "\n"
-
-
-def test_no_folder_is_no_records(tmp_path):
-    assert read_suite(tmp_path / "nothing").runs == []
 
 
 def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
@@ -80,14 +75,6 @@ def test_a_place_that_can_not_hold_records_is_named(tmp_path, fakes):
         read_suite(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
-def test_a_read_only_folder_is_named(tmp_path, fakes):
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="Permission denied"):
-        append_record(tmp_path, run_of(fakes))
-    tmp_path.chmod(0o700)
-
-
 @pytest.mark.parametrize("cut", [1, 10, 200])
 def test_only_an_unterminated_last_line_is_passed_over(tmp_path, fakes, cut):
     whole, killed = run_of(fakes, "vanilla").line(), run_of(fakes, "mod").line()
@@ -108,52 +95,18 @@ def _corrupted(fakes):
 
     return {
         "half a line": (line[:300], "not JSON"),
-        "an empty line": ("", "not JSON"),
-        "no object": ("[]", "not a JSON object"),
         "another schema": (fakes.altered(record, lambda r: r.update(schema=99)), "schema is 99"),
-        "no schema": (fakes.altered(record, lambda r: r.pop("schema")), "schema is None"),
         "another run": (
             fakes.altered(record, lambda r: r["run"].update(seed=7)),
             "but its run's key",
         ),
-        "unknown metric": (
-            fakes.altered(record, lambda r: r["metrics"].update(los=1)),
-            "metrics.los",
-        ),
-        "unknown kind": (fakes.altered(record, lambda r: r.update(kind="los")), "kind is 'los'; known"),
-        "unknown field": (
-            fakes.altered(record, lambda r: r.update(host="h")),
-            "host is not a known field",
-        ),
-        "missing field": (
-            fakes.altered(record, lambda r: r.pop("status")),
-            "status is missing",
-        ),
         "NaN": (with_its_digest("nan"), "finite"),
-        "infinity": (with_its_digest("inf"), "finite"),
         "a field twice": (line[:-1] + ',"status":"ok"}', "another line"),
-        "reformatted": (json.dumps(json.loads(line)), "another line"),
     }
 
 
 @pytest.mark.parametrize(
-    "what",
-    [
-        "half a line",
-        "an empty line",
-        "no object",
-        "another schema",
-        "no schema",
-        "another run",
-        "unknown metric",
-        "unknown kind",
-        "unknown field",
-        "missing field",
-        "NaN",
-        "infinity",
-        "a field twice",
-        "reformatted",
-    ],
+    "what", ["half a line", "another schema", "another run", "NaN", "a field twice"]
 )
 def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
     bad, reason = _corrupted(fakes)[what]
@@ -165,18 +118,10 @@ def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
         read_suite(tmp_path)
     assert f"{shard}, line 2: " in str(raised.value)
     assert reason in str(raised.value)
-    assert what == "an older schema" or "remove that line" in str(raised.value)
+    assert "remove that line" in str(raised.value)
     assert len(str(raised.value)) <= 300
     assert "\n" not in str(raised.value)
     assert shard.read_text() == content
-
-
-def test_bytes_that_are_no_text_are_named(tmp_path):
-    shard = tmp_path / "records" / "a.jsonl"
-    shard.parent.mkdir()
-    shard.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(UserError, match=r"a\.jsonl, line 1: .*not UTF-8"):
-        read_suite(tmp_path)
 
 
 def test_a_line_separator_inside_a_string_ends_no_line(tmp_path, fakes):
@@ -275,15 +220,6 @@ def test_control_characters_of_records_and_names_are_shown_as_escapes(tmp_path, 
     (tmp_path / "records" / "\x1b[2J.jsonl").write_text("")
     with pytest.raises(UserError, match=r"control characters \('.x1b\[2J.jsonl'\)"):
         read_suite(tmp_path)
-
-
-def test_a_line_with_the_digest_of_another_is_refused(tmp_path, fakes):
-    line = run_of(fakes).line().replace('"seed":0', '"seed":1', 1)
-    (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "a.jsonl").write_text(f"{line}\n")
-    for read in (read_suite, finished):
-        with pytest.raises(UserError, match="its digest is of another line"):
-            read(tmp_path)
 
 
 def test_one_run_and_one_audit_are_read_without_other_lines(tmp_path, fakes, monkeypatch):

@@ -167,18 +167,6 @@ def test_a_mistake_is_one_sentence(folders, monkeypatch, capsys, first, second, 
     assert sentence in capsys.readouterr().err
 
 
-def test_a_metric_without_a_better_side_is_refused(folders):
-    with pytest.raises(UserError, match="metric 'leak' can't be worse"):
-        compared(*folders).worse("leak")
-
-
-def test_several_sizes_of_a_scheme_are_refused_as_one_row(tmp_path, fakes):
-    rows = [fakes.make_record(f"mod/{size}") for size in ("small", "large")]
-    folder = fakes.store(tmp_path / "sizes", [*rows, fakes.make_record("vanilla")])
-    with pytest.raises(UserError, match="several sizes; name one: mod/large, mod/small"):
-        compared(folder / "vanilla", folder / "mod").table()
-
-
 def test_rows_of_a_suite_with_several_budgets_are_compared_at_each(tmp_path, fakes, capsys):
     rows = [
         fakes.make_record(label, seed=seed, loss=4 + seed / 100, train={"budget": budget})

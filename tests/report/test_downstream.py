@@ -10,11 +10,8 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.records.record import read_record
-from modbench.report.downstream.figure import downstream_figure, drawn
 from modbench.report.downstream.page import downstream_section
 from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.page import write_report
-from modbench.report.plot_style import marks
 from modbench.report.sections import Page
 from modbench.report.table import Table
 
@@ -126,15 +123,6 @@ def test_scores_on_other_items_are_marked_as_not_comparable(fakes: Any) -> None:
     )
 
 
-def test_the_figure_is_drawn_only_if_something_was_scored(fakes: Any, tmp_path: Any) -> None:
-    assert downstream_figure(Leaderboard.of([fakes.make_record()])) == {}
-    assert downstream_section(Leaderboard.of([fakes.make_record()])) == []
-    folder = fakes.store(tmp_path, [fakes.make_record(downstream={"arc_easy": entry()})])
-    assert {"downstream.png", "downstream.svg"} <= {path.name for path in write_report(folder).paths}
-    assert "(downstream.png)" in (folder / "leaderboard.md").read_text()
-    assert "chance" in (folder / "downstream.svg").read_text()
-
-
 def test_of_isoflop_grids_each_scheme_is_shown_at_its_lowest_loss(make: Any) -> None:
     records = [
         make(f"{scheme}/w{width}", model_width=width, loss=loss, downstream={"arc_easy": entry()})
@@ -144,25 +132,6 @@ def test_of_isoflop_grids_each_scheme_is_shown_at_its_lowest_loss(make: Any) -> 
     table = downstream_section(Leaderboard.of(records))[1]
     assert isinstance(table, Table)
     assert table.headings[-2:] == ("mod/w64", "vanilla/w64")
-
-
-def test_batch_shift_and_leak_audit_are_in_the_table_and_on_the_page(fakes: Any) -> None:
-    shift = {"nats": 2e-6, "flipped": 1, "items": 32, "batches": [1, 7, 32]}
-    records = [
-        fakes.make_record("vanilla", downstream={"arc_easy": entry()}),  # of an older modbench
-        fakes.make_record("mod", downstream={"arc_easy": entry(batch_shift=shift)}),
-        fakes.make_record("other", downstream={"arc_easy": entry()}, failed_probes=(2,)),
-    ]
-    board = Leaderboard.of(records)
-    lines = {line["label"]: line for line in lines_of(board)}
-    assert float(lines["mod"]["arc_easy:batch_shift_nats"]) == 2e-6
-    assert lines["mod"]["arc_easy:batch_shift_flipped"] == "1"
-    assert lines["mod"]["leak_audit"] == "passed"
-    assert lines["other"]["leak_audit"] == "failed probe 2 batch: moved by 0.7"
-    assert lines["vanilla"]["arc_easy:batch_shift_nats"] == ""
-    text = Page(downstream_section(board)).to_markdown()
-    assert "2.0e-06, 1 of 32" in text
-    assert "Leak audit (probes 1 and 2): other failed probe 2 batch: moved by 0.7; passed by" in text
 
 
 def test_schemes_are_compared_with_the_dense_one_item_by_item(fakes: Any) -> None:
@@ -282,21 +251,3 @@ def test_shares_of_routed_tokens_are_of_one_kind_of_layer(fakes: Any) -> None:
     processed = rows["tokens with an expert"]
     assert [selected[scheme] for scheme in layers] == ["55.0%", "-", "-"]
     assert [processed[scheme] for scheme in layers] == ["-", "55.0%", "-"]
-
-
-def test_a_far_chance_level_leaves_the_scores_their_room(fakes: Any) -> None:
-    def limits(chance: float) -> tuple[float, float, list[str]]:
-        task = entry(0.5)
-        task["metrics"]["acc"]["chance"] = chance
-        entries = Leaderboard.of([fakes.make_record("mod", downstream={"arc_easy": task})]).entries
-        figure = drawn(entries, marks({"mod": "mod"}))
-        axes = figure.axes[0]
-        assert axes.get_ylabel() == "acc\nhigher is better"
-        return *axes.get_ylim(), [text.get_text() for text in axes.texts]
-
-    low, high, texts = limits(8.0)
-    assert 0.4 < low < high < 0.6
-    assert texts == ["chance 8, off the axis"]
-    low, high, texts = limits(0.46)
-    assert low < 0.46
-    assert texts == ["chance"]

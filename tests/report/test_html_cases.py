@@ -11,8 +11,9 @@ from modbench.report.html.blocks import Blocks
 from modbench.report.html.figures import Glyphs, inlined
 from modbench.report.html.prose import block, inline
 from modbench.report.page import write_report
-from modbench.report.sections import Picture
 from modbench.report.table import Markdown, Number, Table
+
+pytestmark = pytest.mark.figures
 
 
 def page_of(folder, **options) -> str:
@@ -23,20 +24,6 @@ def page_of(folder, **options) -> str:
 def notice(page: str) -> str:
     found = re.search(r'<div class="notice".*?</div>', page, flags=re.DOTALL)
     return found[0] if found else ""
-
-
-def test_one_seed_and_no_times_are_said_where_they_are_missed(tmp_path, fakes, six):
-    page = page_of(fakes.store(tmp_path / "fake", six))
-    assert "token_choice, 4.8100 nats/token <span>not tested: no run was repeated</span>" in page
-    assert "One seed gives no interval" in page
-    assert "<code>modbench time fake</code> measures them" in page
-    assert notice(page) == ""
-
-
-def test_a_row_alone_has_no_chart(tmp_path, fakes):
-    page = page_of(fakes.store(tmp_path / "fake", [fakes.make_record("mod")]))
-    assert "No chart: it needs two finished rows" in page
-    assert 'id="chart-data"' not in page
 
 
 def test_a_metric_that_no_record_has_ranks_nothing_and_is_named(tmp_path, fakes, six):
@@ -143,11 +130,6 @@ def test_isoflop_curves_have_schemes_to_hide_and_optima_lead_to_runs(tmp_path, f
     assert f"<code>modbench run fake.toml --only {names[0]}</code>" in lines[first]
 
 
-def test_a_single_size_says_why_there_is_no_optimum(tmp_path, fakes, make):
-    page = page_of(fakes.store(tmp_path / "fake", sweep_records(make, widths=(64,))))
-    assert "too-few" in page
-
-
 NAMES = ["<script>alert(1)</script>", "=cmd()", '"><b x="', "a & b", "[x](https://e.org)"]
 
 
@@ -215,16 +197,6 @@ def test_figures_have_no_styles_and_names_of_their_own():
     assert str(glyphs.definitions()).count("<path") == 1
 
 
-def test_a_figure_that_is_too_large_is_a_link():
-    lines = b"".join(b'<path d="M %d.5 2"/>' % n for n in range(20_000))
-    drawings = {"a.svg": SVG.replace(b"<metadata>x</metadata>", lines), "b.svg": SVG}
-    blocks = Blocks(drawings, {}, ())
-    large, small = (blocks.figure(Picture("a b", f"{name}.png"), "")[0] for name in "ab")
-    assert large.drawing is None
-    assert large.file == "a.svg"
-    assert small.drawing is not None
-
-
 def test_a_page_of_500_rows_is_small(tmp_path, fakes):
     # Without learning curves, whose figure takes most of the time and is too large anyway.
     records = [
@@ -247,10 +219,3 @@ def test_check_covers_the_page_and_the_index(tmp_path, fakes, capsys):
         assert main(["report", "--results", str(tmp_path), "--check"]) == 1
         assert f"{path} differs from the records at byte" in capsys.readouterr().out
         path.write_text(before)
-
-
-def test_commands_on_the_page_of_a_users_own_suite_and_plugin_can_be_typed(tmp_path, fakes):
-    folder = fakes.store(tmp_path / "fake", [fakes.make_record("mine", plugin_sha256="ab" * 32)])
-    page = page_of(folder)
-    assert "modbench run fake.toml --only mine --seeds 0 --plugin FILE.py" in page
-    assert "modbench verify fake/mine#0 --results FOLDER --plugin FILE.py" in page

@@ -11,6 +11,8 @@ import pytest
 
 from modbench.report.page import write_report
 
+pytestmark = pytest.mark.figures
+
 #: Elements that have no end tag.
 _VOID = {"meta", "link", "img", "input", "br", "hr"}
 

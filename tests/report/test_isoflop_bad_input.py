@@ -109,13 +109,6 @@ def test_missing_seed_shows_at_its_size(sweep: Sweep) -> None:
     }
 
 
-def test_budget_with_trials_of_learning_rates_alone_has_empty_tables(sweep: Sweep) -> None:
-    sweep.scheme("vanilla")
-    sweep.add("vanilla", 64, 2 * BUDGETS[1], rate=0.04)
-    headings = sweep.page().partition("### Sizes at 6e+12 training FLOPs")[2].splitlines()[2]
-    assert headings.startswith("| scheme | size | active parameters |")
-
-
 @pytest.mark.parametrize("status", ["failed", "diverged", "oom"])
 def test_unfinished_runs_stay_with_their_reason(status: str, sweep: Sweep) -> None:
     sweep.scheme("vanilla")
@@ -136,19 +129,6 @@ def test_report_of_a_curve_that_mixes_settings_is_refused_by_name(sweep: Sweep) 
 
 #: Times at which suites and runs end.
 FIRST, SECOND, THIRD = (f"2026-01-0{day}T00:00:00+00:00" for day in (1, 2, 3))
-
-
-def test_plan_of_the_learning_rates_is_that_of_the_newest_suite(sweep: Sweep) -> None:
-    """Also where a run that only an older suite wanted ended last."""
-    sweep.scheme("vanilla")
-    kept = [*sweep.results]
-    sweep.add("vanilla", 64, BUDGETS[1], rate=0.001, loss=9.0, finished=THIRD)
-    sweep.wanted(sweep.results, FIRST)
-    kept.append(sweep.add("vanilla", 64, BUDGETS[1], rate=0.02, loss=9.0))
-    sweep.wanted(kept, SECOND, learning_rates=[0.005, 0.01, 0.02], extensions=0)
-    sweep.page()
-    rates = csv.DictReader(io.StringIO((sweep.folder / "learning_rates.csv").read_text()))
-    assert {row["verdict"] for row in rates} == {"edge"}
 
 
 #: A plan in which the chosen learning rate, 0.005, is the first of those tried.
@@ -196,32 +176,6 @@ def test_trial_out_of_memory_is_a_lost_rate_as_in_the_run(sweep: Sweep) -> None:
     sweep.add("vanilla", 64, BUDGETS[1], rate=0.01, status="oom", error="it did not fit")
     assert "interior" in sweep.row("vanilla")
     assert re.search(r"0\.005: [\d.]+, 0\.01: oom", sweep.page())
-
-
-def test_share_of_interior_draws_is_shown_where_it_is_below_one(sweep: Sweep) -> None:
-    sweep.scheme("vanilla", lambda x: 4 + 0.005 * x**2)
-    shares = [row["interior_share"] for row in sweep.optima("vanilla") if row["fit"] == "parabola"]
-    shown = re.findall(r"interior in ([\d.]+) % of draws", sweep.page())
-    percents = [f"{100 * float(share):.3g}" for share in shares if share and float(share) >= 0.5]
-    assert shown == [percent for percent in percents if percent != "100"]
-    assert shown
-
-
-def test_margin_is_that_of_the_newest_suite_and_is_stated(sweep: Sweep) -> None:
-    sweep.scheme("vanilla")
-    sweep.scheme("mod")
-    sweep.wanted(sweep.results, FIRST)
-    sweep.wanted(sweep.results, SECOND, margin=0.5)
-    assert "*Equivalent*: within 0.5 nats per token" in sweep.page()
-    assert {row["difference_margin"] for row in sweep.optima("mod")} - {""} == {"0.5"}
-
-
-def test_missing_dense_optimum_is_named_below_the_table(sweep: Sweep) -> None:
-    sweep.scheme("vanilla", lambda x: 4 - 0.1 * x**2)
-    sweep.scheme("mod")
-    page = sweep.page()
-    assert page.count("No difference to vanilla: its curve is open-down at this budget.") == len(BUDGETS)
-    assert "No speed-up over vanilla: it has an interior optimum at fewer than two budgets." in page
 
 
 def test_a_run_without_its_loss_yet_is_not_done(sweep: Sweep) -> None:

@@ -21,6 +21,8 @@ from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import Sweep, sweep_of
 from modbench.report.leaderboard.board import Leaderboard
 
+pytestmark = pytest.mark.figures
+
 
 def swept(found: list[Result]) -> Sweep:
     sweep = sweep_of(found, Leaderboard.of(found))
@@ -45,30 +47,6 @@ def test_unknown_ends_of_a_speed_up_are_shown_as_unknown(
     assert [list(line.get_xdata()) for line in arrows] == [[1.05], [1.05]]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["in FLOPs", "interval open on this side"]
-
-
-def test_a_bound_is_an_open_arrow_at_its_value(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = SpeedUp(factor=1.4, bound="at least", interval=(inf, inf))
-    monkeypatch.setattr(
-        "modbench.report.isoflop.sweep.speed_up",
-        lambda *pair: bound if pair[-1] == "parabola" else None,
-    )
-    sweep = swept(records(make))
-    figure = speed_ups(sweep, sweep_marks(sweep))
-    assert figure is not None
-    lines = [
-        line for line in figure.axes[0].lines if line.get_color() == sweep_marks(sweep)["mod"].color
-    ]
-    (arrow,) = lines  # no bar to the edge, and no marker
-    assert list(arrow.get_xdata()) == [1.4]
-    assert isinstance(marker := arrow.get_marker(), Path)
-    assert min(x for x, _ in marker.vertices) == 0  # it points to the right
-    assert arrow.get_markerfacecolor() == "none"
-    assert figure.axes[0].get_xlim()[1] < 2
-    (handle,) = [
-        line for line in figure.legends[0].legend_handles if isinstance(line.get_marker(), Path)
-    ]
-    assert (handle.get_marker().vertices == marker.vertices).all()
 
 
 def test_one_bad_scheme_leaves_room_for_the_others_and_has_hollow_markers(make: Make) -> None:
@@ -100,13 +78,3 @@ def test_optima_of_schemes_with_equal_losses_are_apart(make: Make) -> None:
     lines = [line for line in figure.axes[0].lines if line.get_marker() in markers]
     places = [float(x) for line in lines for x in line.get_xdata()]
     assert len(set(places)) == len(names) * len(sweep.budgets)
-
-
-def test_stars_are_hollow_and_behind_the_points(make: Make) -> None:
-    sweep = swept(records(make))
-    lines = curves(sweep, sweep_marks(sweep), size="active_parameters").axes[0].lines
-    stars = [line for line in lines if line.get_marker() == "*"]
-    points = [line for line in lines if line.get_marker() in ("o", "s")]
-    assert len(stars) == len(points) == 2
-    assert {line.get_markerfacecolor() for line in stars} == {"none"}
-    assert max(line.get_zorder() for line in stars) < min(line.get_zorder() for line in points)

@@ -19,7 +19,6 @@ from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.pairs import of_equal_runs
 from modbench.report.isoflop.sweep import sweep_of
 from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.columns import OPTIMA
 from modbench.report.page import DERIVED, write_report
 from modbench.report.sections import Heading, Page
 from modbench.report.table import Table
@@ -42,30 +41,6 @@ def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
     text = page.to_markdown()
     assert "| mod | 64 x 4 |" in text
     assert "width 128: 0.00354 by the law, which is best" in text
-
-
-def test_the_page_leads_with_the_optima_and_shows_its_figures(make: Make) -> None:
-    found = records(make)
-    sweep = sweep_of(found, Leaderboard.of(found))
-    assert sweep is not None
-    page = isoflop_page(sweep, drawn={"isoflop_curves.png"})
-    headings = [part.headings for part in page.before_figures() if isinstance(part, Table)]
-    columns = [column for column in OPTIMA if "seconds" not in column.heading]  # nothing was timed
-    assert headings == [[column.heading for column in columns]] * len(BUDGETS)
-    rest = page.to_markdown().partition("## Figures")[2]
-    assert len(OPTIMA) <= 8
-    assert "![isoflop curves](isoflop_curves.png)" in rest
-    assert all(f"\n| {column.heading} | {column.meaning} |" in rest for column in columns)
-    assert "### Sizes at 3e+12 training FLOPs" in rest.partition("## Details")[2]
-
-
-def test_the_page_says_that_all_shapes_have_one_depth(make: Make) -> None:
-    found = records(make)
-    (layers,) = {record.model["layers"] for record in found}
-    text = page_of(found).to_markdown()
-    assert f"All shapes have {layers} layers, so a comparison here also compares the depth" in text
-    other = run(make, "mod", 64, BUDGETS[1], seed=7, layers=layers + 1)
-    assert "All shapes have" not in page_of([other, *found]).to_markdown()
 
 
 def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:
@@ -102,6 +77,7 @@ def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
     assert all(0.999 < float(row["budget_spent"]) < 1 for row in of_curve)
 
 
+@pytest.mark.figures
 def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -> None:
     write_report(store(tmp_path, records(make)))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "optima.csv").read_text())))
@@ -260,19 +236,6 @@ def test_schemes_of_other_processor_types_are_marked_at_their_budget(make: Make)
         row["processor"] for row in rows if (row["scheme"], row["budget"]) == ("mod", str(BUDGETS[0]))
     }
     assert types == {"cpu Another CPU, threads 2; cpu Imaginary CPU, threads 2"}
-
-
-def test_scatter_around_the_curves_stands_next_to_the_noise(make: Make) -> None:
-    page = page_of(records(make))
-    rows = table_under_details(page, "Scatter around the curves")
-    assert [(row[0], row[2]) for row in rows] == [("1e+12", "4"), ("3e+12", "4"), ("1e+13", "4")]
-    assert all(0.0001 < float(row[1]) < 0.003 for row in rows)
-
-
-def table_under_details(page: Page, heading: str) -> list[list[str]]:
-    parts = page.parts[page.parts.index(Heading(heading, 3)) :]
-    table = next(part for part in parts if isinstance(part, Table))
-    return [[str(cell) for cell in row] for row in table.rows]
 
 
 def test_seeds_of_a_cell_are_averaged_before_the_interval(make: Make) -> None:

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from timings_made_up import times_of
 
-from modbench.errors import UserError
 from modbench.records.line import key_of
 from modbench.records.metrics import METRICS
 from modbench.report.leaderboard.board import Leaderboard
@@ -93,12 +92,6 @@ def test_what_is_better_when_higher_is_compared_so(fakes, apart, group, verdict)
     minus = board.differences.to(board.entries[0], "dense")
     assert minus is not None
     assert minus.difference.verdict == verdict
-
-
-@pytest.mark.parametrize("name", ["leak", "train_step_seconds", "heldout_los"])
-def test_what_can_not_rank_is_refused(six, name):
-    with pytest.raises(UserError, match=name):
-        Leaderboard.of(six, rank_by=name)
 
 
 @pytest.mark.parametrize(

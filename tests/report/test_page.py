@@ -11,6 +11,8 @@ from modbench.errors import UserError
 from modbench.report.leaderboard import figures as figures_module
 from modbench.report.page import first_difference, write_report
 
+pytestmark = pytest.mark.figures
+
 _NAMES = [
     "differences.csv",
     "leaderboard.csv",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.figures, pytest.mark.slow]
+
 RESULTS = Path(__file__).parents[2] / "results"
 SUITES = sorted(page.parent.name for page in RESULTS.glob("*/leaderboard.md"))
 #: Instruction sets that NumPy does not use.

@@ -115,11 +115,6 @@ def test_schemes_of_different_shapes_with_one_size_each_make_one_table(sized: Si
     assert "optimistic" not in text
 
 
-def test_page_states_only_the_fields_that_all_shapes_share(sized: Sized) -> None:
-    page = leaderboard_page(Leaderboard.of(sized("mod", {"S": 4.8, "L": 4.9}))).to_markdown()
-    assert "model: heads 4, layers 4, vocabulary 2048;" in page
-
-
 def test_budgets_are_tables_of_their_own(sized: Sized) -> None:
     records = sized("mod", {"S": 4.8, "L": 4.9}) + sized(
         "mod", {"S": 4.5, "L": 4.4}, train={"budget": 2 * 10**12}
@@ -132,52 +127,8 @@ def test_budgets_are_tables_of_their_own(sized: Sized) -> None:
     assert [entry.edge for entry in board.entries if entry.best_size] == ["smallest", "largest"]
 
 
-def test_one_label_with_two_sets_of_options_is_two_schemes(sized: Sized) -> None:
-    records = [
-        *sized("mod", {"S": 4.8, "L": 4.9}, options={"capacity": 0.5}),
-        *sized("mod", {"S": 4.7, "L": 5.0}, options={"capacity": 0.2}),
-    ]
-    board = Leaderboard.of(records)
-    assert sorted(entry.position or 0 for entry in board.entries if entry.best_size) == [1, 2]
-    assert len({entry.scheme for entry in board.entries}) == 2
-
-
 def table(board: Leaderboard) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(board.table().to_csv())))
-
-
-def test_csv_has_shape_rate_seeds_and_share_of_the_budget_as_columns(fakes: Any) -> None:
-    records = [
-        fakes.make_record(
-            f"mod/{size}",
-            seed=seed,
-            model={"width": width, "heads": 4, "mlp_width": 3 * width},
-            train={"learning_rate": 0.01, "budget": budget},
-            metrics={"train_flops": budget - 7},
-        )
-        for size, width in (("S", 64), ("L", 128))
-        for seed in range(2)
-        for budget in (1000, 2000)
-    ]
-    rows = table(Leaderboard.of(records))
-    assert [(row["label"], row["shape"], row["budget"]) for row in rows] == [
-        ("mod", shape, budget) for budget in ("1000", "2000") for shape in ("L", "S")
-    ]
-    first = rows[0]
-    assert (first["width"], first["layers"], first["heads"]) == ("128", "4", "4")
-    assert first["mlp_width"] == "384"
-    assert "vocabulary" not in first
-    assert (first["learning_rate"], first["seeds"]) == ("0.01", "2")
-    assert float(first["budget_spent"]) == 0.993
-
-
-def test_csv_marks_the_best_size_and_orders_it_alone(sized: Sized) -> None:
-    rows = table(Leaderboard.of(sized("mod", {"S": 4.9, "M": 4.8, "L": 4.95})))
-    assert [(row["shape"], row["position"], row["best_size"], row["sizes"]) for row in rows] == [
-        ("M", "1", "True", "3"),
-        ("S", "", "False", "3"),
-        ("L", "", "False", "3"),
-    ]
 
 
 def test_rows_of_an_isoflop_suite_have_no_position_of_their_own(fakes: Any) -> None:

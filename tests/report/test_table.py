@@ -2,10 +2,8 @@
 
 import csv
 import io
-import re
 from html.parser import HTMLParser
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -86,28 +84,9 @@ def test_csv_has_numbers_at_full_precision_and_nothing_for_none() -> None:
     assert table.to_csv() == "a,b\n0.3333333333333333,\nTrue,-1\n"
 
 
-def test_text_has_columns_of_equal_width() -> None:
-    table = Table(("name", "n"), [("a|b\nc", 1), ("-1", 22)])
-    assert table.to_text() == "name      n\na|b c     1\n-1       22"
-    assert Table((), [("a", "b")]).to_text() == "a  b"
-
-
 def test_markdown_cell_is_not_escaped_again() -> None:
     table = Table(("a", "b"), [(Markdown("*x* `y`"), "*x*")], left=(1,))
     assert table.to_markdown() == "| a | b |\n| ---: | --- |\n| *x* `y` | \\*x\\* |"
-
-
-def test_missing_value_is_a_dash_and_an_empty_cell_of_the_csv() -> None:
-    table = Table(("a", "b"), [(None, 1)])
-    assert table.to_markdown().splitlines()[-1] == "| - | 1 |"
-    assert table.to_text().splitlines()[-1] == "-      1"
-    assert table.to_csv() == "a,b\n,1\n"
-
-
-def test_long_cell_is_cut() -> None:
-    table = table_of([["x" * 10_000]])
-    for text in (table.to_markdown(), table.to_text()):
-        assert 300 < text.count("x") < 500
 
 
 def on_terminal(table: Table, width: int) -> str:
@@ -130,17 +109,3 @@ def test_terminal_shows_the_columns_it_has_room_for_and_names_the_rest() -> None
     assert "Not shown: a long word for steps." in text
     assert max(len(line) for line in text.splitlines() if line.startswith("│")) <= 46
     assert "Not shown" not in on_terminal(WIDE, 60)
-
-
-@given(GRIDS, st.integers(10, 80))
-def test_no_cell_is_cut_at_any_width(grid: list[list[str]], width: int) -> None:
-    text = on_terminal(table_of(grid), width)
-    drawn, _, hidden = text.partition("Not shown:")
-    shown = len(grid[0]) - len(re.findall(r"h\d", hidden))
-    for row in cleaned(grid):
-        assert all(cell in drawn for cell in row[:shown])
-
-
-@pytest.mark.parametrize("width", [20, 200])
-def test_table_without_rows_is_shown_by_its_headings(width: int) -> None:
-    assert "head" in on_terminal(Table(("head",), []), width)

@@ -1,8 +1,6 @@
 """The page and the figures of timings show the right number, in the right unit."""
 
 import pytest
-from matplotlib.colors import same_color
-from matplotlib.figure import Figure
 from timings_made_up import (
     ceiling,
     make_case,
@@ -11,34 +9,17 @@ from timings_made_up import (
     table_of,
     timed,
     timed_of,
-    weighed,
 )
 
 from modbench.records.record import TimingRecord
-from modbench.report.plot_style import look, marks
-from modbench.report.timing.figure import drawn, timing_figures
+from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page
+
+pytestmark = pytest.mark.figures
 
 
 def page_of(*timings: TimingRecord) -> str:
     return timing_page(table_of(*timings)).to_markdown()
-
-
-def figure_of(*timings: TimingRecord) -> Figure:
-    rows = table_of(*timings).cases
-    with look():
-        figure = drawn(
-            [row for row in rows if row.router != "vanilla"],
-            marks({row.label.partition("/")[0]: row.router for row in rows}),
-        )
-    assert figure is not None
-    return figure
-
-
-def hollow(figure: Figure) -> list[bool]:
-    """Of each point of the first panel in turn, without the lines between none."""
-    points = [line for line in figure.axes[0].lines if line.get_linestyle() == "None"]
-    return [same_color(line.get_markerfacecolor(), "white") for line in points]
 
 
 @pytest.mark.parametrize(("loops", "stable"), [(1, False), (2, True)])
@@ -121,44 +102,6 @@ def test_a_vanilla_row_without_a_valid_time_leaves_its_place_to_the_next(useless
     assert rows["vanilla/b", "forward"].speed_up == 1.0
 
 
-def test_the_page_is_in_the_units_that_it_names() -> None:
-    page = page_of(
-        timed("mod", make_case(seconds=(0.1, 0.1, 0.11, 0.11))),
-        timed("mod", make_case("decode after 8 x 1", seconds=(0.1, 0.1, 0.11, 0.11), tokens=10)),
-        ceiling(3e12, copied=2e10),
-        ceiling(1e12, copied=1e10, repetition=2),
-        weighed("mod", 3_000_000, 2_000_000),
-    )
-    assert "| scheme | forward |\n| --- | ---: |\n| mod | 105.00 ± 10.00 |" in page
-    assert "| scheme | decode after 8 x 1 |\n| --- | ---: |\n| mod | 10.50 ± 1.00 |" in page
-    assert "| dtype | TFLOP/s | fastest matmul |" in page
-    assert "| bfloat16 | 3 | head (1024, 128) @ (128, 2048) |" in page
-    assert "| float32 | 6 | head (1024, 128) @ (128, 2048) |" in page
-    assert "Copies: 20 GB/s, read and written." in page
-    assert "| 3.0 / 2.0 | +50.0 |" in page
-
-
-UNSTABLE = (0.1, 0.1, 0.1, 0.3)
-
-
-@pytest.mark.parametrize("doubted", ["neither", "mod", "vanilla"])
-def test_a_point_that_rests_on_an_unstable_time_is_hollow(doubted: str) -> None:
-    timings = [
-        timed(scheme, make_case(seconds=UNSTABLE if scheme == doubted else (0.1,) * 4))
-        for scheme in ("vanilla", "mod")
-    ]
-    assert hollow(figure_of(*timings)) == [doubted != "neither"]
-
-
-@pytest.mark.parametrize("doubted", ["mod", "vanilla"])
-def test_a_time_of_a_loaded_machine_is_a_stroke_and_no_point(doubted: str) -> None:
-    timings = [timed(scheme, make_case(), overloaded=scheme == doubted) for scheme in ("vanilla", "mod")]
-    figure = figure_of(*timings)
-    strokes = [line.get_marker() for line in figure.axes[0].lines if line.get_linestyle() == "None"]
-    assert strokes == ["|"]
-    assert "loaded machine: no result" in [text.get_text() for text in figure.legends[0].get_texts()]
-
-
 def test_the_figure_of_timings_is_reproducible_and_not_drawn_without_a_vanilla_row() -> None:
     timings = [timed(one, make_case()) for one in ("vanilla", "mod")]
     table = table_of(*timings)
@@ -166,45 +109,6 @@ def test_the_figure_of_timings_is_reproducible_and_not_drawn_without_a_vanilla_r
     assert sorted(contents) == ["realised_efficiency.png", "realised_efficiency.svg"]
     assert contents == timing_figures(table)
     assert timing_figures(table_of(*timings[1:])) == {}
-
-
-def sized(scheme: str, width: int) -> TimingRecord:
-    label = f"{scheme}/w{width}"
-    measured = timed(label, make_case(), make_case("decode after 8 x 1")).measured
-    return make_timing("training", timed_of(label, model={"width": width}), measured)
-
-
-def test_few_shapes_have_a_panel_each_with_all_cases_in_ascending_order() -> None:
-    figure = figure_of(*(sized(scheme, width) for width in (128, 64) for scheme in ("vanilla", "mod")))
-    assert [axes.get_title() for axes in figure.axes] == ["w64", "w128"]
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["forward", "decode after 8 x 1"]
-
-
-def test_many_shapes_share_a_panel_of_each_phase() -> None:
-    widths = (16, 32, 64, 128, 256)
-    figure = figure_of(*(sized(scheme, width) for width in widths for scheme in ("vanilla", "mod")))
-    assert [axes.get_title() for axes in figure.axes] == ["forward", "decode after 8 x 1"]
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == [f"w{width}" for width in widths]
-
-
-def test_a_page_without_a_time_tells_nothing_of_how_times_were_taken() -> None:
-    page = page_of(timed("mod", make_case(seconds=(0.1,))), weighed("mod", 200, 100))
-    notes = page.partition("## Notes")[2]
-    assert "Memory: 10^6 bytes" in notes
-    assert not any(word in notes for word in ("Times:", "efficiency", "Matmuls in"))
-
-
-def test_every_code_that_a_run_was_measured_with_is_named() -> None:
-    commits = ("1" * 40, "2" * 40, "3" * 40)
-    page = page_of(
-        *(
-            timed("mod", make_case(), repetition=n, code={"version": "0", "commit": c, "dirty": False})
-            for n, c in enumerate(commits, start=1)
-        )
-    )
-    assert [commit for commit in commits if f"commit {commit}" in page] == list(commits)
 
 
 def test_a_width_between_two_dense_ones_is_compared_with_the_time_between_them() -> None:
@@ -224,8 +128,3 @@ def test_a_width_between_two_dense_ones_is_compared_with_the_time_between_them()
     assert row.realised_efficiency == pytest.approx(1)
     assert outside.realised_efficiency is None
     assert rows["vanilla/w64"].dense == "timed"
-
-
-def test_a_scheme_without_a_dense_time_is_named() -> None:
-    figure = figure_of(*(sized(*pair) for pair in (("vanilla", 64), ("mod", 64), ("far", 128))))
-    assert "no dense time at or around the widths of: far" in figure.legends[0].get_title().get_text()

@@ -293,6 +293,7 @@ TIMINGS_OF_A_SESSION = [
 ]
 
 
+@pytest.mark.figures
 def test_the_report_follows_from_the_set_of_lines(tmp_path: Path) -> None:
     one = write(tmp_path / "one", TIMINGS_OF_A_SESSION)
     many = tmp_path / "many"

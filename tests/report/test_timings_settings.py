@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 from timings_made_up import (
-    ceiling,
     make_case,
     make_timing,
-    rows_of,
     table_of,
     timed,
     timed_of,
@@ -76,18 +74,3 @@ def test_sizes_may_be_of_different_dtypes_and_a_process_that_died_tells_none() -
     other = make_timing("training", full, measured, environment=in_full)
     labels = {row.label for row in table_of(timed("mod", make_case()), died, other).cases}
     assert labels == {"mod", "mod in full"}
-
-
-def test_of_a_process_that_is_left_out_nothing_is_shown() -> None:
-    slow = timed("mod", make_case(flops=2000, throttled=("power cap",)), balance="as routed")
-    usual = timed("mod", make_case(flops=1000), repetition=2)
-    (row,) = rows_of(slow, usual).values()
-    assert (row.flops_realised, row.balance) == (1000, "forced")
-
-
-def test_ceilings_are_of_the_settings_of_what_is_held_against_them() -> None:
-    with pytest.raises(UserError, match="different deterministic"):
-        table_of(
-            timed("mod", make_case(), environment={"deterministic": True}),
-            ceiling(environment={"deterministic": False}),
-        )

@@ -1,5 +1,5 @@
 """A fake of `python -m modbench.sweep.worker`: trains and measures nothing, ends as its row's label
-says, and appends a record."""
+says, and appends a record. `JOBS` are its jobs, for workers in the test's own process."""
 
 import contextlib
 import json
@@ -9,32 +9,39 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from modbench.records.line import key_of
 from modbench.records.record import MeasurementRecord, RunRecord, TimingRecord
 from modbench.records.store import append_record
+from modbench.sweep import worker
 from modbench.sweep.claim import Claim
-from modbench.sweep.worker import event_writer, follow_parent
+from modbench.sweep.worker import Say
 
-spec = json.loads(sys.stdin.readline())
-follow_parent()
-say = event_writer()
-label = spec.get("label") or spec.get("title", "").rpartition("/")[2]
-results = Path(spec.get("results", "."))
-NOW = datetime.now(UTC).isoformat(timespec="milliseconds")
+JOBS = {"run": "fake_worker:run", "machine": "fake_worker:machine", "timing": "fake_worker:timing"}
+Spec = dict[str, Any]
 
 
-def started(name: str) -> None:
-    (results / f"{name}.pid").write_text(str(os.getpid()))
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def begin_run() -> None:
+def label_of(spec: Spec) -> str:
+    return spec.get("label") or spec.get("title", "").rpartition("/")[2]
+
+
+def started(spec: Spec) -> None:
+    Path(spec["results"], f"{label_of(spec)}.pid").write_text(str(os.getpid()))
+
+
+def begin_run(spec: Spec, say: Say) -> None:
     claim = Claim(Path(spec["claim"]["path"]), spec["claim"]["token"])
     claim.beat()
     marker = Path(spec["folder"], "half_way")
-    with open(results / "started.txt", "a") as starts:
+    label = label_of(spec)
+    with Path(spec["results"], "started.txt").open("a") as starts:
         starts.write(f"{label} {os.environ['OMP_NUM_THREADS']}\n")
 
     def stop(number: int, frame: object) -> None:
@@ -47,14 +54,15 @@ def begin_run() -> None:
     say({"event": "phase", "phase": "train"})
     say({"event": "step", "phase": "train", "step": "five"})
     if label.startswith("slow") and not marker.exists():
-        started(label)
+        started(spec)
         time.sleep(60)
 
 
-def misbehave() -> None:
+def misbehave(spec: Spec) -> None:
+    label = label_of(spec)
     if label.startswith("deaf"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        started(label)
+        started(spec)
         time.sleep(60)
     if label.startswith("crash"):
         raise RuntimeError("no such file: /home/someone/secret/data.txt")
@@ -70,17 +78,18 @@ def misbehave() -> None:
         sys.exit(2)
 
 
-def run() -> dict:
-    begin_run()
-    misbehave()
+def run(spec: Spec, say: Say) -> Spec:
+    begin_run(spec, say)
+    misbehave(spec)
+    label, results = label_of(spec), Path(spec["results"])
     say({"event": "step", "phase": "train", "step": 5, "steps": 5, "loss": 1.5, "flops": 10})
     status = label.split()[0] if label.split()[0] in ("diverged", "oom") else "ok"
     error = None if status == "ok" else "as asked"
     made = {
         "code": {"version": "0", "commit": None, "dirty": None},
         "environment": {"cpu": None, "gpu": None, "threads": spec["threads"], "torch": "0"},
-        "started": NOW,
-        "finished": NOW,
+        "started": now(),
+        "finished": now(),
     }
     if spec["train"]:
         end = dict.fromkeys(("budget", "steps", "tokens", "flops", "flops_nominal"), 1) | {"audit": []}
@@ -110,7 +119,8 @@ def run() -> dict:
     return {"status": status, "error": error, "seconds": {"train": 0.1}}
 
 
-def environment() -> dict:
+def environment(spec: Spec) -> Spec:
+    variables = worker._environment(spec)
     return {
         "cpu": os.environ.get("FAKE_CPU", "Imaginary CPU"),
         "gpu": None,
@@ -119,13 +129,30 @@ def environment() -> dict:
         "torch": "0",
         "dtype": "float32",
         "python": os.environ.get("FAKE_PYTHON", "3.11.7"),
-        "variables": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MALLOC_TOP_PAD_")},
+        "variables": {name: variables[name] for name in ("OMP_NUM_THREADS", "MALLOC_TOP_PAD_")},
     }
 
 
-def timing() -> dict:
-    kind = spec["measures"]
+def machine(spec: Spec, say: Say) -> Spec:
+    return {"environment": environment(spec)}
+
+
+def timing(spec: Spec, say: Say) -> Spec:
+    """Measure nothing, alone on the machine."""
     log = Path(os.environ["FAKE_LOG"])
+    alone = FileLock(log.with_name("alone.lock"))
+    try:
+        alone.acquire(timeout=0)
+    except Timeout:
+        log.with_name("not alone").touch()
+    try:
+        return _timing(spec, say, log)
+    finally:
+        alone.release()
+
+
+def _timing(spec: Spec, say: Say, log: Path) -> Spec:
+    kind, label = spec["measures"], label_of(spec)
     with log.open("a") as file:
         file.write(f"{kind} {label}\n")
     if label.startswith("breaks") and not log.with_name("broken").exists() and kind == "training":
@@ -135,7 +162,7 @@ def timing() -> dict:
         log.with_name("slow").write_text(str(os.getpid()))
         time.sleep(60)
     if kind == "training":
-        misbehave()
+        misbehave(spec)
     say({"event": "phase", "phase": "nothing"})
     spent = dict.fromkeys(("model", "full", "executed"), 1000)
     case = {
@@ -168,24 +195,17 @@ def timing() -> dict:
         key=key_of(spec["timed"]),
         repetition=spec["repetition"],
         code={"version": "0", "commit": None, "dirty": None},
-        environment=environment(),
+        environment=environment(spec),
         **found,
-        started=NOW,
-        finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        started=now(),
+        finished=now(),
     )
-    append_record(results, record)
+    append_record(Path(spec["results"]), record)
     return {"status": record.status, "error": record.error, "seconds": {}}
 
 
-if spec["job"] == "run":
-    result = run()
-elif spec["job"] == "machine":
-    result = {"environment": environment()}
-else:
-    alone = FileLock(Path(os.environ["FAKE_LOG"]).with_name("alone.lock"))
-    try:
-        alone.acquire(timeout=0)
-    except Timeout:
-        Path(os.environ["FAKE_LOG"]).with_name("not alone").touch()
-    result = timing()
-say({"event": "result", "result": result})
+if __name__ == "__main__":
+    given = json.loads(sys.stdin.readline())
+    worker.follow_parent()
+    tell = worker.event_writer()
+    tell({"event": "result", "result": globals()[JOBS[given["job"]].partition(":")[2]](given, tell)})

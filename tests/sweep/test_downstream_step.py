@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from small_suite import modbench_says, write_suite
 
-from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
@@ -158,29 +157,6 @@ def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> No
     assert code == 2
     said = " ".join(said.split())
     assert "suite suite.toml: [measure]: task 'arc_esay' is not known; did you mean 'arc_easy'" in said
-
-
-def test_a_group_and_its_member_are_refused_before_training(tmp_path: Path) -> None:
-    names = ["modbench_mixture", "modbench_mixture_easy"]
-    write_suite(tmp_path, "some", "vanilla", measure=measure(downstream=names))
-    code, said = modbench_says(tmp_path, "run", "suite.toml")
-    assert code == 2
-    assert f"[measure] downstream: '{names[0]}' contains '{names[1]}', which" in " ".join(said.split())
-    assert not (tmp_path / "my-results/some/records").exists()
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"downstream": ("piqa", "piqa")}, "names 'piqa' twice"),
-        ({"downstream_fewshot": -1}, "downstream_fewshot is -1; it must be 0 or more"),
-        ({"downstream_checkpoints": 1}, "downstream_checkpoints is 1; it must be 2 or more"),
-        ({"downstream": ("modbench_clozed",)}, "did you mean 'modbench_cloze'"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        MeasureConfig(**settings)
 
 
 def test_groups_and_tags_are_names_too() -> None:

@@ -19,6 +19,8 @@ from modbench.sweep.crash import KILLED
 from modbench.sweep.job_records import crash_record
 from modbench.sweep.wanted import Conditions, left_of
 
+pytestmark = pytest.mark.processes
+
 DRIVER = Path(__file__).with_name("drive_engine.py")
 
 
@@ -257,12 +259,6 @@ def test_a_run_that_another_process_works_on_is_waited_for(tmp_path: Path) -> No
     assert "slow: another process works on it" in said
     assert sorted(starts(folder)) == ["a", "b", "slow", "slow"]
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
-
-
-def test_a_results_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/s/runs/\w+ can't be written \(Not a directory\)"):
-        run(tmp_path / "file" / "s", "a")
 
 
 def test_a_corrupt_record_line_stops_the_run_before_any_cell_and_stays(tmp_path: Path) -> None:

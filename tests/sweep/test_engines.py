@@ -12,7 +12,6 @@ from small_suite import write_suite
 
 import modbench
 from modbench.cli.main import main
-from modbench.errors import UserError
 from modbench.records.run import Run
 from modbench.records.store import append_record
 from modbench.sweep.job import Job
@@ -129,14 +128,6 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str
     return sentence
 
 
-def test_a_missing_sbatch_is_refused(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(place / "bin"))
-    said = refused(place, capsys, "--engine", "slurm")
-    assert said.startswith("modbench: --engine slurm: sbatch is not found; run the command on a login")
-
-
 def test_what_sbatch_refuses_is_refused_before_anything_runs(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,9 +190,3 @@ def test_a_dry_run_prints_the_script_and_writes_no_result(
     assert "#SBATCH --array=0-1\n" in out
     assert "2 tasks of 2 runs left; nothing is submitted" in err
     assert not (place / "my-results").exists()
-
-
-def test_a_request_keeps_what_follows_the_first_equals_sign() -> None:
-    assert requested(["gres=gpu:a100:1", "export=A=1"]) == {"gres": "gpu:a100:1", "export": "A=1"}
-    with pytest.raises(UserError):
-        requested(["a=1\nrm"])

@@ -26,6 +26,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of packages that processes find, with the package of the router shipped."""
     folder = tmp_path / "packages"
     monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(folder)
     install(folder, "shipped", CODE)
     return folder
 

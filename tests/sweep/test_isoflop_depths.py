@@ -160,11 +160,6 @@ def test_contradictions_on_the_depth_are_refused(tables: dict[str, Any], sentenc
         suite(**{"model": model, "isoflop": ISOFLOP, **tables})
 
 
-def test_depths_need_an_isoflop_suite_with_layers() -> None:
-    with pytest.raises(UserError, match=r"'mod' layers has 4, which \[isoflop\] layers does not list"):
-        suite([{"router": "mod", "layers": [4]}])
-
-
 def test_a_plugin_router_without_a_scheme_has_all_depths(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(

@@ -198,13 +198,6 @@ def test_contradictions_are_refused_by_name(tables: dict[str, Any], sentence: st
         suite(**tables)
 
 
-def test_tokens_per_parameter_needs_grids() -> None:
-    with pytest.raises(UserError, match=r"'mod' has tokens_per_parameter, which only a suite with"):
-        parse_suite(
-            {"suite": {"name": "a"}, "sweep": {"budgets": [10**12]}, "schemes": SCHEMES[1:]}, "a.toml"
-        )
-
-
 @pytest.mark.parametrize(
     ("tables", "sentence"),
     [

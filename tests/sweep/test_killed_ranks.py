@@ -13,6 +13,8 @@ from small_suite import finished, modbench_says, start, write_suite
 
 from modbench.records.store import read_suite
 
+pytestmark = pytest.mark.processes
+
 
 def write(place: Path, router: str = "token_choice") -> None:
     write_suite(

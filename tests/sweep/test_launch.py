@@ -22,11 +22,13 @@ from modbench.sweep.engine import Failure
 from modbench.sweep.job import FILE, Job
 from modbench.sweep.job_records import crash_record, measurement_record, run_record
 from modbench.sweep.launch import watch
-from modbench.sweep.launch.launcher import requested, whole
+from modbench.sweep.launch.launcher import requested
 from modbench.sweep.launch.slurm import Slurm
 from modbench.sweep.launch.watch import Watched
 from modbench.sweep.progress import Progress
 from modbench.sweep.task import LATEST
+
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(autouse=True)
@@ -228,12 +230,6 @@ def test_trouble_of_an_engine_is_told_once(tmp_path: Path) -> None:
     failures, said = run(tmp_path, jobs_of(tmp_path, "lost"), engine)
     assert len(failures) == 1
     assert said.count("the queue can't be read") == 1
-
-
-@pytest.mark.parametrize(("given", "least"), [("-1", 1), ("0", 1), ("-1", 0), ("two", 1), ("", 1)])
-def test_a_request_that_is_not_a_number_or_too_small_is_refused(given: str, least: int) -> None:
-    with pytest.raises(UserError, match=f"num_cpus={given}: a whole number of {least} or more"):
-        whole(requested([f"num_cpus={given}"]), "num_cpus", 1, least)
 
 
 def test_an_option_may_have_no_value() -> None:

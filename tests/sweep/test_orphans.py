@@ -43,6 +43,7 @@ def test_a_run_that_an_orphan_finishes_is_not_trained_again(
     assert len(read_suite(folder).runs) == 1
 
 
+@pytest.mark.processes
 def test_one_interrupt_ends_a_run_whose_plugin_hangs_at_import(tmp_path: Path) -> None:
     write_suite(tmp_path, "hangs", "vanilla")
     (tmp_path / "hangs.py").write_text(

@@ -232,6 +232,7 @@ def test_a_size_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert said.startswith("width 32: out of memory, asked for 2,147,483,648 bytes")
 
 
+@pytest.mark.processes
 def test_a_plugin_that_ends_its_process_costs_its_own_time() -> None:
     Path("ends.py").write_text(ENDS)
     write_suite(Path(), "planned", "vanilla", model={"layers": 2})

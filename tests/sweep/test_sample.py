@@ -58,21 +58,6 @@ def test_a_drawing_that_cannot_be_is_refused_before_a_model_is_built(
         sample(**drawing)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "words"),
-    [
-        ("a\udcff", r"prompt 'a\\udcff' is empty or not UTF-8"),
-        ("", "prompt '' is empty or not UTF-8"),
-    ],
-)
-def test_a_prompt_that_is_no_text_is_refused(
-    prompt: str, words: str, results: Path, sample: Callable[..., list[str]]
-) -> None:
-    save_trained(results, "tiny/mod")
-    with pytest.raises(UserError, match=words):
-        sample(prompt=prompt)
-
-
 def test_what_is_said_has_the_size_of_the_cache(
     results: Path, sample: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

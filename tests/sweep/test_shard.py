@@ -3,20 +3,11 @@ one machine."""
 
 from pathlib import Path
 
-import pytest
 from small_suite import modbench_says, write_suite
 
-from modbench.errors import UserError
 from modbench.records.store import read_suite
 from modbench.sweep.devices import Devices
-from modbench.sweep.shard import Shard
 from modbench.sweep.worker import _environment
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])
-def test_a_share_that_does_not_exist_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=f"--shard is {text}; it must be K/N"):
-        Shard.parsed(text)
 
 
 def test_the_shares_of_two_machines_are_all_runs_once_they_are_merged(tmp_path: Path) -> None:

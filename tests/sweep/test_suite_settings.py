@@ -105,10 +105,6 @@ def test_plan_and_run_take_the_same_settings(tmp_path: Path, capsys: pytest.Capt
     assert len(set(re.findall(r"vanilla \[\w+\]", page))) == 2
 
 
-def test_a_learning_rate_of_an_isoflop_suite_is_refused() -> None:
-    assert main(["plan", "isoflop-cpu", "--no-time", "--set", "train.learning_rate=3e-3"]) == 2
-
-
 def test_rows_that_a_plugin_adds_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "more.py").write_text(PLUGIN)
     (tmp_path / "suite.toml").write_text(

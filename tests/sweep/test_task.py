@@ -20,6 +20,8 @@ from modbench.sweep.job import Job, JobFile
 from modbench.sweep.task import LATEST, run_task
 from modbench.trained.weights_folder import WEIGHTS
 
+pytestmark = pytest.mark.processes
+
 DRIVER = Path(__file__).with_name("drive_task.py")
 
 
@@ -164,7 +166,9 @@ def test_a_task_that_is_stopped_stores_a_checkpoint_and_is_queued_again_if_it_st
 
 
 @pytest.mark.parametrize("room", [100, 600])
-def test_a_full_disk_ends_a_task_with_one_sentence_and_loses_nothing(tmp_path: Path, room: int) -> None:
+def test_a_full_disk_ends_a_task_with_one_sentence_and_loses_nothing(
+    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The limit on a file's size stands for the disk's: room for no claim, or for no record."""
     suite = tmp_path / "s"
     folder = written(suite, "a")
@@ -179,6 +183,7 @@ def test_a_full_disk_ends_a_task_with_one_sentence_and_loses_nothing(tmp_path: P
     assert "Traceback" not in said
     assert read_suite(suite).runs == []
     assert not [*suite.rglob("*.tmp")]
+    monkeypatch.setattr(Claims.__init__, "__defaults__", (0.5,))  # that of a claim cut short
     assert run_task(folder)
     assert [record.status for record in read_suite(suite).runs] == ["ok"]
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import fake_worker
 import pytest
 from timing_suite import ISOFLOP, write_suite
 
@@ -29,7 +30,8 @@ Time = Callable[..., int]
 @pytest.fixture
 def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
     """Runs a suite with the given labels; ``tmp_path``/log has what was asked of the workers."""
-    fake = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+    monkeypatch.setattr(worker, "JOBS", fake_worker.JOBS)
+    fake = (sys.executable, fake_worker.__file__)
     monkeypatch.setattr(worker, "COMMAND", fake)
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
@@ -72,6 +74,7 @@ def test_each_repetition_begins_with_another_one_and_memory_comes_last(
     assert len({timing.job for timing in timings}) == len(timings) == 19
 
 
+@pytest.mark.processes
 def test_every_process_has_the_machine_to_itself(tmp_path: Path, time: Time) -> None:
     assert time("a", repetitions=1) == 0
     assert not (tmp_path / "not alone").exists()
@@ -152,14 +155,6 @@ def test_too_few_samples_are_refused_wherever_they_are_asked_for(tmp_path: Path,
     assert asked(tmp_path) == []
 
 
-def test_a_shape_that_a_router_cannot_take_is_refused_before_anything_is_timed(
-    tmp_path: Path, time: Time
-) -> None:
-    with pytest.raises(UserError, match="router 'mixture_of_recursions': layers is 2 with 2 recursions"):
-        time("a", "b", change=('router = "mod"', 'router = "mixture_of_recursions"'))
-    assert asked(tmp_path) == []
-
-
 def test_an_unfinished_run_is_gone_on_with(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,12 +196,14 @@ def test_what_failed_is_told_and_tried_again(
 ) -> None:
     assert time("a", "breaks", "c", repetitions=1) == 1
     said = capsys.readouterr().err
-    assert "breaks, training 1 failed: exit code 1: ValueError: this is broken; its log: " in said
+    assert "breaks, training 1 failed: " in said
+    assert "ValueError: this is broken" in said
     assert "training c" in asked(tmp_path)
     assert time("a", "breaks", "c", repetitions=1) == 0
     assert asked(tmp_path) == ["training breaks"]
 
 
+@pytest.mark.processes
 def test_a_kill_by_the_kernel_is_want_of_memory(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,11 +293,6 @@ def test_a_run_waits_for_another_that_measures(tmp_path: Path) -> None:
         ]
 
 
-def test_no_repetition_is_refused(time: Time) -> None:
-    with pytest.raises(UserError, match="repetitions is 0"):
-        time("a", repetitions=0)
-
-
 def jobs_of(suite: str) -> list[dict]:
     """The specifications of all processes."""
     rows = resolve(load_suite(suite))
@@ -346,6 +338,7 @@ def test_every_shape_of_isoflop_grids_is_timed_once_and_a_new_run_ends(
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_the_real_worker_gives_times_memory_and_ceilings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

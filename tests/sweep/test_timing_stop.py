@@ -13,6 +13,8 @@ from timing_suite import write_suite
 import modbench
 from modbench.records.store import RECORDS
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_half_done(

@@ -155,41 +155,12 @@ def test_a_scheme_may_train_differently() -> None:
     assert [cell.run.train.learning_rate for cell in cells] == [3e-3, 1e-4]
 
 
-@pytest.mark.parametrize(
-    ("scheme", "sentence"),
-    [
-        ({"router": "mid"}, "router 'mid' is not known; did you mean 'mod'?"),
-        (
-            {"router": "mod", "options": {"capcity": 0.5}},
-            "has no 'capcity'; did you mean 'capacity'?",
-        ),
-        ({"router": "mod", "options": {"capacity": 2.0}}, "capacity is 2"),
-    ],
-)
-def test_an_unknown_router_or_a_wrong_option_is_named_with_the_suite(
-    scheme: dict, sentence: str
-) -> None:
-    with pytest.raises(UserError) as error:
-        expand(suite([scheme]))
-    assert str(error.value).startswith(f"suite mine.toml: [[schemes]] '{scheme['router']}': ")
-    assert sentence in str(error.value)
-
-
 def test_only_keeps_the_rows_that_are_named_and_refuses_others() -> None:
     cells = expand(suite([{"router": "vanilla"}, {"router": "mod"}]))
     assert chosen(cells, []) == cells
     assert [cell.label for cell in chosen(cells, ["mod"])] == ["mod"]
     with pytest.raises(UserError, match="called 'mdo'; did you mean 'mod'"):
         chosen(cells, ["mdo"])
-
-
-def test_a_budget_smaller_than_one_step_is_refused() -> None:
-    little = suite([{"router": "vanilla"}], sweep={"budgets": [1000]})
-    with pytest.raises(UserError) as error:
-        expand(little)
-    assert str(error.value).startswith(
-        "suite mine.toml: [sweep] budgets: budget 1000 is smaller than one training step of 'vanilla'"
-    )
 
 
 @pytest.mark.parametrize(

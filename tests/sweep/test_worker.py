@@ -23,6 +23,8 @@ from modbench.sweep.worker import (
     run_worker,
 )
 
+pytestmark = pytest.mark.processes
+
 #: A stand-in for the worker: runs ``body`` with its specification and the function that sends events.
 BODY = """
 import json, os, signal, sys, time

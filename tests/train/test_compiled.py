@@ -131,6 +131,7 @@ def test_forced_balance_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
     same_step(one, other, program, drawn(0, TOKENS), forced_balance=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", [pytest.param("mode_staged", marks=pytest.mark.full), "vanilla"])
 def test_kernels_that_inductor_makes_compute_the_same(name: str) -> None:
@@ -141,6 +142,7 @@ def test_kernels_that_inductor_makes_compute_the_same(name: str) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_steps_in_bfloat16_learn_alike() -> None:
     one, other = both("mod", {"capacity": 0.5})

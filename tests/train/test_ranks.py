@@ -29,11 +29,11 @@ SCHEMES: dict[str, dict[str, Any]] = {
 SLOW = pytest.mark.slow
 MODES = [
     ("mod", {"data": 2}),
-    ("mod", {"shard": 2}),
     ("token_choice", {"expert": 2}),
     *(
         pytest.param(*mode, marks=SLOW)
         for mode in (
+            ("mod", {"shard": 2}),
             ("vanilla", {"data": 2}),
             ("vanilla", {"shard": 2}),
             ("token_choice", {"data": 2}),

@@ -183,19 +183,6 @@ def test_a_model_of_other_logits_is_refused_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["my-results"]
 
 
-@pytest.mark.parametrize("version", [None, "4.57.1"])
-def test_without_transformers_5_its_installation_is_named(
-    version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded = trained(tmp_path / "my-results", "vanilla", {})
-    of_old = version and type(sys)("transformers")
-    if version:
-        of_old.__version__ = version
-    monkeypatch.setitem(sys.modules, "transformers", of_old)
-    with pytest.raises(UserError, match=r"needs transformers.*pip install 'modbench\[hf\]'"):
-        export(loaded, "hf", tmp_path / "out")
-
-
 def test_a_copy_for_modbench_needs_neither_results_nor_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,14 +36,6 @@ def test_a_label_that_begins_another_runs_key_names_its_own_run(results: Path) -
     assert find_result(f"tiny/{label}", results)[1].label == label
 
 
-def test_a_label_with_a_shape_is_a_path_too(results: Path) -> None:
-    add_records(results, record_of("mod/w48", "mod", 3), record_of("mod/w64", "mod", 4))
-    for run in (results / "tiny" / "mod/w48", "tiny/mod/w48"):
-        assert find_result(run, results)[1].label == "mod/w48"
-    with pytest.raises(UserError, match="'tiny/mod/w46' is not known; did you mean 'tiny/mod/w"):
-        find_result("tiny/mod/w46", results)
-
-
 @pytest.mark.parametrize(
     ("run", "words"),
     [
@@ -95,13 +87,6 @@ def test_runs_of_one_label_are_named_by_what_differs(results: Path) -> None:
         find_result("tiny/many@2e11#0", results)
 
 
-def test_parts_that_tell_nothing_apart_may_be_given_or_left_out(results: Path) -> None:
-    for name in ("tiny/mod", "tiny/mod@1", "tiny/mod#0", "tiny/mod@1#0,lr=0.003", "tiny/twice#1"):
-        assert find_result(name, results)[1].label == name[5:].partition("@")[0].partition("#")[0]
-    with pytest.raises(UserError, match="'tiny/mod#1' is not known; did you mean 'tiny/mod'"):
-        find_result("tiny/mod#1", results)
-
-
 def test_of_several_seeds_the_first_is_meant_and_named(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,16 +104,6 @@ def test_trials_of_learning_rates_are_named_by_their_rate(results: Path) -> None
         find_result("tiny/mod/w48", results)
     for run, name in zip(runs, names, strict=True):
         assert find_result(name, results)[1].record == run.record
-
-
-def test_runs_that_no_part_tells_apart_are_named_by_their_keys(results: Path) -> None:
-    runs = [record_of("batches", "mod", 0, batch=batch) for batch in (2, 4)]
-    add_records(results, *runs)
-    with pytest.raises(UserError) as refused:
-        find_result("tiny/batches", results)
-    for run in runs:
-        assert f"tiny/{run.key[:8]}" in str(refused.value)
-        assert find_result(f"tiny/{run.key[:8]}", results)[1].record == run.record
 
 
 def test_each_budget_of_a_run_has_a_name(results: Path) -> None:

@@ -180,11 +180,11 @@ def test_an_unknown_command_is_one_sentence_and_no_command_prints_the_overview(
         assert re.search(rf"^  {command} +[A-Z].*\.$", without, flags=re.MULTILINE), command
 
 
-def test_help_and_list_load_no_numerical_library(place: Path) -> None:
-    for words in ("--help", "list"):
+def test_help_and_the_list_of_metrics_load_no_numerical_library(place: Path) -> None:
+    for words in (["--help"], ["list", "metrics"]):
         code = (
             "import sys; from modbench.cli.apart import run\n"
-            f"sys.argv = ['modbench', '{words}']\nrun()\n"
+            f"sys.argv = ['modbench', *{words}]\nrun()\n"
             "loaded = {'torch', 'numpy', 'pydantic', 'scipy', 'pandas'} & set(sys.modules)\n"
             "sys.exit(str(loaded) if loaded else 0)"
         )
@@ -220,7 +220,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"modbench {modbench.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", ["list", "--help", "flops --hf config.json"])
+@pytest.mark.parametrize("arguments", ["list suites", "--help", "flops --hf config.json"])
 def test_commands_that_only_read_load_no_torch(arguments: str, place: Path) -> None:
     (place / "config.json").write_text('{"model_type": "llama"}')
     code = (

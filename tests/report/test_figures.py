@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from modbench.report.leaderboard import figures as figures_module
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.figures import figures
-from modbench.report.plot_style import folded, look, marks
+from modbench.report.plot_style import HEIGHT, folded, look, marks
 from modbench.routing.registry import installed_modules
 
 
@@ -16,10 +16,6 @@ def _axes(board: Leaderboard, name: str):
     with look():
         figure = figures_module.drawn(board, name)
     return figure, figure.axes[0]
-
-
-def _texts(axes) -> list[str]:
-    return [text.get_text().replace("\n", " ") for text in axes.texts]
 
 
 def _legend(figure) -> list[str]:
@@ -54,10 +50,9 @@ def test_drawing_leaves_matplotlib_as_it_was(six):
 def test_learning_curves_have_a_line_each_a_log_axis_and_the_unigram_loss(six):
     figure, axes = _axes(Leaderboard.of(six), "loss_vs_training_flops")
     assert axes.get_xscale() == "log"
-    assert "FLOP" in figure.get_supxlabel()
+    assert "FLOP" in figure.legends[0].get_title().get_text()
     assert "nats/token" in figure.get_supylabel()
-    names = sorted(record.label for record in six)
-    assert sorted(_texts(axes)) == sorted([*names, "unigram 6.25"])
+    assert sorted(_legend(figure)) == sorted([*(record.label for record in six), "unigram 6.25"])
     assert len(axes.lines) == 7
     assert min(axes.lines[0].get_xdata()) > 0
     assert list(axes.lines[-1].get_ydata()) == [6.25, 6.25]
@@ -77,7 +72,7 @@ def test_a_seed_that_diverged_early_does_not_take_the_curve_of_the_others(fakes)
     lost = fakes.make_record(seed=2, status="diverged", curve=finished[0].curve[:1])
     figure, axes = _axes(Leaderboard.of([*finished, lost]), "loss_vs_training_flops")
     assert list(axes.lines[0].get_ydata()) == losses
-    assert _texts(axes=figure.axes[0])[0] == "vanilla (not ranked)"
+    assert _legend(figure)[0] == "vanilla (not ranked)"
     begun = fakes.make_record(status="diverged", curve=finished[0].curve[:3])
     assert len(_axes(Leaderboard.of([begun]), "loss_vs_training_flops")[1].lines[0].get_ydata()) == 2
 
@@ -93,9 +88,8 @@ def test_a_figure_says_what_its_bars_are_where_it_has_any(fakes, name, words):
     records = [fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(3)]
     for seeds, told in ((records, True), (records[:1], False)):
         figure, _ = _axes(Leaderboard.of(seeds), name)
-        legend = figure.legends[0].get_title().get_text() if figure.legends else ""
-        named = figure.get_supxlabel() or legend
-        assert named.endswith(f"convention model){words if told else ''}")
+        title = figure.legends[0].get_title().get_text()
+        assert title.endswith(f"convention model){words if told else ''}")
 
 
 def test_each_point_is_named_and_says_when_it_is_unranked(fakes, six):
@@ -143,9 +137,7 @@ def test_learning_curves_of_sizes_and_budgets_are_small_multiples(fakes):
     assert _titles(figure) == [
         f"{size}, {budget} training FLOPs" for size in ("S", "L") for budget in ("1e+12", "4e+12")
     ]
-    for axes in figure.axes:
-        assert sorted(_texts(axes))[:3] == ["mod", "token_choice", "unigram 6.25"]
-    assert not figure.legends
+    assert sorted(_legend(figure)) == ["mod", "token_choice", "unigram 6.25", "vanilla"]
 
 
 @pytest.mark.parametrize(
@@ -174,20 +166,19 @@ def test_sizes_of_a_scheme_are_one_line_and_the_best_is_filled(fakes):
 
 def test_schemes_with_a_shape_of_their_own_stay_in_one_panel(fakes):
     records = [*_grid(fakes, ("vanilla", "mod"), ("L",), (1,)), *_grid(fakes, ("half",), ("S",), (1,))]
-    figure, axes = _axes(Leaderboard.of(records), "loss_vs_training_flops")
+    figure, _ = _axes(Leaderboard.of(records), "loss_vs_training_flops")
     assert _titles(figure) == [""]
-    assert sorted(_texts(axes))[:2] == ["half", "mod"]
+    assert sorted(_legend(figure))[:2] == ["half", "mod"]
 
 
 def test_a_scheme_looks_the_same_in_all_panels_and_figures(fakes):
     board = Leaderboard.of(_grid(fakes))
-    curves, points = (_axes(board, name)[0] for name in figures_module.FIGURES)
-    texts = [text for axes in curves.axes for text in axes.texts if text.get_text() == "mod"]
-    (legend,) = points.legends
-    named = dict(zip(_legend(points), legend.legend_handles, strict=True))
     mark = marks({"mod": "mod"})["mod"]
-    assert {text.get_color() for text in texts} == {named["mod"].get_color()} == {mark.color}
-    assert named["mod"].get_marker() == mark.marker
+    for name in figures_module.FIGURES:
+        figure, _ = _axes(board, name)
+        named = dict(zip(_legend(figure), figure.legends[0].legend_handles, strict=True))
+        assert named["mod"].get_color() == mark.color
+        assert named["mod"].get_marker() == mark.marker
 
 
 def test_each_scheme_keeps_its_mark_whatever_the_order_and_differs_from_all_others():
@@ -250,13 +241,16 @@ def test_only_panels_of_one_budget_share_the_loss_axis(fakes):
 
 
 @pytest.mark.parametrize("label", ["_hidden", "x" * 60])
-def test_any_label_can_be_drawn(fakes, label):
+@pytest.mark.parametrize("name", figures_module.FIGURES)
+def test_any_label_can_be_drawn_and_makes_its_own_room(fakes, label, name):
     board = Leaderboard.of([fakes.make_record(label, router="mod"), fakes.make_record("vanilla")])
-    figure, axes = _axes(board, "loss_vs_training_flops")
-    assert label in [text.get_text().replace("\n", "") for text in axes.texts]
+    figure, axes = _axes(board, name)
+    assert label in _legend(figure)
     figure.canvas.draw()
-    extents = [text.get_window_extent() for text in axes.texts]
-    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in extents)
+    box, panel = figure.legends[0].get_window_extent(), axes.get_tightbbox()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0 < box.y1 <= panel.y0
+    assert axes.get_window_extent().height > 0.8 * HEIGHT * figure.dpi
 
 
 def test_budget_in_a_title_is_not_split():
@@ -273,10 +267,10 @@ def test_rows_beyond_the_first_are_grey_and_have_no_name(fakes):
     board = Leaderboard.of(records)
     named = [entry.row.label for entry in board.entries[:most]]
     figure, axes = _axes(board, "loss_vs_training_flops")
-    assert sorted(_texts(axes)) == sorted([*named, "unigram 6.25"])
+    assert _legend(figure) == [*named, "unigram 6.25"]
     (others,) = [held for held in axes.collections if len(held.get_paths()) == 5]
     assert len({tuple(color) for color in others.get_colors()}) == 1
-    assert "after its first 20" in figure.get_supxlabel()
+    assert "after its first 20" in figure.legends[0].get_title().get_text()
     figure, axes = _axes(board, "loss_vs_forward_flops")
     assert _legend(figure) == named
     assert [len(line.get_xdata()) for line in axes.lines if line.get_marker() == "."] == [5]

@@ -76,7 +76,7 @@ def test_one_bad_scheme_leaves_room_for_the_others_and_has_hollow_markers(make: 
     lost = run(make, "lost", 64, BUDGETS[1], status="diverged")
     sweep = swept([*records(make), *bad, lost])
     for figure in (
-        curves(sweep, sweep_marks(sweep), size="active_parameters"),
+        curves(sweep, sweep_marks(sweep)),
         normalised(sweep, sweep_marks(sweep)),
     ):
         assert figure is not None
@@ -104,7 +104,7 @@ def test_optima_of_schemes_with_equal_losses_are_apart(make: Make) -> None:
 
 def test_stars_are_hollow_and_behind_the_points(make: Make) -> None:
     sweep = swept(records(make))
-    lines = curves(sweep, sweep_marks(sweep), size="active_parameters").axes[0].lines
+    lines = curves(sweep, sweep_marks(sweep)).axes[0].lines
     stars = [line for line in lines if line.get_marker() == "*"]
     points = [line for line in lines if line.get_marker() in ("o", "s")]
     assert len(stars) == len(points) == 2

@@ -1,5 +1,5 @@
-"""Statistics on the items of a task: scores per item, paired differences between schemes, and the ratio
-of signal to noise. Shapes: N items, S draws.
+"""Statistics on the items of a task: scores per item, and paired differences between schemes. Shapes: N
+items, S draws.
 """
 
 import math
@@ -137,61 +137,3 @@ def paired_bootstrap(
         interval=(round(float(low), _DECIMALS), round(float(high), _DECIMALS)),
         items=number,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SignalToNoise:
-    """Signal, noise and their ratio, see `signal_to_noise`."""
-
-    signal: float
-    noise: float
-
-    @property
-    def ratio(self) -> float:
-        """Signal over noise; infinite without noise, NaN with neither."""
-        if self.noise:
-            return self.signal / self.noise
-        return math.inf if self.signal else math.nan
-
-    @property
-    def weak(self) -> bool:
-        """True if the task can't separate the schemes: the ratio is below 1, or NaN."""
-        return not self.ratio >= 1
-
-
-def signal_to_noise(
-    scheme_means: Sequence[float],
-    *runs: Sequence[float],
-    relative: bool = True,
-) -> SignalToNoise:
-    """Signal-to-noise ratio of a task, after Heineman et al. (2025), "Signal and Noise".
-
-    With m_j the score of scheme j and c_i that of checkpoint i of one run::
-
-        signal = max_jk |m_j - m_k| / mean(m)        relative dispersion
-        noise  = std(c) / mean(c)                    relative standard deviation
-        ratio  = signal / noise
-
-    The variance of n scores divides by n - 1. Of several runs, std(c) is the root of the mean variance,
-    and mean(c) that of all checkpoints.
-
-    Args:
-        scheme_means: score of each scheme, at the end of training.
-        runs: of each run, the scores of its last checkpoints.
-        relative: divide by the means. False for scores that may be negative, such as margins.
-
-    Raises:
-        ValueError: fewer than two schemes or checkpoints; relative, and a mean is not positive.
-    """
-    m, runs_c = np.asarray(scheme_means, dtype=np.float64), [np.asarray(run) for run in runs]
-    fewest = min(map(len, runs_c), default=0)
-    if len(m) < 2 or fewest < 2:
-        raise ValueError(f"{len(m)} schemes and {fewest} checkpoints: two of each are needed")
-    signal = float(np.ptp(m))
-    noise = math.sqrt(np.mean([c.var(ddof=1) for c in runs_c]))
-    if not relative:
-        return SignalToNoise(signal=signal, noise=noise)
-    middle = float(np.concatenate(runs_c).mean())
-    if m.mean() <= 0 or middle <= 0:
-        raise ValueError("a mean is not positive; use relative=False for such scores")
-    return SignalToNoise(signal=signal / float(m.mean()), noise=noise / middle)

@@ -101,7 +101,6 @@ def paired_bootstrap(
     *,
     draws: int = 1000,
     seed: int = 0,
-    weights: Sequence[float] | Array | None = None,
 ) -> ItemDifference:
     """Compare two schemes on the same items: mean of ``a`` minus mean of ``b``.
 
@@ -111,7 +110,6 @@ def paired_bootstrap(
 
     Args:
         a, b: scores of the two schemes, in the same order of items.
-        weights: weight of each item in both means, such as the bytes of each document for bits per byte.
 
     Raises:
         ValueError: different numbers of items, or none.
@@ -119,9 +117,7 @@ def paired_bootstrap(
     if len(a) != len(b):
         raise ValueError(f"schemes with {len(a)} and {len(b)} items can't be compared by item")
     difference_N = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    weights_N = np.ones(len(a)) if weights is None else np.asarray(weights, dtype=np.float64)
-    known_N = ~np.isnan(difference_N)
-    difference_N, weights_N = difference_N[known_N], weights_N[known_N]
+    difference_N = difference_N[~np.isnan(difference_N)]
     number = len(difference_N)
     if not number:
         raise ValueError("schemes without an item in common can't be compared")
@@ -129,11 +125,11 @@ def paired_bootstrap(
     # Multinomial counts are drawn one by one, so that memory does not grow with draws * items.
     drawn_S = np.empty(draws)
     for draw in range(draws):
-        counted_N = weights_N * np.bincount(generator.integers(number, size=number), minlength=number)
-        drawn_S[draw] = (counted_N * difference_N).sum() / counted_N.sum()
+        counted_N = np.bincount(generator.integers(number, size=number), minlength=number)
+        drawn_S[draw] = (counted_N * difference_N).sum() / number
     low, high = np.quantile(drawn_S, (0.025, 0.975))
     return ItemDifference(
-        difference=round(float((weights_N * difference_N).sum() / weights_N.sum()), _DECIMALS),
+        difference=round(float(difference_N.mean()), _DECIMALS),
         interval=(round(float(low), _DECIMALS), round(float(high), _DECIMALS)),
         items=number,
     )

@@ -40,12 +40,6 @@ class Surface:
         n, d = np.asarray(sizes, float), np.asarray(tokens, float)
         return np.asarray(self.E + self.A * n**-self.alpha + self.B * d**-self.beta)
 
-    def optimal_size(self, flops: float, per_parameter_and_token: float = 6.0) -> float:
-        """Size of least loss when training takes C = 6 N D FLOPs (Hoffmann et al. 2022, equation 4)."""
-        ratio = self.alpha * self.A / (self.beta * self.B)
-        product = flops / per_parameter_and_token
-        return float((ratio * product**self.beta) ** (1 / (self.alpha + self.beta)))
-
 
 def mean_huber(residuals: Array, delta: float) -> float:
     """Mean Huber loss of ``residuals``: half the square up to ``delta``, linear above it."""
@@ -64,7 +58,6 @@ def _linear(columns: Array, losses: Array, delta: float, steps: int) -> tuple[fl
     for _ in range(steps):
         root = np.sqrt(_weights(losses - (columns * terms).sum(axis=1), delta))
         new, _ = nnls(columns * root[:, None], losses * root)
-
         done = np.allclose(new, terms, rtol=1e-11, atol=0)
         terms = new
         if done:

@@ -92,12 +92,6 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
 
 
-def test_weights_give_the_ratio_of_sums() -> None:
-    nats, size = np.array([2.0, 9.0, 4.0]), np.array([1.0, 3.0, 8.0])
-    found = paired_bootstrap(nats / size, np.zeros(3), weights=size)
-    assert found.difference == pytest.approx(nats.sum() / size.sum())
-
-
 def test_schemes_with_other_items_are_not_compared() -> None:
     with pytest.raises(ValueError, match="3 and 2 items can't be compared"):
         paired_bootstrap([1.0, 0.0, 1.0], [1.0, 0.0])

@@ -153,12 +153,16 @@ def flops(session: nox.Session) -> None:
         session.run(ready(session), "tools/conventions_page.py", "--check")
 
 
+def reported() -> list[str]:
+    """The suites with a committed table."""
+    return sorted(page.parent.name for page in HERE.glob("results/*/leaderboard.md"))
+
+
 @nox.session
 def results(session: nox.Session) -> None:
     """Compare the committed tables, pages and figures of each suite with what its records give, and
     train a committed run again."""
-    suites = sorted(page.parent.name for page in HERE.glob("results/*/leaderboard.md"))
-    module(session, "modbench", "report", *suites, "--results", "results", "--check")
+    module(session, "modbench", "report", *reported(), "--results", "results", "--check")
     session.run(ready(session), "tools/docs_tables.py", "--check")
     # Another processor rounds differently, so that losses may differ a little.
     words = ("quick/vanilla#0", "--results", "results", "--within", "0.3")
@@ -183,8 +187,9 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site of docs/ into build/docs/html; a warning is an error. Arguments after -- go to
-    sphinx-build."""
+    """Build the site of docs/ and the pages of the suites into build/docs/html; a warning is an error.
+    Arguments after -- go to sphinx-build."""
+    module(session, "modbench", "report", *reported(), "--results", "results", "--html")
     words = ["-W", "--keep-going", "-d", "build/docs/doctrees", *session.posargs]
     module(session, "sphinx", *words, "docs", "build/docs/html")
 

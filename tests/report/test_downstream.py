@@ -134,7 +134,7 @@ def test_the_figure_is_drawn_only_if_something_was_scored(fakes: Any, tmp_path: 
     assert downstream_section(Leaderboard.of([fakes.make_record()])) == []
     folder = fakes.store(tmp_path, [fakes.make_record(downstream={"arc_easy": entry()})])
     assert {"downstream.png", "downstream.svg"} <= {path.name for path in write_report(folder).paths}
-    assert "(downstream.png)" in (folder / "leaderboard.md").read_text()
+    assert "(downstream.svg)" in (folder / "leaderboard.md").read_text()
     assert "chance" in (folder / "downstream.svg").read_text()
 
 

@@ -219,7 +219,7 @@ def test_a_figure_that_is_too_large_is_a_link():
     lines = b"".join(b'<path d="M %d.5 2"/>' % n for n in range(20_000))
     drawings = {"a.svg": SVG.replace(b"<metadata>x</metadata>", lines), "b.svg": SVG}
     blocks = Blocks(drawings, {}, ())
-    large, small = (blocks.figure(Picture("a b", f"{name}.png"), "")[0] for name in "ab")
+    large, small = (blocks.figure(Picture("a b", f"{name}.svg"), "")[0] for name in "ab")
     assert large.drawing is None
     assert large.file == "a.svg"
     assert small.drawing is not None

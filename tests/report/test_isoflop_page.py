@@ -48,13 +48,13 @@ def test_the_page_leads_with_the_optima_and_shows_its_figures(make: Make) -> Non
     found = records(make)
     sweep = sweep_of(found, Leaderboard.of(found))
     assert sweep is not None
-    page = isoflop_page(sweep, drawn={"isoflop_curves.png"})
+    page = isoflop_page(sweep, drawn={"isoflop_curves.svg"})
     headings = [part.headings for part in page.before_figures() if isinstance(part, Table)]
     columns = [column for column in OPTIMA if "seconds" not in column.heading]  # nothing was timed
     assert headings == [[column.heading for column in columns]] * len(BUDGETS)
     rest = page.to_markdown().partition("## Figures")[2]
     assert len(OPTIMA) <= 8
-    assert "![isoflop curves](isoflop_curves.png)" in rest
+    assert "![isoflop curves](isoflop_curves.svg)" in rest
     assert all(f"\n| {column.heading} | {column.meaning} |" in rest for column in columns)
     assert "### Sizes at 3e+12 training FLOPs" in rest.partition("## Details")[2]
 

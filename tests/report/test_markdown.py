@@ -156,9 +156,9 @@ def test_the_page_leads_with_its_columns_and_explains_them_by_their_headings(fak
 
 
 def test_each_figure_that_was_drawn_is_shown_under_a_sentence(fakes):
-    drawn = {"loss_vs_training_flops.png", "loss_vs_training_flops.svg", "routing.png"}
+    drawn = {"loss_vs_training_flops.png", "loss_vs_training_flops.svg", "routing.svg"}
     page = _text(Leaderboard.of([fakes.make_record("mod")]), drawn)
-    pictures = re.findall(r"^([A-Z].*\.)\n\n!\[[^]]+\]\((\w+)\.png\)$", page, flags=re.MULTILINE)
+    pictures = re.findall(r"^([A-Z].*\.)\n\n!\[[^]]+\]\((\w+)\.svg\)$", page, flags=re.MULTILINE)
     assert pictures == [(CAPTIONS[name], name) for name in ("loss_vs_training_flops", "routing")]
 
 

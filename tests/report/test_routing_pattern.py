@@ -220,7 +220,7 @@ def test_a_scheme_of_a_sweep_has_the_size_nearest_to_its_optimum(
     assert (case.record.width, case.record.budget) == (expected, 3 * 10**12)
     assert case.record.seed == 0
     assert case.name == f"mod: width {expected}, 4 layers, 3e+12 training FLOPs"
-    assert "](routing_pattern.png)" in isoflop_page(sweep, drawn=["routing_pattern.png"]).to_markdown()
+    assert "](routing_pattern.svg)" in isoflop_page(sweep, drawn=["routing_pattern.svg"]).to_markdown()
 
 
 def test_weights_of_selected_tokens_stand_in_front_of_all(fakes: Any) -> None:
@@ -268,8 +268,8 @@ def test_report_writes_both_figures_again_to_the_byte_and_shows_them(fakes: Any,
         contents.append({name: (tmp_path / place / name).read_bytes() for name in names})
     assert contents[0] == contents[1]
     page = (tmp_path / "a" / "leaderboard.md").read_text()
-    assert "](routing_pattern.png)" in page
-    assert "](router_weights.png)" in page
+    assert "](routing_pattern.svg)" in page
+    assert "](router_weights.svg)" in page
 
 
 def test_page_without_routing_names_no_figure_of_it(

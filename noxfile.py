@@ -37,8 +37,6 @@ PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 #: Debian's packages of Slurm and munge, and what they need besides the usual libraries.
 SLURM = ["slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libmunge2"]
 SLURM += ["libhwloc15"]
-#: Installed in an environment of their own, since some of them patch PyTorch.
-OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 
 
 def ready(
@@ -201,14 +199,6 @@ def perf(session: nox.Session) -> None:
     against = any(word.startswith("--against") for word in session.posargs)
     script = "compare_revisions" if against else "run_benchmarks"
     session.run(ready(session), f"tools/perf/{script}.py", *session.posargs)
-
-
-@nox.session
-def counters(session: nox.Session) -> None:
-    """Count cases of known cost with every counter that can be installed and write docs/counters.md;
-    arguments after -- go to the script (--check only compares)."""
-    python = ready(session, "counters", OTHER_COUNTERS)
-    session.run(python, "tools/compare_counters.py", *session.posargs)
 
 
 def suite(session: nox.Session, verb: str, name: str, results: str, words: Sequence[str]) -> None:

@@ -78,7 +78,7 @@ def files(*patterns: str) -> list[Path]:
 PYTHON = files(
     "modbench/**/*.py", "tests/**/*.py", "tools/**/*.py", "examples/*.py", "docs/*.py", "noxfile.py"
 )
-PAGES = files("*.md", "docs/*.md", "docs/*.rst", "modbench/**/*.md", "tools/*.md")
+PAGES = files("*.md", "docs/*.md", "docs/*.rst", "modbench/**/*.md")
 OTHER = files("suites/*.toml", "pyproject.toml", "*.cff")
 
 

@@ -37,8 +37,6 @@ PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 #: Debian's packages of Slurm and munge, and what they need besides the usual libraries.
 SLURM = ["slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libmunge2"]
 SLURM += ["libhwloc15"]
-#: Installed in an environment of their own, since some of them patch PyTorch.
-OTHER_COUNTERS = ["deepspeed", "calflops", "accelerate", "ptflops", "thop", "torchinfo"]
 
 
 def ready(
@@ -153,12 +151,16 @@ def flops(session: nox.Session) -> None:
         session.run(ready(session), "tools/conventions_page.py", "--check")
 
 
+def reported() -> list[str]:
+    """The suites with a committed table."""
+    return sorted(page.parent.name for page in HERE.glob("results/*/leaderboard.md"))
+
+
 @nox.session
 def results(session: nox.Session) -> None:
     """Compare the committed tables, pages and figures of each suite with what its records give, and
     train a committed run again."""
-    suites = sorted(page.parent.name for page in HERE.glob("results/*/leaderboard.md"))
-    module(session, "modbench", "report", *suites, "--results", "results", "--check")
+    module(session, "modbench", "report", *reported(), "--results", "results", "--check")
     session.run(ready(session), "tools/docs_tables.py", "--check")
     # Another processor rounds differently, so that losses may differ a little.
     words = ("quick/vanilla#0", "--results", "results", "--within", "0.3")
@@ -183,8 +185,9 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site of docs/ into build/docs/html; a warning is an error. Arguments after -- go to
-    sphinx-build."""
+    """Build the site of docs/ and the pages of the suites into build/docs/html; a warning is an error.
+    Arguments after -- go to sphinx-build."""
+    module(session, "modbench", "report", *reported(), "--results", "results", "--html")
     words = ["-W", "--keep-going", "-d", "build/docs/doctrees", *session.posargs]
     module(session, "sphinx", *words, "docs", "build/docs/html")
 
@@ -196,14 +199,6 @@ def perf(session: nox.Session) -> None:
     against = any(word.startswith("--against") for word in session.posargs)
     script = "compare_revisions" if against else "run_benchmarks"
     session.run(ready(session), f"tools/perf/{script}.py", *session.posargs)
-
-
-@nox.session
-def counters(session: nox.Session) -> None:
-    """Count cases of known cost with every counter that can be installed and write docs/counters.md;
-    arguments after -- go to the script (--check only compares)."""
-    python = ready(session, "counters", OTHER_COUNTERS)
-    session.run(python, "tools/compare_counters.py", *session.posargs)
 
 
 def suite(session: nox.Session, verb: str, name: str, results: str, words: Sequence[str]) -> None:

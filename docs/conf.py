@@ -64,7 +64,7 @@ def outdated(*_: object) -> list[str]:
 
 
 def suite_pages() -> list[Path]:
-    """The HTML pages that ``modbench report --html`` wrote of committed suites."""
+    """The HTML pages that ``modbench report --html`` wrote; the session runs it first."""
     return sorted(RESULTS.glob("*/index.html"))
 
 

@@ -14,6 +14,13 @@ CHINCHILLA = Surface(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28, huber=0.0)
 BUDGETS = (1e17, 1e18, 1e19, 1e20, 1e21)
 
 
+def optimal_size(surface: Surface, flops: float) -> float:
+    """Size of least loss when training takes C = 6 N D FLOPs (Hoffmann et al. 2022, equation 4)."""
+    ratio = surface.alpha * surface.A / (surface.beta * surface.B)
+    power: float = (ratio * (flops / 6) ** surface.beta) ** (1 / (surface.alpha + surface.beta))
+    return power
+
+
 def points_of(
     surface: Surface = CHINCHILLA,
     *,
@@ -24,7 +31,7 @@ def points_of(
     """Size, FLOPs and loss of points within ``width`` of the optimum of each budget, without noise."""
     points = []
     for flops in budgets:
-        best = surface.optimal_size(flops)
+        best = optimal_size(surface, flops)
         for size in np.geomspace(best / width, best * width, sizes):
             points.append((float(size), flops, float(surface.loss(size, flops / 6 / size))))
     return points

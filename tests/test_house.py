@@ -109,7 +109,7 @@ _FIT = "from modbench.cli.main import main; main(['fit', 'points.csv', '--fit', 
     [
         ("import modbench", [*_LIGHT, "seaborn", "tyro"]),
         ("from modbench.cli.main import main; main(['--help'])", [*_LIGHT, "seaborn", "scipy"]),
-        ("from modbench.cli.main import main; main(['list'])", [*_LIGHT, "seaborn", "scipy"]),
+        ("from modbench.cli.main import main; main(['list', 'metrics'])", [*_LIGHT, "seaborn", "scipy"]),
         ("from modbench.cli.main import main; main(['docs', 'audit'])", _LIGHT),
         (_FIT, ["torch", "lm_eval", "transformers"]),
         (_FORM, _LIGHT),

@@ -1,5 +1,6 @@
-"""Pictures of the committed pages for docs/reading_the_table.md: the first screen of a suite on a desk
-and on a phone. Needs Playwright and the machine's Chromium (extra `browser`)."""
+"""Pictures of the suites' pages for docs/reading_the_table.md: the first screen of a suite on a desk and
+on a phone. Needs the pages (`modbench report --results results --html`), Playwright and the machine's
+Chromium (extra `browser`)."""
 
 import shutil
 import sys

@@ -1,5 +1,5 @@
-"""Statistics on the items of a task: scores per item, paired differences between schemes, and the ratio
-of signal to noise. Shapes: N items, S draws.
+"""Statistics on the items of a task: scores per item, and paired differences between schemes. Shapes: N
+items, S draws.
 """
 
 import math
@@ -101,7 +101,6 @@ def paired_bootstrap(
     *,
     draws: int = 1000,
     seed: int = 0,
-    weights: Sequence[float] | Array | None = None,
 ) -> ItemDifference:
     """Compare two schemes on the same items: mean of ``a`` minus mean of ``b``.
 
@@ -111,7 +110,6 @@ def paired_bootstrap(
 
     Args:
         a, b: scores of the two schemes, in the same order of items.
-        weights: weight of each item in both means, such as the bytes of each document for bits per byte.
 
     Raises:
         ValueError: different numbers of items, or none.
@@ -119,9 +117,7 @@ def paired_bootstrap(
     if len(a) != len(b):
         raise ValueError(f"schemes with {len(a)} and {len(b)} items can't be compared by item")
     difference_N = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    weights_N = np.ones(len(a)) if weights is None else np.asarray(weights, dtype=np.float64)
-    known_N = ~np.isnan(difference_N)
-    difference_N, weights_N = difference_N[known_N], weights_N[known_N]
+    difference_N = difference_N[~np.isnan(difference_N)]
     number = len(difference_N)
     if not number:
         raise ValueError("schemes without an item in common can't be compared")
@@ -129,69 +125,11 @@ def paired_bootstrap(
     # Multinomial counts are drawn one by one, so that memory does not grow with draws * items.
     drawn_S = np.empty(draws)
     for draw in range(draws):
-        counted_N = weights_N * np.bincount(generator.integers(number, size=number), minlength=number)
-        drawn_S[draw] = (counted_N * difference_N).sum() / counted_N.sum()
+        counted_N = np.bincount(generator.integers(number, size=number), minlength=number)
+        drawn_S[draw] = (counted_N * difference_N).sum() / number
     low, high = np.quantile(drawn_S, (0.025, 0.975))
     return ItemDifference(
-        difference=round(float((weights_N * difference_N).sum() / weights_N.sum()), _DECIMALS),
+        difference=round(float(difference_N.mean()), _DECIMALS),
         interval=(round(float(low), _DECIMALS), round(float(high), _DECIMALS)),
         items=number,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SignalToNoise:
-    """Signal, noise and their ratio, see `signal_to_noise`."""
-
-    signal: float
-    noise: float
-
-    @property
-    def ratio(self) -> float:
-        """Signal over noise; infinite without noise, NaN with neither."""
-        if self.noise:
-            return self.signal / self.noise
-        return math.inf if self.signal else math.nan
-
-    @property
-    def weak(self) -> bool:
-        """True if the task can't separate the schemes: the ratio is below 1, or NaN."""
-        return not self.ratio >= 1
-
-
-def signal_to_noise(
-    scheme_means: Sequence[float],
-    *runs: Sequence[float],
-    relative: bool = True,
-) -> SignalToNoise:
-    """Signal-to-noise ratio of a task, after Heineman et al. (2025), "Signal and Noise".
-
-    With m_j the score of scheme j and c_i that of checkpoint i of one run::
-
-        signal = max_jk |m_j - m_k| / mean(m)        relative dispersion
-        noise  = std(c) / mean(c)                    relative standard deviation
-        ratio  = signal / noise
-
-    The variance of n scores divides by n - 1. Of several runs, std(c) is the root of the mean variance,
-    and mean(c) that of all checkpoints.
-
-    Args:
-        scheme_means: score of each scheme, at the end of training.
-        runs: of each run, the scores of its last checkpoints.
-        relative: divide by the means. False for scores that may be negative, such as margins.
-
-    Raises:
-        ValueError: fewer than two schemes or checkpoints; relative, and a mean is not positive.
-    """
-    m, runs_c = np.asarray(scheme_means, dtype=np.float64), [np.asarray(run) for run in runs]
-    fewest = min(map(len, runs_c), default=0)
-    if len(m) < 2 or fewest < 2:
-        raise ValueError(f"{len(m)} schemes and {fewest} checkpoints: two of each are needed")
-    signal = float(np.ptp(m))
-    noise = math.sqrt(np.mean([c.var(ddof=1) for c in runs_c]))
-    if not relative:
-        return SignalToNoise(signal=signal, noise=noise)
-    middle = float(np.concatenate(runs_c).mean())
-    if m.mean() <= 0 or middle <= 0:
-        raise ValueError("a mean is not positive; use relative=False for such scores")
-    return SignalToNoise(signal=signal / float(m.mean()), noise=noise / middle)

@@ -40,39 +40,29 @@ class Surface:
         n, d = np.asarray(sizes, float), np.asarray(tokens, float)
         return np.asarray(self.E + self.A * n**-self.alpha + self.B * d**-self.beta)
 
-    def optimal_size(self, flops: float, per_parameter_and_token: float = 6.0) -> float:
-        """Size of least loss when training takes C = 6 N D FLOPs (Hoffmann et al. 2022, equation 4)."""
-        ratio = self.alpha * self.A / (self.beta * self.B)
-        product = flops / per_parameter_and_token
-        return float((ratio * product**self.beta) ** (1 / (self.alpha + self.beta)))
 
-
-def mean_huber(residuals: Array, delta: float) -> float:
-    """Mean Huber loss of ``residuals``: half the square up to ``delta``, linear above it."""
+def _mean_huber(residuals: Array) -> float:
+    """Mean Huber loss of ``residuals``: half the square up to `DELTA`, linear above it."""
     size = np.abs(residuals)
-    return float(np.mean(np.where(size <= delta, residuals**2 / 2, delta * (size - delta / 2))))
+    return float(np.mean(np.where(size <= DELTA, residuals**2 / 2, DELTA * (size - DELTA / 2))))
 
 
-def _weights(residuals: Array, delta: float) -> Array:
-    return np.asarray(delta / np.maximum(np.abs(residuals), delta))
-
-
-def _linear(columns: Array, losses: Array, delta: float, steps: int) -> tuple[float, Array]:
+def _linear(columns: Array, losses: Array, steps: int) -> tuple[float, Array]:
     """The non-negative E, A, B of least mean Huber loss for given exponents, by ``steps`` steps of
     reweighted least squares at most."""
     terms, _ = nnls(columns, losses)
     for _ in range(steps):
-        root = np.sqrt(_weights(losses - (columns * terms).sum(axis=1), delta))
+        residuals = losses - (columns * terms).sum(axis=1)
+        root = np.sqrt(DELTA / np.maximum(np.abs(residuals), DELTA))
         new, _ = nnls(columns * root[:, None], losses * root)
-
         done = np.allclose(new, terms, rtol=1e-11, atol=0)
         terms = new
         if done:
             break
-    return mean_huber(losses - (columns * terms).sum(axis=1), delta), terms
+    return _mean_huber(losses - (columns * terms).sum(axis=1)), terms
 
 
-def fit_surface(sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA) -> Surface:
+def fit_surface(sizes: Any, tokens: Any, losses: Any) -> Surface:
     """Fit a `Surface` to runs by variable projection: search alpha and beta; E, A and B follow for each
     pair by non-negative least squares under the Huber loss. All three arguments have shape (P,). Raises
     UserError: fewer than six runs."""
@@ -87,7 +77,7 @@ def fit_surface(sizes: Any, tokens: Any, losses: Any, *, delta: float = DELTA) -
     def project(exponents: Array, steps: int = 100) -> tuple[float, Array]:
         alpha, beta = np.exp(exponents)
         columns = np.stack([np.ones_like(y), np.exp(-alpha * log_n), np.exp(-beta * log_d)], axis=1)
-        return _linear(columns, y, delta, steps)
+        return _linear(columns, y, steps)
 
     starts = [np.log([alpha, beta]) for alpha in _STARTS for beta in _STARTS]
     best = sorted(starts, key=lambda start: project(start, steps=3)[0])[:2]

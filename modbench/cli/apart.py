@@ -16,7 +16,7 @@ from modbench.routing.registry import foreign_routers
 #: Environment variable of the inner process: the file that it makes once the command has ended.
 _ENDED = "MODBENCH_COMMAND_ENDED"
 #: Commands whose plugins do not run in the workers of a sweep.
-_OF_PLUGINS = ("check", "audit", "flops", "plan", "sample", "export", "eval")
+_OF_PLUGINS = ("check", "audit", "flops", "plan", "sample", "export", "eval", "list")
 
 
 def run() -> int:

@@ -29,8 +29,6 @@ def _dispatch(arguments: list[str]) -> int:
             return 0 if arguments else 2
     import tyro  # takes most of the time of `modbench --help`
 
-    from modbench.cli.unset import REGISTRY
-
     match arguments:
         case ["flops", "gate", *rest]:
             from modbench.cli.gate import gate
@@ -38,8 +36,7 @@ def _dispatch(arguments: list[str]) -> int:
             function, name = gate, "flops gate"
         case [name, *rest]:
             function = function_of(name)
-    with REGISTRY:
-        return tyro.cli(function, args=rest, prog=f"modbench {name}")
+    return tyro.cli(function, args=rest, prog=f"modbench {name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,59 +1,56 @@
 """The commands, and what `modbench --help` says of them. Imports none of them."""
 
-import ast
-import re
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
 from modbench.errors import UserError, known_names
 
-#: By name, in the order of the help.
-COMMANDS = (
-    *("check", "run", "time", "report", "compare", "verify", "merge", "list", "data", "flops", "plan"),
-    *("fit", "audit", "new-router", "eval", "sample", "export", "convert", "docs"),
-)
+#: What each command does, in the order of the help.
+COMMANDS = {
+    "check": "Try a new router in under a minute: FLOPs, audit and 20 training steps.",
+    "run": "Train and measure what has no record yet of a suite; write its table and plots.",
+    "time": "Measure time and memory of a suite's schemes, without training.",
+    "report": "Write tables and plots from the records again.",
+    "compare": "Compare two suites' results, rows or runs.",
+    "verify": "Train recorded runs again, and say which metrics come out equal.",
+    "merge": "Add the records of other machines to a results folder.",
+    "list": "Name the routers, the shipped suites and the metrics.",
+    "data": "Fetch, check and tokenize a corpus into the cache.",
+    "flops": "Print the FLOPs of a model: total, per token, by component.",
+    "plan": "Print what a suite will take on this machine: runs, FLOPs, tokens, time.",
+    "fit": "Fit isoFLOP curves of your own points.",
+    "audit": "Test a router before it is trained: causality, decode parity, FLOPs and more.",
+    "new-router": "Write a package with a router of your own, its tests and a workflow.",
+    "eval": "Score a trained model on tasks of lm-eval or modbench's own.",
+    "sample": "Print how the model of a trained run continues a prompt.",
+    "export": "Write the model and the tokenizer of a trained run into a folder.",
+    "convert": "Convert a trained model of Hugging Face transformers to a routed one.",
+    "docs": "Print a page of the documentation.",
+}
 
 
 def function_of(command: str) -> Callable[..., int]:
     """The function of ``command``, which its module is imported for. Raises UserError: no such one."""
     if command not in COMMANDS:
         raise UserError(f"there is no command '{command}'; {known_names(command, COMMANDS)}")
-    name = _name(command)
+    name = command.replace("-", "_")
     module = import_module(f"modbench.cli.{name}")
     # With an underscore where Python has the word itself.
     function: Callable[..., int] = getattr(module, name if hasattr(module, name) else f"{name}_")
     return function
 
 
-def _name(command: str) -> str:
-    """Return the name of the module and of the function of ``command``."""
-    return command.replace("-", "_")
-
-
 def overview() -> str:
     """The text of `modbench --help`."""
-    about = {command: _first_sentence(command) for command in COMMANDS}
-    width = max(map(len, COMMANDS))
-    lines = [f"  {command:<{width}}  {sentence}" for command, sentence in about.items()]
     return "\n".join(
         [
             "usage: modbench COMMAND [...]",
             "",
             "Compares routing schemes for language models at equal compute.",
             "",
-            *lines,
+            *(f"  {command:<10}  {sentence}" for command, sentence in COMMANDS.items()),
             "",
             "Options and an example of a command: modbench COMMAND --help",
             "Pages of the documentation: modbench docs. The version: modbench --version.",
         ]
     )
-
-
-def _first_sentence(command: str) -> str:
-    """The first sentence of the help of ``command``."""
-    name = _name(command)
-    tree = ast.parse((Path(__file__).parent / f"{name}.py").read_bytes())
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    words = next(ast.get_docstring(f) or "" for f in functions if f.name.rstrip("_") == name)
-    return " ".join(re.split(r"(?<=\.)\s", words, maxsplit=1)[0].split())

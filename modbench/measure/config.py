@@ -42,7 +42,7 @@ class MeasureConfig:
     #: Python is run
     downstream_include: str | None = None
     #: points at the end of the learning curve that are scored, 2 or more, the trained model included,
-    #: for the signal-to-noise ratio; None: the trained model only
+    #: for a signal-to-noise ratio; None: the trained model only
     downstream_checkpoints: int | None = None
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self, get_typ
 from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from modbench.errors import CONTROL, UserError, printable
+from modbench.errors import UserError, printable
 
 #: The special forms as plain values: shapes are built at runtime, which mypy cannot follow.
 list_of: Any = list
@@ -107,8 +107,8 @@ def canonical_json(value: object) -> str:
     return text
 
 
-#: A control character in JSON, or the start of its escape sequence.
-_ESCAPED = re.compile(rf"\\u00|\\[bfr]|{CONTROL.pattern}")
+#: Start of the escape sequence of a control character in JSON.
+_ESCAPED = re.compile(r"\\(?:u00|[bfr])")
 
 
 def printable_values(line: str, value: Any) -> Any:
@@ -121,7 +121,7 @@ def printable_values(line: str, value: Any) -> Any:
             return [shown(of) for of in value]
         return printable(value) if isinstance(value, str) else value
 
-    return shown(value) if _ESCAPED.search(line) else value
+    return value if line.isprintable() and not _ESCAPED.search(line) else shown(value)
 
 
 def sha256(text: str) -> str:

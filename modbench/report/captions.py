@@ -34,8 +34,6 @@ CAPTIONS = {
         "Loss of the learning rates tried for each scheme, one seed at the middle size and budget; the"
         " chosen rate is filled."
     ),
-    "isoflop_curves_parameters": f"{_LOSS}: all parameters in place of active ones.",
-    "isoflop_curves_forward_flops": f"{_LOSS}: nominal forward FLOPs per token in place of parameters.",
     "loss_vs_training_flops": (
         "Held-out loss during training against the training FLOPs spent; with several seeds, their "
         "mean at equal FLOPs and a band from the least to the greatest. Dotted: unigram loss. The loss"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from modbench.report.leaderboard.board import Entry
 
 #: Inches, without legend. At 6 cm (a phone), a font of 11 points is still readable.
 WIDTH, HEIGHT = 5.4, 4.2
-#: Inches of a legend: a line; a handle with its gaps; a character of a name, on average.
-_LEGEND_LINE, _LEGEND_HANDLE, _LEGEND_CHARACTER = 0.24, 0.7, 0.085
 DOTS_PER_INCH = 200
 REFERENCE = "0.35"  #: grey, for reference lines
 DOTTED: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1.4}
@@ -209,36 +206,16 @@ def written_out(axis: Axis, low: float, high: float) -> None:
 def legend_below(figure: Figure, handles: Mapping[str, Any], above: str = "") -> None:
     """Add a legend of ``handles`` by text below the axes, in as many columns as the width allows; the
     figure grows by its height. ``above``: text over it, such as the name of all panels' x axis."""
-    number = next(n for n in range(min(4, len(handles)), 0, -1) if n == 1 or _fits(figure, handles, n))
-    lines = max(map(_line_count, _columns([*handles], number)))
-    lines += _line_count([above]) if above else 0
-    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * lines)
     style: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
     style |= {"title": above, "title_fontsize": 11} if above else {}
-    legend = figure.legend(list(handles.values()), list(handles), ncols=number, **style)
-    legend.get_title().set_multialignment("center")
-
-
-def _fits(figure: Figure, handles: Mapping[str, Any], number: int) -> bool:
-    """Estimate if a legend of ``number`` columns is at most as wide as ``figure``."""
-    longest = [max(map(_length, names)) for names in _columns([*handles], number)]
-    width = sum(_LEGEND_HANDLE + _LEGEND_CHARACTER * length for length in longest)
-    return bool(width <= figure.get_figwidth())
-
-
-def _columns(names: Sequence[str], number: int) -> list[Sequence[str]]:
-    """``names`` as matplotlib puts them in ``number`` columns: the first ones may have one more."""
-    least, more = divmod(len(names), number)
-    ends = [column * least + min(column, more) for column in range(number + 1)]
-    return [names[start:end] for start, end in pairwise(ends)]
-
-
-def _length(name: str) -> int:
-    return max(map(len, name.split("\n")))
-
-
-def _line_count(names: Sequence[str]) -> int:
-    return sum(1 + name.count("\n") for name in names)
+    for columns in range(min(4, len(handles)), 0, -1):
+        legend = figure.legend(list(handles.values()), list(handles), ncols=columns, **style)
+        legend.get_title().set_multialignment("center")
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or columns == 1:
+            figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+            return
+        legend.remove()
 
 
 def lay_out(figure: Figure) -> None:

@@ -93,8 +93,8 @@ def pictures(drawn: Collection[str]) -> list[Part]:
     """The figures among the files ``drawn``, a sentence above each."""
     parts: list[Part] = []
     for name, sentence in CAPTIONS.items():
-        if f"{name}.png" in drawn:
-            parts += [sentence, Picture(name.replace("_", " "), f"{name}.png")]
+        if f"{name}.svg" in drawn:
+            parts += [sentence, Picture(name.replace("_", " "), f"{name}.svg")]
     return [_FIGURES, *parts] if parts else []
 
 

@@ -1,5 +1,5 @@
-"""A table as a value, and its forms: Markdown, CSV, HTML, LaTeX, text, and rich for a terminal. Cells
-stay text in each of them, whatever they hold."""
+"""A table as a value, and its forms: Markdown, CSV, text, and rich for a terminal. Cells stay text in
+each of them, whatever they hold."""
 
 import csv
 import html

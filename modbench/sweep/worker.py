@@ -256,8 +256,8 @@ def main() -> int:
 
 
 def work(spec: Mapping[str, Any], say: Say) -> int:
-    """Run the job of ``spec``. Returns 0 with a result; 130 if stopped; 2 for a user's or a plugin author's
-    mistake, else 1: the last line of standard error states the error."""
+    """Run the job of ``spec``. Returns 0 with a result; 130 if stopped; 2 for a user's or a plugin
+    author's mistake, else 1: the last line of standard error states the error."""
     module, _, function = JOBS[spec["job"]].partition(":")
     try:
         result = getattr(importlib.import_module(module), function)(spec, say)

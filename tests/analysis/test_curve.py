@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from isoflop_points import optimal_size
 
 from modbench.analysis.curve import CURVE_FITS, VERDICTS, akima, parabola
 from modbench.analysis.surface import Surface
@@ -25,7 +26,7 @@ def test_parabola_has_its_published_bias(
     surface = Surface(E=1.69, A=a, B=b, alpha=alpha, beta=beta, huber=0.0)
 
     def best_tokens(flops: float) -> float:
-        return flops / 6 / surface.optimal_size(flops)
+        return flops / 6 / optimal_size(surface, flops)
 
     for width, error in errors.items():
         found = []

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from isoflop_points import optimal_size
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 
@@ -20,7 +21,7 @@ DENSE = Surface(E=2.0, A=60.0, B=2000.0, alpha=0.34, beta=0.42, huber=0.0)
 
 
 def optimum(surface: Surface, flops: float) -> tuple[float, float]:
-    size = surface.optimal_size(flops)
+    size = optimal_size(surface, flops)
     return size, float(surface.loss(size, flops / 6 / size))
 
 
@@ -42,7 +43,7 @@ def sweep(
     runs = []
     for name, surface in schemes.items():
         for flops in budgets:
-            middle = centre * surface.optimal_size(flops)
+            middle = centre * optimal_size(surface, flops)
             for size in np.geomspace(middle / width, middle * width, sizes):
                 for one in range(repeats if flops == budgets[1] else 1):
                     tokens = flops / 6 / size

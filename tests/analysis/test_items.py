@@ -13,7 +13,6 @@ from modbench.analysis.items import (
     mean_with_stderr,
     paired_bootstrap,
     score_item,
-    signal_to_noise,
 )
 
 
@@ -93,12 +92,6 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
 
 
-def test_weights_give_the_ratio_of_sums() -> None:
-    nats, size = np.array([2.0, 9.0, 4.0]), np.array([1.0, 3.0, 8.0])
-    found = paired_bootstrap(nats / size, np.zeros(3), weights=size)
-    assert found.difference == pytest.approx(nats.sum() / size.sum())
-
-
 def test_schemes_with_other_items_are_not_compared() -> None:
     with pytest.raises(ValueError, match="3 and 2 items can't be compared"):
         paired_bootstrap([1.0, 0.0, 1.0], [1.0, 0.0])
@@ -106,34 +99,6 @@ def test_schemes_with_other_items_are_not_compared() -> None:
         paired_bootstrap([], [])
     nan = math.nan
     assert paired_bootstrap([1.0, nan, 0.0, 1.0], [0.0, 1.0, nan, 1.0]).difference == 0.5
-
-
-def test_signal_to_noise_is_relative_dispersion_over_relative_deviation() -> None:
-    found = signal_to_noise([0.4, 0.5, 0.6], [0.39, 0.41])
-    assert found.signal == pytest.approx(0.2 / 0.5)
-    assert found.noise == pytest.approx(math.sqrt(2) * 0.01 / 0.4)
-    assert found.ratio == pytest.approx(16 / math.sqrt(2))
-    assert not found.weak
-
-
-def test_the_noise_of_several_runs_is_their_root_mean_square() -> None:
-    found = signal_to_noise([0.4, 0.6], [0.39, 0.41], [0.67, 0.53])
-    assert found.noise == pytest.approx(math.sqrt(0.01**2 + 0.07**2) / 0.5)
-
-
-def test_a_task_whose_schemes_differ_less_than_checkpoints_is_weak() -> None:
-    assert signal_to_noise([0.500, 0.505], [0.48, 0.50, 0.52]).weak
-    assert signal_to_noise([0.5, 0.5], [0.5, 0.5]).weak
-    assert signal_to_noise([0.4, 0.5], [0.5, 0.5]).ratio == math.inf
-
-
-def test_scores_around_zero_need_absolute_spreads() -> None:
-    with pytest.raises(ValueError, match="relative=False"):
-        signal_to_noise([-1.0, -0.5], [-1.0, -1.1])
-    found = signal_to_noise([-1.0, 0.5], [-0.25, 0.25], relative=False)
-    assert found.ratio == pytest.approx(1.5 / (math.sqrt(2) * 0.25))
-    with pytest.raises(ValueError, match="1 schemes and 2 checkpoints"):
-        signal_to_noise([1.0], [1.0, 2.0])
 
 
 def test_items_load_neither_torch_nor_lm_eval() -> None:

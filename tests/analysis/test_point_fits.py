@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isoflop_points import CHINCHILLA, csv_of, points_of, public_sets
+from isoflop_points import CHINCHILLA, csv_of, optimal_size, points_of, public_sets
 
 from modbench.analysis.point_fits import PointFits, fit_points
 from modbench.analysis.points import Points, read_points
@@ -45,7 +45,7 @@ def exponents(fits: PointFits, fit: str) -> tuple[float, float]:
     return found.size, found.tokens
 
 
-def optimal_size(fits: PointFits, budget: float, fit: str) -> float:
+def fitted_size(fits: PointFits, budget: float, fit: str) -> float:
     size = fits.analysis.optimum("all", budget, fit).size
     assert size is not None
     return size
@@ -59,10 +59,10 @@ def test_optima_of_a_known_surface_are_found_within_the_stated_bias(
     2026), so its sizes are too large by as much. The grid of the surface's minimum is 0.35 % wide."""
     fits = fitted(tmp_path, points_of(sizes=sizes))
     for budget in fits.budgets("all"):
-        true = CHINCHILLA.optimal_size(budget)
-        assert true / optimal_size(fits, budget, "parabola") - 1 == pytest.approx(-bias, abs=1e-4)
-        assert optimal_size(fits, budget, "akima") == pytest.approx(true, rel=1e-2)
-        assert optimal_size(fits, budget, "surface") == pytest.approx(true, rel=3.5e-3)
+        true = optimal_size(CHINCHILLA, budget)
+        assert true / fitted_size(fits, budget, "parabola") - 1 == pytest.approx(-bias, abs=1e-4)
+        assert fitted_size(fits, budget, "akima") == pytest.approx(true, rel=1e-2)
+        assert fitted_size(fits, budget, "surface") == pytest.approx(true, rel=3.5e-3)
 
 
 def test_exponents_and_surface_of_a_known_surface_are_found(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_seeds_give_intervals_that_contain_the_optimum(tmp_path: Path) -> None:
         optimum = fits.analysis.optimum("all", budget, "parabola")
         assert optimum.size_interval is not None
         low, high = optimum.size_interval
-        assert low < CHINCHILLA.optimal_size(budget) * 1.016 < high < 1.5 * low
+        assert low < optimal_size(CHINCHILLA, budget) * 1.016 < high < 1.5 * low
 
 
 def test_each_group_has_its_own_fits(tmp_path: Path) -> None:

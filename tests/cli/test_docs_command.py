@@ -1,8 +1,6 @@
-"""`modbench docs`: pages and sections, and that messages name those that exist."""
+"""`modbench docs`: pages, and that messages name those that exist."""
 
 import ast
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -11,70 +9,26 @@ from pathlib import Path
 import pytest
 
 import modbench
-from modbench.cli.docs import sections, topics
+from modbench.cli.docs import topics
 from modbench.cli.main import main
 
 PACKAGE = Path(modbench.__file__).parent
 
 
-def test_without_a_topic_every_page_is_listed_with_its_first_sentence(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_without_a_topic_every_page_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["docs"]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert "commands pick the command for a task. " in out
-    assert "tasks of lm-eval" in out  # a link is its text
-    for name in topics():
-        assert f" {name} " in out
+    assert set(topics()) <= set(capsys.readouterr().out.split())
 
 
-def test_a_page_is_printed_as_it_is_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["docs", "writing_a_router"]) == 0
+@pytest.mark.parametrize("topic", ["writing_a_router", "writing_a_router#causal", "writing_a_router#x"])
+def test_a_page_is_printed_whatever_its_section(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["docs", topic]) == 0
     assert capsys.readouterr().out == topics()["writing_a_router"].read_text()
 
 
-def test_a_section_ends_before_the_next_of_its_level(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["docs", "writing_a_router#causal"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith('## <a id="causal"></a>Causal rules')
-    assert out.count("\n## ") == 0
-    text = '# A\n\n## One\n\na\n\n### Two\n\n```sh\n# b\n```\n\n## Three\n\n<a id="x"></a>c\n'
-    parts = sections(text)
-    assert list(parts) == ["a", "one", "two", "three", "x"]
-    assert parts["one"] == "## One\n\na\n\n### Two\n\n```sh\n# b\n```\n"
-    assert parts["x"] == '<a id="x"></a>c\n'
-
-
-@pytest.mark.parametrize(
-    ("topic", "sentence"),
-    [
-        ("adit", "docs: no page is called 'adit'; did you mean 'audit'?"),
-        ("audit#1-casual", "docs: page 'audit' has no section '1-casual'; did you mean '1-causal'?"),
-    ],
-)
-def test_an_unknown_page_is_refused(
-    topic: str, sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["docs", topic]) == 2
-    assert sentence in capsys.readouterr().err
-
-
-def test_a_terminal_shows_formatted_text() -> None:
-    terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "modbench", "docs", "commands"]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "PAGER": "cat", "TERM": "xterm"}
-    with subprocess.Popen(command, stdout=end, stderr=end, env=environment):
-        os.close(end)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(terminal, 65536)
-            except OSError:  # the process has ended
-                break
-    os.close(terminal)
-    assert b"Commands" in shown
-    assert b"# Commands" not in shown
-    assert b"\x1b[" in shown
+def test_an_unknown_page_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["docs", "adit"]) == 2
+    assert "did you mean 'audit'?" in capsys.readouterr().err
 
 
 def test_pages_are_printed_without_torch() -> None:

@@ -9,8 +9,6 @@ ROUTER = '''"""Selects tokens by luck. It learns nothing."""
 from dataclasses import dataclass
 from modbench import DepthRouter, register_router
 
-print("loaded")
-
 @register_router("{}")
 @dataclass(frozen=True, kw_only=True)
 class Luck(DepthRouter):
@@ -30,10 +28,6 @@ PACKAGES = {
         "@register_router('misnamed')",
     ),
     "leaves": ("import sys; sys.exit(0)", "BROKEN: its package raised SystemExit: 0 in the import"),
-    "dies": (
-        "import os; os._exit(0)",
-        "BROKEN: its package ended the process that imported it, with code 0",
-    ),
     "hyphen": ("", "BROKEN: its package raised ModuleNotFoundError: No module named 'my-package'"),
 }
 

@@ -1,4 +1,4 @@
-"""The finished records of a suite, told without reading records in full."""
+"""The finished records of a suite, told by a few fields of each."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def some_of_each_kind(fakes):
     return result.record, *result.measurements, make_audit(), timing, suite
 
 
-def test_what_is_finished_is_told_without_reading_records_in_full(tmp_path, fakes):
+def test_what_is_finished_is_told_of_each_kind_of_record(tmp_path, fakes):
     records = some_of_each_kind(fakes)
     for record in records:
         append_record(tmp_path, record)

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from modbench.report.downstream.page import downstream_section
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.sections import Page
 from modbench.report.table import Table
+
+ROOT = Path(__file__).parents[2]
 
 
 def entry(value: float = 0.4, *, part_of: str = "arc_easy", **fields: Any) -> dict[str, Any]:
@@ -170,46 +173,27 @@ def noisy(value: float, *earlier: float) -> dict[str, Any]:
     return found
 
 
-def test_signal_to_noise_is_that_of_the_last_checkpoints_and_weak_tasks_are_marked(fakes: Any) -> None:
-    scores = {
-        "vanilla": {"arc_easy": noisy(0.4, 0.38), "piqa": noisy(0.5, 0.6)},
-        "mod": {"arc_easy": noisy(0.6, 0.62), "piqa": noisy(0.51, 0.41)},
-    }
-    records = [fakes.make_record(label, downstream=found) for label, found in scores.items()]
-    text = Page(downstream_section(Leaderboard.of(records))).to_markdown()
-    assert "last 2 checkpoints" in text
-    assert "the noise between items is not included" in text
-    # Signal 0.2 and the deviation of two checkpoints that differ by 0.02, over the mean 0.5.
-    assert "| arc_easy | acc | 0.400 | 0.028 | 14.1 |" in text
-    assert "(below 1) |" in next(
-        line for line in text.split("\n") if line.startswith("| piqa | acc | 0.020")
-    )
-
-
-def test_without_checkpoints_noise_is_that_of_seeds_and_with_neither_there_is_none(fakes: Any) -> None:
-    def records(seeds: int) -> list[Any]:
-        return [
-            fakes.make_record(
-                label,
-                seed=seed,
-                downstream={"arc_easy": entry(middle + 0.02 * seed, answer_bits_per_byte=None)},
-            )
-            for label, middle in (("vanilla", 0.39), ("mod", 0.59))
-            for seed in range(seeds)
-        ]
-
-    text = Page(downstream_section(Leaderboard.of(records(2)))).to_markdown()
-    assert "between seeds" in text
-    # The deviation of two seeds that differ by 0.02, over the mean 0.5.
-    assert "| arc_easy | acc | 0.400 | 0.028 | 14.1 |" in text
-    text = Page(downstream_section(Leaderboard.of(records(1)))).to_markdown()
-    assert "| signal-to-noise |" not in text
-    assert "[measure] downstream_checkpoints" in text
+def test_the_example_of_signal_to_noise_takes_checkpoints_or_else_seeds(
+    fakes: Any, tmp_path: Path
+) -> None:
+    names = runpy.run_path(str(ROOT / "examples" / "signal_to_noise.py"))
+    scores = {"vanilla": (noisy(0.4, 0.38), 0.39), "mod": (noisy(0.6, 0.62), 0.59)}
+    points = [fakes.make_record(label, downstream={"arc_easy": of}) for label, (of, _) in scores.items()]
+    seeds = [
+        fakes.make_record(label, seed=seed, downstream={"arc_easy": noisy(middle + 0.02 * seed)})
+        for label, (_, middle) in scores.items()
+        for seed in range(2)
+    ]
+    for number, records in enumerate((points, seeds)):
+        values = names["scores"](fakes.store(tmp_path / str(number), records))
+        found = names["signal_to_noise"](values[values.metric == "acc"])
+        # Signal .2 and the deviation of two values that differ by .02, over the mean .5.
+        assert list(found) == pytest.approx([0.4, 0.02 / 2**0.5 / 0.5, 10 * 2**0.5])
 
 
 def snippet(page: str, word: str) -> str:
     """The Python block of ``page`` that contains ``word``."""
-    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    text = (ROOT / "docs" / page).read_text()
     (code,) = (one for one in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in one)
     return str(code)
 
@@ -230,7 +214,7 @@ def test_the_comparison_of_the_page_on_evaluation_runs(
 
 def test_the_statistics_of_the_page_on_tasks_run() -> None:
     names: dict[str, Any] = {"margins_of_mod": [1.0, 2.0, 3.0], "margins_of_dense": [1.0, 1.0, 1.0]}
-    exec(snippet("tasks.md", "signal_to_noise"), names)
+    exec(snippet("tasks.md", "mean_with_stderr"), names)
     assert names["mean"] == 2.0
 
 

@@ -54,7 +54,7 @@ def test_one_bad_scheme_leaves_room_for_the_others_and_has_hollow_markers(make: 
     lost = run(make, "lost", 64, BUDGETS[1], status="diverged")
     sweep = swept([*records(make), *bad, lost])
     for figure in (
-        curves(sweep, sweep_marks(sweep), size="active_parameters"),
+        curves(sweep, sweep_marks(sweep)),
         normalised(sweep, sweep_marks(sweep)),
     ):
         assert figure is not None

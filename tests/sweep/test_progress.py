@@ -16,7 +16,7 @@ PAGE = Page(
         Table(("scheme", "loss"), [("mod [red]", "1.2500")]),
         "One seed.",
         Picture("not for a terminal", "it.png"),
-        *pictures({"speed_up.png"}),
+        *pictures({"speed_up.svg"}),
     ]
 )
 

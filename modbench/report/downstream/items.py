@@ -1,23 +1,12 @@
-"""Comparisons of schemes on the items of downstream tasks: paired differences, and signal-to-noise
-ratios. N items.
-"""
+"""Paired differences between schemes on the items of downstream tasks. N items."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from modbench.analysis.items import SignalToNoise, paired_bootstrap, signal_to_noise
+from modbench.analysis.items import paired_bootstrap
 from modbench.analysis.noise import Array
-from modbench.report.downstream.scores import (
-    BITS,
-    comparable,
-    entries_of,
-    metrics_of,
-    score_of,
-    tasks_of,
-    values_of,
-)
+from modbench.report.downstream.scores import comparable, entries_of, tasks_of
 from modbench.report.leaderboard.entry import Entry
 from modbench.report.leaderboard.row import Row
 from modbench.report.table import Table, escaped
@@ -30,16 +19,6 @@ _DIFFERENCES = (
     "on the same items (accuracy: higher is better; bits per byte: lower), with the 95 % interval of a "
     "paired bootstrap over items; * where it excludes 0. Scores of an item are means over seeds; the "
     "interval leaves out the noise between seeds."
-)
-_SIGNAL = (
-    "Signal: the largest difference between schemes over their mean. Noise: the standard deviation {of} "
-    "over their mean; the noise between items is not included. Below 1, the task does not separate the "
-    "schemes."
-)
-_CHECKPOINTS = "of a run's last {count} checkpoints (root mean square over runs)"
-_SEEDS = "between seeds (root mean square over schemes)"
-_NO_NOISE = (
-    "Signal-to-noise ratios need several seeds, or checkpoints: [measure] downstream_checkpoints."
 )
 
 
@@ -61,7 +40,6 @@ def comparison_tables(entries: Sequence[Entry]) -> Iterator[str | Table]:
         yield f"Difference from {escaped(reference.row.label)} {_DIFFERENCES}"
         headings = ("task", "score", *(entry.row.label for entry in others))
         yield Table(headings, [[cell or "-" for cell in line] for line in lines], left=(0, 1))
-    yield from _signal_table(rows)
 
 
 def _reference(entries: Sequence[Entry]) -> Entry:
@@ -94,56 +72,3 @@ def _items_of(row: Row, task: str, column: str) -> Array | None:
         return None
     mean_N: Array = np.mean(columns, axis=0)
     return mean_N
-
-
-def _signal_table(rows: Sequence[Row]) -> Iterator[str | Table]:
-    """Signal, noise and their ratio of each task; a sentence where there is nothing to compute noise
-    from."""
-    tasks = [task for task in tasks_of(rows) if comparable(rows, task)]
-    asked = [(task, name) for task in tasks for name in _names(rows, task)]
-    count = max((len(run) for pair in asked for run in _checkpoints(rows, *pair)), default=0)
-    lines = [
-        (task, metric, f"{ratio.signal:.3f}", f"{ratio.noise:.3f}", _ratio(ratio))
-        for task, metric in asked
-        if (ratio := _signal(rows, task, metric, seeds=not count))
-    ]
-    if not lines:
-        yield _NO_NOISE
-        return
-    yield Table(("task", "score", "signal", "noise", "signal-to-noise"), lines, left=(0, 1))
-    yield _SIGNAL.format(of=_CHECKPOINTS.format(count=count) if count else _SEEDS)
-
-
-def _names(rows: Sequence[Row], task: str) -> list[str]:
-    """The main metric of ``task``, and bits per byte of the right answer, where it has them."""
-    main, *others = metrics_of(rows, task)
-    return [main, *(name for name in others if name == BITS)]
-
-
-def _ratio(signal: SignalToNoise) -> str:
-    if math.isnan(signal.ratio):
-        return "- (all scores are equal)"
-    return f"{signal.ratio:.1f}{' (below 1)' if signal.weak else ''}"
-
-
-def _signal(rows: Sequence[Row], task: str, metric: str, *, seeds: bool) -> SignalToNoise | None:
-    """The signal-to-noise ratio, with noise of ``seeds`` or of checkpoints; None where there are fewer
-    than two schemes, or no noise."""
-    scores = [score.value.center for row in rows if (score := score_of(row, task, metric))]
-    runs = (
-        [[value["value"] for value in values_of(row, task, metric)] for row in rows]
-        if seeds
-        else _checkpoints(rows, task, metric)
-    )
-    runs = [run for run in runs if len(run) > 1]
-    if len(scores) < 2 or not runs:
-        return None
-    positive = sum(scores) > 0 and sum(map(sum, runs)) > 0
-    return signal_to_noise(scores, *runs, relative=positive)
-
-
-def _checkpoints(rows: Sequence[Row], task: str, metric: str) -> list[list[float]]:
-    """The scores of each run's last checkpoints, the trained model last, of runs that have them."""
-    values = [value for row in rows for value in values_of(row, task, metric)]
-    runs = [[*value["checkpoints"], value["value"]] for value in values if "checkpoints" in value]
-    return [run for run in runs if None not in run]

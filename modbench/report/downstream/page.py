@@ -57,7 +57,7 @@ def downstream_section(board: Leaderboard) -> list[Part]:
 
 def _picture(board: Leaderboard) -> list[Part]:
     rows = [entry.row for entries in board.comparisons for entry in scored_entries(entries)]
-    picture = Picture("scores against inference FLOPs", "downstream.png")
+    picture = Picture("scores against inference FLOPs", "downstream.svg")
     return [_CAPTION, picture] if any(map(has_flops, rows)) else []
 
 

@@ -142,8 +142,7 @@ class Blocks:
 
     def figure(self, picture: Picture, caption: str) -> list[FigureBlock]:
         """The figure of ``picture``; none if it was not drawn."""
-        file = picture.file.replace(".png", ".svg")
-        svg = self.drawings.get(file)
+        svg = self.drawings.get(picture.file)
         if svg is None:
             return []
         self._figures += 1
@@ -155,7 +154,7 @@ class Blocks:
                 name=name,
                 caption=inline(caption),
                 title=picture.alt,
-                file=file,
+                file=picture.file,
                 drawing=drawing if fits else None,
                 schemes=self.schemes if drawing.schemes else (),
             )

@@ -83,7 +83,7 @@ def depths_table(sweep: Sweep) -> Table:
     optima = [at for at in sweep.analysis.by_depth if sweep.depths]
     optima.sort(key=lambda at: (at.budget, FITS.index(at.fit), at.scheme, at.depth or 0))
     runs = defaultdict(list)
-    for run in sweep.runs():
+    for run in sweep.runs:
         runs[(run.scheme, run.depth), run.budget].append(run)
     rows = [
         {

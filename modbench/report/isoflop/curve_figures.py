@@ -15,7 +15,7 @@ from modbench.analysis.curve import parabola_through
 from modbench.analysis.isoflop import IsoFlop, Optimum
 from modbench.analysis.noise import Array
 from modbench.errors import several
-from modbench.report.isoflop.sweep import HEADLINE, SIZES, Sweep
+from modbench.report.isoflop.sweep import HEADLINE, Sweep
 from modbench.report.plot_style import (
     GREY,
     HEIGHT,
@@ -32,20 +32,10 @@ from modbench.report.plot_style import (
 Handles = dict[str, Any]
 Marks = Mapping[str, Mark]
 Point = tuple[Axes, float, float, Mark, str]  #: panel, place on its x axis, loss; name, see _name_marks
-#: The figures of curves and the size on their axis.
-CURVES = {
-    "isoflop_curves": "active_parameters",
-    "isoflop_curves_parameters": "parameters",
-    "isoflop_curves_forward_flops": "forward_flops_per_token",
-}
 #: An optimum: hollow and behind the points, so that it hides none.
 _STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "markerfacecolor": "none"}
 LOSS = "held-out loss, causal rule (nats/token)"
-_AXIS = {
-    "active_parameters": "active parameters",
-    "parameters": "all parameters",
-    "forward_flops_per_token": "forward FLOPs per token (nominal)",
-}
+_SIZE = "active parameters"
 
 
 @dataclass
@@ -69,26 +59,21 @@ def panels_of(number: int, height: float = HEIGHT, **shared: Any) -> tuple[Figur
     return figure, list(figure.subplots(1, number, squeeze=False, **shared).flat)
 
 
-def curves(sweep: Sweep, look_of: Marks, *, size: str) -> Figure:
-    """Loss against ``size``, a panel per budget: means of seeds, the parabola of each curve with an
-    interior optimum, and the optimum with its intervals. Other curves have hollow markers."""
-    analysis = sweep.analysis if size == SIZES[0] else None
-    if analysis is None:
-        from modbench.analysis.isoflop import analyse
-
-        analysis = analyse(sweep.runs(size), fits=(HEADLINE,))
+def curves(sweep: Sweep, look_of: Marks) -> Figure:
+    """Loss against active parameters, a panel per budget: means of seeds, the parabola of each curve
+    with an interior optimum, and the optimum with its intervals. Other curves have hollow markers."""
     look_of = of_sweep(sweep, look_of)
-    points = _points(sweep, size)
+    points = _points(sweep)
     figure, panels = panels_of(len(sweep.budgets))
     drawn = _Drawn()
     handles: Handles = {scheme: handle(look_of[scheme]) for scheme in sorted({s for s, *_ in points})}
     cut = False  # a point above the panel
     for number, (axes, budget) in enumerate(zip(panels, sweep.budgets, strict=True)):
-        good, every = _draw_panel(axes, number, points, analysis, look_of, (budget, None), drawn)
+        good, every = _draw_panel(axes, number, points, sweep.analysis, look_of, (budget, None), drawn)
         cut = cut_above(good, every) or cut
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
-        axes.set_xlabel(_AXIS[size])
+        axes.set_xlabel(_SIZE)
         axes.set_title(f"{budget:.3g} training FLOPs")
     panels[0].set_ylabel(f"{LOSS}\nmean and range of seeds" + "; lines: parabolas" * drawn.inside)
     _add_optimum(handles, drawn)
@@ -100,7 +85,7 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
     """Loss against active parameters: a row per budget, a panel per depth as `curves` has it, and a last
     panel with the envelope, the lowest parabola over the depths of each scheme."""
     look_of = of_sweep(sweep, look_of)
-    points = _points(sweep, SIZES[0])
+    points = _points(sweep)
     depths = [depth for depth in sweep.depths if any(at == depth for *_, at in points)]
     rows, columns = len(sweep.budgets), len(depths) + 1
     figure = sheet(WIDTH * (0.35 + 0.5 * columns), HEIGHT * rows)
@@ -140,7 +125,7 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
     panels[0, 0].set_xscale("log")
     for axes in panels.flat:
         written_out(axes.xaxis, *axes.get_xlim())
-        axes.set_xlabel(_AXIS[SIZES[0]])
+        axes.set_xlabel(_SIZE)
     _add_optimum(handles, drawn)
     add_legend(figure, handles, drawn.outside, cut)
     return figure
@@ -175,10 +160,10 @@ def _draw_envelope(
     _name_marks(drawn, f"{name}-envelope{budget:g}")
 
 
-def _points(sweep: Sweep, size: str) -> _Points:
-    """The losses of each curve (scheme, budget, depth) by ``size``."""
+def _points(sweep: Sweep) -> _Points:
+    """The losses of each curve (scheme, budget, depth) by size."""
     points: _Points = defaultdict(lambda: defaultdict(list))
-    for run in sweep.runs(size):
+    for run in sweep.runs:
         points[run.scheme, int(run.budget), run.depth][run.size].append(run.loss)
     return points
 

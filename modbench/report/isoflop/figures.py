@@ -18,7 +18,6 @@ from modbench.analysis.comparison import SpeedUp
 from modbench.errors import several
 from modbench.records.names import at_depth
 from modbench.report.isoflop.curve_figures import (
-    CURVES,
     LOSS,
     Handles,
     Marks,
@@ -58,10 +57,8 @@ _ARROW_SIZE = 32  #: points; an arrow is half as long
 def isoflop_figures(sweep: Sweep, look_of: Marks | None = None) -> dict[str, bytes]:
     """All figures of ``sweep`` that have data, by file name. ``look_of``: the marks of all schemes."""
     look_of = look_of or sweep_marks(sweep)
-    draws: dict[str, Callable[[Sweep, Marks], Figure | None]] = {"isoflop_depths": depth_curves}
-    if not sweep.depths:
-        draws = {name: partial(curves, size=size) for name, size in CURVES.items()}
-    draws |= {
+    draws: dict[str, Callable[[Sweep, Marks], Figure | None]] = {
+        **({"isoflop_depths": depth_curves} if sweep.depths else {"isoflop_curves": curves}),
         "loss_at_optimum": losses_at_optimum,
         "normalised_loss": normalised,
         "learning_rates": learning_rates,

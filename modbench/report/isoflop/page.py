@@ -43,11 +43,9 @@ _SIZES = (
 )
 
 
-def isoflop_page(
-    sweep: Sweep, downstream: Sequence[Part] = (), drawn: Collection[str] = (), notes: Sequence[str] = ()
-) -> Page:
+def isoflop_page(sweep: Sweep, downstream: Sequence[Part] = (), drawn: Collection[str] = ()) -> Page:
     """The page. ``downstream``: its section on downstream tasks; ``drawn``: names of the files with
-    figures; ``notes``: further ones, as text."""
+    figures."""
     interim = interim_text(sweep.cells[0].suite)
     tables: list[Part] = [*([interim] if interim else ()), _compared(sweep)]
     details: list[Part] = []
@@ -74,7 +72,7 @@ def isoflop_page(
         columns=columns_of(sweep),
         manual="isoflop",
         details=details,
-        notes=[*_notes(sweep), *map(escaped, notes)],
+        notes=[*_notes(sweep)],
     )
 
 

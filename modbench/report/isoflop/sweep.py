@@ -23,8 +23,8 @@ from modbench.report.leaderboard.entry import DENSE, Entry
 from modbench.report.processor import processor_types
 from modbench.report.timing.table import TimingTable
 
-#: Metrics that a curve can have on its axis.
-SIZES = ("active_parameters", "parameters", "forward_flops_per_token")
+#: Metric on the axis of the curves.
+SIZE = "active_parameters"
 
 
 @dataclass(frozen=True)
@@ -178,13 +178,14 @@ class Sweep:
     def has_curves(self) -> bool:
         return bool(self.curve_records())
 
-    def runs(self, size: str = SIZES[0]) -> list[Run]:
-        """The runs of the curves, with the metric ``size`` on their axis."""
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of the curves, with active parameters on their axis."""
         return [
             Run(
                 scheme=record.scheme,
                 budget=record.budget,
-                size=record.metrics[size],
+                size=record.metrics[SIZE],
                 tokens=record.metrics["train_tokens"],
                 loss=record.metrics["heldout_loss"],
                 seed=record.seed,
@@ -197,7 +198,7 @@ class Sweep:
     @cached_property
     def analysis(self) -> IsoFlop:
         """The analysis with active parameters on the axis."""
-        return analyse(self.runs())
+        return analyse(self.runs)
 
     @cached_property
     def budgets(self) -> list[int]:

@@ -20,7 +20,6 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from modbench.records.record import canonical_json
-from modbench.report.direct_labels import End, label_ends
 from modbench.report.leaderboard.board import Entry, Leaderboard, size_of
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import shape_name, split_label
@@ -41,9 +40,8 @@ from modbench.report.plot_style import (
 from modbench.report.routing.figure import routing_figures
 
 _Marks = Mapping[str, Mark]
-#: Inches of a panel, alone or among others, names included.
+#: Inches of a panel, alone or among others.
 _ALONE, _WIDTH, _HEIGHT = 6.8, 4.6, 3.2
-_NAME = 0.2  #: inches of a name
 _COLUMNS = 3
 #: Largest number of rows of a panel, or schemes of a legend, that are named, in the table's order.
 MOST_NAMED = 20
@@ -123,13 +121,11 @@ def _wrapped(panels: list[_Panel]) -> list[list[_Panel]]:
 
 
 def _axes(grid: list[list[_Panel]]) -> tuple[Figure, list[tuple[Axes, _Panel]]]:
-    """A figure with axes for each panel of ``grid``, high enough for its names. Panels of one budget
-    have a common y axis."""
+    """A figure with axes for each panel of ``grid``. Panels of one budget have a common y axis."""
     across = max(map(len, grid))
-    most = min(MOST_NAMED, max(len(panel.entries) for line in grid for panel in line))
-    height = max(_HEIGHT, 1.0 + _NAME * most)
     alone = len(grid) == across == 1
-    figure = sheet(_ALONE if alone else _WIDTH * across, max(height, HEIGHT * alone) * len(grid))
+    width, height = (_ALONE, HEIGHT) if alone else (_WIDTH * across, _HEIGHT * len(grid))
+    figure = sheet(width, height)
     every = figure.subplots(len(grid), across, squeeze=False)
     panels: list[tuple[Axes, _Panel]] = []
     of_budget: dict[int, Axes] = {}
@@ -146,52 +142,37 @@ def _axes(grid: list[list[_Panel]]) -> tuple[Figure, list[tuple[Axes, _Panel]]]:
     return figure, panels
 
 
-def _names(entries: Sequence[Entry]) -> dict[str, str]:
-    """Name of each row in a panel, by label: its scheme's unless several rows of one shape share it."""
-    count = Counter((entry.scheme, canonical_json(entry.row.model)) for entry in entries)
-    return {
-        e.row.label: (e.scheme if count[e.scheme, canonical_json(e.row.model)] == 1 else e.row.label)
-        + " (not ranked)" * bool(e.unranked)
-        for e in entries
-    }
-
-
 def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
     grid = _grid(board, curve_points, by_shape=True)
     if not grid:
         return None
     figure, panels = _axes(grid)
-    labels, banded, unnamed = [], False, 0
+    handles: dict[str, Any] = {}
+    unigram: dict[str, Any] = {}
+    words = set()
     for axes, panel in panels:
-        names, ends = _names(panel.entries), []
         others = [curve_points(entry.row) for entry in panel.entries[MOST_NAMED:]]
-        unnamed = max(unnamed, len(others))
         if others:
+            words.add(f"grey: the rows of the table after its first {MOST_NAMED}")
             lines = [[point[:2] for point in curve] for curve in others]
             axes.add_collection(LineCollection(lines, colors=_UNNAMED, linewidths=0.6, zorder=1.5))
         for entry in panel.entries[:MOST_NAMED]:
             flops, mean, least, greatest = zip(*curve_points(entry.row), strict=True)
             mark = look_of[entry.scheme]
-            style: dict[str, Any] = {"color": mark.color, "marker": mark.marker}
-            style |= {"markersize": 4.5}
-            axes.plot(flops, mean, linewidth=1.6, linestyle=mark.dashes, **style)
-            ends.append(End(flops[-1], mean[-1], names[entry.row.label], mark.color))
+            style: dict[str, Any] = {"color": mark.color, "marker": mark.marker, "markersize": 4.5}
+            (line,) = axes.plot(flops, mean, linewidth=1.6, linestyle=mark.dashes, **style)
+            handles.setdefault(entry.scheme + " (not ranked)" * bool(entry.unranked), line)
             if least != greatest:
-                banded = True
+                words.add("mean of seeds, band from least to greatest")
                 axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
         values = (entry.row.value("unigram_loss") for entry in panel.entries)
         for loss in sorted({value.center for value in values if value}):
-            axes.axhline(loss, color=REFERENCE, **DOTTED)
-            ends.append(End(axes.get_xlim()[1], loss, f"unigram {loss:.2f}", REFERENCE))
-        labels.append((axes, ends))
-    seeds = ["mean of seeds, band from least to greatest"] if banded else []
-    grey = [f"grey: the rows of the table after its first {MOST_NAMED}"] if unnamed else []
-    below = ["training FLOPs spent (convention model)", *seeds, *grey]
-    figure.supxlabel("\n".join(below), fontsize=11)
+            unigram[f"unigram {loss:.2f}"] = axes.axhline(loss, color=REFERENCE, **DOTTED)
     figure.supylabel("held-out loss (nats/token),\ncausal rule", fontsize=11)
-    label_ends(figure, labels)
+    flops_spent = "training FLOPs spent (convention model)"
+    legend_below(figure, handles | unigram, "\n".join([flops_spent, *sorted(words, reverse=True)]))
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from modbench.errors import several
 from modbench.records.result import Result
-from modbench.report.isoflop.sweep import HEADLINE, SIZES, Sweep
+from modbench.report.isoflop.sweep import HEADLINE, SIZE, Sweep
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.entry import Entry
 
@@ -80,14 +80,14 @@ def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
         best = optimum.size if optimum else None
 
         def order(record: Result, best: float | None = best) -> float:
-            size: float = record.metrics[SIZES[0]]
+            size: float = record.metrics[SIZE]
             return abs(log(size / best)) if best else float(record.metrics["heldout_loss"])
 
         at_budget = [record for record in records if record.budget == budget]
         if optimum and best:
             at_budget = [record for record in at_budget if record.depth == optimum.depth]
-        size = min(at_budget, key=order).metrics[SIZES[0]]
-        of_size = [record for record in at_budget if record.metrics[SIZES[0]] == size]
+        size = min(at_budget, key=order).metrics[SIZE]
+        of_size = [record for record in at_budget if record.metrics[SIZE] == size]
         nearest = min(of_size, key=lambda record: record.seed)
         model = nearest.model
         shape = f"width {model['width']}, {several(model['layers'], 'layer')}"

@@ -36,7 +36,6 @@ Say = Callable[[Event], None]
 JOBS = {
     "run": "modbench.sweep.work:run_job",
     "rows": "modbench.sweep.rows:describe_rows",
-    "tasks": "modbench.sweep.tasks:check_in_worker",
     "machine": "modbench.sweep.timing_job:describe_machine",
     "timing": "modbench.sweep.timing_job:run_timing",
     "steps": "modbench.sweep.step_times:time_steps",

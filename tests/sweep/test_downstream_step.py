@@ -162,7 +162,8 @@ def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> No
 
 def test_a_group_and_its_member_are_refused_before_training(tmp_path: Path) -> None:
     names = ["modbench_mixture", "modbench_mixture_easy"]
-    write_suite(tmp_path, "some", "vanilla", measure=measure(downstream=names))
+    asked = measure(downstream=names, downstream_data=None)
+    write_suite(tmp_path, "some", "vanilla", measure=asked)
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 2
     assert f"[measure] downstream: '{names[0]}' contains '{names[1]}', which" in " ".join(said.split())

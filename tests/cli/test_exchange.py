@@ -283,7 +283,7 @@ def test_task_files_include_others_but_not_themselves(tmp_path: Path) -> None:
     check_names(["mine", "second"], include=tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "c.yaml").write_text("include: a.yaml\n")
-    with pytest.raises(UserError, match=r"a\.yaml includes itself"):
+    with pytest.raises(UserError, match="Include cycle"):
         check_names(["other"], include=tmp_path / "sub" / "..")
 
 

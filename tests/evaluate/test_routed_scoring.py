@@ -202,15 +202,6 @@ def test_an_empty_continuation_is_refused():
         lm.loglikelihood([request])
 
 
-def test_rolling_answers_have_the_form_of_the_request():
-    lm = RoutedLM(model_of("vanilla", {}), Tokenizer(), sequence=8)
-    text = "abcdefgh" * 3
-    [old] = lm.loglikelihood_rolling([asked(text)])
-    [new] = lm.loglikelihood_rolling([asked("", text)])
-    assert new == (old, False)
-    assert isinstance(old, float)
-
-
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"rule": "best"}])
 def test_a_wrong_option_is_refused(wrong):
     with pytest.raises(UserError, match=r"must be 1 or more|is not known"):

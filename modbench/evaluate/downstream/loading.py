@@ -27,18 +27,17 @@ def load_tasks(sources: Sources, folder: Path, *, num_fewshot: int | None, data:
     manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
     loaded = manager.load([sources.name])
     for name, task in loaded["tasks"].items():
-        _prepare(sources, name.rpartition("::")[2], task, num_fewshot)  # 0.5 says GROUP::TASK
+        _prepare(sources, name, task, num_fewshot)
     return loaded
 
 
 def _prepare(sources: Sources, name: str, task: Any, num_fewshot: int | None) -> None:
-    if getattr(task, "UNSAFE_CODE", False) or getattr(task.config, "unsafe_code", False):
+    if getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"task '{name}' runs code that the model writes; run it with lm-eval")
     stated = task.config.num_fewshot
     if stated != 0:
         wanted = num_fewshot if num_fewshot is not None else stated or 0
-        setter = getattr(task, "set_num_fewshot", None)
-        setter(wanted) if setter else task.set_config(key="num_fewshot", value=wanted)
+        task.set_config(key="num_fewshot", value=wanted)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     check_examples(sources, name, task.config.num_fewshot, remedy="use --num-fewshot 0")
     if name in sources.files:  # not the temporary files

@@ -14,7 +14,7 @@ from modbench.data.tokenizer import Tokenizer
 from modbench.data.tokenizer_file import tokenizer_of
 from modbench.errors import UserError, printable
 from modbench.records.line import canonical_json, check, sha256
-from modbench.records.record import AuditRecord, RunRecord
+from modbench.records.record import AuditRecord
 from modbench.records.run import Run
 from modbench.records.store import write_files
 
@@ -23,7 +23,6 @@ WEIGHTS = "model.safetensors"
 POINTS = "points"
 DESCRIPTION = "modbench.json"
 _FORMAT = 2  #: of `DESCRIPTION`; another one is refused, so raise it with the fields
-_RUN = TypeAdapter(get_type_hints(RunRecord, include_extras=True)["run"])
 _AUDIT = TypeAdapter(get_type_hints(AuditRecord, include_extras=True)["audit"])
 
 
@@ -80,7 +79,6 @@ def read_description(folder: Path) -> Description | None:
             raise ValueError("its content differs from its sha256")
         if value["format"] != _FORMAT:
             raise _OtherError
-        check("run", value["run"], _RUN)
         check("audit", value.get("audit", []), _AUDIT)
         return Description(
             suite=printable(str(value["suite"])),

@@ -40,14 +40,10 @@ class Description:
     suite: str  #: name of the suite
     label: str  #: of its row
     run: Run  #: its key is the key of the weights
-    merges: Sequence[tuple[int, int]]  #: of the tokenizer; none: bytes
-    tokenizer_text: str | None = None  #: the content of the tokenizer's file, in place of merges
+    tokenizer: Tokenizer
     #: findings of the audit, of the scheme and of the trained weights; none in the folder of a run,
     #: whose #: results hold them
     audit: Sequence[dict[str, Any]] = ()
-
-    def tokenizer(self) -> Tokenizer:
-        return tokenizer_of(self.tokenizer_text, self.merges, f"the tokenizer of {self.label}")
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -57,10 +53,8 @@ def write_description(folder: Path, description: Description) -> None:
         "suite": description.suite,
         "label": description.label,
         "run": description.run.as_json(),
-        "merges": [list(merge) for merge in description.merges],
+        **description.tokenizer.stored(),
     }
-    if description.tokenizer_text is not None:
-        value["tokenizer"] = description.tokenizer_text
     if description.audit:
         value["audit"] = list(description.audit)
     text = canonical_json(value | {"sha256": sha256(canonical_json(value))})
@@ -84,8 +78,7 @@ def read_description(folder: Path) -> Description | None:
             suite=printable(str(value["suite"])),
             label=printable(str(value["label"])),
             run=Run.of(value["run"]),
-            merges=[(int(left), int(right)) for left, right in value["merges"]],
-            tokenizer_text=value.get("tokenizer"),
+            tokenizer=tokenizer_of(value, "its tokenizer"),
             audit=value.get("audit", []),
         )
     except _OtherError:

@@ -22,16 +22,6 @@ HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".nox"
 #: The lower bound of PyTorch in pyproject.toml.
 OLDEST = "torch==2.11.*"
-#: The pre-release of lm-eval, whose rolling requests and results differ, and the tests to run with it.
-NEXT_LM_EVAL = "lm-eval==0.5.0.dev1"
-LM_EVAL_TESTS = [
-    "tests/evaluate/test_downstream_lm.py",
-    "tests/evaluate/test_downstream_score.py",
-    "tests/evaluate/test_evaluation.py",
-    "tests/evaluate/test_hub_lm.py",
-    "tests/evaluate/test_routed_scoring.py",
-    "tests/cli/test_eval.py",
-]
 #: Each test process runs one thread and needs up to 2 GB.
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 #: Debian's packages of Slurm and munge, and what they need besides the usual libraries.
@@ -87,16 +77,10 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(name="tests-full")
-@nox.parametrize(
-    "version", ["newest", "oldest", "next-lm-eval"], ids=["newest", "oldest", "next-lm-eval"]
-)
+@nox.parametrize("version", ["newest", "oldest"], ids=["newest", "oldest"])
 def tests_full(session: nox.Session, version: str) -> None:
-    """Run all tests and the full matrix, with the newest and the oldest supported PyTorch, and the tests
-    of evaluation with the pre-release of lm-eval; arguments after -- go to pytest."""
-    if version == "next-lm-eval":
-        python = ready(session, version, [NEXT_LM_EVAL])
-        session.run(python, "-m", "pytest", *PARALLEL, *LM_EVAL_TESTS, *session.posargs)
-        return
+    """Run all tests and the full matrix, with the newest and the oldest supported PyTorch; arguments
+    after -- go to pytest."""
     python = ready(session, "oldest", [OLDEST]) if version == "oldest" else ready(session)
     session.run(python, "-m", "pytest", *PARALLEL, *session.posargs)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.data.config import DataConfig
+from modbench.data.tokenizer import Tokenizer
 from modbench.model.config import ModelConfig
 from modbench.records.record import RunRecord, Status, SuiteRecord, key_of
 from modbench.records.result import Result
@@ -104,7 +105,8 @@ def save_trained(results: Path, name: str, merges: Any = None) -> Path:
     run, folder = result.run, weights_at(results, result).parent
     model = build_model(run.model, build_router(run.router.name, run.router.options), seed=run.seed)
     if merges is not None:
-        description = Description(suite="tiny", label=result.label, run=run, merges=merges)
+        tokenizer = Tokenizer(merges)
+        description = Description(suite="tiny", label=result.label, run=run, tokenizer=tokenizer)
         write_description(folder, description)
     save_weights(folder / "model.safetensors", model, key=run.key)
     return folder

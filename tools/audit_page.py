@@ -15,7 +15,6 @@ from textwrap import fill
 import torch
 
 from modbench.audit import PROBES, Finding, audit
-from modbench.audit.advice import _CAUSES
 from modbench.audit.warmed import warmed
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
@@ -55,7 +54,7 @@ probe finds which bug. Made by `nox -s audit`; do not edit.
 ## What each probe means
 
 The third column is what the audit prints of a router with a known bug. The link of a probe leads to
-the likely causes, and to what to do if the line contains certain words.
+the likely causes.
 
 | probe | a failure means | a failed line says, for example | what to do |
 | --- | --- | --- | --- |"""
@@ -63,7 +62,14 @@ the likely causes, and to what to do if the line contains certain words.
 IN_EVERY_PROBE = """
 ## In every probe
 
-Correct the failure of the lowest number first: later ones often follow from it.
+Correct the failure of the lowest number first: later ones often follow from it. Three causes fail
+several probes:
+
+- BatchNorm mixes the tokens of a batch, padding included; normalise each token alone (RMSNorm,
+  LayerNorm).
+- Random scores: draw random numbers in training only, with `generator=tokens.generator`, not with numpy
+  or random ([guide](writing_a_router.md#state)).
+- Scoring that changes state: update buffers in `update` ([guide](writing_a_router.md#state)).
 """
 
 #: The known bug whose figure stands for a failure of each probe: a common one with a short figure.
@@ -154,13 +160,6 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def causes(probe: int) -> Iterator[str]:
-    """Yield the advice on each cause that a figure of ``probe`` names; 0: of any probe."""
-    for probes, text, words, anchor in _CAUSES:
-        if (probe in probes) if probe else not probes:
-            yield f"- *{text.strip(' (').rstrip()}*: {_with_guide(words, anchor)}"
-
-
 def _with_guide(words: str, anchor: str) -> str:
     return f"{words} ([guide](writing_a_router.md#{anchor}))." if anchor else f"{words}."
 
@@ -169,21 +168,12 @@ def audit_page() -> Iterator[str]:
     yield HEAD
     yield from overview()
     yield IN_EVERY_PROBE
-    yield "If the line of the failed probe contains:\n"
-    yield from causes(0)
     yield "\n## What to do about a failure\n"
     for probe in PROBES:
         text = probe.text
         meaning = fill(f"{text.means}; usually {text.usually}.", 105)
         yield f"### {probe.number} {probe.name}\n\n{meaning}\n"
-        named = list(causes(probe.number))
-        general = _with_guide(_sentence(text.remedy), text.guide)
-        if named:
-            yield "If the line of the failed probe contains:\n"
-            yield from named
-            yield f"- anything else: {general}\n"
-        else:
-            yield f"{general}\n"
+        yield f"{_with_guide(_sentence(text.remedy), text.guide)}\n"
     yield "## Built-in routers and presets\n"
     yield "After eight training steps on random tokens, at 3 x 63 tokens.\n"
     yield HEADING

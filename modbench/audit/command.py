@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 
 from modbench.audit import PROBES, Finding, findings
-from modbench.audit.advice import sentence
 from modbench.audit.warmed import LONG, ODD, warmed
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions
+from modbench.records.probes import PROBE_TEXTS
 from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import load_plugin, preset_options, router_class
 from modbench.train.numerics import make_deterministic
@@ -83,8 +83,13 @@ def _enough_memory() -> Iterator[None]:
 
 
 def line(finding: Finding) -> str:
-    """Format a finding as one line: aligned columns, or a sentence if the probe failed."""
+    """Format a finding as one line: aligned columns, or what a failure means and what to do."""
     if finding.failed:
-        return sentence(finding)
+        text = PROBE_TEXTS[finding.probe - 1]
+        unranked = " Not ranked." if finding.ranks else ""
+        return (
+            f"FAILED {finding.probe} {finding.name}: {finding.figure}. {text.means}; {text.remedy} "
+            f"(`modbench docs audit`).{unranked}"
+        )
     wide = max(len(probe.name) for probe in PROBES)
     return f"{finding.probe:>2}  {finding.name:<{wide}}  {finding.verdict:<9}  {finding.figure}"

@@ -77,7 +77,7 @@ def open_shards(
     has another size or, with ``verify``, another content."""
     train, heldout = [], []
     for shard in shards:
-        (check_content if verify else _check_size)(folder, shard)
+        check(folder, shard, content=verify)
         # An empty file can't be mapped.
         tokens_N = np.memmap(folder / shard.name, "<u2", "r") if shard.bytes else np.zeros(0, "<u2")
         train.append(tokens_N[: shard.train_tokens])
@@ -85,20 +85,16 @@ def open_shards(
     return ShardedTokens(train), ShardedTokens(heldout)
 
 
-def check_content(folder: Path, shard: Shard) -> None:
-    """Raise a `ValueError` if the file of ``shard`` is not what was written."""
-    _check_size(folder, shard)
-    path = folder / shard.name
-    if _sha256(path, path.stat().st_mtime_ns) != shard.sha256:
-        raise ValueError(f"shard {folder.name}/{shard.name} has another sha256")
-
-
-def _check_size(folder: Path, shard: Shard) -> None:
+def check(folder: Path, shard: Shard, *, content: bool = True) -> None:
+    """Raise a `ValueError` if the file of ``shard`` has another size or, with ``content``, sha256 than
+    was written."""
     path = folder / shard.name
     size = path.stat().st_size if path.is_file() else None
     if size != shard.bytes:
         found = "is missing" if size is None else f"has {size:,} of {shard.bytes:,} bytes"
         raise ValueError(f"shard {folder.name}/{shard.name} {found}")
+    if content and _sha256(path, path.stat().st_mtime_ns) != shard.sha256:
+        raise ValueError(f"shard {folder.name}/{shard.name} has another sha256")
 
 
 @lru_cache(maxsize=1024)  # a command prepares its text several times
@@ -111,7 +107,7 @@ def written_shard(folder: Path, name: str) -> Shard | None:
     """The shard ``name`` of an earlier start; None if it is not there, whole."""
     try:
         shard = Shard(**json.loads((folder / f"{name}.json").read_bytes()))
-        check_content(folder, shard)
+        check(folder, shard)
     except (OSError, ValueError):
         return None
     return shard

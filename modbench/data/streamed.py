@@ -92,7 +92,7 @@ def _tokenizer(config: DataConfig, parts: Sequence[Part], folder: Path, say: Say
     """The tokenizer of ``config``; a bpe is trained once, also if the start is stopped later."""
     path = folder / "merges.json"
     if path.is_file():
-        return tokenizer_of(None, json.loads(path.read_bytes()), str(path))
+        return tokenizer_of({"merges": json.loads(path.read_bytes())}, str(path))
     if config.tokenizer == "bpe":
         say(f"training the tokenizer on up to {SAMPLE:,} characters")
     tokenizer = tokenizer_for(config, _sample(config, parts))
@@ -124,9 +124,7 @@ def _written(
     """Write the shards of the parts ``left``; yield each when it is finished."""
     with _pool(processes) as pool:
         of_future = {
-            pool.submit(
-                _write, folder, _name(number), parts[number], config, tokenizer.merges, tokenizer.text
-            ): number
+            pool.submit(_write, folder, _name(number), parts[number], config, tokenizer.stored()): number
             for number in left
         }
         for future in as_completed(of_future):
@@ -165,14 +163,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _write(
-    folder: Path,
-    name: str,
-    part: Part,
-    config: DataConfig,
-    merges: Sequence[tuple[int, int]],
-    tokenizer_text: str | None,
-) -> Shard:
-    tokenizer = tokenizer_of(tokenizer_text, merges, f"data tokenizer '{config.tokenizer}'")
+def _write(folder: Path, name: str, part: Part, config: DataConfig, stored: dict[str, object]) -> Shard:
+    tokenizer = tokenizer_of(stored, f"data tokenizer '{config.tokenizer}'")
     texts = (text for piece in part for text in piece.texts(config.text_field))
     return write_shard(folder, name, texts, tokenizer, config.heldout)

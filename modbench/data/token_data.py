@@ -116,8 +116,7 @@ def _load(config: DataConfig, path: Path, *, verify: bool) -> TokenData:
             f"the token files of corpus '{config.source}' were altered ({error}); delete {path} and "
             "run `modbench data prepare` with the settings of its suite"
         ) from None
-    merges = [(left, right) for left, right in header["merges"]]
-    tokenizer = tokenizer_of(header.get("tokenizer"), merges, f"the tokenizer in {path}")
+    tokenizer = tokenizer_of(header, f"the tokenizer in {path}")
     return TokenData(
         train_N=train_N,
         heldout_N=heldout_N,
@@ -163,9 +162,7 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None], processes
         train_N, heldout_N = (_token_stream(tokenizer, texts) for texts in (train, heldout))
         tokens_N = np.concatenate([train_N, heldout_N])
         header |= {"train_tokens": len(train_N), "heldout_tokens": len(heldout_N)}
-    header["merges"] = [list(merge) for merge in tokenizer.merges]
-    if tokenizer.text is not None:
-        header["tokenizer"] = tokenizer.text
+    header |= tokenizer.stored()
     pinned = PINNED.get(_pin_key(config))
     built = _content_sha256(header, tokens_N)
     if pinned is not None and built != pinned:

@@ -45,6 +45,11 @@ class Tokenizer:
         self.vocabulary = len(pieces) + 1
         self._engine = _engine(self.merges, pieces) if merges else None
 
+    def stored(self) -> dict[str, object]:
+        """Return the tokenizer as JSON; see `modbench.data.tokenizer_file.tokenizer_of`."""
+        merges: dict[str, object] = {"merges": [list(merge) for merge in self.merges]}
+        return merges if self.text is None else {**merges, "tokenizer": self.text}
+
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``, without end of text."""
         if self._engine is None:

@@ -2,10 +2,10 @@
 GPT-2 and Llama 3 use it."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modbench.data.config import MOST_IDS, DataConfig
 from modbench.data.tokenizer import Tokenizer, byte_of_character, train_bpe
@@ -118,7 +118,8 @@ def tokenizer_for(config: DataConfig, train: Iterable[str]) -> Tokenizer:
     return Tokenizer() if config.tokenizer == "bytes" else train_bpe(train, config.vocabulary)
 
 
-def tokenizer_of(text: str | None, merges: Sequence[tuple[int, int]], what: str) -> Tokenizer:
-    """The stored tokenizer: of ``text``, the content of a file, or of ``merges``; ``what``: its name in
-    messages."""
-    return Tokenizer(merges) if text is None else FileTokenizer(text, what)
+def tokenizer_of(stored: Mapping[str, Any], what: str) -> Tokenizer:
+    """The tokenizer of `Tokenizer.stored`; ``what``: its name in messages."""
+    if (text := stored.get("tokenizer")) is not None:
+        return FileTokenizer(text, what)
+    return Tokenizer([(int(left), int(right)) for left, right in stored["merges"]])

@@ -10,7 +10,7 @@ from typing import Any
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.evaluate.tasks import TASKS
-from modbench.evaluate.tasks.names import file_of
+from modbench.evaluate.tasks.names import find_task
 
 
 def outside(data: DataConfig, tasks: Iterable[Mapping[str, Any]] = ()) -> dict[str, str]:
@@ -26,7 +26,7 @@ def outside(data: DataConfig, tasks: Iterable[Mapping[str, Any]] = ()) -> dict[s
         named.append((settings.get("include"), "a folder of tasks, whose Python is run"))
         named.append((settings.get("data"), "a folder of items"))
         # A task that lm-eval does not know is a file of that folder; a known one may fetch all the same.
-        is_file_name = "data" in settings and Path(task).name == task and file_of(task) is None
+        is_file_name = "data" in settings and Path(task).name == task and find_task(task) is None
         if task not in TASKS and not is_file_name:
             named.append((task, "a task, whose items may be fetched"))
     meanings: dict[str, dict[str, None]] = {}

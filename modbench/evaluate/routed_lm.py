@@ -174,15 +174,11 @@ class RoutedLM(TemplateLM):
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = True
-    ) -> list[Any]:
+    ) -> list[float]:
         """For each text: ln p(text | end of text), each token predicted once, in windows of ``sequence``
-        tokens. lm-eval 0.4 asks with ``(text,)`` and takes numbers, 0.5 asks with ``("", text)`` and
-        takes pairs with False."""
-        totals = self._scores([self._rolling(request.args[-1]) for request in requests])
-        return [
-            total if len(request.args) == 1 else (total, False)
-            for (total, _), request in zip(totals, requests, strict=True)
-        ]
+        tokens."""
+        totals = self._scores([self._rolling(request.args[0]) for request in requests])
+        return [total for total, _ in totals]
 
     def _rolling(self, text: str) -> Iterator[Window]:
         windows = get_rolling_token_windows(

@@ -11,7 +11,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.model.init import stream
 from modbench.model.layer import Layer
-from modbench.routing.hook_checks import expect, expect_arguments, expect_registered, shown
+from modbench.routing.hook_checks import expect, expect_registered, shown
 from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import build_router, preset_options
 from modbench.routing.router import Router
@@ -26,8 +26,6 @@ class RoutedDecoder(Decoder):
             with authors_code(router, f"build_layer of layer {number}"):
                 layer = router.build_layer(config, number)
             expect(router, "build_layer", isinstance(layer, Layer), shown(layer), "a Layer")
-            forward = f"forward of {type(layer).__name__}"
-            expect_arguments(f"router '{router.name}'", forward, layer.forward, ["x_BTD", "context"])
             return layer
 
         super().__init__(config, map(built, range(config.layers)))

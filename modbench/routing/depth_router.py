@@ -24,7 +24,7 @@ from modbench.routing.ema import EMA
 from modbench.routing.feed_forward import as_feed_forward
 from modbench.routing.force_balance import even_tokens
 from modbench.routing.gathered_tokens import GatheredTokens, group_equal_sizes
-from modbench.routing.hook_checks import checked_tensor, expect_calls, expect_losses
+from modbench.routing.hook_checks import checked_tensor, expect_losses
 from modbench.routing.predictor import Predictor
 from modbench.routing.router import Router, check_types, overrides
 from modbench.routing.scorer import (
@@ -172,8 +172,6 @@ class DepthRouted(Layer):
                 f"router '{options.name}': scorer returns None and selected is not overridden; without "
                 "scores, selected must choose the tokens"
             )
-        if self.router is None:
-            expect_calls(options, "scorer returns None", "gate", "applied_gate")
         learned = self.control is None and not self.decides
         self.predictor = None
         if learned and options.causal == "predictor":

@@ -11,7 +11,7 @@ from modbench.ledger import Ledger, Workload, component
 from modbench.model.context import Context
 from modbench.model.counted import checked_output, counted_ledger
 from modbench.model.mlp import FeedForward
-from modbench.routing.hook_checks import expect, expect_arguments, shown
+from modbench.routing.hook_checks import expect, shown
 from modbench.routing.router import Router
 
 
@@ -40,8 +40,4 @@ def as_feed_forward(router: Router, module: nn.Module) -> FeedForward:
     """Return ``module``, what the ``feed_forward`` of ``router`` returned, as a part of a block."""
     right = isinstance(module, nn.Module)
     expect(router, "feed_forward", right, shown(module), "a torch.nn.Module")
-    takes_context = isinstance(module, FeedForward)
-    arguments = ["x_BTD", "context"] if takes_context else ["x_BTD"]
-    forward = f"forward of {type(module).__name__}"
-    expect_arguments(f"router '{router.name}'", forward, module.forward, arguments)
     return module if isinstance(module, FeedForward) else CountedFeedForward(module)

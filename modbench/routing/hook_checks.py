@@ -1,15 +1,14 @@
-"""Checks of a router's hooks: that each would be called and accepts its arguments, when the router is
-registered; that its modules can be trained, when a layer is built; and what it returns, in each pass.
-A message names the hook's file and line.
+"""Checks of a router's class: how it declares itself, when it is registered; that its modules can be
+trained, when a layer is built; and what its hooks return, in each pass. A message names the hook's file
+and line.
 
 N tokens, K experts of a token, E experts.
 """
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from types import CodeType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.utils._pytree import tree_leaves
 
 from modbench.errors import UserError
-from modbench.routing.plugin_fault import defined_at
+from modbench.routing.plugin_fault import DECORATORS, defined_at
 from modbench.routing.router import Router
 
 #: Hooks that the other base class calls, and what to do in their place.
@@ -35,8 +34,6 @@ ELSEWHERE = {
         "selected": "override 'choose' or 'assign'",
     },
 }
-#: Hooks, and the method of the base class that calls them: where it is overridden, nothing does.
-REPLACED = {"choose": "assign", "losses": "auxiliary_losses", "gate": "applied_gate"}
 _DTYPES = {
     "bool": {torch.bool},
     "integer": {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8},
@@ -46,145 +43,59 @@ _DTYPES = {
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
-def check_hooks(kind: str, router: type[Router]) -> None:
-    """Raise a `UserError` if a method of the class ``router`` would never be called or cannot be called
-    as its base class does, or if its ``__post_init__`` skips the checks of inherited options. ``kind``
-    names the router. modbench's own classes are not checked."""
+def check_declaration(name: str, router: type) -> None:
+    """Raise a `UserError` if ``router`` is not a frozen dataclass that derives from `Router` and builds
+    layers, or defines a method that nothing would call (`_check_hooks`)."""
+    kind = f"router '{name}' ({router.__qualname__})"
+    if not issubclass(router, Router):
+        raise UserError(f"{kind} must derive from DepthRouter, ExpertRouter or Router of modbench")
+    parameters = vars(router).get("__dataclass_params__")  # a base class has its own
+    if parameters is None or not parameters.frozen:
+        raise UserError(f"{kind} must be a frozen dataclass; put {DECORATORS.format(name)} above it")
+    if inspect.isabstract(router):
+        missing = ", ".join(sorted(router.__abstractmethods__))
+        raise UserError(
+            f"{kind} does not define {missing}; define it, or derive from DepthRouter or ExpertRouter"
+        )
+    _check_hooks(kind, router)
+
+
+def _check_hooks(kind: str, router: type[Router]) -> None:
+    """Raise a `UserError` if a plugin's class defines a method whose name is close to that of a hook
+    which it does not define, or one that is never called: a hook of the other base class, or the name
+    of an option."""
     options = {field.name for field in fields(router)}  # type: ignore[arg-type]
     bases = {base.__name__ for base in router.__mro__ if base.__module__.startswith("modbench.routing.")}
-    for name, function, base in _methods(router):
-        where = f"{name}{defined_at(function)}"
-        for other in ELSEWHERE.keys() & bases:
-            if name in ELSEWHERE[other] and not _is_called(router, name):
-                raise UserError(
-                    f"{kind} defines {where}, which {other} never calls; {ELSEWHERE[other][name]}"
-                )
-        by = REPLACED.get(name, "")
-        if name in options:
-            remedy = f"override '{by}'" if hasattr(router, by) else "give it another name"
-            raise UserError(
-                f"{kind} defines {where}, which is never called: an option has that name; {remedy}"
-            )
-        if base is None:
+    for position, owner in enumerate(router.__mro__):
+        if owner.__module__.startswith("modbench."):
             continue
-        if _replaces(router, by, name) and not _is_called(router, name, by):
-            raise UserError(
-                f"{kind} defines {where}, which is never called: {by} of {_owner(router, by).__name__}"
-                f"{defined_at(getattr(router, by))} replaces it; move it there, or remove one of them"
-            )
-        if name == "__post_init__" and name not in _names(function):
-            raise UserError(
-                f"{kind}: {where} does not call super().__post_init__(), which checks inherited "
-                "options; call it first"
-            )
-        is_static = isinstance(inspect.getattr_static(router, name), staticmethod)
-        expected = list(inspect.signature(base).parameters)[is_static:]
-        expect_arguments(kind, name, function, expected)
-    for method, hook in _misspelt(router):
-        raise UserError(
-            f"{kind} defines '{method}'; did you mean '{hook}'? a method that is no hook needs another "
-            f"name, such as '_{method}'"
-        )
-
-
-def expect_arguments(kind: str, name: str, function: Callable[..., Any], names: Sequence[str]) -> None:
-    """Raise a `UserError` if ``function``, called ``name``, does not accept the positional arguments
-    ``names``. ``kind`` names the router."""
-    signature = inspect.signature(function)
-    try:
-        signature.bind(*names)
-    except TypeError as error:
-        untyped = (each.replace(annotation=each.empty) for each in signature.parameters.values())
-        accepted = ", ".join(map(str, untyped))
-        raise UserError(
-            f"{kind}: {name}{defined_at(function)} takes ({accepted}); it is called with "
-            f"({', '.join(names)})"
-        ) from error
-
-
-def _methods(
-    router: type[Router],
-) -> Iterator[tuple[str, Callable[..., Any], Callable[..., Any] | None]]:
-    """Yield name and function of each method that a plugin's classes define, and the function of
-    modbench that it overrides, if it overrides one."""
-    for position, kind in enumerate(router.__mro__[:-1]):
-        if kind.__module__.startswith("modbench."):
-            continue
-        for name, value in vars(kind).items():
+        inherited = router.__mro__[position + 1 :]
+        hooks = {name for base in inherited for name in _hooks(base)}
+        for name, value in vars(owner).items():
             function = getattr(value, "__func__", value)  # of a static or class method
-            if not inspect.isfunction(function) or (name[:2] == "__" and name != "__post_init__"):
+            if not inspect.isfunction(function) or name.startswith("_"):
                 continue
-            bases = (b for b in router.__mro__[position + 1 :] if b.__module__.startswith("modbench."))
-            overridden = (vars(base).get(name) for base in bases)
-            yield name, function, next(filter(inspect.isfunction, overridden), None)
+            defined = f"{kind} defines {name}{defined_at(function)}"
+            for base in ELSEWHERE.keys() & bases:
+                if name in ELSEWHERE[base]:
+                    remedy = ELSEWHERE[base][name]
+                    raise UserError(f"{defined}, which {base} never calls; {remedy}")
+            if name in options:
+                raise UserError(f"{defined}, which is never called: an option has that name")
+            near = difflib.get_close_matches(name, sorted(hooks), n=1, cutoff=0.7)
+            is_own = not any(name in vars(base) for base in inherited)
+            if is_own and near and near[0] not in vars(owner):  # else it is a helper of that method
+                raise UserError(
+                    f"{defined}; did you mean '{near[0]}'? a method that is no hook needs another "
+                    f"name, such as '_{name}'"
+                )
 
 
-def _owner(router: type, method: str) -> type:
-    return next(base for base in router.__mro__ if method in vars(base))
-
-
-def _replaces(router: type[Router], method: str, hook: str) -> bool:
-    """Return True if ``method`` of a base class is overridden, and not by a class further down than the
-    one with ``hook``, which replaces the inherited hook on purpose."""
-    if not method or not hasattr(router, method):
-        return False
-    method_owner, hook_owner = _owner(router, method), _owner(router, hook)
-    return method_owner.__name__ not in ELSEWHERE and (
-        method_owner is hook_owner or not issubclass(method_owner, hook_owner)
-    )
-
-
-def _is_called(router: type[Router], hook: str, replaced_by: str = "") -> bool:
-    """Return True if another method of a plugin names ``hook``, or if ``replaced_by`` names it or the
-    method it overrides."""
-    called = [_names(function) for name, function, _ in _methods(router) if name != hook]
-    if replaced_by:
-        replacing = _names(getattr(router, replaced_by))
-        called += [replacing, {hook} if replaced_by in replacing else set()]
-    return any(hook in names for names in called)
-
-
-def _names(function: Callable[..., Any]) -> set[str]:
-    """Return the names of attributes and globals that ``function`` uses, inner functions included."""
-    codes = [inspect.unwrap(function).__code__]
-    names = set[str]()
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return names
-
-
-def _misspelt(router: type[Router]) -> Iterator[tuple[str, str]]:
-    """Yield methods of a plugin that are called nearly as a method of modbench which the plugin does not
-    override, and that method."""
-    for position, kind in enumerate(router.__mro__):
-        bases = router.__mro__[position + 1 :]
-        if kind.__module__.startswith("modbench."):
-            continue
-        hooks = {
-            name
-            for base in bases
-            for name, value in vars(base).items()
-            if base.__module__.startswith("modbench.") and inspect.isfunction(value)
-        }
-        for name, value in vars(kind).items():
-            inherited = any(name in vars(base) for base in bases)
-            if inspect.isfunction(value) and not name.startswith("_") and not inherited:
-                near = difflib.get_close_matches(name, sorted(hooks), n=1, cutoff=0.7)
-                if near and near[0] not in vars(kind):  # else it is a helper of that method
-                    yield name, near[0]
-
-
-def expect_calls(router: Router, because: str, *hooks: str) -> None:
-    """Raise a `UserError` if a class of a plugin defines one of ``hooks``, which nothing calls
-    ``because`` of something in this router."""
-    for name, function, _ in _methods(type(router)):
-        if name in hooks and not _is_called(type(router), name):
-            raise UserError(
-                f"router '{router.name}': {name}{defined_at(function)} is never called, because "
-                f"{because}; remove one of the two"
-            )
+def _hooks(base: type) -> list[str]:
+    """Return the methods of a class of modbench."""
+    if not base.__module__.startswith("modbench."):
+        return []
+    return [name for name, value in vars(base).items() if inspect.isfunction(value)]
 
 
 def expect_registered(router: Router, model: nn.Module) -> None:

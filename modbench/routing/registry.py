@@ -28,10 +28,10 @@ R = TypeVar("R", bound="type[Router]")
 
 def register_router(name: str) -> Callable[[R], R]:
     """Register the decorated dataclass under ``name``. Raise a `UserError` if the name is taken, or see
-    `modbench.routing.declaration.check_declaration`."""
+    `modbench.routing.hook_checks.check_declaration`."""
 
     def register(router: R) -> R:
-        from modbench.routing.declaration import check_declaration
+        from modbench.routing.hook_checks import check_declaration
 
         check_declaration(name, router)
         owner = _registered[name].__module__ if name in _registered else installed_modules().get(name)

@@ -8,25 +8,19 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from modbench.counting.counter import FlopCounter
-from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
 from modbench.model.counted import counted_once
 from modbench.model.init import normal_
 from modbench.model.layer import weight_ledger
-from modbench.routing.hook_checks import expect, expect_arguments, shown
-from modbench.routing.plugin_fault import defined_at
+from modbench.routing.hook_checks import expect, shown
 from modbench.routing.topk import score
-
-#: All scorers that layers hold.
-_held: WeakSet[nn.Module] = WeakSet()
 
 
 class LayerScorer(nn.Module):
@@ -83,20 +77,10 @@ def scorer_of(router: Any, model: ModelConfig, layer: int) -> nn.Module | None:
     scorer: nn.Module | None = router.scorer(model)
     if scorer is None:
         return None
-    kind = type(scorer).__name__
     module = isinstance(scorer, nn.Module)
     expect(router, "scorer", module, shown(scorer), "a torch.nn.Module or None")
-    actual = f"the same {kind} as for another layer or model"
-    expect(router, "scorer", scorer not in _held, actual, "a new module in each call")
-    frozen = [not parameter.requires_grad for parameter in scorer.parameters()]
-    actual = f"a {kind} whose parameters are all frozen"
-    fixed = bool(frozen) and all(frozen)
-    expect(router, "scorer", not fixed, actual, "one that is trained, or buffers in place of parameters")
     if isinstance(scorer, LayerScorer):
         scorer.layer = layer
-    else:
-        expect_arguments(f"router '{router.name}'", f"forward of {kind}", scorer.forward, ["x"])
-    _held.add(scorer)
     return scorer
 
 
@@ -104,20 +88,11 @@ def update_scorer(
     router: Any, scorer: nn.Module | None, scores: Tensor, chosen: Tensor, tokens: Any
 ) -> None:
     """Call the `update` of ``router``. It may write into buffers that the backward pass needs: that pass
-    keeps the tensors of the forward pass, and ``scorer`` gets copies. Raise a `UserError` if it writes
-    into parameters."""
+    keeps the tensors of the forward pass, and ``scorer`` gets copies."""
     if scorer is not None and _reads_buffers(scorer):
         _copy_buffers(scorer)
-    weights = [] if scorer is None or torch.compiler.is_compiling() else list(scorer.named_parameters())
-    before = [weight._version for _, weight in weights]
     with torch.no_grad():
         router.update(scorer, scores.detach(), chosen.detach(), tokens)
-    for (name, weight), version in zip(weights, before, strict=True):
-        if weight._version != version:
-            raise UserError(
-                f"router '{router.name}': update{defined_at(type(router).update)} writes into the "
-                f"parameter '{name}', which the optimizer trains; write into buffers only"
-            )
 
 
 def _reads_buffers(scorer: nn.Module) -> bool:

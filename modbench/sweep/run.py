@@ -199,7 +199,7 @@ class _Command:
         suite = self.rows.suite
         records = finished(self.folder)
         wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
-        check_unchanged(rows, wanted, records, self.folder, self.tell)
+        check_unchanged(rows, wanted, records, self.folder)
         measures = suite.measure.wanted()
         schemes = [scheme.name for scheme in suite.schemes] if suite.isoflop else None
         runs = [item for item in self.shard.part(wanted, schemes) if is_chosen(item, self.only)]

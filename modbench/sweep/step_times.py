@@ -5,7 +5,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from modbench.timing.config import TimeConfig
 #: A step is timed if it takes at most this many seconds at the rate of a large matmul. A real step takes
 #: longer, and a plan should end in minutes.
 LONGEST_STEP = 3.0
-#: Weights, gradients and AdamW's two moments in float32.
-BYTES_PER_PARAMETER = 16
-#: Seconds of samples at each shape: more would steady the median, and make a plan slower.
-_SECONDS = 0.7
+#: Timed steps of each shape: more would steady the median, and make a plan slower.
+_SAMPLES = 3
 #: Seconds without progress after which a worker is ended; a step may be compiled first.
 _TIMEOUT = 600.0
 
@@ -139,13 +137,13 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     ``steps``, the fields of `TimedStep`; ``missing``: a sentence for each reason to leave shapes out."""
     from modbench.sweep.run_job import prepare_process
     from modbench.timing.benchmark_target import BenchmarkTarget
+    from modbench.timing.clock import measured_times, out_of_memory
     from modbench.timing.matmul_rate import matmul_rate
     from modbench.timing.memory_meter import release_memory
     from modbench.train.numerics import make_deterministic
-    from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
     shapes = [(Timed.of(timed, spec["hf_folder"]), flops) for timed, flops in spec["shapes"]]
-    time = TimeConfig(**spec["time"])
+    time = replace(TimeConfig(**spec["time"]), samples=_SAMPLES, warm_up=1)
     prepare_process(shapes[0][0].router, spec["plugins"], spec["threads"])
     if time.deterministic:
         make_deterministic()
@@ -164,49 +162,19 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
         target, flops = short[number]
         model = target.config
         say({"event": "phase", "phase": f"width {model.width}"})
-        needed = BYTES_PER_PARAMETER * target.outline().parameter_count()
-        free = _free(target)
-        if needed > free:
-            missing.append(
-                f"width {model.width}: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
-                f"{free / 1e9:.1f} GB of memory are free"
-            )
-            continue
         try:
-            seconds = _seconds(target)
-        except Exception as error:
-            failed = failed_allocation(error)
-            if failed is None:
+            measured = measured_times("training", target, spec["threads"], say)
+        except Exception as error:  # the model itself may not fit
+            lack = out_of_memory(error)
+            if lack is None:
                 raise
-            missing.append(f"width {model.width}: {out_of_memory_sentence(failed)}")
-        else:
-            step = TimedStep(width=model.width, layers=model.layers, flops=flops, seconds=seconds)
-            steps.append(asdict(step))
+            measured = {"cases": [], "ran_out": [lack]}
+        for case in measured["cases"]:
+            if case["phase"] == "train":
+                seconds = statistics.median(case["seconds"])
+                step = TimedStep(width=model.width, layers=model.layers, flops=flops, seconds=seconds)
+                steps.append(asdict(step))
+        lacks = [*(case["error"] for case in measured.get("ran_out", ())), *measured.get("failed", ())]
+        missing += [f"width {model.width}: {lack}" for lack in dict.fromkeys(lacks)]
         release_memory(first.on)
     return {"steps": steps, "missing": missing}
-
-
-def _free(target: Any) -> int:
-    """Free bytes of memory of the device of ``target``."""
-    if target.on.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(target.on)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def _seconds(target: Any) -> float:
-    """Median seconds of a training step of ``target``."""
-    from modbench.timing.benchmark_case import training_cases
-    from modbench.timing.stopwatch import stopwatch
-
-    (case,) = (case for case in training_cases(target.build(), target) if case.phase == "train")
-    run = case.prepare().run
-    watch = stopwatch(target.on)
-    watch.seconds(run)  # allocates, and compiles
-    times = [watch.seconds(run)]
-    while sum(times) < _SECONDS:
-        times.append(watch.seconds(run))
-    return statistics.median(times)

@@ -1,69 +1,49 @@
 """Checks the downstream tasks of a suite before anything is trained."""
 
-import tempfile
-from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
 from modbench.sweep.suite import Suite
-from modbench.sweep.worker import DiedError, Say, run_worker
 
 
 def check_tasks(suite: Suite, embedded: bool, tell: Callable[[str], None]) -> None:
     """Check the downstream tasks and their data, before anything is trained; tell which groups are
     partial. Raises UserError: a group and its member are named, the held-out text is too short for a
-    task of ours, or a file of another is missing or has a line that is no item."""
+    task of ours, or a file of another, or of its few-shot examples, is missing."""
     measure = suite.measure
-    if len(measure.downstream) > 1:  # lm-eval takes seconds to import
-        from modbench.evaluate.downstream.task_files import files_by_name
-
+    if measure.data_dir is not None and not measure.data_dir.is_dir():
+        raise UserError(
+            f"suite {suite.source}: [measure] downstream_data {measure.data_dir} is no folder; give one "
+            "with files such as arc_easy.jsonl"
+        )
+    if len(measure.downstream) > 1 or measure.data_dir is not None:  # lm-eval takes seconds to import
         try:
-            files_by_name(measure.downstream, include=measure.include, data_dir=measure.data_dir)
+            _check_files(measure, tell)
         except UserError as error:
             raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
     if not embedded:
         from modbench.evaluate.tasks.build import check_text
 
         check_text(measure.downstream, suite.data)
-    where = f"suite {suite.source}: [measure] downstream_data"
-    if measure.data_dir is not None and not measure.data_dir.is_dir():
-        raise UserError(
-            f"{where} {measure.data_dir} is no folder; give one with files such as arc_easy.jsonl"
-        )
-    if measure.data_dir is not None or measure.include is not None:
-        try:
-            for sentence in _checked(measure):
-                tell(sentence)
-        except UserError as error:
-            raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
 
 
-@cache
-def _checked(measure: MeasureConfig) -> Sequence[str]:
-    """The sentences of `modbench.evaluate.downstream.check_files.check_files`, which runs in a worker:
-    the Python of a user's task may end its process. Raises UserError: as there, or that happened."""
-    stated = {name: getattr(measure, name) for name in ("data_dir", "include")}
-    spec = {
-        "job": "tasks",
-        "names": measure.downstream,
-        **{name: None if folder is None else str(folder) for name, folder in stated.items()},
-        "fewshot": measure.downstream_fewshot,
-        "threads": 1,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return list(run_worker(spec, log=Path(folder, "log.txt"))["sentences"])
-        except DiedError as death:
-            ended = f"the process that loaded the tasks ended: {death}; fix the task's Python"
-            raise UserError(str(death) if death.code == 2 else ended) from None
+def _check_files(measure: MeasureConfig, tell: Callable[[str], None]) -> None:
+    from modbench.evaluate.downstream.loading import check_examples
+    from modbench.evaluate.downstream.local_data import Sources
+    from modbench.evaluate.downstream.table import missing_sentence
+    from modbench.evaluate.downstream.task_files import files_by_name
 
-
-def check_in_worker(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Do the job of `_checked`."""
-    from modbench.evaluate.downstream.check_files import check_files
-
-    folders = {name: spec[name] and Path(spec[name]) for name in ("data_dir", "include")}
-    return {"sentences": list(check_files(spec["names"], fewshot=spec["fewshot"], **folders))}
+    data_dir, include = measure.data_dir, measure.include
+    files_of = files_by_name(measure.downstream, include=include, data_dir=data_dir)
+    for name, files in files_of.items():
+        sources = Sources(name=name, files=files, data_dir=data_dir, include=include)
+        sources.check()
+        tasks = [task for task in files if sources.data_files(task)]
+        for task in tasks:
+            stated = sources.stated[task].get("num_fewshot")
+            fewshot = measure.downstream_fewshot
+            number = stated if stated == 0 or fewshot is None else fewshot
+            check_examples(sources, task, number, remedy="ask for 0 examples")
+        if sources.missing:
+            tell(missing_sentence(name, sources.missing, len(tasks)))

@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,9 +38,6 @@ def check_trackers(config: TrackConfig) -> None:
             )
 
 
-Log = Callable[[int, Mapping[str, float]], None]
-
-
 class Trackers:
     """The trackers that ``config`` turns on for ``run`` under the ``label`` of a row of ``suite``, with
     its ``folder`` (results/<suite>/runs/<key>), started at its first step. One that raises is dropped,
@@ -50,95 +48,88 @@ class Trackers:
         self._folder = folder
         budget = run.schedule.budgets[-1]
         title = f"{label}-{budget:.3g}-seed{run.seed}-{folder.name[:8]}"
-        name = re.sub(r"[^\w.+-]+", "_", title)
         self._named: dict[str, Any] = {
             "project": config.project or suite,
             "group": suite,
-            "name": name,
+            "name": re.sub(r"[^\w.+-]+", "_", title),
             "config": run.as_json() | {"label": label},
         }
-        self._on = config.packages()
-        self._open: dict[str, tuple[Log, Callable[[], None]]] = {}  #: of the started: log and close
+        #: By name; None: not started. They have the methods ``log`` and ``finish`` of wandb's run.
+        self._runs: dict[str, Any] = dict.fromkeys(config.packages())
         self._step = 0
-        self._metrics: dict[str, float] = {}
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Log a training step or a point of the learning curve; collect metrics for the end."""
+        """Log a training step, a point of the learning curve, or metrics, one step after the last. A
+        process that took no step logs none, since that would purge the steps of earlier ones."""
         kind = event["event"]
         if kind == "metrics":
-            for name, value in event["metrics"].items():
-                number = value.get("median") if isinstance(value, dict) else value
-                if isinstance(number, int | float):
-                    self._metrics[f"metrics/{name}"] = float(number)
             self._step = max(self._step, event["metrics"].get("train_steps", 0))
+            values = {
+                f"metrics/{name}": float(number)
+                for name, value in event["metrics"].items()
+                if isinstance(
+                    number := value["median"] if isinstance(value, dict) else value, int | float
+                )
+            }
+            if self._step:
+                self._log(self._step + 1, values)
         elif kind == "point":
             self._log(event["step"], {"heldout/loss": event["heldout_loss"]})
         elif kind == "step" and "loss" in event:
+            self._step = event["step"]
             values = {f"train/{name}": float(event[name]) for name in ("loss", "flops", "tokens")}
             self._log(event["step"], values)
 
     def close(self) -> None:
-        """Log the metrics, one step after the last, and end the trackers. A process that took no step
-        logs nothing, since that would purge the steps of earlier ones."""
-        if self._metrics and self._step:
-            self._log(self._step + 1, self._metrics)
-        self._each(lambda name: self._open[name][1]() if name in self._open else None)
-        self._on = []
+        """End the trackers."""
+        for run in filter(None, self._runs.values()):
+            with suppress(Exception):
+                run.finish()
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
-        def log(name: str) -> None:
-            if name not in self._open:
-                self._open[name] = getattr(self, f"_start_{name}")(step)
-            self._open[name][0](step, values)
-
-        self._each(log)
-        self._step = max(self._step, step)
-
-    def _each(self, call: Callable[[str], None]) -> None:
-        for name in list(self._on):
+        for name in list(self._runs):
             try:
-                call(name)
+                run = self._runs[name] = self._runs[name] or self._start(name, step)
+                run.log(dict(values), step=step)
             except Exception as error:
                 why = " ".join(str(error).split())
                 print(f"modbench: {name} failed ({why}); the run goes on without it", file=sys.stderr)
-                self._on.remove(name)
+                del self._runs[name]
 
-    def _start_tensorboard(self, step: int) -> tuple[Log, Callable[[], None]]:
-        """Event files in the run's folder. Later steps of an interrupted process are purged."""
-        from torch.utils.tensorboard import SummaryWriter
+    def _start(self, name: str, step: int) -> Any:
+        if name == "tensorboard":
+            return _EventFiles(self._folder / "tensorboard" / self._named["name"], step)
+        if name == "wandb":  # a run in the run's folder, whose id is the run's key
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it uses the network, offline too
+            import wandb
 
-        folder = self._folder / "tensorboard" / self._named["name"]
-        writer = SummaryWriter(str(folder), purge_step=step, flush_secs=10)
-
-        def log(step: int, values: Mapping[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-
-        return log, writer.close
-
-    def _start_wandb(self, step: int) -> tuple[Log, Callable[[], None]]:
-        """A run in the run's folder, whose id is the run's key."""
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it sends to the network, offline too
-        import wandb
-
-        # Captured output and threads that sample the machine would disturb the measurements.
-        quiet = {"console": "off", "silent": True, "disable_git": True, "x_disable_stats": True}
-        run = wandb.init(
-            **self._named,
-            id=self._folder.name,
-            dir=str(self._folder),
-            mode=self._config.wandb,
-            resume="allow",
-            settings=wandb.Settings(**quiet, init_timeout=30, finish_timeout=10),
-        )
-        return lambda step, values: run.log(dict(values), step=step), run.finish
-
-    def _start_trackio(self, step: int) -> tuple[Log, Callable[[], None]]:
-        """A run in the database of TRACKIO_DIR, by default results/<suite>/runs/trackio. A dashboard
-        shows one database, so the runs share it."""
+            # Captured output and threads that sample the machine would disturb the measurements.
+            quiet = {"console": "off", "silent": True, "disable_git": True, "x_disable_stats": True}
+            return wandb.init(
+                **self._named,
+                id=self._folder.name,
+                dir=str(self._folder),
+                mode=self._config.wandb,
+                resume="allow",
+                settings=wandb.Settings(**quiet, init_timeout=30, finish_timeout=10),
+            )
+        # A dashboard shows one database, so the suite's runs share it.
         os.environ.setdefault("TRACKIO_DIR", str(self._folder.parent / "trackio"))
         import trackio
 
         unsampled = {"auto_log_cpu": False, "auto_log_gpu": False}
-        run = trackio.init(**self._named, resume="allow", embed=False, **unsampled)
-        return lambda step, values: run.log(dict(values), step=step), run.finish
+        return trackio.init(**self._named, resume="allow", embed=False, **unsampled)
+
+
+class _EventFiles:
+    """Event files of TensorBoard. Later steps of an interrupted process are purged."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step, flush_secs=10)
+        self.finish = self._writer.close
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)

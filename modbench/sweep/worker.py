@@ -2,9 +2,8 @@
 
 The parent writes the job's specification, one line of JSON, to the worker's standard input and keeps
 it open: when it closes, the parent has ended, and the worker stores its state and ends. Events are
-lines of JSON on a pipe of their own, each behind a word that only this worker knows, so that nothing
-which plugin code prints or writes to open files is taken for one; standard output and error go to the
-job's log. A worker may be killed at any moment.
+lines of JSON on a pipe of their own; standard output and error, and so what plugin code prints, go to
+the job's log. A worker may be killed at any moment.
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import importlib
 import json
 import math
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -36,13 +34,12 @@ Say = Callable[[Event], None]
 JOBS = {
     "run": "modbench.sweep.work:run_job",
     "rows": "modbench.sweep.rows:describe_rows",
-    "tasks": "modbench.sweep.tasks:check_in_worker",
     "machine": "modbench.sweep.timing_job:describe_machine",
     "timing": "modbench.sweep.timing_job:run_timing",
     "steps": "modbench.sweep.step_times:time_steps",
 }
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
-#: Environment variable: the descriptor of the pipe of events, ':' and the word before each event.
+#: Environment variable: the descriptor of the pipe of events.
 _EVENTS = "MODBENCH_EVENTS"
 #: Seconds to store a checkpoint once the parent has ended; `modbench.sweep.lock.wait_for_orphans` waits
 #: for twice as long.
@@ -64,17 +61,6 @@ MEMORY_ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "MALLOC_TOP_PAD_": "0",
-}
-
-_NUMBER, _TEXT = int | float, str
-#: Fields of each event, with their types. Further fields are allowed.
-_FIELDS: dict[str, dict[str, Any]] = {
-    "phase": {"phase": _TEXT},
-    "step": {"phase": _TEXT, "step": int, "steps": int},
-    "point": {"step": int, "flops": int, "train_loss": _NUMBER, "heldout_loss": _NUMBER},
-    "metrics": {"metrics": dict},
-    "machine": {"flops_per_second": _NUMBER},
-    "result": {"result": dict},
 }
 
 
@@ -111,7 +97,6 @@ class Worker:
         self._kills_before = out_of_memory_kills()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         reading, writing = os.pipe()
-        self._word = secrets.token_hex(8).encode()
         with self.log.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
@@ -119,7 +104,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=_environment(spec) | {_EVENTS: f"{writing}:{self._word.decode()}"},
+                env=_environment(spec) | {_EVENTS: str(writing)},
                 start_new_session=True,  # Ctrl-C on the terminal is for the parent to handle
                 pass_fds=(writing,),
             )
@@ -178,30 +163,15 @@ class Worker:
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor, "rb") as pipe:
             for line in pipe:
-                word, _, text = line.partition(b" ")
-                event = parsed_event(text)
-                if word != self._word or event is None:
-                    continue
+                if not line.endswith(b"\n"):  # it was killed while it wrote
+                    return
+                event = json.loads(line)
                 self._heard = time.monotonic()
                 self._phase = event.get("phase", self._phase)
                 if event["event"] == "result":
                     self.result = event["result"]
                 else:
                     self._hear(event)
-
-
-def parsed_event(line: bytes) -> Event | None:
-    """Return the event of ``line``; None if it is not one."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-        return None
-    known = _FIELDS.get(event["event"])
-    if known is None or not all(isinstance(event.get(name), kind) for name, kind in known.items()):
-        return None
-    return event
 
 
 def run_worker(
@@ -316,15 +286,13 @@ def stop_signals(handle: Callable[[int], object]) -> Iterator[None]:
 
 def event_writer() -> Say:
     """The function that sends events."""
-    number, _, word = os.environ.pop(_EVENTS).partition(":")
-    descriptor = int(number)
+    descriptor = int(os.environ.pop(_EVENTS))
     os.set_inheritable(descriptor, False)
 
     def say(event: Event) -> None:
         # The parent may have been killed: `follow_parent` then asks this process to store its state.
         with contextlib.suppress(BrokenPipeError):
-            # The line break before it ends what plugin code has written to the pipe, if anything.
-            os.write(descriptor, f"\n{word} {json.dumps(event)}\n".encode())
+            os.write(descriptor, f"{json.dumps(event)}\n".encode())
 
     return say
 

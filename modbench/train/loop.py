@@ -33,11 +33,6 @@ from modbench.train.step import parts_of, passes, training_step
 PROGRESS_SECONDS = 0.5
 #: Numbers of a run that its checkpoint holds.
 _PLAIN = ("step", "flops", "each", "curve", "ends", "decaying", "began", "evaluated", "left_behind")
-#: A point of the learning curve, and the end of a budget.
-_POINT = {"step": 0, "tokens": 0, "flops": 0, "train_loss": 0.0, "heldout_loss": 0.0}
-_END = {"budget": 0, "steps": 0, "tokens": 0, "flops": 0, "flops_nominal": 0}
-#: A charge for routing counts (`modbench.train.counted.Charges`).
-_CHARGE: dict[str, Any] = {"step": 0, "counts": {}, "flops": 0}
 
 
 class DivergedError(Exception):
@@ -266,7 +261,8 @@ class _Run:
             state = checkpoint.load(path)
             if state is None:
                 return
-            self._check(state, origin)
+            if state["origin"] != origin:
+                raise checkpoint.DamagedError(f"it is of {state['origin']}, not {origin}")
         except checkpoint.DamagedError as error:
             why = f"{path.name} is not used ({error}): training starts from the beginning"
             print(why, file=sys.stderr)
@@ -284,30 +280,6 @@ class _Run:
             self.charges = Charges()
         for name in ("trunk", *_PLAIN):
             setattr(self, name, state[name])
-
-    def _check(self, state: dict[str, Any], origin: str) -> None:
-        """Raise a `DamagedError` if ``state`` is of another origin, or has other entries or types than a
-        state of this run."""
-        checkpoint.check(state, self.state(origin))
-        if state["origin"] != origin:
-            raise checkpoint.DamagedError(f"it is of {state['origin']}, not {origin}")
-        decays = [point.get("decay") is not None for point in state["curve"]]
-        checkpoint.check(state["curve"], [_POINT | ({"decay": 0} if decay else {}) for decay in decays])
-        checkpoint.check(state["ends"], [_END] * len(state["ends"]))
-        kept = state["charges"]["kept"]
-        checkpoint.check(kept, [_CHARGE] * len(kept))
-        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        wholes = [self.ranks.outline(weight) for weight in weights]
-        moments = [
-            {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight} for weight in wholes
-        ]
-        for part in (state, state["trunk"]) if state["trunk"] else (state,):
-            checkpoint.check({name: part.get(name) for name in self._own_state()}, self._own_state())
-            checkpoint.check_random(part["random"], torch.device("cpu"), "random")
-            if part["gpu_random"] is not None:
-                checkpoint.check_random(part["gpu_random"], self.device, "gpu_random")
-            stored = part["optimizer"]["state"]  # a weight without a gradient so far has no moments
-            checkpoint.check(stored, {n: of for n, of in enumerate(moments) if n in stored})
 
 
 def train_model(

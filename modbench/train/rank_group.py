@@ -196,12 +196,6 @@ class RankGroup(Ranks):
         self._draw_apart(model)
         optimizer.load_state_dict(self._mapped(optimizer, of_optimizer, self._part, ONE_BY_ONE))
 
-    def outline(self, weight: Tensor) -> Tensor:
-        first, *others = weight.shape
-        if self.experts is not None and id(weight) in self._banks:
-            first *= self.experts.size(1)
-        return torch.empty([first, *others], dtype=weight.dtype, device="meta")
-
     def _mapped(
         self,
         optimizer: torch.optim.Optimizer,

@@ -74,10 +74,6 @@ class Ranks:
         model.load_state_dict(of_model)
         optimizer.load_state_dict(of_optimizer)
 
-    def outline(self, weight: Tensor) -> Tensor:
-        """A tensor of the shape and dtype that ``weight`` has in one process."""
-        return weight
-
 
 ALONE = Ranks()
 

@@ -52,8 +52,7 @@ def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
             suite=loaded.suite,
             label=loaded.row,
             run=loaded.run,
-            merges=loaded.tokenizer.merges,
-            tokenizer_text=loaded.tokenizer.text,
+            tokenizer=loaded.tokenizer,
             audit=findings_of(loaded),
         ),
     )

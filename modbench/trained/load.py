@@ -158,7 +158,7 @@ def _loaded(stored: _Stored, plugins: Plugins) -> Loaded:
     run = stored.run
     model = _model(stored, plugins)
     if description is not None:
-        tokenizer = description.tokenizer()
+        tokenizer = description.tokenizer
     elif run.data.source != "pypi-en-v1" or run.data.has_tokenizer_file:
         raise UserError(
             f"run '{stored.name}': its folder has no {DESCRIPTION}, which holds its tokenizer; copy "

@@ -14,7 +14,7 @@ from modbench.data.tokenizer import Tokenizer
 from modbench.data.tokenizer_file import tokenizer_of
 from modbench.errors import UserError, printable
 from modbench.records.line import canonical_json, check, sha256
-from modbench.records.record import AuditRecord, RunRecord
+from modbench.records.record import AuditRecord
 from modbench.records.run import Run
 from modbench.records.store import write_files
 
@@ -23,7 +23,6 @@ WEIGHTS = "model.safetensors"
 POINTS = "points"
 DESCRIPTION = "modbench.json"
 _FORMAT = 2  #: of `DESCRIPTION`; another one is refused, so raise it with the fields
-_RUN = TypeAdapter(get_type_hints(RunRecord, include_extras=True)["run"])
 _AUDIT = TypeAdapter(get_type_hints(AuditRecord, include_extras=True)["audit"])
 
 
@@ -41,14 +40,10 @@ class Description:
     suite: str  #: name of the suite
     label: str  #: of its row
     run: Run  #: its key is the key of the weights
-    merges: Sequence[tuple[int, int]]  #: of the tokenizer; none: bytes
-    tokenizer_text: str | None = None  #: the content of the tokenizer's file, in place of merges
+    tokenizer: Tokenizer
     #: findings of the audit, of the scheme and of the trained weights; none in the folder of a run,
     #: whose #: results hold them
     audit: Sequence[dict[str, Any]] = ()
-
-    def tokenizer(self) -> Tokenizer:
-        return tokenizer_of(self.tokenizer_text, self.merges, f"the tokenizer of {self.label}")
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -58,10 +53,8 @@ def write_description(folder: Path, description: Description) -> None:
         "suite": description.suite,
         "label": description.label,
         "run": description.run.as_json(),
-        "merges": [list(merge) for merge in description.merges],
+        **description.tokenizer.stored(),
     }
-    if description.tokenizer_text is not None:
-        value["tokenizer"] = description.tokenizer_text
     if description.audit:
         value["audit"] = list(description.audit)
     text = canonical_json(value | {"sha256": sha256(canonical_json(value))})
@@ -80,14 +73,12 @@ def read_description(folder: Path) -> Description | None:
             raise ValueError("its content differs from its sha256")
         if value["format"] != _FORMAT:
             raise _OtherError
-        check("run", value["run"], _RUN)
         check("audit", value.get("audit", []), _AUDIT)
         return Description(
             suite=printable(str(value["suite"])),
             label=printable(str(value["label"])),
             run=Run.of(value["run"]),
-            merges=[(int(left), int(right)) for left, right in value["merges"]],
-            tokenizer_text=value.get("tokenizer"),
+            tokenizer=tokenizer_of(value, "its tokenizer"),
             audit=value.get("audit", []),
         )
     except _OtherError:

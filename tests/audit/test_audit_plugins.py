@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from modbench import DepthRouter, ExpertRouter
 from modbench.audit import Finding, findings
-from modbench.audit.advice import advice
 from modbench.audit.warmed import take_step
 from modbench.model.config import ModelConfig
 from modbench.routing.build import RoutedDecoder, build_model
@@ -308,31 +307,24 @@ class WithBatchNorm(Depth):
 
 
 @pytest.mark.parametrize(
-    ("router", "probe", "figure", "words"),
+    ("router", "probe", "figure"),
     [
-        (WithDropout(), 1, "two equal passes differ", "Scores are random"),
-        (WithDropout(), 10, "two equal passes (topk) differ", "Scores are random"),
-        (WithNoise(), 1, "two equal passes differ", "`generator=tokens.generator`"),
-        (WithNoise(), 10, "two equal passes (topk) differ", "`generator=tokens.generator`"),
-        (WithNumpyNoise(), 10, "differs after two equal training steps", "numpy"),
-        (WithAPlainTensor(), 10, "layers.1.router.shift_D differs, which is not in", "as a buffer"),
-        (WithABuffer(), 8, "buffer 'router.mean' of layer 1 changes", "A buffer depends on padding"),
-        (WithBatchNorm(), 4, "more than 1 value per channel", "BatchNorm mixes the tokens"),
-        (
-            WithBatchNorm(),
-            8,
-            "with the content of padding; router.norm is a BatchNorm",
-            "BatchNorm mixes",
-        ),
+        (WithDropout(), 1, "two equal passes differ"),
+        (WithDropout(), 10, "two equal passes (topk) differ"),
+        (WithNoise(), 1, "two equal passes differ"),
+        (WithNoise(), 10, "two equal passes (topk) differ"),
+        (WithNumpyNoise(), 10, "differs after two equal training steps"),
+        (WithAPlainTensor(), 10, "layers.1.router.shift_D differs, which is not in"),
+        (WithABuffer(), 8, "buffer 'router.mean' of layer 1 changes"),
+        (WithBatchNorm(), 4, "more than 1 value per channel"),
+        (WithBatchNorm(), 8, "with the content of padding; router.norm is a BatchNorm"),
     ],
     ids=lambda value: value.name if isinstance(value, Router) else None,
 )
-def test_the_advice_names_the_cause(router: Router, probe: int, figure: str, words: str) -> None:
+def test_the_figure_names_the_cause(router: Router, probe: int, figure: str) -> None:
     finding = probed(router, probe)
     assert finding.failed
     assert figure in finding.figure
-    assert words in advice(finding)
-    assert "loss depends" not in advice(finding)
 
 
 @pytest.mark.parametrize("router", [WithABuffer(), WithBatchNorm()], ids=["buffer", "batch norm"])

@@ -242,13 +242,13 @@ def test_python_of_a_task_ends_no_command_with_exit_code_0(tmp_path, monkeypatch
     (tmp_path / "text.txt").write_text(TEXT)
     add_records(tmp_path / "results", record_of("vanilla", "vanilla", 0))
     save_trained(tmp_path / "results", "tiny/vanilla", [])
-    for words in (
-        "run suite.toml --results mine",
-        "eval tiny/vanilla --tasks bad --include-path tasks --results results",
+    for words, code, said in (
+        ("run suite.toml --results mine", 1, "failed"),
+        ("eval tiny/vanilla --tasks bad --include-path tasks --results results", 2, "the process that"),
     ):
         done = modbench(words, stderr=subprocess.PIPE)
-        assert done.returncode == 2
-        assert "the process that loaded" in done.stderr
+        assert done.returncode == code
+        assert said in done.stderr
         assert (tmp_path / "ran").exists()
         (tmp_path / "ran").unlink()
 
@@ -283,7 +283,7 @@ def test_task_files_include_others_but_not_themselves(tmp_path: Path) -> None:
     check_names(["mine", "second"], include=tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "c.yaml").write_text("include: a.yaml\n")
-    with pytest.raises(UserError, match=r"a\.yaml includes itself"):
+    with pytest.raises(UserError, match="Include cycle"):
         check_names(["other"], include=tmp_path / "sub" / "..")
 
 

@@ -193,12 +193,3 @@ def test_a_long_prompt_is_truncated_on_the_left_and_counted():
     )
     assert long == short
     assert lm.truncated == 1
-
-
-def test_rolling_answers_have_the_form_of_the_request():
-    lm = RoutedLM(model_of("vanilla", {}), Tokenizer(), sequence=8)
-    text = "abcdefgh" * 3
-    [old] = lm.loglikelihood_rolling([asked(text)])
-    [new] = lm.loglikelihood_rolling([asked("", text)])
-    assert new == (old, False)
-    assert isinstance(old, float)

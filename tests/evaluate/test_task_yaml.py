@@ -3,7 +3,6 @@
 import math
 import warnings
 from dataclasses import asdict
-from importlib.metadata import version
 
 import pytest
 from lm_eval.api.model import LM
@@ -25,8 +24,7 @@ class Taste(LM):
         return [(5.0 * (one.args in self.known) - len(one.args[1]), False) for one in requests]
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
-        nats = [-math.log(2) * len(one.args[-1].encode()) for one in requests]
-        return nats if version("lm_eval").startswith("0.4") else [(one, False) for one in nats]
+        return [-math.log(2) * len(one.args[-1].encode()) for one in requests]
 
     def generate_until(self, requests, disable_tqdm=False):
         raise NotImplementedError
@@ -43,11 +41,6 @@ def run(manager, tasks, model, **options):
         return evaluate(model, manager.load(tasks), bootstrap_iters=0, **options)
 
 
-def short(name):
-    """The name of a task without that of its group, which lm-eval 0.5 puts before it."""
-    return name.rpartition("::")[2]
-
-
 def right(items):
     return {(item["context"], f" {item['choices'][item['answer']]}") for item in items}
 
@@ -56,9 +49,9 @@ def test_the_files_and_the_table_of_tasks_agree(manager):
     assert set(manager.all_tasks) == set(CHANCE)
     for name, info in TASKS.items():
         loaded = manager.load([name])["tasks"]
-        assert {short(member) for member in loaded} == set(info.members or (name,))
+        assert set(loaded) == set(info.members or (name,))
         for member, task in loaded.items():
-            assert task.config.metadata["version"] == TASKS[short(member)].version
+            assert task.config.metadata["version"] == TASKS[member].version
 
 
 def test_each_item_has_accuracy_bits_per_byte_and_margin(manager, made_up):
@@ -92,7 +85,6 @@ def hash_of(text: str) -> float:
 
 def test_a_group_has_the_mean_of_its_tasks_and_a_limit_keeps_the_first_items(manager):
     results = run(manager, ["modbench_probes"], Taste(), limit=8)["results"]
-    results = {short(name): scores for name, scores in results.items()}
     members = TASKS["modbench_probes"].members
     assert results["modbench_probes"]["acc,none"] == pytest.approx(
         sum(results[name]["acc,none"] for name in members) / len(members)

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_suite import modbench_says, write_suite
 
+from modbench.data.cache_folder import cache_folder
+from modbench.evaluate.tasks.names import find_task
 from modbench.measure.config import MeasureConfig
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
@@ -19,7 +22,15 @@ CHOICES = {"text": ["a cork", "a stone", "lead"], "label": ["A", "B", "C"]}
 ITEM = {"question": "Which one floats?", "choices": CHOICES, "answerKey": "A"}
 
 
+def keep_names(place: Path) -> None:
+    """Put lm-eval's names of tasks, which take long to read, into the cache of suites in ``place``."""
+    find_task("arc_easy")
+    (place / "cache").mkdir(exist_ok=True)
+    shutil.copy(cache_folder() / f"lm-eval-{version('lm_eval')}.json", place / "cache")
+
+
 def write_items(folder: Path) -> None:
+    keep_names(folder.parent)
     folder.mkdir()
     items = [{**ITEM, "answerKey": "ABC"[number % 3]} for number in range(6)]
     (folder / "arc_easy.jsonl").write_text("".join(json.dumps(one) + "\n" for one in items))
@@ -150,6 +161,7 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> None:
+    keep_names(tmp_path)
     write_suite(tmp_path, "some", "vanilla", measure={"downstream": ["arc_esay"]})
     code, said = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 2

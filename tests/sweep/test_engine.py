@@ -148,10 +148,10 @@ def test_a_cell_that_is_killed_after_its_record_has_that_records_status(tmp_path
     assert statuses(folder) == [("recorded", "failed"), ("recorded", "ok")]
 
 
-def test_what_a_plugin_writes_to_the_pipe_of_events_is_no_result(tmp_path: Path) -> None:
-    (failure,), _ = run(tmp_path / "s", "forges", "a")
+def test_a_worker_that_ends_without_a_result_has_failed(tmp_path: Path) -> None:
+    (failure,), _ = run(tmp_path / "s", "ends", "a")
     assert (failure.status, failure.error[:11]) == ("failed", "exit code 0")
-    assert statuses(tmp_path / "s") == [("a", "ok"), ("forges", "failed")]
+    assert statuses(tmp_path / "s") == [("a", "ok"), ("ends", "failed")]
 
 
 def test_a_mistake_of_a_plugin_is_told_from_a_crash(tmp_path: Path) -> None:

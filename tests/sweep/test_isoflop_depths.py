@@ -115,10 +115,10 @@ def test_a_depth_keeps_its_exponent(tmp_path: Path) -> None:
     run = Finished("run", "k", "ok")
     record = Finished("suite", "s", exponents=((2, -0.5), (4, -0.7)), margin=0.01)
     kept = resolve(deep(at={"4": {"exponent": -0.7}}))
-    check_unchanged(kept, expand_planned(kept), [replaced(run, kept), record], tmp_path, print)
+    check_unchanged(kept, expand_planned(kept), [replaced(run, kept), record], tmp_path)
     changed = resolve(deep())
     with pytest.raises(UserError, match=r"\[isoflop\] exponent at 4 layers -0.7 \(now -0.5\)"):
-        check_unchanged(changed, [], [run, record], tmp_path, print)
+        check_unchanged(changed, [], [run, record], tmp_path)
 
 
 def replaced(run: Finished, rows: Any) -> Finished:

@@ -11,13 +11,13 @@ from small_suite import write_suite
 
 from modbench.cli.main import main
 from modbench.data.token_data import prepare
-from modbench.sweep import step_times
 from modbench.sweep.plan import SuitePlan, plan_suite
 from modbench.sweep.plan_table import as_json, as_table
 from modbench.sweep.rows import resolve
 from modbench.sweep.step_times import Speed, TimedStep, time_steps, timing_spec
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import expand
+from modbench.timing.benchmark_target import BenchmarkTarget
 from modbench.timing.config import TimeConfig
 
 ISOFLOP = {
@@ -173,22 +173,6 @@ def test_time_is_that_of_measured_steps_and_outside_them_there_is_none() -> None
     assert Speed().seconds(300, 100) is None
 
 
-def test_a_model_that_does_not_fit_is_not_built(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_suite(Path(), "planned", "vanilla")
-    monkeypatch.setattr("modbench.sweep.step_times._free", lambda target: 1000)
-    monkeypatch.setattr("modbench.sweep.step_times._seconds", lambda target: pytest.fail("was built"))
-    timed = expand(resolve(load_suite("suite.toml")))[0].run.timed
-    spec = timing_spec([(timed, 100)], TimeConfig(), [], 1)
-    found = time_steps(spec, lambda event: None)
-    assert not found["steps"]
-    assert (
-        "weights, gradients and optimizer take 0.0 GB, and 0.0 GB of memory are free"
-        in found["missing"][0]
-    )
-
-
 def test_steps_are_measured_in_workers_and_too_large_ones_are_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -213,13 +197,15 @@ def test_steps_are_measured_in_workers_and_too_large_ones_are_not(
 
 
 def test_a_size_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(target: object) -> float:
-        if target.config.width == 32:  # type: ignore[attr-defined]
+    def times(kind: str, target: BenchmarkTarget, *_: object) -> dict[str, Any]:
+        if target.config.width == 32:
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
-        return 0.5
+        if target.config.width == 16:
+            return {"cases": [], "ran_out": [{"phase": "train", "error": "out of memory"}]}
+        return {"cases": [{"phase": "train", "seconds": [0.5, 0.4, 0.6]}]}
 
     write_suite(Path(), "planned", "vanilla")
-    monkeypatch.setattr(step_times, "_seconds", seconds)
+    monkeypatch.setattr("modbench.timing.clock.measured_times", times)
     monkeypatch.setattr("modbench.train.numerics.make_deterministic", lambda: None)
     timed = expand(resolve(load_suite("suite.toml")))[0].run.timed
     shapes = [
@@ -227,9 +213,10 @@ def test_a_size_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         for width in (32, 8, 16)
     ]
     found = time_steps(timing_spec(shapes, TimeConfig(), [], 1), lambda event: None)
-    assert [step["width"] for step in found["steps"]] == [8, 16]
-    (said,) = found["missing"]
-    assert said.startswith("width 32: out of memory, asked for 2,147,483,648 bytes")
+    assert [(step["width"], step["seconds"]) for step in found["steps"]] == [(8, 0.5)]
+    small, large = found["missing"]
+    assert small == "width 16: out of memory"
+    assert large.startswith("width 32: out of memory, asked for 2,147,483,648 bytes")
 
 
 @pytest.mark.processes

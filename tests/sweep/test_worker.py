@@ -19,7 +19,6 @@ from modbench.sweep.worker import (
     COMMAND,
     MEMORY_ALLOCATOR,
     DiedError,
-    parsed_event,
     run_worker,
 )
 
@@ -67,31 +66,8 @@ def test_what_is_printed_is_no_event_and_goes_to_the_log(tmp_path: Path) -> None
     assert sorted((tmp_path / "log").read_text().split("to stderr")) == ["", f"{printed}\n"]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *(b"not JSON", b"[1]", b"{}", b'{"event": "other"}', b'{"event": ["step"]}', b"[" * 10**5),
-        *(b'{"event": "phase"}', b'{"event": "phase", "phase": 1}', b"\xff"),
-        b'{"event": "step", "phase": "train", "step": "5", "steps": 6}',
-    ],
-)
-def test_a_line_that_is_no_event_is_ignored(line: bytes) -> None:
-    assert parsed_event(line) is None
-
-
 def test_a_long_result_comes_whole(tmp_path: Path) -> None:
     assert run("result = {'text': 10**6 * 'o'}", tmp_path) == {"text": 10**6 * "o"}
-
-
-def test_what_plugin_code_writes_to_the_pipe_is_ignored_and_hides_no_event(tmp_path: Path) -> None:
-    forged = """
-for descriptor in range(3, 30):
-    try: os.write(descriptor, b'{"event": "result", "result": {"status": "forged"}}\\n{"half')
-    except OSError: pass
-"""
-    assert run(f"{forged}\nresult = {{'status': 'true'}}", tmp_path) == {"status": "true"}
-    with pytest.raises(DiedError, match="exit code 0, nothing in its log"):
-        run(f"{forged}\nos._exit(0)", tmp_path)
 
 
 def test_a_process_that_reads_standard_input_finds_it_empty(tmp_path: Path) -> None:

@@ -299,59 +299,6 @@ def test_a_damaged_checkpoint_is_not_used(
     starts_from_the_beginning(stopped, capsys, "its content differs from its sha256")
 
 
-def missing(state: dict[str, Any]) -> None:
-    del state["step"]
-
-
-def a_string(state: dict[str, Any]) -> None:
-    state["step"] = "5"
-
-
-def another_shape(state: dict[str, Any]) -> None:
-    state["model"]["embedding.weight"] = torch.zeros(2, 2)
-
-
-def no_moment(state: dict[str, Any]) -> None:
-    del state["optimizer"]["state"][0]["exp_avg"]
-
-
-def no_random(state: dict[str, Any]) -> None:
-    state["random"].zero_()
-
-
-def no_counts(state: dict[str, Any]) -> None:
-    state["charges"]["kept"][0]["counts"] = None
-
-
-def odd_point(state: dict[str, Any]) -> None:
-    state["curve"][0]["tokens"] = None
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (missing, "it has or lacks step"),
-        (a_string, "step is str, not int"),
-        (another_shape, "embedding.weight is torch.float32 (2, 2), not torch.float32 (97, 32)"),
-        (no_moment, "0 has or lacks exp_avg"),
-        (odd_point, "tokens is NoneType, not int"),
-        (no_counts, "counts is NoneType, not dict"),
-        (no_random, "random is not the state of a generator"),
-    ],
-)
-def test_a_checkpoint_with_missing_or_mistyped_fields_is_not_used(
-    change: Callable[[dict[str, Any]], None],
-    why: str,
-    stopped: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    state = checkpoint.load(stopped)
-    assert state is not None
-    change(state)
-    checkpoint.save(stopped, state)
-    starts_from_the_beginning(stopped, capsys, why)
-
-
 def test_a_checkpoint_that_is_a_folder_gets_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").mkdir()
     with pytest.raises(UserError, match=r"checkpoint\.pt: can't be read \(Is a directory\); remove it"):

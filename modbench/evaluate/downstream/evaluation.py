@@ -13,8 +13,7 @@ from lm_eval.tasks.manager import TaskDict
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.evaluate.downstream.item_answers import ItemAnswers, item_answers
-from modbench.evaluate.downstream.item_checks import check_sources
-from modbench.evaluate.downstream.loading import data_sets, load_tasks, raise_if_own
+from modbench.evaluate.downstream.loading import load_tasks, task_errors
 from modbench.evaluate.downstream.local_data import Sources
 from modbench.evaluate.downstream.quiet import quiet, seeded
 from modbench.evaluate.downstream.standard_error import standard_error
@@ -93,8 +92,8 @@ def evaluate(
         data: the corpus whose held-out part our tasks are built from; None: the embedded one.
 
     Raises UserError: an unknown task, or a group and its member, before any is evaluated; then, when
-    its turn comes, a task without items: a missing file, a line that is no item, no network, code of a
-    model that the task would run.
+    its turn comes, a task that lm-eval can't load or score: a missing file, a line that is no item, no
+    network, code of a model that the task would run.
     """
     names = list(dict.fromkeys(tasks))
     if limit is not None and limit < 1:
@@ -104,28 +103,15 @@ def evaluate(
     files = files_by_name(names, include=include, data_dir=data_dir)
     for name in names:
         sources = Sources(name=name, files=files[name], data_dir=data_dir, include=include)
-        with quiet():
-            with seeded():
-                check_sources(sources)
-            with seeded(), sources.written() as folder:
-                loaded = load_tasks(sources, folder, num_fewshot=num_fewshot, data=data or DataConfig())
-                lm.reset()
-                results = _scored(sources, lm, loaded, limit)
-        yield _evaluation(sources, lm, loaded, results)
-
-
-def _scored(sources: Sources, lm: RoutedLM, loaded: TaskDict, limit: int | None) -> dict[str, Any]:
-    try:
-        with data_sets(sources):
+        sources.check()
+        with quiet(), seeded(), sources.written() as folder, task_errors(sources):
+            loaded = load_tasks(sources, folder, num_fewshot=num_fewshot, data=data or DataConfig())
+            lm.reset()
             results: Any = lm_eval_evaluate(
                 lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
             )
-    except (RuntimeError, SystemExit) as error:
-        # A metric, which 0.5 finds only now; or the task's Python ended the process.
-        if isinstance(error, SystemExit) or "not found in the registry" in str(error):
-            raise_if_own(sources, error)
-        raise
-    return results  # type: ignore[no-any-return]
+            evaluation = _evaluation(sources, lm, loaded, results)
+        yield evaluation
 
 
 def _evaluation(sources: Sources, lm: RoutedLM, loaded: TaskDict, results: dict[str, Any]) -> Evaluation:

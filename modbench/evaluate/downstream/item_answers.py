@@ -62,9 +62,7 @@ def _item(task: Any, instances: list[Any]) -> tuple[float, int, float, float, in
     """Return log-probability, bytes, margin, correctness and choices of one item."""
     first = instances[0]
     if first.request_type == "loglikelihood_rolling":
-        answer = first.resps[0]
-        total = answer if isinstance(answer, float) else answer[0]
-        return total, _size(first.args[-1]), NAN, NAN, 0
+        return first.resps[0], _size(first.args[0]), NAN, NAN, 0
     if first.request_type != "loglikelihood":
         return NAN, 0, NAN, NAN, 0
     if task.OUTPUT_TYPE != "multiple_choice":

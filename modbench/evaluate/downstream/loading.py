@@ -1,5 +1,6 @@
 """Loads lm-eval's task objects."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from lm_eval.tasks.manager import TaskDict, TaskManager
 from modbench.data.config import DataConfig
 from modbench.errors import FAULTS, UserError
 from modbench.evaluate.downstream.local_data import Sources
+from modbench.evaluate.routed_lm import RoutedLM
 
 #: lm-eval's own seed of few-shot examples.
 FEWSHOT_SEED = 1234
@@ -20,44 +22,22 @@ def load_tasks(sources: Sources, folder: Path, *, num_fewshot: int | None, data:
     """Load the tasks of ``sources``, whose YAML files are written in ``folder``, and set few-shot number
     and seed as lm-eval's command line does.
 
-    Raises UserError: a data set that cannot be reached, few-shot examples without a file, a task that
-    runs generated code, or a task of the user that lm-eval can't build."""
+    Raises UserError: few-shot examples without a file, or a task that runs generated code."""
     metadata = {"data": asdict(data)}
     manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
-    with data_sets(sources):
-        try:
-            loaded = manager.load([sources.name])
-        except (UserError, ConnectionError, TimeoutError):
-            raise
-        except FAULTS as error:  # any mistake in a user's file
-            raise_if_own(sources, error)
-            raise
-        for name, task in loaded["tasks"].items():
-            _prepare(sources, name.rpartition("::")[2], task, num_fewshot)  # 0.5 says GROUP::TASK
+    loaded = manager.load([sources.name])
+    for name, task in loaded["tasks"].items():
+        _prepare(sources, name, task, num_fewshot)
     return loaded
 
 
-def raise_if_own(sources: Sources, error: BaseException) -> None:
-    """Raise a UserError if a task of ``sources`` is of the user's YAML files, which may be the cause of
-    ``error``."""
-    include = sources.include
-    files = [] if include is None else [p for p in sources.files.values() if p.is_relative_to(include)]
-    if files:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"task '{sources.name}' can't be scored ({type(error).__name__}: {reason}); fix "
-            f"{' or '.join(map(str, files[:3]))}"
-        ) from error
-
-
 def _prepare(sources: Sources, name: str, task: Any, num_fewshot: int | None) -> None:
-    if getattr(task, "UNSAFE_CODE", False) or getattr(task.config, "unsafe_code", False):
+    if getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"task '{name}' runs code that the model writes; run it with lm-eval")
     stated = task.config.num_fewshot
     if stated != 0:
         wanted = num_fewshot if num_fewshot is not None else stated or 0
-        setter = getattr(task, "set_num_fewshot", None)
-        setter(wanted) if setter else task.set_config(key="num_fewshot", value=wanted)
+        task.set_config(key="num_fewshot", value=wanted)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     check_examples(sources, name, task.config.num_fewshot, remedy="use --num-fewshot 0")
     if name in sources.files:  # not the temporary files
@@ -78,12 +58,15 @@ def check_examples(sources: Sources, task: str, number: int | None, *, remedy: s
 
 
 @contextmanager
-def data_sets(sources: Sources) -> Iterator[None]:
-    """Context in which data sets are loaded. Raises UserError: one cannot be reached."""
+def task_errors(sources: Sources) -> Iterator[None]:
+    """Context in which tasks are loaded and scored. Raises UserError, with lm-eval's own message: a data
+    set cannot be reached, or a task fails. Errors of the model are raised as they are."""
     from datasets.exceptions import DatasetsError
 
     try:
         yield
+    except UserError:
+        raise
     except (ConnectionError, TimeoutError, FileNotFoundError, DatasetsError) as error:
         instead = "give local files with --data-dir FOLDER"
         if sources.data_dir is not None:
@@ -92,4 +75,13 @@ def data_sets(sources: Sources) -> Iterator[None]:
             f"the data set of task '{sources.name}' could not be loaded from the Hugging Face hub "
             f"({' '.join(str(error).split())[:120]}); connect to a network, or {instead} "
             "(modbench docs evaluation)"
+        ) from error
+    except FAULTS as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if any(frame.f_globals["__name__"] == RoutedLM.__module__ for frame, _ in frames):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"task '{sources.name}' can't be scored ({type(error).__name__}: {reason}); fix the task or "
+            "its items"
         ) from error

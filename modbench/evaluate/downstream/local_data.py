@@ -18,7 +18,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from modbench.errors import UserError
 from modbench.evaluate.downstream.task_files import members
-from modbench.evaluate.tasks.names import items_file, scan
+from modbench.evaluate.tasks.names import find_task, items_file
 
 Config = dict[str, Any]
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -134,7 +134,8 @@ class Sources:
     def _members(self, name: str) -> list[str]:
         if name in self.files:
             return list(members(self.stated[name], self.include))
-        return [task for task in scan(self.include).tags.get(name, ()) if task in self.files]
+        tagged = find_task(name, self.include)
+        return [task for task in tagged if task in self.files] if isinstance(tagged, list) else []
 
     @contextmanager
     def written(self) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from modbench.errors import UserError, is_file
 from modbench.evaluate.downstream.formats import format_of
-from modbench.evaluate.tasks.names import file_of, items_file, scan, unknown_task
+from modbench.evaluate.tasks.names import find_task, items_file, unknown_task
 
 
 def files_of(
@@ -28,12 +28,12 @@ def files_of(
         name = missing.pop(0)
         if name in paths:
             continue
-        path = file_of(name, include)
-        if path is not None:
-            paths[name] = path
-            missing += members(load_yaml(path, resolve_func=False), include)
-        elif name in scan(include).tags:
-            missing += scan(include).tags[name]
+        found = find_task(name, include)
+        if isinstance(found, Path):
+            paths[name] = found
+            missing += members(load_yaml(found, resolve_func=False), include)
+        elif found is not None:
+            missing += found
         elif data_dir is not None and is_file(items_file(name, data_dir)):
             paths[name] = format_of(items_file(name, data_dir))
         else:
@@ -69,5 +69,5 @@ def members(config: dict[str, Any], include: Path | None = None) -> Iterator[str
         else:
             # A task or group that is defined in place has what a reference lacks.
             name = member.get("task") or member.get("group")
-            if file_of(name, include) is not None or name in scan(include).tags:
+            if find_task(name, include) is not None:
                 yield name

@@ -39,13 +39,11 @@ def train(job: RunJob) -> None:
     job.fields["curve"] = trained.curve
     if trained.left_behind:
         job.fields["left_behind"] = trained.left_behind
-    tokenizer = job.data.tokenizer
     description = Description(
         suite=job.spec["suite"],
         label=job.spec["label"],
         run=run,
-        merges=tokenizer.merges,
-        tokenizer_text=tokenizer.text,
+        tokenizer=job.data.tokenizer,
     )
     write_description(job.folder, description)
     job.stage.begin("checks")

@@ -44,8 +44,7 @@ def test_an_edited_package_trains_again_in_a_row_of_its_own(packages: Path, tmp_
     assert "2 of 2 runs done" in run(tmp_path)
     before = {record.key: record for record in read_suite(folder).runs}
     (packages / "shipped" / "part.py").write_text("changed = True\n")
-    out = run(tmp_path)
-    assert "holds runs with other settings than the suite has now: 'shipped' with router.plugin" in out
+    run(tmp_path)
     (added,) = [record for record in read_suite(folder).runs if record.key not in before]
     (old,) = [one for one in before.values() if one.what.router.name == "shipped"]
     hashes = [record.what.router.plugin_sha256 for record in (old, added)]

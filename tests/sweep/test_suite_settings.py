@@ -95,12 +95,10 @@ def test_plan_and_run_take_the_same_settings(tmp_path: Path, capsys: pytest.Capt
     assert sorted(run.seed for run in runs) == [0, 1]
     assert {(run.train.learning_rate, run.schedule.budgets) for run in runs} == {(3e-3, (2 * 10**7,))}
 
-    # Other settings in the same folder: named, and rows of their own.
+    # Other settings in the same folder: rows of their own.
     settings[1] = "train.learning_rate=1e-3"
     code, out = modbench_says(tmp_path, "run", "suite.toml", *settings)
     assert code == 0, out
-    words = "with other settings than the suite has now: 'vanilla' with train.learning_rate 0.003 (now"
-    assert words in " ".join(out.split())
     page = (folder / "leaderboard.md").read_text().replace("\\", "")
     assert len(set(re.findall(r"vanilla \[\w+\]", page))) == 2
 

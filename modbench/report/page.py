@@ -260,8 +260,7 @@ def _html(
     left_out: Sequence[str],
 ) -> dict[str, bytes]:
     """The page in HTML of the other ``contents``."""
-    from modbench.report.html.runs import files_of  # with a library of templates
-    from modbench.report.html.suite import suite_page
+    from modbench.report.html.suite import suite_page  # with a library of templates
 
     every = (*records.runs, *records.measurements, *records.timings)
     report = SuiteReport(
@@ -277,7 +276,6 @@ def _html(
             for name, content in contents.items()
             if isinstance(content, bytes) and name.endswith(".svg")
         },
-        files=files_of(folder),
         damaged=left_out,
         finished=max((record.finished for record in every), default=""),
         is_named=bool(records.suites),

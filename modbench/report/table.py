@@ -38,18 +38,16 @@ class Number(str):
 @dataclass(frozen=True)
 class Table:
     """Cells under headings; None: no value. Columns ``left``, counted from 0, are aligned left, the
-    others right. HTML pages show the ``caption``, and link each row to its ``runs``: the label of a row
-    of the suite, or a scheme and a budget (see `modbench.report.html.runs`)."""
+    others right. HTML pages show the ``caption``."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[object]]
     left: Collection[int] = (0,)
     caption: str = ""
-    runs: Sequence[str] = ()
 
-    def about(self, caption: str, runs: Sequence[str] = ()) -> "Table":
-        """The table with a caption, and with the names of the runs of each row."""
-        return replace(self, caption=caption, runs=runs)
+    def about(self, caption: str) -> "Table":
+        """The table with a caption."""
+        return replace(self, caption=caption)
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, object]], left: Collection[int] = (0,)) -> "Table":

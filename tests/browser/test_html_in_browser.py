@@ -90,13 +90,6 @@ def column(page: Any, table: str, number: int) -> list[str]:
     return list(cells.all_text_contents())
 
 
-def displays(figure: Any, scheme: int) -> list[str]:
-    """The displays of the marks of ``scheme``; "none" where one is hidden."""
-    marks = figure.locator(f"svg .s{scheme}")
-    shown = marks.evaluate_all("marks => marks.map(mark => getComputedStyle(mark).display)")
-    return list(shown)
-
-
 FAKE, SWEEP = "fake/index.html", "sweep/index.html"
 
 
@@ -163,18 +156,6 @@ def test_the_axes_of_the_chart_can_be_chosen_and_are_restored(visit: Any) -> Non
     assert "against training tokens, 10 rows" in again.locator("#chart-plot").get_attribute("aria-label")
 
 
-def test_a_scheme_of_the_curves_can_be_hidden_and_stays_hidden(visit: Any) -> None:
-    page = visit(SWEEP)
-    figure = page.locator("figure[data-schemes]").first
-    assert displays(figure, 0)
-    assert "none" not in displays(figure, 0)
-    figure.locator("label", has_text="mod").locator("input").uncheck()
-    assert {*displays(figure, 0)} == {"none"}
-    assert "none" not in displays(figure, 1)
-    again = visit(SWEEP, hash_=page.evaluate("location.hash"))
-    assert {*displays(again.locator("figure[data-schemes]").first, 0)} == {"none"}
-
-
 def test_the_slider_shows_the_tokens_that_a_layer_processes(visit: Any) -> None:
     page = visit(FAKE)
     said, tokens = page.locator("#viewer-said"), page.locator("#viewer-text span")
@@ -190,18 +171,6 @@ def test_the_slider_shows_the_tokens_that_a_layer_processes(visit: Any) -> None:
     assert "Layer 3 processes 1 of 10 tokens" in said.text_content()
     again = visit(FAKE, hash_=page.evaluate("location.hash"))
     assert "Layer 3 processes 1 of 10 tokens" in again.locator("#viewer-said").text_content()
-
-
-def test_a_number_leads_to_its_runs_and_back_returns(visit: Any) -> None:
-    page = visit(FAKE)
-    page.locator("#t1 tbody tr", has_text="vanilla").locator("td.n").first.click()
-    run = page.locator("tr.hit")
-    assert run.count() == 1
-    assert "modbench run fake.toml --only vanilla --seeds 0" in run.text_content()
-    assert run.evaluate("row => row === document.activeElement")
-    again = visit(FAKE, hash_=page.evaluate("location.hash"))
-    again.wait_for_selector("tr.hit")
-    assert "vanilla#0" in again.locator("tr.hit").text_content()
 
 
 @pytest.mark.parametrize("form", ["CSV", "JSON", "LaTeX"])

@@ -99,14 +99,15 @@ def test_the_page_is_well_formed_and_its_identifiers_are_unique(page):
 def test_nothing_is_loaded_and_no_link_leaves_the_folder(page):
     parsed = Parsed(page)
     for tag, attributes in parsed.elements:
-        assert "src" not in attributes, tag
+        assert attributes.get("src", "data:image/svg+xml;base64,").startswith("data:image/svg+xml;"), tag
+        assert tag != "img" or attributes["alt"]
         assert "style" not in attributes, tag
         assert not [name for name in attributes if name.startswith("on")], tag
         if "href" in attributes:
             target = attributes["href"]
-            assert tag in ("a", "use"), (tag, target)
+            assert tag == "a", (tag, target)
             assert target.startswith(("#", "records/", "../index.html")), target
-    assert not {tag for tag, _ in parsed.elements} & {"img", "link", "iframe", "object", "base", "image"}
+    assert not {tag for tag, _ in parsed.elements} & {"svg", "link", "iframe", "object", "base", "image"}
     style = next(text for tag, _, text in parsed.raw if tag == "style")
     assert "url(" not in style
     assert "@import" not in style
@@ -117,9 +118,6 @@ def test_links_inside_the_page_lead_somewhere(page):
     names = {attributes["id"] for _, attributes in parsed.elements if "id" in attributes}
     targets = {of["href"][1:] for _, of in parsed.elements if of.get("href", "").startswith("#")}
     assert targets <= names
-    clips = set(re.findall(r"url\(#([^)]+)\)", page.partition("<body>")[2]))
-    assert clips
-    assert clips <= names
 
 
 def test_the_policy_allows_the_scripts_of_the_page_only(page):
@@ -150,23 +148,10 @@ def test_a_row_is_a_line_of_a_table_with_its_number_in_full(page, many):
     (line,) = [line for line in page.splitlines() if line.startswith("<tr>") and "4.8700 ±" in line]
     mean = interval([4.86, 4.87, 4.88]).center
     assert f'<td class="n" data-sort="{mean!r}">4.8700 ± ' in line
-    assert '<th scope="row"><a href="#run-' in line
     assert line.endswith("</tr>")
     for table in re.findall(r"<table.*?</table>", page, flags=re.DOTALL):
         assert "<caption" in table
         assert '<th scope="col"' in table
-
-
-def test_a_row_leads_to_its_runs_with_their_records_and_commands(page, many):
-    cells = re.findall(r'<a href="#(run-\d+)" data-last="(\d+)">mod</a>', page)
-    first, last = cells[0]
-    assert int(last) - int(first[4:]) == 2
-    (line,) = [line for line in page.splitlines() if line.startswith(f'<tr id="{first}">')]
-    assert ">mod#0</th>" in line
-    assert "<code>modbench run fake.toml --only mod --seeds 0</code>" in line
-    assert "<code>modbench verify fake/mod#0 --results FOLDER</code>" in line
-    assert '<a href="records/0000000000000000.jsonl">training, loss' in line
-    assert 'data-sort="4.86"' in line
 
 
 def test_the_meaning_of_a_column_stands_in_a_table_and_at_its_heading(page):
@@ -194,21 +179,6 @@ def test_the_routing_of_a_passage_is_data_that_no_text_can_end(page):
     assert "<" not in texts["passage-data"]
 
 
-def test_the_pareto_front_is_named_in_a_table(page):
-    (table,) = [t for t in re.findall(r"<table.*?</table>", page, flags=re.DOTALL) if "Pareto" in t]
-    assert "<td>mod, token_choice</td>" in table
-    assert "lost" not in table
-
-
-def test_figures_are_named_and_have_no_glyph_twice(page):
-    parsed = Parsed(page)
-    figures = [of for of in parsed.all("svg") if "glyphs" not in of.get("class", "")]
-    assert len(figures) >= 3
-    assert all(of["role"] == "img" and of["aria-labelledby"] for of in figures)
-    outlines = re.findall(r'<path id="g\d+"[^>]* d="([^"]*)"', page)
-    assert len(outlines) == len(set(outlines)) > 20
-
-
 def test_the_same_records_give_the_same_bytes_in_any_folder(page, many, tmp_path):
     import made_up_records as fakes
 
@@ -218,7 +188,7 @@ def test_the_same_records_give_the_same_bytes_in_any_folder(page, many, tmp_path
 
 
 def test_what_a_record_says_is_text_on_the_page(page):
-    assert "<img" not in page
+    assert "<img src=x" not in page
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
     parsed = Parsed(page)
     assert any("=cmd() <img src=x onerror=alert(1)>" in words for words in parsed.words)

@@ -1,5 +1,6 @@
 """Parts of a page as what its template shows: prose, tables and figures, in sections."""
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,16 +8,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from modbench.report.html.figures import Drawing, Glyphs, inlined
 from modbench.report.html.prose import block, inline
 from modbench.report.sections import Heading, Items, Page, Part, Picture
 from modbench.report.table import Markdown, Number, Table
 
 #: Tables with more rows get a box that filters them.
 FILTER_ABOVE = 8
-#: Characters of a figure that a page may hold. Those of shipped suites have at most 160,000; curves of
-#: 500 rows take 250,000, most of them grey.
-_LARGEST = 200_000
+_LARGEST = 500_000  #: bytes of a figure that a page may hold
+_WIDTH = re.compile(rb'<svg[^>]* width="([\d.]+)pt"')
+_WIDE = 600  #: points: such a figure has a line of its own
 _LONGEST = 400  #: characters of a cell, as in the table's other forms
 _LEADING = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?: ([kMGTPEZY]))?(?![\w.])")
 _POWERS = {prefix: 10.0 ** (3 * power) for power, prefix in enumerate("kMGTPEZY", start=1)}
@@ -24,14 +24,12 @@ _POWERS = {prefix: 10.0 ** (3 * power) for power, prefix in enumerate("kMGTPEZY"
 
 @dataclass(frozen=True)
 class Cell:
-    """``sort``: what the column is sorted by, if it isn't the text; ``is_head``: it names its row;
-    ``runs``: first and last number of the runs that the cell leads to."""
+    """``sort``: what the column is sorted by, if it isn't the text; ``is_head``: it names its row."""
 
     text: str
     number: bool
     is_head: bool
     sort: str | None = None
-    runs: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +53,8 @@ class FigureBlock:
     caption: Markup
     title: str
     file: str
-    drawing: Drawing | None  #: None: too large for a page, which links to the file
-    schemes: Sequence[str]  #: that can be hidden, by number
+    source: str | None  #: address that holds the drawing; None: it is too large for a page
+    is_wide: bool
     kind: str = "figure"
 
 
@@ -78,13 +76,9 @@ class Section:
 
 @dataclass
 class Blocks:
-    """Turns parts of pages into blocks. ``meanings`` of headings gets those of all pages; ``places``:
-    see `modbench.report.html.runs.Runs.places`."""
+    """Turns parts of pages into blocks. ``meanings`` of headings gets those of all pages."""
 
     drawings: Mapping[str, bytes]
-    places: Mapping[str, tuple[int, int]]
-    schemes: Sequence[str]
-    glyphs: Glyphs = field(default_factory=Glyphs)
     meanings: dict[str, tuple[Markup, str]] = field(default_factory=dict)
     _tables: int = 0
     _figures: int = 0
@@ -147,16 +141,16 @@ class Blocks:
             return []
         self._figures += 1
         name = f"f{self._figures}"
-        drawing = inlined(svg, picture.alt, f"{name}-", self.glyphs)
-        fits = len(drawing.svg) <= _LARGEST
+        width = _WIDTH.search(svg)
+        data = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
         return [
             FigureBlock(
                 name=name,
                 caption=inline(caption),
                 title=picture.alt,
                 file=picture.file,
-                drawing=drawing if fits else None,
-                schemes=self.schemes if drawing.schemes else (),
+                source=data if len(svg) <= _LARGEST else None,
+                is_wide=width is not None and float(width[1]) > _WIDE,
             )
         ]
 
@@ -174,15 +168,10 @@ class Blocks:
             )
             for column, text in enumerate(table.headings)
         ]
-        rows = []
-        for number, row in enumerate(table.rows):
-            runs = self.places.get(table.runs[number]) if table.runs else None
-            rows.append(
-                [
-                    _cell(cell, column not in table.left, column == head, runs)
-                    for column, cell in enumerate(row)
-                ]
-            )
+        rows = [
+            [_cell(cell, column not in table.left, column == head) for column, cell in enumerate(row)]
+            for row in table.rows
+        ]
         caption = table.caption or heading
         return TableBlock(
             name=f"t{self._tables}",
@@ -193,14 +182,14 @@ class Blocks:
         )
 
 
-def _cell(value: object, number: bool, is_head: bool, runs: tuple[int, int] | None) -> Cell:
+def _cell(value: object, number: bool, is_head: bool) -> Cell:
     if isinstance(value, Markdown):
         return Cell(inline(value), number=False, is_head=is_head)
     text = " ".join(str("-" if value is None else value).split())
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
     sort = _sort_value(value, text) if number else None
-    return Cell(text, number, is_head, sort, runs if is_head else None)
+    return Cell(text, number, is_head, sort)
 
 
 def _sort_value(value: object, text: str) -> str:

@@ -1,6 +1,5 @@
-"""Data of the chart whose axes can be chosen, and the Pareto fronts of loss against costs."""
+"""Data of the chart whose axes can be chosen."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,7 @@ from modbench.records.metrics import METRICS
 from modbench.report.html.source import SuiteReport
 from modbench.report.leaderboard.entry import Entry
 from modbench.report.leaderboard.titles import comparison_titles
-from modbench.report.table import Table, escaped
+from modbench.report.table import escaped
 
 #: Costs that a chart can have on its horizontal axis, with their names there.
 COSTS = {
@@ -26,13 +25,6 @@ COSTS = {
     "kv_cache_bytes_per_token": "KV cache (bytes per token)",
     "train_tokens": "training tokens",
 }
-#: Costs of the fronts that the page names in a table.
-_FRONTS = (
-    "train_flops",
-    "forward_flops_per_token_realised",
-    "train_step_seconds",
-    "peak_memory_bytes",
-)
 _SHAPES = {"s": "square", "D": "diamond", "d": "diamond", "v": "down", "^": "up", "P": "plus"}
 _TIMED = ("train_step_seconds", "peak_memory_bytes")
 
@@ -130,52 +122,3 @@ class Chart:
             return {"name": scheme, "color": "#595959", "shape": "circle"}
         shape = _SHAPES.get(look.marker, "circle")
         return {"name": scheme, "color": to_hex(look.color), "shape": shape}
-
-    def fronts(self) -> Table | None:
-        """A table of the fronts, cheapest row first; None without a cost that varies."""
-        if not self.qualities or self.report.board is None:
-            return None
-        quality = next(iter(self.qualities))
-        rows = [
-            (COSTS[cost], title, ", ".join(entry.row.first.label for entry, _, _ in front), len(front))
-            for cost in _FRONTS
-            if cost in self.costs
-            for title, entries in self._groups(cost)
-            if (front := self.front(entries, cost, quality))
-        ]
-        names = ("against", "rows", "on the front, cheapest first", "number")
-        caption = f"Pareto fronts of {self.qualities[quality].partition(' (')[0]}"
-        return Table(names, rows, (0, 1, 2), caption) if rows else None
-
-    def _groups(self, cost: str) -> Iterable[tuple[str, Sequence[Entry]]]:
-        """The rows that are compared: those of each budget, or all against training FLOPs."""
-        entries = self.report.entries
-        board = self.report.board
-        if cost == "train_flops":
-            yield "all budgets", entries
-        elif board is not None:
-            shown = {entry.row.label for entry in entries}
-            comparisons = board.comparisons
-            for title, group in zip(comparison_titles(comparisons), comparisons, strict=True):
-                yield title, [entry for entry in group if entry.row.label in shown]
-
-    def front(
-        self, entries: Iterable[Entry], cost: str, quality: str
-    ) -> list[tuple[Entry, float, float]]:
-        """Those of ``entries`` that can be ranked and that no other one equals or beats in both, with
-        cost and quality, cheapest first."""
-        sign = 1 if METRICS[quality].direction == "lower" else -1
-        points = [
-            (value, sign * reached, entry.row.label, entry)
-            for entry in entries
-            if self._can_be_ranked(entry)
-            and (value := self.value(entry, cost)) is not None
-            and (reached := self.value(entry, quality)) is not None
-        ]
-        front: list[tuple[Entry, float, float]] = []
-        best = float("inf")
-        for value, reached, _, entry in sorted(points, key=lambda point: point[:3]):
-            if reached < best:
-                best = reached
-                front.append((entry, value, sign * reached))
-        return front

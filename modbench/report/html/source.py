@@ -19,8 +19,7 @@ PAGE = "index.html"
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteReport:
-    """The report of a suite. ``files``: where each record is, relative to the suite's folder, see
-    `modbench.report.html.runs.files_of`; ``damaged``: sentences on lines that were left out."""
+    """The report of a suite. ``damaged``: sentences on lines that were left out."""
 
     folder: str  #: name of the suite's folder
     board: Leaderboard | None  #: None: no run has finished
@@ -30,7 +29,6 @@ class SuiteReport:
     looks: Mapping[str, Mark]
     pages: Mapping[str, Page]
     drawings: Mapping[str, bytes]  #: SVG files by name
-    files: Mapping[tuple[str, ...], str]
     damaged: Sequence[str]
     finished: str  #: time at which the newest record was finished
     is_named: bool  #: a record of the suite names its rows

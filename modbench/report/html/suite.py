@@ -1,4 +1,4 @@
-"""index.html of a suite: its tables, a chart, figures, routing and runs in one file."""
+"""index.html of a suite: its tables, a chart, figures and routing in one file."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from modbench.report.html.blocks import Blocks, Section
 from modbench.report.html.chart import Chart
 from modbench.report.html.passage import passages
 from modbench.report.html.prose import inline
-from modbench.report.html.runs import Runs
 from modbench.report.html.source import SuiteReport
 from modbench.report.html.template import data, render
 from modbench.report.isoflop.sweep import Sweep
@@ -25,25 +24,22 @@ _LATE = ("What the columns mean", "Details")
 
 def suite_page(report: SuiteReport) -> bytes:
     """The page of ``report``."""
-    runs, chart = Runs(report), Chart(report)
+    chart = Chart(report)
     board, times = (report.pages.get(f"{name}.md", _EMPTY) for name in ("leaderboard", "timings"))
-    schemes = report.sweep.schemes if report.sweep else ()
-    blocks = Blocks(report.drawings, runs.places, schemes)
+    blocks = Blocks(report.drawings)
     blocks.read_meanings([board])
     names = _Names()
     found = blocks.sections(board, names, "Results")
     early = [section for section in found if section.title not in _LATE]
     late = [section for section in found if section.title in _LATE]
     points, passage = chart.data(), passages(report)
-    fronts = chart.fronts()
     middle = [Section(title="Chart", name=names("Chart"), special="chart")]
     if passage:
         middle.append(Section(title="Routing", name=names("Routing"), special="routing"))
     figures = [section for section in early if section.title == "Figures"]
     rest = [section for section in early if section.title != "Figures"]
     timed = _timed(blocks, times, names)
-    listed = [Section(title="Runs", name=names("Runs"), special="runs")] if runs.ordered else []
-    sections = [*rest, *middle, *figures, *timed, *listed, *late]
+    sections = [*rest, *middle, *figures, *timed, *late]
     header = _header(report)
     return render(
         "suite",
@@ -54,16 +50,12 @@ def suite_page(report: SuiteReport) -> bytes:
         chart=points and data(points),
         chart_meanings=points,
         missing=[*map(inline, _missing(report, chart))],
-        fronts=fronts and blocks.table(fronts, "Pareto fronts"),
         passage=passage and data(passage),
         passage_schemes=[scheme["name"] for scheme in passage["schemes"]] if passage else [],
-        runs=runs,
         folder=report.folder,
         damaged=report.damaged,
         is_named=report.is_named,
-        # Last, since all tables and figures add to them.
-        meanings=[*blocks.meanings.items()],
-        glyphs=blocks.glyphs.definitions(),
+        meanings=[*blocks.meanings.items()],  # last, since all tables add to them
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -31,7 +30,7 @@ from modbench.report.plot_style import (
 
 Handles = dict[str, Any]
 Marks = Mapping[str, Mark]
-Point = tuple[Axes, float, float, Mark, str]  #: panel, place on its x axis, loss; name, see _name_marks
+Point = tuple[Axes, float, float, Mark]  #: panel, place on its x axis, loss
 #: An optimum: hollow and behind the points, so that it hides none.
 _STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "markerfacecolor": "none"}
 LOSS = "held-out loss, causal rule (nats/token)"
@@ -68,8 +67,8 @@ def curves(sweep: Sweep, look_of: Marks) -> Figure:
     drawn = _Drawn()
     handles: Handles = {scheme: handle(look_of[scheme]) for scheme in sorted({s for s, *_ in points})}
     cut = False  # a point above the panel
-    for number, (axes, budget) in enumerate(zip(panels, sweep.budgets, strict=True)):
-        good, every = _draw_panel(axes, number, points, sweep.analysis, look_of, (budget, None), drawn)
+    for axes, budget in zip(panels, sweep.budgets, strict=True):
+        good, every = _draw_panel(axes, points, sweep.analysis, look_of, (budget, None), drawn)
         cut = cut_above(good, every) or cut
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
@@ -98,7 +97,7 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
         for column, depth in enumerate(depths):
             axes, number = panels[row, column], row * columns + column
             at = budget, depth
-            of_depth = _draw_panel(axes, number, points, sweep.analysis, look_of, at, drawn)
+            of_depth = _draw_panel(axes, points, sweep.analysis, look_of, at, drawn)
             good += of_depth[0]
             every += of_depth[1]
             if not of_depth[1]:
@@ -106,7 +105,7 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
             axes.set_title(f"{several(depth, 'layer')}, {budget:.3g} FLOPs")
         axes = panels[row, -1]
         for number, (scheme, mark) in enumerate(look_of.items()):
-            _draw_envelope(axes, f"scheme-{number}", sweep, points, (scheme, budget), mark)
+            _draw_envelope(axes, sweep, points, (scheme, budget), mark)
             best = sweep.optimum(scheme, budget, HEADLINE)
             if best and best.loss is not None:
                 text = f"{scheme}: {several(best.depth or 0, 'layer')}"
@@ -116,7 +115,6 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
                     "ha": "center",
                     "va": "bottom",
                 }
-                style["gid"] = f"scheme-{number}-best{budget:g}"  # hidden with the scheme
                 axes.text(0.5, 1.02 + 0.06 * number, text, transform=axes.transAxes, **style)
         above = 6 + 13 * len(look_of)  # points: room for the best depths, which stand above the panel
         axes.set_title(f"lowest of all depths, {budget:.3g} FLOPs", pad=above)
@@ -132,12 +130,11 @@ def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
 
 
 def _draw_envelope(
-    axes: Axes, name: str, sweep: Sweep, points: _Points, curve: tuple[str, int], mark: Mark
+    axes: Axes, sweep: Sweep, points: _Points, curve: tuple[str, int], mark: Mark
 ) -> None:
     """The least of the parabolas of ``curve``, a scheme and a budget, at the depths with an interior
-    optimum; and the best optimum. ``name``: of its marks, see `_name_marks`."""
+    optimum; and the best optimum."""
     scheme, budget = curve
-    known = {*axes.get_children()}
     fits = []
     for depth in sweep.depths:
         optimum = sweep.optimum(scheme, budget, HEADLINE, depth)
@@ -156,8 +153,6 @@ def _draw_envelope(
         axes.plot(np.exp(fine), np.where(lowest, row, np.nan), color=mark.color, linewidth=1.3)
     best = sweep.analysis.optimum(scheme, budget, HEADLINE)
     draw_optimum(axes, best.size or 1.0, best, mark)
-    drawn = [artist for artist in axes.get_children() if artist not in known]
-    _name_marks(drawn, f"{name}-envelope{budget:g}")
 
 
 def _points(sweep: Sweep) -> _Points:
@@ -170,14 +165,13 @@ def _points(sweep: Sweep) -> _Points:
 
 def _draw_panel(
     axes: Axes,
-    number: int,
     points: _Points,
     analysis: IsoFlop,
     look_of: Marks,
     at: tuple[int, int | None],
     drawn: _Drawn,
 ) -> tuple[list[float], list[Point]]:
-    """Draw the curves of all schemes ``at`` a budget and a depth into panel ``number``. Return the
+    """Draw the curves of all schemes ``at`` a budget and a depth. Return the
     losses of curves with an optimum, and the points of all; ``drawn`` is updated."""
     good, every = list[float](), list[Point]()
     budget, depth = at
@@ -188,12 +182,9 @@ def _draw_panel(
         optimum = analysis.optimum(scheme, budget, HEADLINE, depth)
         drawn.inside = drawn.inside or optimum.loss is not None
         drawn.outside = drawn.outside or optimum.loss is None
-        known = {*axes.get_children()}
         _draw_curve(axes, curve, optimum, mark)
-        name = f"scheme-{[*look_of].index(scheme)}-{number}"
-        _name_marks([artist for artist in axes.get_children() if artist not in known], name)
         means = {x: float(np.mean(losses)) for x, losses in curve.items()}
-        every += [(axes, x, mean, mark, f"{name}-above") for x, mean in means.items()]
+        every += [(axes, x, mean, mark) for x, mean in means.items()]
         good += means.values() if optimum.loss is not None else ()
     return good, every
 
@@ -201,13 +192,6 @@ def _draw_panel(
 def _add_optimum(handles: Handles, drawn: _Drawn) -> None:
     if drawn.inside:
         handles["optimum, 95 %"] = Line2D([], [], color="0.2", linestyle="none", **_STAR)
-
-
-def _name_marks(artists: Sequence[Artist], name: str) -> None:
-    """Give the ``artists`` of a scheme in a panel names by which a page can hide them: ``name``, which
-    is ``scheme-SCHEME-PANEL`` (see `modbench.report.html.figures`), and a number."""
-    for number, artist in enumerate(artists):
-        artist.set_gid(f"{name}-{number}")
 
 
 def add_legend(figure: Figure, handles: Handles, outside: bool, cut: bool) -> None:
@@ -224,10 +208,9 @@ def cut_above(good: list[float], points: list[Point]) -> bool:
     bad scheme doesn't flatten the others. An arrow at the top marks each point above."""
     if not good or max(loss for _, _, loss, *_ in points) <= (top := 1.5 * max(good) - 0.5 * min(good)):
         return False
-    for number, (axes, x, loss, mark, name) in enumerate(points):
+    for axes, x, loss, mark in points:
         if loss > top:
-            style: dict[str, Any] = {"clip_on": False, "gid": f"{name}-{number}" if name else None}
-            draw_point(axes, x, top, Mark(mark.color, "^", "-"), filled=True, **style)
+            draw_point(axes, x, top, Mark(mark.color, "^", "-"), filled=True, clip_on=False)
     for axes in dict.fromkeys(axes for axes, *_ in points):
         axes.set_ylim(top=top)
     return True

@@ -138,7 +138,7 @@ def normalised(sweep: Sweep, look_of: Marks) -> Figure | None:
             else:
                 good += losses
             axes.plot(x, losses, markersize=5, **style)
-            every += [(axes, at, mean, mark, "") for at, mean in zip(x, losses, strict=True)]
+            every += [(axes, at, mean, mark) for at, mean in zip(x, losses, strict=True)]
         axes.set_xscale("log")
         _plain_numbers(axes)
         low, high = axes.get_xlim()

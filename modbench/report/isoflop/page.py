@@ -108,7 +108,6 @@ def _optima(sweep: Sweep, budget: int) -> Iterable[Part]:
         rows,
         left=(0, 1, len(columns) - 1),
         caption=f"Schemes at their optima, {budget:.3g} training FLOPs",
-        runs=[runs_at(str(row[1]), budget) for row in rows],
     )
     yield from _reasons(sweep, budget)
     if reasons := dict.fromkeys(reason for line in lines for reason in line.seconds_missing):
@@ -171,11 +170,6 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
     )
 
 
-def runs_at(scheme: str, budget: int) -> str:
-    """The name of the runs of ``scheme`` at ``budget``, see `Table`."""
-    return f"{scheme}, {budget:.3g} training FLOPs"
-
-
 def _in_seconds(line: Line) -> str:
     if line.seconds is None or line.speed_up is None:
         return "-"
@@ -210,9 +204,7 @@ def _sizes(sweep: Sweep, budget: int) -> Table:
             spent = f"{100 * (flops / budget):.2f} %"
         size, loss = shape_name(records[0].model), _loss_text(records)
         rows.append((scheme, size, active, f"{rate:g}", steps, spent, len(done), loss))
-    # Without rows where only learning rates were tried.
-    runs = [records[0].label for _, records in sorted(groups.items())]
-    return Table(_SIZES, rows, (0, 1), f"Sizes at {budget:.3g} training FLOPs", runs)
+    return Table(_SIZES, rows, (0, 1), f"Sizes at {budget:.3g} training FLOPs")
 
 
 def _loss_text(records: Sequence[Result]) -> str:

@@ -39,7 +39,7 @@ def first_table(board: Leaderboard, entries: Sequence[Entry]) -> Table:
     cells["audit"] = [row.audit for row in rows]
     table = _table({name: of for name, of in cells.items() if name != GROUP.heading or {*of} != {"-"}})
     by = ranking_column(board).heading.partition(" (")[0]
-    return table.about(f"Schemes, ordered by {by}", [row.label for row in rows])
+    return table.about(f"Schemes, ordered by {by}")
 
 
 def _group(board: Leaderboard, entry: Entry) -> str:
@@ -101,7 +101,7 @@ def more_table(board: Leaderboard, entries: Sequence[Entry]) -> Table:
     columns["FLOPs"] = [row.flops_source or "-" for row in rows]
     shown = {heading: cells for heading, cells in columns.items() if {*cells} != {"-"}}
     table = _table({"scheme": [names[row.label] for row in rows], **shown})
-    return table.about("Further metrics", [row.label for row in rows])
+    return table.about("Further metrics")
 
 
 def layer_table(entries: Sequence[Entry]) -> Table | None:
@@ -119,7 +119,7 @@ def layer_table(entries: Sequence[Entry]) -> Table | None:
             cells = [f"{fmean(of[name]):.2g}" if name in of else "-" for of in values]
             if {*cells} != {"-"}:
                 columns[f"layer {layer} {heading}"] = cells
-    return _table(columns).about("Updates and gates of routed layers", routed)
+    return _table(columns).about("Updates and gates of routed layers")
 
 
 def size_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | None:
@@ -145,7 +145,7 @@ def size_table(board: Leaderboard, entries: Sequence[Entry]) -> Table | None:
     columns["seeds"] = [len(row.ok) for row in rows]
     columns |= metric_columns(board, rows, dict.fromkeys((ranking_column(board), *FIRST)))
     table = _table({head: cells for head, cells in columns.items() if {*cells} != {None}})
-    return table.about("All sizes of each scheme", [row.label for row in rows])
+    return table.about("All sizes of each scheme")
 
 
 def best_entries(entries: Sequence[Entry]) -> list[Entry]:

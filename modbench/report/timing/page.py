@@ -93,7 +93,7 @@ def _by_case(heading: str, rows: Sequence[CaseRow], cell: Callable[[CaseRow], st
     cases = dict.fromkeys(row.case for row in rows)
     labels = dict.fromkeys(row.label for row in rows)
     lines = [[label, *(cells.get((label, case), "-") for case in cases)] for label in labels]
-    return [Heading(heading), Table(["scheme", *cases], lines, caption=heading, runs=[*labels])]
+    return [Heading(heading), Table(["scheme", *cases], lines, caption=heading)]
 
 
 def _milliseconds(row: CaseRow) -> str:
@@ -137,7 +137,7 @@ def _memory(timings: TimingTable) -> Table:
             over = f"{100 * (peak / predicted - 1):+.1f}"
         lines.append([row["label"], row["phase"], *cells, over])
     headings = ["scheme", "phase", *PARTS, "peak, measured over predicted (%)"]
-    return Table(headings, lines, runs=[row["label"] for row in timings.memory])
+    return Table(headings, lines)
 
 
 def _ceilings(timings: TimingTable) -> list[Part]:

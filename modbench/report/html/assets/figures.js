@@ -1,25 +1,3 @@
-// Figures: schemes that can be hidden.
-for (const figure of document.querySelectorAll("figure[data-schemes]")) {
-  const hidden = new Set((state.get(figure.id + ".off") || "").split(".").filter(Boolean).map(Number));
-  const box = make("fieldset", { className: "toggles" }, make("legend", {}, "Show"));
-  const apply = (index) => {
-    for (const marks of figure.querySelectorAll("svg .s" + index)) marks.classList.toggle("off", hidden.has(index));
-  };
-  JSON.parse(figure.dataset.schemes).forEach((name, index) => {
-    if (!figure.querySelector("svg .s" + index)) return;
-    const check = make("input", { type: "checkbox", checked: !hidden.has(index) });
-    check.addEventListener("change", () => {
-      if (check.checked) hidden.delete(index);
-      else hidden.add(index);
-      apply(index);
-      state.set(figure.id + ".off", [...hidden].sort((a, b) => a - b).join("."));
-    });
-    box.append(make("label", {}, check, name));
-    apply(index);
-  });
-  figure.prepend(box);
-}
-
 // Routing: the tokens of a passage, shaded where the chosen layer processes them.
 (() => {
   const data = dataOf("passage-data");

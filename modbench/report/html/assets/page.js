@@ -35,49 +35,22 @@ function dataOf(id) {
 }
 document.documentElement.classList.add("js");
 
-// Places: a link to a row of runs marks it and the others of its group.
-function go(id, last, push) {
+// Places: a link to a section.
+function go(id, push) {
   const target = byId(id);
   if (!target) return;
-  for (const row of document.querySelectorAll("tr.hit")) row.classList.remove("hit");
-  if (target.tagName === "TR") {
-    const table = target.closest(".table");
-    const find = table.querySelector("input[type=search]");
-    if (find && find.value) { find.value = ""; find.dispatchEvent(new Event("input")); }
-    for (let number = +id.slice(4); number <= last; number++) {
-      const row = byId("run-" + number);
-      if (row) row.classList.add("hit");
-    }
-    target.classList.add("hit");
-    target.tabIndex = -1;
-  }
-  state.set("at", id + (last > +id.slice(4) ? "-" + last : ""), push);
-  target.scrollIntoView({ block: target.tagName === "TR" ? "center" : "start" });
+  state.set("at", id, push);
+  target.scrollIntoView();
   target.focus({ preventScroll: true });
 }
 document.addEventListener("click", (event) => {
   const link = event.target.closest && event.target.closest('a[href^="#"]');
   if (!link) return;
   event.preventDefault();
-  go(link.getAttribute("href").slice(1), +link.dataset.last || 0, true);
+  go(link.getAttribute("href").slice(1), true);
 });
-// A click on any number of a row follows the link of the row.
-document.addEventListener("click", (event) => {
-  const cell = event.target.closest && event.target.closest("tbody td.n");
-  if (!cell || event.target.closest("a") || String(getSelection())) return;
-  const link = cell.parentNode.querySelector('a[href^="#run-"]');
-  if (link) link.click();
-});
-function goToState() {
-  const at = /^(run-\d+)-(\d+)$/.exec(state.get("at") || "");
-  if (at) go(at[1], +at[2], false);
-  else if (state.get("at")) go(state.get("at"), 0, false);
-}
-window.addEventListener("popstate", () => {
-  const at = new URLSearchParams(location.hash.slice(1)).get("at");
-  const match = /^(run-\d+)-(\d+)$/.exec(at || "");
-  if (at) go(match ? match[1] : at, match ? +match[2] : 0, false);
-});
+const goToState = () => go(state.get("at"), false);
+window.addEventListener("popstate", () => go(new URLSearchParams(location.hash.slice(1)).get("at"), false));
 window.addEventListener("load", () => setTimeout(goToState, 30));
 
 // Meanings of columns: a tap or Enter toggles them by the page itself; hover and focus show them.

@@ -39,6 +39,10 @@ AWKWARD = ModelConfig(
 PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.get_closest_marker("processes"))  # the longest, first
+
+
 @pytest.fixture(params=[pytest.param(PLAIN, marks=pytest.mark.full), AWKWARD], ids=["plain", "awkward"])
 def shape(request: pytest.FixtureRequest) -> ModelConfig:
     """The small shapes, with more layers for the scheme that shares layers."""

@@ -32,6 +32,8 @@ def test_an_epoch_shows_each_window_once_and_targets_are_the_next_tokens() -> No
         starts.append(int(inputs_BT[0, 0]))
     assert len(set(starts)) == batches.windows
     assert all((b - a) % 32 == 0 for a, b in itertools.pairwise(starts))
+    again = [int(batches.step(batches.windows + step)[0][0, 0]) for step in range(batches.windows)]
+    assert again != starts  # of another epoch, in another order
 
 
 def test_a_text_shorter_than_a_sequence_is_refused() -> None:

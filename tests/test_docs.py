@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import tomllib
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -89,15 +87,6 @@ def test_every_method_of_the_guide_is_one_of_the_base_classes() -> None:
         for name, arguments in rows:
             code = getattr(base, name).__code__
             assert ", ".join(code.co_varnames[1 : code.co_argcount]) == arguments, name
-
-
-def test_the_defaults_of_the_time_table_are_what_the_page_says() -> None:
-    from modbench.timing.config import TimeConfig
-
-    (table,) = re.findall(r"```toml\n(.*?)```", (DOCS / "timing.md").read_text(), flags=re.DOTALL)
-    said = tomllib.loads(table)["time"]
-    meant = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(TimeConfig()).items()}
-    assert said == meant
 
 
 #: All pages.

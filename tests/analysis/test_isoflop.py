@@ -337,12 +337,6 @@ def test_one_seed_gives_no_interval_and_says_so(fit: str) -> None:
     assert minus.p is minus.interval is None
 
 
-@pytest.mark.parametrize("fit", FITS)
-def test_two_sizes_are_too_few(fit: str) -> None:
-    isoflop = analyse(sweep({"dense": DENSE}, sizes=2))
-    assert {isoflop.optimum("dense", flops, fit).verdict for flops in BUDGETS} == {"too-few"}
-
-
 def test_noise_as_large_as_the_curve_voids_the_interval() -> None:
     voids = [
         found.void
@@ -352,12 +346,6 @@ def test_noise_as_large_as_the_curve_voids_the_interval() -> None:
         ).optima
     ]
     assert any("of the draws have an interior optimum" in void for void in voids)
-
-
-def test_repeated_run_is_refused() -> None:
-    runs = sweep({"dense": DENSE})
-    with pytest.raises(ValueError, match="two runs of dense"):
-        analyse([*runs, runs[0]])
 
 
 @pytest.mark.parametrize("sweeps", [100, pytest.param(400, marks=pytest.mark.full)])

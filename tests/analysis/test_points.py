@@ -60,12 +60,6 @@ def test_a_missing_column_follows_from_6_n_d_and_a_note_says_so(
     assert "C = 6 N D" in made.notes[-1]
 
 
-def test_both_columns_are_used_as_given(tmp_path: Path) -> None:
-    made = read(tmp_path, "size,tokens,flops,loss\n1e8,2e9,1e18,3\n")
-    assert (made.points[0].flops, made.points[0].tokens) == (1e18, 2e9)
-    assert not any("6 N D" in note for note in made.notes)
-
-
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -89,11 +83,6 @@ def test_both_columns_are_used_as_given(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, text: str | bytes, sentence: str) -> None:
     with pytest.raises(UserError, match=rf"points\.csv.*{sentence}"):
         read(tmp_path, text)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.csv: no such file"):
-        read_points(tmp_path / "none.csv")
 
 
 def test_points_of_nearly_equal_flops_form_a_curve() -> None:

@@ -51,12 +51,6 @@ def test_the_report_of_joined_records_does_not_depend_on_their_order(machines, t
     assert b"vanilla" in tables[0]
 
 
-def test_a_renamed_folder_goes_to_its_suite(machines, tmp_path):
-    renamed = (machines[0] / "fake").rename(tmp_path / "from-node-7")
-    (merged,) = merge([renamed], tmp_path / "joined")
-    assert merged.suite == "fake"
-
-
 def test_nothing_is_written_if_a_folder_is_damaged(machines, tmp_path, capsys):
     file = next((machines[1] / "fake" / "records").glob("*.jsonl"))
     file.write_text(file.read_text().replace("4.9", "4.1").replace("B", "C"))

@@ -145,13 +145,6 @@ def test_a_run_that_no_suite_names_has_the_name_of_its_router(tmp_path, fakes):
     assert (result.label, result.suite["name"]) == ("mod", "unnamed")
 
 
-def test_the_plan_of_learning_rates_is_that_of_the_row(tmp_path, fakes, make):
-    one = make("mod", model_width=32)
-    (result,) = joined(tmp_path, one.record, fakes.suite_record([one]))
-    assert result.isoflop == one.isoflop
-    assert result.isoflop is not None
-
-
 def test_a_measurement_that_failed_is_the_status_of_its_result(tmp_path, fakes):
     made = fakes.make_record()
     lost = replace(made.measurements[0], status="oom", error="out of memory", result={})

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from math import log
 
-from isoflop_made_up import BUDGETS, RATES, Make, curve_loss, run, sweep_records, table_under
+from isoflop_made_up import BUDGETS, Make, curve_loss, run, sweep_records, table_under
 
 from modbench.records.result import Result
 from modbench.report.isoflop.page import isoflop_page
@@ -92,13 +92,6 @@ def test_depth_at_an_edge_of_its_sizes_is_no_candidate(make: Make) -> None:
     assert mod[-1].endswith("the largest depth with an interior optimum")
 
 
-def test_scheme_without_an_interior_depth_has_no_best_one(make: Make) -> None:
-    found = records(make, {"vanilla": LOSSES["vanilla"], "mod": {8: 0.0}}, edge=("mod", 8))
-    mod = next(row for row in table_under(isoflop_page(swept(found)), MIDDLE) if row[1] == "mod")
-    assert (mod[0], mod[2], mod[3]) == ("not ranked", "-", "-")
-    assert mod[-1].startswith("edge-high; no depth is a candidate: 8 layers edge-high")
-
-
 def test_scheme_whose_rate_at_its_best_depth_is_at_the_edge_is_not_ranked(make: Make) -> None:
     plan = {"learning_rates": [0.005, 0.01, 0.02], "extensions": 0}
     edge = [run(make, "mod", 64, BUDGETS[1], depth=4, plan=plan, rate=0.02, loss=4.5)]
@@ -109,16 +102,3 @@ def test_scheme_whose_rate_at_its_best_depth_is_at_the_edge_is_not_ranked(make: 
     assert mod[0] == "not ranked"
     assert "learning rate: edge" in mod[-1]
     assert "Not ranked: mod at 4 layers." in page.to_markdown()
-
-
-def test_depth_that_waits_for_its_learning_rate_stands_with_the_reason(make: Make) -> None:
-    waiting = run(make, "mod", 64, BUDGETS[1], depth=12, rate=0.0025)
-    rows = depth_rows(swept([*records(make), waiting]))
-    assert rows["mod", "12"][-1] == "its learning rate is not chosen yet"
-
-
-def test_rates_are_those_of_the_depth(make: Make) -> None:
-    sweep = deep(make)
-    assert set(sweep.rates) == {(scheme, depth) for scheme in LOSSES for depth in (2, 4, 8)}
-    assert all(rates.choice.best == RATES[64] for rates in sweep.rates.values())
-    assert sweep.depths == [2, 4, 8]

@@ -56,18 +56,6 @@ def page_of(results: Sequence[Result]) -> str:
     return leaderboard_page(Leaderboard.of(results)).to_markdown()
 
 
-def test_a_suite_without_a_dense_row_says_so() -> None:
-    without = [result for result in suite() if result.label != "vanilla"]
-    page = page_of(without)
-    assert "No difference to a dense model: no row has the router `vanilla`." in page
-    assert "minus dense" not in page
-
-
-def test_a_dense_row_that_is_lost_is_named() -> None:
-    lost = [*seeds("mod", (4.0, 4.1)), make_record("vanilla", status="diverged")]
-    assert "No difference to the dense row vanilla: it is not ranked." in page_of(lost)
-
-
 def test_rows_without_a_seed_in_common_are_not_compared() -> None:
     other = [make_record("vanilla", seed=seed, loss=4.0) for seed in (7, 8)]
     assert "No difference to the dense row vanilla: no row has its seeds." in page_of(
@@ -91,16 +79,6 @@ def test_rows_of_other_processor_types_are_marked(other: str, shown: bool) -> No
     assert ("‡: the two rows did not run on one processor type" in page) == shown
     rows = list(csv.DictReader(io.StringIO(board.table().to_csv())))
     assert {row["label"]: row["processor"] for row in rows}["mod"] == f"cpu {other}, threads 2"
-
-
-def test_the_processor_types_of_each_seed_count() -> None:
-    environments = [{"cpu": "A"}, {"cpu": "B"}]
-    records = [
-        make_record(label, seed=seed, loss=4.0 + seed, environment=environments[seed])
-        for label in ("mod", "vanilla")
-        for seed in (0, 1)
-    ]
-    assert all(pair.same_processor for pair in Leaderboard.of(records).differences.pairs)
 
 
 def test_differences_csv_has_all_pairs() -> None:

@@ -216,22 +216,3 @@ def test_the_statistics_of_the_page_on_tasks_run() -> None:
     names: dict[str, Any] = {"margins_of_mod": [1.0, 2.0, 3.0], "margins_of_dense": [1.0, 1.0, 1.0]}
     exec(snippet("tasks.md", "mean_with_stderr"), names)
     assert names["mean"] == 2.0
-
-
-def test_shares_of_routed_tokens_are_of_one_kind_of_layer(fakes: Any) -> None:
-    """A mean over layers that select an eighth of the tokens and layers of experts has no meaning."""
-    layers = {"mod": ((1,), ()), "experts": ((), (0,)), "staged": ((1,), (0,))}
-    records = [
-        fakes.make_record(
-            scheme,
-            routing=fakes.make_routing(*routed),
-            downstream={"arc_easy": entry(share_routed=0.55)},
-        )
-        for scheme, routed in layers.items()
-    ]
-    table = next(part for part in downstream_section(Leaderboard.of(records)) if isinstance(part, Table))
-    rows = {row[1]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
-    selected = rows["tokens selected by depth-routed layers"]
-    processed = rows["tokens with an expert"]
-    assert [selected[scheme] for scheme in layers] == ["55.0%", "-", "-"]
-    assert [processed[scheme] for scheme in layers] == ["-", "55.0%", "-"]

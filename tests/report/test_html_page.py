@@ -154,14 +154,6 @@ def test_a_row_is_a_line_of_a_table_with_its_number_in_full(page, many):
         assert '<th scope="col"' in table
 
 
-def test_the_meaning_of_a_column_stands_in_a_table_and_at_its_heading(page):
-    number = re.search(r'popovertarget="m(\d+)" aria-label="Meaning of held-out loss', page)[1]
-    shown = re.search(rf'<div popover id="m{number}".*?</div>', page)[0]
-    assert "mean cross-entropy on held-out text under the causal rule" in shown
-    assert "lower is better" in shown
-    assert page.count("mean cross-entropy on held-out text under the causal rule") == 2
-
-
 def test_the_routing_of_a_passage_is_data_that_no_text_can_end(page):
     parsed = Parsed(page)
     texts = {of.get("id"): text for tag, of, text in parsed.raw if of.get("type") == "application/json"}

@@ -100,15 +100,6 @@ def test_one_seed_gives_an_optimum_without_an_interval_and_the_reason(sweep: Swe
     assert "interior; no interval: one seed: no cell was repeated, so the noise is unknown" in row
 
 
-def test_missing_seed_shows_at_its_size(sweep: Sweep) -> None:
-    sweep.scheme("vanilla", missing=(96, 2))
-    table = sweep.page().partition("### Sizes at 3e+12 training FLOPs")[2].partition("##")[0]
-    sizes = [line.split(" | ") for line in table.splitlines() if " x 4 | " in line]
-    assert {line[1]: line[6] for line in sizes} == {
-        f"{width} x 4": "2" if width == 96 else "3" for width in WIDTHS
-    }
-
-
 @pytest.mark.parametrize("status", ["failed", "diverged", "oom"])
 def test_unfinished_runs_stay_with_their_reason(status: str, sweep: Sweep) -> None:
     sweep.scheme("vanilla")
@@ -161,21 +152,6 @@ def test_lost_sizes_stay_in_the_tables_with_their_status(sweep: Sweep) -> None:
         [(width, ""), ("", seed)]
         for width, seed in (("32", "3"), ("128", "0"), ("128", "1"), ("128", "2"))
     ]
-
-
-def test_scheme_without_a_curve_has_a_row_with_the_reason(sweep: Sweep) -> None:
-    sweep.scheme("vanilla")
-    for rate in (0.0025, 0.005, 0.01):
-        sweep.add("mod", 64, BUDGETS[1], rate=rate, status="diverged", error="it is not finite")
-    assert sweep.row("mod") == "| not ranked | mod | - | - | - | - | all learning rates: diverged |"
-
-
-def test_trial_out_of_memory_is_a_lost_rate_as_in_the_run(sweep: Sweep) -> None:
-    sweep.scheme("vanilla")
-    sweep.results = [one for one in sweep.results if one.learning_rate != 0.01]
-    sweep.add("vanilla", 64, BUDGETS[1], rate=0.01, status="oom", error="it did not fit")
-    assert "interior" in sweep.row("vanilla")
-    assert re.search(r"0\.005: [\d.]+, 0\.01: oom", sweep.page())
 
 
 def test_a_run_without_its_loss_yet_is_not_done(sweep: Sweep) -> None:

@@ -133,26 +133,6 @@ def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:
     assert Heading("Differences between schemes", 3) not in page_of(found).parts
 
 
-def test_diverged_runs_stay_with_their_reason(make: Make) -> None:
-    lost = make(
-        "mod/w64",
-        router="mod",
-        status="diverged",
-        model_width=64,
-        train={"budget": BUDGETS[1], "learning_rate": 0.02},
-    )
-    page = page_of([*records(make), lost]).to_markdown()
-    assert "- **mod/w64**, 3e+12 FLOPs, learning rate 0.02, seed 0: diverged (the loss is not" in page
-    assert "0.02: diverged" in page
-
-
-def test_sweep_without_a_chosen_rate_has_no_curves(make: Make, tmp_path: Path) -> None:
-    only = [result for result in records(make) if result.learning_rate == 0.0025]
-    write_report(store(tmp_path, only))
-    assert "No scheme has a learning rate yet" in (tmp_path / "leaderboard.md").read_text()
-    assert not (tmp_path / "optima.csv").exists()
-
-
 def test_runs_with_the_seed_of_the_learning_rates_are_on_no_curve(make: Make) -> None:
     plan = {"seed": 7, "seed_on_curve": False}
     found = sweep_records(make, "mod", partial(curve_loss, "mod"), rate_seed=7, plan=plan)

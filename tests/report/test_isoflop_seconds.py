@@ -130,15 +130,6 @@ def test_times_of_a_scheme_with_other_options_do_not_count(
     assert set(swept(found, timings).times.measured) == {("vanilla", None), ("mod", None)}
 
 
-def test_two_labels_of_one_scheme_have_the_same_times(found: list[Result]) -> None:
-    again = [
-        replace(one, label=one.label.replace("mod", "again")) for one in found if one.scheme == "mod"
-    ]
-    sweep = swept([*found, *again], steps_of(found, "mod", WIDTHS))
-    assert sweep.times.measured["again", None] == sweep.times.measured["mod", None]
-    assert len(sweep.times.measured["mod", None]) == len(WIDTHS)
-
-
 def test_doubtful_times_do_not_count(found: list[Result]) -> None:
     timings = steps_of(found, "vanilla", WIDTHS)
     for one in steps_of(found, "mod", WIDTHS):

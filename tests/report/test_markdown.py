@@ -72,16 +72,6 @@ def test_foreign_text_stays_text(fakes, text, shown):
     assert "<script" not in page
 
 
-def test_an_endless_error_is_cut(fakes):
-    page = _text(Leaderboard.of([fakes.make_record(status="failed", error="x" * 10_000)]))
-    assert max(len(line) for line in page.splitlines()) < 1_000
-
-
-def test_what_rounds_to_nothing_has_no_sign(fakes):
-    board = Leaderboard.of([fakes.make_record("mod", metrics={"leak": -1e-6})])
-    assert _cells(board, "mod")["leak (nats/token)"] == "0.0000"
-
-
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

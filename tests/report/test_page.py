@@ -100,15 +100,6 @@ def test_bytes_follow_from_the_set_of_records_alone(tmp_path, fakes, six, seed):
     assert _bytes(other) == _bytes(tmp_path / "plain")
 
 
-def test_files_of_an_earlier_report_without_data_are_removed(tmp_path, fakes, six):
-    routed = fakes.make_record("mod", routing=fakes.make_routing(experts=(0, 1)))
-    write_report(fakes.store(tmp_path, [routed, *(of for of in six if of.label != "mod")]))
-    assert {"routing.png", "expert_load.svg"} <= set(_bytes(tmp_path))
-    (tmp_path / "notes.txt").write_text("of the user")
-    write_report(fakes.store(tmp_path, six))
-    assert list(_bytes(tmp_path)) == sorted([*_NAMES, "notes.txt"])
-
-
 def test_a_reader_of_the_old_table_is_not_disturbed(tmp_path, fakes, six):
     write_report(fakes.store(tmp_path, six))
     old = (tmp_path / "leaderboard.csv").read_bytes()
@@ -117,12 +108,6 @@ def test_a_reader_of_the_old_table_is_not_disturbed(tmp_path, fakes, six):
         write_report(fakes.store(tmp_path, six[:2]))
         assert start + reader.read() == old
     assert (tmp_path / "leaderboard.csv").read_bytes() != old
-
-
-def test_no_records_is_a_sentence_with_folder_and_remedy(tmp_path):
-    with pytest.raises(UserError, match=rf"{tmp_path.name}: there are no records .*modbench run"):
-        write_report(tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_that_fails_leaves_the_old_one(tmp_path, fakes, six, monkeypatch):

@@ -13,10 +13,6 @@ def test_interval_is_students_over_seeds():
     assert 2.0 - found.low == pytest.approx(2.484138, abs=1e-6)
 
 
-def test_one_seed_has_no_interval():
-    assert interval([4.5]) == Value(center=4.5)
-
-
 def test_seeds_of_one_run_are_one_row_and_options_are_not(fakes):
     records = [fakes.make_record("mod", seed=seed) for seed in (2, 0, 1)]
     records += [fakes.make_record("mod_half", router="mod", options={"capacity": 0.5})]
@@ -81,12 +77,6 @@ def test_a_task_that_failed_is_a_remark_on_its_row(fakes):
     (row,) = rows_of([replace(scored, measurements=(heldout, broken))])
     assert (row.status, row.value("heldout_loss")) == ("ok", Value(center=5.0))
     assert row.remarks == [f"not scored: {task.measurement['settings']['task']} failed"]
-
-
-def test_a_metric_that_was_not_measured_has_no_value(fakes):
-    (row,) = rows_of([fakes.make_record(status="oom")])
-    assert row.value("heldout_loss") is None
-    assert row.value("train_steps") is None
 
 
 def test_another_amount_of_heldout_text_is_another_comparison(fakes):

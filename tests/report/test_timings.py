@@ -112,30 +112,6 @@ def test_utilisation_is_over_the_fastest_matmul_of_the_rows_dtype() -> None:
     assert row.utilisation == pytest.approx(0.5)
 
 
-def test_utilisation_is_over_the_fastest_of_all_components() -> None:
-    one = ceiling(4e11)
-    heads = one.measured["gemm"]
-    slower = [{**gemm, "component": "mlp", "flops_per_second": 1e11} for gemm in heads]
-    both = replace(one, measured={**one.measured, "gemm": [*slower, *heads]})
-    assert row_of(timed("vanilla", make_case()), both).ceiling == 4e11
-
-
-def test_a_ceiling_on_a_machine_with_other_work_is_told() -> None:
-    def page(*ceilings: TimingRecord) -> str:
-        return timing_page(table_of(timed("vanilla", make_case()), *ceilings)).to_markdown()
-
-    quiet, loaded = ceiling(), ceiling(repetition=2, overloaded=True)
-    assert "ceilings: loaded or throttled" in page(quiet, loaded)
-    assert "ceilings:" not in page(quiet)
-
-
-def test_a_ceiling_that_failed_is_told_and_nothing_said_of_utilisation() -> None:
-    failed = make_timing("ceiling", timed_of(None), {}, status="failed", error="it broke")
-    page = timing_page(table_of(timed("vanilla", make_case()), failed)).to_markdown()
-    assert "- ceilings: failed: it broke" in page
-    assert "Utilisation" not in page
-
-
 @pytest.mark.parametrize("shaky", ["vanilla", "mod"])
 def test_what_follows_from_an_unstable_time_is_marked(shaky: str) -> None:
     """A speed-up rests on two times."""
@@ -170,12 +146,6 @@ def test_two_schemes_under_one_label_are_not_pooled() -> None:
     timings = [make_timing("training", what, measured) for what in keys]
     rows = TimingTable(timings, {what.key: "mine" for what in keys}).cases
     assert sorted((row.key, row.n) for row in rows) == sorted((what.key, 4) for what in keys)
-
-
-def test_a_scheme_that_no_suite_names_has_no_row() -> None:
-    timings = [timed("mod", make_case()), weighed("mod", 1100, 1000)]
-    table = TimingTable(timings, {})
-    assert (table.cases, table.memory) == ([], [])
 
 
 def test_labels_are_those_of_the_last_suite_that_names_a_scheme() -> None:
@@ -223,12 +193,6 @@ def test_a_case_says_when_it_is_unstable(case: dict[str, Any]) -> None:
     row = row_of(timed("mod", case))
     assert (row.stable, row.marks) == (False, "unstable")
     assert "(unstable)" in timing_page(table_of(timed("mod", case))).to_markdown()
-
-
-def test_one_process_of_short_samples_makes_the_pooled_time_unstable() -> None:
-    short, whole = make_case(seconds=(0.0005,) * 4), make_case(seconds=(0.0005,) * 4, loops=4)
-    row = row_of(timed("mod", short), timed("mod", whole, repetition=2))
-    assert (row.stable, row.marks) == (False, "unstable")
 
 
 def test_memory_is_held_against_its_prediction() -> None:
@@ -325,11 +289,6 @@ def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
     assert [row[name] for name in ("label", "shape", "phase", "peak")] == [
         *("mod", "small", "training", "1100")
     ]
-
-
-def test_decoding_is_shown_by_step(tmp_path: Path) -> None:
-    page = timing_page(table_of(timed("mod", make_case("decode after 8 x 1", tokens=16)))).to_markdown()
-    assert "| mod | 6.25 ± 0.00 |" in page
 
 
 def test_a_scheme_is_compared_to_vanilla_of_its_own_size() -> None:

@@ -1,14 +1,12 @@
 """`modbench flops`."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from modbench.cli.main import main
 from modbench.model.block import Block
-from modbench.routing.build import RoutedDecoder
 
 
 def said(capsys: pytest.CaptureFixture[str], words: str) -> str:
@@ -44,10 +42,7 @@ def test_json_is_one_document_on_the_last_line(
     [
         ({"model_type": "llama", "max_position_embeddings": 4096}, "", "1 x 4096 tokens"),
         ({"model_type": "gpt2", "n_positions": 512}, "", "1 x 512 tokens"),
-        ({"model_type": "llama", "max_position_embeddings": 4096}, "--sequence 100", "1 x 100 tokens"),
         ({"model_type": "llama", "max_position_embeddings": 4096}, "--past 96", "1 x 4000 tokens"),
-        ({"model_type": "llama", "max_position_embeddings": 4096}, "--profile", "1 x 2048 tokens"),
-        ({"model_type": "llama"}, "", "1 x 2048 tokens"),
     ],
 )
 def test_a_hugging_face_model_is_stated_at_its_own_length(
@@ -82,37 +77,6 @@ def test_a_chunk_after_cached_tokens_equals_its_closed_form(
     assert [ours for _, ours, *_ in differences] == ["0"] * 3
 
 
-def test_how_flops_were_found_is_stated_in_every_format(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for source in ("closed form", "counted"):
-        monkeypatch.setattr(RoutedDecoder, "flops_source", source)
-        table, document = (
-            said(capsys, f"--router mod --format {format}") for format in ("table", "json")
-        )
-        assert re.search(rf"^FLOPs +{source}$", table, re.MULTILINE)
-        assert json.loads(document)["models"][0]["flops_source"] == source
-
-
-@pytest.mark.parametrize(
-    ("repeated", "once"),
-    [
-        (
-            "--option capacity=0.5 --option every=1 --router mod",
-            "--router mod --option capacity=0.5 every=1",
-        ),
-        ("--router mod --router=vanilla", "--router mod vanilla"),
-        ("--hf a.json --format json --hf b.json", "--hf a.json b.json --format json"),
-    ],
-)
-def test_a_repeated_flag_adds_to_its_values(
-    repeated: str,
-    once: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.json", "b.json"):
-        Path(name).write_text('{"model_type": "llama"}')
-    assert said(capsys, repeated) == said(capsys, once)
+def test_a_repeated_flag_adds_to_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    repeated = "--option capacity=0.5 --option every=1 --router mod"
+    assert said(capsys, repeated) == said(capsys, "--router mod --option capacity=0.5 every=1")

@@ -57,12 +57,6 @@ def test_table_and_figure_are_written_next_to_the_file_which_stays(
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == names
 
 
-def test_files_are_written_to_the_folder_that_is_named() -> None:
-    assert main(["fit", "points.csv", "--out", "new/folder", "--fit", "parabola"]) == 0
-    assert [path.name for path in Path().iterdir() if path.is_file()] == ["points.csv"]
-    assert {path.suffix for path in Path("new/folder").iterdir()} == {".csv", ".png", ".svg"}
-
-
 def test_csv_is_the_written_table_and_json_has_the_same_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -98,13 +92,6 @@ def test_curves_without_an_optimum_have_a_verdict_in_place_of_numbers(
     assert "No exponents of all by parabola: fewer than two interior optima." in capsys.readouterr().out
 
 
-def test_chosen_fits_are_made_in_a_fixed_order(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "points.csv", "--fit", "akima", "parabola", "--format", "json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert [row["fit"] for row in document["exponents"]] == ["parabola", "akima"]
-    assert document["surfaces"] == []
-
-
 def test_repeated_seeds_give_intervals_and_single_ones_a_reason(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -119,29 +106,12 @@ def test_repeated_seeds_give_intervals_and_single_ones_a_reason(
     assert "No interval for 2 optima: one seed" in capsys.readouterr().out
 
 
-def test_the_figure_has_a_panel_for_each_group() -> None:
-    from modbench.analysis.point_fits import fit_points
-    from modbench.analysis.points import read_points
-    from modbench.report.plot_style import look
-    from modbench.report.points.figure import points_figure
-
-    rows = [(group, *point) for group in "abcd" for point in POINTS]
-    Path("groups.csv").write_text(csv_of("group,N,C,loss", rows))
-    with look():
-        figure = points_figure(fit_points(read_points(Path("groups.csv")), ["parabola"]))
-        titles = [axes.get_title() for axes in figure.axes if axes.axison]
-    assert titles == ["a", "b", "c", "d", ""]  # the last one is the bar of colours
-
-
 @pytest.mark.parametrize(
     ("arguments", "content", "sentence"),
     [
         (["none.csv"], None, "none.csv: no such file"),
-        (["bad.csv"], "", "bad.csv is empty"),
-        (["bad.csv"], "N,C\n1,2\n", "bad.csv has no column of loss"),
         (["bad.csv"], "N,C,loss\n1,2,x\n", "bad.csv, line 2, column 'loss': 'x' is not"),
         (["bad.csv"], "N,C,loss\n1,2,3\n", "bad.csv has no curve of three sizes"),
-        (["points.csv", "--out", "points.csv"], None, "--out points.csv is a file"),
     ],
 )
 def test_a_mistake_gives_one_sentence_and_exit_code_2(

@@ -65,18 +65,6 @@ def test_a_package_that_does_not_load_is_listed_with_the_reason(packages: Path, 
     }
 
 
-def test_other_commands_refuse_a_broken_package_only_where_its_router_is_named(
-    packages: Path, tmp_path: Path
-) -> None:
-    install(packages, "hyphen", "")
-    set_entry_point(packages, "hyphen", "hyphen = my-package.router")
-    code, out = modbench_says(tmp_path, "flops", "--router", "vanilla")
-    assert code == 0, out
-    code, out = modbench_says(tmp_path, "flops", "--router", "hyphen")
-    assert (code, out.count("\n")) == (2, 1)
-    assert "router 'hyphen': its package raised ModuleNotFoundError: No module named 'my-pack" in out
-
-
 @pytest.mark.processes
 def test_a_package_that_takes_the_name_of_a_router_is_never_used_instead_of_it(
     packages: Path, tmp_path: Path

@@ -45,18 +45,12 @@ def test_package_has_the_name_everywhere(place: Path, capsys: pytest.CaptureFixt
     assert files == FILES
     texts = {name: (folder / name).read_text() for name in files}
     assert not [name for name, text in texts.items() if "my_router" in text or "MyRouter" in text]
+    steps = yaml.safe_load(texts[".github/workflows/ci.yml"])["jobs"]["tests"]["steps"]
+    assert "modbench audit my_idea" in [step.get("run") for step in steps]
     project = tomllib.loads(texts["pyproject.toml"])["project"]
     assert project["name"] == "modbench-my-idea"
     assert project["entry-points"]["modbench.routers"] == {"my_idea": "modbench_my_idea"}
     assert "class MyIdeaRouter(DepthRouter):" in texts["src/modbench_my_idea/__init__.py"]
-
-
-def test_workflow_runs_the_audit_and_the_gate(place: Path) -> None:
-    assert main(["new-router", "my_idea"]) == 0
-    workflow = yaml.safe_load((place / "my_idea/.github/workflows/ci.yml").read_text())
-    steps = [step.get("run") for step in workflow["jobs"]["tests"]["steps"]]
-    assert "modbench audit my_idea" in steps
-    assert "modbench flops gate --router my_idea --golden my_idea.flops.json" in steps
 
 
 @pytest.mark.slow
@@ -88,8 +82,6 @@ def test_wheel_of_the_package_is_listed_and_passes_its_own_tests(
     ("name", "words"),
     [
         ("mod", "a router 'mod' is installed already; choose another name"),
-        ("my-idea", "'my-idea' can't be the name of a router; use lowercase letters, digits"),
-        ("2fast", "'2fast' can't be the name of a router"),
         ("../escape", "'../escape' can't be the name of a router"),
         ("taken", "taken is there already; choose another name, or remove it"),
     ],

@@ -25,7 +25,6 @@ from engine_checks import (
     statuses,
     wait_for,
 )
-from small_suite import modbench_says
 
 if find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
@@ -87,56 +86,6 @@ def test_tasks_give_the_records_of_this_machine(tmp_path: Path, ray: RayCluster)
     assert "2 of 2 runs done" in out
     assert comparable(tmp_path / "there" / "small") == comparable(tmp_path / "here" / "small")
     assert "2 of 2 runs done" in run(tmp_path, "there", "--engine", "ray")
-
-
-@pytest.mark.parametrize(
-    ("request_", "sentence"),
-    [
-        ("num_gpus=1", "--request num_gpus=1: a node of the cluster has at most 0"),
-        ("num_cpus=2", "--request num_cpus=2: a node of the cluster has at most 1"),
-    ],
-)
-def test_more_than_a_node_has_is_refused(
-    tmp_path: Path, ray: RayCluster, request_: str, sentence: str
-) -> None:
-    small(tmp_path)
-    code, out = modbench_says(tmp_path, "run", "suite.toml", "--engine", "ray", "--request", request_)
-    assert (code, out) == (2, f"modbench: {sentence}\n")
-
-
-def test_failures_are_recorded_and_not_tried_again(tmp_path: Path, ray: RayCluster) -> None:
-    folder = tmp_path / "s"
-    code, said = run_fakes("ray", folder, "crash", "a")
-    assert code == 1
-    assert "RuntimeError: no such file: data.txt" in said
-    assert starts(folder) == ["a", "crash"]
-    assert statuses(folder) == [("a", "ok"), ("crash", "failed")]
-
-
-def test_a_killed_process_of_ray_is_replaced(tmp_path: Path, ray: RayCluster) -> None:
-    folder = tmp_path / "s"
-    command = start_fakes("ray", folder, "slow", "a")
-    worker = int(wait_for(lambda: content(folder / "slow.pid"), "the task"))
-    psutil.Process(worker).parent().kill()
-    _, said = command.communicate(timeout=200)
-    assert command.returncode == 0, said
-    assert starts(folder) == ["a", "slow", "slow"]
-    assert statuses(folder) == [("a", "ok"), ("slow", "ok")]
-
-
-def test_the_tasks_of_a_removed_node_are_run_on_another(tmp_path: Path, ray: RayCluster) -> None:
-    folder = tmp_path / "s"
-    labels = ["slow 1", "slow 2"]
-    command = start_fakes("ray", folder, *labels)
-    wait_for(lambda: all(content(folder / f"{label}.pid") for label in labels), "both tasks")
-    ray.tell("remove")
-    ended = wait_for(lambda: statuses(folder), "the task of the other node", 200)
-    assert ended[0][1] == "ok"
-    ray.tell("add")
-    _, said = command.communicate(timeout=200)
-    assert command.returncode == 0, said
-    assert statuses(folder) == [("slow 1", "ok"), ("slow 2", "ok")]
-    assert len(starts(folder)) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

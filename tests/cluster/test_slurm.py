@@ -14,7 +14,6 @@ from engine_checks import (
     content,
     fault_rounds,
     run,
-    run_fakes,
     small,
     start_fakes,
     starts,
@@ -69,7 +68,6 @@ def test_an_array_gives_the_records_of_this_machine(tmp_path: Path, slurm: Slurm
     [
         ("partition=nope", "invalid partition specified: nope"),
         ("gpus=2", "Requested node configuration is not available"),
-        ("parttition=main", "unrecognized option '--parttition=main'"),
     ],
 )
 def test_what_the_cluster_has_not_is_refused(
@@ -100,33 +98,6 @@ def test_a_requeued_task_goes_on_from_its_checkpoint(
     assert starts(folder) == ["a", "slow", "slow"]
     assert statuses(folder) == [("a", "ok"), ("slow", "ok")]
     assert len(tasks(folder)) == 2
-
-
-def test_a_cancelled_task_stores_a_checkpoint_and_ends(tmp_path: Path, slurm: SlurmCluster) -> None:
-    folder = tmp_path / "s"
-    command = start_fakes("slurm", folder, "slow")
-    wait_for(lambda: content(folder / "slow.pid"), "the task")
-    slurm.says("scancel", *slurm.queue())
-    _, said = command.communicate(timeout=200)
-    assert command.returncode == 1
-    assert "slow: failed after" in said
-    assert "(its task ended without a record)" in said
-    assert not slurm.queue()
-    assert [*folder.glob("runs/*/half_way")]
-    assert run_fakes("slurm", folder, "slow")[0] == 0
-    assert statuses(folder) == [("slow", "ok")]
-
-
-def test_a_killed_task_is_run_by_the_next_command(tmp_path: Path, slurm: SlurmCluster) -> None:
-    folder = tmp_path / "s"
-    command = start_fakes("slurm", folder, "slow")
-    worker = int(wait_for(lambda: content(folder / "slow.pid"), "the task"))
-    psutil.Process(worker).parent().kill()
-    _, said = command.communicate(timeout=200)
-    assert command.returncode == 1, said
-    assert run_fakes("slurm", folder, "slow")[0] == 0
-    assert starts(folder) == ["slow", "slow"]
-    assert statuses(folder) == [("slow", "ok")]
 
 
 def test_a_command_that_is_stopped_leaves_its_tasks_and_the_next_one_watches_them(

@@ -14,21 +14,10 @@ from modbench.errors import UserError
             "data path is 'a.txt', but source 'pypi-en-v1' has no such setting; "
             "remove it, or set source = 'text'",
         ),
-        (
-            {"source": "text", "path": "a.txt", "documents": 7},
-            "data documents is 7, but source 'text' has no such setting",
-        ),
         ({"source": "text"}, "data path is missing"),
-        ({"source": "huggingface"}, "data name is missing"),
-        ({"vocabulary": 257}, "data vocabulary is 257; a bpe has from 258"),
-        ({"vocabulary": 65537}, "data vocabulary is 65537"),
         (
             {"tokenizer": "bytes", "vocabulary": 512},
             "data vocabulary is 512, but tokenizer 'bytes' always has 257",
-        ),
-        (
-            {"source": "text", "path": "a.txt", "heldout": 1.0},
-            "data heldout is 1.0; it must lie between 0 and 1",
         ),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),

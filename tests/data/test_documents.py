@@ -21,11 +21,6 @@ def test_split_holds_something_out_and_keeps_something_however_small():
         assert (len(corpus.train), len(corpus.heldout)) == (1, 1)
 
 
-def test_split_of_one_distinct_text_is_refused():
-    with pytest.raises(ValueError, match="it has 2 documents with text, fewer than two different"):
-        split_by_hash([Document("a", "same"), Document("b", "same")], 0.5, "it")
-
-
 def test_pieces_hold_all_the_text_and_break_at_blank_lines_only():
     text = "\n\n".join(f"paragraph {number} " + "x" * 90 for number in range(100))
     pieces = in_pieces([Document("a", text)], size=1000)

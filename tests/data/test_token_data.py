@@ -66,12 +66,6 @@ def test_a_second_start_reads_no_text(monkeypatch, prepared):
     assert prepare(config, cache=cache, say=silent).sha256 == load(config, cache=cache).sha256
 
 
-def test_the_same_text_gives_the_same_file(prepared, tmp_path):
-    config, _, path = prepared
-    prepare(config, cache=tmp_path / "other", say=silent)
-    assert (tmp_path / "other" / path.name).read_bytes() == path.read_bytes()
-
-
 def cut(content):
     return content[: len(content) // 2]
 
@@ -82,8 +76,8 @@ def flip(content):
 
 @pytest.mark.parametrize(
     "change",
-    [cut, flip, lambda content: b"", lambda content: b"x" * 100],
-    ids=["cut", "one-bit", "empty", "something-else"],
+    [cut, flip],
+    ids=["cut", "one-bit"],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 def test_an_altered_file_is_refused_by_name_and_rebuilt_when_deleted(prepared, change, suffix):
@@ -107,12 +101,6 @@ def test_a_file_that_is_not_the_pinned_one_is_refused(monkeypatch, prepared):
     monkeypatch.setattr(token_data, "PINNED", {("text", "bpe", 300): "0" * 64})
     with pytest.raises(UserError, match=rf"has sha256 .*, not 0{{64}}\); delete {path}"):
         load(config, cache=cache)
-
-
-def test_what_is_not_prepared_is_said_with_the_command(config, tmp_path):
-    command = "run `modbench data prepare`"
-    with pytest.raises(UserError, match=f"'text' is not prepared, or has changed since .*; {command}"):
-        load(config, cache=tmp_path)
 
 
 def test_a_changed_text_file_is_another_corpus(prepared):
@@ -165,16 +153,3 @@ def test_a_process_killed_before_the_end_leaves_nothing_that_is_used(config, tmp
         load(config, cache=tmp_path / "c")
     prepare(config, cache=tmp_path / "c", say=silent)
     assert load(config, cache=tmp_path / "c").sha256
-
-
-def test_loading_imports_neither_torch_nor_datasets_nor_requests(prepared):
-    config, cache, _ = prepared
-    program = (
-        "import sys; from pathlib import Path; from modbench.data.token_data import DataConfig, load; "
-        "load(DataConfig(source='text', path=sys.argv[1], vocabulary=300), cache=Path(sys.argv[2])); "
-        "print([name for name in ('torch', 'datasets', 'requests', 'pandas') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, config.path, str(cache)], capture_output=True, text=True
-    )
-    assert done.stdout == "[]\n", done.stderr

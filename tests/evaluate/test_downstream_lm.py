@@ -179,9 +179,3 @@ def test_rolling_log_likelihood_of_a_bigram_is_the_plain_sum_whatever_the_window
     words = "abcdefgh hgfedcba ab"
     [total] = RoutedLM(model, text, sequence=5).loglikelihood_rolling([ask(words)])
     assert total == pytest.approx(model.log_p([text.end_of_text, *text.encode(words)]), abs=1e-5)
-
-
-def test_the_model_s_mode_is_left_as_it_was():
-    model = Bigram().train()
-    RoutedLM(model, Letters()).loglikelihood([ask("a", "b")])
-    assert model.training

@@ -15,8 +15,7 @@ from modbench.errors import UserError
 from modbench.evaluate.downstream import evaluate
 from modbench.evaluate.downstream.files import ResultFiles
 from modbench.evaluate.downstream.standard_error import standard_error
-from modbench.evaluate.downstream.table import as_table, details, sentence
-from modbench.evaluate.downstream.task_files import files_of
+from modbench.evaluate.downstream.table import details
 from modbench.evaluate.downstream.validity import batch_shift
 from modbench.evaluate.routed_lm import RoutedLM
 
@@ -46,28 +45,9 @@ def model(leak: float = 0.0, rule: str = "causal") -> RoutedLM:
     return RoutedLM(Smooth(leak), Tokenizer(), sequence=128, rule=rule)
 
 
-def test_tasks_groups_and_tags_are_found_with_their_members():
-    assert set(files_of(["arc_easy"])) == {"arc_easy"}
-    assert set(files_of(["ai2_arc"])) == {"arc_easy", "arc_challenge"}
-    assert {"mmlu", "mmlu_stem", "mmlu_abstract_algebra"} <= set(files_of(["mmlu"]))
-    assert files_of(["modbench_cloze"])["modbench_cloze"].name == "modbench_cloze.yaml"
-
-
-def test_an_unknown_task_is_refused_before_any_is_evaluated(tasks):
-    with pytest.raises(UserError, match=r"'arc_esay' is not known, and .*; did you mean 'arc_easy'"):
-        next(evaluate(model(), ["piqa", "arc_esay"], data_dir=tasks))
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (["arc_easy", "ai2_arc"], "'ai2_arc' contains 'arc_easy', which is named too"),
-        (["modbench_probes", "modbench_copy"], "'modbench_probes' contains 'modbench_copy'"),
-    ],
-)
-def test_a_group_and_its_member_are_refused_before_any_is_evaluated(tasks, names, said):
-    with pytest.raises(UserError, match=said):
-        next(evaluate(model(), names, data_dir=tasks))
+def test_a_group_and_its_member_are_refused_before_any_is_evaluated(tasks):
+    with pytest.raises(UserError, match="'ai2_arc' contains 'arc_easy'"):
+        next(evaluate(model(), ["arc_easy", "ai2_arc"], data_dir=tasks))
 
 
 def test_items_are_what_the_task_of_lm_eval_asks(tasks):
@@ -85,20 +65,11 @@ def test_items_are_what_the_task_of_lm_eval_asks(tasks):
     assert asked["wikitext"][0][-1].lstrip().startswith("= ")
 
 
-def test_finished_tasks_are_yielded_before_one_fails(tasks):
-    (tasks / "piqa.jsonl").unlink()
-    done = evaluate(model(), ["arc_easy", "piqa"], data_dir=tasks)
-    assert next(done).name == "arc_easy"
-    with pytest.raises(UserError, match=r"task 'piqa' needs piqa\.jsonl in --data-dir"):
-        next(done)
-
-
-@pytest.mark.parametrize("error", [ConnectionError, FileNotFoundError])  # of `datasets` and `evaluate`
-def test_no_network_is_said_with_the_remedy(monkeypatch, error):
+def test_no_network_is_said_with_the_remedy(monkeypatch):
     import datasets
 
     def unreachable(*_, **__):
-        raise error("Couldn't reach 'baber/piqa' on the Hub")
+        raise ConnectionError("Couldn't reach 'baber/piqa' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match=r"could not be loaded from the Hugging Face hub.*--data-dir"):
@@ -168,20 +139,6 @@ def test_batch_shift_is_rounding_for_an_honest_model_and_large_for_a_leaking_one
         else:
             assert shift.nats > 0.1
             assert shift.flipped > 0
-
-
-def test_the_training_rule_is_labelled_wherever_scores_are_shown(tasks, tmp_path):
-    lm = model(rule="topk")
-    files = ResultFiles(tmp_path / "out", "tiny/mod", lm, limit=None)
-    [evaluation] = evaluate(lm, ["piqa"], data_dir=tasks)
-    found = details(evaluation, None, "passed")
-    files.add(evaluation, found)
-    assert "topk (non-causal)" in as_table([evaluation])
-    said = "leak audit passed for the causal rule; scored with topk (non-causal)"
-    assert sentence("piqa", found).endswith(said)
-    written = json.loads(files.path.read_text())
-    assert written["config"]["selection_rule"] == "topk (non-causal)"
-    assert written["modbench"]["piqa"]["rule"] == "topk (non-causal)"
 
 
 def test_result_and_sample_files_have_lm_eval_s_layout(tasks, tmp_path):

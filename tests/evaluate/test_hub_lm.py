@@ -117,11 +117,6 @@ def test_few_shot_prompts_are_those_of_lm_eval(folder, tasks, tmp_path):
     assert evaluation.score("arc_easy").few_shot == 2
 
 
-def test_few_shot_examples_without_a_file_are_asked_for(folder, tasks):
-    with pytest.raises(UserError, match=r"takes its 2 examples from arc_easy_train\.jsonl"):
-        next(evaluate(load_hub_lm(folder), ["arc_easy"], data_dir=tasks, num_fewshot=2))
-
-
 def test_generation_is_that_of_transformers(folder):
     lm = load_hub_lm(folder)
     options = {"until": [], "max_gen_toks": 8}
@@ -136,19 +131,6 @@ def test_a_tokenizer_of_another_model_is_refused(folder, tasks, tmp_path):
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
     byte_tokenizer((tasks / "arc_easy.jsonl").read_text(), 320).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its tokenizer has 320 ids, but the model only 300"):
-        load_hub_lm(tmp_path)
-
-
-def test_a_folder_without_tokenizer_or_weights_is_refused(folder, tmp_path):
-    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    with pytest.raises(UserError, match="has no tokenizer that transformers can load"):
-        load_hub_lm(tmp_path)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has no causal language model that transformers can load"):
-        load_hub_lm(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "attn_implementation": "a/b"}))
-    with pytest.raises(UserError, match="implementation on the Hugging Face hub"):
         load_hub_lm(tmp_path)
 
 
@@ -181,26 +163,18 @@ def test_a_family_without_a_closed_form_has_no_flops(folder, tmp_path):
     assert lm.cost.per_token()["nominal_flops_per_token"] is None
 
 
-def copied(folder, place):
-    shutil.copytree(folder, place)
-    return place
-
-
 def test_a_damaged_file_of_the_folder_is_named(folder, tmp_path):
-    weights = copied(folder, tmp_path / "a") / "model.safetensors"
-    for kept in (weights.stat().st_size // 2, 4, 0):
-        os.truncate(weights, kept)
-        with pytest.raises(UserError, match=r"a/model\.safetensors is truncated or damaged .*copy it"):
-            load_hub_lm(tmp_path / "a")
-    tokenizer = copied(folder, tmp_path / "b") / "tokenizer.json"
-    for text in (tokenizer.read_bytes()[:100], b'{"model": 1}', b"\xff"):
-        tokenizer.write_bytes(text)
-        with pytest.raises(UserError, match="b has no tokenizer that transformers can load"):
-            load_hub_lm(tmp_path / "b")
-    config = copied(folder, tmp_path / "c") / "config.json"
-    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
-    with pytest.raises(UserError, match=r"the weights in .*c lack model\.layers\.2\..*9 tensors"):
-        load_hub_lm(tmp_path / "c")
-    config.write_text("{")
-    with pytest.raises(UserError, match=r"c/config\.json can't be read"):
-        load_hub_lm(tmp_path / "c")
+    place = shutil.copytree(folder, tmp_path / "a")
+    right = (place / "config.json").read_text()
+
+    def refused(name, content, said):
+        (place / name).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            load_hub_lm(place)
+
+    more = right.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+    refused("config.json", b"{", "a/config.json can't be read")
+    refused("config.json", more.encode(), "the weights in .*a lack .*9 tensors")
+    (place / "config.json").write_text(right)
+    refused("tokenizer.json", b"", "a has no tokenizer that transformers can load")
+    refused("model.safetensors", b"1234", "a/model.safetensors is truncated or damaged")

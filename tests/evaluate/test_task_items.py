@@ -25,7 +25,6 @@ from modbench.evaluate.tasks.modbench_continuation.items import build_items as c
 from modbench.evaluate.tasks.modbench_copy.items import COPY
 from modbench.evaluate.tasks.modbench_mixture.items import build_items as mixture
 from modbench.evaluate.tasks.modbench_recall.items import RECALL
-from modbench.evaluate.tasks.quartets import Draft, build_quartets
 from modbench.evaluate.tasks.words import count_words
 
 #: sha256 of the items of a made-up text.
@@ -101,15 +100,6 @@ def test_every_task_has_items_chance_and_a_description(built):
         assert all(member in SINGLE for member in info.members)
 
 
-def test_names_and_chance_load_neither_torch_nor_lm_eval():
-    code = (
-        "import sys, modbench.evaluate.tasks;"
-        "print([name for name in ('torch', 'lm_eval', 'numpy', 'datasets') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_the_items_are_the_same_in_every_process(built):
     found = {name: fingerprint(items) for name, items in built.items()}
     code = (
@@ -148,14 +138,6 @@ def test_a_scorer_that_ignores_the_context_is_right_once_in_four(task, text, bui
 
 
 @pytest.mark.parametrize("task", CHOICE)
-def test_random_scores_are_right_once_in_four(task, built):
-    rng = random.Random(1)
-    drawn = [accuracy(built[task], lambda *_: rng.random()) for _ in range(20)]
-    error = (0.25 * 0.75 / (20 * len(built[task]))) ** 0.5
-    assert abs(sum(drawn) / 20 - 0.25) < 4 * error
-
-
-@pytest.mark.parametrize("task", CHOICE)
 def test_places_of_right_answers_are_balanced(task, built):
     assert len(set(Counter(item["answer"] for item in built[task]).values())) == 1
 
@@ -184,23 +166,6 @@ def test_pieces_hold_the_documents_in_full():
     assert [len(piece["text"]) for piece in pieces(["x" * 20_000])] == [8192, 8192, 3616]
 
 
-def test_of_much_text_pieces_are_taken_at_equal_intervals():
-    cut = pieces([f"document {number}" for number in range(1000)], count=10)
-    assert [item["text"] for item in cut] == [f"document {number}" for number in range(0, 1000, 100)]
-
-
-def test_a_quartet_is_found_where_it_hides():
-    def draft(answer):
-        return Draft("", "", answer, None)
-
-    def clash(one, two):
-        return "x" in (one.answer[0], two.answer[0])
-
-    drafts = [draft("x1"), draft("x1"), *map(draft, "abcd")]
-    (quartet,) = build_quartets(drafts, clash, random.Random(0), 9)
-    assert {one.answer for one in quartet} == set("abcd")
-
-
 @pytest.mark.parametrize("task", SINGLE)
 def test_too_short_a_text_is_refused_with_one_sentence(task, tmp_path, monkeypatch):
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path))
@@ -219,14 +184,6 @@ def test_a_users_own_text_serves_every_task(made_up):
     check_text(["modbench_cloze", "modbench_continuation", "modbench_probes", "arc_easy"], made_up)
     for task in SINGLE:
         assert items_of_task(task, made_up) is items_of_task(task, made_up), "built once per process"
-
-
-def test_the_table_of_the_page_is_that_of_the_tasks():
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+) \| (\d+) \| (.*) \|$", PAGE, flags=re.MULTILINE)
-    assert {name: (float(chance), int(version), said) for name, _, chance, version, said in rows} == {
-        name: (info.chance, info.version, info.description) for name, info in TASKS.items()
-    }
-    assert {name for name, items, *_ in rows if items == "group"} == TASKS.keys() - set(SINGLE)
 
 
 @pytest.mark.full

@@ -68,7 +68,6 @@ def test_depth_and_heads_follow_the_width() -> None:
     ("fields", "sentence"),
     [
         ({"sizes": 4}, "sizes is 4; it must be an odd number, 5 or more"),
-        ({"spacing": 2.5}, "spacing is 2.5; it must be above 1 and at most 2"),
         ({"sizes": 7}, "reaches 5.8 times the centre"),
     ],
 )

@@ -8,17 +8,7 @@ from modbench.plan.units import amount, shown
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [
-        ("300B", 300_000_000_000),
-        ("1.5T", 1_500_000_000_000),
-        ("20m", 20_000_000),
-        ("1e21", 10**21),
-        ("12_000", 12_000),
-        ("12,000", 12_000),
-        ("0.5k", 500),
-        ("0.000", 0),
-        ("-3", -3),
-    ],
+    [("300B", 300_000_000_000), ("1e21", 10**21), ("12,000", 12_000), ("-3", -3)],
 )
 def test_an_amount_is_read_exactly(text: str, value: int) -> None:
     assert amount(text) == value

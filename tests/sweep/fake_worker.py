@@ -123,7 +123,7 @@ def environment(spec: Spec) -> Spec:
         "threads": spec["threads"],
         "torch": "0",
         "dtype": "float32",
-        "python": os.environ.get("FAKE_PYTHON", "3.11.7"),
+        "python": "3.11.7",
         "variables": {name: variables[name] for name in ("OMP_NUM_THREADS", "MALLOC_TOP_PAD_")},
     }
 
@@ -153,9 +153,6 @@ def _timing(spec: Spec, say: Say, log: Path) -> Spec:
     if label.startswith("breaks") and not log.with_name("broken").exists() and kind == "training":
         log.with_name("broken").touch()
         raise ValueError("this is broken")
-    if label.startswith("slow") and kind == "training":
-        log.with_name("slow").write_text(str(os.getpid()))
-        time.sleep(60)
     if kind == "training":
         misbehave(spec)
     say({"event": "phase", "phase": "nothing"})

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from small_suite import write_suite
 
-from modbench.errors import UserError
 from modbench.plan.gpus import GPUS
 from modbench.sweep.costs import Rate, costs
 from modbench.sweep.rows import resolve
@@ -38,11 +37,6 @@ def test_a_model_that_does_not_fit_is_told_with_what_does(wanted: list[Wanted]) 
     small = Rate(gpu=replace(GPUS["h100"], memory=5_000), utilisation=0.4, price=1.0)
     said = costs(wanted, 10**15, small)
     assert "it does not fit: at most" in said
-
-
-def test_processes_must_divide_the_experts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expert = 3; it must divide the number of experts .* is 8"):
-        planned(tmp_path, parallel={"expert": 3}, batch=6)
 
 
 def test_gpus_that_can_not_run_it_have_no_hours(tmp_path: Path) -> None:

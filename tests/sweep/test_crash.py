@@ -37,14 +37,6 @@ def test_what_a_routers_own_code_raises_is_told_as_its_own(tmp_path: Path) -> No
     assert record.error == f"router 'raises_key' raised {said}"
 
 
-def test_a_sentence_of_ours_needs_no_exit_code(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    log.write_text("Traceback\nKeyError: 'k'\nmodbench: it is so\n")
-    assert error_of(log, 0, 1) == "it is so"
-    log.write_text("Traceback\nKeyError: 'k'\n")
-    assert error_of(log, 0, 1) == "exit code 1: KeyError: 'k'"
-
-
 def test_where_pytorch_raised_it_is_not_what_was_raised(tmp_path: Path) -> None:
     """PyTorch's own trace may follow the error's sentence, and looks like an error itself."""
     log = tmp_path / "log"

@@ -160,19 +160,6 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
     assert not (tmp_path / "my-results/other/records").exists()
 
 
-def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> None:
-    keep_names(tmp_path)
-    write_suite(tmp_path, "some", "vanilla", measure={"downstream": ["arc_esay"]})
-    code, said = modbench_says(tmp_path, "run", "suite.toml")
-    assert code == 2
-    said = " ".join(said.split())
-    assert "suite suite.toml: [measure]: task 'arc_esay' is not known; did you mean 'arc_easy'" in said
-
-
-def test_groups_and_tags_are_names_too() -> None:
-    assert MeasureConfig(downstream=("mmlu", "ai2_arc", "modbench_probes")).downstream[0] == "mmlu"
-
-
 def test_a_task_is_measured_with_the_settings_that_alter_its_score() -> None:
     assert MeasureConfig().task("arc_easy") == {"task": "arc_easy"}
     stated = MeasureConfig(downstream_fewshot=0, downstream_data="data", downstream_checkpoints=2)

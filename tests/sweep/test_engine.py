@@ -11,7 +11,6 @@ import pytest
 from drive_engine import FAKE, fake_job, fake_run, fakes_left, key_of, run_fakes
 from rich.console import Console
 
-from modbench.errors import UserError
 from modbench.records.finished import Finished
 from modbench.records.store import append_record, read_suite
 from modbench.sweep import worker
@@ -94,14 +93,6 @@ def test_a_failed_cell_is_tried_again_and_a_diverged_one_is_not(tmp_path: Path) 
     assert starts(tmp_path / "s").count("oom") == 1
 
 
-def test_a_second_failure_tells_its_own_error_not_the_first_ones(tmp_path: Path) -> None:
-    run(tmp_path / "s", "crash")
-    log = tmp_path / "s" / "runs" / key_of("crash") / "log.txt"
-    log.write_text("ValueError: an old story\n")
-    (failure,), _ = run(tmp_path / "s", "crash")
-    assert "RuntimeError" in failure.error
-
-
 def test_a_kill_by_hand_is_a_failure_and_one_by_the_kernel_is_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,25 +106,11 @@ def test_a_kill_by_hand_is_a_failure_and_one_by_the_kernel_is_out_of_memory(
     assert failure.error == KILLED
 
 
-def test_what_a_cell_prints_is_in_its_log_and_no_event(tmp_path: Path) -> None:
-    failures, said = run(tmp_path / "s", "a")
-    log = tmp_path / "s" / "runs" / key_of("a") / "log.txt"
-    assert "printed by a library" in log.read_text()
-    assert failures == []
-    assert "a: train" in said
-    assert "printed" not in said
-
-
 def test_a_cell_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> None:
     (failure,), _ = run(tmp_path / "s", "deaf", "a", timeout=5.0)
     assert failure.error == "no progress for 5 s in step train; its process was ended"
     assert statuses(tmp_path / "s") == [("a", "ok"), ("deaf", "failed")]
     assert not is_alive(int((tmp_path / "s" / "deaf.pid").read_text()))
-
-
-def test_a_cell_that_is_killed_after_its_record_has_one_record(tmp_path: Path) -> None:
-    assert run(tmp_path / "s", "recorded")[0] == []
-    assert statuses(tmp_path / "s") == [("recorded", "ok")]
 
 
 def test_a_cell_that_is_killed_after_its_record_has_that_records_status(tmp_path: Path) -> None:
@@ -154,28 +131,6 @@ def test_a_worker_that_ends_without_a_result_has_failed(tmp_path: Path) -> None:
     assert statuses(tmp_path / "s") == [("a", "ok"), ("ends", "failed")]
 
 
-def test_a_mistake_of_a_plugin_is_told_from_a_crash(tmp_path: Path) -> None:
-    failures, _ = run(tmp_path / "s", "refused", "crash")
-    assert [(one.title, one.refused) for one in failures] == [("refused", True), ("crash", False)]
-    assert failures[0].error == "router 'refused' raised KeyError"
-
-
-def test_a_cell_gets_the_threads_it_is_given(tmp_path: Path) -> None:
-    run(tmp_path / "s", "a", threads=3)
-    assert (tmp_path / "s" / "started.txt").read_text() == "a 3\n"
-
-
-def test_workers_bound_how_many_cells_run_at_once(tmp_path: Path) -> None:
-    driver = start_driver(tmp_path / "s", "slow 1", "slow 2")
-    try:
-        wait_for(tmp_path / "s" / "slow 1.pid")
-        time.sleep(0.5)
-        assert starts(tmp_path / "s") == ["slow 1"]
-    finally:
-        driver.terminate()
-        driver.communicate(timeout=20)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_stores_a_checkpoint_and_resumes_without_repeating(
     tmp_path: Path, number: int
@@ -192,17 +147,6 @@ def test_interrupted_run_stores_a_checkpoint_and_resumes_without_repeating(
     run(folder, "a", "slow", "b")
     assert starts(folder) == ["a", "slow", "slow", "b"]
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
-
-
-def test_a_worker_that_the_same_signal_ended_has_not_failed(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    driver = start_driver(folder, "slow")
-    wait_for(folder / "slow.pid")
-    driver.send_signal(signal.SIGTERM)
-    os.kill(int((folder / "slow.pid").read_text()), signal.SIGKILL)  # it can't take a signal yet
-    driver.communicate(timeout=20)
-    assert driver.returncode == 130
-    assert statuses(folder) == []
 
 
 def test_a_second_interrupt_kills_a_cell_that_does_not_stop(tmp_path: Path) -> None:
@@ -230,19 +174,6 @@ def test_after_a_kill_of_the_run_its_cell_ends_too_and_the_rest_resumes(tmp_path
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
 
 
-def test_two_runs_in_one_folder_share_the_work(tmp_path: Path) -> None:
-    labels = ["slow", *"abcdef"]
-    driver = start_driver(tmp_path / "s", *labels)
-    wait_for(tmp_path / "s" / "slow.pid")
-    failures, _ = run(tmp_path / "s", *labels[1:])
-    assert failures == []
-    assert statuses(tmp_path / "s") == [(label, "ok") for label in "abcdef"]
-    driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=20)
-    run(tmp_path / "s", *labels)
-    assert sorted(starts(tmp_path / "s")) == [*"abcdef", "slow", "slow"]
-
-
 def test_a_run_that_another_process_works_on_is_waited_for(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     first = start_driver(folder, "slow", "a")
@@ -259,24 +190,6 @@ def test_a_run_that_another_process_works_on_is_waited_for(tmp_path: Path) -> No
     assert "slow: another process works on it" in said
     assert sorted(starts(folder)) == ["a", "b", "slow", "slow"]
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
-
-
-def test_a_corrupt_record_line_stops_the_run_before_any_cell_and_stays(tmp_path: Path) -> None:
-    run(tmp_path / "s", "a")
-    (shard,) = (tmp_path / "s" / "records").iterdir()
-    shard.write_text(shard.read_text() + "{corrupt}\n")
-    content = shard.read_bytes()
-    with pytest.raises(UserError, match="line 2"):
-        run(tmp_path / "s", "a", "b")
-    assert shard.read_bytes() == content
-    assert starts(tmp_path / "s") == ["a"]
-
-
-def test_left_are_the_wanted_runs_minus_the_records_of_the_folder(tmp_path: Path) -> None:
-    run(tmp_path / "s", "a")
-    (left,) = fakes_left(tmp_path / "s", ["a", "b"])
-    assert (left.wanted, left.train) == (fake_run("b"), True)
-    assert len(fakes_left(tmp_path / "other", ["a", "b"])) == 2
 
 
 def test_a_job_that_dies_while_it_measures_keeps_its_training(tmp_path: Path) -> None:

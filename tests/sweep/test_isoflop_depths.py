@@ -9,9 +9,7 @@ from test_isoflop_suite import of, rate, suite
 from modbench.errors import UserError
 from modbench.records.finished import Finished, finished
 from modbench.sweep.changed import check_unchanged
-from modbench.sweep.jobs import suite_of
 from modbench.sweep.rows import resolve
-from modbench.sweep.shard import Shard
 from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
 
@@ -63,15 +61,6 @@ def test_rates_are_chosen_at_each_depth() -> None:
         }
 
 
-def test_schemes_of_one_depth_and_size_stand_together() -> None:
-    rows = resolve(deep())
-    runs = [wanted for wanted in expand_planned(rows) if wanted.run.seed == 0]
-    middle = [wanted for wanted in runs if wanted.budget == 2 * 10**10]
-    order = list(dict.fromkeys((w.run.model.layers, w.scheme) for w in middle))
-    assert order == [(2, "vanilla"), (2, "mod"), (4, "vanilla"), (4, "mod")]
-    assert [wanted.scheme for wanted in middle[:4]] == ["vanilla", "mod"] * 2
-
-
 def test_a_depth_and_a_scheme_at_a_depth_have_settings_of_their_own() -> None:
     schemes = [
         {"router": "vanilla"},
@@ -89,26 +78,6 @@ def test_a_depth_and_a_scheme_at_a_depth_have_settings_of_their_own() -> None:
     runs = expand(resolve(of_suite))
     assert {rate(wanted) for wanted in runs if wanted.depth == 4} == {1e-3, 2e-3, 4e-3}
     assert {rate(wanted) for wanted in runs if wanted.depth == 2} == {2.5e-3, 5e-3, 1e-2}
-
-
-def test_the_record_of_the_suite_states_the_depth_of_each_row() -> None:
-    rows = resolve(deep())
-    runs = expand(rows)
-    stated = suite_of(rows, runs, expand_planned(rows), [])
-    depths = {row["label"]: row["isoflop"]["depth"] for row in stated["rows"]}
-    assert depths == {label: int(label.rpartition("x")[2]) for label in depths}
-    alone = {name: value for name, value in ISOFLOP.items() if name != "layers"}
-    plain = resolve(suite(isoflop=alone))
-    without = suite_of(plain, expand(plain), expand_planned(plain), [])
-    assert all("depth" not in row["isoflop"] for row in without["rows"])
-
-
-def test_a_share_has_all_runs_of_a_scheme_at_a_depth() -> None:
-    of_suite = deep()
-    runs = expand_planned(resolve(of_suite))
-    names = [scheme.name for scheme in of_suite.schemes]
-    assert names == ["vanilla at 2 layers", "vanilla at 4 layers", "mod at 2 layers", "mod at 4 layers"]
-    assert {wanted.name for wanted in Shard(2, 4).part(runs, names)} == {"vanilla at 4 layers"}
 
 
 def test_a_depth_keeps_its_exponent(tmp_path: Path) -> None:
@@ -130,16 +99,9 @@ def replaced(run: Finished, rows: Any) -> Finished:
     [
         ({"isoflop": ISOFLOP}, r"\[model\] layers and \[isoflop\] layers both give the depth"),
         (
-            {"isoflop": ISOFLOP | {"layers": [2, 2]}},
-            r"layers is \[2, 2\]; it must be a list of",
-        ),
-        ({"isoflop": ISOFLOP | {"aspect": 16.0}}, "layers and aspect both give the depth"),
-        (
             {"isoflop": ISOFLOP | {"at": {"8": {"sizes": 7}}}},
             "at has keys for 8 layers, which layers",
         ),
-        ({"isoflop": ISOFLOP | {"at": {"4": {"margin": 0.1}}}}, r"\[isoflop.at.4\] has no 'margin'"),
-        ({"isoflop": ISOFLOP | {"at": {"4": {"sizes": 4}}}}, r"\[isoflop.at.4\]: sizes is 4"),
         (
             {"schemes": [{"router": "mod", "layers": [8]}]},
             "'mod' layers has 8, which",
@@ -148,31 +110,12 @@ def replaced(run: Finished, rows: Any) -> Finished:
             {"schemes": [{"router": "mod", "tokens_per_parameter": {"8": 1.0}}]},
             r"'mod' tokens_per_parameter has 8, which \[isoflop\] layers",
         ),
-        (
-            {"schemes": [{"router": "mod", "tokens_per_parameter": {"4": -1.0}}]},
-            "'mod at 4 layers': tokens_per_parameter is -1.0; it must be above 0",
-        ),
     ],
 )
 def test_contradictions_on_the_depth_are_refused(tables: dict[str, Any], sentence: str) -> None:
     model = {"heads": 1, "layers": 2} if "both give the depth" in sentence else {"heads": 1}
     with pytest.raises(UserError, match=f"^suite mine.toml.*{sentence}"):
         suite(**{"model": model, "isoflop": ISOFLOP, **tables})
-
-
-def test_a_plugin_router_without_a_scheme_has_all_depths(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from dataclasses import dataclass\n"
-        "from modbench import DepthRouter, register_router\n"
-        '@register_router("mine")\n@dataclass(frozen=True, kw_only=True)\n'
-        "class Mine(DepthRouter):\n    pass\n"
-    )
-    rows = resolve(deep([{"router": "vanilla"}]), [file])
-    assert not rows.mistakes
-    assert {"mine at 2 layers", "mine at 4 layers"} < set(rows.resolved)
-    assert {wanted.depth for wanted in expand(rows) if wanted.scheme == "mine"} == {2, 4}
-    assert list(rows.added) == ["mine"]
 
 
 def test_the_depth_suite_takes_over_the_four_layers_of_isoflop_cpu() -> None:

@@ -16,18 +16,13 @@ from modbench.records.store import read_suite
 pytestmark = pytest.mark.processes
 
 
-def write(place: Path, router: str = "token_choice") -> None:
+def write(place: Path) -> None:
     write_suite(
         place,
         "ranks",
-        router,
+        "token_choice",
         model={"width": 32, "layers": 2, "heads": 4},
-        train={
-            "sequence": 64,
-            "batch": 4,
-            "checkpoint_seconds": 0.5,
-            "parallel": {"data": 2},
-        },
+        train={"sequence": 64, "batch": 4, "checkpoint_seconds": 0.5, "parallel": {"data": 2}},
         measure={"steps": ["train", "heldout"], "heldout_tokens": 512, "curve_tokens": 256},
         sweep={"budgets": [1e10], "seeds": [0]},
     )
@@ -84,27 +79,3 @@ def test_kills_of_a_runs_processes_change_no_result(tmp_path: Path, rounds: int)
         assert code == 0, (output, said)
         assert finished(tmp_path / f"round-{number}" / "ranks") == whole, number
     assert seen >= rounds / 2
-
-
-PLUGIN = """
-from dataclasses import dataclass
-
-from modbench import DepthRouter, register_router
-
-
-@register_router("broken")
-@dataclass(frozen=True, kw_only=True)
-class Broken(DepthRouter):
-    def gate(self, scores_BT):
-        raise ValueError("my mistake")
-"""
-
-
-@pytest.mark.slow
-def test_a_mistake_of_a_plugin_is_told_once(tmp_path: Path) -> None:
-    write(tmp_path, "broken")
-    (tmp_path / "broken.py").write_text(PLUGIN)
-    code, said = modbench_says(tmp_path, "run", "suite.toml", "--plugin", "broken.py")
-    assert code == 2, said
-    assert "ValueError: my mistake" in said
-    assert "each of 4 times" not in said

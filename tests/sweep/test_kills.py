@@ -1,7 +1,9 @@
-"""SIGKILL of workers, of the sweep, or of both, in training: nothing is lost or double."""
+"""SIGKILL of workers, of the sweep, or of both, in training: nothing is lost or double; an interrupt
+ends a command whose plugin hangs."""
 
 import contextlib
 import random
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -60,3 +62,28 @@ def test_kills_change_no_result(tmp_path: Path, rounds: int) -> None:
     left = [path for path in folder.rglob("*") if path.suffix in (".half", ".part")]
     empty = [shard for shard in folder.glob("records/*.jsonl") if not shard.stat().st_size]
     assert left == empty == []
+
+
+def test_one_interrupt_ends_a_run_whose_plugin_hangs_at_import(tmp_path: Path) -> None:
+    write_suite(tmp_path, "hangs", "vanilla")
+    (tmp_path / "hangs.py").write_text(
+        f"import time\nopen({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(600)\n"
+    )
+    # A child of a process that ignores SIGINT, as under nohup, ignores it too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run = start(tmp_path, "run", "suite.toml", "--plugin", "hangs.py")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "begun").exists():
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        said, _ = run.communicate(timeout=100)  # the import may take 120 s
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert said == "modbench: stopped; run the same command again to continue\n"

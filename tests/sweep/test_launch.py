@@ -15,15 +15,12 @@ from drive_engine import fake_job, fakes_left
 from rich.console import Console
 
 from modbench.errors import UserError
-from modbench.records.run import Run
 from modbench.records.store import append_record
 from modbench.sweep.claim import Claims
 from modbench.sweep.engine import Failure
 from modbench.sweep.job import FILE, Job
-from modbench.sweep.job_records import crash_record, measurement_record, run_record
+from modbench.sweep.job_records import crash_record
 from modbench.sweep.launch import watch
-from modbench.sweep.launch.launcher import requested
-from modbench.sweep.launch.slurm import Slurm
 from modbench.sweep.launch.watch import Watched
 from modbench.sweep.progress import Progress
 from modbench.sweep.task import LATEST
@@ -116,15 +113,6 @@ def test_a_job_that_the_engine_loses_is_told_and_not_submitted_again(tmp_path: P
     assert engine.arrays == [["lost", "diverged"]]
 
 
-def test_many_jobs_are_handed_over_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "AT_ONCE", 2)
-    monkeypatch.setattr(watch, "_FEW", 0)
-    engine = Recorder()
-    labels = [f"diverged {number}" for number in range(5)]
-    assert run(tmp_path, jobs_of(tmp_path, *labels), engine)[0] == []
-    assert engine.arrays == [labels[:2], labels[2:4], labels[4:]]
-
-
 def test_what_another_process_works_on_or_is_queued_is_waited_for(tmp_path: Path) -> None:
     engine = Recorder()
     jobs = jobs_of(tmp_path, "diverged", "claimed", "queued", "diverged 2")
@@ -192,52 +180,9 @@ def test_the_events_of_a_job_are_shown_and_an_interrupt_leaves_it(tmp_path: Path
     assert said.endswith("they go on\ninterrupted")
 
 
-def test_a_part_that_was_recorded_after_the_jobs_were_listed_counts(tmp_path: Path) -> None:
-    engine = Recorder()
-    (job,) = jobs_of(tmp_path, "measured")  # a run and a measurement
-    engine.has.add(Path(job.spec["folder"]))  # its task was submitted by an earlier command
-    machine = {"cpu": None, "gpu": None, "threads": 1, "torch": "0"}
-    numbers = dict.fromkeys(("budget", "steps", "tokens", "flops", "flops_nominal"), 1)
-    run_of, data = Run.of(job.spec["run"]), job.spec["data"]
-    how = (machine, "ok", None, datetime.now(UTC))
-    append_record(tmp_path, run_record(run_of, data, *how, ends=[numbers | {"audit": []}]))
-
-    def others() -> None:
-        time.sleep(0.5)
-        subject, result = job.spec["measurements"][0], {"metrics": {"heldout_loss": 1.0}}
-        append_record(tmp_path, measurement_record(subject, result, *how))
-        engine.has.clear()
-
-    thread = threading.Thread(target=others)
-    thread.start()
-    failures, _ = run(tmp_path, [job], engine)
-    thread.join()
-    assert failures == []
-    assert engine.arrays == []
-
-
 def test_a_refused_array_is_halved(tmp_path: Path) -> None:
     engine = Recorder(most=2)
     labels = [f"diverged {number}" for number in range(5)]
     failures, _ = run(tmp_path, jobs_of(tmp_path, *labels), engine)
     assert failures == []
     assert engine.arrays == [labels[:2], labels[2:4], labels[4:]]
-
-
-def test_trouble_of_an_engine_is_told_once(tmp_path: Path) -> None:
-    engine = Recorder()
-    engine.trouble = "the queue can't be read"
-    failures, said = run(tmp_path, jobs_of(tmp_path, "lost"), engine)
-    assert len(failures) == 1
-    assert said.count("the queue can't be read") == 1
-
-
-def test_an_option_may_have_no_value() -> None:
-    assert requested(["exclusive", "--partition=gpu"]) == {"exclusive": "", "partition": "gpu"}
-    slurm = Slurm(Path("s"), {"exclusive": "", "comment": "two words"}, 0)
-    assert {"#SBATCH --exclusive", "#SBATCH --comment='two words'"} <= {*slurm.script([]).splitlines()}
-
-
-def test_tasks_of_slurm_get_the_folder_of_prepared_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODBENCH_CACHE", "/a folder")
-    assert "export MODBENCH_CACHE='/a folder'" in Slurm(Path("s"), {}, 0).script([]).splitlines()

@@ -68,12 +68,6 @@ def test_each_scheme_is_rehearsed_and_nothing_is_recorded(rows: Rows, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml", "text.txt"]
 
 
-def test_only_the_chosen_rows_are_rehearsed(rows: Rows) -> None:
-    said: list[str] = []
-    rehearse(rows, ("mod",), said.append)
-    assert [sentence.split(":")[0] for sentence in said[1:]] == ["mod", "small"]
-
-
 def test_a_ledger_that_states_less_is_refused(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Decoder.ledger
 

@@ -11,7 +11,6 @@ from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
-from modbench.routing.registry import build_router
 from modbench.sweep import rows as rows_of
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
@@ -164,23 +163,3 @@ def test_the_other_rows_are_run_and_the_exit_code_is_2(capsys: pytest.CaptureFix
         "vanilla": "ok",
         "good_run": "ok",
     }
-
-
-def test_a_run_of_nothing_but_mistakes_ends_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
-    plugin("bad_only", build="1 / 0")
-    assert main(["run", "suite.toml", "--plugin", "bad_only.py", "--only", "bad_only"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "router 'bad_only' raised ZeroDivisionError" in line
-    assert not Path("my-results").exists()
-
-
-def test_a_name_that_no_plugin_has_is_a_mistake_of_the_suite(capsys: pytest.CaptureFixture[str]) -> None:
-    write_suite(Path(), "mistakes", "vanilla", "unknown")
-    assert main(["run", "suite.toml"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "[[schemes]] 'unknown': router 'unknown' is not known" in line
-
-
-def test_a_row_names_every_option() -> None:
-    rows = resolved(more='[[schemes]]\nrouter = "mod"\noptions.capacity = 0.25\n')
-    assert rows.resolved["mod"].options == build_router("mod", {"capacity": 0.25}).options()

@@ -5,13 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
-from trained_runs import RUNS, SHAPE, add_records, model_of, record_of, save_trained
+from trained_runs import RUNS, add_records, model_of, record_of, save_trained
 
 from modbench.data import token_data
-from modbench.errors import UserError
-from modbench.model.context import Context
-from modbench.model.mlp import MLP
 from modbench.sweep.sample import Drawing, sample_run
 from modbench.train.checkpoint import save_weights
 
@@ -43,21 +39,6 @@ def sample(results: Path) -> Callable[..., list[str]]:
     return run
 
 
-@pytest.mark.parametrize(
-    ("drawing", "words"),
-    [
-        ({"tokens": 0}, "tokens is 0; it must be 1 or more"),
-        ({"temperature": float("nan")}, "temperature is nan; it must be 0 or more"),
-        ({"seed": -1}, "seed is -1"),
-    ],
-)
-def test_a_drawing_that_cannot_be_is_refused_before_a_model_is_built(
-    drawing: dict[str, Any], words: str, sample: Callable[..., list[str]]
-) -> None:
-    with pytest.raises(UserError, match=words):
-        sample(**drawing)
-
-
 def test_what_is_said_has_the_size_of_the_cache(
     results: Path, sample: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,29 +52,6 @@ def test_what_is_said_has_the_size_of_the_cache(
         kept, dense = f"{layers * one_layer:,}", f"{2 * one_layer:,}"
         said = capsys.readouterr().err
         assert f" s with a cache of {kept} bytes ({dense} in a dense model of its shape)\n" in said
-
-
-def test_a_cache_with_state_of_a_schemes_own_is_held_against_a_dense_model(
-    results: Path,
-    sample: Callable[..., list[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    plain = MLP.forward
-
-    def keeps_its_input(mlp: MLP, x_BTD: Tensor, context: Context) -> Tensor:
-        if context.cache is not None:
-            number, state_B1TD = SHAPE["layers"] + mlp.layer, x_BTD[:, None]
-            lengths = context.lengths(x_BTD)
-            context.cache.extend(number, state_B1TD, state_B1TD, lengths, context.rows)
-        return plain(mlp, x_BTD, context)
-
-    monkeypatch.setattr(MLP, "forward", keeps_its_input)
-    save_trained(results, "tiny/vanilla")
-    sample("tiny/vanilla")
-    dense = 5 * 2 * 2 * 16 * 4  # what no skipping gives, and the state takes as much again
-    said = capsys.readouterr().err
-    assert f" s with a cache of {2 * dense:,} bytes ({dense:,} in a dense model of its shape)\n" in said
 
 
 def test_a_text_longer_than_any_trained_is_told(

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from drive_engine import FAKE, fake_job, fakes_left
 
-from modbench.records.finished import Watch
 from modbench.records.store import read_suite
 from modbench.sweep import worker
 from modbench.sweep.claim import Claims
@@ -64,15 +63,6 @@ def wait_for(file: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
-    folder = written(tmp_path / "s", "a")
-    first = JobFile.read(folder)
-    first.write()
-    again = JobFile.read(folder)
-    assert vars(first.job) == vars(again.job)
-    assert (first.timeout, first.directory) == (again.timeout, again.directory)
-
-
 def test_a_task_runs_its_job_once(tmp_path: Path) -> None:
     folder = written(tmp_path / "s", "a")
     assert run_task(folder)
@@ -99,23 +89,6 @@ def test_a_task_leaves_a_job_to_the_process_that_holds_its_claim(tmp_path: Path)
     assert starts(tmp_path / "s") == 0
     claim.release()
     assert run_task(folder, patience=1.0)
-    assert starts(tmp_path / "s") == 1
-
-
-def test_a_claim_of_a_machine_that_is_gone_is_taken_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its clock may differ by minutes: the time without a heartbeat is measured here."""
-    folder = written(tmp_path / "s", "a")
-    claim = Claims().take(folder)
-    assert claim is not None
-    content = json.loads(claim.path.read_bytes()) | {"host": "another"}
-    claim.path.write_bytes(json.dumps(content).encode().ljust(400))
-    os.utime(claim.path, (time.time() + 300, time.time() + 300))
-    monkeypatch.setattr(Claims.__init__, "__defaults__", (1.5,))
-    began = time.monotonic()
-    assert run_task(folder, patience=30.0)
-    assert time.monotonic() - began > 1.5
     assert starts(tmp_path / "s") == 1
 
 
@@ -200,11 +173,3 @@ def test_a_folder_without_file_locks_serves(tmp_path: Path) -> None:
     _, said = task.communicate(timeout=60)
     assert task.returncode == 0, said
     assert [record.status for record in read_suite(tmp_path / "s").runs] == ["ok"]
-
-
-def test_records_of_before_are_not_read_again(tmp_path: Path) -> None:
-    run_task(written(tmp_path / "s", "a"))
-    (record,) = (tmp_path / "s" / "records").iterdir()
-    old = record.stat().st_mtime
-    assert len(Watch(tmp_path / "s", old - 1).new()) == 1
-    assert Watch(tmp_path / "s", old + 1).new() == []

@@ -10,7 +10,7 @@ from modbench.model.config import ModelConfig
 from modbench.records.record import TimingRecord
 from modbench.records.run import RouterCode, Timed
 from modbench.records.store import read_suite
-from modbench.sweep.timing_job import describe_machine, run_timing
+from modbench.sweep.timing_job import run_timing
 from modbench.timing import benchmark_case, machine_lock
 from modbench.timing.benchmark_target import BenchmarkTarget
 
@@ -95,20 +95,6 @@ def test_a_case_that_fails_leaves_the_others_timed(
     assert ("Traceback" in capsys.readouterr().err) == (status == "failed")
 
 
-def test_of_several_failed_cases_the_first_is_stated(
-    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(benchmark_case, "read", read)
-    record = record_of(spec, measures="inference")
-    assert record.status == "failed"
-    assert record.error is not None
-    assert record.error.startswith("prefill 8 x 1 raised RuntimeError: broken (")
-    assert record.error.endswith(" (and 1 more)")
-
-
 def test_a_model_that_does_not_fit_is_a_record(
     spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,9 +113,3 @@ def test_memory_is_recorded_with_its_prediction(kind: str, spec: dict[str, Any])
     measured, predicted = record.measured["measured"], record.measured["predicted"]
     assert measured.keys() == predicted.keys()
     assert measured["parameters"] == predicted["parameters"]
-
-
-def test_a_machine_is_described_without_a_router(spec: dict[str, Any]) -> None:
-    timed = spec["timed"] | {"router": None}
-    found = describe_machine(spec | {"timed": timed}, lambda event: None)["environment"]
-    assert (found["threads"], found["dtype"]) == (1, "float32")

@@ -16,13 +16,10 @@ from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import labels_of
 from modbench.sweep import timings as verb
 from modbench.sweep import worker
-from modbench.sweep.crash import KILLED
-from modbench.sweep.engine import Engine
 from modbench.sweep.lock import suite_lock
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timings import KINDS, TimingPlan
-from modbench.timing import system_load
 
 Time = Callable[..., int]
 
@@ -127,57 +124,6 @@ def test_a_renamed_row_is_not_timed_again(tmp_path: Path, time: Time) -> None:
     assert "| c |" in (tmp_path / "results" / "fake" / "timings.md").read_text()
 
 
-@pytest.mark.parametrize("change", ["forced_balance = false", "deterministic = true"])
-def test_other_conditions_begin_another_session(
-    tmp_path: Path, time: Time, change: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert time("a", repetitions=1) == 0
-    capsys.readouterr()
-    assert time("a", repetitions=1, change=("threads = 1", f"threads = 1\n{change}")) == 0
-    assert len(asked(tmp_path)) == 5
-    assert "of another machine, other settings or code" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("threads", "used"), [(3, 3), (0, 1)])
-def test_threads_are_those_of_the_suite_or_of_a_run(
-    threads: int, used: int, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(system_load, "thread_count", lambda: 7)
-    assert time("a", repetitions=1, change=("threads = 1", f"threads = {threads}")) == 0
-    timings = timings_of(tmp_path / "results" / "fake")
-    assert {timing.environment["threads"] for timing in timings} == {used}
-
-
-def test_too_few_samples_are_refused_wherever_they_are_asked_for(tmp_path: Path, time: Time) -> None:
-    assert time("a", repetitions=1) == 0
-    with pytest.raises(UserError, match="time repetitions is 1 and samples 2; they must multiply"):
-        time("a", repetitions=1, change=("threads = 1", "threads = 1\nsamples = 2"))
-    assert asked(tmp_path) == []
-
-
-def test_an_unfinished_run_is_gone_on_with(
-    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right, ended = Engine._settle, []
-
-    def settle(self: Engine, *arguments: object) -> object:
-        ended.append(1)
-        found = right(self, *arguments)  # type: ignore[arg-type]
-        if len(ended) == 2:
-            raise KeyboardInterrupt
-        return found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_settle", settle)
-        with pytest.raises(KeyboardInterrupt):
-            time("a", repetitions=3)
-    assert asked(tmp_path) == ["ceiling machine", "training a"]
-    assert time("a", repetitions=3) == 0
-    assert len(asked(tmp_path)) == 3 * 3 + 2 - 2
-    (run,) = {timing.session for timing in timings_of(tmp_path / "results" / "fake")}
-    assert run in (tmp_path / "results" / "fake" / "timings.md").read_text()
-
-
 def test_want_of_memory_is_a_result_and_the_others_go_on(tmp_path: Path, time: Time) -> None:
     assert time("a", "big", "c", repetitions=1) == 0
     statuses = {
@@ -203,40 +149,9 @@ def test_what_failed_is_told_and_tried_again(
     assert asked(tmp_path) == ["training breaks"]
 
 
-@pytest.mark.processes
-def test_a_kill_by_the_kernel_is_want_of_memory(
-    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert time("a", "killed", repetitions=1) == 1
-    kills = iter(range(100))
-    monkeypatch.setattr(worker, "out_of_memory_kills", lambda: next(kills))
-    assert time("a", "killed", repetitions=1) == 0
-    by_hand, by_kernel = (
-        timing
-        for timing in timings_of(tmp_path / "results" / "fake")
-        if timing.measures == "training" and timing.timed["router"]["name"] == "mod"
-    )
-    assert by_hand.status == "failed"
-    assert (by_kernel.status, by_kernel.error) == ("oom", KILLED)
-
-
-def test_another_machine_begins_another_session(
-    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert time("a", "b", repetitions=1, only=("a",)) == 0
-    monkeypatch.setenv("FAKE_CPU", "Another CPU")
-    assert time("a", "b", repetitions=1) == 0
-    assert "of another machine, other settings or code" in capsys.readouterr().err
-    assert len(asked(tmp_path)) == 9
-    page = (tmp_path / "results" / "fake" / "timings.md").read_text()
-    assert "Another CPU" in page
-    assert "Imaginary" not in page
-    assert "Other sessions of this suite: 1; sessions aren't compared." in page
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("FAKE_CPU", "Another CPU"), ("FAKE_PYTHON", "3.12.1"), ("MALLOC_TOP_PAD_", "77")],
+    [("FAKE_CPU", "Another CPU"), ("MALLOC_TOP_PAD_", "77")],
 )
 def test_another_machine_or_setting_begins_another_session_and_goes_on_with_its_own(
     name: str, value: str, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
@@ -307,20 +222,6 @@ def test_budgets_and_seeds_are_timed_once(tmp_path: Path) -> None:
     assert [of["router"]["name"] for of in timed] == ["vanilla", "mod"]
     assert (timed[0]["sequence"], timed[0]["batch"], timed[0]["precision"]) == (16, 1, "auto")
     assert len(jobs) == 3 * 5 + 4
-
-
-def test_the_gpu_suite_times_two_sizes_each_with_its_ceilings() -> None:
-    jobs = jobs_of("gpu")
-    ceilings = [job for job in jobs if job["measures"] == "ceiling" and job["repetition"] == 1]
-    timed = [job for job in jobs if job["measures"] == "training" and job["repetition"] == 1]
-    labels = {job["title"] for job in timed}
-    assert len(ceilings) == 2
-    assert len(labels) == len(timed)
-    assert {label.rpartition("/")[2] for label in labels} == {"124M", "350M"}
-    assert {job["timed"]["router"]["name"] for job in timed} == {
-        *("vanilla", "token_choice", "expert_choice"),
-        *("mod", "mode_staged", "mode_integrated"),
-    }
 
 
 def test_every_shape_of_isoflop_grids_is_timed_once_and_a_new_run_ends(

@@ -1,8 +1,6 @@
 """Trackers: real event files of TensorBoard, and fakes with the calls of wandb 0.31 and trackio 0.43."""
 
 import sys
-import tomllib
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +11,9 @@ from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.records.run import RouterCode, Run
-from modbench.sweep import track
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import parse_suite
-from modbench.sweep.track import TrackConfig, Trackers, check_trackers
+from modbench.sweep.track import TrackConfig, Trackers
 from modbench.sweep.wanted import expand
 from modbench.train.config import TrainConfig
 from modbench.train.schedule import Schedule
@@ -158,15 +155,6 @@ def test_wandb_gets_an_offline_run_with_the_key_in_the_folder_of_the_run(
     assert trackio.run.finished
 
 
-def test_trackio_shares_a_database_between_runs_and_samples_no_hardware(
-    tmp_path: Path, trackio: FakeBackend
-) -> None:
-    opened(TrackConfig(trackio=True), tmp_path).event(step(1, 3.0))
-    assert track.os.environ["TRACKIO_DIR"] == str(tmp_path / "runs" / "trackio")
-    assert trackio.asked["project"] == "s"
-    assert (trackio.asked["auto_log_cpu"], trackio.asked["auto_log_gpu"]) == (False, False)
-
-
 def test_a_tracker_that_raises_is_dropped_and_the_others_go_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,13 +171,6 @@ def test_a_tracker_that_raises_is_dropped_and_the_others_go_on(
     assert capsys.readouterr().err == said
 
 
-def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(track, "find_spec", lambda name: None if name == "wandb" else object())
-    check_trackers(TrackConfig(tensorboard=True, trackio=True))
-    with pytest.raises(UserError, match=r"wandb is on, but not installed; run `pip install wandb`"):
-        check_trackers(ALL)
-
-
 def test_trackers_are_no_part_of_a_run() -> None:
     suite = {
         "suite": {"name": "s"},
@@ -202,9 +183,3 @@ def test_trackers_are_no_part_of_a_run() -> None:
     assert expand(resolve(tracked)) == expand(resolve(parse_suite(suite, "s.toml")))
     with pytest.raises(UserError, match=r"\[track\] wandb is True; it should be 'off', 'offline' or"):
         parse_suite(suite | {"track": {"wandb": True}}, "s.toml")
-
-
-def test_the_defaults_of_the_track_table_are_what_the_page_says() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "watching_a_run.md").read_text()
-    table = page.partition("```toml\n")[2].partition("```")[0]
-    assert tomllib.loads(table)["track"] == asdict(TrackConfig())

@@ -79,35 +79,9 @@ def test_another_machine_may_differ_a_little_and_is_named(place: Path) -> None:
     assert code == 1, out
 
 
-def test_another_machine_explains_no_other_metric_that_is_far_off(place: Path) -> None:
-    def elsewhere(record: dict[str, Any]) -> None:
-        record["environment"]["cpu"] = "Another CPU"
-        if record["kind"] == "measurement":
-            record["result"]["metrics"]["heldout_bits_per_byte"] = 0.5
-
-    forged(place, "bits", elsewhere)
-    code, out = modbench_says(place, "verify", "tiny/mod", "--results", "bits", *TEXT)
-    assert code == 1, out
-
-
 def test_another_text_is_refused(place: Path) -> None:
     forged(place, "other", lambda record: record.get("data", {}).update(sha256="0" * 64))
     code, out = modbench_says(place, "verify", "other/tiny", *TEXT)
     assert code == 1, out
     assert "Traceback" not in out
     assert "was trained on other text (sha256 000000000000)" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ((), "verify needs names such as results/quick/mod#0, or --all"),
-        (("results/tiny", "--sample", "0"), "--sample is 0; it must be 1 or more"),
-        (("results/tiny/mood",), "has no run 'mood'; did you mean 'mod'?"),
-    ],
-)
-def test_a_mistake_is_one_sentence(place: Path, words: tuple[str, ...], sentence: str) -> None:
-    code, out = modbench_says(place, "verify", *words)
-    assert code == 2
-    assert sentence in out
-    assert "Traceback" not in out

@@ -20,17 +20,6 @@ def expand(of: Suite) -> list[Wanted]:
     return runs_of(resolve(of))
 
 
-PLUGIN = """
-from dataclasses import dataclass
-from modbench import DepthRouter, register_router
-
-@register_router("sweep_taken")
-@dataclass(frozen=True, kw_only=True)
-class Mine(DepthRouter):
-    pass
-"""
-
-
 def suite(schemes: list[dict], **tables: dict) -> Suite:
     content = {
         "suite": {"name": "mine"},
@@ -77,18 +66,6 @@ def test_runs_go_seed_by_seed_and_a_scheme_may_have_its_own_seeds() -> None:
     stated = suite_of(resolve(of), runs, expand_planned(resolve(of)), [])
     assert [row["label"] for row in stated["rows"]] == ["vanilla", "mod", "token_choice"]
     assert "compare" not in stated
-
-
-def test_curves_take_no_seeds_of_a_scheme() -> None:
-    with pytest.raises(UserError, match="'vanilla' has seeds"):
-        suite([{"router": "vanilla", "seeds": [1]}], isoflop={})
-
-
-def test_the_record_of_a_suite_states_its_comparisons() -> None:
-    pair = {"a": "mod", "b": "vanilla", "margin": 0.02}
-    rows = resolve(suite([{"router": "vanilla"}, {"router": "mod"}], compare=[pair]))
-    stated = suite_of(rows, runs_of(rows), expand_planned(rows), [])
-    assert stated["compare"] == [{**pair, "role": "primary", "budget": 10**12}]
 
 
 def test_a_run_names_every_option_and_field_and_is_plain_json() -> None:
@@ -150,50 +127,19 @@ def test_a_preset_is_its_options_and_others_go_on_top() -> None:
         expand(suite([{"router": "token_choice:olmo"}]))
 
 
-def test_a_scheme_may_train_differently() -> None:
-    cells = expand(suite([{"router": "vanilla"}, {"router": "mod", "train": {"learning_rate": 1e-4}}]))
-    assert [cell.run.train.learning_rate for cell in cells] == [3e-3, 1e-4]
-
-
-def test_only_keeps_the_rows_that_are_named_and_refuses_others() -> None:
-    cells = expand(suite([{"router": "vanilla"}, {"router": "mod"}]))
-    assert chosen(cells, []) == cells
-    assert [cell.label for cell in chosen(cells, ["mod"])] == ["mod"]
-    with pytest.raises(UserError, match="called 'mdo'; did you mean 'mod'"):
-        chosen(cells, ["mdo"])
-
-
-@pytest.mark.parametrize(
-    ("shapes", "row"),
-    [
-        ([], "mod, every second"),
-        ([{"label": "deep", "layers": 2}, {"label": "flat", "layers": 1}], "mod, every second/flat"),
-    ],
-    ids=["one-size", "two-sizes"],
-)
 @pytest.mark.parametrize(
     "refuse",
     [expand, lambda shallow: TimingPlan.of(resolve(shallow), Path("nowhere"))],
     ids=["run", "time"],
 )
 def test_a_scheme_that_can_not_take_its_shape_is_named_with_suite_row_and_size(
-    refuse: Callable[[Suite], object], shapes: list[dict], row: str
+    refuse: Callable[[Suite], object],
 ) -> None:
     model = {"width": 32, "layers": 1, "heads": 4}
     schemes = [{"router": "vanilla"}, {"router": "mod", "label": "mod, every second"}]
-    shallow = suite(schemes, model=model, shapes=shapes)
-    with pytest.raises(UserError) as error:
-        refuse(shallow)
-    sentence = f"suite mine.toml: row '{row}': router 'mod': no block of 1 is routed"
-    assert str(error.value).startswith(sentence)
-
-
-def test_a_plugin_whose_name_is_another_rows_label_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "sweep_taken.py"
-    file.write_text(PLUGIN)
-    taken = suite([{"router": "vanilla", "label": "sweep_taken"}])
-    with pytest.raises(UserError, match="two have the label 'sweep_taken'"):
-        resolve(taken, [file])
+    shapes = [{"label": "deep", "layers": 2}, {"label": "flat", "layers": 1}]
+    with pytest.raises(UserError, match=r"row 'mod, every second/flat': router 'mod'"):
+        refuse(suite(schemes, model=model, shapes=shapes))
 
 
 def test_a_title_tells_apart_what_differs() -> None:

@@ -39,18 +39,6 @@ def test_a_ceiling_is_two_flops_a_product_and_two_bytes_a_copy_over_the_best_sam
     assert found["copy_bytes_per_second"] == 2 * 1000 / 0.5
 
 
-def test_matmuls_in_a_row_are_counted_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = ceiling.ceilings(subject(), Samples())["gemm"]
-    monkeypatch.setitem(ceiling.IN_A_ROW, "cpu", 3)
-    calls: list[int] = []
-    count = SimpleNamespace(linear=lambda *_: calls.append(1))
-    monkeypatch.setattr(ceiling, "F", count)
-    three = ceiling.ceilings(subject(), Samples())["gemm"]
-    assert len(calls) == 3 * 4 * len(three)
-    for before, after in zip(one, three, strict=True):
-        assert after["flops_per_second"] == pytest.approx(3 * before["flops_per_second"])
-
-
 def test_matmuls_run_in_the_reported_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's own dtype, and float32."""
     seen: list[tuple[str, str]] = []

@@ -62,7 +62,7 @@ def test_energy_is_reported_for_a_second_or_more(
     assert monitor.joules(3) == (6 / 3 if told else None)
 
 
-@pytest.mark.parametrize("kind", ["training", "inference", "ceiling"])
+@pytest.mark.parametrize("kind", ["training", "ceiling"])
 def test_a_gpu_is_looked_at_in_each_sample(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is slowed down from the second look on."""
     found = timed(monkeypatch, kind)
@@ -74,27 +74,3 @@ def test_a_gpu_is_looked_at_in_each_sample(kind: str, monkeypatch: pytest.Monkey
         "throttled": ["power cap", "software thermal slowdown"],
     }
     assert found["machine"]["nvml"] == "ok"
-
-
-def test_without_a_gpu_its_fields_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modbench.timing.ceiling.COPIED", {"cpu": 16})
-    assert clock.measured_ceilings(subject(), 1)["gpu"] is None
-
-
-@pytest.mark.parametrize(
-    ("kinds", "told"),
-    [
-        (("nothing routed", "as routed", "forced", "nothing routed"), "forced"),
-        (("nothing routed", "as routed", "nothing routed", "as routed"), "as routed"),
-        (("nothing routed",) * 4, "nothing routed"),
-    ],
-)
-def test_the_balance_of_all_cases_is_the_strongest(
-    kinds: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = iter(kinds)
-    monkeypatch.setattr(clock, "balance", lambda traces: next(left))
-    monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(1.0))
-    two = ONE_DECODING | {"decode_batches": [1, 2], "prefill": [24, 8]}
-    found = clock.measured_times("inference", subject("mod", **two), 1)
-    assert (found["balance"], next(left, None)) == (told, None)

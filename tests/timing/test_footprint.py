@@ -65,12 +65,6 @@ def test_a_step_is_measured_after_a_first_one(events: list[str]) -> None:
     assert events == ["build", "step", "meter", "build", "step", "reset", "step", "peak"]
 
 
-def test_the_largest_prefill_is_that_of_any_case() -> None:
-    prompts, cached = {"prefill": [40], "prefill_batch": 5}, {"prefill": [20], "prefill_batch": 2}
-    assert footprint.largest_prefill(subject(**prompts)) == (5, 40)
-    assert footprint.largest_prefill(subject(**cached)) == (3, 30)
-
-
 def test_a_peak_is_the_highest_resident_set_above_the_baseline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

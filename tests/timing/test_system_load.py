@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from modbench.timing import system_load
@@ -66,16 +65,6 @@ def test_a_containers_quota_limits_threads(
     assert system_load.quota() == cores
     assert measure(2)["overloaded"] is (cores is not None)
     assert system_load.thread_count() == (2 if cores is None else 1)
-
-
-def test_busy_seconds_leave_out_idling_and_waiting(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    core = SimpleNamespace(user=5.0, nice=1.0, system=2.0, idle=100.0, iowait=50.0)
-    times = type("Times", (tuple,), vars(core))(vars(core).values())
-    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [times, times])
-    monkeypatch.setattr(system_load, "usable_cores", lambda: [1])
-    assert system_load._busy_seconds() == 8.0
 
 
 def test_this_machine_can_be_monitored() -> None:

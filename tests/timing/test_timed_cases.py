@@ -13,7 +13,6 @@ from timed_made_up import subject
 from modbench.ledger import Workload
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-from modbench.routing.build import RoutedDecoder
 from modbench.timing import benchmark_case, footprint
 from modbench.timing.benchmark_case import BenchmarkCase, inference_cases, training_cases
 from modbench.timing.benchmark_target import BenchmarkTarget
@@ -125,44 +124,6 @@ def test_all_cases_of_a_kind_are_timed_and_the_machine_monitored(
     assert (found["balance"], found["compiled"]) == ("forced", False)
     assert found["cases"][0]["joules"] is found["cases"][0]["gpu"] is None
     assert found["machine"]["nvml"] == "no GPU"
-
-
-def test_out_of_memory_in_training_leaves_the_forward_pass_timed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Memory that runs out once there are gradients; they are freed."""
-    models: list[Decoder] = []
-
-    def step(model: Decoder, *given: Any, **more: Any) -> Any:
-        models.append(model)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(benchmark_case, "training_step", step)
-    found = measured_times("training", subject("mod"), 1)
-    assert [case["name"] for case in found["cases"]] == ["forward"]
-    (lack,) = found["ran_out"]
-    assert (lack["name"], lack["phase"], lack["past"]) == ("train", "train", 0)
-    assert (lack["sequences"], lack["tokens"], lack["asked_bytes"]) == (2, 32, 2**31)
-    assert lack["error"].startswith("out of memory, asked for 2,147,483,648 bytes")
-    (model,) = models
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_out_of_memory_in_a_case_leaves_the_next_one_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = benchmark_case.random_tokens
-
-    def tokens(model: RoutedDecoder, sequences: int, count: int) -> torch.Tensor:
-        if count == 24:
-            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
-        return right(model, sequences, count)
-
-    monkeypatch.setattr(benchmark_case, "random_tokens", tokens)
-    found = measured_times("inference", subject("mod", decode_past=[8], decode_batches=[1]), 1)
-    assert [case["name"] for case in found["cases"]] == ["decode after 8 x 1"]
-    (lack,) = found["ran_out"]
-    assert (lack["name"], lack["phase"], lack["tokens"]) == ("prefill 24 x 1", "prefill", 24)
 
 
 @pytest.mark.parametrize(("asked", "compiled"), [("on", True), ("off", False), ("auto", False)])

@@ -45,34 +45,6 @@ def test_a_disk_that_takes_no_more_gets_a_sentence_and_the_old_file_stays(tmp_pa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_half_written_checkpoint_leaves_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"step": 1})
-
-    def fails(state: object, file) -> None:
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(UserError, match="disk full"):
-        checkpoint.save(path, {"step": 2})
-    assert checkpoint.load(path) == {"step": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_half_written_weights_are_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(tensors: object, half: Path, metadata: object) -> None:
-        half.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(checkpoint, "save_file", fails)
-    with pytest.raises(UserError, match="disk full"):
-        checkpoint.save_weights(tmp_path / "model.safetensors", build_model(SHAPE, build_router("mod")))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_weights_of_the_last_points_are_kept_also_by_a_run_that_continues(tmp_path: Path) -> None:
     model = build_model(SHAPE, build_router("vanilla"))
 

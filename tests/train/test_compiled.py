@@ -124,13 +124,6 @@ def _traced(compile: Any, *, whole: bool) -> Any:
     return run
 
 
-def test_forced_balance_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = both("mod", {})
-    monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=True))
-    program = compiled(eager(other), other, "on")
-    same_step(one, other, program, drawn(0, TOKENS), forced_balance=True)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", [pytest.param("mode_staged", marks=pytest.mark.full), "vanilla"])

@@ -147,15 +147,6 @@ def test_a_step_that_the_seed_draws_is_counted(tmp_path: Path) -> None:
             assert drawn_step(folder, seed) == drawn[seed]
 
 
-@pytest.mark.parametrize("done", [0.0, 1.0])
-def test_the_drawn_step_is_neither_the_first_nor_the_last(done: float) -> None:
-    """Whatever the drawn number is."""
-    counts = CountedSteps()
-    drawn = [step for step in range(1, 10) if counts.draws(0, step, done, 10 - step)]
-    assert drawn == [8 if done == 0.0 else 2]
-    assert not any(CountedSteps().draws(0, step, done, 3 - step) for step in (1, 2))
-
-
 @dataclass(frozen=True, kw_only=True)
 class OfTheLastPass(Router):
     """Runs its block once or twice by turns. Its ledger takes the number from its last pass, in place of

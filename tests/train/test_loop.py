@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from modbench.data.batches import Batches
-from modbench.errors import UserError
 from modbench.ledger import Flops, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -283,7 +282,7 @@ def starts_from_the_beginning(path: Path, capsys: pytest.CaptureFixture[str], wh
     assert torch.equal(whole.embedding.weight, again.embedding.weight)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped first", "flipped", "flipped last"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_a_damaged_checkpoint_is_not_used(
     damage: str, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,12 +296,6 @@ def test_a_damaged_checkpoint_is_not_used(
         content[places[damage]] ^= 1
     stopped.write_bytes(content)
     starts_from_the_beginning(stopped, capsys, "its content differs from its sha256")
-
-
-def test_a_checkpoint_that_is_a_folder_gets_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt").mkdir()
-    with pytest.raises(UserError, match=r"checkpoint\.pt: can't be read \(Is a directory\); remove it"):
-        run("vanilla", tmp_path)
 
 
 def test_a_start_removes_the_temporary_files_of_a_killed_process(tmp_path: Path) -> None:

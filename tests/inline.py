@@ -23,6 +23,8 @@ from modbench.sweep import engine, work, worker
 from modbench.sweep.worker import Worker
 from modbench.timing.matmul_rate import matmul_rate
 
+#: Seconds after which a test takes what it waits for to hang: long enough for a busy machine.
+PATIENCE = 120.0
 _ONE_AT_A_TIME = threading.RLock()
 
 

@@ -22,7 +22,7 @@ def python(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     """`python WORDS` in ``cwd``."""
     environment = {**os.environ, "PYTHONPATH": str(Path(modbench.__file__).parent.parent)}
     command = [sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -187,7 +187,7 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
     command = f"{sys.executable} -m modbench list | head -n 1"
     environment = {**os.environ, "PYTHONPATH": str(Path(modbench.__file__).parent.parent)}
     done = subprocess.run(
-        command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+        command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
     )
     assert (done.stdout, done.stderr) == ("routers\n", "")
 

@@ -52,7 +52,7 @@ class InOtherThread:
 
     def __exit__(self, *_: object) -> None:
         self._goes_on.set()
-        self._thread.join(20)
+        self._thread.join(120)
         if self._error is not None:
             raise self._error
 

@@ -127,7 +127,7 @@ def test_processes_that_prepare_at_once_agree(config, tmp_path):
     for worker in workers:
         worker.start()
     start.set()
-    hashes = {results.get(timeout=60) for _ in workers}
+    hashes = {results.get(timeout=120) for _ in workers}
     for worker in workers:
         worker.join()
     assert hashes == {load(config, cache=tmp_path / "c").sha256}

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.processes
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(watch, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(watch, "_LATE_SECONDS", 0.5)
+    monkeypatch.setattr(watch, "_LATE_SECONDS", 2.0)
 
 
 class Recorder:

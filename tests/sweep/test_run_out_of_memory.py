@@ -1,10 +1,22 @@
 """A run that wants more memory than there is leaves a record that says how much it asked for."""
 
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from small_suite import modbench_says, write_suite
 
 from modbench.records.store import read_suite
+
+
+@pytest.fixture(autouse=True)
+def _half_a_terabyte() -> Iterator[None]:
+    """Addresses for less than is asked for, also where the kernel would promise any amount."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**39, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_the_record_of_a_run_that_memory_did_not_hold(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ one machine."""
 
 from pathlib import Path
 
+import pytest
 from small_suite import modbench_says, write_suite
 
 from modbench.records.store import read_suite
@@ -29,7 +30,10 @@ def test_the_shares_of_two_machines_are_all_runs_once_they_are_merged(tmp_path: 
     assert "shared: 3 of 3 runs done" in out
 
 
-def test_a_device_is_held_by_one_job_of_any_command() -> None:
+def test_a_device_is_held_by_one_job_of_any_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     first, second = Devices(("test-0", "test-1")), Devices(("test-0", "test-1"))
     taken = [first.take(), second.take()]
     assert taken == [("test-0",), ("test-1",)]

@@ -37,7 +37,7 @@ def written(suite: Path, label: str) -> Path:
     spec = job.spec | {"suite": suite.name}
     file = JobFile(
         job=Job(identities=job.identities, title=job.title, spec=spec, log=job.log),
-        timeout=60.0,
+        timeout=120.0,
         directory=os.getcwd(),
     )
     file.write()
@@ -128,7 +128,7 @@ def test_a_task_that_is_stopped_stores_a_checkpoint_and_is_queued_again_if_it_st
     wait_for(folder / LATEST)
     assert "phase" in json.loads((folder / LATEST).read_text())
     task.send_signal(signal.SIGTERM)
-    _, said = task.communicate(timeout=60)
+    _, said = task.communicate(timeout=120)
     assert task.returncode == 130, said
     assert "Traceback" not in said
     assert (folder / "half_way").exists()
@@ -150,7 +150,7 @@ def test_a_full_disk_ends_a_task_with_one_sentence_and_loses_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
     task = in_a_process(folder, preexec_fn=limit)
-    _, said = task.communicate(timeout=60)
+    _, said = task.communicate(timeout=120)
     assert task.returncode == 2
     assert [line[:9] for line in said.splitlines() if "written" in line] == ["modbench:"]
     assert "Traceback" not in said
@@ -170,6 +170,6 @@ def test_a_folder_without_file_locks_serves(tmp_path: Path) -> None:
     folder = written(tmp_path / "s", "a")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     task = in_a_process(folder, env={**os.environ, "PYTHONPATH": path})
-    _, said = task.communicate(timeout=60)
+    _, said = task.communicate(timeout=120)
     assert task.returncode == 0, said
     assert [record.status for record in read_suite(tmp_path / "s").runs] == ["ok"]

@@ -73,5 +73,5 @@ def test_what_a_worker_forked_ends_with_it(end: str, tmp_path: Path) -> None:
 
 
 def test_a_worker_with_progress_is_not_ended(tmp_path: Path) -> None:
-    body = "for _ in range(15): time.sleep(0.2); say({'event': 'phase', 'phase': 'p'})\nresult = {}"
-    assert run(body, tmp_path, timeout=2) == {}
+    body = "for _ in range(12): time.sleep(1); say({'event': 'phase', 'phase': 'p'})\nresult = {}"
+    assert run(body, tmp_path, timeout=10) == {}

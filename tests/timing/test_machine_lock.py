@@ -107,7 +107,7 @@ def test_a_busy_process_is_named_and_waited_for_only_so_long(monkeypatch: pytest
     reasons: list[str] = []
     started = time.monotonic()
     with measuring("mine", wait=reasons.append):
-        assert 0.6 <= time.monotonic() - started < 20
+        assert 0.6 <= time.monotonic() - started < 120
     named = f"waiting for a quiet machine: process {os.getppid()} ("
     assert len(reasons) >= 1
     assert all(reason.startswith(named) for reason in reasons)
@@ -163,5 +163,5 @@ def test_threads_of_one_process_measure_one_after_the_other() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert at_work == []

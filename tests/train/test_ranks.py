@@ -66,6 +66,7 @@ def together(folder: Path, router: str, parallel: dict[str, int], **more: Any) -
     wanted = {"router": router, "options": SCHEMES[router], "parallel": parallel, **more}
     (folder / "wanted.json").write_text(json.dumps(wanted))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]
+    command += ["--log-dir", str(folder / "logs")]
     command += [f"--nproc-per-node={prod(parallel.values())}", str(SCRIPT), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if (folder / "killed").exists():

@@ -167,7 +167,7 @@ def audit_page() -> Iterator[str]:
     yield HEAD
     yield from overview()
     yield IN_EVERY_PROBE
-    yield "\n## What to do about a failure\n"
+    yield "## What to do about a failure\n"
     for probe in PROBES:
         text = probe.text
         meaning = fill(f"{text.means}; usually {text.usually}.", 105)

@@ -1,6 +1,6 @@
 """Options that contradict each other or the model's shape are refused, by each scheme.
 
-Bounds of a single option are declared by its type; `tests/routing/test_registry.py` has their errors.
+Bounds of a single option are declared by its type; `tests/routing/test_plugins.py` has their errors.
 """
 
 import pytest

@@ -23,8 +23,7 @@ from modbench.train.numerics import make_deterministic
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "audit"))
-from mutants import Depth  # noqa: E402
-from subtle_mutants import MUTANTS  # noqa: E402
+from mutants import MUTANTS, Depth  # noqa: E402
 
 DOCS = ROOT / "docs"
 PAGE, BUGS = DOCS / "audit.md", DOCS / "known_bugs.md"
@@ -93,7 +92,7 @@ After reading this page you can say which probes find a known bug, if you change
 [The audit](audit.md) says what a user does about a failure.
 
 A correct router (`right`), and a mutant of it for each bug found in public ports
-(`tests/audit/mutants.py`, `tests/audit/subtle_mutants.py`). ✓ passed, **✗** failed, · not asked,
+(`tests/audit/mutants.py`). ✓ passed, **✗** failed, · not asked,
 ? unchecked. Made by `nox -s audit`; do not edit.
 """
 
@@ -168,7 +167,7 @@ def audit_page() -> Iterator[str]:
     yield HEAD
     yield from overview()
     yield IN_EVERY_PROBE
-    yield "\n## What to do about a failure\n"
+    yield "## What to do about a failure\n"
     for probe in PROBES:
         text = probe.text
         meaning = fill(f"{text.means}; usually {text.usually}.", 105)

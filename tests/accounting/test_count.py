@@ -25,6 +25,9 @@ from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 
+#: One of each family, and those of its options that change a formula.
+FEW = {"llama", "qwen2-window", "qwen3-layer-types", "gemma", "phi3-window", "gpt2", "mixtral-window"}
+FEW |= {"olmoe", "qwen2_moe", "qwen3_moe-window", "deepseek_v3"}
 #: (phase, sequences, new tokens, cached tokens)
 LOADS: list[tuple[Phase, int, int, int]] = [
     ("forward", 3, 63, 0),
@@ -66,7 +69,10 @@ def small(name: str = "llama", device: str = "cpu") -> Any:
 
 
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.full), "meta"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FEW else pytest.param(name, marks=pytest.mark.full) for name in CONFIGS],
+)
 def test_the_closed_form_is_what_the_model_runs(name: str, device: str) -> None:
     model = small(name, device)
     for phase, sequences, tokens, past in LOADS:
@@ -86,7 +92,7 @@ def test_published_sizes_are_counted_on_meta(name: str) -> None:
         assert_same(counted, family_ledger(PUBLISHED[name], workload))
 
 
-@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
 def test_experts_cost_the_same_however_they_are_run(implementation: str) -> None:
     model = small("mixtral")
     model.set_experts_implementation(implementation)
@@ -177,11 +183,6 @@ def test_a_config_comes_as_a_dict_a_path_or_a_config_object(tmp_path: Path) -> N
     assert given_dict.per_token == given_dict.total / 18
 
 
-def test_inputs_come_as_a_shape_or_as_tokens() -> None:
-    model, tokens_BT = small(), torch.randint(101, (2, 9))
-    assert count(model, tokens_BT, phase="train") == count(model, (2, 9), phase="train")
-
-
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("phase", ["forward", "train", "prefill", "decode"])
 def test_counting_leaves_no_trace(phase: Phase, device: str) -> None:
@@ -254,14 +255,6 @@ def test_checkpointing_is_executed_and_not_needed(device: str) -> None:
     assert again.executed == usual.executed + body - last
 
 
-def test_attention_that_is_written_out_needs_its_square() -> None:
-    model = small("mistral")
-    model.set_attn_implementation("eager")
-    counted = count(model, (2, 20))
-    closed = family_ledger(CONFIGS["mistral"], Workload.uniform(2, 20))
-    assert counted.total_model == counted.total == closed.total("full") > closed.total("model")
-
-
 def test_a_model_that_meta_can_not_run_is_counted_on_the_cpu() -> None:
     config = {**CONFIGS["mixtral"], "model_type": "minimax"}
     assert count(hugging_face.build(config, "cpu"), (2, 9)).total > 0
@@ -281,9 +274,7 @@ def built(kind: str, **options: Any) -> Any:
     ("model", "sentence"),
     [
         ({"model_type": "t5"}, "model_type 't5' is no causal .* a closed form: deepseek_v3, gemma"),
-        ({**CONFIGS["llama"], "hidden_act": "no such"}, "config of model_type 'llama' builds no model"),
         (torch.nn.Linear(2, 2), "Linear can't be counted; give a causal language model"),
-        (lambda: built("llama", of="AutoModel"), "LlamaModel is no causal"),
         (lambda: built("bert", of="AutoModelForMaskedLM"), "BertForMaskedLM is no causal"),
     ],
 )
@@ -298,7 +289,7 @@ SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 
 
 @pytest.mark.parametrize("phase", ["forward", "train"])
-@pytest.mark.parametrize("scheme", ["vanilla", "mod", "token_choice", "expert_choice"])
+@pytest.mark.parametrize("scheme", ["vanilla", "mod"])
 def test_decoders_of_our_own_are_counted_too(scheme: str, phase: Phase) -> None:
     decoder = build_model(SHAPE, build_router(scheme))
     before = {key: value.clone() for key, value in decoder.state_dict().items()}
@@ -311,7 +302,7 @@ def test_decoders_of_our_own_are_counted_too(scheme: str, phase: Phase) -> None:
 @pytest.mark.parametrize(
     ("phase", "past"), [("prefill", 0), ("prefill", 21), ("forward", 21), ("decode", 0), ("decode", 21)]
 )
-@pytest.mark.parametrize("scheme", ["vanilla", "mod", "mode_staged", "expert_choice"])
+@pytest.mark.parametrize("scheme", ["mod", "mode_staged"])
 def test_decoders_of_our_own_are_counted_with_a_cache(scheme: str, phase: Phase, past: int) -> None:
     # On the meta device routing is nominal; the mask of a chunk has no values there.
     decoder = build_model(SHAPE, build_router(scheme)).to("meta")

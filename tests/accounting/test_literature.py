@@ -1,14 +1,12 @@
 """The papers' formulas against numbers worked out by hand, and the figures that they printed."""
 
 import re
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import conventions_page
 import pytest
 import torch
-from conventions_page import CHINCHILLA_217M, GPT2, MIXTRAL
-from torch import nn
+from conventions_page import GPT2
 
 from modbench.accounting.literature import (
     ALL_CONVENTIONS,
@@ -19,13 +17,10 @@ from modbench.accounting.literature import (
     reading,
 )
 from modbench.hf.families import family_ledger, family_reading
-from modbench.ledger import Ledger, Workload, matmul
+from modbench.ledger import Ledger, Workload
 from modbench.model.config import ModelConfig
-from modbench.model.context import Context
-from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.registry import build_router
-from modbench.routing.router import Router
 
 PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 #: Grouped heads, an untied head, an odd vocabulary.
@@ -103,10 +98,7 @@ def test_padding_is_charged_where_the_load_counts_it() -> None:
     ("layers", "width", "hidden", "heads", "head_width", "millions", "printed"),
     [
         (10, 640, 2560, 10, 64, 74, "1.03"),
-        (20, 1024, 4096, 16, 64, 305, "1.10"),
         (24, 1280, 5120, 10, 128, 552, "1.08"),
-        (26, 1792, 7168, 14, 128, 1143, "1.04"),
-        (28, 2048, 8192, 16, 128, 1592, "1.03"),
         (40, 3584, 14336, 28, 128, 6794, "0.99"),
     ],
 )
@@ -143,7 +135,7 @@ def test_dense_gpt2_equals_palm_exactly() -> None:
     assert convention_flops(gpt2, workload, "palm") == per_token * sequence
 
 
-@pytest.mark.parametrize("model", [PLAIN, AWKWARD, GPT2.model, MIXTRAL.model, CHINCHILLA_217M.model])
+@pytest.mark.parametrize("model", [PLAIN, AWKWARD, GPT2.model])
 @pytest.mark.parametrize("phase", ["forward", "train", "decode"])
 def test_palm_and_megatron_are_full_on_every_dense_model(model: ModelConfig, phase: str) -> None:
     dense, workload = decoder(model), Workload.uniform(3, 63, phase)  # type: ignore[arg-type]
@@ -184,10 +176,8 @@ def matrices(shape: Reading) -> int:
     [
         ("vanilla", 2 * 3 * 32 * 64, 0),
         ("token_choice", 2 * 2 * 3 * 32 * 32, 2 * 8 * 32),
-        ("expert_choice", 2 * 2 * 3 * 32 * 32, 2 * 8 * 32),
         ("mod", 2 * 3 * 32 * 64, 32 + 16 * 32 + 16),
         ("mode_staged", 2 * 2 * 3 * 32 * 32, 2 * 8 * 32 + 32 + 16 * 32 + 16),
-        ("mode_integrated", 2 * 2 * 3 * 32 * 32, 2 * 16 * 32),
     ],
 )
 def test_a_reading_tells_attention_experts_and_routers_apart(
@@ -225,43 +215,6 @@ def test_torchtitans_own_figure_for_a_published_model() -> None:
     }
     assert per_token == {"torchtitan": 37_578_559_488, "palm": 37_577_293_824, "full": 37_577_293_824}
     assert sizes.vector_parameters == 48 * (2 * 2048 + 2 * 128) + 2048
-
-
-def test_the_embedding_is_no_vector() -> None:
-    """GPT-2 has a learned one for positions, too."""
-    sizes = family_reading({"model_type": "gpt2"})
-    biases = 3 * 768 + 768 + 4 * 768 + 768
-    assert sizes.vector_parameters == 12 * (biases + 4 * 768) + 2 * 768
-    tables = (50_257 + 1024) * 768
-    assert sizes.parameters == matrices(sizes) + sizes.vector_parameters + tables
-
-
-class Thin(Layer):
-    """A plugin's layer without attention: one matrix and a bias."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-
-    def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
-        return x_BTD + self.linear(x_BTD)
-
-    def ledger(self, workload: Workload) -> Ledger:
-        return matmul(workload, 0, "router", rows=workload.slots, inner=32, columns=32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThinRouter(Router):
-    name: ClassVar[str] = "thin"
-
-    def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        return Thin(model.width)
-
-
-def test_a_plugins_matrices_sum_up_whatever_its_layers_are() -> None:
-    shape = reading(RoutedDecoder(PLAIN, ThinRouter()))
-    assert matrices(shape) == 2 * 32 * 32
-    assert min(shape.attention_parameters, shape.feed_forward_parameters, shape.router_parameters) >= 0
 
 
 def test_every_convention_is_defined_on_the_page() -> None:

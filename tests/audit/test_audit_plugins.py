@@ -4,6 +4,7 @@ B sequences, T tokens, N tokens that are not padding, D model width, E experts.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mutants import SHAPE
 from torch import Tensor, nn
 
 from modbench import DepthRouter, ExpertRouter
@@ -21,7 +23,6 @@ from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.router import Router
 from modbench.routing.tokens import Tokens
 
-SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 options = dataclass(frozen=True, kw_only=True)
 
 #: What some of the routers below wrongly keep between passes.
@@ -52,6 +53,16 @@ class Depth(DepthRouter):
     capacity: float = 0.25
 
 
+@options
+class Experts(ExpertRouter):
+    name: ClassVar[str] = "experts"
+
+
+def made(base: type[Router], **methods: Any) -> Router:
+    """A router of class ``base`` that overrides ``methods``."""
+    return options(type("Made", (base,), methods))()
+
+
 class Scorer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -61,53 +72,38 @@ class Scorer(nn.Module):
         return self.linear(x_BTD).squeeze(-1)  # type: ignore[no-any-return]
 
 
-@options
-class LeaksAbove6(Depth):
-    def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
-        if not tokens.causal:
-            return super().selected(scores_BT, tokens)
-        return (scores_BT > 0) | (scores_BT > 6).flip(1)
+def above_6(self: Depth, scores_BT: Tensor, tokens: Tokens) -> Tensor:
+    if not tokens.causal:
+        return Depth.selected(self, scores_BT, tokens)
+    return (scores_BT > 0) | (scores_BT > 6).flip(1)
 
 
-@options
-class LeaksWithABias(LeaksAbove6):
+def biased(self: Depth, model: ModelConfig) -> nn.Module:
     """All of its scores are negative."""
-
-    def scorer(self, model: ModelConfig) -> nn.Module:
-        scorer = Scorer(model.width)
-        nn.init.constant_(scorer.linear.bias, -9.0)
-        return scorer
+    scorer = Scorer(model.width)
+    nn.init.constant_(scorer.linear.bias, -9.0)
+    return scorer
 
 
-@options
-class PoolsAbove8(ExpertRouter):
-    name: ClassVar[str] = "pools"
-
-    def choose(self, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        return super().choose(torch.where((logits_NE > 8).any(), -logits_NE, logits_NE), tokens)
+def pooled(self: Experts, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    return Experts.choose(self, torch.where((logits_NE > 8).any(), -logits_NE, logits_NE), tokens)
 
 
 @pytest.mark.parametrize(
-    ("router", "probe"),
-    [
-        (LeaksAbove6(), 1),
-        (LeaksWithABias(), 1),
-        (PoolsAbove8(), 1),
-        (LeaksAbove6(), 2),
-        (PoolsAbove8(), 2),
-    ],
+    "router",
+    [made(Depth, selected=above_6, scorer=biased), made(Experts, choose=pooled)],
+    ids=["depth", "experts"],
 )
-def test_a_leak_that_needs_large_scores_is_found(router: Router, probe: int) -> None:
-    finding = probed(router, probe)
+def test_a_leak_that_needs_large_scores_is_found(router: Router) -> None:
+    finding = probed(router, 1)
     assert finding.failed
     assert "scaled up to " in finding.figure
 
 
 @options
-class Assigns(ExpertRouter):
+class Assigns(Experts):
     """Gives each token its best three experts."""
 
-    name: ClassVar[str] = "assigns"
     expert_width: int | None = 16
     nominal: float = 3.0
 
@@ -138,35 +134,25 @@ class Learns(Selects):
         return {"density": (scores_N.sigmoid().mean() - self.capacity) ** 2}
 
 
-@options
-class Hashes(Depth):
-    def scorer(self, model: ModelConfig) -> None:
-        return None
-
-    def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
-        return tokens.ids % 5 == 0  # a fifth, not a quarter
+def a_fifth(self: Depth, scores_BT: Tensor, tokens: Tokens) -> Tensor:
+    return tokens.ids % 5 == 0
 
 
 @pytest.mark.parametrize(
     ("router", "verdict", "words"),
     [
-        (
-            Assigns(nominal=2.5),
-            "failed",
-            "layer 0 selects 3 and 3 experts per token in training; nominal",
-        ),
-        (Assigns(nominal=2), "failed", "nominal is 2"),
+        (Assigns(nominal=2.5), "failed", "selects 3 and 3 experts per token in training; nominal"),
         (Assigns(), "passed", "nominal is 3"),
-        (
-            Selects(),
-            "failed",
-            "layer 1 selects 0.289 and 0.289 of the tokens in training; nominal is 0.25",
-        ),
+        (Selects(), "failed", "selects 0.289 and 0.289 of the tokens in training; nominal is 0.25"),
         (Selects(share=0.25), "passed", "nominal is 0.25"),
-        (Learns(), "not asked", "in training, which losses or update learn; nominal is 0.25"),
-        (Hashes(), "passed", "nominal is 0.25"),
+        (Learns(), "not asked", "which losses or update learn; nominal is 0.25"),
+        (made(Depth, scorer=lambda *_: None, selected=a_fifth), "passed", "nominal is 0.25"),
+        (
+            made(Experts, assign=lambda self, logits_NE, tokens: logits_NE.softmax(dim=-1)),
+            "failed",
+            "8 experts per token in training, and nominal is top_k, 2; define",
+        ),
     ],
-    ids=lambda value: repr(value) if isinstance(value, Router) else None,
 )
 def test_realised_numbers_of_overridden_rules_are_compared_with_nominal(
     router: Router, verdict: str, words: str
@@ -182,12 +168,6 @@ def averaged(holder: Any, name: str, scores_BT: Tensor, tokens: Tokens) -> Tenso
     if tokens.training:
         values[name] = 0.9 * mean + 0.1 * float(scores_BT.detach().mean())
     return scores_BT > mean
-
-
-@options
-class KeptOnTheRouter(Depth):
-    def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
-        return averaged(self, "_mean", scores_BT, tokens)
 
 
 @options
@@ -213,19 +193,22 @@ class KeptInAGlobalObject(Depth):
         return averaged(HIDDEN, "mean", scores_BT, tokens)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2))])
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("router", "words"),
     [
-        (KeptOnTheRouter, "training changes router._mean, which is not in state_dict"),
+        (
+            lambda: made(Depth, selected=lambda self, s, tokens: averaged(self, "_mean", s, tokens)),
+            "training changes router._mean, which is not in state_dict",
+        ),
         (KeptInAnObject, ""),
         (KeptInAGlobal, "training changes global TOTAL of tests/audit/test_audit_plugins.py, which"),
         (KeptInAGlobalObject, ""),
     ],
+    ids=["router", "object", "global", "global object"],
 )
-def test_state_outside_of_modules_is_found(kind: type[Router], words: str, seed: int) -> None:
+def test_state_outside_of_modules_is_found(router: Callable[[], Router], words: str) -> None:
     TOTAL["mean"] = HIDDEN.mean = 0.0
-    finding = probed(kind(), 10, seed)
+    finding = probed(router(), 10)
     assert finding.failed
     assert words in finding.figure
 
@@ -239,124 +222,100 @@ def test_a_loaded_model_has_a_router_built_from_the_options(monkeypatch: pytest.
     assert "logits of the loaded model" in figure or "after resuming" in figure
 
 
-@options
-class WithDropout(Depth):
-    def scorer(self, model: ModelConfig) -> nn.Module:
-        class Dropped(Scorer):
-            def forward(self, x_BTD: Tensor) -> Tensor:
-                return F.dropout(super().forward(x_BTD), 0.5, training=True)
-
-        return Dropped(model.width)
+class Dropped(Scorer):
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return F.dropout(super().forward(x_BTD), 0.5, training=True)
 
 
-@options
-class WithNoise(ExpertRouter):
-    name: ClassVar[str] = "noise"
+class Centred(Scorer):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.register_buffer("mean", torch.zeros(()))
 
-    def choose(self, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        return super().choose(logits_NE + torch.randn_like(logits_NE), tokens)
-
-
-@options
-class WithNumpyNoise(Depth):
-    def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
-        if not tokens.training:
-            return scores_BT > 0
-        noise_BT = torch.from_numpy(np.random.default_rng().normal(size=tuple(scores_BT.shape)))
-        return super().selected(scores_BT + noise_BT.to(scores_BT), tokens)
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        scores_BT = super().forward(x_BTD)
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * scores_BT.detach().mean())
+        return scores_BT - self.mean
 
 
-@options
-class WithAPlainTensor(Depth):
-    def scorer(self, model: ModelConfig) -> nn.Module:
-        scorer = Scorer(model.width)
-        scorer.shift_D = torch.randn(model.width)
-        scorer.register_forward_pre_hook(lambda of, given: (given[0] + of.shift_D.to(given[0]),))
-        return scorer
+class Normalised(Scorer):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return super().forward(self.norm(x_BTD.transpose(1, 2)).transpose(1, 2))
 
 
-@options
-class WithABuffer(Depth):
-    def scorer(self, model: ModelConfig) -> nn.Module:
-        class Centred(Scorer):
-            def __init__(self, width: int) -> None:
-                super().__init__(width)
-                self.register_buffer("mean", torch.zeros(()))
+class Shifted(Scorer):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.shift_D = torch.randn(width)
 
-            def forward(self, x_BTD: Tensor) -> Tensor:
-                scores_BT = super().forward(x_BTD)
-                if self.training:
-                    self.mean.mul_(0.9).add_(0.1 * scores_BT.detach().mean())
-                return scores_BT - self.mean
-
-        return Centred(model.width)
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return super().forward(x_BTD + self.shift_D.to(x_BTD))
 
 
-@options
-class WithBatchNorm(Depth):
-    def scorer(self, model: ModelConfig) -> nn.Module:
-        class Normalised(Scorer):
-            def __init__(self, width: int) -> None:
-                super().__init__(width)
-                self.norm = nn.BatchNorm1d(width)
+def scored_by(kind: type[Scorer]) -> Router:
+    return made(Depth, scorer=lambda self, model: kind(model.width))
 
-            def forward(self, x_BTD: Tensor) -> Tensor:
-                return super().forward(self.norm(x_BTD.transpose(1, 2)).transpose(1, 2))
 
-        return Normalised(model.width)
+def noisy(self: Experts, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    return Experts.choose(self, logits_NE + torch.randn_like(logits_NE), tokens)
+
+
+def numpy_noise(self: Depth, scores_BT: Tensor, tokens: Tokens) -> Tensor:
+    if not tokens.training:
+        return scores_BT > 0
+    noise_BT = torch.from_numpy(np.random.default_rng().normal(size=tuple(scores_BT.shape)))
+    return Depth.selected(self, scores_BT + noise_BT.to(scores_BT), tokens)
+
+
+def by_id(self: Experts, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    return (tokens.ids % self.experts)[:, None], logits_NE[:, :1] + 1
+
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "dropout": lambda: scored_by(Dropped),
+    "noise": lambda: made(Experts, choose=noisy),
+    "numpy": lambda: made(Depth, selected=numpy_noise),
+    "tensor": lambda: scored_by(Shifted),
+    "buffer": lambda: scored_by(Centred),
+    "batch norm": lambda: scored_by(Normalised),
+    "no scorer": lambda: made(
+        Experts, top_k=1, balance=0.0, __annotations__={"top_k": int, "balance": float},
+        scorer=lambda self, model: None, choose=by_id,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("router", "probe", "figure"),
+    ("router", "probe", "verdict", "words"),
     [
-        (WithDropout(), 1, "two equal passes differ"),
-        (WithDropout(), 10, "two equal passes (topk) differ"),
-        (WithNoise(), 1, "two equal passes differ"),
-        (WithNoise(), 10, "two equal passes (topk) differ"),
-        (WithNumpyNoise(), 10, "differs after two equal training steps"),
-        (WithAPlainTensor(), 10, "layers.1.router.shift_D differs, which is not in"),
-        (WithABuffer(), 8, "buffer 'router.mean' of layer 1 changes"),
-        (WithBatchNorm(), 4, "more than 1 value per channel"),
-        (WithBatchNorm(), 8, "with the content of padding; router.norm is a BatchNorm"),
+        ("dropout", 1, "failed", "two equal passes differ"),
+        ("noise", 10, "failed", "two equal passes (topk) differ"),
+        ("numpy", 10, "failed", "differs after two equal training steps"),
+        ("numpy", 8, "passed", ""),  # is no loss that depends on padding
+        ("tensor", 10, "failed", "layers.1.router.shift_D differs, which is not in"),
+        ("buffer", 8, "failed", "buffer 'router.mean' of layer 1 changes"),
+        ("buffer", 10, "passed", ""),  # is kept from a repeated pass
+        ("batch norm", 4, "failed", "more than 1 value per channel"),
+        ("batch norm", 8, "failed", "with the content of padding; router.norm is a BatchNorm"),
+        ("batch norm", 10, "passed", ""),
+        ("no scorer", 8, "not asked", ""),
     ],
-    ids=lambda value: value.name if isinstance(value, Router) else None,
 )
-def test_the_figure_names_the_cause(router: Router, probe: int, figure: str) -> None:
-    finding = probed(router, probe)
-    assert finding.failed
-    assert figure in finding.figure
-
-
-@pytest.mark.parametrize("router", [WithABuffer(), WithBatchNorm()], ids=["buffer", "batch norm"])
-def test_a_buffer_that_a_scorer_writes_is_kept_from_a_repeated_pass(router: Router) -> None:
-    assert not probed(router, 10).failed
-
-
-def test_noise_of_numpy_is_no_loss_that_depends_on_padding() -> None:
-    assert not probed(WithNumpyNoise(), 8).failed
-
-
-@options
-class WithoutAScorer(ExpertRouter):
-    name: ClassVar[str] = "hash"
-    top_k: int = 1
-    balance: float = 0.0
-
-    def scorer(self, model: ModelConfig) -> None:
-        return None
-
-    def choose(self, logits_NE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        return (tokens.ids % self.experts)[:, None], logits_NE[:, :1] + 1
-
-
-def test_experts_without_a_scorer_have_no_router_to_teach() -> None:
-    assert probed(WithoutAScorer(), 8).verdict == "not asked"
+def test_the_figure_names_the_cause(router: str, probe: int, verdict: str, words: str) -> None:
+    finding = probed(ROUTERS[router](), probe)
+    assert finding.verdict == verdict
+    assert words in finding.figure
 
 
 def test_trained_weights_are_asked_for_leaks_again() -> None:
     from modbench.sweep.steps.train import of_trained
 
-    model: RoutedDecoder = build_model(SHAPE, PoolsAbove8())
+    model: RoutedDecoder = build_model(SHAPE, made(Experts, choose=pooled))
     found = of_trained(model.eval())
     assert [(finding.probe, finding.verdict) for finding in found] == [(1, "failed"), (2, "failed")]
     assert all(finding.figure.startswith("trained weights: ") for finding in found)

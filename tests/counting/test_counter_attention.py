@@ -65,7 +65,7 @@ def test_a_cpu_computes_whole_blocks_of_keys(queries: int, keys: int, pairs: int
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_causal_attention_in_three_conventions(device: str, dtype: torch.dtype) -> None:
     length = 600
     q, k, v = given(length, length, device, dtype)
@@ -89,7 +89,7 @@ def masks(form: str, allowed: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=lambda b: b.name)
 @pytest.mark.parametrize("form", ["bool", "-inf", "lowest"])
-@pytest.mark.parametrize("shape", [(7, 7), (2, 1, 7, 7), (1, 4, 7, 7), (1, 1, 1, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 7), (2, 1, 7, 7), (1, 1, 1, 7)], ids=str)
 def test_a_mask_counts_by_the_pairs_it_allows(
     shape: tuple[int, ...], form: str, backend: SDPBackend
 ) -> None:
@@ -106,14 +106,6 @@ def test_a_mask_counts_by_the_pairs_it_allows(
     assert counter.executed == factor * EACH * SEQUENCES * HEADS * 49 // 2
 
 
-def test_a_mask_without_values_forbids_nothing() -> None:
-    q, k, v = given(device="meta")
-    mask = torch.ones(7, 7, dtype=torch.bool, device="meta")
-    counter = counted(lambda: F.scaled_dot_product_attention(q, k, v, mask).sum().backward())
-    assert counter.total_model == counter.total == 3 * EACH * SEQUENCES * HEADS * 49
-    assert counter.executed == 7 * EACH * SEQUENCES * HEADS * 49 // 2
-
-
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=lambda b: b.name)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_causal_biases_are_known_by_name(device: str, backend: SDPBackend) -> None:
@@ -123,14 +115,6 @@ def test_causal_biases_are_known_by_name(device: str, backend: SDPBackend) -> No
             counter = counted(lambda b=bias: F.scaled_dot_product_attention(q, k, v, b).sum().backward())
             assert counter.total_model == 3 * EACH * SEQUENCES * HEADS * pairs
             assert counter.total == 3 * EACH * SEQUENCES * HEADS * 35
-
-
-def test_what_is_counted_computes_what_it_computes_otherwise() -> None:
-    q, k, v = given(5, 7)
-    for mask in (causal_lower_right(5, 7), causal_upper_left(5, 7), torch.rand(5, 7) > 0.4):
-        expected = F.scaled_dot_product_attention(q, k, v, mask)
-        with FlopCounter():
-            assert torch.equal(F.scaled_dot_product_attention(q, k, v, mask), expected)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -158,18 +142,6 @@ def test_meta_counts_what_a_cpu_counts(
     else:
         blocks = 512 * 512 + 88 * 600 if causal else square
         assert counter.executed == 7 * each * blocks // 2
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_grouped_heads_cost_what_all_heads_do(device: str) -> None:
-    q, _, _ = given(device=device)
-    k, v = (torch.randn(SEQUENCES, 2, 7, WIDTH, device=device, requires_grad=True) for _ in "kv")
-    counter = counted(
-        lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
-    )
-    assert counter.total == 3 * EACH * SEQUENCES * HEADS * 49
-    assert counter.total_model == 3 * EACH * SEQUENCES * HEADS * 28
-    assert counter.executed == 7 * EACH * SEQUENCES * HEADS * 49 // 2
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -280,14 +252,6 @@ def test_function_modes_see_the_function_they_know() -> None:
     assert counter.total_model == EACH * SEQUENCES * HEADS * 28
 
 
-def test_nested_counters_both_see_a_bias() -> None:
-    q, k, v = given(5, 7, "meta")
-    bias = causal_lower_right(5, 7)
-    with FlopCounter() as outer, FlopCounter() as inner:
-        F.scaled_dot_product_attention(q, k, v, bias)
-    assert outer.total_model == inner.total_model == EACH * SEQUENCES * HEADS * 25
-
-
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=lambda b: b.name)
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_backward_pass_whose_forward_pass_was_not_counted(backend: SDPBackend, masked: bool) -> None:
@@ -313,3 +277,11 @@ def test_a_mask_with_values_is_read_on_the_meta_device() -> None:
         assert counter.total_model * 49 == counter.total * 28
         assert counter.unread_masks == 0
     assert counted(lambda: F.scaled_dot_product_attention(q, k, v, mask.to("meta"))).unread_masks == 1
+
+
+def test_what_is_counted_computes_what_it_computes_otherwise() -> None:
+    q, k, v = given(5, 7)
+    for mask in (causal_lower_right(5, 7), causal_upper_left(5, 7), torch.rand(5, 7) > 0.4):
+        expected = F.scaled_dot_product_attention(q, k, v, mask)
+        with FlopCounter():
+            assert torch.equal(F.scaled_dot_product_attention(q, k, v, mask), expected)

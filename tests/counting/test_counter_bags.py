@@ -12,16 +12,15 @@ ONCE = 2 * 9 * 7
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("last_offset", [False, True], ids=["starts", "starts-and-end"])
 @pytest.mark.parametrize(
     ("rows", "weights"), [(True, True), (True, False), (False, True)], ids=["both", "rows", "weights"]
 )
 def test_a_weighted_bag_costs_what_a_sparse_product_does_and_each_gradient_as_much(
-    device: str, last_offset: bool, rows: bool, weights: bool
+    device: str, rows: bool, weights: bool
 ) -> None:
     table = torch.randn(16, 7, device=device, requires_grad=rows)
     weight = torch.randn(9, device=device, requires_grad=weights)
-    offsets = torch.tensor([0, 4, 9] if last_offset else [0, 4]).to(device)
+    offsets = torch.tensor([0, 4]).to(device)
     with FlopCounter() as counter:
         bags = F.embedding_bag(
             INDICES.to(device),
@@ -29,7 +28,6 @@ def test_a_weighted_bag_costs_what_a_sparse_product_does_and_each_gradient_as_mu
             offsets,
             mode="sum",
             per_sample_weights=weight,
-            include_last_offset=last_offset,
         )
     assert counter.total == counter.executed == ONCE
     with FlopCounter() as counter:

@@ -66,22 +66,6 @@ def test_flex_attention_counts_by_its_mask(
     assert set(counter.by_op) == {"higher_order::flex_attention"}
 
 
-def test_flex_attention_without_a_mask_is_a_square() -> None:
-    x = torch.randn(SEQUENCES, HEADS, LENGTH, WIDTH)
-    counter = counted(lambda: flex_attention(x, x, x))
-    assert counter.total_model == counter.total == counter.executed == EACH * SEQUENCES * LENGTH**2
-
-
-def test_a_mask_made_inside_and_grouped_heads() -> None:
-    x = torch.randn(SEQUENCES, HEADS, LENGTH, WIDTH)
-
-    def run() -> None:
-        mask = create_block_mask(causal, None, None, LENGTH, LENGTH, device="cpu")
-        flex_attention(x, x[:, :2], x[:, :2], block_mask=mask, enable_gqa=True)
-
-    assert counted(run).total_model == EACH * 2 * TRIANGLE
-
-
 def test_the_backward_pass_needs_twice_and_computes_two_and_a_half() -> None:
     """By the op itself: the function refuses a backward pass on a CPU."""
     x = torch.randn(SEQUENCES, HEADS, LENGTH, WIDTH, requires_grad=True)

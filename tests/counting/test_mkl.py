@@ -115,13 +115,3 @@ def test_attention_asks_mkl_for_the_blocks_that_are_counted() -> None:
     assert {name: asked - counted for name, (asked, counted) in found.items()} == dict.fromkeys(found, 0)
     forward, both = (found[f"1100x1100 causal=True backward={back}"][0] for back in (False, True))
     assert 2 * both == 7 * forward  # the scores once more: 1 + 2.5
-
-
-@pytest.mark.full
-def test_a_routine_that_prints_no_shape_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="the program under MKL failed"):
-        executed("def runs(): return {'broken': lambda: 1 / 0}")
-    from mkl import _flops
-
-    with pytest.raises(RuntimeError, match="SGEMM_BATCH"):
-        _flops("SGEMM_BATCH", ["N", "N", "0x7f"])

@@ -168,15 +168,11 @@ def bad(**changed: Any) -> dict[str, Any]:
     ("config", "sentence"),
     [
         (bad(model_type="t5", is_encoder_decoder=True), "'t5' is an encoder-decoder"),
-        (bad(model_type="vit"), "model_type 'vit' is no causal language model"),
-        (bad(model_type="bert"), "model_type 'bert' is an encoder"),
         (bad(model_type="mine", auto_map={"AutoConfig": "a.B"}), "is code of its own"),
         (bad(attn_implementation="a/b"), "implementation on the Hugging Face hub"),
-        (bad(model_type="mamba"), "layers of kind|states no|no causal|can't|num_"),
         (bad(max_position_embeddings=16), "its context is 16 tokens, and \\[train\\] sequence is 32"),
         (bad(num_attention_heads=5), "num_attention_heads, 5, must divide it"),
         ({"model_type": "llama"}, "states no hidden_size"),
-        ({"hidden_size": 3}, "states no model_type"),
     ],
 )
 def test_a_config_that_is_no_row_is_refused_before_anything_runs(
@@ -196,7 +192,6 @@ def test_a_config_that_is_no_row_is_refused_before_anything_runs(
     ("old", "new", "sentence"),
     [
         ('hf = "llama.json"', 'hf = "nowhere"', "nowhere.*can't be read"),
-        ('hf = "llama.json"', 'hf = "empty"', "empty.config.json can't be read"),
         ('hf = "llama.json"', 'hf = "pickled"', "pytorch_model.bin are pickled"),
         ('hf = "llama.json"', 'hf = "quantised"', "its weights are quantised"),
         (
@@ -206,14 +201,11 @@ def test_a_config_that_is_no_row_is_refused_before_anything_runs(
         ),
         ('hf = "llama.json"', 'hf = "llama.json", width = 64', "model has no 'width'"),
         ('hf = "llama.json"', 'hf = "llama.json", experts = "eager"', "llama.json is a dense model"),
-        ('hf = "llama.json"', 'hf = "llama.json", experts = "fast"', "experts is 'fast'"),
         ('label = "Llama"', 'label = "Llama"\noptions = { every = 2 }', "options, and no router"),
-        ('label = "Llama"\n', "", "needs 'label'"),
         ("[sweep]", '[[shapes]]\nlabel = "a"\n[sweep]', "\\[\\[shapes\\]\\] gives sizes"),
     ],
 )
 def test_keys_that_name_no_model_are_refused(old: str, new: str, sentence: str) -> None:
-    Path("empty").mkdir()
     write("pickled/config.json", LLAMA)
     Path("pickled/pytorch_model.bin").touch()
     write("quantised/config.json", bad(quantization_config={}))

@@ -112,25 +112,14 @@ def test_a_suite_ranks_a_model_with_and_without_a_router_in_one_table() -> None:
         assert 0.9 < float(row["budget_spent"]) <= 1, label
         assert float(row["heldout_loss"]) > 0
     assert float(rows["Llama-mod"]["kv_cache_share"]) < 1.0
-    records = read_suite(Path("out/mixed"))
-    (run,) = (
-        record.what
-        for record in records.runs
-        if isinstance(record.what.model, HubConfig) and record.what.router.name == "mod"
-    )
-    assert run.router.options["capacity"] == 0.25
     (audit,) = (
         audit
-        for audit in records.audits.values()
+        for audit in read_suite(Path("out/mixed")).audits.values()
         if audit.scheme["router"]["name"] == "mod" and "config" in audit.scheme["model"]
     )
     verdicts = {finding["name"]: finding["verdict"] for finding in audit.audit}
-    assert {name for name, verdict in verdicts.items() if verdict == "passed"} == {
-        "causal",
-        "batch-invariant",
-        "decode parity",
-        "count",
-    }
+    passed = {name for name, verdict in verdicts.items() if verdict == "passed"}
+    assert passed == {"causal", "batch-invariant", "decode parity", "count"}
     assert "failed" not in verdicts.values()
     model, tokenizer = modbench.load("out/mixed/Llama-mod")
     assert isinstance(model, RoutedHubModel)
@@ -258,28 +247,12 @@ def test_a_key_holds_the_router_its_options_and_the_config() -> None:
     assert others["Llama"].key == stated["Llama"].key
 
 
-def test_every_scheme_with_a_router_of_a_suite_of_one_model_is_retrofitted() -> None:
-    head, _, _ = SUITE.partition("[[schemes]]")
-    text = head.replace("width = 32\nlayers = 2\nheads = 4", 'hf = "llama.json"')
-    text += '[[schemes]]\nlabel = "dense"\n[[schemes]]\nlabel = "routed"\nrouter = "mod"\n'
-    stated = runs(text)
-    assert {label: run.router.name for label, run in stated.items()} == {
-        "dense": TRANSFORMERS,
-        "routed": "mod",
-    }
-    assert all(isinstance(run.model, HubConfig) for run in stated.values())
-
-
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         (ROUTED, ROUTED.replace('"mod"', '"vanilla"'), "router 'vanilla' is no DepthRouter"),
-        (ROUTED, ROUTED.replace('"mod"', '"token_choice"'), "router 'token_choice' is no DepthRouter"),
-        ('router = "mod"\nmodel', 'router = "unknown"\nmodel', "router 'unknown' is not known"),
         ("capacity = 0.25", 'residual = "full"', "use residual = 'delta'"),
         ("capacity = 0.25", "every = 3", "no layer of 2 is routed"),
-        ("capacity = 0.25", "capcity = 0.25", "capcity"),
-        ('label = "Llama-mod"\nrouter = "mod"', 'label = "Llama-mod"', "options, and no router"),
     ],
 )
 def test_a_router_that_can_not_be_used_is_refused_before_anything_runs(

@@ -52,10 +52,6 @@ def routing(made: Decoder, windows_WT: np.ndarray = WINDOWS_WT, batch: int = 16)
     return found
 
 
-def test_a_dense_model_has_no_histogram() -> None:
-    assert routing(model("vanilla")) == {}
-
-
 def test_a_strides_positions_are_known() -> None:
     found = routing(model("mod", scores="stride", capacity=0.25))
     assert (found["windows"], found["sequence"], found["edges"]) == (20, 64, list(range(65)))
@@ -126,12 +122,6 @@ def test_router_weights_are_counted_once_per_token(name: str) -> None:
         for layer in found[rule]["depth"]:
             assert sum(layer["gates"]["all"]) == 20 * 64
             assert sum(layer["gates"]["selected"]) == sum(layer["routed"])
-
-
-@pytest.mark.parametrize("scores", ["stride", "gaussian"])
-def test_control_without_router_weights_has_no_histogram_of_them(scores: str) -> None:
-    found = routing(model("mod", scores=scores))
-    assert all("gates" not in layer for layer in found["causal"]["depth"])
 
 
 @pytest.mark.parametrize(("name", "options"), EXPERTS)

@@ -121,14 +121,6 @@ def test_without_padding_a_batch_costs_what_its_sequences_cost_alone() -> None:
     assert together.total() == sum(ledger.total() for ledger in alone) > 0
 
 
-def test_what_frozen_parameters_do_not_need_is_not_counted() -> None:
-    model = Made("of_layers", {}, SHAPE, OfLayers(kind=Bottleneck)).built()
-    model.embedding.requires_grad_(False)
-    model.layers[0].requires_grad_(False)
-    _, counter = checks.train(model, torch.randint(97, (2, 9)))
-    checks.same(model.ledger(Workload.uniform(2, 9, "train")), counter)
-
-
 def test_a_layer_that_needs_values_is_named() -> None:
     model = Made("of_layers", {}, SHAPE, OfLayers(kind=ReadsValues)).built()
     with pytest.raises(UserError, match="layer 1 has no ledger and cannot be counted on the meta"):

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbench.audit import audit
 from modbench.counting.counter import FlopCounter
 from modbench.ledger import CONVENTIONS, Ledger, Workload
 from modbench.model.config import ModelConfig
@@ -77,7 +76,7 @@ def lengths_of(lengths: Sequence[int]) -> Tensor | None:
     return torch.tensor(lengths) if min(lengths) < max(lengths) else None
 
 
-def costs_what_it_selects(scheme: Scheme, dtype: torch.dtype) -> None:
+def costs_what_it_selects(scheme: Scheme, dtype: torch.dtype = torch.float32) -> None:
     """On values: forward and training, full and padded; prompts, more at once, one token each."""
     model = scheme.warmed(dtype)
     costs_what_it_decodes(model, scheme)
@@ -110,7 +109,7 @@ def costs_what_it_decodes(model: Decoder, scheme: Scheme) -> None:
         past = tuple(cache.read)
 
 
-def costs_its_nominal_flops(scheme: Scheme, dtype: torch.dtype) -> None:
+def costs_its_nominal_flops(scheme: Scheme, dtype: torch.dtype = torch.float32) -> None:
     """On shapes alone, the selection is unknown: nominal counts, in every phase."""
     model = scheme.built("meta", dtype)
     tokens_BT = torch.zeros(3, 63, dtype=torch.long, device="meta")
@@ -253,42 +252,3 @@ def saves_and_loads(scheme: Scheme) -> None:
         assert torch.equal(model(tokens_BT, Context()), other(tokens_BT, Context()))
     for (name, one), two in zip(model.named_buffers(), other.buffers(), strict=True):
         assert torch.equal(one, two), name
-
-
-class EveryScheme:
-    """The checks as tests: a file of tests derives from it, and has a fixture ``scheme``."""
-
-    def test_it_costs_what_it_selects(self, scheme: Scheme) -> None:
-        costs_what_it_selects(scheme, torch.float32)
-
-    def test_on_shapes_alone_it_costs_its_nominal_flops(self, scheme: Scheme) -> None:
-        costs_its_nominal_flops(scheme, torch.float32)
-
-    def test_what_is_frozen_costs_no_gradient(self, scheme: Scheme) -> None:
-        frozen_parts_cost_no_gradient(scheme)
-
-    def test_it_decodes_what_it_scores(self, scheme: Scheme) -> None:
-        decodes_what_it_scores(scheme)
-
-    def test_it_runs_again_as_it_ran(self, scheme: Scheme) -> None:
-        runs_again_as_it_ran(scheme)
-
-    def test_it_stands_in_every_dtype(self, scheme: Scheme) -> None:
-        stands_in_every_dtype(scheme)
-
-    def test_it_saves_and_loads(self, scheme: Scheme) -> None:
-        saves_and_loads(scheme)
-
-    @pytest.mark.full
-    def test_in_half_precision_it_costs_as_much(self, scheme: Scheme) -> None:
-        costs_what_it_selects(scheme, torch.bfloat16)
-        costs_its_nominal_flops(scheme, torch.bfloat16)
-
-    @pytest.mark.full
-    def test_it_passes_the_audit(self, scheme: Scheme) -> None:
-        failed = {finding.probe: finding.figure for finding in audit(scheme.warmed()) if finding.failed}
-        assert set(failed) <= self.may_fail(scheme), failed
-
-    def may_fail(self, scheme: Scheme) -> set[int]:
-        """Probes that the scheme's options make fail."""
-        return set()

@@ -159,13 +159,3 @@ def test_what_is_made_of_fake_tensors_is_not_kept_for_others() -> None:
     with FakeTensorMode():
         assert all(isinstance(one, FakeTensor) for one in made())
     assert not any(isinstance(one, FakeTensor) for one in made())
-
-
-def test_rows_are_kept_but_not_those_of_inference_mode() -> None:
-    def row() -> torch.Tensor:
-        return strided_rows(0.25, [0, 0, 0], 71, torch.device("cpu"))
-
-    with torch.inference_mode():
-        assert row().is_inference()
-    assert not row().is_inference()
-    assert row().data_ptr() == row().data_ptr()

@@ -116,18 +116,18 @@ def olmoe() -> nn.Module:
     return OlmoeSparseMoeBlock(config)
 
 
-def deepseek_v3() -> nn.Module:
+def deepseek_v3(experts: int = 256, top_k: int = 8, groups: int = 8, top_groups: int = 4) -> nn.Module:
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
     config = transformers.DeepseekV3Config(
         hidden_size=32,
         moe_intermediate_size=6,
-        n_routed_experts=256,
+        n_routed_experts=experts,
         n_shared_experts=1,
-        num_experts_per_tok=8,
-        n_group=8,
-        topk_group=4,
-        norm_topk_prob=True,
+        num_experts_per_tok=top_k,
+        n_group=groups,
+        topk_group=top_groups,
+        norm_topk_prob=top_k > 1,
         routed_scaling_factor=2.5,
         experts_implementation="eager",
     )
@@ -195,3 +195,35 @@ def test_a_layer_has_their_outputs_and_gradients(family: str) -> None:
     converted = feed_forward_from_hugging_face(gradients)
     for name, parameter in ours.named_parameters():
         near(parameter.grad, converted[name])
+
+
+@pytest.mark.parametrize(
+    ("experts", "top_k", "groups", "top_groups"),
+    [
+        (16, 4, 4, 2),
+        (16, 4, 4, 1),
+        (16, 2, 4, 2),
+        pytest.param(24, 8, 3, 2, marks=pytest.mark.full),
+        pytest.param(32, 1, 8, 4, marks=pytest.mark.full),
+        pytest.param(64, 6, 8, 5, marks=pytest.mark.full),
+    ],
+)
+def test_groups_are_theirs_where_two_experts_are_due_to_each(
+    experts: int, top_k: int, groups: int, top_groups: int
+) -> None:
+    """DeepseekV3MoE scores a group by its best two experts."""
+    theirs = random_weights(deepseek_v3(experts, top_k, groups, top_groups)).eval()
+    options = {
+        **build_router("token_choice").presets["deepseek_v3"],
+        "experts": experts,
+        "top_k": top_k,
+        "groups": groups,
+        "top_groups": top_groups,
+        "renormalise": top_k > 1,
+        "expert_width": 6,
+    }
+    ours = build_model(SHAPE, build_router("token_choice", options)).layers[0].feed_forward.eval()
+    load_weights(ours, feed_forward_from_hugging_face(theirs.state_dict()))
+    x_BTD = torch.randn(3, 63, 32)
+    equal = torch.allclose(ours(x_BTD, Context()), theirs(x_BTD), rtol=1e-5, atol=1e-5)
+    assert equal == (-(-top_k // top_groups) == 2)

@@ -3,18 +3,14 @@
 B sequences, T tokens, D width.
 """
 
-import copy
-import math
 from pathlib import Path
 
-import layer_checks as checks
 import pytest
 import torch
 from against_loop import equals_its_loop, model_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
@@ -41,13 +37,6 @@ OPTIONS: dict[str, tuple[ModelConfig, dict]] = {
 }
 
 
-@pytest.fixture(params=checks.full_except([name for name in OPTIONS if name != "published"], "1x3"))
-def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
-    """``published`` costs what 2x2 does."""
-    shape, options = OPTIONS[request.param]
-    return checks.Scheme("mixture_of_recursions", options, shape)
-
-
 def decoder_of(name: str) -> Decoder:
     shape, options = OPTIONS[name]
     return build_model(shape, build_router("mixture_of_recursions", options), seed=5)
@@ -64,18 +53,6 @@ def layer_of(shape: ModelConfig, options: dict) -> Recursions:
 def test_it_equals_its_plain_loop(name: str, rule: str) -> None:
     shape, options = OPTIONS[name]
     equals_its_loop(layer_of(shape, options), (9, 17, 1), rule)
-
-
-def test_each_recursion_is_of_the_written_share() -> None:
-    layer = layer_of(FIVE, {"recursions": 3})
-    for tokens in (1, 2, 3, 7, 63, 64):
-        context = Context()
-        layer(torch.randn(2, tokens, FIVE.width, dtype=torch.float64), context)
-        for r in (1, 2):
-            count = math.ceil(tokens * (3 - r) / 3)
-            assert context.trace.counts[1 + r, "depth"] == (count, count)
-            workload = checks.Workload.uniform(2, tokens)
-            assert layer.nominal_counts(workload)[1 + r, "depth"] == (count, count)
 
 
 def test_a_token_that_stopped_stays_stopped_and_keeps_its_value() -> None:
@@ -132,33 +109,6 @@ def test_shared_parameters_are_there_once(name: str, tmp_path: Path) -> None:
     assert torch.equal(other(tokens_BT, Context()), model(tokens_BT, Context()))
 
 
-def test_a_copy_shares_nothing_with_what_it_was_copied_from_and_goes_on_sharing_within() -> None:
-    model = decoder_of("2x2")
-    tokens_BT = torch.randint(SIX.vocabulary, (2, 9))
-    before_BTV = model(tokens_BT, Context())
-    twin = copy.deepcopy(model)
-    assert torch.equal(twin(tokens_BT, Context()), before_BTV)
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
-    twin(tokens_BT, Context()).square().mean().backward()
-    optimizer.step()
-    assert torch.equal(model(tokens_BT, Context()), before_BTV)
-    after_BTV = twin(tokens_BT, Context())
-    assert not torch.equal(after_BTV, before_BTV)
-    fresh = decoder_of("2x2")
-    fresh.load_state_dict(twin.state_dict())
-    assert torch.equal(fresh(tokens_BT, Context()), after_BTV)
-
-
-def test_shared_blocks_start_as_the_dense_models_first_ones() -> None:
-    model, dense = decoder_of("2x2"), build_model(SIX, build_router("vanilla"), seed=5)
-    for place, block in enumerate(model.layers[1].blocks):
-        for ours, theirs in zip(block.parameters(), dense.layers[1 + place].parameters(), strict=True):
-            assert torch.equal(ours, theirs)
-    for number in (0, 5):
-        assert isinstance(model.layers[number], Block)
-    assert not [p for number in (2, 3, 4) for p in model.layers[number].parameters()]
-
-
 @torch.no_grad()
 def test_each_application_has_a_cache_of_its_own() -> None:
     model = decoder_of("2x2").eval()
@@ -194,7 +144,3 @@ def test_the_causal_rule_learns_which_tokens_continue() -> None:
     layer(x_BTD, causal := Context(selection="causal"))
     wanted, got = top.trace.tensors[2, "selected"], causal.trace.tensors[2, "selected"]
     assert (wanted == got).float().mean() > 0.9
-
-
-class TestEveryScheme(checks.EveryScheme):
-    """On each of the schemes above."""

@@ -1,6 +1,6 @@
 """Options that contradict each other or the model's shape are refused, by each scheme.
 
-Bounds of a single option are declared by its type; `tests/routing/test_registry.py` has their errors.
+Bounds of a single option are declared by its type; `tests/routing/test_plugins.py` has their errors.
 """
 
 import pytest
@@ -16,66 +16,34 @@ BY_CHOICE = {"experts_by": "expert_choice"}
 REFUSED: dict[str, list[tuple[dict, str]]] = {
     "mod": [
         ({"capacity": 0.0}, "capacity is 0; it should be greater than 0"),
-        ({"offset": 2}, "offset is 2 with every 2; it must lie between 0 and every - 1"),
-        ({"offset": -1}, "offset is -1 with every 2"),
-        ({"scores": "hash", "gate": "sigmoid"}, "'gate' has no effect with scores 'hash'; leave it out"),
-        ({"scores": "stride", "causal": "aux_bce"}, "'causal' has no effect with scores 'stride'"),
-        ({"scores": "gausian"}, "scores is 'gausian'; it should be 'learned', 'gaussian'"),
-        ({"every": 7}, "no block of 6 is routed with every 7"),
-        ({"first_dense": 6}, "no block of 6 is routed"),
-        ({"last_dense": 5}, "no block of 6 is routed"),
+        ({"offset": 2}, "offset is 2 with every 2"),
+        ({"scores": "hash", "gate": "sigmoid"}, "'gate' has no effect with scores 'hash'"),
+        ({"scores": "gausian"}, "scores is 'gausian'"),
         ({"every": 1, "first_dense": 3, "last_dense": 3}, "no block of 6 is routed"),
     ],
     "mode_staged": [
         ({**BY_CHOICE, "top_k": 3}, "'top_k' has no effect with experts_by 'expert_choice'"),
-        ({**BY_CHOICE, "renormalise": False}, "'renormalise' has no effect with experts_by"),
         ({"pool": "batch"}, "'pool' has no effect with experts_by 'token_choice'"),
-        ({"expert_capacity": 1.0}, "'expert_capacity' has no effect with experts_by"),
-        ({**BY_CHOICE, "expert_capacity": 9.0}, "capacity is 9 with 8 experts; it must lie above 0"),
-        ({"affinity": "sigmoid", "z_loss": 0.1}, "'z_loss' has no effect with affinity 'sigmoid'"),
-        ({"top_k": 9}, "top_k is 9 of 8 experts"),
-        ({"offset": 3}, "offset is 3 with every 2"),
+        ({**BY_CHOICE, "expert_capacity": 9.0}, "capacity is 9 with 8 experts"),
     ],
-    "mode_integrated": [
-        ({"groups": 2, "top_groups": 1}, "groups is 2 with no_op_experts 8"),
-    ],
+    "mode_integrated": [({"groups": 2, "top_groups": 1}, "groups is 2 with no_op_experts 8")],
     "token_choice": [
         ({"experts": 4, "top_k": 5}, "top_k is 5 of 4 experts"),
         ({"top_k": 1}, "top_k 1 with renormalise true"),
-        ({"shared_width": 8}, "'shared_width' has no effect with shared_experts 0; leave it out"),
-        ({"shared_gate": True}, "'shared_gate' has no effect with shared_experts 0"),
-        (
-            {"balance": 0.0, "balance_scope": "sequence"},
-            "'balance_scope' has no effect with balance 0.0",
-        ),
+        ({"shared_width": 8}, "'shared_width' has no effect with shared_experts 0"),
         ({"affinity": "sigmoid", "z_loss": 0.1}, "'z_loss' has no effect with affinity 'sigmoid'"),
-        ({"capacity_factor": 0.5}, "capacity_factor is 0.5; it must be 1 or more"),
-        ({"groups": 3}, "groups is 3 of 8 experts; it must divide experts"),
-        ({"groups": 2, "top_groups": 3}, "top_groups is 3 of 2 groups"),
-        ({"groups": 4, "top_groups": 4}, "'groups' has no effect with top_groups 4"),
+        ({"capacity_factor": 0.5}, "capacity_factor is 0.5"),
+        ({"groups": 3}, "groups is 3 of 8 experts"),
         ({"groups": 8}, "top_k is 2 and the 1 groups that a token may choose have 1 experts"),
         ({"top_k": 5}, "can't be shared by 5 active experts"),
     ],
-    "expert_choice": [
-        ({"capacity": 9.0}, "capacity is 9 with 8 experts; it must lie above 0"),
-        ({"capacity": 0.0}, "capacity is 0 with 8 experts"),
-    ],
-    "expert_threshold": [
-        ({"capacity": 9.0}, "capacity is 9 with 8 experts; it must lie above 0"),
-        ({"capacity": 3.0}, "mlp_width 64 can't be shared by 3 active experts"),
-    ],
-    "relu_routing": [
-        ({"active_experts": 9}, "active_experts is 9 of 8 experts; it must lie between 1 and experts"),
-        ({"active_experts": 3}, "mlp_width 64 can't be shared by 3 active experts"),
-    ],
-    "threshold_skip": [
-        ({"gate": "linear"}, "gate"),
-        ({"every": 7}, "no block of 6 is routed with every 7"),
-    ],
+    "expert_choice": [({"capacity": 9.0}, "capacity is 9 with 8 experts")],
+    "expert_threshold": [({"capacity": 3.0}, "can't be shared by 3 active experts")],
+    "relu_routing": [({"active_experts": 9}, "active_experts is 9 of 8 experts")],
+    "threshold_skip": [({"gate": "linear"}, "gate")],
     "mixture_of_recursions": [
-        ({"gate_scale": float("inf")}, "gate_scale is inf; it should be a finite number"),
+        ({"gate_scale": float("inf")}, "gate_scale is inf"),
         ({"recursions": 3}, "layers is 6 with 3 recursions: .*; set layers to 5"),
-        ({"recursions": 5}, "layers is 6 with 5 recursions: .*; set layers to 7"),
     ],
 }
 

@@ -1,10 +1,8 @@
-"""Ledger equals counter to the integer under checkpointing and for any shape and options; and experts
-spend what the dense MLP does. `layer_checks.EveryScheme` has the phases of each scheme.
+"""Ledger equals counter to the integer for any shape and options; and experts
+spend what the dense MLP does. `test_every_scheme` has the phases of each scheme.
 
 B sequences, T tokens.
 """
-
-import dataclasses
 
 import layer_checks as checks
 import pytest
@@ -13,27 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modbench.counting.counter import FlopCounter
-from modbench.ledger import Ledger, Workload
+from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, preset_options, router_class
-
-SCHEMES: dict[str, tuple[str, dict]] = {
-    "vanilla": ("vanilla", {}),
-    "token_choice": ("token_choice", {}),
-    "token_choice-top1": ("token_choice", {"top_k": 1, "renormalise": False, "expert_width": 5}),
-    "token_choice-z": ("token_choice", {"experts": 3, "top_k": 2, "z_loss": 0.1, "balance": 0.0}),
-    "expert_choice": ("expert_choice", {}),
-    "expert_choice-batch": ("expert_choice", {"pool": "batch", "capacity": 1.0}),
-    "mod": ("mod", {}),
-    "mod-aux": ("mod", {"causal": "aux_bce", "capacity": 0.4, "every": 1, "gate": "sigmoid"}),
-    "mod-threshold": ("mod", {"causal": "ema_threshold", "residual": "full", "capacity": 1.0}),
-    "mode_staged": ("mode_staged", {"capacity": 0.3}),
-    "mode_integrated": ("mode_integrated", {"no_op_experts": 3}),
-}
-
 
 #: Schemes in which a token meets as many experts as the dense MLP is divided by, and their presets.
 EXPERTS = [
@@ -41,31 +24,6 @@ EXPERTS = [
     for name in ("token_choice", "expert_choice", "expert_threshold", "relu_routing")
     for preset in ("", *router_class(name).presets)
 ]
-
-
-@pytest.fixture(params=checks.full_except(SCHEMES, "vanilla"))
-def scheme(request: pytest.FixtureRequest, shape: ModelConfig) -> checks.Scheme:
-    name, options = SCHEMES[request.param]
-    return checks.Scheme(name, options, shape)
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_checkpointing_executes_each_layer_once_more(scheme: checks.Scheme, device: str) -> None:
-    model = scheme.built(device)
-    tokens_BT = torch.zeros(2, 33, dtype=torch.long, device=device)
-    context, counter = checks.train(model, tokens_BT, checkpoint=True)
-    workload = Workload(
-        lengths=(33, 33),
-        phase="train",
-        checkpoint=True,
-        counts=context.trace.counts if device == "cpu" else {},
-    )
-    ledger = model.ledger(workload)
-    checks.same(ledger, counter)
-    plain = model.ledger(dataclasses.replace(workload, checkpoint=False))
-    assert ledger.total("model") == plain.total("model")
-    layers = Ledger({key: flops for key, flops in plain if key[0] >= 0 and key[2] == "forward"})
-    assert ledger.total("executed") - plain.total("executed") == layers.total("executed")
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -4,7 +4,6 @@ and what balances, the options, and what every scheme shows.
 B sequences, T tokens, N tokens of all sequences, D width, E experts, K chosen.
 """
 
-import layer_checks as checks
 import naive_presets
 import pytest
 import torch
@@ -176,32 +175,6 @@ def test_widths_that_are_given_are_kept() -> None:
     ):
         with pytest.raises(UserError, match=words):
             part_of(options)
-
-
-SCHEMES: dict[str, checks.Scheme] = {
-    "switch": checks.Scheme("token_choice", {**options_of("switch"), "experts": 5}, AWKWARD),
-    "deepseek_v3": checks.Scheme("token_choice", {**options_of("deepseek_v3"), **FEWER}, AWKWARD),
-    "drops-shared-gate": checks.Scheme(
-        "token_choice", {"capacity_factor": 1.0, "shared_experts": 2, "shared_gate": True}, SHAPE
-    ),
-    "no-ops": checks.Scheme(
-        "mode_integrated", {"capacity_factor": 1.5, "bias_step": 0.01, "shared_experts": 1}, SHAPE
-    ),
-    "staged": checks.Scheme(
-        "mode_staged",
-        {"capacity": 0.4, "capacity_factor": 1.0, "bias_step": 0.01, "balance_scope": "sequence"},
-        SHAPE,
-    ),
-}
-
-
-@pytest.fixture(params=checks.full_except(SCHEMES, "drops-shared-gate", "no-ops"))
-def scheme(request: pytest.FixtureRequest) -> checks.Scheme:
-    return SCHEMES[request.param]
-
-
-class TestEveryScheme(checks.EveryScheme):
-    """On each of the schemes above."""
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,6 @@ def test_it_equals_its_plain_loop(shape: ModelConfig, lengths: tuple[int, ...]) 
     model_equals_its_loop(model_of("vanilla", {}, shape), lengths, "topk")
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("lengths", [(1000,), (63, 1000, 411)], ids=str)
-@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
-def test_a_thousand_tokens_equal_their_plain_loop(mlp: str, lengths: tuple[int, ...]) -> None:
-    shape = ModelConfig(vocabulary=97, width=8, layers=1, heads=2, kv_heads=1, mlp=mlp, mlp_width=8)
-    model_equals_its_loop(model_of("vanilla", {}, shape), lengths, "topk")
-
-
 def test_its_cross_entropy_is_the_loop_s() -> None:
     """-log of the probability of what came next; its gradient at the embedding, which is the head."""
     model = model_of("vanilla", {}, SHAPES["swiglu"])
@@ -70,12 +62,3 @@ def test_the_last_logits_are_the_loop_s_last() -> None:
     ids = [tokens_BT[b, :n].tolist() for b, n in enumerate(lengths)]
     slow = [logits_TV[-1:] for logits_TV in naive_depth.decoder(model, ids, "causal").rows]
     torch.testing.assert_close(last_B1V, torch.stack(slow), rtol=1e-9, atol=1e-10)
-
-
-@pytest.fixture
-def scheme(shape: ModelConfig) -> checks.Scheme:
-    return checks.Scheme("vanilla", {}, shape)
-
-
-class TestEveryScheme(checks.EveryScheme):
-    """On the dense model."""

@@ -55,8 +55,8 @@ def test_its_gate_is_one(scores: str) -> None:
     assert not context.trace.losses
 
 
-@pytest.mark.parametrize("frozen", ["embedding", "layers.0.", "norm", ".block.attention.", "up"])
-@pytest.mark.parametrize("scores", CONTROLS)
+@pytest.mark.parametrize("frozen", ["embedding", ".block.attention."])
+@pytest.mark.parametrize("scores", ["gaussian"])
 def test_what_is_frozen_costs_no_gradient(scores: str, frozen: str) -> None:
     model = model_of(scores).train()
     for name, parameter in model.named_parameters():
@@ -86,7 +86,7 @@ def test_random_scores_select_evenly_and_independently() -> None:
     assert alike_RR.abs().max() < 0.1  # other sequences, layers, steps and rules draw for themselves
 
 
-@pytest.mark.parametrize("capacity", [0.01, 0.125, 0.5, 1.0])
+@pytest.mark.parametrize("capacity", [0.01, 0.5])
 def test_under_the_causal_rule_random_scores_select_their_share(capacity: float) -> None:
     layer = model_of("gaussian", capacity=capacity).layers[1]
     scores_BT = layer.control(torch.zeros(1, 40_000, 1), Context(selection="causal"))
@@ -143,22 +143,6 @@ def test_a_hash_depends_on_the_token_and_the_layer_alone() -> None:
     assert not torch.equal(masks[1], masks[3])
 
 
-@pytest.mark.parametrize("scores", CONTROLS)
-@pytest.mark.parametrize("rule", ["topk", "causal"])
-def test_tokens_in_int32_are_the_same_tokens(scores: str, rule: str) -> None:
-    tokens_BT = torch.randint(97, (2, 63))
-    for layer, chosen_BT in selected(model_of(scores).eval(), tokens_BT, rule).items():
-        again = selected(model_of(scores).eval(), tokens_BT.int(), rule)
-        assert torch.equal(chosen_BT, again[layer])
-
-
-def test_a_hash_reaches_the_layer_through_the_decoder() -> None:
-    """With other token ids at the same places others enter."""
-    model = model_of("hash").eval()
-    one, other = (selected(model, torch.arange(n, n + 32)[None], "causal")[1] for n in (0, 32))
-    assert not torch.equal(one, other)
-
-
 def test_a_trained_hash_selects_about_its_share_of_uneven_tokens() -> None:
     model = model_of("hash", capacity=0.25).train()
     likelihood_V = 1 / torch.arange(1, 98)
@@ -173,7 +157,7 @@ def test_a_trained_hash_selects_about_its_share_of_uneven_tokens() -> None:
         assert 0.1 < mask_BT.double().mean() < 0.4
 
 
-@pytest.mark.parametrize("capacity", [0.07, 0.125, 0.3, 0.5, 2 / 3, 1.0])
+@pytest.mark.parametrize("capacity", [0.07, 2 / 3])
 def test_a_stride_is_the_same_under_both_rules_and_token_by_token(capacity: float) -> None:
     model = model_of("stride", capacity=capacity).eval()
     tokens_BT = torch.zeros(2, 63, dtype=torch.long)
@@ -188,21 +172,6 @@ def test_a_stride_is_the_same_under_both_rules_and_token_by_token(capacity: floa
             model(tokens_BT[:, place : place + 1], context)
         entered.append(context.trace.tensors[1, "selected"])
     assert torch.equal(torch.cat(entered, 1), causal)
-
-
-def test_a_stride_goes_on_where_each_sequence_ended() -> None:
-    model = model_of("stride", capacity=0.3).eval()
-    tokens_BT = torch.zeros(2, 20, dtype=torch.long)
-    whole_T = selected(model, tokens_BT, "causal")[1][0]
-    cache = Cache(2)
-    with torch.no_grad():
-        first = Context(selection="causal", cache=cache, lengths_B=torch.tensor([9, 4]))
-        model(tokens_BT[:, :9], first)
-        second = Context(selection="causal", cache=cache)
-        model(tokens_BT[:, :11], second)
-    mask_BT = second.trace.tensors[1, "selected"]
-    assert torch.equal(mask_BT[0], whole_T[9:20])
-    assert torch.equal(mask_BT[1], whole_T[4:15])
 
 
 @pytest.mark.parametrize("scores", CONTROLS)

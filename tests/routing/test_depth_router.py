@@ -214,11 +214,6 @@ def test_what_hooks_return_is_checked(router: Router, words: str) -> None:
     assert "returned" not in words or "feed_forward" in words or Path(__file__).name in str(raised.value)
 
 
-def test_options_of_the_causal_rule_have_no_effect_where_selected_decides() -> None:
-    with pytest.raises(UserError, match="causal"):
-        AboveMean(causal="aux_bce")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LateTokensFirst(Plain):
     """Top-k of other scores in training, a threshold when predicting."""
@@ -256,23 +251,3 @@ class Normalised(Plain):
 def test_a_scorer_without_scores_for_weights_of_zero_passes_the_audit() -> None:
     findings = findings_of(scheme(Normalised()).warmed(), shapes=((3, 31),), only={4, 6})
     assert [f"{f.name}: {f.figure}" for f in findings if f.failed] == []
-
-
-def test_a_scorer_may_have_parts_of_any_name() -> None:
-    class Scorer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(32, 1)
-
-        def forward(self, x_BTD: Tensor) -> Tensor:
-            return self.layer(x_BTD).squeeze(-1)
-
-    layer = build_model(SHAPE, bad(scorer=lambda self, model: Scorer())).layers[1]
-    assert isinstance(layer.router.layer, nn.Linear)
-
-
-def test_a_feed_forward_part_of_another_width_is_named() -> None:
-    router = bad(feed_forward=lambda self, model, layer: nn.Linear(model.width, 1))
-    words = r"forward of Linear in layer 0 returned shape \(2, 9, 1\); expected .* = \(2, 9, 32\)"
-    with pytest.raises(UserError, match=words):
-        build_model(SHAPE, router)(torch.zeros(2, 9, dtype=torch.long), Context())

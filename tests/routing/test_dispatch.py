@@ -18,7 +18,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-@pytest.mark.parametrize("rows", [0, 1, 40, 300])
+@pytest.mark.parametrize("rows", [0, 300])
 def test_any_number_of_experts_of_a_token_is_the_loop(rows: int) -> None:
     tokens_A = torch.randint(TOKENS, (rows,), generator=torch.Generator().manual_seed(0))
     x_ND, gates_A = drawn(TOKENS, WIDTH, seed=1), drawn(rows, seed=2)

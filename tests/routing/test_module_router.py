@@ -156,22 +156,6 @@ def test_count_of_a_masked_block_is_that_of_the_pairs_that_it_lets_through() -> 
     assert model.flops_source == "counted"
 
 
-def test_planned_model_without_values_has_the_count_of_one_with_values() -> None:
-    name = registered("feed_forward", Loops)
-    workload = Workload.uniform(2, 19, "train")
-    planned = meta_decoder(name, {}, SHAPE).ledger(workload)
-    assert planned == build_model(SHAPE, build_router(name)).ledger(workload)
-
-
-def test_frozen_weights_are_counted_as_frozen() -> None:
-    model = build_model(SHAPE, build_router(registered("feed_forward", Loops)))
-    workload = Workload.uniform(2, 19, "train")
-    trained = model.ledger(workload)
-    model.requires_grad_(False)
-    assert model.ledger(workload) == model.ledger(Workload.uniform(2, 19, "forward"))
-    assert model.ledger(workload) != trained
-
-
 @pytest.mark.parametrize("module", [Skips, MasksSkipped])
 def test_count_that_depends_on_values_is_refused(module: Callable[[int], nn.Module]) -> None:
     name = registered("block", module)
@@ -179,13 +163,6 @@ def test_count_that_depends_on_values_is_refused(module: Callable[[int], nn.Modu
         meta_decoder(name, {}, SHAPE).ledger(Workload.uniform(2, 19))
     first, second = re.findall(r"\(([\d,]+) and ([\d,]+) in two draws\)", str(refused.value))[0]
     assert first != second
-
-
-def test_probe_of_the_count_says_what_to_do_about_values() -> None:
-    name = registered("block", Skips)
-    figures = failures(name, 2, 9)
-    assert set(figures) == {9}
-    assert "write a Layer that reports its routed tokens by context.trace.count" in figures[9]
 
 
 def test_module_that_looks_at_other_sequences_fails_batch_invariance() -> None:
@@ -199,12 +176,6 @@ def test_module_of_another_output_is_refused_in_one_sentence() -> None:
     )
     with pytest.raises(UserError, match=said):
         model(torch.zeros(2, 7, dtype=torch.long), Context())
-
-
-def test_router_without_a_module_is_refused() -> None:
-    name = registered("_unused", Swaps)
-    with pytest.raises(UserError, match="neither block nor feed_forward is overridden"):
-        build_model(SHAPE, build_router(name))
 
 
 def test_padding_never_reaches_a_module() -> None:

@@ -61,7 +61,7 @@ class ExpertBank(nn.Module):
         self.width = width
         self.up = nn.Parameter(torch.empty(experts, up_columns(model, width), model.width))
         self.down = nn.Parameter(torch.empty(experts, model.width, width))
-        #: sends rows to the processes that share the experts; see `modbench.train.expert_exchange`
+        #: sends rows to the processes that share the experts; see `modbench.train.rank_group`
         self.exchange: Callable[..., Tensor] | None = None
 
     def initialise(self, seed: int) -> None:

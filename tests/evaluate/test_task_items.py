@@ -231,10 +231,10 @@ def test_the_table_of_the_page_is_that_of_the_tasks():
 
 @pytest.mark.full
 def test_the_embedded_corpus_gives_the_pinned_items():
-    from modbench.data import pypi_corpus
+    from modbench.data import corpus as pypi_corpus
     from modbench.evaluate.tasks.heldout import PIECES
 
-    corpus = pypi_corpus.read()
+    corpus = pypi_corpus.read_pypi_en()
     passages = Counter()
     for document, letter in zip(corpus.heldout, PIECES, strict=True):
         source, _, rest = document.name.partition("/")

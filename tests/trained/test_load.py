@@ -19,8 +19,7 @@ from modbench.model.context import Context
 from modbench.routing.registry import load_plugin, router_names
 from modbench.train.checkpoint import save_weights
 from modbench.trained import weights_folder
-from modbench.trained.find import find_result
-from modbench.trained.load import load_trained
+from modbench.trained.load import find_result, load_trained
 
 HE = [(104, 101)]  # one merge: "h" and "e"
 

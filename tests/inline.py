@@ -21,7 +21,7 @@ from modbench.cli.messages import Messages
 from modbench.routing import registry
 from modbench.sweep import engine, work, worker
 from modbench.sweep.worker import Worker
-from modbench.timing.matmul_rate import matmul_rate
+from modbench.timing.stopwatch import matmul_rate
 
 _ONE_AT_A_TIME = threading.RLock()
 

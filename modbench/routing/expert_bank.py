@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.kernels import mode
-from modbench.kernels.autocast import matmul_dtype
+from modbench.kernels import matmul_dtype, mode
 from modbench.kernels.expert_bank import Counts, expert_bank, fast
 from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig

@@ -20,12 +20,12 @@ from modbench.model.trace import Trace
 from modbench.routing.plugin_fault import raised
 from modbench.timing.benchmark_case import (
     BenchmarkCase,
+    BenchmarkTarget,
     inference_cases,
     is_compiled,
     training_cases,
 )
-from modbench.timing.benchmark_target import BenchmarkTarget
-from modbench.timing.memory_meter import release_memory
+from modbench.timing.footprint import release_memory
 from modbench.timing.stopwatch import Stopwatch, nothing, sampled, stopwatch
 from modbench.timing.system_load import LoadMonitor
 from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence

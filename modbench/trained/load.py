@@ -12,10 +12,11 @@ from modbench.errors import UserError, known_names
 from modbench.hf.models import model_of
 from modbench.model.language_model import LanguageModel
 from modbench.model.shape import HubConfig
+from modbench.records.probes import leak_verdict
 from modbench.records.result import Result, results_of
 from modbench.records.run import Run
 from modbench.records.run_name import RunName, shortest
-from modbench.records.store import read_suite, recorded_suites
+from modbench.records.store import read_audit, read_suite, recorded_suites
 from modbench.routing.registry import load_plugin, plugin_sha256
 from modbench.train.checkpoint import DamagedError, load_weights
 from modbench.trained.weights_folder import (
@@ -299,3 +300,18 @@ def _not_a_run(run: str | Path, path: Path, results: Path | None) -> str:
         f"'{run}' must be a run, RESULTS/SUITE/LABEL such as my-results/quick/mod, or a folder with "
         f"model.safetensors; suites {known_names(path.parent, suites)}"
     )
+
+
+def findings_of(loaded: Loaded) -> list[dict[str, Any]]:
+    """Return the audit's findings on the scheme and on the trained weights, from the results or as they
+    were exported; none for weights that were copied away without them."""
+    result = loaded.result
+    if result is None:
+        return list(loaded.audit)
+    audit = read_audit(loaded.folder.resolve().parents[1], result.audit_key or "")
+    return [*(audit.audit if audit else ()), *map(dict, result.audit)]
+
+
+def leak_of(loaded: Loaded) -> str:
+    """Return the verdict of `leak_verdict`; ``not audited`` for weights without findings."""
+    return leak_verdict(findings_of(loaded))

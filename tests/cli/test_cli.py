@@ -284,7 +284,7 @@ def test_plugins_of_repeated_flags_are_taken_together(
 def test_a_prompt_may_begin_with_dashes_and_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
     monkeypatch.setattr(
-        "modbench.sweep.sample.sample_run", lambda run, prompts, **_: taken.extend(prompts) or []
+        "modbench.cli.sample.sample_run", lambda run, prompts, **_: taken.extend(prompts) or []
     )
     assert main(["sample", "a/b", "--prompt=--tokens", "--prompt", "", "x y", "--prompt=--tokens"]) == 0
     assert taken == ["--tokens", "", "x y", "--tokens"]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from modbench.data.config import DataConfig
 from modbench.data.token_data import prepare
-from modbench.data.tokenizer_file import FileTokenizer
+from modbench.data.tokenizer import FileTokenizer
 from modbench.errors import UserError
 from modbench.records.store import read_suite
 from modbench.sweep.suite import load_suite

@@ -15,8 +15,8 @@ from modbench.errors import UserError
 from modbench.evaluate.downstream import evaluate
 from modbench.evaluate.downstream.evaluation import standard_error
 from modbench.evaluate.downstream.files import ResultFiles
+from modbench.evaluate.downstream.local_data import files_of
 from modbench.evaluate.downstream.table import as_table, details, sentence
-from modbench.evaluate.downstream.task_files import files_of
 from modbench.evaluate.downstream.validity import batch_shift
 from modbench.evaluate.routed_lm import RoutedLM
 

@@ -8,12 +8,11 @@ from test_isoflop_suite import of, rate, suite
 
 from modbench.errors import UserError
 from modbench.records.finished import Finished, finished
-from modbench.sweep.changed import check_unchanged
 from modbench.sweep.jobs import suite_of
+from modbench.sweep.refuse import check_unchanged
 from modbench.sweep.rows import resolve
-from modbench.sweep.shard import Shard
 from modbench.sweep.suite import Suite, load_suite
-from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
+from modbench.sweep.wanted import Shard, chosen, expand, expand_planned, losses_of
 
 ROOT = Path(__file__).parents[2]
 ISOFLOP: dict[str, Any] = {"width_step": 2, "refine": False, "rate_seed": 7, "layers": [2, 4]}

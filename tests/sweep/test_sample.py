@@ -8,11 +8,11 @@ import pytest
 from torch import Tensor
 from trained_runs import RUNS, SHAPE, add_records, model_of, record_of, save_trained
 
+from modbench.cli.sample import Drawing, sample_run
 from modbench.data import token_data
 from modbench.errors import UserError
 from modbench.model.context import Context
 from modbench.model.mlp import MLP
-from modbench.sweep.sample import Drawing, sample_run
 from modbench.train.checkpoint import save_weights
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from timed_made_up import Nvml, Ticking
 
-from modbench.analysis.intervals import summary
+from modbench.analysis.noise import summary
 from modbench.timing import clock
 from modbench.timing.clock import Gpu, GpuMonitor, open_gpu
 from modbench.timing.stopwatch import SHORTEST, CudaStopwatch, sampled, stopwatch

@@ -15,8 +15,12 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.routing.build import RoutedDecoder
 from modbench.timing import benchmark_case, footprint
-from modbench.timing.benchmark_case import BenchmarkCase, inference_cases, training_cases
-from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.benchmark_case import (
+    BenchmarkCase,
+    BenchmarkTarget,
+    inference_cases,
+    training_cases,
+)
 from modbench.timing.clock import balance, ceilings, measured_times
 from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import Stopwatch

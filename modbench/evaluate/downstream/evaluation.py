@@ -13,10 +13,8 @@ from lm_eval.tasks.manager import TaskDict
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.evaluate.downstream.item_answers import ItemAnswers, item_answers
-from modbench.evaluate.downstream.loading import load_tasks, task_errors
-from modbench.evaluate.downstream.local_data import Sources
-from modbench.evaluate.downstream.quiet import quiet, seeded
-from modbench.evaluate.downstream.task_files import files_by_name
+from modbench.evaluate.downstream.loading import load_tasks, quiet, seeded, task_errors
+from modbench.evaluate.downstream.local_data import Sources, files_by_name
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.evaluate.scoring_passes import Cost
 from modbench.evaluate.tasks import CHANCE

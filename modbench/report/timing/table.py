@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from math import exp, log
 from typing import Any, Protocol
 
-from modbench.analysis.intervals import summary
+from modbench.analysis.noise import summary
 from modbench.records.record import TimingKind, TimingRecord, canonical_json
 from modbench.records.run import reported_shape
 from modbench.report.timing.values import refuse_incomparable, time_marks
@@ -245,7 +245,9 @@ class TimingTable:
 
     def _case(self, samples: list[_Sample], failed: int) -> CaseRow:
         """One case that was measured; other processes ``failed`` or ran out of memory."""
-        cool = [(timing, case) for timing, case in samples if not _throttled(case["gpu"])]
+        cool = [
+            (timing, case) for timing, case in samples if not (case["gpu"] and case["gpu"]["throttled"])
+        ]
         used = cool or samples
         timing, case = used[0]
         seconds = [value for _, sample in used for value in sample["seconds"]]
@@ -311,10 +313,6 @@ class TimingTable:
     def _outcome(self, timing: TimingRecord) -> dict[str, Any]:
         ended = {"status": timing.status, "asked_bytes": timing.asked_bytes}
         return self._scheme(timing) | ended | {"error": timing.error or ""}
-
-
-def _throttled(gpu: dict[str, Any] | None) -> bool:
-    return gpu is not None and bool(gpu["throttled"])
 
 
 def _shape(timed: Mapping[str, Any]) -> str:

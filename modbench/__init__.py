@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from modbench.counting.counter import FlopCounter as FlopCounter
     from modbench.counting.counter import register_flop_formula as register_flop_formula
     from modbench.hf.families import family_ledger as family_ledger
+    from modbench.hf.retrofit.apply import receipt as receipt
     from modbench.hf.retrofit.apply import retrofit as retrofit
-    from modbench.hf.retrofit.receipt import receipt as receipt
-    from modbench.hf.retrofit.upcycle import upcycle as upcycle
+    from modbench.hf.retrofit.apply import upcycle as upcycle
     from modbench.ledger import Ledger as Ledger
     from modbench.ledger import Workload as Workload
     from modbench.routing.depth_router import DepthRouter as DepthRouter

@@ -2,7 +2,7 @@
 
 import sys
 
-from modbench.cli.apart import run
+from modbench.cli.main import run
 
 main = run
 

@@ -21,7 +21,7 @@ from modbench.cli.messages import Messages
 from modbench.routing import registry
 from modbench.sweep import engine, work, worker
 from modbench.sweep.worker import Worker
-from modbench.timing.matmul_rate import matmul_rate
+from modbench.timing.stopwatch import matmul_rate
 
 #: Seconds after which a test takes what it waits for to hang: long enough for a busy machine.
 PATIENCE = 120.0

@@ -16,7 +16,7 @@ from modbench.routing.registry import build_router
 from modbench.train.checkpoint import save_weights
 from modbench.train.config import TrainConfig
 from modbench.train.schedule import Schedule
-from modbench.trained.find import find_result
+from modbench.trained.load import find_result
 from modbench.trained.weights_folder import Description, write_description
 
 SHAPE = {"vocabulary": 257, "width": 16, "layers": 2, "heads": 2}

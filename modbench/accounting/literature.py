@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modbench.errors import UserError, known_names
-from modbench.hf.families.reading import Reading
+from modbench.hf.families.config import Reading
 from modbench.ledger import CONVENTIONS, PHASES, Ledger, Workload
 
 if TYPE_CHECKING:

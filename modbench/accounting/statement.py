@@ -1,14 +1,29 @@
 """States what a model spends by its closed form, without allocating or running it; and, if asked, what
-counters see when it runs on the meta device."""
+counters see when it runs on the meta device.
 
-from collections.abc import Mapping
+docs/counters.md compares the counters, and more, on cases of known cost. B sequences, T tokens.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from modbench.accounting.count import count
 from modbench.accounting.literature import ALL_CONVENTIONS, Reading, check_known, flops_under, reading
+from modbench.counting.restore_state import untouched
 from modbench.errors import FAULTS, UserError
-from modbench.ledger import CONVENTIONS, Ledger, Workload
+from modbench.hf import passes as hugging_face
+from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import raised
 
 #: A model's ledger, and what the papers' formulas read off it.
@@ -119,7 +134,6 @@ def family_statement(
 
 def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | str]:
     from modbench.accounting.count import count
-    from modbench.accounting.other_counters import other_counts
 
     inputs = (workload.sequences, workload.lengths[0])
     phase = workload.phase
@@ -133,3 +147,146 @@ def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | s
         raise UserError(f"--profile: the model {what}") from error
     ours = counted.ledger.total(asked.convention)
     return {"modbench": ours, **other_counts(model, inputs, phase, past)}
+
+
+FORWARD_ONLY = "n/a: forward only"
+
+
+def other_counts(model: Any, inputs: tuple[int, int], phase: Phase, past: int) -> dict[str, int | str]:
+    """Return the FLOPs that each counter reports for what `modbench.count` counts, or in a few words why
+    it reports none.
+
+    ``model``: a decoder of modbench, or the dict of a config.json.
+    """
+
+    def torchs() -> int:
+        counter = FlopCounterMode(display=False)
+        count(model, inputs, phase=phase, past=past, around=counter)
+        return counter.get_total_flops()
+
+    def fvcores() -> int:
+        built = model if isinstance(model, nn.Module) else hugging_face.build(model, "meta")
+        tokens_BT = torch.zeros(*inputs, dtype=torch.long, device=next(built.parameters()).device)
+        fit = nullcontext() if built is model else hugging_face.fit_for_meta(built)
+        with untouched(built, train=False), fit, torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # It counts multiply-accumulates.
+            return 2 * int(fvcore_analysis(Traced(built), (tokens_BT,)).total())
+
+    other_phase = phase != "forward" or past > 0
+    return {
+        "fvcore": FORWARD_ONLY if other_phase else _or_reason(fvcores),
+        "FlopCounterMode": _or_reason(torchs),
+    }
+
+
+def _or_reason(counter: Callable[[], int]) -> int | str:
+    try:
+        return counter()
+    except Exception as error:  # whatever another library raises is shown in its column
+        return f"failed: {type(error).__name__}"
+
+
+class Traced(nn.Module):
+    """A causal language model as fvcore traces it: tensors in, tensors out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
+        if not isinstance(self.model, RoutedDecoder):
+            logits_BTV: Tensor = self.model(input_ids=tokens_BT, use_cache=False, return_dict=False)[0]
+            return (logits_BTV,)
+        context = Context()
+        logits_BTV = self.model(tokens_BT, context)
+        # A trace drops what nothing uses, such as a predictor that only a loss reads.
+        return (logits_BTV, *context.trace.losses.values())
+
+
+def fvcore_analysis(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """Return fvcore's analysis of ``module(*inputs)``, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports torch.jit's deprecated parts
+        from fvcore.nn import FlopCountAnalysis
+
+    analysis = FlopCountAnalysis(module, inputs)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return analysis.tracer_warnings("none")
+
+
+def as_table(statements: Sequence[Statement]) -> str:
+    return "\n\n".join("\n".join(_table(statement)) for statement in statements)
+
+
+def _table(s: Statement) -> Iterator[str]:
+    workload = s.workload
+    tokens = s.workload.tokens
+    each = f"{workload.phase}, {workload.sequences} x {workload.lengths[0]} tokens"
+    each += " one at a time" * (workload.phase == "decode")
+    if workload.past[0]:
+        each += f" after {workload.past[0]} cached"
+    yield f"{s.name}: {each}, convention {s.convention} (nominal routing)"
+    yield ""
+    yield _line(["component" if s.components else "", "FLOPs", "per token", "share"])
+    for name, spent in {**s.components, "total": s.flops}.items():
+        yield _line([name, spent, f"{spent / tokens:,.1f}", f"{spent / s.flops:.1%}"])
+    if s.counters:
+        differences = (s.difference(name) for name in s.counters)
+        shown = ("" if d is None else f"{d:+.4f} %" if d else "0" for d in differences)
+        yield ""
+        yield _line(["counter", s.source, *s.counters])
+        yield _line(["FLOPs", s.flops, *s.counters.values()])
+        yield _line(["difference", "", *shown]).rstrip()
+    if s.conventions:
+        yield ""
+        yield _line(["convention", "FLOPs", "per token", "against model", "full"])
+        for convention, spent in s.conventions.items():
+            errors = (f"{spent / s.conventions[truth] - 1:+.1%}" for truth in ("model", "full"))
+            yield _line([convention, spent, f"{spent / tokens:,.1f}", *errors])
+    yield ""
+    yield f"{'FLOPs':<18}{s.source:>22}"
+    yield f"{'parameters':<18}{s.parameters:>22,}"
+    yield f"{'active parameters':<18}{s.active_parameters:>22,}"
+    yield f"ratio to the dense model of the same shape {s.flops / s.dense_flops:.4f}"
+
+
+def _line(cells: Sequence[Any]) -> str:
+    """A label and cells in columns, numbers with thousands separators."""
+    label, *others = (f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)
+    return f"{label:<18}" + "".join(f"{cell:>22}" for cell in others)
+
+
+def as_json(statements: Sequence[Statement]) -> str:
+    """One JSON document, on one line."""
+    return json.dumps({"models": [_document(statement) for statement in statements]})
+
+
+def _document(s: Statement) -> dict[str, Any]:
+    model = {
+        "model": s.name,
+        "phase": s.workload.phase,
+        "convention": s.convention,
+        "sequences": s.workload.sequences,
+        "tokens": s.workload.lengths[0],
+        "past": s.workload.past[0],
+        **s.described,
+        "parameters": s.parameters,
+        "active_parameters": s.active_parameters,
+        "ratio_to_dense": s.flops / s.dense_flops,
+        "flops_source": s.source,
+        "flops": s.flops,
+        "dense_flops": s.dense_flops,
+        "flops_per_token": s.flops / s.workload.tokens,
+        "by_component": dict(s.components),
+    }
+    if s.conventions:
+        model["conventions"] = dict(s.conventions)
+    if s.counters:
+        model["counters"] = {
+            name: {"reason": counted}
+            if isinstance(counted, str)
+            else {"flops": counted, "difference_percent": s.difference(name)}
+            for name, counted in s.counters.items()
+        }
+    return model

@@ -10,10 +10,11 @@ Shapes: S draws.
 """
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -226,3 +227,21 @@ def _trunks(runs: Iterable[Run]) -> tuple[str, ...]:
     """The trunks of ``runs``; empty unless each has one."""
     trunks = [run.trunk for run in runs]
     return tuple(trunk for trunk in trunks if trunk) if all(trunks) else ()
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median, interquartile range and n of three or more values. ``stable`` follows pyperf: standard
+    deviation within 10 % of the mean, minimum and maximum within 50 % of it."""
+    mean = statistics.fmean(values)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    stable = (
+        statistics.stdev(values) <= 0.1 * mean
+        and min(values) >= 0.5 * mean
+        and max(values) <= 1.5 * mean
+    )
+    return {
+        "median": statistics.median(values),
+        "iqr": high - low,
+        "n": len(values),
+        "stable": stable,
+    }

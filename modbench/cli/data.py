@@ -25,7 +25,7 @@ def data(
         processes: processes that tokenize a folder or a large data set (default: one per core)
     """
     from modbench.data.token_data import prepare
-    from modbench.data.tokenizer_file import with_tokenizer
+    from modbench.data.tokenizer import with_tokenizer
 
     default = DataConfig.vocabulary
     config = with_tokenizer(config, None if config.vocabulary == default else config.vocabulary)

@@ -8,8 +8,14 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, arg
 
 from modbench.accounting.literature import uniform_workload
-from modbench.accounting.statement import Asked, Statement, family_statement, router_statement
-from modbench.accounting.table import as_json, as_table
+from modbench.accounting.statement import (
+    Asked,
+    Statement,
+    as_json,
+    as_table,
+    family_statement,
+    router_statement,
+)
 from modbench.cli.messages import tell
 from modbench.cli.options import Plugins, RouterOptions, Routers, Several, flat, parsed_options
 from modbench.errors import UserError
@@ -110,3 +116,26 @@ def _family(
         return family_statement(config, load, asked, name=str(file))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+
+
+def gate(
+    *,
+    accept: bool = False,
+    golden: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    plugin: Plugins = (),
+    router: Annotated[Several[str], arg(metavar="NAME ...", help_behavior_hint="")] = (),
+) -> int:
+    """Compare the FLOPs of routers on reference shapes with a committed table, exactly. The exit code
+    is 1 if a count changed, is missing or is new.
+
+    Example: modbench flops gate --plugin my_router.py --golden my_router.flops.json
+
+    Args:
+        accept: write the table instead of comparing
+        golden: the table, a JSON file; by default the table of the built-in routers
+        plugin: Python files whose routers are compared; by default the built-in routers are
+        router: names of routers, such as those of an installed package, that are compared
+    """
+    from modbench.accounting.gate import GOLDEN, run_gate
+
+    return run_gate(golden or GOLDEN, plugins=flat(plugin), routers=flat(router), accept=accept)

@@ -4,7 +4,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
@@ -51,13 +50,12 @@ def _first_sentence(router: str) -> str:
     return " ".join(re.split(r"\.(?=\s+[A-Z]|\s*$)", docstring.strip(), maxsplit=1)[0].split())
 
 
-def _description(suite: Path) -> str:
-    return str(tomllib.loads(suite.read_text(encoding="utf-8"))["suite"].get("description", ""))
-
-
 _LISTS: Mapping[str, Callable[[], Mapping[str, str]]] = {
     "routers": _routers,
-    "suites": lambda: {name: _description(path) for name, path in shipped_suites().items()},
+    "suites": lambda: {
+        name: tomllib.loads(path.read_text(encoding="utf-8"))["suite"].get("description", "")
+        for name, path in shipped_suites().items()
+    },
     "metrics": lambda: {
         metric.name: f"{metric.meaning} [{metric.unit}; better: {metric.direction}; {metric.kind}]"
         for metric in METRICS.values()

@@ -1,4 +1,5 @@
-"""The command line: parses, dispatches, and turns errors into messages and exit codes.
+"""The command line: parses, dispatches, and turns errors into messages and exit codes. Commands
+that load plugins or tasks run in a process of their own, so that a crash is reported.
 
 Each command imports what it needs when it runs: ``modbench --help`` loads no torch.
 """
@@ -6,14 +7,18 @@ Each command imports what it needs when it runs: ``modbench --help`` loads no to
 import errno
 import io
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
 
 from modbench import __version__
-from modbench.cli.messages import tell
-from modbench.cli.overview import COMMANDS as COMMANDS
-from modbench.cli.overview import function_of, overview
-from modbench.errors import UserError
+from modbench.cli.messages import Messages, tell
+from modbench.errors import UserError, known_names
+from modbench.routing.registry import foreign_routers
 
 #: Errors of a full disk, an exhausted quota or missing permissions.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -31,7 +36,7 @@ def _dispatch(arguments: list[str]) -> int:
 
     match arguments:
         case ["flops", "gate", *rest]:
-            from modbench.cli.gate import gate
+            from modbench.cli.flops import gate
 
             function, name = gate, "flops gate"
         case [name, *rest]:
@@ -64,3 +69,104 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         tell(f"{error.filename or 'the output'}: {error.strerror}")
         return 2
+
+
+#: What each command does, in the order of the help.
+COMMANDS = {
+    "check": "Try a new router in under a minute: FLOPs, audit and 20 training steps.",
+    "run": "Train and measure what has no record yet of a suite; write its table and plots.",
+    "time": "Measure time and memory of a suite's schemes, without training.",
+    "report": "Write tables and plots from the records again.",
+    "compare": "Compare two suites' results, rows or runs.",
+    "verify": "Train recorded runs again, and say which metrics come out equal.",
+    "merge": "Add the records of other machines to a results folder.",
+    "list": "Name the routers, the shipped suites and the metrics.",
+    "data": "Fetch, check and tokenize a corpus into the cache.",
+    "flops": "Print the FLOPs of a model: total, per token, by component.",
+    "plan": "Print what a suite will take on this machine: runs, FLOPs, tokens, time.",
+    "fit": "Fit isoFLOP curves of your own points.",
+    "audit": "Test a router before it is trained: causality, decode parity, FLOPs and more.",
+    "new-router": "Write a package with a router of your own, its tests and a workflow.",
+    "eval": "Score a trained model on tasks of lm-eval or modbench's own.",
+    "sample": "Print how the model of a trained run continues a prompt.",
+    "export": "Write the model and the tokenizer of a trained run into a folder.",
+    "convert": "Convert a trained model of Hugging Face transformers to a routed one.",
+    "docs": "Print a page of the documentation.",
+}
+
+
+def function_of(command: str) -> Callable[..., int]:
+    """The function of ``command``, which its module is imported for. Raises UserError: no such one."""
+    if command not in COMMANDS:
+        raise UserError(f"there is no command '{command}'; {known_names(command, COMMANDS)}")
+    name = command.replace("-", "_")
+    module = import_module(f"modbench.cli.{name}")
+    # With an underscore where Python has the word itself.
+    function: Callable[..., int] = getattr(module, name if hasattr(module, name) else f"{name}_")
+    return function
+
+
+def overview() -> str:
+    """The text of `modbench --help`."""
+    return "\n".join(
+        [
+            "usage: modbench COMMAND [...]",
+            "",
+            "Compares routing schemes for language models at equal compute.",
+            "",
+            *(f"  {command:<10}  {sentence}" for command, sentence in COMMANDS.items()),
+            "",
+            "Options and an example of a command: modbench COMMAND --help",
+            "Pages of the documentation: modbench docs. The version: modbench --version.",
+        ]
+    )
+
+
+#: Environment variable of the inner process: the file that it makes once the command has ended.
+_ENDED = "MODBENCH_COMMAND_ENDED"
+#: Commands whose plugins do not run in the workers of a sweep.
+_OF_PLUGINS = ("check", "audit", "flops", "plan", "sample", "export", "eval", "list")
+
+
+def run() -> int:
+    """Run the command of `sys.argv`; see `modbench.cli.main.main`."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = Messages(
+            sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
+        )
+    arguments, ended = sys.argv[1:], os.environ.pop(_ENDED, None)
+    if ended is not None:
+        code = 1
+        try:
+            code = main(arguments)
+        finally:
+            Path(ended).touch()
+        return code
+    if arguments and arguments[0] in _OF_PLUGINS and _may_load(arguments):
+        return _run_apart(arguments)
+    return main(arguments)
+
+
+def _may_load(arguments: Sequence[str]) -> bool:
+    """Return True if the command may import code of others: a plugin file, the Python of a task, or an
+    installed package with a router, which a suite, a run or an option names."""
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    named = {"--plugin", "--include-path"} & given
+    return arguments[0] == "check" or bool(named or foreign_routers())
+
+
+def _run_apart(arguments: Sequence[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        ended = Path(folder, "ended")
+        command = [sys.executable, "-m", "modbench", *arguments]
+        try:
+            code = subprocess.run(
+                command, env={**os.environ, _ENDED: str(ended)}, check=False
+            ).returncode
+        except KeyboardInterrupt:  # the inner process got it as well, and has said so
+            return 130
+        if ended.exists():
+            return code
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    tell(f"the process that loaded the plugin or task {how} before the command was done; fix that in it")
+    return 2

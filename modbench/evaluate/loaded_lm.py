@@ -16,8 +16,7 @@ from modbench.errors import UserError, known_names
 from modbench.evaluate.hub_lm import check_vocabulary, load_hub_lm
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.model.context import Selection
-from modbench.trained.leak import leak_of
-from modbench.trained.load import load_trained
+from modbench.trained.load import leak_of, load_trained
 from modbench.trained.weights_folder import DESCRIPTION
 
 Batch = int | Literal["auto"]

@@ -237,3 +237,7 @@ def digest_of(folder: Path, files: str = "*.safetensors") -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+#: Start of the model types that `modbench.hf.retrofit` registers.
+PREFIX = "modbench_"

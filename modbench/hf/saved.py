@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from modbench.hf.model_types import PREFIX
+from modbench.hf.config import PREFIX
 
 
 def register_for(folder: Path) -> None:

@@ -7,6 +7,9 @@ paths. README.md lists them with their measured gains.
 import os
 from typing import Literal, cast
 
+import torch
+from torch import Tensor
+
 from modbench.errors import UserError, known_names
 
 Mode = Literal["plain", "fast"]
@@ -21,3 +24,12 @@ def mode() -> Mode:
             f"{VARIABLE} is '{selected}' in the environment; {known_names(selected, ('plain', 'fast'))}"
         )
     return cast(Mode, selected)
+
+
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of a matmul of ``x``. Autocast leaves float64 as it is, and the meta device has
+    no autocast."""
+    kind = x.device.type
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)

@@ -46,7 +46,7 @@ class Weights:
         self._counts_2N = np.stack([np.bincount(bin_N, row_N).astype(np.int64) for row_N in counts_2N])
 
     def as_dict(self) -> dict[str, Any] | None:
-        """The format of `modbench.records.routing`; None if all numbers are equal, as the gates of a
+        """The format of `modbench.records.sections`; None if all numbers are equal, as the gates of a
         scheme without router weights are."""
         if self._counts_2N.shape[1] < 2:
             return None
@@ -79,7 +79,7 @@ class RoutingHistograms:
         return see
 
     def as_dict(self) -> dict[str, Any]:
-        """The record's format, see `modbench.records.routing`; {} if nothing is routed."""
+        """The record's format, see `modbench.records.sections`; {} if nothing is routed."""
         if not self._counts:
             return {}
         each = -(-self._sequence // POSITION_BINS)

@@ -1,9 +1,12 @@
 """FLOPs, days and memory per GPU of planned training runs, from shapes and closed forms; nothing is
 allocated."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from tabulate import tabulate
 
 from modbench.accounting.literature import convention_flops
 from modbench.errors import UserError
@@ -13,6 +16,7 @@ from modbench.model.sizes import Size
 from modbench.plan.gpus import Cluster
 from modbench.plan.memory import Measured, Memory, Recipe
 from modbench.plan.solver import solve, spent_on
+from modbench.plan.units import shown
 from modbench.routing.build import meta_decoder
 
 
@@ -116,3 +120,62 @@ def _scheme(of: Plan, name: str, options: Mapping[str, Any], model: ModelConfig,
         memory=measured.memory(recipe.micro_batch),
         largest_micro_batch=measured.largest_micro_batch(of.cluster.gpu.memory),
     )
+
+
+_SHAPE = ("layers", "width", "heads", "kv_heads", "mlp_width", "vocabulary")
+
+
+def as_table(plan: Plan) -> str:
+    """Quantities in rows, schemes in columns."""
+    cluster, recipe, gpu = plan.cluster, plan.recipe, plan.cluster.gpu
+    shared = f"shared by {recipe.shard}" if recipe.shard > 1 else "whole"
+    kept = "layers checkpointed" if recipe.checkpoint else "no checkpointing"
+    lines = [
+        f"{cluster.gpus} x {gpu.name}: {gpu.flops / 1e12:g} TFLOP/s in bfloat16 and "
+        f"{gpu.memory / 1e9:g} GB each, model FLOPs utilisation {cluster.utilisation:.0%} (assumed)",
+        f"{recipe.micro_batch} x {plan.sequence} tokens per GPU; {recipe.state} states {shared}; {kept}",
+        f"FLOPs under convention {plan.convention}, nominal routing",
+    ]
+    if plan.budget is not None:
+        lines.append(f"shapes solved for a budget of {plan.budget:.4g} training FLOPs")
+    columns = [dict(_column(plan, scheme)) for scheme in plan.schemes]
+    rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
+    aligned = ("left", *("right" for _ in columns))
+    table = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=aligned)
+    return "\n".join([*lines, "", table])
+
+
+def _column(plan: Plan, scheme: Scheme) -> Iterator[tuple[str, str]]:
+    """Yield labels and cells."""
+    yield "", scheme.router
+    for name in _SHAPE:
+        yield name, str(getattr(scheme.model, name))
+    yield "parameters", shown(scheme.parameters)
+    yield "active parameters", shown(scheme.active_parameters)
+    yield "tokens", shown(scheme.tokens)
+    yield "forward FLOPs per token", f"{scheme.forward_flops_per_token:.4g}"
+    yield "training FLOPs per token", f"{scheme.training_flops_per_token:.4g}"
+    yield "training FLOPs", f"{scheme.training_flops:.4g}"
+    if plan.budget is not None:
+        yield "share of the budget", f"{scheme.training_flops / plan.budget:.2%}"
+    yield "ratio to dense", f"{scheme.training_flops / scheme.dense_flops:.4f}"
+    yield "days", f"{scheme.days:.4g}"
+    for field in fields(Memory):
+        yield f"memory per GPU, {field.name}", _gb(getattr(scheme.memory, field.name))
+    yield "memory per GPU, total", _gb(scheme.memory.total)
+    yield "share of the GPU's memory", f"{scheme.memory.total / plan.cluster.gpu.memory:.1%}"
+    yield "largest micro-batch", str(scheme.largest_micro_batch or "none")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.{3 if size < 1e9 else 2}f} GB"
+
+
+def as_json(plan: Plan) -> str:
+    """One JSON document, on one line."""
+    document = asdict(plan)
+    for scheme, row in zip(plan.schemes, document["schemes"], strict=True):
+        model = row.pop("model")
+        row |= {name: model[name] for name in _SHAPE}
+        row["memory"]["total"] = scheme.memory.total
+    return json.dumps(document)

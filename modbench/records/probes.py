@@ -1,7 +1,9 @@
 """The probes of the audit: their numbers and names, which of them rank, what a failure means and what to
 do about it. Without torch, since reports of records need the numbers."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,14 @@ PROBE_TEXTS = (
 RANKING_PROBES = tuple(probe.number for probe in PROBE_TEXTS if probe.ranks)
 #: Probes that a leak fails.
 LEAK_PROBES = tuple(probe.number for probe in PROBE_TEXTS if probe.of_leaks)
+
+
+def leak_verdict(findings: Sequence[Mapping[str, Any]]) -> str:
+    """Return ``passed``; ``failed`` with the probe and its figure; or ``not audited``. ``findings``: of
+    the audit of the scheme, and of the trained weights."""
+    probes = [probe for probe in findings if probe["probe"] in LEAK_PROBES]
+    for probe in probes:
+        if probe["verdict"] == "failed":
+            return f"failed probe {probe['probe']} {probe['name']}: {probe['figure']}"
+    passed = {probe["probe"] for probe in probes if probe["verdict"] == "passed"}
+    return "passed" if passed == set(LEAK_PROBES) else "not audited"

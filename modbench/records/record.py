@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, TypeAdapter
 
 from modbench.errors import UserError
-from modbench.records.downstream import DOWNSTREAM, SETTINGS, TASKS
 from modbench.records.line import (
     COUNT,
     ENVIRONMENT,
@@ -38,8 +37,8 @@ from modbench.records.line import (
 )
 from modbench.records.metrics import METRICS
 from modbench.records.names import KEY, LABEL, LABEL_WORDS, NAME, ROW_LABEL
-from modbench.records.routing import ROUTED_LAYER, check_routing
 from modbench.records.run import Run, Timed
+from modbench.records.sections import DOWNSTREAM, ROUTED_LAYER, SETTINGS, TASKS, check_routing
 
 __all__ = [
     "AnyRecord",
@@ -171,7 +170,7 @@ _MEASURED_ON = closed(
 )
 _RESULT = closed(
     metrics=optional[_METRICS],
-    routing=optional[dict],  #: see `modbench.records.routing`; absent if the model routes nothing
+    routing=optional[dict],  #: see `modbench.records.sections`; absent if the model routes nothing
     layers=optional[list_of[ROUTED_LAYER]],
     downstream=optional[DOWNSTREAM],  #: scores by task
     audit_key=optional[str],  #: the audit of its scheme, if the run was trained without one

@@ -161,7 +161,7 @@ class Result:
 
     @cached_property
     def downstream(self) -> dict[str, Any]:
-        """Scores by task; see `modbench.records.downstream`."""
+        """Scores by task; see `modbench.records.sections`."""
         scores = (record.result.get("downstream", {}) for record in self.measurements)
         return {task: of[task] for of in scores for task in of}
 

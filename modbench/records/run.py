@@ -52,7 +52,7 @@ class Run:
         return {
             "router": asdict(self.router),
             "model": shape_json(self.model),
-            "data": _stated(self.data.settings()),
+            "data": {name: value for name, value in self.data.settings().items() if value is not None},
             "train": self.train.as_json(),
             "schedule": self.schedule.as_json(),
             "seed": self.seed,
@@ -140,7 +140,3 @@ def reported_shape(model: Mapping[str, Any]) -> dict[str, Any]:
     if config := stated.pop("config", None):
         stated["family"] = config["model_type"]
     return stated
-
-
-def _stated(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}

@@ -14,12 +14,10 @@ from modbench.errors import UserError, known_names, several
 from modbench.records.metrics import METRICS
 from modbench.records.named import Named
 from modbench.records.result import Result
-from modbench.report.leaderboard.row import Value
-from modbench.report.leaderboard.times import timed_values
-from modbench.report.processor import ROUNDING
+from modbench.report.leaderboard.row import Value, timed_values
 from modbench.report.table import Table
 from modbench.report.timing.table import TimingTable
-from modbench.report.timing.values import newest_session
+from modbench.report.timing.values import ROUNDING, newest_session
 
 #: What may change the digits of a run that is otherwise the same, by the name shown.
 _MACHINE = {

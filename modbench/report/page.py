@@ -8,7 +8,6 @@ from pathlib import Path
 from modbench.errors import UserError
 from modbench.records.result import Result, results_of
 from modbench.records.store import RECORDS, Records, read_bytes, read_suite, refuse_links, write_files
-from modbench.report.captions import CAPTIONS
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
 from modbench.report.html.source import PAGE, SuiteReport
@@ -28,9 +27,9 @@ from modbench.report.leaderboard.scheme import (
 )
 from modbench.report.plot_style import Mark, marks
 from modbench.report.routing.cases import RoutingCase, cases_of_board, cases_of_sweep
+from modbench.report.routing.figure import weight_files
 from modbench.report.routing.pattern import pattern_files
-from modbench.report.routing.weights import weight_files
-from modbench.report.sections import Items, Page
+from modbench.report.sections import CAPTIONS, Items, Page
 from modbench.report.table import Table, escaped
 from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.kernels import mode
-from modbench.kernels.autocast import matmul_dtype
+from modbench.kernels import matmul_dtype, mode
 from modbench.kernels.expert_bank import Counts, expert_bank, fast
 from modbench.ledger import Ledger, Workload, component
 from modbench.model.config import ModelConfig
@@ -61,7 +60,7 @@ class ExpertBank(nn.Module):
         self.width = width
         self.up = nn.Parameter(torch.empty(experts, up_columns(model, width), model.width))
         self.down = nn.Parameter(torch.empty(experts, model.width, width))
-        #: sends rows to the processes that share the experts; see `modbench.train.expert_exchange`
+        #: sends rows to the processes that share the experts; see `modbench.train.rank_group`
         self.exchange: Callable[..., Tensor] | None = None
 
     def initialise(self, seed: int) -> None:

@@ -7,8 +7,7 @@ from rich.console import Console
 
 from modbench.errors import several
 from modbench.shipped import committed_results
-from modbench.sweep.devices import Devices
-from modbench.sweep.engine import Engine, Failure
+from modbench.sweep.engine import Devices, Engine, Failure
 from modbench.sweep.job import Job
 from modbench.sweep.launch.launcher import Launcher
 from modbench.sweep.launch.watch import Watched

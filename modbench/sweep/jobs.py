@@ -1,4 +1,4 @@
-"""The jobs of what is left, and the record of what a suite wants."""
+"""The jobs of what is left, the records that they make, and the record of what a suite wants."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -6,15 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from modbench.measure.config import MeasureConfig
-from modbench.measure.environment import environment
+from modbench.measure.environment import code_version, environment
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
-from modbench.records.record import SuiteRecord
-from modbench.records.run import RouterCode
+from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
+from modbench.records.run import RouterCode, Run
 from modbench.records.store import append_record
-from modbench.sweep.job import Job, identities_of
-from modbench.sweep.job_records import made_by
+from modbench.sweep.job import Identity, Job, identities_of
 from modbench.sweep.rows import Rows
 from modbench.sweep.suite import Suite
 from modbench.sweep.tables import KeepConfig, stated_comparisons
@@ -153,3 +154,75 @@ def suite_of(
         "rows": list(stated.values()),
         "wanted": settings | ({"downstream": tasks} if tasks else {}),
     } | ({"compare": compared} if compared else {})
+
+
+def crash_record(
+    spec: dict[str, Any], identity: Identity, status: Any, error: str, started: datetime
+) -> AnyRecord:
+    """The record ``identity`` of the job ``spec``, which ended before it made it."""
+    if spec["job"] == "timing":
+        from modbench.sweep.timing_job import timing_record
+
+        return timing_record(spec, spec["machine"], status, error, started)
+    machine = environment(torch.float32)
+    # The other entries describe this process, not the one that crashed.
+    known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": spec["threads"]}
+    made: dict[str, Any] = {"machine": known, "status": status, "error": error, "started": started}
+    made["workers"] = spec["workers"]
+    if identity[0] == "run":
+        return run_record(Run.of(spec["run"]), spec["data"], **made)
+    subject = next(s for s in spec["measurements"] if key_of(s) == identity[1])
+    return measurement_record(subject, {}, **made)
+
+
+def run_record(
+    run: Run,
+    data: dict[str, Any],
+    machine: dict[str, Any],
+    status: Any,
+    error: str | None,
+    started: datetime,
+    **fields: Any,
+) -> RunRecord:
+    """The record of ``run``, which ends now. ``fields``: its other fields; none for a crash."""
+    nothing: dict[str, Any] = {"metrics": {}, "ends": [], "curve": []}
+    return RunRecord(
+        run=run.as_json(),
+        key=run.key,
+        data=data,
+        status=status,
+        error=error,
+        **made_by(machine, started),
+        **nothing | fields,
+    )
+
+
+def measurement_record(
+    subject: dict[str, Any],
+    result: dict[str, Any],
+    machine: dict[str, Any],
+    status: Any,
+    error: str | None,
+    started: datetime,
+    **fields: Any,
+) -> MeasurementRecord:
+    """The record of the measurement ``subject``, which ends now."""
+    return MeasurementRecord(
+        measurement=subject,
+        key=key_of(subject),
+        result=result,
+        status=status,
+        error=error,
+        **made_by(machine, started),
+        **fields,
+    )
+
+
+def made_by(machine: dict[str, Any], started: datetime) -> dict[str, Any]:
+    """The fields of a record that ends now, on ``machine``, with this code."""
+    return {
+        "code": code_version(),
+        "environment": machine,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

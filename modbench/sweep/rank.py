@@ -25,9 +25,8 @@ from modbench.errors import UserError
 from modbench.records.run import Run
 from modbench.routing.plugin_fault import at, raised
 from modbench.sweep.claim import born
-from modbench.sweep.devices import refuse_missing_devices
-from modbench.sweep.run_job import RunJob, prepare_process
-from modbench.sweep.stage import Stage
+from modbench.sweep.engine import refuse_missing_devices
+from modbench.sweep.run_job import RunJob, Stage, prepare_process
 from modbench.sweep.steps.training import restored, train_part
 from modbench.train.loop import DivergedError, StoppedError, Trained
 from modbench.train.numerics import make_deterministic

@@ -21,15 +21,15 @@ from modbench.model.language_model import LanguageModel
 from modbench.records.run import Run
 from modbench.routing.registry import load_plugin
 from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
-from modbench.sweep.devices import refuse_missing_devices
-from modbench.sweep.passes import refuse_more_passes
+from modbench.sweep.engine import refuse_missing_devices
 from modbench.sweep.plan import Tell, text_tokens
+from modbench.sweep.refuse import refuse_more_passes
 from modbench.sweep.rows import Rows
 from modbench.sweep.wanted import chosen, expand_planned
 from modbench.train import checkpoint
-from modbench.train.budget import flops_per_step
 from modbench.train.compiled import eager
 from modbench.train.config import TrainConfig
+from modbench.train.counted import flops_per_step
 from modbench.train.loop import train_model
 from modbench.train.numerics import device, precision
 from modbench.train.schedule import Schedule

@@ -259,8 +259,8 @@ def describe_row(
     from modbench.hf.models import outline_of
     from modbench.routing.build import outline
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
-    from modbench.train.budget import flops_per_step
     from modbench.train.config import TrainTable
+    from modbench.train.counted import flops_per_step
     from modbench.train.ranks import refuse_split
 
     config = TrainTable(**{**train, **scheme["train"]}).config()

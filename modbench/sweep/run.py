@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -13,28 +13,30 @@ from modbench.errors import UserError, several
 from modbench.records.finished import Finished, finished
 from modbench.records.record import DONE, TimingKind
 from modbench.records.store import remove_leftovers
-from modbench.sweep.changed import check_unchanged
+from modbench.sweep.claim import make_folder, suite_lock
 from modbench.sweep.command import end_of_command, run_jobs_of
-from modbench.sweep.devices import Devices, refuse_missing_devices
-from modbench.sweep.engine import Failure
+from modbench.sweep.engine import Devices, Failure, refuse_missing_devices
 from modbench.sweep.job import Job, has_weights
 from modbench.sweep.jobs import Asked, folder_of, run_jobs, store_suite
-from modbench.sweep.launch.engines import EngineName, launcher_of
 from modbench.sweep.launch.launcher import Launcher
+from modbench.sweep.launch.ray import Ray
 from modbench.sweep.launch.slurm import Slurm
 from modbench.sweep.launch.watch import AT_ONCE
-from modbench.sweep.lock import make_folder, suite_lock
-from modbench.sweep.passes import refuse_before_preparing, refuse_more_passes
 from modbench.sweep.progress import say
+from modbench.sweep.refuse import (
+    check_tasks,
+    check_unchanged,
+    refuse_before_preparing,
+    refuse_more_passes,
+)
 from modbench.sweep.rows import Rows, resolve
-from modbench.sweep.shard import Shard
 from modbench.sweep.suite import load_suite
-from modbench.sweep.tasks import check_tasks
 from modbench.sweep.timings import TimingPlan
 from modbench.sweep.track import check_trackers
 from modbench.sweep.wanted import (
     Conditions,
     Left,
+    Shard,
     Wanted,
     chosen,
     expand,
@@ -45,6 +47,25 @@ from modbench.sweep.wanted import (
     titles,
 )
 from modbench.timing.system_load import parallel
+
+EngineName = Literal["local", "slurm", "ray"]
+
+
+def launcher_of(
+    engine: EngineName, request: Mapping[str, str], folder: Path, workers: int
+) -> Launcher | None:
+    """The launcher of ``engine`` for jobs in ``folder`` (results/<suite>); None: this machine.
+    ``workers``: most jobs at a time; 0 for no limit. ``request``: what each job asks the engine for.
+    Raises UserError: the engine has no such request."""
+    if engine == "slurm":
+        return Slurm(folder, request, workers)
+    if engine == "ray":
+        return Ray(request, workers)
+    if request:
+        raise UserError(
+            f"--request {' '.join(request)} is for --engine slurm or ray; --engine local has --workers"
+        )
+    return None
 
 
 def run_suite(

@@ -136,10 +136,10 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     ``shapes`` (with the FLOPs of a step, ascending) whose steps are short enough:
     ``steps``, the fields of `TimedStep`; ``missing``: a sentence for each reason to leave shapes out."""
     from modbench.sweep.run_job import prepare_process
-    from modbench.timing.benchmark_target import BenchmarkTarget
+    from modbench.timing.benchmark_case import BenchmarkTarget
     from modbench.timing.clock import measured_times, out_of_memory
-    from modbench.timing.matmul_rate import matmul_rate
-    from modbench.timing.memory_meter import release_memory
+    from modbench.timing.footprint import release_memory
+    from modbench.timing.stopwatch import matmul_rate
     from modbench.train.numerics import make_deterministic
 
     shapes = [(Timed.of(timed, spec["hf_folder"]), flops) for timed, flops in spec["shapes"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.data.config import DataConfig
-from modbench.data.tokenizer_file import with_tokenizer
+from modbench.data.tokenizer import with_tokenizer
 from modbench.errors import UserError, is_file, known_names
 from modbench.hf.config import hub_keys, hub_of, refuse_sizes
 from modbench.measure.config import MeasureConfig
@@ -17,13 +17,13 @@ from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
 from modbench.records.names import LABEL, LABEL_WORDS, at_depth
 from modbench.shipped import shipped_suites
 from modbench.sweep.isoflop import IsoFlopConfig
-from modbench.sweep.suite_schedule import check_schedule
 from modbench.sweep.tables import (
     Axes,
     Comparison,
     Header,
     KeepConfig,
     check_comparisons,
+    check_schedule,
     check_seeds,
 )
 from modbench.sweep.track import TrackConfig

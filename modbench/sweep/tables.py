@@ -1,12 +1,15 @@
-"""Tables of a suite file: [suite], [sweep], [keep] and [[compare]]. Imports no torch."""
+"""Tables of a suite file: [suite], [sweep], [keep] and [[compare]]; and the schedule
+of [train]. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from modbench.errors import UserError, known_names
+from modbench.measure.config import MeasureConfig
 from modbench.records.metrics import ranking_metric
 from modbench.records.names import NAME
+from modbench.train.config import TrainTable
 from modbench.typed import Positive
 
 
@@ -119,3 +122,32 @@ def stated_comparisons(pairs: Sequence[Comparison], budgets: Sequence[int]) -> l
         for budget in ([pair.budget] if pair.budget else budgets)
     ]
     return [{key: value for key, value in pair.items() if value is not None} for pair in fields]
+
+
+def check_schedule(
+    at: str, train: TrainTable, budgets: Sequence[int], measure: MeasureConfig, keep: str
+) -> None:
+    """Raises UserError: the schedule has no place in the suite, or micro-batches don't make a batch."""
+    if train.batch % train.ranks:
+        raise UserError(
+            f"{at} parallel has {train.ranks} processes; they must divide batch, which is {train.batch}"
+        )
+    if (train.batch // train.ranks) % train.rows:
+        raise UserError(
+            f"{at} micro_batch is {train.micro_batch}; it must divide the sequences of a process, which "
+            f"are {train.batch // train.ranks}"
+        )
+    try:
+        train.schedule_of(budgets if train.schedule == "trapezoid" else budgets[:1])
+    except UserError as error:
+        raise UserError(f"{at}: {error}") from error
+    if train.schedule == "trapezoid" and measure.downstream_checkpoints is not None:
+        raise UserError(
+            f"{at} schedule is 'trapezoid', and [measure] downstream_checkpoints needs 'cosine'; remove "
+            "one of them"
+        )
+    if train.schedule == "trapezoid" and keep == "all":
+        raise UserError(
+            f"{at} schedule is 'trapezoid', whose decays' points can't all be kept; set [keep] "
+            "weights = 'budgets', or schedule = 'cosine'"
+        )

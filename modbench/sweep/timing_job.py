@@ -10,10 +10,9 @@ from modbench.records.line import key_of
 from modbench.records.record import TimingRecord
 from modbench.records.run import Timed
 from modbench.records.store import append_record
-from modbench.sweep.run_job import prepare_process
-from modbench.sweep.stage import Say, Stage
+from modbench.sweep.run_job import Say, Stage, prepare_process
 from modbench.timing import footprint
-from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.benchmark_case import BenchmarkTarget
 from modbench.timing.clock import measured_ceilings, measured_times, out_of_memory
 from modbench.timing.config import TimeConfig
 from modbench.train.numerics import make_deterministic

@@ -19,10 +19,10 @@ from modbench.records.run import Timed
 from modbench.records.store import read_suite, remove_leftovers
 from modbench.report.timing.values import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
+from modbench.sweep.claim import suite_lock
 from modbench.sweep.command import end_of_command, run_jobs_of
 from modbench.sweep.job import Job, identity_of
 from modbench.sweep.jobs import store_suite
-from modbench.sweep.lock import suite_lock
 from modbench.sweep.progress import say
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite

@@ -21,15 +21,14 @@ from modbench.records.metrics import METRICS
 from modbench.records.run import Run
 from modbench.sweep.claim import Claim
 from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
-from modbench.sweep.job_records import measurement_record, run_record
-from modbench.sweep.run_job import RunJob, prepare_process
-from modbench.sweep.stage import Say, Stage
+from modbench.sweep.jobs import measurement_record, run_record
+from modbench.sweep.run_job import RunJob, Say, Stage, prepare_process
 from modbench.sweep.steps.audit import audit
 from modbench.sweep.steps.downstream import downstream
 from modbench.sweep.steps.heldout import heldout
 from modbench.sweep.steps.train import train
 from modbench.sweep.worker import stop_signals
-from modbench.timing.matmul_rate import matmul_rate
+from modbench.timing.stopwatch import matmul_rate
 from modbench.train.loop import DivergedError
 from modbench.train.numerics import make_deterministic
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence

@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from typing import Any
 
 import modbench
 from modbench.errors import FAULTS, UserError
-from modbench.sweep.crash import error_of
 from modbench.train.out_of_memory import out_of_memory_kills
 
 Event = dict[str, Any]
@@ -41,7 +41,7 @@ JOBS = {
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
 #: Environment variable: the descriptor of the pipe of events.
 _EVENTS = "MODBENCH_EVENTS"
-#: Seconds to store a checkpoint once the parent has ended; `modbench.sweep.lock.wait_for_orphans` waits
+#: Seconds to store a checkpoint once the parent has ended; `modbench.sweep.claim.wait_for_orphans` waits
 #: for twice as long.
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1  #: short next to the seconds that a worker takes to start
@@ -314,3 +314,28 @@ def follow_parent() -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+KILLED = "killed (SIGKILL); likely out of memory"
+_RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?=:|$)")
+_PATH = re.compile(r"(?<![\w.:/])~?(?:/[^\s/:'\"`,;()<>\[\]]+)+/?")
+_LONGEST = 300  #: characters of a record's error; the longest of `plugin_fault` fits, with its line
+
+
+def error_of(log: Path, start: int, code: int) -> str:
+    """One line on how a process ended: its exit ``code``, and the error in ``log`` from byte ``start``
+    on. Absolute paths are cut to their last name."""
+    if code == -signal.SIGKILL:
+        return KILLED
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 65_536))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    words = [line for line in lines if any(letter.isalnum() for letter in line)]
+    raised = [line for line in words if _RAISED.match(line) or line.startswith("modbench: ")]
+    if not words:
+        return f"{how}, nothing in its log"
+    last = (raised or words)[-1]
+    message = _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], last)
+    message = message.removeprefix("modbench: ")[:_LONGEST]
+    return message if last.startswith("modbench: ") and code > 0 else f"{how}: {message}"

@@ -17,6 +17,7 @@ from modbench.ledger import Counts, Workload
 from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
 from modbench.routing.plugin_fault import raised
+from modbench.train.config import TrainConfig
 from modbench.train.out_of_memory import failed_allocation
 from modbench.train.ranks import ALONE, Ranks
 
@@ -127,3 +128,9 @@ def _ledger_minus_counter(
         for convention in seen_conventions(next(model.parameters()).device):
             differences.append(ledger.total(convention) - counter.under(convention))
     return differences
+
+
+def flops_per_step(model: LanguageModel, train: TrainConfig) -> int:
+    """Nominal FLOPs of one training step, convention ``model``."""
+    load = Workload.uniform(train.rows, train.sequence, "train")
+    return train.ranks * train.micro_batches * model.ledger(load).total("model")

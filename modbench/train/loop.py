@@ -20,10 +20,9 @@ from modbench.data.batches import Batches
 from modbench.ledger import Counts, Workload
 from modbench.model.language_model import LanguageModel
 from modbench.train import checkpoint
-from modbench.train.budget import flops_per_step
 from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
-from modbench.train.counted import Charges, CountedSteps
+from modbench.train.counted import Charges, CountedSteps, flops_per_step
 from modbench.train.optimizer import build_optimizer
 from modbench.train.ranks import ALONE, Ranks
 from modbench.train.schedule import Schedule

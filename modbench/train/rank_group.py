@@ -4,22 +4,22 @@ sequences of the batch. By [train] parallel,
 - ``data``: each has the whole model;
 - ``shard``: weights, gradients and moments are shared out, and gathered layer by layer (FSDP2,
   `torch.distributed.fsdp.fully_shard`);
-- ``expert``: the experts of each layer are shared out, and tokens travel to them
-  (`modbench.train.expert_exchange`).
+- ``expert``: the experts of each layer are shared out, and tokens travel to them.
 
 A product of them has as many processes as the product of the numbers.
 
-R processes, E experts.
+R processes, E experts, N rows, A rows that arrive, D model width.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -27,7 +27,6 @@ from modbench.model.language_model import LanguageModel
 from modbench.routing.expert_bank import ExpertBank
 from modbench.routing.tokens import Noise
 from modbench.train.config import TrainConfig
-from modbench.train.expert_exchange import exchange
 from modbench.train.optimizer import FUSED, ONE_BY_ONE
 from modbench.train.ranks import Ranks
 
@@ -236,3 +235,34 @@ class RankGroup(Ranks):
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+#: Rows of each expert.
+Counts = Sequence[int] | Tensor
+#: Runs the experts of this process on rows sorted by expert, (A, D).
+Run = Callable[[Tensor, Counts], Tensor]
+
+
+def exchange(group: dist.ProcessGroup, ranks: int) -> Callable[[Run, Tensor, Counts], Tensor]:
+    """A function of (run, rows (N, D) sorted by expert, rows of each of all experts): the experts'
+    outputs, (N, D), each of the experts computed where its weights are. All processes of ``group`` call
+    it together."""
+
+    def exchanged(run: Run, rows_ND: Tensor, counts: Counts) -> Tensor:
+        sent_RE = torch.as_tensor(counts, device=rows_ND.device).to(torch.long).view(ranks, -1)
+        got_RE = torch.empty_like(sent_RE)
+        dist.all_to_all_single(got_RE, sent_RE, group=group)
+        sent, got = sent_RE.sum(1).tolist(), got_RE.sum(1).tolist()
+        used_ND = rows_ND[: sum(sent)]
+        got_AD = all_to_all_single_autograd(used_ND.contiguous(), got, sent, group)
+        # By process, then by expert; the experts want them by expert.
+        experts_E = torch.arange(got_RE.shape[1], device=rows_ND.device)
+        expert_A = experts_E.repeat(ranks).repeat_interleave(got_RE.flatten())
+        order_A = expert_A.argsort(stable=True)
+        done_AD = run(got_AD.index_select(0, order_A), got_RE.sum(0).tolist())
+        back_AD = done_AD.index_select(0, order_A.argsort())
+        out_ND = all_to_all_single_autograd(back_AD.contiguous(), sent, got, group)
+        left = len(rows_ND) - len(used_ND)  # rows of no expert
+        return torch.cat((out_ND, out_ND.new_zeros(left, out_ND.shape[1]))) if left else out_ND
+
+    return exchanged

@@ -8,8 +8,7 @@ from typing import Literal
 
 from modbench.errors import UserError
 from modbench.routing.registry import plugin_file
-from modbench.trained.leak import findings_of
-from modbench.trained.load import Loaded
+from modbench.trained.load import Loaded, findings_of
 from modbench.trained.weights_folder import WEIGHTS, Description, write_description
 
 Format = Literal["hf", "modbench"]

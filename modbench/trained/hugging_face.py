@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
-from modbench.hf.model_types import PREFIX
+from modbench.hf.config import PREFIX
 from modbench.hf.passes import installed
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig

@@ -10,8 +10,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from modbench.data.tokenizer import Tokenizer
-from modbench.data.tokenizer_file import tokenizer_of
+from modbench.data.tokenizer import Tokenizer, tokenizer_of
 from modbench.errors import UserError, printable
 from modbench.records.line import canonical_json, check, sha256
 from modbench.records.record import AuditRecord

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from modbench.accounting.other_counters import FORWARD_ONLY, Traced, fvcore_analysis, other_counts
+from modbench.accounting.statement import FORWARD_ONLY, Traced, fvcore_analysis, other_counts
 from modbench.cli.main import main
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig

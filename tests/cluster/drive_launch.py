@@ -10,9 +10,9 @@ from drive_engine import FAKE, fake_job, fakes_left
 from rich.console import Console
 
 from modbench.sweep.launch import ray, slurm
-from modbench.sweep.launch.engines import launcher_of
 from modbench.sweep.launch.watch import Watched
 from modbench.sweep.progress import Progress
+from modbench.sweep.run import launcher_of
 
 
 def run_fake(folder: str) -> bool:

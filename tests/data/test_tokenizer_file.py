@@ -9,7 +9,7 @@ from small_suite import TEXT, modbench_says, suite_text, write_suite
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from modbench.data.token_data import prepare
-from modbench.data.tokenizer_file import FileTokenizer
+from modbench.data.tokenizer import FileTokenizer
 from modbench.errors import UserError
 from modbench.records.store import read_suite
 from modbench.sweep.suite import load_suite

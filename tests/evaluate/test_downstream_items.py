@@ -14,12 +14,11 @@ from test_evaluation import Smooth, model
 
 from modbench.errors import UserError
 from modbench.evaluate.downstream import Evaluation, evaluate
-from modbench.evaluate.downstream.section import section
-from modbench.evaluate.downstream.table import as_table
+from modbench.evaluate.downstream.table import as_table, section
 from modbench.evaluate.downstream.validity import BatchShift
 from modbench.measure.config import MeasureConfig
-from modbench.records.downstream import DOWNSTREAM
 from modbench.records.line import check
+from modbench.records.sections import DOWNSTREAM
 
 ARC = {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"}
 PIQA = {"goal": "a", "sol1": "x", "sol2": "y", "label": 0}

@@ -13,8 +13,8 @@ from torch import nn
 from modbench.data.tokenizer import Tokenizer
 from modbench.errors import UserError
 from modbench.evaluate.downstream import evaluate
+from modbench.evaluate.downstream.evaluation import standard_error
 from modbench.evaluate.downstream.files import ResultFiles
-from modbench.evaluate.downstream.standard_error import standard_error
 from modbench.evaluate.downstream.table import details
 from modbench.evaluate.downstream.validity import batch_shift
 from modbench.evaluate.routed_lm import RoutedLM

@@ -188,10 +188,10 @@ def test_a_users_own_text_serves_every_task(made_up):
 
 @pytest.mark.full
 def test_the_embedded_corpus_gives_the_pinned_items():
-    from modbench.data import pypi_corpus
+    from modbench.data import corpus as pypi_corpus
     from modbench.evaluate.tasks.heldout import PIECES
 
-    corpus = pypi_corpus.read()
+    corpus = pypi_corpus.read_pypi_en()
     passages = Counter()
     for document, letter in zip(corpus.heldout, PIECES, strict=True):
         source, _, rest = document.name.partition("/")

@@ -18,10 +18,9 @@ from modbench.model.context import Context
 from modbench.model.generate import generate
 from modbench.model.kv_cache import Cache
 from modbench.model.shape import TRANSFORMERS, HubConfig, shape_json, shape_of
-from modbench.train.budget import flops_per_step
 from modbench.train.compiled import eager
 from modbench.train.config import TrainConfig
-from modbench.train.counted import CountedSteps
+from modbench.train.counted import CountedSteps, flops_per_step
 from modbench.train.optimizer import build_optimizer
 from modbench.train.step import passes, training_step
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from modbench.data.tokenizer import Tokenizer
-from modbench.measure.passage import PASSAGE_TOKENS, passage_routing
+from modbench.measure.routing import PASSAGE_TOKENS, passage_routing
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.trace import Trace
-from modbench.records.routing import check_routing
+from modbench.records.sections import check_routing
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modbench.kernels.expert_bank.plain import activation
+from modbench.model.attention import rotary_angles, rotate
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
-from modbench.model.rope import rotary_angles, rotate
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 

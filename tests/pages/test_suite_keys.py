@@ -8,7 +8,7 @@ import pytest
 from suite_keys import DOCS, TABLES, blocks, filled, key_table, own_meanings
 
 from modbench.errors import UserError
-from modbench.sweep.passes import refuse_more_passes
+from modbench.sweep.refuse import refuse_more_passes
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, _Tables, parse_suite
 from modbench.sweep.wanted import expand

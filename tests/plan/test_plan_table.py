@@ -10,8 +10,7 @@ from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
 from modbench.plan.gpus import Cluster, described_gpu
 from modbench.plan.memory import Recipe
-from modbench.plan.plan import Plan, plan
-from modbench.plan.table import as_table
+from modbench.plan.plan import Plan, as_table, plan
 
 #: One block's matmuls: 32 x 96 + 32 x 32 + 3 x 32 x 48 = 8,704 elements; the head has 32 x 100.
 SIZE = Size(model=ModelConfig(vocabulary=100, width=32, layers=2, heads=4, mlp_width=48), sequence=64)

@@ -4,7 +4,7 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.records.record import read_record
-from modbench.records.routing import check_routing
+from modbench.records.sections import check_routing
 
 
 def _set(value, path, new):

@@ -8,6 +8,7 @@ from modbench.records.result import Result
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.plot_style import look
 from modbench.report.routing.cases import RoutingCase, cases_of_board
+from modbench.report.routing.figure import weight_figure, weight_files
 from modbench.report.routing.pattern import (
     STRIP,
     Bar,
@@ -18,7 +19,6 @@ from modbench.report.routing.pattern import (
     shares,
     token_labels,
 )
-from modbench.report.routing.weights import weight_figure, weight_files
 
 pytestmark = pytest.mark.figures
 

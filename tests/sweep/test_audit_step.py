@@ -30,8 +30,7 @@ from modbench.records.run import RouterCode, Run
 from modbench.records.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
-from modbench.sweep.run_job import RunJob
-from modbench.sweep.stage import Stage
+from modbench.sweep.run_job import RunJob, Stage
 from modbench.sweep.steps import audit as audit_step
 from modbench.sweep.steps.audit import scheme_of
 from modbench.sweep.steps.train import of_trained

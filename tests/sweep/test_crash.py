@@ -5,7 +5,7 @@ from pathlib import Path
 from small_suite import modbench_says, write_suite
 
 from modbench.records.store import read_suite
-from modbench.sweep.crash import error_of
+from modbench.sweep.worker import error_of
 
 PLUGIN = """
 import sys

@@ -15,9 +15,9 @@ from rich.console import Console
 from modbench.records.finished import Finished
 from modbench.records.store import append_record, read_suite
 from modbench.sweep import worker
-from modbench.sweep.crash import KILLED
-from modbench.sweep.job_records import crash_record
+from modbench.sweep.jobs import crash_record
 from modbench.sweep.wanted import Conditions, left_of
+from modbench.sweep.worker import KILLED
 
 pytestmark = pytest.mark.processes
 

@@ -15,7 +15,7 @@ from modbench.cli.main import main
 from modbench.records.run import Run
 from modbench.records.store import append_record
 from modbench.sweep.job import Job
-from modbench.sweep.job_records import run_record
+from modbench.sweep.jobs import run_record
 from modbench.sweep.launch.launcher import requested
 from modbench.sweep.launch.slurm import Slurm, planned_flops, recorded_rate, time_limit
 from modbench.train.schedule import Schedule

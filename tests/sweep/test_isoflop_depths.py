@@ -8,7 +8,7 @@ from test_isoflop_suite import of, rate, suite
 
 from modbench.errors import UserError
 from modbench.records.finished import Finished, finished
-from modbench.sweep.changed import check_unchanged
+from modbench.sweep.refuse import check_unchanged
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of

@@ -11,8 +11,8 @@ from modbench.routing.build import meta_decoder
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.wanted import Wanted, expand, expand_planned, losses_of
-from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
+from modbench.train.counted import flops_per_step
 
 SCHEMES = [{"router": "vanilla"}, {"router": "mod", "tokens_per_parameter": 10.0}]
 

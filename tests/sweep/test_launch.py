@@ -19,7 +19,7 @@ from modbench.records.store import append_record
 from modbench.sweep.claim import Claims
 from modbench.sweep.engine import Failure
 from modbench.sweep.job import FILE, Job
-from modbench.sweep.job_records import crash_record
+from modbench.sweep.jobs import crash_record
 from modbench.sweep.launch import watch
 from modbench.sweep.launch.watch import Watched
 from modbench.sweep.progress import Progress

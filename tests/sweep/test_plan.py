@@ -9,8 +9,7 @@ from small_suite import write_suite
 
 from modbench.cli.main import main
 from modbench.data.token_data import prepare
-from modbench.sweep.plan import SuitePlan, plan_suite
-from modbench.sweep.plan_table import as_json, as_table
+from modbench.sweep.plan import SuitePlan, as_json, as_table, plan_suite
 from modbench.sweep.rows import resolve
 from modbench.sweep.step_times import Speed, TimedStep
 from modbench.sweep.suite import load_suite

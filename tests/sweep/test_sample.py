@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from trained_runs import RUNS, add_records, model_of, record_of, save_trained
 
+from modbench.cli.sample import Drawing, sample_run
 from modbench.data import token_data
-from modbench.sweep.sample import Drawing, sample_run
 from modbench.train.checkpoint import save_weights
 
 

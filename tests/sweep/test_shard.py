@@ -7,7 +7,7 @@ import pytest
 from small_suite import modbench_says, write_suite
 
 from modbench.records.store import read_suite
-from modbench.sweep.devices import Devices
+from modbench.sweep.engine import Devices
 from modbench.sweep.worker import _environment
 
 

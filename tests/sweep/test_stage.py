@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from modbench.sweep import stage as stages
-from modbench.sweep.stage import Stage
+from modbench.sweep import run_job as stages
+from modbench.sweep.run_job import Stage
 from modbench.train.loop import StoppedError
 
 OTHER = "the measurement of other/row (process 7)"

@@ -10,8 +10,8 @@ from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, find_suite, load_suite, shipped_suites
 from modbench.sweep.tables import stated_comparisons
 from modbench.sweep.wanted import expand
-from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
+from modbench.train.counted import flops_per_step
 
 GOOD = """
 [suite]

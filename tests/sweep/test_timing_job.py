@@ -11,8 +11,8 @@ from modbench.records.record import TimingRecord
 from modbench.records.run import RouterCode, Timed
 from modbench.records.store import read_suite
 from modbench.sweep.timing_job import run_timing
-from modbench.timing import benchmark_case, machine_lock
-from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing import benchmark_case, system_load
+from modbench.timing.benchmark_case import BenchmarkTarget
 
 LACK = torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
 SAID = "out of memory, asked for 2,147,483,648 bytes (Tried to allocate 2.00 GiB.)"
@@ -22,7 +22,7 @@ SAID = "out of memory, asked for 2,147,483,648 bytes (Tried to allocate 2.00 GiB
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A measurement of a tiny model on a machine that need not be quiet."""
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(machine_lock, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(system_load, "QUIET_SECONDS", 0.0)
     timed = Timed(
         router=RouterCode(name="mod", options={}),
         model=ModelConfig(vocabulary=97, width=16, layers=2, heads=2),

@@ -16,7 +16,7 @@ from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import labels_of
 from modbench.sweep import timings as verb
 from modbench.sweep import worker
-from modbench.sweep.lock import suite_lock
+from modbench.sweep.claim import suite_lock
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timings import KINDS, TimingPlan

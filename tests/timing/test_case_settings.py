@@ -12,8 +12,12 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.routing.registry import build_router
 from modbench.timing import benchmark_case
-from modbench.timing.benchmark_case import BenchmarkCase, inference_cases, training_cases
-from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.benchmark_case import (
+    BenchmarkCase,
+    BenchmarkTarget,
+    inference_cases,
+    training_cases,
+)
 
 
 def in_bfloat16(**changes: Any) -> BenchmarkTarget:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from timed_made_up import subject
 
-from modbench.timing import ceiling
+from modbench.timing import clock
 from modbench.timing.stopwatch import Stopwatch, nothing
 
 
@@ -28,11 +28,11 @@ class Samples(Stopwatch):
 
 @pytest.fixture(autouse=True)
 def _copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceiling, "COPIED", {"cpu": 1000})
+    monkeypatch.setattr(clock, "COPIED", {"cpu": 1000})
 
 
 def test_a_ceiling_is_two_flops_a_product_and_two_bytes_a_copy_over_the_best_sample() -> None:
-    found = ceiling.ceilings(subject(), Samples())
+    found = clock.ceilings(subject(), Samples())
     for gemm in found["gemm"]:
         products = gemm["rows"] * gemm["inner"] * gemm["columns"]
         assert gemm["flops_per_second"] == 2 * products / 0.5
@@ -48,9 +48,9 @@ def test_matmuls_run_in_the_reported_dtype(monkeypatch: pytest.MonkeyPatch) -> N
         seen.append((str(x_RI.dtype), str(weight_CI.dtype)))
         return F.linear(x_RI, weight_CI)
 
-    monkeypatch.setattr(ceiling, "F", SimpleNamespace(linear=linear))
+    monkeypatch.setattr(clock, "F", SimpleNamespace(linear=linear))
     of = replace(subject(), dtype=torch.bfloat16)
-    found = ceiling.ceilings(of, Samples())
+    found = clock.ceilings(of, Samples())
     told = [gemm["dtype"] for gemm in found["gemm"]]
     assert told == ["bfloat16"] * 5 + ["float32"] * 5
     assert seen == [(f"torch.{dtype}",) * 2 for dtype in told for _ in range(4)]

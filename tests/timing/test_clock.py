@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from timed_made_up import Nvml, Ticking, subject
 
-from modbench.timing import clock, nvml
-from modbench.timing.nvml import Gpu, GpuMonitor
+from modbench.timing import clock
+from modbench.timing.clock import Gpu, GpuMonitor
 from modbench.timing.stopwatch import SHORTEST
 
 ONE_DECODING = {"decode_past": [8], "decode_batches": [1], "decode_tokens": 2}
@@ -32,10 +32,10 @@ def timed(
 ) -> dict[str, Any]:
     """On a GPU, the samples of a case taking a second in total and a run ``each``."""
     moments = count(0.0, 1.0)
-    monkeypatch.setattr(nvml, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(clock, "monotonic", lambda: next(moments))
     monkeypatch.setattr(clock, "open_gpu", lambda on: (Gpu(Counting(), "new"), ""))
     monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(each))
-    monkeypatch.setattr("modbench.timing.ceiling.COPIED", {"cpu": 16})
+    monkeypatch.setattr("modbench.timing.clock.COPIED", {"cpu": 16})
     of = subject("mod", **ONE_DECODING)
     if kind == "ceiling":
         return clock.measured_ceilings(of, 1)
@@ -56,7 +56,7 @@ def test_energy_is_reported_for_a_second_or_more(
     seconds: float, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = iter((5.0, 5.0 + seconds))
-    monkeypatch.setattr(nvml, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(clock, "monotonic", lambda: next(moments))
     monitor = GpuMonitor(Gpu(Counting(), "new"))
     monitor.begin()
     assert monitor.joules(3) == (6 / 3 if told else None)

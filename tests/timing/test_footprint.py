@@ -17,8 +17,8 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.layer import Layer
 from modbench.routing.router import Router
-from modbench.timing import footprint, memory_meter
-from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing import footprint
+from modbench.timing.benchmark_case import BenchmarkTarget
 
 CPU = torch.device("cpu")
 
@@ -69,10 +69,10 @@ def test_a_peak_is_the_highest_resident_set_above_the_baseline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1000 * 1024))
-    monkeypatch.setattr(memory_meter.psutil, "Process", lambda: now)
-    monkeypatch.setattr(memory_meter, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setattr(footprint.psutil, "Process", lambda: now)
+    monkeypatch.setattr(footprint, "Path", lambda path: tmp_path / Path(path).name)
     (tmp_path / "status").write_text("VmPeak:\t 9 kB\nVmHWM:\t  1500 kB\nVmRSS:\t  1200 kB\n")
-    assert memory_meter.MemoryMeter(CPU).peak() == 500 * 1024
+    assert footprint.MemoryMeter(CPU).peak() == 500 * 1024
     assert (tmp_path / "clear_refs").read_text() == "5"  # proc(5): resets the peak
 
 

@@ -14,8 +14,8 @@ import pytest
 
 import modbench
 from modbench.errors import UserError
-from modbench.timing import machine_lock
-from modbench.timing.machine_lock import measured_elsewhere, measuring
+from modbench.timing import system_load
+from modbench.timing.system_load import measured_elsewhere, measuring
 
 MEASURE = """
 import sys, time
@@ -30,7 +30,7 @@ with machine_lock.measuring("suite/row"):
 @pytest.fixture(autouse=True)
 def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(machine_lock, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(system_load, "QUIET_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -99,11 +99,9 @@ def test_a_busy_process_is_named_and_waited_for_only_so_long(monkeypatch: pytest
 
     seconds = count()
     spent = {os.getppid(): 0.0, 1: 0.0}
-    monkeypatch.setattr(machine_lock, "QUIET_SECONDS", 0.6)
-    monkeypatch.setattr(machine_lock, "LoadMonitor", Busy)
-    monkeypatch.setattr(
-        machine_lock, "_processor_seconds", lambda: spent | {os.getppid(): next(seconds)}
-    )
+    monkeypatch.setattr(system_load, "QUIET_SECONDS", 0.6)
+    monkeypatch.setattr(system_load, "LoadMonitor", Busy)
+    monkeypatch.setattr(system_load, "_processor_seconds", lambda: spent | {os.getppid(): next(seconds)})
     reasons: list[str] = []
     started = time.monotonic()
     with measuring("mine", wait=reasons.append):
@@ -116,7 +114,7 @@ def test_a_busy_process_is_named_and_waited_for_only_so_long(monkeypatch: pytest
 def test_a_read_only_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(machine_lock.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(system_load.tempfile, "gettempdir", lambda: str(tmp_path))
     with measuring("mine"):
         assert list(tmp_path.glob("modbench-*/measuring.json"))
 
@@ -127,7 +125,7 @@ def test_a_fallback_of_the_cache_that_others_prepared_is_refused(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(machine_lock.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(system_load.tempfile, "gettempdir", lambda: str(tmp_path))
     fallback, target = tmp_path / f"modbench-{os.getuid()}", tmp_path / "target"
     target.mkdir(mode=0o700)
     if prepared == "link":

@@ -4,9 +4,9 @@ import pytest
 import torch
 from timed_made_up import Nvml, Ticking
 
-from modbench.analysis.intervals import summary
-from modbench.timing import nvml
-from modbench.timing.nvml import Gpu, GpuMonitor
+from modbench.analysis.noise import summary
+from modbench.timing import clock
+from modbench.timing.clock import Gpu, GpuMonitor
 from modbench.timing.stopwatch import SHORTEST, CudaStopwatch, sampled
 
 
@@ -83,7 +83,7 @@ def test_clocks_and_throttling_come_from_nvml() -> None:
 
 
 def test_a_gpu_that_counts_no_energy_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "LEAST_COUNTED", 0.0)
+    monkeypatch.setattr(clock, "LEAST_COUNTED", 0.0)
     for handle, joules in (("new", 0.0), ("old", None)):
         monitor = GpuMonitor(Gpu(Nvml(), handle))
         monitor.begin()

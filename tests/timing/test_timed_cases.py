@@ -14,10 +14,13 @@ from modbench.ledger import Workload
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.timing import benchmark_case, footprint
-from modbench.timing.benchmark_case import BenchmarkCase, inference_cases, training_cases
-from modbench.timing.benchmark_target import BenchmarkTarget
-from modbench.timing.ceiling import ceilings
-from modbench.timing.clock import balance, measured_times
+from modbench.timing.benchmark_case import (
+    BenchmarkCase,
+    BenchmarkTarget,
+    inference_cases,
+    training_cases,
+)
+from modbench.timing.clock import balance, ceilings, measured_times
 from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import Stopwatch
 
@@ -153,7 +156,7 @@ def test_training_is_compiled_where_it_is_asked_for(
 
 
 def test_ceilings_are_of_the_models_own_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modbench.timing.ceiling.COPIED", {"cpu": 2**16})
+    monkeypatch.setattr("modbench.timing.clock.COPIED", {"cpu": 2**16})
     found = ceilings(subject(), Stopwatch())
     sizes = {g["component"]: (g["rows"], g["inner"], g["columns"]) for g in found["gemm"]}
     assert sizes == {

@@ -4,7 +4,7 @@ from typing import Any
 
 from modbench.model.config import ModelConfig
 from modbench.records.run import RouterCode, Timed
-from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.benchmark_case import BenchmarkTarget
 from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import Stopwatch, nothing
 

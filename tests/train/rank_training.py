@@ -16,8 +16,8 @@ from modbench.measure.loss import heldout_loss, heldout_windows
 from modbench.model.config import ModelConfig
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.registry import build_router
-from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
+from modbench.train.counted import flops_per_step
 from modbench.train.loop import Trained, train_model
 from modbench.train.ranks import ALONE, Ranks
 from modbench.train.schedule import Schedule

@@ -27,9 +27,8 @@ from modbench.model.trace import Trace
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
 from modbench.routing.router import Router
-from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
-from modbench.train.counted import Charges, CountedSteps
+from modbench.train.counted import Charges, CountedSteps, flops_per_step
 from modbench.train.loop import StoppedError, Trained, train_model
 from modbench.train.schedule import Schedule
 

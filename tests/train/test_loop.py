@@ -21,8 +21,8 @@ from modbench.model.decoder import Decoder
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
 from modbench.train import checkpoint, loop
-from modbench.train.budget import flops_per_step
 from modbench.train.config import TrainConfig
+from modbench.train.counted import flops_per_step
 from modbench.train.loop import DivergedError, StoppedError, Trained, train_model
 from modbench.train.optimizer import build_optimizer
 from modbench.train.schedule import Schedule

@@ -15,9 +15,9 @@ from modbench.model.config import ModelConfig
 from modbench.model.decoder import Decoder
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
-from modbench.train.budget import flops_per_step
 from modbench.train.compiled import eager
 from modbench.train.config import TrainConfig
+from modbench.train.counted import flops_per_step
 from modbench.train.loop import Trained, train_model
 from modbench.train.schedule import Schedule
 from modbench.train.step import parts_of, passes

@@ -12,7 +12,7 @@ from modbench.data.batches import Batches
 from modbench.model.decoder import Decoder
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
-from modbench.train.budget import flops_per_step
+from modbench.train.counted import flops_per_step
 from modbench.train.loop import StoppedError, train_model
 from modbench.train.schedule import Schedule
 

@@ -20,8 +20,7 @@ from modbench.model.generate import generate
 from modbench.train.checkpoint import save_weights
 from modbench.trained import hugging_face
 from modbench.trained.export import export
-from modbench.trained.leak import leak_of
-from modbench.trained.load import Loaded, load_trained
+from modbench.trained.load import Loaded, leak_of, load_trained
 
 #: "he", then "the".
 MERGES = [(104, 101), (116, 256)]

@@ -7,7 +7,7 @@ from trained_runs import RUNS, add_records, record_of
 
 from modbench.errors import UserError
 from modbench.records.record import Status
-from modbench.trained.find import find_result
+from modbench.trained.load import find_result
 
 
 @pytest.fixture

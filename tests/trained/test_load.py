@@ -17,8 +17,7 @@ from modbench.errors import UserError
 from modbench.model.context import Context
 from modbench.routing.registry import load_plugin, router_names
 from modbench.train.checkpoint import save_weights
-from modbench.trained.find import find_result
-from modbench.trained.load import load_trained
+from modbench.trained.load import find_result, load_trained
 
 HE = [(104, 101)]  # one merge: "h" and "e"
 

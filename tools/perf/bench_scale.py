@@ -21,11 +21,11 @@ from modbench.records.finished import Watch
 from modbench.records.run import Run
 from modbench.records.store import append_record, read_suite
 from modbench.report.page import Report, write_report
-from modbench.sweep import job_records, run
+from modbench.sweep import jobs as job_records
+from modbench.sweep import run
 from modbench.sweep.claim import Claims
 from modbench.sweep.job import JobFile, done_of, run_identity
-from modbench.sweep.job_records import run_record
-from modbench.sweep.jobs import Asked, run_jobs
+from modbench.sweep.jobs import Asked, run_jobs, run_record
 from modbench.sweep.launch.slurm import Slurm
 from modbench.sweep.launch.watch import AT_ONCE
 from modbench.sweep.rows import resolve

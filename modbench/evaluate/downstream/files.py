@@ -13,8 +13,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from modbench.errors import UserError
 from modbench.evaluate.downstream.evaluation import BOOTSTRAP, Evaluation
-from modbench.evaluate.downstream.loading import FEWSHOT_SEED
-from modbench.evaluate.downstream.quiet import NUMPY_SEED, SEED
+from modbench.evaluate.downstream.loading import FEWSHOT_SEED, NUMPY_SEED, SEED
 from modbench.evaluate.routed_lm import RoutedLM
 
 #: Parts of lm-eval's results that have an entry per task.

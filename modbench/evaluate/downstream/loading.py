@@ -1,12 +1,17 @@
-"""Loads lm-eval's task objects."""
+"""Loads lm-eval's task objects; contexts in which lm-eval runs."""
 
+import io
+import logging
+import os
+import random
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lm_eval.tasks.manager import TaskDict, TaskManager
 
 from modbench.data.config import DataConfig
@@ -85,3 +90,41 @@ def task_errors(sources: Sources) -> Iterator[None]:
             f"task '{sources.name}' can't be scored ({type(error).__name__}: {reason}); fix the task or "
             "its items"
         ) from error
+
+
+#: lm-eval's own seeds of Python and numpy.
+SEED, NUMPY_SEED = 0, 1234
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Context without lm-eval's progress bars, prints and warnings, and without its process pool."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub", "httpx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Context in which the global generators of Python and numpy start from lm-eval's own seeds."""
+    python, arrays = random.getstate(), np.random.get_state()
+    random.seed(SEED)
+    np.random.seed(NUMPY_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from modbench.hf.families.config import FAMILIES, load_config, read_config, stated_length
+from modbench.hf.families.config import FAMILIES, Reading, load_config, read_config, stated_length
 from modbench.hf.families.layers import Layer, Matrix, layers_of, norm_parameters
-from modbench.hf.families.reading import Reading
 from modbench.ledger import OUTSIDE, Ledger, Workload, matmul
 
 __all__ = [

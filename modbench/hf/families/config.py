@@ -1,4 +1,5 @@
-"""Reads a config.json by its family's keys: renames, defaults and type checks."""
+"""Reads a config.json by its family's keys: renames, defaults and type checks; `Reading`,
+what the formulas of papers use. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -129,3 +130,20 @@ def stated_length(config: Mapping[str, Any]) -> int | None:
     names = ("n_positions", "max_position_embeddings", "n_ctx")
     stated = (config.get(name) for name in names)
     return next((length for length in stated if isinstance(length, int) and length > 0), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Sizes of a model that the papers' formulas use. Vectors (norms, biases) are no operand of a
+    matmul, and stand apart from the matrices."""
+
+    layers: int
+    heads: int
+    attention_width: int  #: heads * head width, of one layer
+    attention_parameters: int  #: matrices of attention, all layers
+    feed_forward_parameters: int  #: matrices of a token's MLPs or experts, all layers
+    router_parameters: int  #: matrices of a token's routers and predictors, all layers
+    head_parameters: int  #: the matrix behind the logits, tied or not
+    vector_parameters: int  #: norms and biases, all layers and before the head
+    parameters: int  #: all, vectors included, a tied head once
+    active_parameters: int  #: those that process a token routed everywhere

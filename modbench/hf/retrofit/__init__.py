@@ -5,10 +5,10 @@ from modbench.hf.retrofit.refuse import installed
 
 installed()
 
+from modbench.hf.retrofit.apply import receipt as receipt  # noqa: E402
 from modbench.hf.retrofit.apply import retrofit as retrofit  # noqa: E402
+from modbench.hf.retrofit.apply import upcycle as upcycle  # noqa: E402
 from modbench.hf.retrofit.cache import decoding_report as decoding_report  # noqa: E402
 from modbench.hf.retrofit.family import register as _register  # noqa: E402
-from modbench.hf.retrofit.receipt import receipt as receipt  # noqa: E402
-from modbench.hf.retrofit.upcycle import upcycle as upcycle  # noqa: E402
 
 _register()

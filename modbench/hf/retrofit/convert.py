@@ -24,11 +24,9 @@ from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus
 from modbench.data.documents import Document
 from modbench.errors import UserError
-from modbench.hf.retrofit.apply import retrofit, router_of
+from modbench.hf.retrofit.apply import receipt, retrofit, router_of, upcycle
 from modbench.hf.retrofit.build import routers_of
-from modbench.hf.retrofit.receipt import receipt
 from modbench.hf.retrofit.refuse import refuse_pickle
-from modbench.hf.retrofit.upcycle import upcycle
 from modbench.hf.saved import register_for
 from modbench.routing.expert_router import ExpertScheme, RoutedExperts
 from modbench.routing.registry import preset_options, router_class

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbench.kernels.autocast import matmul_dtype
+from modbench.kernels import matmul_dtype
 from modbench.ledger import component
 
 Reduction = Literal["mean", "none"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from modbench.records.leak import leak_verdict
+from modbench.records.probes import leak_verdict
 from modbench.report.leaderboard.row import Row, Value, interval
 
 #: Names of the two scores of right answers, next to a task's own metrics.

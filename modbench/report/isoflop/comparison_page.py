@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from modbench.errors import several
 from modbench.report.isoflop.pairs import Pair, of_equal_runs, other_pairs
 from modbench.report.isoflop.sweep import Sweep
-from modbench.report.leaderboard.difference_cells import (
+from modbench.report.leaderboard.metric_cells import (
     PROCESSORS,
     difference_text,
     family_text,

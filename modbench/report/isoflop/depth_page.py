@@ -4,17 +4,17 @@ each scheme, all of them next to each other, and what is held fixed."""
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from modbench.analysis.difference import Interval
 from modbench.analysis.isoflop import Optimum
 from modbench.errors import several
 from modbench.records.names import at_depth
 from modbench.records.result import Place
-from modbench.report.isoflop.cells import with_interval
 from modbench.report.isoflop.pairs import Pair
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Sweep
 from modbench.report.leaderboard.columns import OPTIMA, Column
-from modbench.report.leaderboard.difference_cells import difference_text
+from modbench.report.leaderboard.metric_cells import difference_text, si
 from modbench.report.leaderboard.scheme import differing
-from modbench.report.table import Table, escaped
+from modbench.report.table import Number, Table, escaped
 
 _LAYERS = Column(
     "layers",
@@ -160,3 +160,15 @@ def _aspect(sweep: Sweep, optimum: Optimum) -> str:
     )
     nearest = min(records, key=lambda record: abs(record.metrics["active_parameters"] / size - 1))
     return f"{nearest.width / optimum.depth:.3g}"
+
+
+def with_interval(value: float | None, interval: Interval | None, form: str) -> str:
+    """``value`` with its interval; ``form``: si or one of Python's."""
+
+    def text(number: float) -> str:
+        return si(number, 3) if form == "si" else f"{number:{form}}"
+
+    if value is None:
+        return "-"
+    between = f" ({text(interval[0])} to {text(interval[1])})" if interval else ""
+    return Number(text(value) + between, value)

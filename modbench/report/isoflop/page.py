@@ -12,7 +12,6 @@ from modbench.analysis.isoflop import FITS
 from modbench.errors import several
 from modbench.records.names import at_depth
 from modbench.records.result import Place, Result
-from modbench.report.isoflop.cells import with_interval
 from modbench.report.isoflop.comparison_page import below_tables, pair_section, scatter_section
 from modbench.report.isoflop.depth_page import (
     below_depths,
@@ -21,12 +20,12 @@ from modbench.report.isoflop.depth_page import (
     depth_table,
     fixed_note,
     layers_cell,
+    with_interval,
 )
 from modbench.report.isoflop.pairs import tested_pairs
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Rates, Sweep
 from modbench.report.layers import idle_layers
-from modbench.report.leaderboard.difference_cells import difference_text, interim_text
-from modbench.report.leaderboard.metric_cells import si
+from modbench.report.leaderboard.metric_cells import difference_text, interim_text, si
 from modbench.report.leaderboard.scheme import shape_name
 from modbench.report.sections import Heading, Items, Page, Part, suite_page
 from modbench.report.table import Number, Table, escaped

@@ -13,7 +13,7 @@ from modbench.analysis.difference import Difference, judge, line_at_zero, mean_d
 from modbench.records.record import canonical_json
 from modbench.records.result import Result
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Sweep
-from modbench.report.processor import processor_types
+from modbench.report.timing.values import processor_types
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_second
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.differences import BEST, NOT_SEPARABLE
 from modbench.report.leaderboard.entry import DENSE, Entry
-from modbench.report.processor import processor_types
 from modbench.report.timing.table import TimingTable
+from modbench.report.timing.values import processor_types
 
 #: Metric on the axis of the curves.
 SIZE = "active_parameters"

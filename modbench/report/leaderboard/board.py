@@ -14,12 +14,11 @@ from modbench.report.layers import csv_columns as layer_columns
 from modbench.report.layers import values as layer_values
 from modbench.report.leaderboard.differences import TO_BEST, TO_DENSE, Differences, differences_of
 from modbench.report.leaderboard.entry import Entry
-from modbench.report.leaderboard.row import Row, Value, rows_of
+from modbench.report.leaderboard.row import Row, Value, rows_of, timed_values
 from modbench.report.leaderboard.scheme import scheme_names, shape_columns, split_label
-from modbench.report.leaderboard.times import timed_values
-from modbench.report.processor import processor_types
 from modbench.report.table import Table
 from modbench.report.timing.table import TimingTable
+from modbench.report.timing.values import processor_types
 
 
 @dataclass(frozen=True)

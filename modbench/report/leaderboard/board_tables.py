@@ -8,12 +8,13 @@ from modbench.records.metrics import METRICS
 from modbench.report.layers import values as layer_values
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.columns import FIRST, GROUP, MORE
-from modbench.report.leaderboard.difference_cells import difference_text, pair_table
 from modbench.report.leaderboard.differences import TO_BEST, TO_DENSE
 from modbench.report.leaderboard.entry import Entry
 from modbench.report.leaderboard.metric_cells import (
+    difference_text,
     first_columns,
     metric_columns,
+    pair_table,
     ranking_column,
 )
 from modbench.report.leaderboard.row import Row

@@ -11,7 +11,7 @@ from modbench.analysis.noise import Noise
 from modbench.records.metrics import Metric
 from modbench.report.leaderboard.entry import Entry, dense_entry
 from modbench.report.leaderboard.row import Row
-from modbench.report.processor import processor_types
+from modbench.report.timing.values import processor_types
 
 #: Marks of the rows that may be the best one.
 BEST, NOT_SEPARABLE = "best", "not separable"

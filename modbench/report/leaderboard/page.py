@@ -17,19 +17,17 @@ from modbench.report.leaderboard.board_tables import (
     size_table,
 )
 from modbench.report.leaderboard.columns import MORE, Column, column_table
-from modbench.report.leaderboard.difference_cells import (
-    PROCESSORS,
-    family_text,
-    interim_text,
-    untold_text,
-)
 from modbench.report.leaderboard.differences import MOST_ROWS, TO_BEST, TO_DENSE
 from modbench.report.leaderboard.entry import DENSE, Entry, dense_entry
 from modbench.report.leaderboard.metric_cells import (
+    PROCESSORS,
+    family_text,
     first_columns,
+    interim_text,
     metric_text,
     ranking_column,
     si,
+    untold_text,
 )
 from modbench.report.leaderboard.row import Row
 from modbench.report.leaderboard.scheme import differing

@@ -1,10 +1,12 @@
-"""Which timings may be compared: those of one session, one machine and one set of settings."""
+"""Which timings may be compared: those of one session, one machine and one set of settings;
+and the processor type of runs, which decides on the last digits besides the seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from modbench.errors import UserError
 from modbench.records.record import SuiteRecord, TimingKind, TimingRecord
+from modbench.records.result import Result
 from modbench.records.store import latest
 
 #: Parts of the environment that must be equal in a session: the machine, and, with the environment's
@@ -74,3 +76,21 @@ def time_marks(stable: bool | None, loaded: bool | None, throttled: bool | None 
     """Those of ``unstable``, ``loaded`` and ``throttled`` that hold."""
     marks = {"unstable": stable is False, "loaded": loaded, "throttled": throttled}
     return ", ".join(mark for mark, holds in marks.items() if holds)
+
+
+#: Parts of the environment that make a processor type.
+PROCESSOR = ("cpu", "instructions", "gpu", "dtype", "threads")
+#: By how much another processor type changed the loss of a run, in nats per token: root mean square of
+#: the runs of results/isoflop-cpu that results/isoflop-cpu-again has, too.
+ROUNDING = 0.003
+#: Mark of a difference between rows of different processor types.
+MARK = "‡"
+
+
+def processor_types(results: Iterable[Result]) -> list[str]:
+    """All processor types of ``results``, sorted; without instruction sets if a record lacks them."""
+    environments = [result.environment for result in results]
+    parts = list(PROCESSOR)
+    if any("instructions" not in environment for environment in environments):
+        parts.remove("instructions")
+    return sorted({machine_in_words(environment, parts) for environment in environments})

@@ -25,7 +25,7 @@ from modbench.records.store import append_record, read_audit
 from modbench.routing.registry import code_sha256, router_class
 from modbench.sweep.claim import claimed
 from modbench.sweep.run_job import RunJob
-from modbench.timing.memory_meter import release_memory
+from modbench.timing.footprint import release_memory
 from modbench.train.numerics import device
 
 #: Seed of the weights and tokens of every audit.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modbench.model.language_model import LanguageModel
-from modbench.records.leak import leak_verdict
 from modbench.records.metrics import METRICS
+from modbench.records.probes import leak_verdict
 from modbench.sweep.run_job import RunJob
 from modbench.train.checkpoint import load_weights, point_weights
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Folder of lm-eval's own files, next to the weights.
 FILES = "lm-eval"
-_TOLD_SECONDS = 5.0  #: as in `modbench.sweep.stage`
+_TOLD_SECONDS = 5.0  #: as in `modbench.sweep.run_job`
 
 
 def downstream(
@@ -32,8 +32,7 @@ def downstream(
     """
     # Imported late: lm-eval takes seconds to import.
     from modbench.evaluate.downstream.files import ResultFiles
-    from modbench.evaluate.downstream.section import add_checkpoint, add_untrained, section
-    from modbench.evaluate.downstream.table import details
+    from modbench.evaluate.downstream.table import add_checkpoint, add_untrained, details, section
     from modbench.evaluate.downstream.validity import batch_shift
 
     end = next(end for end in job.fields["ends"] if end["budget"] == budget)

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from modbench.measure.histograms import RoutingHistograms
 from modbench.measure.loss import HeldoutLoss, heldout_loss, unigram_loss
-from modbench.measure.passage import passage_routing
-from modbench.measure.routing import kv_cache_measures, layer_measures, routing_measures
+from modbench.measure.routing import kv_cache_measures, layer_measures, passage_routing, routing_measures
 from modbench.model.context import Selection
 from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace

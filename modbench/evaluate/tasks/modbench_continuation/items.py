@@ -11,7 +11,7 @@ from functools import lru_cache
 from modbench.data.config import DataConfig
 from modbench.evaluate.tasks.heldout import enough, read_heldout
 from modbench.evaluate.tasks.quartets import Draft, Item, build_quartets, items_of
-from modbench.evaluate.tasks.sentences import is_sentence, split_sentences
+from modbench.evaluate.tasks.words import is_sentence, split_sentences
 
 # These numbers decide the items: with another one, the version in the YAML file must be raised.
 ITEMS = 1000  # a standard error of 1.4 points at chance

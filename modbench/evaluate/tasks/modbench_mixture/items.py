@@ -17,8 +17,14 @@ from typing import NamedTuple
 from modbench.data.config import DataConfig
 from modbench.evaluate.tasks.heldout import HeldOut, enough, read_heldout
 from modbench.evaluate.tasks.quartets import Draft, Item, build_quartets, items_of
-from modbench.evaluate.tasks.sentences import is_sentence, split_sentences
-from modbench.evaluate.tasks.words import bare, overlap, shuffled, word_bands
+from modbench.evaluate.tasks.words import (
+    bare,
+    is_sentence,
+    overlap,
+    shuffled,
+    split_sentences,
+    word_bands,
+)
 
 # These numbers decide the items: with another one, the version in the YAML files must be raised.
 ITEMS = 400  # a standard error of 2 points at chance

@@ -1,0 +1,152 @@
+"""Checks before a suite is trained: its tasks, passes over its text, and isoFLOP settings
+that changed since some of its runs were trained. Imports no torch."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+from modbench.data.corpus import most_tokens
+from modbench.data.token_data import is_prepared
+from modbench.errors import UserError, several
+from modbench.measure.config import MeasureConfig
+from modbench.records.finished import Finished
+from modbench.records.result import results_of
+from modbench.records.run import Run
+from modbench.records.store import read_suite
+from modbench.sweep.rows import Rows
+from modbench.sweep.suite import Suite
+from modbench.sweep.wanted import Wanted, expand_planned
+from modbench.train.config import TrainConfig
+
+
+def tokens_of(budget: int, step_flops: int, train: TrainConfig) -> int:
+    """Training tokens that ``budget`` buys, with nominal routing."""
+    return budget // step_flops * train.batch * train.sequence
+
+
+def refuse_before_preparing(rows: Rows, schemes: Collection[str]) -> None:
+    """Raise a `UserError` if a run of ``schemes`` would read the training text more often than [isoflop]
+    allows even if each byte were a token: known before it is prepared, unless its size is not."""
+    data = rows.suite.data
+    if rows.suite.isoflop and not is_prepared(data) and (tokens := most_tokens(data)):
+        refuse_more_passes(rows, schemes, tokens, at_most=True)
+
+
+def refuse_more_passes(
+    rows: Rows, schemes: Collection[str], train_tokens: int, *, at_most: bool = False
+) -> None:
+    """Raise a `UserError` if a run of ``schemes`` would read the training text of ``train_tokens``
+    tokens more often than [isoflop] allows; the sentence names the one with the most passes.
+    ``at_most``: the text has as many tokens or fewer."""
+    suite = rows.suite
+    if suite.isoflop is None:
+        return
+    passes = 0.0
+    where = ""
+    for scheme in suite.schemes:
+        row = rows.resolved.get(scheme.name)
+        if row is None or scheme.name not in schemes:
+            continue
+        train = suite.training_of(scheme)
+        for budget, shapes, flops in zip(suite.axes.budgets, row.grids, row.grid_flops, strict=True):
+            for shape, of_step in zip(shapes, flops, strict=True):
+                read = tokens_of(budget, of_step, train) / train_tokens
+                if read > passes:
+                    passes = read
+                    where = f"'{scheme.name}', width {shape['width']} at {budget:g} FLOPs"
+    if passes > suite.isoflop.passes:
+        enough = ceil(10 * passes) / 10
+        of, more = (" at most", " or more") if at_most else ("", "")
+        raise UserError(
+            f"suite {suite.source}: {where}, would read the training text of{of} {train_tokens:,} "
+            f"tokens {enough:g} times{more}, and [isoflop] passes allows {suite.isoflop.passes:g}; set "
+            f"passes = {enough:g}{more}, lower the budget or tokens_per_parameter, or give more text"
+        )
+
+
+def check_unchanged(
+    rows: Rows, wanted: Sequence[Wanted], records: Sequence[Finished], folder: Path
+) -> None:
+    """Raises UserError: a suite with isoFLOP grids has another exponent, margin or other settings than
+    finished runs of its schemes in ``folder`` (results/<suite>), since a curve must not hold both."""
+    recorded = {record.key for record in records if record.kind == "run" and record.status == "ok"}
+    if rows.suite.isoflop is None or not recorded:
+        return
+    _check_plan(rows, records, folder)
+    if recorded <= {item.run.key for item in wanted}:
+        return
+    now = {(item.scheme, _settings(item.run)) for item in (*wanted, *expand_planned(rows))}
+    schemes = {scheme.label for scheme in rows.suite.schemes}
+    for result in results_of(read_suite(folder)):
+        changed = (result.scheme, _settings(result.run)) not in now
+        if result.status == "ok" and result.scheme in schemes and changed:
+            raise UserError(
+                f"{folder} holds runs of '{result.label}' with other settings than the suite has now; a "
+                "curve must not hold both: give that scheme another label, give --results another "
+                "folder, or restore the suite"
+            )
+
+
+def _settings(run: Run) -> str:
+    """Return the key of ``run`` whatever its seed and learning rate, which may differ."""
+    return replace(run, seed=0, train=replace(run.train, learning_rate=1.0)).key
+
+
+def _check_plan(rows: Rows, records: Sequence[Finished], folder: Path) -> None:
+    """Raises UserError: finished runs state another exponent or margin than ``rows`` has."""
+    isoflop = rows.suite.isoflop
+    assert isoflop is not None
+    margins = {record.margin for record in records if record.margin is not None}
+    settings = [("margin", margins, isoflop.margin, "a margin chosen after the results proves nothing")]
+    for depth in isoflop.layers or (None,):
+        laws = {law for record in records for of, law in record.exponents if of == depth}
+        name = "exponent" if depth is None else f"exponent at {several(depth, 'layer')}"
+        settings.append((name, laws, isoflop.of_depth(depth).exponent, "a curve must not hold both"))
+    for name, stated, now, why in settings:
+        if others := stated - {now}:
+            raise UserError(
+                f"{folder} holds runs with [isoflop] {name} {min(others):g} (now {now:g}); {why}: give "
+                "--results another folder, or restore the suite"
+            )
+
+
+def check_tasks(suite: Suite, embedded: bool, tell: Callable[[str], None]) -> None:
+    """Check the downstream tasks and their data, before anything is trained; tell which groups are
+    partial. Raises UserError: a group and its member are named, the held-out text is too short for a
+    task of ours, or a file of another, or of its few-shot examples, is missing."""
+    measure = suite.measure
+    if measure.data_dir is not None and not measure.data_dir.is_dir():
+        raise UserError(
+            f"suite {suite.source}: [measure] downstream_data {measure.data_dir} is no folder; give one "
+            "with files such as arc_easy.jsonl"
+        )
+    if len(measure.downstream) > 1 or measure.data_dir is not None:  # lm-eval takes seconds to import
+        try:
+            _check_files(measure, tell)
+        except UserError as error:
+            raise UserError(f"suite {suite.source}: [measure] downstream: {error}") from error
+    if not embedded:
+        from modbench.evaluate.tasks.build import check_text
+
+        check_text(measure.downstream, suite.data)
+
+
+def _check_files(measure: MeasureConfig, tell: Callable[[str], None]) -> None:
+    from modbench.evaluate.downstream.loading import check_examples
+    from modbench.evaluate.downstream.local_data import Sources, files_by_name
+    from modbench.evaluate.downstream.table import missing_sentence
+
+    data_dir, include = measure.data_dir, measure.include
+    files_of = files_by_name(measure.downstream, include=include, data_dir=data_dir)
+    for name, files in files_of.items():
+        sources = Sources(name=name, files=files, data_dir=data_dir, include=include)
+        sources.check()
+        tasks = [task for task in files if sources.data_files(task)]
+        for task in tasks:
+            stated = sources.stated[task].get("num_fewshot")
+            fewshot = measure.downstream_fewshot
+            number = stated if stated == 0 or fewshot is None else fewshot
+            check_examples(sources, task, number, remedy="ask for 0 examples")
+        if sources.missing:
+            tell(missing_sentence(name, sources.missing, len(tasks)))

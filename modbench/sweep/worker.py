@@ -41,8 +41,7 @@ JOBS = {
 COMMAND = (sys.executable, "-m", "modbench.sweep.worker")
 #: Environment variable: the descriptor of the pipe of events.
 _EVENTS = "MODBENCH_EVENTS"
-#: Seconds to store a checkpoint once the parent has ended; `modbench.sweep.claim.wait_for_orphans` waits
-#: for twice as long.
+#: Seconds to store a checkpoint once the parent has ended.
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1  #: short next to the seconds that a worker takes to start
 

@@ -58,7 +58,7 @@ def test_every_block_is_run_or_marked_with_a_reason() -> None:
 @pytest.mark.parametrize("line", command_lines())
 def test_every_command_line_of_a_page_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from modbench.cli import flops
-    from modbench.cli import main as overview
+    from modbench.cli.main import function_of
 
     parsed = []
 
@@ -70,9 +70,7 @@ def test_every_command_line_of_a_page_is_accepted(line: str, monkeypatch: pytest
 
         return record
 
-    monkeypatch.setattr(
-        "modbench.cli.main.function_of", lambda name: not_run(overview.function_of(name))
-    )
+    monkeypatch.setattr("modbench.cli.main.function_of", lambda name: not_run(function_of(name)))
     monkeypatch.setattr(flops, "gate", not_run(flops.gate))
     assert main(shlex.split(line, comments=True)[1:]) == 0
     assert len(parsed) == 1

@@ -19,9 +19,9 @@ from modbench.timing.system_load import measured_elsewhere, measuring
 
 MEASURE = """
 import sys, time
-from modbench.timing import machine_lock
-machine_lock.QUIET_SECONDS = 0
-with machine_lock.measuring("suite/row"):
+from modbench.timing import system_load
+system_load.QUIET_SECONDS = 0
+with system_load.measuring("suite/row"):
     print("measuring", flush=True)
     sys.stdin.read()
 """

@@ -43,5 +43,8 @@ def signal_to_noise(values: pd.DataFrame) -> pd.Series:
 
 
 if __name__ == "__main__":
-    groups = scores(Path(sys.argv[1])).groupby(["task", "metric"])
+    found = scores(Path(sys.argv[1]))
+    if found.empty:
+        sys.exit("no downstream scores there; give the folder of a suite with [measure] downstream")
+    groups = found[found.value > 0].groupby(["task", "metric"])  # shares of a mean around 0 mean nothing
     print(pd.DataFrame({name: signal_to_noise(values) for name, values in groups}).T.round(3))

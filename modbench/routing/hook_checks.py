@@ -20,7 +20,7 @@ from modbench.errors import UserError
 from modbench.routing.plugin_fault import DECORATORS, defined_at
 from modbench.routing.router import Router
 
-#: Hooks that the other base class calls, and what to do in their place.
+#: Methods that only the other base class has, and what to do in their place.
 ELSEWHERE = {
     "DepthRouter": {
         "choose": "override 'selected'",
@@ -28,10 +28,14 @@ ELSEWHERE = {
         "scores": "override 'scorer'",
         "auxiliary_losses": "override 'losses'",
         "nominal_experts_per_token": "set the option 'capacity'",
+        **dict.fromkeys(
+            ("even_assignments", "exact_load", "no_ops", "nominal_assignments", "shares"), ""
+        ),
     },
     "ExpertRouter": {
         "gate": "return the gates from 'choose'",
         "selected": "override 'choose' or 'assign'",
+        **dict.fromkeys(("applied_gate", "routes"), ""),
     },
 }
 _DTYPES = {
@@ -78,7 +82,7 @@ def _check_hooks(kind: str, router: type[Router]) -> None:
             defined = f"{kind} defines {name}{defined_at(function)}"
             for base in ELSEWHERE.keys() & bases:
                 if name in ELSEWHERE[base]:
-                    remedy = ELSEWHERE[base][name]
+                    remedy = ELSEWHERE[base][name] or f"a helper needs another name, such as '_{name}'"
                     raise UserError(f"{defined}, which {base} never calls; {remedy}")
             if name in options:
                 raise UserError(f"{defined}, which is never called: an option has that name")

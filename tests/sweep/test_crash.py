@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from small_suite import modbench_says, write_suite
 
 from modbench.records.store import read_suite
@@ -26,6 +27,7 @@ class Mean(Block):
 """
 
 
+@pytest.mark.processes
 def test_what_a_routers_own_code_raises_is_told_as_its_own(tmp_path: Path) -> None:
     write_suite(tmp_path, "raises", "raises_key")
     (tmp_path / "mine.py").write_text(PLUGIN)

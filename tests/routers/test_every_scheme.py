@@ -1,4 +1,4 @@
-"""What every scheme must show, whatever it selects: `layer_checks` on each kind of options."""
+"""Properties of every scheme: `layer_checks` runs on each kind of options."""
 
 from collections.abc import Callable
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from modbench.errors import UserError
+from modbench.ledger import labels
 
 _RUNNERS = (
     ("torch._inductor.output_code", "CompiledFxGraph"),
@@ -63,7 +64,9 @@ def _taken(
 
 
 def _refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
-    raise UserError(
+    message = (
         "code that inductor compiled before FlopCounter began runs inside it, and its matmuls can't all "
         "be seen; run what it was compiled from inside the counter, the forward pass included"
     )
+    counters = labels.listeners()
+    raise counters[-1].refusal(message) if counters else UserError(message)

@@ -47,6 +47,21 @@ def _from_torchscript(failure: BaseException | None) -> bool:
     return isinstance(failure, RuntimeError) and "TorchScript" in str(failure)
 
 
+def _evaluated(
+    op: str, formula: Formula, arguments: dict[str, Any], result: Any, pairs: Pairs | None
+) -> Flops:
+    if pairs is not None and isinstance(formula, FusedAttention):
+        return formula.flops(arguments, pairs)
+    flops = formula(arguments, result)
+    if isinstance(flops, Flops):
+        return flops
+    if type(flops) is not int or flops < 0:
+        raise UserError(
+            f"the FLOP formula of op '{op}' gave {flops!r}; it must give a whole number, 0 or more"
+        )
+    return Flops(flops, flops) if pairs is None else pairs.split(flops)
+
+
 class FlopCounter:
     """Counts the matmul FLOPs of any PyTorch code that runs inside it, forward and backward.
 
@@ -73,11 +88,11 @@ class FlopCounter:
     multiply-accumulate of complex numbers counts 2 in a product of matrices, and 6 in a convolution,
     which PyTorch runs as three real ones.
 
-    Raise a `UserError` for an op without a formula (`register_flop_formula` adds one), for compiled code
-    that can't run uncompiled, and if a counter is entered while it is counting; at the end, if a thread
-    that was started inside ran a matmul which no counter of its own counts; from ``total_model`` and
-    ``ledger`` for the backward pass of a masked attention, written in matmuls, whose forward pass was
-    not counted."""
+    Raise a `UserError` for an op without a formula (`register_flop_formula` adds one) and for compiled
+    code that can't run uncompiled, again at the end if the program swallowed it; if a counter is entered
+    while it is counting; at the end, if a thread that was started inside ran a matmul which no counter
+    of its own counts; from ``total_model`` and ``ledger`` for the backward pass of a masked attention,
+    written in matmuls, whose forward pass was not counted."""
 
     def __init__(self) -> None:
         self._counted: dict[tuple[Label, Direction, str], list[int]] = {}
@@ -90,8 +105,7 @@ class FlopCounter:
         self._thread: int | None = None  # where it counts, while it does
         self._unseen_forward = False
         self._in_other_thread: str | None = None  # an op of a thread that was started here
-        #: The last refusal, for code that swallows it.
-        self.refusal: UserError | None = None
+        self._refusal: Exception | None = None  # the last one, which the program may swallow
         #: Attention calls whose mask has no values; they are taken to need all pairs.
         self.unread_masks = 0
 
@@ -147,17 +161,25 @@ class FlopCounter:
         self._mode.__exit__(*error)
         self._thread = None
         AT_WORK.end()
-        swallowed, self.refusal = self.refusal, None
+        refusal, self._refusal = self._refusal, None
         failure = error[1] if error else None
-        if swallowed is not None and _from_torchscript(failure):
-            raise swallowed from failure
         op, self._in_other_thread = self._in_other_thread, None
+        if refusal is not None and (failure is None or _from_torchscript(failure)):
+            raise refusal from failure
+        if refusal is not None and failure is not None and failure is not refusal:
+            failure.add_note(f"FlopCounter had refused before: {refusal}")
         if op is not None and failure is None:
             raise UserError(
                 f"a thread that was started inside FlopCounter ran op '{op}', and a counter doesn't see "
                 "what other threads run; run it in the thread that counts, or enter a FlopCounter in "
                 "each thread"
             )
+
+    def refusal(self, message: str) -> UserError:
+        """Return the error that refuses an op. It is raised again at the end if the program swallows
+        it."""
+        self._refusal = UserError(message)
+        return self._refusal
 
     def see_other_thread(self, op: str) -> None:
         """Note an op of a thread that was started while counting."""
@@ -231,16 +253,11 @@ class FlopCounter:
             direction = "recompute" if in_checkpoint(thread) else "backward"
             if created is not None:
                 self._region_of_node.setdefault(created, region)
-        if pairs is not None and isinstance(formula, FusedAttention):
-            flops: int | Flops = formula.flops(arguments, pairs)
-        else:
-            flops = formula(arguments, result)
-        if not isinstance(flops, Flops) and (type(flops) is not int or flops < 0):
-            raise UserError(
-                f"the FLOP formula of op '{op}' gave {flops!r}; it must give a whole number, 0 or more"
-            )
-        if isinstance(flops, int):
-            flops = Flops(flops, flops) if pairs is None else pairs.split(flops)
+        try:
+            flops = _evaluated(op, formula, arguments, result, pairs)
+        except Exception as error:
+            self._refusal = error
+            raise
         if node is None:
             self._recorded.clear()
         elif direction == "backward" and created is not None:

@@ -22,7 +22,6 @@ from modbench.counting.compiled import replace, run_uncompiled
 from modbench.counting.formulas import FORMULAS, Formula
 from modbench.counting.vector_products import see_vecdot
 from modbench.counting.zero_flop_ops import is_free
-from modbench.errors import UserError
 from modbench.ledger import labels
 
 
@@ -177,11 +176,7 @@ class Dispatch(TorchDispatchMode):
         if func in self._free:
             return func(*args, **kwargs) if kwargs else func(*args)
         created = (threading.get_ident(), number - 1) if number > before else None
-        try:
-            return self._count(func, created, args, kwargs or {})
-        except UserError as error:
-            self.counter.refusal = error
-            raise
+        return self._count(func, created, args, kwargs or {})
 
     def _count(self, func: Any, created: tuple[int, int] | None, args: Any, kwargs: Any) -> Any:
         if func is _MULTIPLY:
@@ -192,14 +187,14 @@ class Dispatch(TorchDispatchMode):
             self.counter.see_softmax_backward()
             return func(*args, **kwargs)
         if not isinstance(func, OpOverload):
-            return higher_order.run(func, args, kwargs, self, self.counter.add)
+            return higher_order.run(func, args, kwargs, self)
         known = self._formulas.get(func) or self._look_up(func)
         if known is None:
             if func in self._free:
                 return func(*args, **kwargs)
             if func is _SOFTMAX_OF_SDPA:
                 if not sdpa.is_watched():
-                    raise UserError(
+                    raise self.counter.refusal(
                         "attention was not called as torch.nn.functional.scaled_dot_product_attention "
                         "but by a name imported from there before FlopCounter began, and which pairs it "
                         "needs can't be seen; call it through the module"
@@ -210,7 +205,7 @@ class Dispatch(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is NotImplemented:
                 name = func._schema.name
-                raise UserError(
+                raise self.counter.refusal(
                     f"FLOPs of op '{name}' are not known; register them with "
                     f"modbench.register_flop_formula('{name}', formula)"
                 )

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from modbench.counting.formulas import Formula
-from modbench.errors import UserError
 from modbench.ledger import Flops
 from modbench.ledger.cpu_attention import backward_width
 
@@ -123,9 +122,9 @@ def _map(program: Any, over: Any, further: Any, **options: Any) -> Any:
 _PLAIN: dict[str, Callable[..., Any]] = {"scan": _scan, "map_impl": _map}
 
 
-def run(func: Any, args: Any, kwargs: Any, mode: Any, add: Callable[..., None]) -> Any:
-    """Run a higher-order op with the programs inside it under ``mode``; ``add`` counts the op's own
-    FLOPs. Raise a `UserError` for an unknown op."""
+def run(func: Any, args: Any, kwargs: Any, mode: Any) -> Any:
+    """Run a higher-order op with the programs inside it under the dispatch mode ``mode``. Raise a
+    `UserError` for an unknown op."""
     if func is _OPS.cond:
         condition, yes, no, operands = args
         with mode:
@@ -142,11 +141,11 @@ def run(func: Any, args: Any, kwargs: Any, mode: Any, add: Callable[..., None]) 
             return _PLAIN[name](*args, **kwargs)
     formula = _FLEX.get(name)
     if formula is None:
-        raise UserError(
+        raise mode.counter.refusal(
             f"FLOPs of the higher-order op '{name}' are not known; call what it wraps without it"
         )
     result = func(*args, **kwargs)
     given = inspect.signature(type(func).__call__).bind(func, *args, **kwargs)
     given.apply_defaults()
-    add(f"higher_order::{name}", formula, given.arguments, result)
+    mode.counter.add(f"higher_order::{name}", formula, given.arguments, result)
     return result

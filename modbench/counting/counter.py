@@ -6,7 +6,7 @@ and grouped experts.
 """
 
 import threading
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +15,7 @@ from torch._C import _current_autograd_node
 from torch._C._autograd import _get_sequence_nr
 
 from modbench.counting.attention import FusedAttention, Pairs
-from modbench.counting.checkpoint_flops import (
-    Recorded,
-    RecordedOps,
-    engine_runs_here,
-    in_checkpoint,
-)
+from modbench.counting.checkpoint_flops import Functions, engine_runs_here, in_checkpoint
 from modbench.counting.dispatch import AT_WORK, Dispatch
 from modbench.counting.formulas import Formula, register_flop_formula
 from modbench.counting.vector_products import VectorProducts
@@ -77,8 +72,9 @@ class FlopCounter:
     (`modbench.counting.attention.FusedAttention`). On the meta device attention is counted as on a CPU.
 
     Recomputation is what ``torch.utils.checkpoint`` runs again, and what the backward function of a
-    `torch.autograd.Function` records and then differentiates, passing gradients for its outputs. All
-    else in a backward pass, such as a loss in a hook, counts as part of it.
+    `torch.autograd.Function` records and differentiates if its forward function ran the same
+    (`modbench.counting.checkpoint_flops`). All else in a backward pass, such as a loss in a hook, counts
+    as part of it.
 
     A counter sees what its own thread runs, with the threads in which autograd runs a backward pass on a
     GPU, and of several processes its own: collectives count 0, and the sum over all ranks is the whole.
@@ -99,7 +95,7 @@ class FlopCounter:
         # (region, number of the next autograd node, running node) at the time of opening
         self._open: list[tuple[Region, int, Any]] = []
         self._region_of_node: dict[tuple[int, int], Region] = {}  # by thread and number
-        self._recorded = RecordedOps()
+        self.functions = Functions()
         self.products = VectorProducts()
         self._mode = Dispatch(self)
         self._thread: int | None = None  # where it counts, while it does
@@ -205,12 +201,12 @@ class FlopCounter:
         """Return the region of an op that runs now: in a backward pass that of its forward op, unless a
         region was opened in the backward pass itself."""
         if node is not None and not (self._open and self._open[-1][2] is not None):
-            known = self._region_of_node.get(self._key(node))
+            known = self._region_of_node.get(self.key(node))
             if known is not None:
                 return known
         return self._open[-1][0] if self._open else _OUTSIDE
 
-    def _key(self, node: Any) -> tuple[int, int]:
+    def key(self, node: Any) -> tuple[int, int]:
         """The thread that created ``node``, and its number there. On a GPU a backward pass runs in a
         thread of autograd's own, where only checkpointing creates nodes and runs them."""
         thread = threading.get_ident()
@@ -225,7 +221,7 @@ class FlopCounter:
             return
         before = node.next_functions[0][0]
         if before is not None and before.name() == "AddBackward0":  # scores + mask
-            self._unseen_forward |= self._key(node) not in self._region_of_node
+            self._unseen_forward |= self.key(node) not in self._region_of_node
 
     def _check_pairs(self) -> None:
         if self._unseen_forward:
@@ -258,36 +254,23 @@ class FlopCounter:
         except Exception as error:
             self._refusal = error
             raise
-        if node is None:
-            self._recorded.clear()
-        elif direction == "backward" and created is not None:
-            recorded = Recorded(function=self._key(node), entry=(label, op), flops=flops)
-            self._recorded.add(created, recorded)
-        self._add(label, direction, op, flops)
+        add = partial(self._add, label, op)
+        if self.functions.running:
+            again = add if direction == "backward" else None
+            self.functions.count(flops, arguments, created, again)
+        add(direction, flops)
 
-    def _add(self, label: Label, direction: Direction, op: str, flops: Flops) -> None:
+    def _add(self, label: Label, op: str, direction: Direction, flops: Flops) -> None:
         counted = self._counted.setdefault((label, direction, op), [0, 0, 0])
         if direction != "recompute":
             counted[0] += flops.model
             counted[1] += flops.full
         counted[2] += flops.executed
 
-    def differentiate(self, *, losses: Sequence[Any], others: Sequence[Any]) -> None:
-        """Note that the running backward function is about to differentiate ``losses``, and ``others``
-        with gradients that it passes. What it recorded to compute ``others`` is a forward pass run
-        again."""
-        function = self._key(_current_autograd_node())
-        thread = threading.get_ident()
-        self._recorded.take(losses, function, thread)
-        for again in self._recorded.take(others, function, thread):
-            label, op = again.entry
-            self._add(label, "backward", op, again.flops * -1)
-            self._add(label, "recompute", op, again.flops)
-
     def see_multiplication(self, created: tuple[int, int] | None, result: Tensor) -> None:
         """Count a multiplication that has just run if it is a product of vectors."""
         node = _current_autograd_node()
-        if self.products.include(node, None if node is None else self._key(node)):
+        if self.products.include(node, None if node is None else self.key(node)):
             if created is not None:
                 self.products.differentiate(created)
             self.add("aten::mul", lambda arguments, result: 2 * result.numel(), {}, result, created)

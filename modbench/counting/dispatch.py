@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import (
 )
 
 from modbench.counting import higher_order, sdpa
-from modbench.counting.checkpoint_flops import see_differentiation
+from modbench.counting.checkpoint_flops import see_functions
 from modbench.counting.compiled import replace, run_uncompiled
 from modbench.counting.formulas import FORMULAS, Formula
 from modbench.counting.vector_products import see_vecdot
@@ -48,7 +48,7 @@ class AtWork:
                 run_uncompiled(self._undo)
                 replace(self._undo, labels, "listeners", _in_this_thread)
                 replace(self._undo, threading.Thread, "start", _start)
-                see_differentiation(self._undo)
+                see_functions(self._undo)
                 see_vecdot(self._undo)
                 sdpa.watch(True)
                 self._undo.callback(sdpa.watch, False)
@@ -174,9 +174,13 @@ class Dispatch(TorchDispatchMode):
         if func is not _CLONE:  # by which a lazy conjugate of an operand is resolved after that
             self._number = number
         if func in self._free:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        created = (threading.get_ident(), number - 1) if number > before else None
-        return self._count(func, created, args, kwargs or {})
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        else:
+            created = (threading.get_ident(), number - 1) if number > before else None
+            result = self._count(func, created, args, kwargs or {})
+        if self.counter.functions.running:
+            self.counter.functions.see((*args, *(kwargs or {}).values()), result)
+        return result
 
     def _count(self, func: Any, created: tuple[int, int] | None, args: Any, kwargs: Any) -> Any:
         if func is _MULTIPLY:

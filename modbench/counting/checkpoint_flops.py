@@ -30,6 +30,9 @@ from modbench.ledger import Direction, Flops, labels
 
 ENGINE = _engine_run_backward.__code__
 _REENTRANT = CheckpointFunction.backward.__code__
+_STAGE = "torch.distributed.pipelining.stage"
+#: Functions of that module; the first is that of PyTorch before 2.13.
+_INFERENCE = {"_shape_inference", "_forward_metadata_inference", "_backward_metadata_inference"}
 _make_grads = torch.autograd._make_grads  # type: ignore[attr-defined]
 
 
@@ -52,6 +55,15 @@ def in_checkpoint(thread: int) -> bool:
                 checkpointed |= not (starts_engine and frame.f_code is _REENTRANT)
             starts_engine = False
     return False
+
+
+def infers_shapes(thread: int) -> bool:
+    """Return True if an op is part of the run, before the first step, by which a stage of
+    torch.distributed.pipelining learns what shapes it sends. ``thread``: as above."""
+    return _STAGE in sys.modules and any(
+        frame.f_code.co_name in _INFERENCE and frame.f_globals.get("__name__") == _STAGE
+        for frame in _frames(thread)
+    )
 
 
 def engine_runs_here() -> bool:

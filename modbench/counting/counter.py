@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch._C import _current_autograd_node
 from torch._C._autograd import _get_sequence_nr
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from modbench.counting.attention import FusedAttention, Pairs
-from modbench.counting.checkpoint_flops import Functions, engine_runs_here, in_checkpoint
+from modbench.counting.checkpoint_flops import Functions, engine_runs_here, in_checkpoint, infers_shapes
 from modbench.counting.dispatch import AT_WORK, Dispatch
 from modbench.counting.formulas import Formula, register_flop_formula
 from modbench.counting.vector_products import VectorProducts
@@ -29,6 +31,10 @@ __all__ = ["FlopCounter", "is_free", "register_flop_formula", "seen_conventions"
 #: A label, and the query-key pairs that are needed if it is an attention.
 Region = tuple[Label, Pairs | None]
 _OUTSIDE: Region = (Label(), None)
+#: Ops on the meta device are shape inference if ops with values run next to them. Those cost a fraction
+#: of the program then, even if its shapes are inferred several times. Below 1 % of what runs on the meta
+#: device they are a remainder of a program on that device, such as rotary frequencies.
+_REMAINDER = 100
 
 
 def seen_conventions(on: torch.device) -> tuple[str, ...]:
@@ -40,6 +46,15 @@ def seen_conventions(on: torch.device) -> tuple[str, ...]:
 def _from_torchscript(failure: BaseException | None) -> bool:
     """Return True for the error that TorchScript's interpreter makes of any error inside it."""
     return isinstance(failure, RuntimeError) and "TorchScript" in str(failure)
+
+
+def _has_no_values(result: Any, arguments: dict[str, Any]) -> bool:
+    """Return True for an op on the meta device or on fake tensors."""
+    tensor = result
+    if not isinstance(result, Tensor):
+        leaves = tree_leaves((result, arguments))
+        tensor = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+    return tensor is not None and (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def _evaluated(
@@ -78,6 +93,7 @@ class FlopCounter:
 
     A counter sees what its own thread runs, with the threads in which autograd runs a backward pass on a
     GPU, and of several processes its own: collectives count 0, and the sum over all ranks is the whole.
+    Next to ops with values those on the meta device or on fake tensors are shape inference and count 0.
     Code compiled by torch.compile runs uncompiled while any counter is at work
     (`modbench.counting.compiled`). A product written as pointwise multiplication and a sum counts 0, as
     does ``vecdot`` by a name imported from torch.linalg before; code outside PyTorch is not seen. A
@@ -91,7 +107,8 @@ class FlopCounter:
     written in matmuls, whose forward pass was not counted."""
 
     def __init__(self) -> None:
-        self._counted: dict[tuple[Label, Direction, str], list[int]] = {}
+        # The bool: on tensors without values.
+        self._counted: dict[tuple[Label, Direction, str, bool], list[int]] = {}
         # (region, number of the next autograd node, running node) at the time of opening
         self._open: list[tuple[Region, int, Any]] = []
         self._region_of_node: dict[tuple[int, int], Region] = {}  # by thread and number
@@ -107,22 +124,22 @@ class FlopCounter:
 
     @property
     def total(self) -> int:
-        return sum(full for _, full, _ in self._counted.values())
+        return sum(full for _, (_, full, _) in self._work())
 
     @property
     def total_model(self) -> int:
         self._check_pairs()
-        return sum(model for model, _, _ in self._counted.values())
+        return sum(model for _, (model, _, _) in self._work())
 
     @property
     def executed(self) -> int:
-        return sum(executed for _, _, executed in self._counted.values())
+        return sum(executed for _, (_, _, executed) in self._work())
 
     @property
     def by_op(self) -> dict[str, int]:
         """FLOPs by op, full square."""
         sums: dict[str, int] = {}
-        for (_, direction, op), (_, full, _) in self._counted.items():
+        for (_, direction, op, _), (_, full, _) in self._work():
             if direction != "recompute":
                 sums[op] = sums.get(op, 0) + full
         return sums
@@ -134,8 +151,16 @@ class FlopCounter:
         self._check_pairs()
         return Ledger.sum(
             Ledger({(label.layer, label.component, direction): Flops(*flops)})
-            for (label, direction, _), flops in self._counted.items()
+            for (label, direction, _, _), flops in self._work()
         )
+
+    def _work(self) -> list[tuple[tuple[Label, Direction, str, bool], list[int]]]:
+        """Return what was counted, without shape inference."""
+        executed = [0, 0]
+        for (*_, no_values), (_, _, flops) in self._counted.items():
+            executed[no_values] += flops
+        all_of_it = executed[False] * _REMAINDER < executed[True]
+        return [item for item in self._counted.items() if all_of_it or not item[0][-1]]
 
     def under(self, convention: str) -> int:
         """The total as ``convention`` counts it."""
@@ -243,25 +268,25 @@ class FlopCounter:
         made for it."""
         node = _current_autograd_node()
         label, pairs = region = self._region(node)
-        direction: Direction = "forward"
-        if node is not None:
-            thread = threading.get_ident() if self._thread is None else self._thread
-            direction = "recompute" if in_checkpoint(thread) else "backward"
-            if created is not None:
-                self._region_of_node.setdefault(created, region)
+        thread = threading.get_ident() if self._thread is None else self._thread
+        direction: Direction = "forward" if node is None else "backward"
+        if (node is not None and in_checkpoint(thread)) or infers_shapes(thread):
+            direction = "recompute"
+        if node is not None and created is not None:
+            self._region_of_node.setdefault(created, region)
         try:
             flops = _evaluated(op, formula, arguments, result, pairs)
         except Exception as error:
             self._refusal = error
             raise
-        add = partial(self._add, label, op)
+        add = partial(self._add, label, op, _has_no_values(result, arguments))
         if self.functions.running:
             again = add if direction == "backward" else None
             self.functions.count(flops, arguments, created, again)
         add(direction, flops)
 
-    def _add(self, label: Label, op: str, direction: Direction, flops: Flops) -> None:
-        counted = self._counted.setdefault((label, direction, op), [0, 0, 0])
+    def _add(self, label: Label, op: str, no_values: bool, direction: Direction, flops: Flops) -> None:
+        counted = self._counted.setdefault((label, direction, op, no_values), [0, 0, 0])
         if direction != "recompute":
             counted[0] += flops.model
             counted[1] += flops.full

@@ -126,8 +126,9 @@ def test_the_snippets_of_the_page_on_counting_run_as_printed(
     for code in code_of("counting.md", "python"):
         exec(code, {})
         said.append(capsys.readouterr().out.splitlines())
-    (counted, _), (closed,), (per_token,) = said
+    (counted, _), (pooled,), (closed,), (per_token,) = said
     assert counted.split() == [str(2 * 2 * 8 * 64 * 64)] * 3
+    assert pooled == "0"
     assert int(closed) > 1e12
     assert float(per_token) > 1e9
 

@@ -102,9 +102,10 @@ class FlopCounter:
 
     Raise a `UserError` for an op without a formula (`register_flop_formula` adds one) and for compiled
     code that can't run uncompiled, again at the end if the program swallowed it; if a counter is entered
-    while it is counting; at the end, if a thread that was started inside ran a matmul which no counter
-    of its own counts; from ``total_model`` and ``ledger`` for the backward pass of a masked attention,
-    written in matmuls, whose forward pass was not counted."""
+    while it is counting; at the end, if a thread that was started inside, or that a ThreadPoolExecutor
+    had started before, ran a matmul which no counter of its own counts; from ``total_model`` and
+    ``ledger`` for the backward pass of a masked attention, written in matmuls, whose forward pass was
+    not counted."""
 
     def __init__(self) -> None:
         # The bool: on tensors without values.
@@ -117,7 +118,7 @@ class FlopCounter:
         self._mode = Dispatch(self)
         self._thread: int | None = None  # where it counts, while it does
         self._unseen_forward = False
-        self._in_other_thread: str | None = None  # an op of a thread that was started here
+        self._in_other_thread: str | None = None  # an op of a thread that works for this one
         self._refusal: Exception | None = None  # the last one, which the program may swallow
         #: Attention calls whose mask has no values; they are taken to need all pairs.
         self.unread_masks = 0
@@ -191,9 +192,9 @@ class FlopCounter:
             failure.add_note(f"FlopCounter had refused before: {refusal}")
         if op is not None and failure is None:
             raise UserError(
-                f"a thread that was started inside FlopCounter ran op '{op}', and a counter doesn't see "
-                "what other threads run; run it in the thread that counts, or enter a FlopCounter in "
-                "each thread"
+                f"a thread that works for the code inside FlopCounter ran op '{op}', and a counter sees "
+                "its own thread alone; run it in the thread that counts, or enter a FlopCounter in each "
+                "thread"
             )
 
     def refusal(self, message: str) -> UserError:
@@ -203,7 +204,7 @@ class FlopCounter:
         return self._refusal
 
     def see_other_thread(self, op: str) -> None:
-        """Note an op of a thread that was started while counting."""
+        """Note an op of another thread that works for the counted code."""
         if self._thread is not None:
             self._in_other_thread = op
 

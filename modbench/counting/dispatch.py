@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -48,6 +49,7 @@ class AtWork:
                 run_uncompiled(self._undo)
                 replace(self._undo, labels, "listeners", _in_this_thread)
                 replace(self._undo, threading.Thread, "start", _start)
+                replace(self._undo, ThreadPoolExecutor, "submit", _submit)
                 see_functions(self._undo)
                 see_vecdot(self._undo)
                 sdpa.watch(True)
@@ -95,16 +97,24 @@ def _hidden(function: Callable[..., Any]) -> Callable[..., Any]:
 def _start(thread: threading.Thread) -> None:
     """Stands in for `threading.Thread.start`: the counters that are counting in this thread don't count
     what the new one runs, and note if it is more than ops without FLOPs."""
-    counters = _in_this_thread()
-    if counters:
-        run = thread.run
-
-        def watched() -> None:
-            with Uncounted(counters):
-                run()
-
-        thread.run = watched  # type: ignore[method-assign]
+    if _in_this_thread():
+        thread.run = _watched(thread.run)  # type: ignore[method-assign]
     _START(thread)
+
+
+def _submit(pool: ThreadPoolExecutor, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the method of a pool, whose threads may have started before: as `_start`."""
+    return _SUBMIT(pool, _watched(function), *args, **kwargs)
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    counters = _in_this_thread()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with Uncounted(counters):
+            return function(*args, **kwargs)
+
+    return run if counters else function
 
 
 def _is_free(func: Any) -> bool:
@@ -137,6 +147,7 @@ _SOFTMAX_BACKWARD = torch.ops.aten._softmax_backward_data.default
 _CLONE = torch.ops.aten.clone.default
 _MULTIPLY = torch.ops.aten.mul.Tensor
 _START = threading.Thread.start
+_SUBMIT = ThreadPoolExecutor.submit
 _PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
 #: The method of a subclass without ops of its own, such as an uninitialised parameter of a lazy module.
 _NO_OPS_OF_ITS_OWN = torch.Tensor.__torch_dispatch__

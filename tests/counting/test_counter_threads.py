@@ -1,8 +1,10 @@
 """A counter sees what its own thread runs, and refuses if that starts threads that run matmuls."""
 
+import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 
 import pytest
 import torch
@@ -91,9 +93,32 @@ def test_replicas_in_threads_are_refused(replicas: int, monkeypatch: pytest.Monk
             parallel_apply(layers, [torch.randn(3, 4)], devices=[0])
         assert counter.total == 2 * 3 * 4 * 5
         return
-    words = "a thread that was started inside FlopCounter ran op 'aten::"
+    words = "a thread that works for the code inside FlopCounter ran op 'aten::"
     with pytest.raises(UserError, match=words), FlopCounter():
         parallel_apply(layers, [torch.randn(3, 4)] * 2, devices=[0, 0])
+
+
+@pytest.mark.parametrize("by", ["submit", "map", "asyncio"])
+def test_a_pool_from_before_is_refused(by: str) -> None:
+    def work(_: object = None) -> torch.Tensor:
+        return torch.ones(3, 4) @ torch.ones(4, 5)
+
+    def run() -> None:
+        if by == "submit":
+            pool.submit(work).result()
+        elif by == "map":
+            list(pool.map(work, [0]))
+        else:
+            loop.run_until_complete(loop.run_in_executor(pool, work))
+
+    with ThreadPoolExecutor(1) as pool, closing(asyncio.new_event_loop()) as loop:
+        pool.submit(work).result()  # has started its thread
+        with pytest.raises(UserError, match="a thread that works for the code inside"), FlopCounter():
+            run()
+        with FlopCounter() as counter:
+            pool.submit(torch.ones, 3).result()
+        assert counter.total == 0
+        pool.submit(work).result()  # outside any counter
 
 
 def pretend_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:

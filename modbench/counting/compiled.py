@@ -4,10 +4,12 @@ backward pass of a forward pass outside the counter, an exported program) is an 
 can't be seen.
 """
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ def run_uncompiled(undo: ExitStack) -> None:
     if "torch._dynamo" in sys.modules:
         _force_eager(undo)
     else:  # nothing is compiled yet, and importing Dynamo takes a second
-        replace(undo, torch, "compile", _uncompiled)
+        replace(undo, torch, "compile", partial(_compile, undo, torch.compile))
     replace(undo, torch, "cond", _taken)
     for module, name in _RUNNERS:
         kind = getattr(sys.modules.get(module), name, None)
@@ -45,9 +47,14 @@ def _force_eager(undo: ExitStack) -> None:
     undo.enter_context(torch.compiler.set_stance("force_eager"))
 
 
-def _uncompiled(model: Any = None, **options: Any) -> Any:
-    """Stands in for torch.compile, also as a decorator with options."""
-    return (lambda function: function) if model is None else model
+def _compile(undo: ExitStack, compiles: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Stands in for torch.compile, ``compiles``, whose first call imports Dynamo: what it returns runs
+    uncompiled until ``undo`` closes, and compiled after."""
+    importlib.import_module("torch._dynamo")  # meanwhile another thread's counter may close
+    if torch.compile is not compiles:
+        torch.compile = compiles
+        _force_eager(undo)
+    return compiles(*args, **options)
 
 
 def replace(undo: ExitStack, owner: Any, name: str, function: Any) -> None:

@@ -1,6 +1,8 @@
 """Compiled code is never a silent zero: it runs as it was written, or is an error."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -48,6 +50,43 @@ def test_a_compiled_function_counts_as_it_was_written(backend: str, whole: bool)
     with FlopCounter() as backward:
         loss.backward()  # as compiled, whose ops arrive one by one
     assert backward.total == 2 * (2 * MATMUL + 64 * PAIR)
+
+
+IN_A_FRESH_PROCESS = """
+import sys
+import torch
+from modbench import FlopCounter
+
+graphs = []
+
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+
+def square(x):
+    return x @ x.T
+
+module, x, y = torch.nn.Linear(8, 8), torch.randn(5, 8), torch.randn(7, 8)
+with FlopCounter() as counter:
+    assert "torch._dynamo" not in sys.modules
+    compiled = torch.compile(module, backend=backend)
+    decorated = torch.compile(backend=backend)(square)
+    module.compile(backend=backend)
+    compiled(x), decorated(x), module(y)
+    assert not graphs
+print(counter.total, type(compiled).__name__)
+compiled(x)
+print(len(graphs))
+decorated(x)
+print(len(graphs))
+"""
+
+
+def test_what_is_compiled_inside_a_counter_is_compiled_after_it() -> None:
+    """Also in a process that has not imported Dynamo when the counter begins."""
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(2 * 64 * (5 + 7) + 2 * 25 * 8), "OptimizedModule", "1", "2"]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from modbench.accounting.count import Counted, count
+from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
 from modbench.hf import passes as hugging_face
 from modbench.hf.families import family_ledger
@@ -144,7 +145,9 @@ def configs(draw: st.DrawFn) -> Config:
         config |= {"n_shared_experts": size(2), "first_k_dense_replace": draw(st.integers(0, 3))}
         config |= {"q_lora_rank": draw(st.none() | st.integers(1, 20)), "kv_lora_rank": size(20)}
         config |= {"qk_nope_head_dim": size(9), "qk_rope_head_dim": 2 * size(5), "v_head_dim": size(9)}
-    return {**config, "num_experts_per_tok": draw(st.integers(1, experts))}
+    if family not in ("llama", "qwen3"):
+        config |= {"num_experts_per_tok": draw(st.integers(1, experts))}
+    return config
 
 
 @settings(
@@ -260,6 +263,32 @@ def test_a_model_that_meta_can_not_run_is_counted_on_the_cpu() -> None:
     assert count(hugging_face.build(config, "cpu"), (2, 9)).total > 0
     with pytest.raises(UserError, match=r"MiniMaxForCausalLM can't run .* meta device .* on a CPU"):
         count(config, (2, 9))
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5_moe", "olmo_hybrid"])
+def test_the_gated_delta_rule_is_counted(name: str) -> None:
+    """In 3 of 4 layers, 4 heads of 8 solve for two chunks of 64 tokens, twice; backward as often."""
+    config = {key: value for key, value in CONFIGS["qwen3_moe"].items() if key != "model_type"}
+    config |= {"num_hidden_layers": 4, "shared_expert_intermediate_size": 24}
+    config |= {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
+    config |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    config |= {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+    keys = {"text_config": config} if name == "qwen3_5_moe" else config
+    if name == "olmo_hybrid":
+        keys = {key: value for key, value in config.items() if "expert" not in key and "moe" not in key}
+        keys.pop("head_dim")
+    model = hugging_face.build({"model_type": name, **keys}, "cpu")
+    tokens_BT = torch.randint(101, (2, 70))
+    with FlopCounter() as counter:
+        loss = model(input_ids=tokens_BT, labels=tokens_BT).loss
+        forward = counter.by_op["aten::linalg_solve_triangular"]
+        loss.backward()
+    assert forward == 3 * (2 * 4 * 2) * 2 * 64 * 64 * 8
+    assert counter.by_op["aten::linalg_solve_triangular"] == 2 * forward
+    for phase, tokens, past in [("train", 70, 0), ("prefill", 70, 0), ("decode", 2, 5)]:
+        on_cpu = count(model, (2, tokens), phase=phase, past=past)  # type: ignore[arg-type]
+        meta = count({"model_type": name, **keys}, (2, tokens), phase=phase, past=past)  # type: ignore[arg-type]
+        assert meta == on_cpu
 
 
 def built(kind: str, **options: Any) -> Any:

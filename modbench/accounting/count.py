@@ -67,8 +67,9 @@ def count(
 
     ``model``: a causal language model of transformers on any device, meta included; a config of one (a
     config object, the dict of a config.json, or its path), which is built with random weights on the
-    meta device; or a decoder of modbench. Attention written out in matmuls (transformers' ``eager``)
-    needs its full square. For other inputs, such as padding masks, run the model inside `FlopCounter`.
+    meta device, and a warning names keys that are ignored; or a decoder of modbench. Attention written
+    out in matmuls (transformers' ``eager``) needs its full square. For other inputs, such as padding
+    masks, run the model inside `FlopCounter`.
 
     ``inputs``: (sequences, tokens), or token ids (B, T).
 

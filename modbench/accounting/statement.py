@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -65,6 +65,8 @@ class Statement:
     conventions: Mapping[str, int]
     counters: Mapping[str, int | str]
     described: Mapping[str, Any]  #: the model's shape and options
+    ignored: Sequence[str] = ()  #: keys of a config.json that are not read
+    defaults: Mapping[str, Any] = field(default_factory=dict)  #: of keys that it leaves out
     source: str = "closed form"  #: how the FLOPs were found; ``counted`` if a layer has no closed form
 
     def difference(self, counter: str) -> float | None:
@@ -123,13 +125,25 @@ def family_statement(
     """State a Hugging Face causal LM next to its dense variant, which has an MLP of the config's
     ``intermediate_size`` in place of experts. Loads torch only to profile. Raise a `UserError` if the
     family is unknown or the config impossible."""
-    from modbench.hf.families import family_ledger, family_reading
+    from modbench.hf.families import defaults_taken, family_ledger, family_reading, ignored_keys
 
-    model, dense = (
-        (family_ledger(config, workload, dense=twin), family_reading(config, dense=twin))
-        for twin in (False, True)
-    )
-    return _stated(config, model, dense, workload, asked, name=name, described={"config": dict(config)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the statement names ignored keys
+        model, dense = (
+            (family_ledger(config, workload, dense=twin), family_reading(config, dense=twin))
+            for twin in (False, True)
+        )
+        return _stated(
+            config,
+            model,
+            dense,
+            workload,
+            asked,
+            name=name,
+            described={"config": dict(config)},
+            ignored=ignored_keys(config),
+            defaults=defaults_taken(config),
+        )
 
 
 def _counters(model: Any, workload: Workload, asked: Asked) -> dict[str, int | str]:
@@ -249,6 +263,11 @@ def _table(s: Statement) -> Iterator[str]:
     yield f"{'parameters':<18}{s.parameters:>22,}"
     yield f"{'active parameters':<18}{s.active_parameters:>22,}"
     yield f"ratio to the dense model of the same shape {s.flops / s.dense_flops:.4f}"
+    if s.ignored:
+        yield f"ignored keys      {', '.join(s.ignored)}"
+    if s.defaults:
+        taken = (f"{key} {json.dumps(value)}" for key, value in s.defaults.items())
+        yield f"defaults taken    {', '.join(taken)}"
 
 
 def _line(cells: Sequence[Any]) -> str:
@@ -279,6 +298,8 @@ def _document(s: Statement) -> dict[str, Any]:
         "dense_flops": s.dense_flops,
         "flops_per_token": s.flops / s.workload.tokens,
         "by_component": dict(s.components),
+        "ignored_keys": list(s.ignored),
+        "defaults_taken": dict(s.defaults),
     }
     if s.conventions:
         model["conventions"] = dict(s.conventions)

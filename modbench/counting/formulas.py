@@ -250,6 +250,9 @@ _ATEN: dict[str, Formula] = {
     # A nested input only has a number of elements.
     "linear": lambda given, result: 2 * given["input"].numel() * given["weight"].shape[0],
     "linear_backward": _linear_backward,
+    # By substitution on either side, half of a matmul: n^2 k for k vectors of length n. Its backward
+    # pass is one more solve and, for the triangle's gradient, a matmul, which are ops of their own.
+    "linalg_solve_triangular": lambda given, result: result.numel() * given["self"].shape[-1],
     "mkldnn_linear _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu": _linear("self"),
     "_dyn_quant_matmul_4bit": _linear("inp"),
     "_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2": _grouped,

@@ -5,7 +5,7 @@ B sequences, T tokens, D model width, V vocabulary, R requested rows, N tokens.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from modbench.counting.counter import FlopCounter
-from modbench.errors import UserError
+from modbench.errors import FAULTS, UserError
 from modbench.hf.attention import attention_without_masks
 from modbench.hf.cache_view import CacheView, mask, windows_of
 from modbench.hf.families import FAMILIES, family_ledger, family_reading
@@ -212,11 +212,14 @@ class HubModel(LanguageModel):
         return counted_ledger(self, workload)
 
     def parameter_count(self, kind: Literal["total", "active"] = "total") -> int:
+        """Raise a `UserError` for active parameters of experts whose number per token can't be seen."""
         total = sum(parameter.numel() for parameter in self.parameters())
-        if kind == "total" or self.config.family not in FAMILIES:
+        if kind == "total":
             return total
-        reading = family_reading(self.config.config)
-        return total - (reading.parameters - reading.active_parameters)
+        if self.config.family in FAMILIES:
+            reading = family_reading(self.config.config)
+            return total - (reading.parameters - reading.active_parameters)
+        return total - counted_once(self, "idle parameters", _idle_parameters)
 
     def kv_bytes_per_token(self) -> int:
         _, cache = prefill(
@@ -231,6 +234,32 @@ def _last_tokens(x_BTD: Tensor, lengths: list[int]) -> Tensor:
         return x_BTD[:, -1:]
     index_B11 = torch.tensor(lengths, device=x_BTD.device)[:, None, None] - 1
     return x_BTD.gather(1, index_B11.expand(-1, 1, x_BTD.shape[2]))
+
+
+def _idle_parameters(twin: HubModel) -> int:
+    """Return the parameters of experts that a token is not sent to, from the indices (N, K) that the
+    experts of ``twin`` get for one token. Raise a `UserError` if some get none."""
+    parts = [part for part in twin.modules() if getattr(part, "num_experts", 0)]
+    experts = [part for part in parts if any(p.dim() > 2 for p in part.parameters(recurse=False))]
+    idle: dict[nn.Module, int] = {}
+
+    def see(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, Tensor) and given.dtype in INTEGERS and given.dim() == 2:
+                held = sum(weight.numel() for weight in part.parameters(recurse=False))
+                idle[part] = held - held // int(part.num_experts) * given.shape[1]  # type: ignore[arg-type]
+
+    hooks = [part.register_forward_pre_hook(see, with_kwargs=True) for part in experts]
+    with suppress(*FAULTS):  # of a forward pass that the meta device can't run
+        _pass(twin, Workload.uniform(1, 1))
+    for hook in hooks:
+        hook.remove()
+    if len(idle) < max(len(experts), bool(parts)):
+        raise UserError(
+            f"active parameters of a {twin.config.family} are unknown, since its experts are not told "
+            "which of them a token is sent to; use parameter_count('total')"
+        )
+    return sum(idle.values())
 
 
 def counted_ledger(model: LanguageModel, workload: Workload) -> Ledger:

@@ -8,9 +8,12 @@ them.
 B sequences, T tokens.
 """
 
+import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
 from modbench.hf.families import FAMILIES, family_reading, load_config
+from modbench.hf.families.config import has_no_effect
 from modbench.ledger import Phase
 from modbench.model.shape import refuse_hub_code
 
@@ -47,15 +51,16 @@ def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
     keys = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
     name = keys.pop("model_type", None)
     refuse_hub_code(keys)
-    if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" in config:
+    known = isinstance(name, str) and name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not known and "auto_map" in config:
         raise UserError(
             f"model_type '{name}' is code of its own, in files that its auto_map names, which "
             "is run with trust_remote_code = true alone; else give a model "
             f"that transformers {transformers.__version__} holds"
         )
-    if name not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not known:
         raise UserError(
-            f"model_type '{name}' is no causal language model that transformers "
+            f"model_type {name!r} is no causal language model that transformers "
             f"{transformers.__version__} knows; with a closed form: {', '.join(sorted(FAMILIES))}"
         )
     if name in FAMILIES:
@@ -64,11 +69,28 @@ def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
         with torch.device(device):
             built = transformers.AutoConfig.for_model(name, **keys)
             chosen = {} if experts is None else {"experts_implementation": experts}
-            return transformers.AutoModelForCausalLM.from_config(built, **chosen)
+            model = transformers.AutoModelForCausalLM.from_config(built, **chosen)
     except Exception as error:
         raise UserError(
             f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); fix it"
         ) from error
+    if name not in FAMILIES:
+        _name_unknown_keys(built, keys)
+    return model  # type: ignore[no-any-return]
+
+
+def _name_unknown_keys(config: Any, keys: Mapping[str, Any]) -> None:
+    """Warn of ``keys`` that transformers' class of ``config`` does not have, and may ignore; of a family
+    with a closed form `read_config` names them."""
+    kind = type(config)
+    known = {"head_dim", *kind.attribute_map, *(field.name for field in fields(kind))}
+    unknown = [key for key in keys if key not in known and not has_no_effect(key)]
+    if unknown := unknown and [key for key in unknown if key not in vars(kind())]:
+        warnings.warn(
+            f"config of '{config.model_type}': {kind.__name__} of transformers has no "
+            f"{', '.join(unknown)}, and may ignore it",
+            stacklevel=4,
+        )
 
 
 def installed() -> Any:
@@ -116,7 +138,7 @@ def ready(model: Any, phase: Phase, counter: FlopCounter) -> Iterator[None]:
             raise NotImplementedError("it makes attention masks of its own, which have no values there")
     except UserError:
         raise
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         where = "the meta device" if on_meta else "these inputs"
         remedy = "give it on a CPU" if on_meta else "change them, or count another phase"
         raise UserError(
@@ -127,9 +149,12 @@ def ready(model: Any, phase: Phase, counter: FlopCounter) -> Iterator[None]:
 
 def model_pass(model: Any, cached: bool) -> Pass:
     """Return what runs ``model`` on new tokens, with a cache if asked for."""
-    cache = installed().DynamicCache(config=model.config) if cached else None
+    caches: list[Any] = []
 
     def run(tokens_BT: Tensor, wanted: Wanted) -> Any:
+        if cached and not caches:
+            caches.append(installed().DynamicCache(config=model.config))
+        cache = caches[0] if cached else None
         options: dict[str, Any] = {"use_cache": cached, "return_dict": True}
         if cached:
             options[cache_argument(model.forward)] = cache
@@ -164,8 +189,13 @@ def _masks(model: Any, tokens_BT: Tensor, cache: Any) -> dict[str, Any]:
     """Return the attention masks that the model would build, on the CPU, as arguments of its forward."""
     from transformers.masking_utils import create_masks_for_generate
 
+    # Without them in its class, a model makes one mask, of all earlier tokens.
+    config = copy.copy(model.config.get_text_config())
+    for name in ("layer_types", "sliding_window", "attention_chunk_size"):
+        if not hasattr(type(config), name):
+            vars(config).pop(name, None)
     made = create_masks_for_generate(
-        config=model.config,
+        config=config,
         inputs_embeds=torch.empty(1, tokens_BT.shape[1], 1),
         attention_mask=None,
         **{cache_argument(create_masks_for_generate): cache},

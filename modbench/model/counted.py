@@ -23,11 +23,12 @@ from modbench.model.context import Context, Selection, host_lengths
 from modbench.model.kv_cache import Cache
 
 M = TypeVar("M", bound=nn.Module)
+R = TypeVar("R")
 
 Counts = dict[str, tuple[int, ...]]
 #: Routing counts by name ("depth", "experts") of the part that is being counted; None: nominal ones.
 realised: ContextVar[Counts | None] = ContextVar("realised", default=None)
-_ledgers: WeakKeyDictionary[nn.Module, dict[object, Ledger]] = WeakKeyDictionary()
+_counted: WeakKeyDictionary[nn.Module, dict[object, Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ def _counted_by_values(place: Place, pieces: Callable[[], Iterator[Ledger]]) -> 
     return draws[0]
 
 
-def counted_once(part: M, case: object, count: Callable[[M], Ledger]) -> Ledger:
+def counted_once(part: M, case: object, count: Callable[[M], R]) -> R:
     """Return what ``count`` returns for a copy of ``part`` on the meta device. It is called once for
     each ``case``; results are not kept on the part, which is copied and saved."""
-    known = _ledgers.setdefault(part, {})
+    known = _counted.setdefault(part, {})
     if case not in known:
         known[case] = count(_meta_twin(part))
-    return known[case]
+    return known[case]  # type: ignore[no-any-return]
 
 
 def checked_output(part: nn.Module, place: Place, out_BTD: Any, x_BTD: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def rehearse(rows: Rows, only: Sequence[str], tell: Tell) -> int:
     for scheme in dict.fromkeys(item.scheme for item in wanted):
         runs = [item.run for item in wanted if item.scheme == scheme]
         sizes = {run.model: outlined(run) for run in runs}
-        by_size = sorted(runs, key=lambda run: sizes[run.model].parameter_count("active"))
+        by_size = sorted(runs, key=lambda run: sizes[run.model].parameter_count())
         refuse_missing_devices(runs[0].train.ranks)
         small, large = by_size[0], by_size[-1]
         loss = _small_steps(small)

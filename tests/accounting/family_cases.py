@@ -68,6 +68,7 @@ CONFIGS: dict[str, Config] = {
     },
     "gemma": {**_SMALL, "model_type": "gemma", "head_dim": 16},
     "phi3": {**_SMALL, "model_type": "phi3"},
+    "phi3-head-dim": {**_SMALL, "model_type": "phi3", "head_dim": 16},
     "phi3-window": {**_SMALL, "model_type": "phi3", "sliding_window": 17},
     "gpt2": _GPT2,
     "gpt2-untied": {**_GPT2, "n_inner": 100, "attn_pdrop": 0.0, "tie_word_embeddings": False},

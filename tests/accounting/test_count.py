@@ -5,6 +5,7 @@ B sequences, T tokens, V vocabulary.
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from modbench.accounting.count import Counted, count
+from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
 from modbench.hf import passes as hugging_face
 from modbench.hf.families import family_ledger
@@ -26,7 +28,16 @@ from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 
 #: One of each family, and those of its options that change a formula.
-FEW = {"llama", "qwen2-window", "qwen3-layer-types", "gemma", "phi3-window", "gpt2", "mixtral-window"}
+FEW = {
+    "llama",
+    "qwen2-window",
+    "qwen3-layer-types",
+    "gemma",
+    "phi3-window",
+    "phi3-head-dim",
+    "gpt2",
+    "mixtral-window",
+}
 FEW |= {"olmoe", "qwen2_moe", "qwen3_moe-window", "deepseek_v3"}
 #: (phase, sequences, new tokens, cached tokens)
 LOADS: list[tuple[Phase, int, int, int]] = [
@@ -144,7 +155,9 @@ def configs(draw: st.DrawFn) -> Config:
         config |= {"n_shared_experts": size(2), "first_k_dense_replace": draw(st.integers(0, 3))}
         config |= {"q_lora_rank": draw(st.none() | st.integers(1, 20)), "kv_lora_rank": size(20)}
         config |= {"qk_nope_head_dim": size(9), "qk_rope_head_dim": 2 * size(5), "v_head_dim": size(9)}
-    return {**config, "num_experts_per_tok": draw(st.integers(1, experts))}
+    if family not in ("llama", "qwen3"):
+        config |= {"num_experts_per_tok": draw(st.integers(1, experts))}
+    return config
 
 
 @settings(
@@ -168,6 +181,43 @@ def test_any_config_is_counted_as_its_closed_form_says(
     assume(tokens * sequences > 0)
     counted = count(config, (sequences, tokens), phase=phase, past=past)
     assert_same(counted, family_ledger(config, Workload.uniform(sequences, tokens, phase, past)))
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma", "phi3", "mistral", "mixtral-window", "phi3-window", "qwen3_moe-window"]
+)
+def test_kinds_of_layers_that_a_family_does_not_read_change_nothing(name: str) -> None:
+    kind = "sliding_attention" if CONFIGS[name].get("sliding_window") else "full_attention"
+    for kinds in ([kind] * 3, None):
+        config = {**CONFIGS[name], "layer_types": kinds}
+        for phase, sequences, tokens, past in LOADS:
+            workload = Workload.uniform(sequences, tokens, phase, past)
+            counted = count(config, (sequences, tokens), phase=phase, past=past)
+            assert_same(counted, family_ledger(CONFIGS[name], workload))
+            assert family_ledger(config, workload) == family_ledger(CONFIGS[name], workload)
+
+
+def test_a_window_that_a_model_does_not_read_is_not_counted() -> None:
+    """Granite attends to all earlier tokens, whatever its config says; GPT-NeoX as well."""
+    keys = {
+        key: value for key, value in CONFIGS["llama"].items() if key not in ("model_type", "head_dim")
+    }
+    for name in ("granite", "gpt_neox"):
+        config = {"model_type": name, **keys}
+        with pytest.warns(UserWarning, match=r"has no .*sliding_window, and may ignore it"):
+            windowed = hugging_face.build({**config, "sliding_window": 5}, "meta")
+        assert windowed.config.sliding_window == 5
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GPT-NeoX has no groups of heads
+            assert count(windowed, (2, 9), phase="train") == count(config, (2, 9), phase="train")
+
+
+def test_what_transformers_can_not_run_is_refused_in_a_sentence() -> None:
+    config = {**CONFIGS["qwen3"], "model_type": "smollm3", "use_sliding_window": False}
+    config |= {"layer_types": ["sliding_attention"] * 3}
+    for phase in ("forward", "decode"):
+        with pytest.raises(UserError, match="SmolLM3ForCausalLM can't run"):
+            count(config, (2, 9), phase=phase)  # type: ignore[arg-type]
 
 
 def test_a_config_comes_as_a_dict_a_path_or_a_config_object(tmp_path: Path) -> None:
@@ -260,6 +310,44 @@ def test_a_model_that_meta_can_not_run_is_counted_on_the_cpu() -> None:
     assert count(hugging_face.build(config, "cpu"), (2, 9)).total > 0
     with pytest.raises(UserError, match=r"MiniMaxForCausalLM can't run .* meta device .* on a CPU"):
         count(config, (2, 9))
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5_moe", "olmo_hybrid"])
+def test_the_gated_delta_rule_is_counted(name: str) -> None:
+    """In 3 of 4 layers, 4 heads of 8 solve for two chunks of 64 tokens, twice; backward as often."""
+    config = {key: value for key, value in CONFIGS["qwen3_moe"].items() if key != "model_type"}
+    config |= {"num_hidden_layers": 4, "shared_expert_intermediate_size": 24}
+    config |= {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
+    config |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    config |= {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+    keys = {"text_config": config} if name == "qwen3_5_moe" else config
+    if name == "olmo_hybrid":
+        keys = {key: value for key, value in config.items() if "expert" not in key and "moe" not in key}
+        keys.pop("head_dim")
+    model = hugging_face.build({"model_type": name, **keys}, "cpu")
+    tokens_BT = torch.randint(101, (2, 70))
+    with FlopCounter() as counter:
+        loss = model(input_ids=tokens_BT, labels=tokens_BT).loss
+        forward = counter.by_op["aten::linalg_solve_triangular"]
+        loss.backward()
+    assert forward == 3 * (2 * 4 * 2) * 2 * 64 * 64 * 8
+    assert counter.by_op["aten::linalg_solve_triangular"] == 2 * forward
+    for phase, tokens, past in [("train", 70, 0), ("prefill", 70, 0), ("decode", 2, 5)]:
+        on_cpu = count(model, (2, tokens), phase=phase, past=past)  # type: ignore[arg-type]
+        meta = count({"model_type": name, **keys}, (2, tokens), phase=phase, past=past)  # type: ignore[arg-type]
+        assert meta == on_cpu
+
+
+def test_all_experts_of_llama4_process_all_tokens() -> None:
+    """As docs/counting.md says, with the factors of Scout and Maverick at 2,048 tokens."""
+    sizes = {"vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192, "head_dim": 128}
+    sizes |= {"intermediate_size_mlp": 16384, "num_attention_heads": 40, "num_key_value_heads": 8}
+    for experts, every, factor in [(16, 1, 6.4), (128, 2, 24)]:
+        keys = {**sizes, "num_hidden_layers": 48, "interleave_moe_layer_step": every}
+        config = {"model_type": "llama4_text", **keys, "num_local_experts": experts}
+        total = count(config, (1, 2048)).total_model
+        others = 48 // every * (experts - 1) * 2 * 2048 * 3 * 5120 * 8192
+        assert round(total / (total - others), 1 if every == 1 else None) == factor
 
 
 def built(kind: str, **options: Any) -> Any:

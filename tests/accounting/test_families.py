@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from family_cases import CONFIGS, Config
 from modbench.accounting.count import count
 from modbench.errors import UserError
 from modbench.hf import passes as hugging_face
-from modbench.hf.families import FAMILIES, family_ledger, family_reading, load_config
+from modbench.hf.families import (
+    FAMILIES,
+    defaults_taken,
+    family_ledger,
+    family_reading,
+    ignored_keys,
+    load_config,
+)
 from modbench.ledger import Phase, Workload
 
 
@@ -163,11 +171,14 @@ def built_parameters(config: Config) -> int:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_a_config_may_leave_out_is_what_transformers_takes_for_it(name: str) -> None:
     known = inspect.signature(type(transformers.AutoConfig.for_model(name)).__init__).parameters
-    theirs = {key: known[key].default for key in FAMILIES[name] if key in known}
-    assert {key: FAMILIES[name][key] for key in theirs} == theirs
-    # An attribute where it is given; and what no key states.
-    stated = {"head_dim", "qkv_bias", "attention_bias", "mlp_bias", "query_key_norm"}
-    assert set(FAMILIES[name]) - set(theirs) <= stated
+    keys = FAMILIES[name]["keys"]
+    theirs = {key: known[key].default for key in keys if key in known}
+    assert {key: keys[key] for key in theirs} == theirs
+    assert set(keys) - set(theirs) <= {"head_dim"}  # an attribute where it is given
+    names = type(transformers.AutoConfig.for_model(name)).attribute_map
+    for other, key in FAMILIES[name].get("names", {}).items():
+        assert key in keys
+        assert (other, key) in names.items() or (key, other) in names.items()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -191,14 +202,13 @@ def test_a_key_goes_by_any_of_its_names() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (
-            {"model_type": "bert"},
-            r"model_type 'bert' is no causal .* known: deepseek_v3, gemma, gpt2, llama, ",
-        ),
-        ({"model_type": "lama"}, "did you mean 'llama'"),
+        ({"model_type": "bert"}, r"model_type 'bert' is no causal .*known: deepseek_v3, gemma, gpt2"),
+        ({"model_type": ["llama"]}, r"model_type \['llama'\] is no causal .*known: deepseek_v3"),
+        ({}, "model_type None is no causal"),
         (plain(num_attention_heads=3), "hidden_size is 8; num_attention_heads, 3, must divide it"),
         (plain(hidden_size="8"), "config hidden_size is '8'; it should be a valid integer"),
         (plain(model_type="mixtral", num_experts_per_tok=9), "num_experts_per_tok is 9; there are 8"),
+        (plain(model_type="olmoe", num_experts=4, num_local_experts=8), "gives 'num_experts' twice"),
     ],
 )
 def test_a_config_that_can_not_be_is_refused_in_a_sentence(config: Any, sentence: str) -> None:
@@ -206,6 +216,98 @@ def test_a_config_that_can_not_be_is_refused_in_a_sentence(config: Any, sentence
         with pytest.raises(UserError, match=sentence) as refused:
             use(config)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gemma2", "llama4", "qwen3_next", "ministral", "phi"])
+def test_a_family_without_a_closed_form_is_not_taken_for_the_nearest(name: str) -> None:
+    with pytest.raises(UserError, match=name) as refused:
+        family_reading({"model_type": name})
+    assert "did you mean" not in str(refused.value)
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("llama", {"is_causal": False}, "is_causal false"),
+        ("mixtral", {"is_causal": None}, "is_causal null"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention true"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention true"),
+        ("llama", {"attn_implementation": "eager"}, 'attn_implementation "eager"'),
+        ("qwen2", {"_attn_implementation": "eager"}, '_attn_implementation "eager"'),
+        ("llama", {"sliding_window": 5}, "sliding_window 5"),
+        ("olmoe", {"attention_chunk_size": 5}, "attention_chunk_size 5"),
+        ("deepseek_v3", {"sliding_window": 0}, "sliding_window 0"),
+        ("llama", {"per_layer_config": {"0": {"num_key_value_heads": 1}}}, "per_layer_config"),
+        ("qwen3", {"layer_types": [FULL, "linear_attention", FULL]}, "linear_attention"),
+        ("qwen3", {"layer_types": [SLIDING] * 3}, "window of None"),
+        ("qwen2_moe", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+        ("llama", {"layer_types": [FULL, SLIDING, FULL]}, "sliding_attention"),
+        ("gemma", {"layer_types": [SLIDING] * 3}, "sliding_attention"),
+        ("mistral", {"layer_types": [FULL, SLIDING, FULL]}, "window of 17"),
+        ("mixtral-window", {"layer_types": [FULL] * 3}, "window of 9"),
+        ("llama", {"text_config": {"hidden_size": 8}}, "text_config holds hidden_size"),
+        ("qwen3", {"llm_config": {"num_hidden_layers": 8}}, "llm_config holds num_hidden_layers"),
+        ("gpt2", {"thinker_config": {"text_config": {"n_embd": 8}}}, "thinker_config.text_config holds"),
+    ],
+)
+def test_what_a_closed_form_would_count_wrongly_is_refused(
+    name: str, changed: Config, words: str
+) -> None:
+    config = {**CONFIGS[name], **changed}
+    for use in (family_reading, lambda bad: count(bad, (1, 2))):
+        with pytest.raises(UserError, match=re.escape(words)):
+            use(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "ignored"),
+    [
+        ("llama", {"num_key_value_head": 1}, "num_key_value_head"),
+        (
+            "gemma",
+            {"query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0},
+            "query_pre_attn_scalar",
+        ),
+        ("mistral", {"num_local_experts": 8}, "num_local_experts"),
+        ("llama", {"n_embd": 64}, "n_embd"),  # which is GPT-2's name alone
+        ("gpt2", {"intermediate_size": 64}, "intermediate_size"),
+        ("qwen2_moe", {"num_local_experts": 64}, "num_local_experts"),
+        ("qwen2", {"qkv_bias": False}, "qkv_bias"),
+    ],
+)
+def test_ignored_keys_are_named_and_transformers_ignores_them_too(
+    name: str, changed: Config, ignored: str
+) -> None:
+    config = {**CONFIGS[name], **changed}
+    with pytest.warns(UserWarning, match=f"ignored: {ignored}"):
+        reading = family_reading(config)
+    assert ignored_keys(config) == [*changed]
+    assert reading == family_reading(CONFIGS[name])
+    with pytest.warns(UserWarning, match=ignored):
+        assert built_parameters(config) == reading.parameters
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_transformers_wrote_is_read_as_the_one_it_read(name: str) -> None:
+    config = transformers.AutoConfig.for_model(**CONFIGS[name])
+    for written in (config.to_dict(), config.to_diff_dict()):
+        assert family_reading(written) == family_reading(CONFIGS[name])
+        workload = Workload.uniform(2, 70)
+        assert family_ledger(written, workload) == family_ledger(CONFIGS[name], workload)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keys_of_every_config_are_not_called_ignored(name: str) -> None:
+    config = transformers.AutoConfig.for_model(name)
+    told = {**config.to_dict(), "torch_dtype": "bfloat16", "rope_theta": 1e5, "rope_scaling": None}
+    told |= transformers.GenerationConfig._get_default_generation_params()
+    assert ignored_keys(told) == []
+    assert ignored_keys({**told, "use_sliding_window": False, "kv_lora_rank": None}) == []
+    assert defaults_taken({"model_type": name}) == FAMILIES[name]["keys"]
+    assert set(defaults_taken(told)) <= {"head_dim"}
 
 
 def test_a_config_is_read_from_its_file_or_its_folder(tmp_path: Path) -> None:

@@ -80,3 +80,47 @@ def test_a_chunk_after_cached_tokens_equals_its_closed_form(
 def test_a_repeated_flag_adds_to_its_values(capsys: pytest.CaptureFixture[str]) -> None:
     repeated = "--option capacity=0.5 --option every=1 --router mod"
     assert said(capsys, repeated) == said(capsys, "--router mod --option capacity=0.5 every=1")
+
+
+def test_ignored_keys_and_defaults_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {"model_type": "llama", "num_hidden_layers": 2, "num_key_value_head": 8, "rope_theta": 1e5}
+    Path("config.json").write_text(json.dumps(config))
+    *_, ignored, taken = said(capsys, "--hf config.json --profile --sequence 9").splitlines()
+    assert ignored.split()[2:] == ["num_key_value_head"]
+    assert "hidden_size 4096" in taken
+    assert "num_key_value_heads null" in taken
+    assert "num_hidden_layers" not in taken
+    (*_, last) = said(capsys, "--hf config.json --format json").splitlines()
+    (model,) = json.loads(last)["models"]
+    assert model["ignored_keys"] == ["num_key_value_head"]
+    assert model["defaults_taken"]["num_key_value_heads"] is None
+    assert model["defaults_taken"]["hidden_size"] == 4096
+    routed = said(capsys, "--router mod")
+    assert "ignored keys" not in routed
+    assert "defaults taken" not in routed
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": ["llama"]},
+        {"model_type": "gemma3_text", "sliding_window": 512},
+        {"model_type": "llama", "text_config": {"hidden_size": 64}},
+        {"model_type": "phi3", "is_causal": False},
+    ],
+)
+def test_a_config_without_a_closed_form_is_refused(
+    config: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text(json.dumps(config))
+    assert main(["flops", "--hf", "config.json"]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "config.json" in sentence
+    assert "did you mean" not in sentence

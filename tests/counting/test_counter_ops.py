@@ -55,6 +55,30 @@ def test_two_operands_cost_twice_as_much_backward(run: Callable[[], Tensor], flo
     assert both(run) == (flops, 3 * flops)
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_a_triangular_solve_is_half_a_matmul_and_one_more_backward(left: bool) -> None:
+    """Five unknowns for each of 4 right-hand sides, in broadcast batches of 2 and 3; the gradient of the
+    triangle is a matmul, and the right-hand side's a solve."""
+    batch, size, sides = 2 * 3, 5, 4
+    triangle = (torch.eye(size).expand(2, 1, size, size) + 0.1).tril().requires_grad_()
+    right = grad(1, 3, *((size, sides) if left else (sides, size)))
+
+    def solve() -> Tensor:
+        return torch.linalg.solve_triangular(triangle, right, upper=False, left=left)
+
+    flops = batch * size * size * sides
+    assert both(solve) == (flops, flops * (1 + 1 + 2))
+    right.requires_grad_(False)
+    assert both(solve) == (flops, flops * (1 + 1 + 2))
+    triangle.requires_grad_(False)
+    right.requires_grad_()
+    assert both(solve) == (flops, flops * (1 + 1))
+    vectors = torch.vmap(
+        lambda a, b: torch.linalg.solve_triangular(a, b, upper=True, unitriangular=True)
+    )
+    assert counted(lambda: vectors(torch.randn(7, 3, 3), torch.randn(7, 3, 1))).total == 7 * 9
+
+
 def test_a_bilinear_form() -> None:
     """Per output: (4, 5) @ (5, 6), and 4 products of 6. Backward the larger matmul for each operand."""
     layer = nn.Bilinear(5, 6, 7)

@@ -98,6 +98,14 @@ def built(name: str, seed: int = 0) -> HubModel:
     return model.eval()
 
 
+def without_closed_form(**keys: Any) -> HubModel:
+    config = {**SMALL, **keys}
+    model = model_of(HubConfig(vocabulary=61, width=24, layers=2, config=config), TRANSFORMERS, {})
+    assert isinstance(model, HubModel)
+    assert model.flops_source == "counted"
+    return model
+
+
 def stock(model: HubModel) -> Any:
     """The model as transformers builds it, with the same weights."""
     keys = {key: value for key, value in model.config.config.items() if key != "model_type"}
@@ -211,11 +219,52 @@ def test_text_is_generated_with_a_cache_as_without() -> None:
     ids=lambda config: f"{config['model_type']}-{config.get('sliding_window')}",
 )
 def test_a_family_without_a_closed_form_is_counted(config: dict[str, Any]) -> None:
-    config = {**SMALL, **config}
-    model = model_of(HubConfig(vocabulary=61, width=24, layers=2, config=config), TRANSFORMERS, {})
-    assert (model.flops_source, built("llama").flops_source) == ("counted", "closed form")
+    model = without_closed_form(**config)
+    assert built("llama").flops_source == "closed form"
     results = list(findings(model, shapes=((3, 19),), trained=(2, 16), only=(1, 3, 9)))
     assert [finding.verdict for finding in results] == ["passed"] * 3, [each.figure for each in results]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "llama"])
+def test_active_parameters_are_counted_as_the_closed_form_has_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = built(name)
+    closed = model.parameter_count("active")
+    assert (closed < model.parameter_count()) is (name != "llama")
+    monkeypatch.setattr("modbench.hf.model.FAMILIES", {})
+    assert model.parameter_count("active") == closed
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [
+        ("ernie4_5_moe", {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0}),
+        ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 8}),
+        ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    ],
+)
+def test_active_parameters_without_a_closed_form_are_counted(family: str, keys: dict[str, Any]) -> None:
+    model = without_closed_form(model_type=family, **keys)
+    experts = [part for part in model.modules() if type(part).__name__.endswith("Experts")]
+    held = sum(weight.numel() for part in experts for weight in part.parameters())
+    assert experts
+    met = next(value for key, value in keys.items() if key in ("moe_k", "num_experts_per_tok"))
+    assert model.parameter_count() - model.parameter_count("active") == held - held * met // 4
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [
+        ("doge", {"is_moe": True, "num_experts": 4, "num_experts_per_tok": 2}),
+        ("jetmoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 6}),
+    ],
+)
+def test_active_parameters_that_can_not_be_seen_are_unknown(family: str, keys: dict[str, Any]) -> None:
+    model = without_closed_form(model_type=family, **keys)
+    assert model.parameter_count() > 0
+    with pytest.raises(UserError, match=f"active parameters of a {family} are unknown"):
+        model.parameter_count("active")
 
 
 def test_a_shape_is_stored_with_its_config_and_not_its_folder() -> None:

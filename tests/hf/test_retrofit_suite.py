@@ -275,7 +275,7 @@ def test_a_router_that_can_not_be_used_is_refused_before_anything_runs(
     [
         ({"model_type": "olmo2"}, "model_type 'olmo2': the FLOPs of its selected tokens have no closed"),
         (
-            {"model_type": "gpt2", "n_embd": 32},
+            {"model_type": "gpt2", "n_embd": 32, "intermediate_size": None, "num_key_value_heads": None},
             "layers of GPT-2 have no positions .* a model of deepseek_v3, gemma",
         ),
         ({"model_type": "mistral", "sliding_window": 8}, "layer 1, which has a sliding window of 8"),

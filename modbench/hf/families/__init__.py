@@ -8,15 +8,25 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from modbench.hf.families.config import FAMILIES, Reading, load_config, read_config, stated_length
+from modbench.hf.families.config import (
+    FAMILIES,
+    Reading,
+    defaults_taken,
+    ignored_keys,
+    load_config,
+    read_config,
+    stated_length,
+)
 from modbench.hf.families.layers import Layer, Matrix, layers_of, norm_parameters
 from modbench.ledger import OUTSIDE, Ledger, Workload, matmul
 
 __all__ = [
     "FAMILIES",
+    "defaults_taken",
     "family_ledger",
     "family_reading",
     "head_ledger",
+    "ignored_keys",
     "ledgers_of_layers",
     "load_config",
     "stated_length",

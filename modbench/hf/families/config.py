@@ -2,26 +2,28 @@
 what the formulas of papers use. No torch."""
 
 import json
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError
 from modbench.typed import built
 
 Size = Annotated[int, Ge(1)]
 Count = Annotated[int, Ge(0)]
 
-#: By family, the keys of its config.json that are read, with transformers' defaults; also what no key
-#: states: biases that are always there, and the norms of queries and keys.
-FAMILIES: Mapping[str, Mapping[str, Any]] = json.loads(
+#: By family: ``keys`` of its config.json that are read, with transformers' defaults; other ``names``
+#: that transformers has for them; and, ``fixed``, what no key states, such as norms of queries and keys.
+FAMILIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = json.loads(
     Path(__file__).with_name("defaults.json").read_bytes()
 )
-#: Other names of keys.
-_ALIASES = {
+#: Fields of `FamilyConfig` that a key fills by another name.
+_FIELDS = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
@@ -31,6 +33,36 @@ _ALIASES = {
     "num_local_experts": "num_experts",
     "n_routed_experts": "num_experts",
 }
+#: Keys that transformers heeds in any family, read or not. Each must be absent or off, windows null.
+_NOT_COVERED = (
+    "use_bidirectional_attention",
+    "is_encoder_decoder",
+    "add_cross_attention",
+    "per_layer_config",
+    "num_kv_shared_layers",
+)
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+#: Keys without an effect on FLOPs: of every config of transformers, of generation, and of what is no
+#: matmul.
+_WITHOUT_EFFECT = re.compile(
+    "_.*|architectures|auto_map|model_type|.*dtype|.*_version|tokenizer_class|"
+    ".*_token_ids?|prefix|.*_params|torchscript|use_bfloat16|use_cache|tie_encoder_decoder|"
+    "tf_legacy_loss|pruned_heads|cross_attention_hidden_size|is_decoder|chunk_size_feed_forward|"
+    "gradient_checkpointing|return_dict|output_.*|problem_type|finetuning_task|num_labels|id2label|"
+    "label2id|quantization_config|compression_config|unsloth_.*|use_mrope|"
+    "max_length|min_length|do_sample|early_stopping|.*num_beam.*|diversity_penalty|temperature|top_[kp]|"
+    "typical_p|.*_penalty|.*no_repeat_ngram_size|bad_words_ids|num_return_sequences|suppress_tokens|"
+    "begin_suppress_tokens|return_dict_in_generate|remove_invalid_values|(epsilon|eta)_cutoff|"
+    ".*assistant_.*|target_lookbehind|"
+    "(hidden|resid|embd|embed|classifier|attn|summary_first)_p?d?rop(out)?|.*_eps|.*_epsilon|"
+    "hidden_act(ivation)?|activation_function|initializer_.*|rope_.*|.*_rotary_.*|pretraining_tp|"
+    "(original_)?max_position_embeddings|n_ctx|summary_.*|scale_attn_.*|reorder_and_upcast_attn|"
+    "router_(aux_loss_coef|jitter_noise)|norm_topk_prob|clip_qkv|n_group|topk_(group|method)|"
+    "scoring_func|routed_scaling_factor|aux_loss_alpha|seq_aux|ep_size|qk_head_dim|"
+    "num_mtp_layers|num_nextn_predict_layers"
+)
+#: How attention is run; written out in matmuls (eager), it needs its full square.
+_ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +128,95 @@ class FamilyConfig:
 
 
 def read_config(config: Mapping[str, Any]) -> FamilyConfig:
-    """Read the dict of a config.json; keys that its family does not have are ignored. Raise a
-    `UserError` for an unknown family or an impossible value."""
+    """Read the dict of a config.json; a warning names keys that are ignored. Raise a `UserError` for an
+    unknown family, an impossible value, or one that the closed form does not cover."""
     name: Any = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:  # no nearest name: gemma is not gemma2
         raise UserError(
-            f"model_type '{name}' is no causal language model with a closed form; "
-            f"{known_names(name, FAMILIES)}"
+            f"model_type {name!r} is no causal language model with a closed form (known: "
+            f"{', '.join(sorted(FAMILIES))}); modbench.count runs others of transformers"
         )
-    read = {_ALIASES.get(key, key): value for key, value in FAMILIES[name].items()}
-    given = {_ALIASES.get(key, key): value for key, value in config.items()}
-    read |= {key: value for key, value in given.items() if key in read}
-    return built("config", {"model_type": name, **read}, FamilyConfig)
+    given, family = _given(config), FAMILIES[name]
+    wrong = [key for key in _NOT_COVERED if given.get(key)]
+    wrong += [key for key in {*_WINDOWS} - family["keys"].keys() if given.get(key) is not None]
+    wrong += [key for key in _ATTENTION if given.get(key) == "eager"]
+    wrong += ["is_causal"] * (given.get("is_causal", True) is not True)
+    for key in wrong:
+        raise _not_covered(name, f"{key} {json.dumps(given[key], default=str)}")
+    for where, keys in _nested(config, {*family["keys"], *family.get("names", ())}):
+        raise UserError(
+            f"config {where} holds {', '.join(keys)}, and '{name}' has its sizes at the top; give that "
+            "part as a config of its own"
+        )
+    if ignored := ignored_keys(config):
+        warnings.warn(f"config of '{name}': ignored: {', '.join(ignored)}", stacklevel=3)
+    fields = {key: given.get(key, default) for key, default in family["keys"].items()}
+    fields = {_FIELDS.get(key, key): value for key, value in fields.items()}
+    if fields.get("use_sliding_window") is False:
+        fields["sliding_window"] = None  # some configs say 0
+    fields |= {"model_type": name, "layer_types": given.get("layer_types"), **family.get("fixed", {})}
+    read: FamilyConfig = built("config", fields, FamilyConfig)
+    kinds = set(read.layer_types or ())
+    window = read.sliding_window
+    mixed = "layer_types" in family["keys"]  # or alike in all layers
+    possible = ["full_attention"] * (mixed or window is None)
+    possible += ["sliding_attention"] * (window is not None)
+    if kinds.difference(possible):
+        raise _not_covered(name, f"layer_types {', '.join(sorted(kinds))} with a window of {window}")
+    return read
+
+
+def _not_covered(family: str, what: str) -> UserError:
+    return UserError(
+        f"config has {what}, which the closed form of '{family}' does not cover; correct it, or build "
+        "the model with transformers and give that to modbench.count"
+    )
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of ``config`` under the first of their names. Raise a `UserError` if two names of
+    a key disagree."""
+    names = FAMILIES[config["model_type"]].get("names", {})
+    given: dict[str, Any] = {}
+    for key, value in config.items():
+        first = names.get(key, key)
+        if given.setdefault(first, value) != value:
+            raise UserError(f"config gives '{first}' twice, the other time as {key}; remove one")
+    return given
+
+
+def _nested(config: Mapping[str, Any], sizes: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each part of ``config``, at any depth, with those of ``sizes`` that it holds."""
+    for key, part in config.items():
+        if isinstance(part, Mapping):
+            if held := sorted(sizes & part.keys()):
+                yield key, held
+            yield from ((f"{key}.{where}", held) for where, held in _nested(part, sizes))
+
+
+def has_no_effect(key: str) -> bool:
+    """Return True for a key of configs of transformers that never has an effect on FLOPs."""
+    return _WITHOUT_EFFECT.fullmatch(key) is not None
+
+
+def ignored_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a config.json that its closed form does not read, except those that never have
+    an effect on FLOPs, those set to null, and those of other families set to false."""
+    read = {"layer_types", "is_causal", *_ATTENTION, *_WINDOWS, *_NOT_COVERED}
+    own = FAMILIES[config["model_type"]]
+    read |= own["keys"].keys()
+    if not config.get("use_sliding_window"):
+        read.add("max_window_layers")
+    off = {key for family in FAMILIES.values() for key in family["keys"]} - own.get("fixed", {}).keys()
+    stated = {key: value for key, value in _given(config).items() if value is not None}
+    unread = (key for key, value in stated.items() if not (value is False and key in off))
+    return [key for key in unread if not (key in read or has_no_effect(key))]
+
+
+def defaults_taken(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that a config.json leaves out, with the defaults that are read in their place."""
+    given, keys = _given(config), FAMILIES[config["model_type"]]["keys"]
+    return {key: default for key, default in keys.items() if key not in given}
 
 
 def load_config(path: str | Path) -> dict[str, Any]:

@@ -123,8 +123,6 @@ def _slides(config: FamilyConfig, layer: int) -> bool:
     """Return True if the attention of ``layer`` has a window."""
     border = config.max_window_layers
     kinds = config.layer_types
-    if not config.use_sliding_window:
-        return False
     if kinds is not None:
         return kinds[layer] == "sliding_attention"
     if config.model_type == "qwen2_moe":

@@ -1,11 +1,13 @@
 """Trains a run to its budgets, and checks it cheaply: the FLOPs of its first, its last and one random
 training step, and the causality and batch invariance of its trained weights."""
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
 from modbench.audit import Finding, finding_of
 from modbench.audit.warmed import ODD
+from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.language_model import LanguageModel
 from modbench.sweep.run_job import RunJob
@@ -60,13 +62,15 @@ def _costs(model: LanguageModel, train: TrainConfig) -> dict[str, Any]:
     tokens = train.rows * train.sequence
     forward = model.eval().ledger(Workload.uniform(train.rows, train.sequence, "forward"))
     step = model.train().ledger(Workload.uniform(train.rows, train.sequence, "train"))
-    return {
+    costs = {
         "forward_flops_per_token": _per(forward.total("model"), tokens),
         "forward_flops_per_token_full": _per(forward.total("full"), tokens),
         "train_flops_per_token": _per(step.total("model"), tokens),
         "parameters": model.parameter_count("total"),
-        "active_parameters": model.parameter_count("active"),
     }
+    with suppress(UserError):  # unknown for some experts of transformers
+        costs["active_parameters"] = model.parameter_count("active")
+    return costs
 
 
 def _per(flops: int, tokens: int) -> int | float:

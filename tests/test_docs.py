@@ -143,7 +143,7 @@ def test_the_commands_of_the_page_on_counting_run(
     assert len(commands) == 5
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, command
-    assert "120 FLOP counts equal" in capsys.readouterr().out  # 3 shapes, 4 phases, 10 conventions
+    assert "200 FLOP counts equal" in capsys.readouterr().out  # 5 shapes, 4 phases, 10 conventions
 
 
 def test_no_command_of_a_page_writes_to_tracked_results() -> None:

@@ -36,7 +36,7 @@ def audited(source: str) -> int:
 
 
 def test_the_routers_of_the_guide_are_examples() -> None:
-    first, second, *_ = blocks("python")
+    first, _, second, *_ = blocks("python")
     examples = DOCS.parent / "examples"
     assert first == (examples / "mlp_mod.py").read_text()
     assert (examples / "hash_router.py").read_text().endswith(f"\n\n\n{second}")
@@ -74,7 +74,14 @@ class Stateful(DepthRouter):
 
 """
     )
-    assert audited(source + blocks("python")[2]) == 0
+    assert audited(source + blocks("python")[3]) == 0
+
+
+def test_the_capacities_per_layer_of_the_guide_pass_the_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert audited(IMPORTS + blocks("python")[1]) == 0
 
 
 def test_every_method_of_the_guide_is_one_of_the_base_classes() -> None:

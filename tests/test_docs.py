@@ -36,7 +36,7 @@ def audited(source: str) -> int:
 
 
 def test_the_routers_of_the_guide_are_examples() -> None:
-    first, second, *_ = blocks("python")
+    first, _, second, *_ = blocks("python")
     examples = DOCS.parent / "examples"
     assert first == (examples / "mlp_mod.py").read_text()
     assert (examples / "hash_router.py").read_text().endswith(f"\n\n\n{second}")
@@ -74,7 +74,14 @@ class Stateful(DepthRouter):
 
 """
     )
-    assert audited(source + blocks("python")[2]) == 0
+    assert audited(source + blocks("python")[3]) == 0
+
+
+def test_the_capacities_per_layer_of_the_guide_pass_the_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert audited(IMPORTS + blocks("python")[1]) == 0
 
 
 def test_every_method_of_the_guide_is_one_of_the_base_classes() -> None:
@@ -144,7 +151,7 @@ def test_the_commands_of_the_page_on_counting_run(
     assert len(commands) == 5
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, command
-    assert "120 FLOP counts equal" in capsys.readouterr().out  # 3 shapes, 4 phases, 10 conventions
+    assert "200 FLOP counts equal" in capsys.readouterr().out  # 5 shapes, 4 phases, 10 conventions
 
 
 def test_no_command_of_a_page_writes_to_tracked_results() -> None:

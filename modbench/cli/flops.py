@@ -126,7 +126,7 @@ def gate(
     router: Annotated[Several[str], arg(metavar="NAME ...", help_behavior_hint="")] = (),
 ) -> int:
     """Compare the FLOPs of routers on reference shapes with a committed table, exactly. The exit code
-    is 1 if a count changed, is missing or is new.
+    is 1 if a count changed, is missing or is new, or a router can't be built.
 
     Example: modbench flops gate --plugin my_router.py --golden my_router.flops.json
 

@@ -29,9 +29,10 @@ from modbench.measure.routing import layer_measures
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import SIZES
 from modbench.routing.build import RoutedDecoder, build_model, outline
+from modbench.routing.depth_router import DepthScheme
 from modbench.routing.plugin_fault import authors_code
 from modbench.routing.registry import build_router, load_plugin, plugin_file, preset_options
-from modbench.routing.router import Router
+from modbench.routing.router import Router, overrides
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import device, make_deterministic
 from modbench.train.optimizer import build_optimizer
@@ -45,7 +46,8 @@ TRAIN = TrainConfig(sequence=SEQUENCE, batch=8)
 TEXT = 100_000
 #: Tokens that the causal rule is scored on; more would take longer.
 HELDOUT = 4096
-#: Numbers of layers to try: some routers leave the first ones dense, or share them.
+#: Numbers of layers to try: some routers leave the first ones dense, or share them. With capacities of
+#: their own, more than one layer is audited.
 DEPTHS = (2, 4)
 
 
@@ -126,7 +128,8 @@ def _row(*cells: str) -> str:
 def _small(router: Router) -> ModelConfig:
     """The smallest shape that ``router`` can build with a layer that differs from the dense model's.
     Raise a `UserError` if it can build none."""
-    for layers in DEPTHS:
+    per_layer = isinstance(router, DepthScheme) and overrides(router, "capacity_of", DepthScheme)
+    for layers in DEPTHS[1:] if per_layer else DEPTHS:
         config = ModelConfig(vocabulary=Tokenizer().vocabulary, width=64, heads=2, layers=layers)
         with suppress(UserError) if layers < DEPTHS[-1] else nullcontext():
             routed, dense = outline(config, router), outline(config, build_router("vanilla"))

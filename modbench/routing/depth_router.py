@@ -37,7 +37,7 @@ from modbench.routing.scorer import (
 )
 from modbench.routing.tokens import Noise, Tokens, tokens_of
 from modbench.routing.topk import capacity_tokens, counts_to_host, highest, nonzero_indices
-from modbench.typed import Count, Natural, Part, Positive, Share
+from modbench.typed import Count, Natural, Part, Positive, Share, check_type
 
 
 class DepthScheme(Router):
@@ -64,6 +64,11 @@ class DepthScheme(Router):
         """Return the module that scores tokens, (B, T, D) to (B, T); its FLOPs are counted. None: no
         scores, for a scheme that overrides `selected`; its gate is 1."""
         return LinearScorer(model.width, None, stream="depth_router")
+
+    def capacity_of(self, model: ModelConfig, layer: int) -> float:
+        """Return the capacity of the block at depth ``layer``, by default the option ``capacity``. In a
+        layer's other hooks, ``self.capacity`` is what this one returned."""
+        return self.capacity
 
     def gate(self, scores_BT: Tensor) -> Tensor:
         """Return the factor on the block's output, (B, T)."""
@@ -129,7 +134,8 @@ class DepthRouter(DepthScheme):
     learns from the top-k selection; ``aux_bce``, the scores themselves, trained in the same way;
     ``ema_threshold``, a moving average of the lowest score selected. A scheme that overrides
     `selected` decides alone, in training too; ``capacity`` is then the share of tokens that nominal
-    FLOPs assume. Raise a `UserError` for an option out of range or without effect.
+    FLOPs assume. `capacity_of` gives each layer a capacity of its own. Raise a `UserError` for an option
+    out of range or without effect.
     """
 
     capacity: Part = 0.125  #: share of a sequence's tokens that a routed block processes
@@ -160,7 +166,7 @@ class DepthRouted(Layer):
 
     def __init__(self, options: DepthScheme, model: ModelConfig, layer: int, block: Block) -> None:
         super().__init__()
-        self.options = options
+        options = self.options = _of_layer(options, model, layer)
         self.model = model
         self.layer = layer
         self.block = block
@@ -362,3 +368,16 @@ class DepthRouted(Layer):
 
     def _share(self, tokens: int) -> int:
         return capacity_tokens(self.options.capacity, tokens)
+
+
+def _of_layer(options: DepthScheme, model: ModelConfig, layer: int) -> DepthScheme:
+    """Return ``options`` with what `capacity_of` returns for the block at depth ``layer`` as capacity.
+    Raise a `UserError` if that is not a number above 0, up to 1, or capacity is no option."""
+    if not overrides(options, "capacity_of", DepthScheme):
+        return options
+    if "capacity" not in options.options():
+        raise UserError(
+            "capacity_of has no effect without an option 'capacity'; derive from DepthRouter"
+        )
+    capacity = check_type(f"capacity_of layer {layer}", options.capacity_of(model, layer), Part)
+    return replace(options, capacity=float(capacity))  # type: ignore[type-var]

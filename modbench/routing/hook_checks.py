@@ -20,7 +20,7 @@ from modbench.errors import UserError
 from modbench.routing.plugin_fault import DECORATORS, defined_at
 from modbench.routing.router import Router
 
-#: Methods that only the other base class has, and what to do in their place.
+#: Methods that only another base class has, and what to do in their place.
 ELSEWHERE = {
     "DepthRouter": {
         "choose": "override 'selected'",
@@ -35,8 +35,11 @@ ELSEWHERE = {
     "ExpertRouter": {
         "gate": "return the gates from 'choose'",
         "selected": "override 'choose' or 'assign'",
-        **dict.fromkeys(("applied_gate", "routes"), ""),
+        **dict.fromkeys(("applied_gate", "capacity_of", "routes"), ""),
     },
+    "ThresholdRouter": {"capacity_of": "set the option 'capacity'"},
+    "ReluRouting": {"capacity_of": "set the option 'active_experts'"},
+    "MixtureOfRecursions": {"capacity_of": "set the option 'recursions'"},
 }
 _DTYPES = {
     "bool": {torch.bool},
@@ -69,7 +72,7 @@ def _check_hooks(kind: str, router: type[Router]) -> None:
     which it does not define, or one that is never called: a hook of the other base class, or the name
     of an option."""
     options = {field.name for field in fields(router)}  # type: ignore[arg-type]
-    bases = {base.__name__ for base in router.__mro__ if base.__module__.startswith("modbench.routing.")}
+    bases = {base.__name__ for base in router.__mro__ if base.__module__.startswith("modbench.")}
     for position, owner in enumerate(router.__mro__):
         if owner.__module__.startswith("modbench."):
             continue

@@ -1,6 +1,7 @@
 """`modbench convert`: a trained model of transformers becomes a routed one."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from modbench.cli.main import main
 from modbench.counting.counter import FlopCounter
 from modbench.hf.retrofit.build import routers_of
+from modbench.model.config import ModelConfig
+from modbench.routing.depth_router import DepthRouter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of names that transformers deprecates
 
@@ -85,7 +88,7 @@ def test_training_starts_from_the_model_as_it_was(router: str, files: Path) -> N
         Conversion,
         _capacities,
         _route,
-        _set_capacity,
+        _set_capacities,
         start_from_original,
     )
 
@@ -93,14 +96,35 @@ def test_training_starts_from_the_model_as_it_was(router: str, files: Path) -> N
     ids_BT = torch.randint(2, 97, (2, 16))
     expected = model(ids_BT, labels=ids_BT).loss
     _route(model, Conversion(router=router, budget=1e9))
-    target = _capacities(model)
+    targets = _capacities(model)
     start_from_original(model)
-    if target is not None:
-        _set_capacity(model, target, 0.0)
+    _set_capacities(targets, 0.0)
     model.train()
     outputs = model(ids_BT, labels=ids_BT)
     loss = outputs.loss - model.routing.auxiliary_loss()
     torch.testing.assert_close(loss, expected, rtol=1e-2 if router == "threshold_skip" else 1e-5, atol=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PerLayer(DepthRouter):
+    name = "per_layer"
+    every: int = 1
+
+    def capacity_of(self, model: ModelConfig, layer: int) -> float:
+        return 1 / (2 + 2 * layer)
+
+
+def test_each_layer_ends_at_its_own_capacity() -> None:
+    from modbench.hf.retrofit.apply import retrofit
+    from modbench.hf.retrofit.convert import _capacities, _set_capacities
+
+    model = retrofit(tiny("llama"), _PerLayer())
+    targets = _capacities(model)
+    own = [part.options.capacity for part in routers_of(model)]
+    assert own[:2] == [0.5, 0.25]
+    for progress, first_two in ((0.0, [1.0, 1.0]), (0.5, [0.75, 0.625]), (1.0, [0.5, 0.25])):
+        _set_capacities(targets, progress)
+        assert [part.options.capacity for part in routers_of(model)][:2] == first_two
 
 
 @pytest.mark.parametrize(

@@ -84,12 +84,12 @@ def convert(
     original = copy.deepcopy(model)
     before = _loss(original, heldout)
     _route(model, conversion)
-    target = _capacities(model)
+    targets = _capacities(model)
     start_from_original(model)
     written = receipt(original, model)
     del original
     say(f"receipt: largest difference of a logit {written['largest_logit_difference']:.1e}")
-    steps, flops = _train(model, conversion, train, target, say)
+    steps, flops = _train(model, conversion, train, targets, say)
     measured = {
         "train": conversion.train,
         "budget": conversion.budget,
@@ -153,35 +153,29 @@ def _route(model: Any, conversion: Conversion) -> None:
     retrofit(model, router_of(name, options), seed=conversion.seed)
 
 
-def _capacities(model: Any) -> float | None:
-    """Return the capacity that is annealed; None: a threshold or each token decides."""
-    for part in routers_of(model):
-        return None if part.decides else part.options.capacity
+def _capacities(model: Any) -> dict[Any, float]:
+    """Return the routed parts whose capacity is annealed, and their capacity: none if a threshold or
+    each token decides."""
+    parts: list[Any] = [part for part in routers_of(model) if not part.decides]
     for part in model.modules():
         if isinstance(part, RoutedExperts) and isinstance(part.options, ThresholdRouter):
-            return part.options.capacity
-    return None
+            parts.append(part)
+    return {part: part.options.capacity for part in parts}
 
 
-def _set_capacity(model: Any, target: float, progress: float) -> float:
-    """Set the capacity at ``progress``, from 0 to 1, between all tokens and ``target``; return it."""
-    capacity = target
-    for part in model.modules():
-        if isinstance(part, RoutedExperts) and isinstance(part.options, ThresholdRouter):
-            experts = float(part.options.experts)
-            capacity = round(experts + (target - experts) * progress, 6)
-            part.options = replace(part.options, capacity=capacity)
-    for router in routers_of(model):
-        capacity = round(1 + (target - 1) * progress, 6)
-        router.options = replace(router.options, capacity=capacity)  # type: ignore[type-var]
-    return capacity
+def _set_capacities(targets: Mapping[Any, float], progress: float) -> None:
+    """Set each capacity at ``progress``, from 0 to 1, between all tokens and its target."""
+    for part, target in targets.items():
+        full = part.options.experts if isinstance(part, RoutedExperts) else 1
+        capacity = round(full + (target - full) * progress, 6)
+        part.options = replace(part.options, capacity=capacity)
 
 
 def _train(
     model: Any,
     conversion: Conversion,
     batches: Batches,
-    target: float | None,
+    targets: Mapping[Any, float],
     say: Callable[[str], None],
 ) -> tuple[int, int]:
     """Train within the budget; return the number of steps and of FLOPs."""
@@ -195,8 +189,7 @@ def _train(
     spent = step = last = 0
     while not step or spent + last <= budget:
         done = spent / budget
-        if target is not None:
-            _set_capacity(model, target, min(1.0, done / conversion.anneal))
+        _set_capacities(targets, min(1.0, done / conversion.anneal))
         for group in optimizer.param_groups:
             group["lr"] = conversion.peak * _rate(done)
         inputs_BT, targets_BT = batches.step(step)
@@ -219,8 +212,7 @@ def _train(
         step += 1
         if step & (step - 1) == 0:  # step 1, 2, 4, 8 and on
             say(f"step {step}: {spent:.2e} of {budget:.2e} FLOPs, loss {loss.item():.3f}")
-    if target is not None:
-        _set_capacity(model, target, 1.0)
+    _set_capacities(targets, 1.0)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()

@@ -18,6 +18,7 @@ from modbench.audit.capacity import capacity
 from modbench.audit.counting import count
 from modbench.audit.decoding import decode_parity
 from modbench.audit.depth import bypass, order_and_position, unit_gate
+from modbench.audit.derivative import derivative
 from modbench.audit.finding import (
     NO_SKIPPING,
     ROUNDING,
@@ -154,6 +155,7 @@ _RUNS: tuple[tuple[Callable[[Any, Tensor], Outcome], dict[str, bool]], ...] = (
     (count, {"trained": True, "grouped": True, "any_model": True}),
     (state, {"once": True}),
     (saving, {"once": True}),
+    (derivative, {"once": True}),
 )
 PROBES = tuple(Probe(text, run, **where) for text, (run, where) in zip(PROBE_TEXTS, _RUNS, strict=True))
 
@@ -220,6 +222,7 @@ def findings(
                 passed, figure = verdict, detail
             if passed is False:
                 break
+        subject.forget()
         yield _finding(probe, passed, figure)
 
 

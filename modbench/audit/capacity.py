@@ -3,7 +3,6 @@
 B sequences, T tokens.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,16 +48,17 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     first = subject.is_first(tokens_BT)
     tokens_BT = few(tokens_BT)
     sequence = tokens_BT.shape[1]
-    model = subject.twin().train()
     numbers = _numbers(subject) if first else []
     for number in numbers:
         if number.is_far:
             return False, str(number)
-    if not model.nominal_counts(Workload.uniform(1, sequence)):
+    if not subject.model.nominal_counts(Workload.uniform(1, sequence)):
         if not numbers:
             return None, "no layer declares nominal counts"
         fixed = any(not number.learned for number in numbers)
         return (True if fixed else None), str(max(numbers, key=lambda number: number.learned))
+    shares = _selected_by_the_causal_rule(subject, tokens_BT) if first else []
+    model = subject.twin().train()
     tied = zero_routers(subject.twin().train())
     scores_ties = False
     with suppress(UserError):  # a scorer with weight normalisation has no scores for weights of 0
@@ -73,7 +73,6 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
             name += ", all scores equal"
         if wrong:
             return False, f"{wrong}; {name}, lengths {_short(lengths)}"
-    shares = _selected_by_the_causal_rule(subject, tokens_BT) if first else []
     if len(shares) > 1 and (set(shares) in ({0.0}, {1.0})):
         return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
     causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
@@ -94,34 +93,41 @@ class _Number:
     declared: bool
 
     @property
+    def limit(self) -> float | None:
+        """The largest allowed factor between realised and nominal; None if the number may be any."""
+        if self.learned and self.declared:
+            return None
+        return FAR_BY_CHANCE if self.learned or not self.scored else FAR
+
+    @property
     def is_far(self) -> bool:
         """Return True if the number is too far from the nominal one, in each text in the same way."""
-        if self.learned and self.declared:
-            return False
-        far = FAR_BY_CHANCE if self.learned or not self.scored else FAR
         factors = [each / self.nominal for each in self.realised]
-        return min(factors) > far or max(factors) < 1 / far
+        return self.limit is not None and (min(factors) > self.limit or max(factors) < 1 / self.limit)
 
     def __str__(self) -> str:
         realised = " and ".join(f"{each:.3g}" for each in self.realised)
         of_layer = f"layer {self.layer} selects {realised} {self.what} in training"
+        limit = "" if self.limit is None else f" (limit: a factor of {self.limit:g} in both texts)"
         if not self.declared:
             return (
-                f"{of_layer}, and nominal is top_k, {self.nominal:g}; define nominal_experts_per_token"
+                f"{of_layer}, and nominal is top_k, {self.nominal:g}{limit}; define "
+                "nominal_experts_per_token"
             )
         why = ", which losses or update learn" if self.learned else ""
-        return f"{of_layer}{why}; nominal is {self.nominal:.3g}"
+        return f"{of_layer}{why}; nominal is {self.nominal:.3g}{limit}"
 
 
 def _numbers(subject: Subject) -> list[_Number]:
     """The numbers of all layers whose router decides how many tokens it selects."""
     deciding = _deciding(subject.model)
     shares: dict[str, list[float]] = {name: [] for name in deciding}
-    models = [subject.twin(), copy.deepcopy(subject.initial)] if deciding else []
-    for draw, model in enumerate(models):
+    makers = (subject.twin, lambda: subject.fresh()[0]) if deciding else ()
+    for draw, make in enumerate(makers):
+        model = make()
         context = Context()
         text_BT = subject.tokens(*TEXT, draw=7 + draw)
-        model.train()(text_BT, context)
+        model.train().hidden(text_BT, context)
         for name, layer in _deciding(model).items():
             what = "experts" if isinstance(layer, RoutedExperts) else "depth"
             routed = sum(context.trace.counts.get((layer.layer, what), ()))
@@ -180,20 +186,26 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
     layers = [n for (n, what), k in nominal.items() if what == "depth" and sum(k) < full.tokens]
     if not layers or full.tokens == 1:
         return []
-    noisy = copy.deepcopy(subject.initial)
-    generator = torch.Generator().manual_seed(subject.seed)
-    for parameter in noisy.layers.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-        parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
     means = []
-    for model in (subject.exact, subject.initial, noisy):
+    for model in _weights_of_all_sorts(subject):
         context = Context(selection="causal")
-        model(tokens_BT, context)
+        model.hidden(tokens_BT, context)
         shown = [context.trace.tensors.get((layer, "selected")) for layer in layers]
         shares = [shown_BT.double().mean().item() for shown_BT in shown if shown_BT is not None]
         if shares:
             means.append(sum(shares) / len(shares))
     return means
+
+
+def _weights_of_all_sorts(subject: Subject) -> Iterator[RoutedDecoder]:
+    yield subject.exact
+    noisy, _ = subject.fresh()
+    yield noisy
+    generator = torch.Generator().manual_seed(subject.seed)
+    for parameter in noisy.layers.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
+    yield noisy
 
 
 def _cases(tokens_BT: Tensor, *, first: bool) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
@@ -213,7 +225,7 @@ def _cases(tokens_BT: Tensor, *, first: bool) -> Iterator[tuple[str, Tensor, tup
 def _wrong(model: RoutedDecoder, tokens_BT: Tensor, lengths: tuple[int, ...], tied: bool = False) -> str:
     """Describe the first count that differs from the nominal one; empty if there is none."""
     context = Context(lengths_B=ragged(lengths, tokens_BT))
-    model(tokens_BT, context)
+    model.hidden(tokens_BT, context)
     trace = context.trace
     for (layer, what), nominal in model.nominal_counts(Workload(lengths=lengths)).items():
         declared = f"layer {layer} declares {what} {_short(nominal)}"

@@ -1,7 +1,7 @@
 """The backend of ``modbench audit``: audits a router with random weights on random text."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 
 from modbench.audit import PROBES, Finding, findings
-from modbench.audit.warmed import LONG, ODD, warmed
+from modbench.audit.warmed import LONG, ODD, fitting, warmed
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions
 from modbench.records.probes import PROBE_TEXTS
 from modbench.routing.plugin_fault import authors_code
-from modbench.routing.registry import load_plugin, preset_options, router_class
+from modbench.routing.registry import build_router, load_plugin, preset_options, router_class
 from modbench.train.numerics import make_deterministic
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
@@ -44,22 +44,21 @@ def run_audit(
         raise UserError(f"sequence is {size.sequence}; an audit needs 2 tokens or more")
     make_deterministic()
     torch.set_num_threads(1)  # at the sizes of an audit, more are slower
-    results: list[Finding] = []
+    shapes = (ODD, (LONG, size.sequence))
     with _enough_memory():
+        config, note = fitting(size.model, build_router(router, chosen))
         with authors_code(router_class(router), "a training step"):
-            model = warmed(size.model, router, chosen, seed, size.sequence)
+            model = warmed(config, router, chosen, seed, size.sequence)
         if format == "table":
-            print(f"{name}: {ODD[0]} x {ODD[1]} and {LONG} x {size.sequence} tokens", flush=True)
-        for finding in findings(model, shapes=(ODD, (LONG, size.sequence)), seed=seed):
-            results.append(finding)
-            if format == "table":
-                print(line(finding), flush=True)
+            print(f"{name}: {ODD[0]} x {ODD[1]} and {LONG} x {size.sequence} tokens{note}", flush=True)
+        found = findings(model, shapes=shapes, seed=seed)
+        results = printed(found) if format == "table" else list(found)
     failed = any(finding.failed for finding in results)
     if format == "json":
         document = {
             "router": router,
             "options": model.router.options(),
-            "model": asdict(size.model),
+            "model": asdict(config),
             "sequence": size.sequence,
             "seed": seed,
             "passed": not failed,
@@ -82,13 +81,22 @@ def _enough_memory() -> Iterator[None]:
         raise UserError(message) from error
 
 
+def printed(found: Iterable[Finding]) -> list[Finding]:
+    """Print a line of each finding as it is made; return all."""
+    results = []
+    for finding in found:
+        print(line(finding), flush=True)
+        results.append(finding)
+    return results
+
+
 def line(finding: Finding) -> str:
     """Format a finding as one line: aligned columns, or what a failure means and what to do."""
     if finding.failed:
         text = PROBE_TEXTS[finding.probe - 1]
         unranked = " Not ranked." if finding.ranks else ""
         return (
-            f"FAILED {finding.probe} {finding.name}: {finding.figure}. {text.means}; {text.remedy} "
+            f"FAILED {finding.probe} {finding.name}: {finding.figure}; {text.means} "
             f"(`modbench docs audit`).{unranked}"
         )
     wide = max(len(probe.name) for probe in PROBES)

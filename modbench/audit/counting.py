@@ -5,6 +5,7 @@ B sequences, T tokens, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -48,20 +49,20 @@ def count(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     A layer has at least as many active parameters as the FLOPs of a token imply.
     """
     first = subject.is_first(tokens_BT) and not subject.brief
-    cases = [*_full(subject, tokens_BT)]
-    wrong = dict[str, str]()
-    if first:
-        cases += [*_padded_and_single(subject, tokens_BT), *_each_cached(subject, tokens_BT)]
-    for case in cases:
+    step, scored = _full(subject, tokens_BT)
+    wrong = step.wrong() | scored.wrong()
+    counted = 2
+    others = chain(_padded_and_single(subject, tokens_BT), _each_cached(subject, tokens_BT))
+    for case in others if first else ():  # one at a time: each holds a model
         wrong |= case.wrong()
-    step = next(case for case in cases if case.workload.phase == "train")
+        counted += 1
     nominal, unchecked = _nominal(subject, step)
     wrong |= nominal
     if wrong:
         return False, f"ledger minus counter, FLOPs: {_shortened([*wrong.values()])}"
     if first and (too_few := _too_few_active(subject)):
         return False, too_few
-    counted = len(cases) + (0 if unchecked else len(PHASES))
+    counted += 0 if unchecked else len(PHASES)
     return True, f"ledger equals counter in {several(counted, 'case')}{unchecked}"
 
 
@@ -199,13 +200,13 @@ def _spend(
     model: LanguageModel, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
 ) -> tuple[Workload, FlopCounter]:
     model.train(phase == "train")
-    model.zero_grad(set_to_none=True)
     context = Context(selection=rule, lengths_B=ragged(lengths, tokens_BT))
     with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
         logits_BTV = model(tokens_BT, context)
         if phase == "train":
             loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
             (loss + context.trace.auxiliary_loss()).backward()
+            model.zero_grad(set_to_none=True)
     return Workload(lengths=lengths, phase=phase, counts=context.trace.counts), counter
 
 

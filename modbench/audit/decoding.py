@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modbench.audit.finding import COARSE, ROUNDING, ModelSubject, Outcome, largest, next_tokens
+from modbench.audit.leaks import mixing
 from modbench.errors import several
 from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
@@ -170,6 +171,7 @@ def decode_parity(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
             return False, figure
     figure += "".join(f"; alone, {reading.figure()}" for reading in readings[1:])
     passed = all(reading.passed() for reading in readings)
+    figure += "" if passed else mixing(subject, tokens_BT)
     if subject.is_exact or not passed or not subject.is_longest(tokens_BT):
         return passed, figure
     reading = Reading(subject.own, tokens_BT[:4], _passes(tokens_BT[:4]), COARSE).run()

@@ -4,11 +4,12 @@ B sequences, T tokens, D model width, V vocabulary.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import ctypes
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, get_type_hints
+from typing import Literal, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -60,16 +61,23 @@ class Finding:
         return self.verdict == "failed"
 
 
+M = TypeVar("M", bound=LanguageModel)
+
+
 @dataclass(frozen=True)
 class ModelSubject:
     """The model under audit, which no probe changes; the seed of all random tokens; and the shapes
     (sequences, tokens) that are audited, so that a probe can run a test at one of them only. Without
-    shapes, every test runs. ``brief``: leave out the longest tests."""
+    shapes, every test runs. ``brief``: leave out the longest tests.
+
+    Of the copies that probes ask for, the last one is kept: several of them in float64 would take more
+    memory than training."""
 
     model: LanguageModel
     seed: int = 0
     shapes: tuple[tuple[int, int], ...] = ()
     brief: bool = False
+    _last: dict[str, LanguageModel] = field(default_factory=dict, repr=False)
 
     def is_first(self, tokens_BT: Tensor) -> bool:
         """Return True at the first shape."""
@@ -80,25 +88,38 @@ class ModelSubject:
         longest = max(self.shapes, key=lambda shape: shape[1], default=None)
         return longest in (None, tuple(tokens_BT.shape))
 
-    @cached_property
+    def kept(self, name: str, build: Callable[[], M]) -> M:
+        """The model called ``name``, built unless it was the last one asked for."""
+        if name not in self._last:
+            self.forget()
+            self._last[name] = build()
+        return self._last[name]  # type: ignore[return-value]
+
+    def forget(self) -> None:
+        """Let go of the model that is `kept`, and of freed memory, which glibc's allocator holds."""
+        self._last.clear()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+    @property
     def exact(self) -> LanguageModel:
         """A copy in float64, so that a difference is a bug rather than rounding."""
-        return copy.deepcopy(self.model).double().eval()
+        return self.kept("exact", lambda: self.twin().double().eval())
 
-    @cached_property
-    def scaled(self) -> Mapping[str, LanguageModel]:
-        """Copies with other router scores, by a description; none without a router of ours."""
-        return {}
+    def scaled(self) -> Iterator[tuple[str, LanguageModel]]:
+        """Yield copies with other router scores, by a description; none without a router of ours."""
+        yield from ()
 
-    @cached_property
+    @property
     def initial(self) -> LanguageModel:
         """The model with initial weights, in float64, where a router makes these differ."""
         return self.exact
 
-    @cached_property
+    @property
     def own(self) -> LanguageModel:
         """A copy in the dtype in which the model is scored."""
-        return self.twin().eval()
+        return self.kept("own", lambda: self.twin().eval())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,21 +147,21 @@ class Subject(ModelSubject):
 
     model: RoutedDecoder
 
-    @cached_property
+    @property
     def exact(self) -> RoutedDecoder:
-        return copy.deepcopy(self.model).double().eval()
+        return self.kept("exact", lambda: self.twin().double().eval())
 
-    @cached_property
-    def scaled(self) -> Mapping[str, RoutedDecoder]:
-        """Copies in float64 that multiply the scores of each router by a constant, so that the largest
-        of a random text is one of `LARGE`: scores as of a model that was trained for long. One also
-        centres them, since with a bias all scores may have one sign. By a description."""
-        copies = {f"scaled up to {most:g}": self._scaled(_Scaled(most)) for most in LARGE}
-        most = LARGE[0]
-        return copies | {f"centred and scaled up to {most:g}": self._scaled(_Scaled(most, centred=True))}
+    def scaled(self) -> Iterator[tuple[str, RoutedDecoder]]:
+        """Yield copies in float64 that multiply the scores of each router by a constant, so that the
+        largest of a random text is one of `LARGE`: scores as of a model that was trained for long. One
+        also centres them, since with a bias all scores may have one sign."""
+        self.forget()
+        for scaling in (*map(_Scaled, LARGE), _Scaled(LARGE[0], centred=True)):
+            centred = "centred and " if scaling.centred else ""
+            yield f"{centred}scaled up to {scaling.most:g}", self._scaled(scaling)
 
     def _scaled(self, scaling: "_Scaled") -> RoutedDecoder:
-        model = copy.deepcopy(self.exact)
+        model = self.twin().double().eval()
         tokens_BT = self.tokens(3, 63)
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == "router":
@@ -157,15 +178,15 @@ class Subject(ModelSubject):
                 pass
         return model
 
-    @cached_property
+    @property
     def initial(self) -> RoutedDecoder:
         """A newly initialised model of the same shape and router, in float64."""
-        return self._built(self.model.router)
+        return self.kept("initial", lambda: self._built(self.model.router))
 
-    @cached_property
+    @property
     def own(self) -> RoutedDecoder:
         """A copy in the dtype in which the model is scored."""
-        return self.twin().eval()
+        return self.kept("own", lambda: self.twin().eval())
 
     @cached_property
     def skipping(self) -> dict[int, bool]:
@@ -195,6 +216,7 @@ class Subject(ModelSubject):
     def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
         """A newly initialised model of the same shape in float64, its router with those of the options
         ``wanted`` that it has and accepts; and the names of these options."""
+        self.forget()
         router = self.model.router
         taken = set[str]()
         for name, value in wanted.items():
@@ -206,7 +228,7 @@ class Subject(ModelSubject):
                 continue
             router = other
             taken.add(name)
-        return self._built(router) if taken else copy.deepcopy(self.initial), taken
+        return self._built(router), taken
 
     def _built(self, router: Router) -> RoutedDecoder:
         model = build_model(self.model.config, router, self.seed + 1)
@@ -236,6 +258,15 @@ def _factor(scores: Tensor, most: float) -> float:
     """The factor that makes the largest of ``scores`` ``most``; 1 if they are smaller than rounding."""
     largest = scores.abs().max().item() if scores.numel() else 0.0
     return most / largest if largest > ROUNDING else 1.0
+
+
+def rebuilt(model: RoutedDecoder, seed: int = 0) -> RoutedDecoder:
+    """A model that is built anew with ``seed``, from a router with the same options, and loads the
+    state of ``model``."""
+    other = build_model(model.config, replace(model.router), seed)  # type: ignore[type-var]
+    other = other.to(device=device_of(model), dtype=next(model.parameters()).dtype)
+    other.load_state_dict(model.state_dict())
+    return other
 
 
 def few(tokens_BT: Tensor) -> Tensor:

@@ -89,7 +89,9 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
             f"{len(custom)} parameters of the scheme's own classes, all losses together reach all"
         )
     if not wanted:
-        return None, "no router has a scorer, and no parameter has router in its name"
+        scorers = (part for name, part in model.named_modules() if name.endswith(".router"))
+        bare = next((f"the scorer ({type(part).__name__}) has no parameters" for part in scorers), "")
+        return None, bare or "no router has a scorer, and no parameter has router in its name"
     if not wanted - idle:
         return None, "a softmax over one expert has no gradient"
     figure = f"cross-entropy reaches {several(len((wanted - idle) & by_text), 'router parameter')}"

@@ -5,32 +5,32 @@ B sequences, T tokens, V vocabulary.
 
 import copy
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from modbench.audit.finding import RULES, ModelSubject, Outcome, Subject, device_of, seeded, unmoved
+from modbench.audit.finding import (
+    RULES,
+    ModelSubject,
+    Outcome,
+    Subject,
+    device_of,
+    rebuilt,
+    seeded,
+    unmoved,
+)
+from modbench.audit.fresh import can_be_imported, differs_in_a_fresh_process
 from modbench.audit.warmed import take_step
 from modbench.errors import several
 from modbench.model.context import Context
 from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.plugin_fault import shown
 from modbench.routing.registry import build_router
 
-#: Attributes of every module: torch's own, or in ``state_dict``.
-_OF_TORCH = frozenset(vars(nn.Module()))
-#: Classes of these packages hold no state of a scheme, nor do the modules that define them.
-_NOT_OF_A_SCHEME = ("torch.", "modbench.", "builtins", "abc", "typing")
 #: Times that two models that should be equal take a step, each on other tokens: state that one of them
 #: lacks changes a decision by chance.
 REPEATED = 3
@@ -42,43 +42,37 @@ MANY = (8, 129)
 def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 10: a model built from another seed, and from a router built from the same options, that
     loads the state after a few training steps gives the same logits under both rules, and the same
-    state after each of `REPEATED` more steps, bit for bit.
+    state after each of `REPEATED` more steps, bit for bit. So do the logits in a process of its own
+    (`differs_in_a_fresh_process`).
 
-    Also: training changes no attribute of the router, of a module, of their classes, and no global of
-    the files that define them; scoring changes nothing and is not random; two equal training steps
-    agree; activation checkpointing changes neither output nor state; every parameter and buffer is
-    initialised, to the same bits each time; and the parts that all schemes share start as in the dense
-    model.
+    Also: scoring changes nothing and is not random; two equal training steps agree; activation
+    checkpointing changes neither output nor state; every parameter and buffer is initialised, to the
+    same bits each time; and the parts that all schemes share start as in the dense model.
     """
-    wrong = badly_initialised(subject) or changed_by_scoring(subject) or _random_scores(subject)
-    if wrong:
+    wrong = badly_initialised(subject) or changed_by_scoring(subject)
+    if wrong := wrong or _random_steps(subject) or _changed_by_repetition(subject):
         return False, wrong
     model = subject.twin()
-    _step(subject, model, 1)
-    before = _attributes(model)  # after the first step: tables built on first use are no state
-    _step(subject, model, 2)
-    if changed := _changed(before, _attributes(model)):
-        return False, f"training changes {changed}, which is not in state_dict"
-    if wrong := _random_steps(subject) or _changed_by_repetition(subject):
+    for draw in (1, 2):
+        _step(subject, model, draw)
+    texts = subject.tokens(3, 63, 3), subject.tokens(3, 63, 4)
+    elsewhere = can_be_imported(model.router)
+    if elsewhere and (wrong := differs_in_a_fresh_process(model, texts)):
         return False, wrong
-
-    loaded = build_model(model.config, replace(model.router), subject.seed + 1)  # type: ignore[type-var]
-    loaded = loaded.to(device=device_of(model), dtype=subject.dtype)
-    loaded.load_state_dict(copy.deepcopy(model.state_dict()))
-    unlike = _unlike(_attributes(model), _attributes(loaded))
-    text_BT = subject.tokens(3, 63, 4)
+    loaded = rebuilt(model, subject.seed + 1)
     for rule in RULES:
         with torch.no_grad():
-            one_BTV, two_BTV = (m.eval()(text_BT, Context(selection=rule)) for m in (model, loaded))
+            one_BTV, two_BTV = (m.eval()(texts[1], Context(selection=rule)) for m in (model, loaded))
         if not torch.equal(one_BTV, two_BTV):
             most = (one_BTV - two_BTV).abs().max().item()
-            return False, f"logits of the loaded model ({rule}) differ by {most:.1e}{unlike}"
+            return False, f"logits of the loaded model ({rule}) differ by {most:.1e}"
     for draw in range(5, 5 + REPEATED):
         _step(subject, model, draw)
         _step(subject, loaded, draw)
         if differs := _differs(model.state_dict(), loaded.state_dict()):
-            return False, f"{differs} differs {several(draw - 4, 'step')} after resuming{unlike}"
-    return True, f"{several(len(loaded.state_dict()), 'tensor')} saved, loaded and resumed bit for bit"
+            return False, f"{differs} differs {several(draw - 4, 'step')} after resuming"
+    figure = f"{several(len(loaded.state_dict()), 'tensor')} saved, loaded and resumed bit for bit"
+    return True, figure + ("" if elsewhere else "; not in another process, which can't import the class")
 
 
 def _step(subject: Subject, model: RoutedDecoder, draw: int) -> None:
@@ -88,37 +82,34 @@ def _step(subject: Subject, model: RoutedDecoder, draw: int) -> None:
 
 @torch.no_grad()
 def changed_by_scoring(subject: ModelSubject) -> str:
-    """Name what changes when the same text is scored twice, in ``state_dict`` or in an attribute; empty
-    if nothing does."""
+    """Say what differs when a text is scored twice, in ``state_dict`` or in the logits, or how the
+    logits of another text of its shape differ from those of a model that scores it first; empty if
+    nothing does."""
     model = subject.twin().eval()
     saved = copy.deepcopy(model.state_dict())
-    text_BT = subject.tokens(3, 33)
+    text_BT, other_BT = subject.tokens(3, 33), subject.tokens(3, 33, 1)
     for rule in RULES:
-        model(text_BT, Context(selection=rule))
-        # Tables built on first use are no state.
-        held, saved = _attributes(model), copy.deepcopy(model.state_dict()) | saved
-        model(text_BT, Context(selection=rule))
-        changed = _differs(model.state_dict(), saved) or _changed(held, _attributes(model))
-        if changed:
+
+        def logits(of: LanguageModel, tokens_BT: Tensor, seed: int = 1) -> Tensor:
+            with seeded(seed, device_of(of)):
+                return of.eval()(tokens_BT, Context(selection=rule))  # type: ignore[no-any-return]  # noqa: B023
+
+        first_BTV = logits(model, text_BT)
+        saved = copy.deepcopy(model.state_dict()) | saved  # tables built on first use are no state
+        again_BTV = logits(model, text_BT, 2)
+        if changed := _differs(model.state_dict(), saved):
             return f"scoring ({rule}) changes {changed}"
-    return ""
-
-
-@torch.no_grad()
-def _random_scores(subject: Subject) -> str:
-    """Describe logits that differ between two equal passes in eval mode; empty if none do."""
-    model = subject.twin().eval()
-    text_BT = subject.tokens(3, 33)
-    for rule in RULES:
-        logits = []
-        for seed in (1, 2):
-            with seeded(seed, device_of(model)):
-                logits.append(model(text_BT, Context(selection=rule)))
-        if not unmoved(*logits):
-            most = (logits[0] - logits[1]).abs().max().item()
+        if not unmoved(first_BTV, again_BTV):
+            most = (first_BTV - again_BTV).abs().max().item()
             return (
                 f"two equal passes ({rule}) differ by {most:.1e}; scoring must not draw random numbers"
             )
+        if not isinstance(subject.model, RoutedDecoder):
+            continue
+        after_BTV, alone_BTV = logits(model, other_BT), logits(rebuilt(subject.model), other_BT)
+        if not unmoved(after_BTV, alone_BTV):
+            most = (after_BTV - alone_BTV).abs().max().item()
+            return f"scoring ({rule}) a text of the same shape first changes logits by {most:.1e}"
     return ""
 
 
@@ -167,59 +158,6 @@ def _changed_by_repetition(subject: Subject) -> str:
 def _differs(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
     """Name the first tensor of ``first`` that differs in ``second``; empty if there is none."""
     return next((name for name, value in first.items() if not unmoved(value, second[name])), "")
-
-
-def _attributes(model: LanguageModel) -> dict[str, list[Any]]:
-    """Copies of the numbers, strings and tensors that the router, the modules, their classes and the
-    files of these hold outside ``state_dict``, in containers too, by the attribute's name; none of a
-    model without a router of ours."""
-    if not isinstance(model, RoutedDecoder):  # no code of a scheme
-        return {}
-    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-    held: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        for key, value in (vars(module) | module._buffers).items():
-            if key not in _OF_TORCH:
-                held[f"{name}.{key}"] = value
-    held |= {f"router.{key}": value for key, value in vars(model.router).items()}
-    for kind in _own_classes(model):
-        held |= {f"class {kind.__name__}.{key}": value for key, value in vars(kind).items()}
-        module = sys.modules.get(kind.__module__)
-        if module is not None:  # of a class made by hand it is not known
-            file = shown(Path(module.__file__ or ""))
-            held |= {f"global {key} of {file}": value for key, value in vars(module).items()}
-    return {
-        key: [_copied(leaf) for leaf in tree_leaves(value) if id(leaf) not in saved]
-        for key, value in held.items()
-    }
-
-
-def _own_classes(model: RoutedDecoder) -> Iterator[type]:
-    """Yield the classes of the router and of the modules that its author wrote."""
-    kinds = (kind for part in (model.router, *model.modules()) for kind in type(part).__mro__)
-    for kind in dict.fromkeys(kinds):
-        if not f"{kind.__module__}.".startswith(_NOT_OF_A_SCHEME):
-            yield kind
-
-
-def _unlike(first: Mapping[str, list[Any]], second: Mapping[str, list[Any]]) -> str:
-    """Name the first attribute of ``first`` that ``second`` has, too, with another value; empty if there
-    is none."""
-    differing = (name for name in first if name in second and first[name] != second[name])
-    return next((f"; {name} differs, which is not in state_dict" for name in differing), "")
-
-
-def _copied(value: Any) -> Any:
-    """A copy of ``value`` to compare later, as text, in which NaN equals NaN; None for what cannot be
-    compared."""
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        value = value.tolist()
-    return repr(value) if isinstance(value, bool | int | float | complex | str | list) else None
-
-
-def _changed(before: Mapping[str, list[Any]], after: Mapping[str, list[Any]]) -> str:
-    """Name the first attribute that differs; a new one has no earlier value. Empty if there is none."""
-    return next((name for name, now in after.items() if before.get(name) != now), "")
 
 
 def badly_initialised(subject: Subject) -> str:

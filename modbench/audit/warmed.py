@@ -4,18 +4,23 @@ B sequences, T tokens.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from modbench.audit.finding import ModelSubject
+from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.language_model import LanguageModel
-from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.registry import build_router
+from modbench.routing.router import Router
 from modbench.train.numerics import device
+from modbench.train.out_of_memory import free_bytes
 
 #: Training steps before the audit, so that thresholds, biases and predictors have changed.
 STEPS = 8
@@ -27,6 +32,10 @@ SEQUENCES, LONGEST = 4, 64
 ODD, LONG = (3, 63), 2
 
 
+#: Most bytes that an audit takes per parameter: the model, a copy in float64, and a second one with its
+#: gradients.
+BYTES = 32
+
 M = TypeVar("M", bound=LanguageModel)
 
 
@@ -35,6 +44,24 @@ def warmed(
 ) -> RoutedDecoder:
     """Build a decoder and train it as `warm_up`."""
     return warm_up(build_model(config, build_router(name, options), seed), seed, sequence)
+
+
+def fitting(config: ModelConfig, router: Router) -> tuple[ModelConfig, str]:
+    """Return ``config``, or where its audit needs more memory than is free, one with fewer layers that
+    has layers of all its kinds, and a note on that. ``config`` if none is small enough."""
+    free = free_bytes(device())
+    whole = outline(config, router)
+    if free is None or BYTES * whole.parameter_count("total") <= free:
+        return config, ""
+    kinds = {type(layer) for layer in whole.layers}
+    for layers in reversed(range(1, config.layers)):
+        smaller = replace(config, layers=layers)
+        with suppress(UserError):  # the router rejects the shape
+            model = outline(smaller, router)
+            fits = BYTES * model.parameter_count("total") <= free
+            if fits and {type(layer) for layer in model.layers} == kinds:
+                return smaller, f" ({layers} of {config.layers} layers, for want of memory)"
+    return config, ""
 
 
 def warm_up(model: M, seed: int, sequence: int) -> M:

@@ -18,7 +18,7 @@ import torch
 
 from modbench.analysis.idle_layers import layer_line
 from modbench.audit import Finding, findings
-from modbench.audit.command import line
+from modbench.audit.command import printed
 from modbench.audit.warmed import warmed
 from modbench.data.batches import Batches
 from modbench.data.tokenizer import Tokenizer
@@ -141,11 +141,7 @@ def _small(router: Router) -> ModelConfig:
 def _print_audit(model: RoutedDecoder, seed: int) -> list[Finding]:
     """Print each probe as it ends; return those that failed."""
     print(f"\naudit at {model.config.layers} layers of width {model.config.width}", flush=True)
-    failed = []
-    for finding in findings(model, seed=seed):
-        print(line(finding), flush=True)
-        failed += [finding] if finding.failed else []
-    return failed
+    return [finding for finding in printed(findings(model, seed=seed)) if finding.failed]
 
 
 def _print_training(config: ModelConfig, router: Router, seed: int) -> str:

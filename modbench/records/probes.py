@@ -1,5 +1,5 @@
-"""The probes of the audit: their numbers and names, which of them rank, what a failure means and what to
-do about it. Without torch, since reports of records need the numbers."""
+"""The probes of the audit: numbers, names, which of them rank, and what a failure means; docs/audit.md
+says what to do about it. Without torch, since reports of records need the numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,116 +8,36 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ProbeText:
-    """``means``: what a failure means; ``usually``: the likely causes; ``remedy``: what to do, with the
-    anchor ``guide`` of docs/writing_a_router.md, if it has a section. ``ranks``: a failure keeps the
-    router out of the ranking. ``of_leaks``: run on trained weights, too."""
+    """``means``: what a failure means. ``ranks``: a failure keeps the router out of the ranking.
+    ``of_leaks``: run on trained weights, too."""
 
     number: int
     name: str
     means: str
-    usually: str
-    remedy: str
-    guide: str = ""
     ranks: bool = False
     of_leaks: bool = False
 
 
+_CAUSAL = "a prediction depends on later tokens: held-out losses are too low, no text can be generated"
 PROBE_TEXTS = (
-    ProbeText(
-        1,
-        "causal",
-        "A prediction depends on later tokens, so held-out losses are too low and text cannot be "
-        "generated",
-        "a top-k, a mean or a softmax over the sequence is used under the causal rule",
-        "use a causal rule for prediction",
-        guide="causal",
-        ranks=True,
-        of_leaks=True,
-    ),
+    ProbeText(1, "causal", _CAUSAL, ranks=True, of_leaks=True),
     ProbeText(
         2,
         "batch-invariant",
-        "A prediction depends on padding or on other sequences of the batch",
-        "a threshold, capacity or statistic is computed over the whole batch, or padding is not masked",
-        "decide for each token alone, and mask padding",
-        guide="causal",
+        "a prediction depends on padding or on other sequences of the batch",
         ranks=True,
         of_leaks=True,
     ),
-    ProbeText(
-        3,
-        "decode parity",
-        "Generated text differs from scored text",
-        "positions, the decision for a single token, or cached keys differ with a cache, or state is "
-        "kept on the module instead of in the cache",
-        "decide for each token from its own score and position, and keep what must be remembered in "
-        "the cache",
-        guide="causal",
-        ranks=True,
-    ),
-    ProbeText(
-        4,
-        "capacity",
-        "The layer does not route as many tokens as its options state, so nominal FLOPs are wrong",
-        "the number is rounded differently, padding is selected, or a threshold selects all tokens or "
-        "none",
-        "correct the rounding, and leave padding out of the selection",
-    ),
-    ProbeText(
-        5,
-        "bypass",
-        "Tokens shown as skipped are changed",
-        "the layer shows another selection than it uses, writes into its input, or processes skipped "
-        "tokens in part",
-        "show the selection that the layer uses, and change no other token",
-    ),
-    ProbeText(
-        6,
-        "unit gate",
-        "At gate 1 the layer does not equal its block",
-        "the residual is added twice or scaled by the gate, or the gate is normalised over tokens",
-        "add the residual once, and multiply only the block's output by the gate",
-    ),
-    ProbeText(
-        7,
-        "order and position",
-        "Selected tokens are processed in another order or at other positions than in the text",
-        "the indices of top-k are not sorted, or positions are counted from 0 among the selected tokens",
-        "sort the indices of top-k, and give each token its position in the text",
-    ),
-    ProbeText(
-        8,
-        "gradient",
-        "The router does not learn, or learns from padding or from one sequence only",
-        "the output is not multiplied by a gate that depends on the scores, or the gate is detached",
-        "multiply the output by a gate that depends on the scores, without detaching it",
-    ),
-    ProbeText(
-        9,
-        "count",
-        "Stated and executed FLOPs differ, so the comparison at equal compute is wrong",
-        "the ledger or active_parameters misses a matmul, padding, or the cached tokens",
-        "if probe 1, 2, 3 or 8 fails, correct that first; move matmuls from other methods into "
-        "`scorer`, `feed_forward` or a layer; correct a `ledger` of your own, or remove it",
-        ranks=True,
-    ),
-    ProbeText(
-        10,
-        "state",
-        "A resumed run differs from an uninterrupted one, or a run from its repetition",
-        "a counter or threshold is not a buffer, is updated outside training or twice under "
-        "activation checkpointing, or initial weights do not follow from the seed",
-        "keep state in buffers, update them in training only, and draw initial weights from torch's "
-        "generator",
-        guide="state",
-    ),
-    ProbeText(
-        11,
-        "saving",
-        "Skipped tokens are computed and then discarded, so skipping saves no FLOPs",
-        "the block runs for all tokens and a mask chooses afterwards",
-        "gather the selected tokens before the block",
-    ),
+    ProbeText(3, "decode parity", "generated text differs from scored text", ranks=True),
+    ProbeText(4, "capacity", "the layer routes another number of tokens: nominal FLOPs are wrong"),
+    ProbeText(5, "bypass", "tokens shown as skipped are changed"),
+    ProbeText(6, "unit gate", "at gate 1 the layer does not equal its block"),
+    ProbeText(7, "order and position", "selected tokens are processed in another order or place"),
+    ProbeText(8, "gradient", "the router does not learn, or learns from padding or one sequence only"),
+    ProbeText(9, "count", "stated and executed FLOPs differ: equal compute is not equal", ranks=True),
+    ProbeText(10, "state", "a resumed run differs from an uninterrupted one, or from its repetition"),
+    ProbeText(11, "saving", "skipped tokens are computed and discarded: skipping saves no FLOPs"),
+    ProbeText(12, "derivative", "the gradient of a layer is not the derivative of its output"),
 )
 #: Probes that every run must pass to be ranked.
 RANKING_PROBES = tuple(probe.number for probe in PROBE_TEXTS if probe.ranks)

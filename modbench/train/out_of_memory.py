@@ -1,11 +1,21 @@
 """Recognises a failed allocation, and its size where the error gives one."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 #: Messages of PyTorch on a CPU, PyTorch on a GPU, and numpy.
 _SIZE = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+) (bytes|[KMGTP]iB)")
+#: Folder of a Linux control group, and the files of its limit and of what is used; versions 2 and 1.
+_GROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 #: Messages of plain RuntimeErrors.
 _WORDS = re.compile("can't allocate memory|out of memory|_ALLOC_FAILED|[Tt]ried to allocate")
 
@@ -38,6 +48,23 @@ def out_of_memory_sentence(error: BaseException) -> str:
     asked = "an unknown number of" if size is None else f"{size:,}"
     first = text.splitlines()[0] if text else type(error).__name__
     return f"out of memory, asked for {asked} bytes ({first[:200]})"
+
+
+def free_bytes(on: "torch.device") -> int | None:
+    """Bytes that this process can still allocate on the device ``on``, within the limit of its control
+    group; None if the system does not say."""
+    import torch
+
+    if on.type == "cuda":
+        held = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
+        return torch.cuda.mem_get_info(on)[0] + held
+    meminfo = Path("/proc/meminfo")
+    match = re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text() if meminfo.exists() else "", re.M)
+    free = [] if match is None else [int(match[1]) * 1024]
+    for folder, limit, used in _GROUPS:
+        with suppress(OSError, ValueError):  # no such group, or "max"
+            free.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
+    return min(free, default=None)
 
 
 def out_of_memory_kills() -> int:

@@ -2,7 +2,7 @@
 and runs of other budgets and seeds refer to it by its key."""
 
 import inspect
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,18 @@ import torch
 
 import modbench
 from modbench.audit import findings
-from modbench.audit.warmed import ODD, warm_up
+from modbench.audit.warmed import ODD, fitting, warm_up
 from modbench.hf.config import stretched
 from modbench.hf.models import model_of
 from modbench.measure.environment import code_version, environment
 from modbench.measure.loss import SCORING_BATCH
+from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig, Shape, shape_json
 from modbench.records.line import key_of
 from modbench.records.record import AuditRecord
 from modbench.records.run import Run
 from modbench.records.store import append_record, read_audit
-from modbench.routing.registry import code_sha256, router_class
+from modbench.routing.registry import build_router, code_sha256, router_class
 from modbench.sweep.claim import claimed
 from modbench.sweep.run_job import RunJob
 from modbench.timing.footprint import release_memory
@@ -90,13 +91,16 @@ def _shape(run: Run) -> Shape:
 def _run(job: RunJob, scheme: dict[str, Any]) -> AuditRecord:
     started = datetime.now(UTC)
     router = job.run.router
-    fresh = model_of(_shape(job.run), router.name, router.options, SEED)
+    shape, note = _shape(job.run), ""
+    if isinstance(shape, ModelConfig):
+        shape, note = fitting(shape, build_router(router.name, router.options))
+    fresh = model_of(shape, router.name, router.options, SEED)
     model = warm_up(fresh, SEED, job.train.sequence)
     probes = []
     shapes = [tuple(shape) for shape in scheme["shapes"]]
     trained = tuple(scheme["trained"])
     for finding in findings(model, shapes=shapes, trained=trained, seed=SEED):
-        probes.append(asdict(finding))
+        probes.append(asdict(replace(finding, figure=finding.figure + note)))
         job.stage.tell()
         job.stage.pause()
     return AuditRecord(

@@ -1,0 +1,152 @@
+"""A saved model in a process of its own: one that has run nothing else, at another time.
+
+B sequences, T tokens, V vocabulary.
+"""
+
+import copy
+import datetime
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import product
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modbench.audit.finding import RULES, unmoved
+from modbench.model.config import ModelConfig
+from modbench.model.context import Context
+from modbench.routing.build import RoutedDecoder, build_model
+from modbench.routing.registry import load_plugin, plugin_file
+from modbench.routing.router import Router
+from modbench.train.out_of_memory import failed_allocation
+from modbench.typed import built
+
+#: Seconds by which the clock of the other process is moved, one after the other: a selection may follow
+#: the second, the hour or the day.
+MOVED = (0, 1, 61, 3_607, 86_413, 2_678_431)
+#: The process imports only what the audited one could, and no file of the working directory.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from modbench.audit.fresh import _answer; _answer(sys.argv[1])"
+)
+_CLOCKS = ("time", "monotonic", "perf_counter", "process_time")
+
+
+def can_be_imported(router: Router) -> bool:
+    """Return True if another process can import the class of ``router``: one made in a function or in a
+    notebook it can't."""
+    kind = type(router)
+    if kind.__module__ == "__main__":
+        return False
+    with suppress(KeyError, AttributeError):
+        return attrgetter(kind.__qualname__)(sys.modules[kind.__module__]) is kind
+    return False
+
+
+@torch.no_grad()
+def differs_in_a_fresh_process(model: RoutedDecoder, texts: tuple[Tensor, Tensor]) -> str:
+    """Describe how the logits of ``model`` differ from those of its saved weights in a new process,
+    which reads the second of two ``texts`` (B, T) alone and at each time of `MOVED`; empty if they are
+    equal. Both run on the CPU. Raise a `MemoryError` if there is too little memory.
+
+    Finds state outside the model (a global, a mutable default, a cache), and decisions that follow the
+    clock or the hash of a string, which Python draws for each process."""
+    model = copy.deepcopy(model).cpu().eval()
+    first_BT, text_BT = (each.cpu() for each in texts)
+    expected = {}
+    for rule in RULES:
+        model(first_BT, Context(selection=rule))
+        expected[rule] = model(text_BT, Context(selection=rule))
+    file = plugin_file(model.router.name)
+    job = {
+        "plugin": None if file is None else str(file),
+        "class": (type(model.router).__module__, type(model.router).__qualname__),
+        "options": model.router.options(),
+        "model": asdict(model.config),
+        "threads": torch.get_num_threads(),
+        "state": model.state_dict(),
+        "text": text_BT,
+        "expected": expected,
+    }
+    others = {"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": str(hash("another") % 2**32)}
+    with tempfile.TemporaryDirectory(prefix="modbench-audit-") as folder:
+        path = Path(folder) / "model.pt"
+        torch.save(job, path)
+        command = [sys.executable, "-P", "-c", _START, str(path), json.dumps(sys.path)]
+        run = subprocess.run(
+            command,
+            env=os.environ | others,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+        answer = path.with_suffix(".json")
+        if answer.exists():
+            return str(json.loads(answer.read_text()))
+    said = (run.stderr.strip() or f"exit code {run.returncode}").splitlines()[-1]
+    if run.returncode == -signal.SIGKILL or failed_allocation(RuntimeError(said)):
+        raise MemoryError(f"another process with the model: {said}")
+    return f"another process cannot load the saved model: {said}"
+
+
+@torch.no_grad()
+def _answer(path: str) -> None:
+    """Runs in the other process: write what differs, next to the saved model."""
+    moved = [0]
+    _move_clocks(moved)
+    job = torch.load(path, weights_only=True)
+    torch.set_num_threads(job["threads"])
+    if job["plugin"]:
+        load_plugin(job["plugin"])
+    module, name = job["class"]
+    kind: Any = attrgetter(name)(importlib.import_module(module))
+    model = build_model(ModelConfig(**job["model"]), built("router", job["options"], kind)).eval()
+    model = model.to(next(value.dtype for value in job["state"].values() if value.is_floating_point()))
+    model.load_state_dict(job["state"])
+    wrong = ""
+    for moved[0], rule in product(MOVED, RULES):
+        logits_BTV, expected_BTV = model(job["text"], Context(selection=rule)), job["expected"][rule]
+        if not unmoved(logits_BTV, expected_BTV):
+            most = (logits_BTV - expected_BTV).abs().max().item()
+            when = f" with the clock {moved[0]:,} s later" if moved[0] else ""
+            wrong = f"logits of the saved model ({rule}) differ by {most:.1e} in another process{when}"
+            break
+    Path(path).with_suffix(".json").write_text(json.dumps(wrong))
+
+
+def _move_clocks(by: list[int]) -> None:
+    """Move all clocks of Python by the seconds that ``by`` holds, before other modules take them."""
+
+    def later(clock: Callable[[], Any], unit: int) -> Callable[[], Any]:
+        return lambda: clock() + unit * by[0]
+
+    for name in _CLOCKS:
+        setattr(time, name, later(getattr(time, name), 1))
+        setattr(time, f"{name}_ns", later(getattr(time, f"{name}_ns"), 10**9))
+
+    def broken_down(clock: Callable[[float], Any]) -> Callable[..., Any]:
+        return lambda seconds=None: clock(time.time() if seconds is None else seconds)
+
+    time.localtime, time.gmtime = map(broken_down, (time.localtime, time.gmtime))
+
+    class Moved(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls.fromtimestamp(time.time(), tz)
+
+        utcnow = today = now
+
+    datetime.datetime = Moved  # type: ignore[misc]

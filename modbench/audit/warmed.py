@@ -51,7 +51,7 @@ def fitting(config: ModelConfig, router: Router) -> tuple[ModelConfig, str]:
     has layers of all its kinds, and a note on that. ``config`` if none is small enough."""
     free = free_bytes(device())
     whole = outline(config, router)
-    if free is None or BYTES * whole.parameter_count("total") <= free:
+    if BYTES * whole.parameter_count("total") <= free:
         return config, ""
     kinds = {type(layer) for layer in whole.layers}
     for layers in reversed(range(1, config.layers)):

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 
 import modbench
 from modbench.kernels import mode
+from modbench.train.numerics import attention_backend
 
 #: Variables that change results or speed.
 VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_LAUNCH_BLOCKING",
     "CUDA_VISIBLE_DEVICES",
     "KMP_AFFINITY",
     "GLIBC_TUNABLES",
@@ -25,6 +28,9 @@ VARIABLES = (
     "OMP_NUM_THREADS",
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTHONHASHSEED",
+    "PYTORCH_ALLOC_CONF",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED",
 )
 
 
@@ -49,23 +55,51 @@ def environment(dtype: torch.dtype) -> dict[str, Any]:
         "driver": None,
     }
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        entries |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
-        entries["cuda"] = torch.version.cuda
-        entries |= _nvidia(f"GPU-{properties.uuid}", "driver_version", "clocks.max.sm", "clocks.max.mem")
+        entries |= _gpu() | {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "triton": _version("triton"),
+            "attention": attention_backend(torch.device("cuda")),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
     return entries
 
 
-def _nvidia(gpu: str, *fields: str) -> dict[str, str]:
-    """Driver and clocks of ``gpu`` (a UUID, since CUDA_VISIBLE_DEVICES may renumber GPUs) from
-    nvidia-smi; {} without it."""
+def _gpu() -> dict[str, Any]:
+    """Name, memory, driver, clocks and power limit of this process's GPU. Only a process that uses it
+    asks PyTorch: that takes memory on the GPU."""
+    if torch.cuda.is_initialized():
+        properties = torch.cuda.get_device_properties(0)
+        known = {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
+        return known | _nvidia(f"GPU-{properties.uuid}")
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return _nvidia(first) or {"gpu": torch.cuda.get_device_name(0)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+#: What nvidia-smi is asked, and the names of the answers in a record.
+_ASKED = {
+    "name": "gpu",
+    "driver_version": "driver",
+    "clocks.max.sm": "gpu_clock_max",
+    "clocks.max.mem": "gpu_memory_clock_max",
+    "power.limit": "gpu_power_limit",
+}
+
+
+def _nvidia(gpu: str) -> dict[str, str]:
+    """What nvidia-smi says of ``gpu`` (a UUID, since CUDA_VISIBLE_DEVICES may renumber GPUs, or a
+    number); {} without it."""
     line = _output(
-        "nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"
+        "nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader"
     )
-    if not line:
-        return {}
-    driver, processor, memory = line.split(", ")
-    return {"driver": driver, "gpu_clock_max": processor, "gpu_memory_clock_max": memory}
+    return dict(zip(_ASKED.values(), line.split(", "), strict=True)) if line else {}
 
 
 def _cpu() -> str:

@@ -3,9 +3,9 @@
 B sequences, T tokens, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class Context:
     tokens follow those it holds; ``rows``: the sequences of the cache that they belong to, None for all;
     ``past``: number of tokens of each sequence that came earlier. ``logits``: of every token, or of each
     sequence's last real one. ``checkpoint``: keep only each layer's input for the backward pass and run
-    its forward pass again. ``forced_balance``: route evenly, whatever the scores
-    (`modbench.routing.force_balance`).
+    its forward pass again; ``programs``: the compiled layers to run so. ``forced_balance``: route
+    evenly, whatever the scores (`modbench.routing.force_balance`).
 
     A layer that processes some of the tokens gets the inner context from
     `modbench.routing.gathered_tokens.GatheredTokens`, which carries all of this over.
@@ -49,6 +49,7 @@ class Context:
     past: Sequence[int] = ()
     logits: Logits = "all"
     checkpoint: bool = False
+    programs: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     forced_balance: bool = False
 
     def check(self, tokens_BT: Tensor) -> None:

@@ -127,7 +127,7 @@ def _run_checkpointed(layer: nn.Module, x_BTD: Tensor, context: Context) -> Tens
     # between schemes.
     with set_checkpoint_early_stop(False):
         return checkpoint(  # type: ignore[no-any-return]
-            layer,
+            context.programs.get(layer, layer),
             x_BTD,
             context,
             use_reentrant=False,

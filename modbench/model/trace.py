@@ -5,7 +5,9 @@ B sequences, T tokens, N tokens that are not padding, E experts.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
+import torch
 from torch import Tensor
 
 
@@ -26,6 +28,8 @@ class Trace:
     def __init__(self, *, detailed: bool = False) -> None:
         #: Auxiliary losses, already scaled, by (layer, name). Training adds them to the cross-entropy.
         self.losses: dict[tuple[int, str], Tensor] = {}
+        # Of a repetition: a compiled layer must keep the same tensors for its backward pass as before.
+        self._again: dict[tuple[int, str], Tensor] = {}
         #: Everything else that a layer shows, by (layer, name).
         self.tensors: dict[tuple[int, str], Tensor] = {}
         self._counts: dict[tuple[int, str], Tensor | tuple[int, ...]] = {}
@@ -45,11 +49,11 @@ class Trace:
             yield
         finally:
             self.repeated = False
+            self._again.clear()
 
     def loss(self, layer: int, name: str, value: Tensor) -> None:
         """Report an auxiliary loss, a tensor of one number."""
-        if not self.repeated:
-            self.losses[layer, name] = value
+        (self._again if self.repeated else self.losses)[layer, name] = value
 
     def show(self, layer: int, name: str, value: Tensor) -> None:
         """Report a tensor."""
@@ -69,6 +73,25 @@ class Trace:
             key: tuple(value.reshape(-1).tolist()) if isinstance(value, Tensor) else value
             for key, value in self._counts.items()
         }
+
+    @staticmethod
+    def read(
+        loss: Tensor, traces: "Sequence[Trace]"
+    ) -> tuple[float, list[dict[tuple[int, str], tuple[int, ...]]]]:
+        """Return the number ``loss`` and the `counts` of each of ``traces``; the host waits for a GPU
+        once."""
+        shown = [loss.detach(), *(value for trace in traces for value in trace._counts.values())]
+        parts = [value.reshape(-1).double() for value in shown if isinstance(value, Tensor)]
+        numbers = torch.cat(parts).tolist()
+        left = iter(numbers[1:])
+        counts = [
+            {
+                key: tuple(map(int, islice(left, value.numel()))) if isinstance(value, Tensor) else value
+                for key, value in trace._counts.items()
+            }
+            for trace in traces
+        ]
+        return numbers[0], counts
 
     def auxiliary_loss(self) -> Tensor | float:
         """Return the sum of all auxiliary losses, 0.0 if there are none."""

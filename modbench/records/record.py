@@ -124,6 +124,9 @@ _ISOFLOP = closed(
 )
 
 
+PROGRAMS = closed(graphs=COUNT, breaks=COUNT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Line):
     """One training of a run. A rerun has the same key. Its audit is a record of its own."""
@@ -143,6 +146,8 @@ class RunRecord(Line):
     flops_source: Annotated[str, like(Literal["closed form", "counted"])] | None = None
     #: FLOPs of decays that branched off for smaller budgets; absent: none
     left_behind: Annotated[int, like(COUNT)] | None = None
+    #: of compiled steps: programs, and places where torch.compile left one for Python
+    programs: Annotated[dict[str, Any], like(PROGRAMS)] | None = None
     workers: Annotated[int, like(POSITIVE)] | None = None  #: jobs that shared the machine's memory
     seconds: Annotated[dict[str, float], like(_STEPS)] | None = None  #: wall time of each step
 

@@ -4,8 +4,6 @@ from shapes and a data sheet alone."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from modbench.errors import UserError
 from modbench.hf.config import is_predicted
 from modbench.hf.models import outline_of
@@ -16,6 +14,7 @@ from modbench.records.run import Run
 from modbench.report.table import Table
 from modbench.sweep.wanted import Wanted
 from modbench.train.numerics import device
+from modbench.train.out_of_memory import free_bytes
 
 #: Numbers of GPUs that hours are stated for.
 _GPUS = (1, 8, 64, 256)
@@ -54,9 +53,9 @@ def measured_pass(run: Run, model: LanguageModel) -> Measured:
 
 
 def room() -> int | None:
-    """Bytes of this machine's GPU; None without one."""
+    """Bytes that are free on this machine's GPU; None without one."""
     on = device()
-    return torch.cuda.get_device_properties(on).total_memory if on.type == "cuda" else None
+    return free_bytes(on) if on.type == "cuda" else None
 
 
 def smaller_pass(run: Run, measured: Measured, there: int) -> str:

@@ -91,7 +91,9 @@ def refuse_missing_devices(ranks: int) -> None:
 
 _POLL_SECONDS = 0.2  #: too short a delay to notice
 _WAIT_SECONDS = 1.0  #: between two looks at what other processes do
-_STOP_SECONDS = 20.0  #: time for a worker to store its checkpoint when asked to stop
+_STOP_SECONDS = 20.0  #: time for a worker to store a small checkpoint when asked to stop
+_STORED_BYTES = 1e8  #: bytes of a large one stored in a second, with its copy from a GPU and its hash
+_CHECKPOINTS = "runs/*/checkpoint.pt"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -273,10 +275,12 @@ class Engine:
         all of them at a second signal."""
         if not running:
             return
-        self.progress.note(f"stopping: waiting up to {_STOP_SECONDS:.0f} s for checkpoints")
+        largest = max((path.stat().st_size for path in self.folder.glob(_CHECKPOINTS)), default=0)
+        patience = _STOP_SECONDS + largest / _STORED_BYTES
+        self.progress.note(f"stopping: waiting up to {patience:.0f} s for checkpoints")
         for worker in running:
             worker.ask_to_stop()
-        deadline = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + patience
         while not all(worker.ended() for worker in running):
             if time.monotonic() > deadline or len(stop) > 1:
                 break

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modbench.audit.warmed import fitting
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.data.batches import Batches
 from modbench.errors import UserError, several
@@ -17,9 +18,10 @@ from modbench.hf.config import is_predicted
 from modbench.hf.models import model_of
 from modbench.ledger import Workload
 from modbench.measure.loss import heldout_loss, heldout_windows
+from modbench.model.config import ModelConfig
 from modbench.model.language_model import LanguageModel
 from modbench.records.run import Run
-from modbench.routing.registry import load_plugin
+from modbench.routing.registry import build_router, load_plugin
 from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
 from modbench.sweep.engine import refuse_missing_devices
 from modbench.sweep.plan import Tell, text_tokens
@@ -128,6 +130,9 @@ def _large_pass(run: Run, model: LanguageModel) -> str:
             f"{needed / 2**30:.1f} GiB, and the GPU has {there / 2**30:.1f}; "
             f"{smaller_pass(run, measured, there)}"
         )
+    if isinstance(run.model, ModelConfig):
+        router = build_router(run.router.name, run.router.options)
+        words += fitting(run.model, router)[1].replace("(", "(an audit of ")
     return words
 
 

@@ -145,8 +145,7 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     shapes = [(Timed.of(timed, spec["hf_folder"]), flops) for timed, flops in spec["shapes"]]
     time = replace(TimeConfig(**spec["time"]), samples=_SAMPLES, warm_up=1)
     prepare_process(shapes[0][0].router, spec["plugins"], spec["threads"])
-    if time.deterministic:
-        make_deterministic()
+    make_deterministic()
     targets = [(BenchmarkTarget.of(timed, time), flops) for timed, flops in shapes]
     first = targets[0][0]
     limit = LONGEST_STEP * matmul_rate(first.dtype, first.on)

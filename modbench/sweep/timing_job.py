@@ -76,8 +76,7 @@ def describe_machine(spec: dict[str, Any], say: Say) -> dict[str, Any]:
 def _target(spec: dict[str, Any]) -> BenchmarkTarget:
     timed, time = Timed.of(spec["timed"], spec.get("hf_folder")), TimeConfig(**spec["time"])
     prepare_process(timed.router, spec["plugins"], spec["threads"])
-    if time.deterministic:
-        make_deterministic()
+    make_deterministic()
     return BenchmarkTarget.of(timed, time)
 
 

@@ -28,6 +28,7 @@ from modbench.sweep.steps.downstream import downstream
 from modbench.sweep.steps.heldout import heldout
 from modbench.sweep.steps.train import train
 from modbench.sweep.worker import stop_signals
+from modbench.timing.footprint import release_memory
 from modbench.timing.stopwatch import matmul_rate
 from modbench.train.loop import DivergedError
 from modbench.train.numerics import make_deterministic
@@ -77,9 +78,14 @@ def _outcomes(job: RunJob) -> Iterator[_Outcome]:
     asked = [subject["measures"] for subject in job.spec["measurements"]]
     if job.spec["audit"] and (job.spec["train"] or "audit" in asked):
         job.stage.begin("audit")
-        audit(job)
+        status, error = _outcome(lambda: audit(job))
+        if status != "ok":  # a later command audits the scheme; the run needs less memory
+            yield status, f"audit: {error}"
+            asked = [measures for measures in asked if measures != "audit"]
+            release_memory(job.device)
     works = [partial(_train, job)] if job.spec["train"] else []
-    works += [partial(_measure, job, subject) for subject in job.spec["measurements"]]
+    subjects = [each for each in job.spec["measurements"] if each["measures"] in asked]
+    works += [partial(_measure, job, subject) for subject in subjects]
     for work in works:
         outcome = work()
         yield outcome

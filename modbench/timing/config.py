@@ -29,7 +29,6 @@ class TimeConfig:
     decode_tokens: int = 16  #: tokens per decode sample
     forced_balance: bool = True  #: balanced routing, whatever the scores of untrained routers
     compile: Literal["auto", "on", "off"] = "auto"  #: torch.compile; auto: on a GPU
-    deterministic: bool = False  #: PyTorch's deterministic kernels, as `modbench run` uses
     threads: int = 0  #: CPU threads; 0: as many as a run has: one, or with a GPU all cores
 
     def __post_init__(self) -> None:
@@ -67,4 +66,4 @@ class TimeConfig:
 
     def compared(self) -> dict[str, Any]:
         """The fields that must be equal for two times to be compared."""
-        return {name: getattr(self, name) for name in ("forced_balance", "compile", "deterministic")}
+        return {name: getattr(self, name) for name in ("forced_balance", "compile")}

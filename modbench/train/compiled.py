@@ -9,6 +9,7 @@ B sequences, T tokens.
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,22 +52,48 @@ def eager(model: LanguageModel) -> Losses:
     return losses
 
 
-def compiled(function: Callable[..., Any], model: LanguageModel, wanted: Compile) -> Callable[..., Any]:
-    """Return ``function``, a pass of ``model``, compiled if ``wanted`` compiles on its device."""
+def compiled(
+    function: Callable[..., Any], model: LanguageModel, wanted: Compile, *, recompute: bool = False
+) -> Callable[..., Any]:
+    """Return ``function``, a pass of ``model``, compiled if ``wanted`` compiles on its device. Where it
+    will ``recompute``, each layer is a program of its own, with the checkpoint around it: torch.compile
+    leaves a program at each checkpoint, and would run the layers eagerly."""
     if not compiles(wanted, next(model.parameters()).device):
         return function
-    if any(getattr(layer, "has_data_dependent_shapes", False) for layer in model.layers):
+    if recompute or any(getattr(layer, "has_data_dependent_shapes", False) for layer in model.layers):
         import torch._dynamo.config as dynamo
 
         # Each layer between eager ones is a program of its own, with a gradient and without. Beyond
         # PyTorch's limit of programs, layers run eagerly, with no more than a warning.
-        programs = 4 * len(model.layers)
-        dynamo.recompile_limit = max(dynamo.recompile_limit, programs)
-        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * programs)
+        number = 4 * len(model.layers)
+        dynamo.recompile_limit = max(dynamo.recompile_limit, number)
+        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * number)
     import torch._inductor.config as inductor
 
     inductor.deterministic = torch.are_deterministic_algorithms_enabled()
     # The host computes these from sizes and options; they are constants of the program.
     for constant in (capacity_tokens, strided):
         torch.compiler.assume_constant_result(constant)
-    return torch.compile(function, dynamic=False)
+    if not recompute:
+        return torch.compile(function, dynamic=False)
+    own = [layer for layer in model.layers if not getattr(layer, "has_data_dependent_shapes", False)]
+    programs_of = {layer: torch.compile(layer, dynamic=False) for layer in own}
+
+    def by_layer(inputs_BT: Tensor, targets_BT: Tensor, context: Context) -> Any:
+        context.programs = programs_of
+        return function(inputs_BT, targets_BT, context)
+
+    return by_layer
+
+
+def programs() -> dict[str, int]:
+    """The number of programs that torch.compile has made in this process, and of the places where it
+    left one for Python ("breaks")."""
+    if "torch._dynamo.utils" not in sys.modules:
+        return {"graphs": 0, "breaks": 0}
+    from torch._dynamo.utils import counters
+
+    return {
+        "graphs": counters["stats"]["unique_graphs"],
+        "breaks": sum(counters["graph_break"].values()),
+    }

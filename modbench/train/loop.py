@@ -19,6 +19,7 @@ from torch import Tensor
 from modbench.data.batches import Batches
 from modbench.ledger import Counts, Workload
 from modbench.model.language_model import LanguageModel
+from modbench.model.trace import Trace
 from modbench.train import checkpoint
 from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
@@ -30,6 +31,9 @@ from modbench.train.step import parts_of, passes, training_step
 
 #: Seconds between two events of progress: more often than a reader notices would slow short steps.
 PROGRESS_SECONDS = 0.5
+#: Most of a run's time that checkpoints take, where one takes `_CHEAP` seconds or more. At first it is
+#: estimated from the bytes of weights and two moments, and bytes written in a second.
+SHARE, _CHEAP, _BYTES, _WRITTEN = 0.05, 0.5, 12, 5e8
 #: Numbers of a run that its checkpoint holds.
 _PLAIN = ("step", "flops", "each", "curve", "ends", "decaying", "began", "evaluated", "left_behind")
 
@@ -93,7 +97,7 @@ class _Run:
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, train)
         how = "off" if ranks.count > 1 and train.compile == "auto" else train.compile
-        self.losses = compiled(eager(model), model, how)
+        self.losses = compiled(eager(model), model, how, recompute=train.recompute)
         #: of one micro-batch
         self.load = Workload.uniform(train.rows, train.sequence, "train", checkpoint=train.recompute)
         self.nominal = flops_per_step(model, train)
@@ -110,6 +114,7 @@ class _Run:
         #: realised routing and FLOPs of the micro-batches of the last step, which ``each`` sums up
         self._routed: Sequence[Counts] = []
         self._flops: list[int] = []
+        self._ahead: dict[int, tuple[Tensor, Tensor]] = {}  #: the next batch, by step
 
     @property
     def budget(self) -> int:
@@ -168,7 +173,9 @@ class _Run:
         batch = self.batch(self.step)
         step = partial(training_step, self.model, self.optimizer, self.train, batch, self.dtype)
         loss, traces = step(losses=self.losses, ranks=self.ranks)
-        routed = [trace.counts for trace in traces]
+        if self.device.type == "cuda":  # while the GPU works
+            self._ahead = {number: self.batch(number)}
+        value, routed = Trace.read(loss, traces)
         if routed != self._routed:
             loads = [replace(self.load, counts=counts) for counts in routed]
             self._flops = [self.model.ledger(load).total("model") for load in loads]
@@ -179,7 +186,7 @@ class _Run:
         self.charges.add(seed, number, routed[0], self._flops[0])
         self.flops += self.each
         self.step += 1
-        return loss.item()
+        return value
 
     def count(self, number: int) -> None:
         """Count the passes of the first micro-batch of step ``number`` (from 1), eager, with the current
@@ -190,9 +197,13 @@ class _Run:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of step ``step`` (from 0) for this process, on the model's device."""
-        inputs_BT, targets_BT = self.ranks.part(self.batches.step(step))
-        on = self.device
-        return inputs_BT.to(on, non_blocking=True), targets_BT.to(on, non_blocking=True)
+        if step in self._ahead:
+            return self._ahead[step]
+        parts = self.ranks.part(self.batches.step(step))
+        if self.device.type == "cuda":
+            parts = parts[0].pin_memory(), parts[1].pin_memory()
+        inputs_BT, targets_BT = (part.to(self.device, non_blocking=True) for part in parts)
+        return inputs_BT, targets_BT
 
     @property
     def tokens(self) -> int:
@@ -317,12 +328,19 @@ def train_model(
     checkpoint.remove_leftovers(folder)
     run.resume(path, origin)
     saved = time.monotonic()
+    #: seconds of a checkpoint
+    cost = _BYTES * sum(parameter.numel() for parameter in model.parameters()) / _WRITTEN
     reported = 0.0
+
+    def affordable() -> bool:
+        return cost < _CHEAP or time.monotonic() - saved >= cost / SHARE
+
     model.train()
     while not run.is_over:
         if (left := run.steps_left()) < 1:
             run.end_budget(at_end)
-            run.save(path, origin)
+            if not run.is_over or affordable():
+                run.save(path, origin)
             continue
         if run.asked_to_stop if ranks.count > 1 else stop():
             run.save(path, origin)
@@ -347,10 +365,11 @@ def train_model(
             done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
             say({"event": "step", **done, **spent})
             reported = now
-        due = now - saved >= train.checkpoint_seconds or ends
+        due = (now - saved >= train.checkpoint_seconds or ends) and affordable()
         if due if ranks.count == 1 else any(ranks.sums([int(due and ranks.leads)])):
             run.save(path, origin)
             saved = time.monotonic()
+            cost = saved - now
     return Trained(
         ends=tuple(End(**end) for end in run.ends),
         left_behind=run.left_behind,

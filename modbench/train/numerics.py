@@ -27,10 +27,26 @@ def autocast(dtype: torch.dtype, on: torch.device) -> AbstractContextManager[Non
     return torch.autocast(on.type, dtype=dtype)  # type: ignore[return-value]
 
 
+def attention_backend(on: torch.device) -> str:
+    """The kernels that attention without a mask takes on the device ``on``: the first that PyTorch may
+    choose."""
+    cuda = torch.backends.cuda
+    chosen = {
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "flash": cuda.flash_sdp_enabled(),
+        "efficient": cuda.mem_efficient_sdp_enabled(),
+    }
+    return next((name for name, enabled in chosen.items() if enabled and on.type == "cuda"), "math")
+
+
 def make_deterministic() -> None:
-    """Make results equal, to the bit, on the same machine type with the same number of threads."""
+    """Make results equal, to the bit, on the same machine type with the same number of threads; of
+    training and of what is timed, so that both run the same kernels."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # torch.use_deterministic_algorithms does the same, and imports the compiler, which takes seconds.
     torch.set_deterministic_debug_mode("error")
+    # A deterministic backward pass leaves cuDNN's attention out; so do all others: each length of a
+    # decoded text would take a plan of its own, of half a second.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     # Filling fresh memory, which the flag turns on, only helps to find reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

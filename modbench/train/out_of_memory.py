@@ -5,6 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 if TYPE_CHECKING:
     import torch
 
@@ -50,21 +52,19 @@ def out_of_memory_sentence(error: BaseException) -> str:
     return f"out of memory, asked for {asked} bytes ({first[:200]})"
 
 
-def free_bytes(on: "torch.device") -> int | None:
+def free_bytes(on: "torch.device") -> int:
     """Bytes that this process can still allocate on the device ``on``, within the limit of its control
-    group; None if the system does not say."""
+    group."""
     import torch
 
     if on.type == "cuda":
         held = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
         return torch.cuda.mem_get_info(on)[0] + held
-    meminfo = Path("/proc/meminfo")
-    match = re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text() if meminfo.exists() else "", re.M)
-    free = [] if match is None else [int(match[1]) * 1024]
+    free = [psutil.virtual_memory().available]
     for folder, limit, used in _GROUPS:
         with suppress(OSError, ValueError):  # no such group, or "max"
             free.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
-    return min(free, default=None)
+    return min(free)
 
 
 def out_of_memory_kills() -> int:

@@ -211,11 +211,11 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
         assert {finding["verdict"] for finding in end["audit"]} == {"passed"}
         assert record.flops_source == "closed form"
     (audit,) = stored.audits.values()
-    assert [finding["probe"] for finding in audit.audit] == list(range(1, 12))
+    assert [finding["probe"] for finding in audit.audit] == list(range(1, 13))
     wanted = [Wanted(label="mod", run=record.what) for record in stored.runs]
     assert left_of(wanted, [], finished(folder), Conditions(), audit=True) == []
     row = (folder / "leaderboard.csv").read_text().splitlines()[1]
-    assert row.startswith("1,1,,mod,ok,3,passed 11,")
+    assert row.startswith("1,1,,mod,ok,3,passed 12,")
 
 
 @dataclass(frozen=True, kw_only=True)

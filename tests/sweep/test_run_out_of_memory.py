@@ -37,3 +37,24 @@ def test_the_record_of_a_run_that_memory_did_not_hold(tmp_path: Path) -> None:
     assert "1 of 1 run done" in out
     code, out = modbench_says(tmp_path, "run", "suite.toml", "--retry", "oom")
     assert "vanilla: oom after" in out
+
+
+def test_an_audit_that_memory_does_not_hold_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(model: object, **options: object) -> None:
+        raise MemoryError("Unable to allocate 5 GiB")
+
+    write_suite(tmp_path, "small", "mod", model={"layers": 2}, sweep={"budgets": [1e8]})
+    with monkeypatch.context() as patched:
+        patched.setattr("modbench.sweep.steps.audit.findings", ends)
+        code, out = modbench_says(tmp_path, "run", "suite.toml")
+    assert "oom after" in out
+    assert "audit: out of memory, asked for 5,368,709,120 bytes" in out
+    folder = tmp_path / "my-results" / "small"
+    (record,) = read_suite(folder).runs
+    assert (record.status, record.audit_key) == ("ok", None)
+    assert not read_suite(folder).audits
+    code, out = modbench_says(tmp_path, "run", "suite.toml")
+    assert code == 0, out
+    assert len(read_suite(folder).runs) == len(read_suite(folder).audits) == 1

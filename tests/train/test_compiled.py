@@ -22,7 +22,7 @@ from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
-from modbench.train.compiled import compiled, compiles, eager
+from modbench.train.compiled import compiled, compiles, eager, programs
 from modbench.train.config import TrainConfig
 from modbench.train.optimizer import build_optimizer
 from modbench.train.step import training_step
@@ -113,6 +113,22 @@ def test_one_program_computes_the_same(
         same_step(one, other, program, drawn(step, TOKENS))
     if whole:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("name", ["vanilla", "mod", "expert_choice", "token_choice"])
+def test_a_recomputed_layer_is_a_program_inside_its_checkpoint(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = both(name, {})
+    monkeypatch.setattr(torch, "compile", _traced(torch.compile, whole=True))
+    program = compiled(eager(other), other, "on", recompute=True)
+    for step in range(2):
+        same_step(one, other, program, drawn(step, TOKENS), checkpoint=True)
+    made = programs()
+    whole = [layer for layer in other.layers if not layer.has_data_dependent_shapes]
+    assert made["breaks"] == 0
+    assert made["graphs"] >= len(whole)
+    assert made["graphs"] == 0 if not whole else made["graphs"] <= 2 * len(whole)
 
 
 def _traced(compile: Any, *, whole: bool) -> Any:

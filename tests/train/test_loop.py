@@ -18,6 +18,7 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.model.trace import Trace
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router, router_names
 from modbench.train import checkpoint, loop
@@ -322,3 +323,37 @@ def test_progress_is_said_as_events(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "budget": flops,
         "tokens": 4 * 64,
     }
+
+
+def test_large_checkpoints_take_a_twentieth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [0.0], [0]
+
+    def save(path: Path, state: dict[str, Any]) -> None:
+        now[0] += 10.0
+        saved[0] += 1
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        now[0] += 1.0
+        return training_step(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(loop, "training_step", step)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    run("vanilla", tmp_path, steps=450, train=replace(TRAIN, checkpoint_seconds=2.0, evaluations=1))
+    # The first one's cost is not known; each later one waits until it takes a twentieth.
+    assert saved[0] == 1 + (450 - 2) // 200
+
+
+def test_loss_and_counts_are_read_from_the_device_at_once() -> None:
+    model = build_model(SHAPE, build_router("token_choice"), seed=1).train()
+    tokens_BT = torch.arange(2 * 33).reshape(2, 33) % 97
+    contexts = [Context(), Context()]
+    losses = [model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], context) for context in contexts]
+    traces = [context.trace for context in contexts]
+    traces[1].count(9, "depth", (3, 2**40))
+    value, counts = Trace.read(losses[0], traces)
+    assert value == losses[0].item()
+    assert counts == [trace.counts for trace in traces]
+    assert counts[1][9, "depth"] == (3, 2**40)

@@ -12,6 +12,7 @@ from modbench.ledger import Workload
 from modbench.model.language_model import LanguageModel
 from modbench.sweep.run_job import RunJob
 from modbench.sweep.steps.training import train_part
+from modbench.train.compiled import programs
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained
 from modbench.trained.weights_folder import Description, write_description
@@ -41,6 +42,8 @@ def train(job: RunJob) -> None:
     job.fields["curve"] = trained.curve
     if trained.left_behind:
         job.fields["left_behind"] = trained.left_behind
+    if (made := programs())["graphs"]:
+        job.fields["programs"] = made
     description = Description(
         suite=job.spec["suite"],
         label=job.spec["label"],

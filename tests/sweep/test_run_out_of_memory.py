@@ -45,7 +45,9 @@ def test_an_audit_that_memory_does_not_hold_costs_no_training(
     def ends(model: object, **options: object) -> None:
         raise MemoryError("Unable to allocate 5 GiB")
 
-    write_suite(tmp_path, "small", "mod", model={"layers": 2}, sweep={"budgets": [1e8]})
+    measure = {"steps": ["audit", "train", "heldout"], "heldout_tokens": 64, "curve_tokens": 64}
+    shape, sweep = {"layers": 2}, {"budgets": [1e8]}
+    write_suite(tmp_path, "small", "mod", model=shape, measure=measure, sweep=sweep)
     with monkeypatch.context() as patched:
         patched.setattr("modbench.sweep.steps.audit.findings", ends)
         code, out = modbench_says(tmp_path, "run", "suite.toml")

@@ -217,9 +217,10 @@ def bench(session: nox.Session) -> None:
 def bench_gpu(session: nox.Session) -> None:
     """Measure time and memory of the gpu suite's schemes on a GPU, then train them, in my-results-gpu/;
     arguments after -- go to modbench time, and to modbench run where it has the option."""
-    code = "import torch; print(torch.cuda.is_available())"
-    if "True" not in str(session.run(for_users(session), "-c", code, silent=True)):
-        session.error("bench-gpu needs a CUDA GPU and PyTorch finds none; on a CPU run: nox -s bench")
+    try:
+        session.run(for_users(session), "-m", "modbench", "doctor", "--gpu")
+    except CommandFailed:
+        session.error("bench-gpu can't measure on this machine (see above); on a CPU run: nox -s bench")
     if "--no-venv" not in sys.argv:
         # Clocks, throttling and energy; without it they are empty in the timings.
         session.run(for_users(session), "-m", "pip", "install", "nvidia-ml-py")

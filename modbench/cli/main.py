@@ -91,6 +91,7 @@ COMMANDS = {
     "sample": "Print how the model of a trained run continues a prompt.",
     "export": "Write the model and the tokenizer of a trained run into a folder.",
     "convert": "Convert a trained model of Hugging Face transformers to a routed one.",
+    "doctor": "Say what works on this machine, what does not, and what to do about it.",
     "docs": "Print a page of the documentation.",
 }
 

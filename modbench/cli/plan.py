@@ -39,7 +39,8 @@ class ClusterOptions:
     peak_tflops: Amount = None  #: dense bfloat16 TFLOP/s of one GPU; by default its data sheet's
     memory_gb: Amount = None  #: memory of one GPU in GB; by default its data sheet's
     gpus: int = 8  #: number of GPUs
-    utilisation: float = 0.4  #: assumed model FLOPs utilisation, in (0, 1]
+    #: assumed model FLOPs utilisation, in (0, 1]; by default by the width of the model, .1 to .4
+    utilisation: float | None = None
     #: bytes per parameter for weights, gradients and optimizer: fp32 (4+4+8) or bf16 (2+2+12)
     state: Literal["fp32", "bf16"] = "fp32"
     shard: Count = None  #: GPUs that share weights, gradients and optimizer (FSDP); by default all
@@ -183,8 +184,7 @@ def _cost_of_suite(
     from modbench.sweep.plan import as_table, plan_suite
 
     gpu = described_gpu(cluster.gpu, cluster.peak_tflops, cluster.memory_gb)
-    Cluster(gpu=gpu, utilisation=cluster.utilisation)  # refuses what is out of range
-    rate = Rate(gpu=gpu, utilisation=cluster.utilisation, price=price)
+    rate = Rate(cluster=Cluster(gpu=gpu, utilisation=cluster.utilisation), price=price)
     made = plan_suite(suite, settings=settings, plugins=plugins, time=False, tell=tell)
     print(as_table(made))
     print(f"\n{costs(made.wanted, made.flops, rate)}")

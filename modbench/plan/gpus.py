@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, log
 
 from modbench.errors import UserError, known_names
 
@@ -51,21 +51,41 @@ def described_gpu(name: str, peak_tflops: float | None = None, memory_gb: float 
     return Gpu(name=name, flops=flops, memory=memory)
 
 
+#: Assumed utilisation by width: estimates for one H100 (docs/timing.md), none of them measured. Narrow
+#: matmuls, and passes that wait for memory, take a larger part of a narrow model's step.
+_BY_WIDTH = {192: 0.10, 512: 0.17, 768: 0.28, 1024: 0.34, 2048: 0.40}
+
+
+def utilisation_at(width: int) -> float:
+    """The assumed model FLOPs utilisation of a model of ``width``, interpolated in its logarithm."""
+    widths = [log(each) for each in _BY_WIDTH]
+    values = list(_BY_WIDTH.values())
+    here = min(max(log(width), widths[0]), widths[-1])
+    after = next(n for n in range(1, len(widths)) if here <= widths[n])
+    part = (here - widths[after - 1]) / (widths[after] - widths[after - 1])
+    return values[after - 1] + part * (values[after] - values[after - 1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """``gpus`` GPUs of one kind. ``utilisation`` is the assumed model FLOPs utilisation (MFU). Raise a
-    `UserError` for no GPU, or a utilisation outside (0, 1]."""
+    """``gpus`` GPUs of one kind. ``utilisation`` is the assumed model FLOPs utilisation (MFU); None: by
+    the width of the model (`utilisation_at`). Raise a `UserError` for no GPU, or a utilisation outside
+    (0, 1]."""
 
     gpu: Gpu = field(default_factory=lambda: GPUS["h100"])
     gpus: int = 8
-    utilisation: float = 0.4
+    utilisation: float | None = None
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
             raise UserError(f"gpus is {self.gpus}; it must be 1 or more")
-        if not 0 < self.utilisation <= 1:
+        if self.utilisation is not None and not 0 < self.utilisation <= 1:
             raise UserError(f"utilisation is {self.utilisation}; it must lie in (0, 1]")
 
-    def days(self, flops: int) -> float:
-        """Days that ``flops`` take."""
-        return flops / (self.gpus * self.gpu.flops * self.utilisation) / 86_400
+    def at(self, width: int) -> float:
+        """The utilisation assumed of a model of ``width``."""
+        return utilisation_at(width) if self.utilisation is None else self.utilisation
+
+    def days(self, flops: int, width: int) -> float:
+        """Days that ``flops`` of a model of ``width`` take."""
+        return flops / (self.gpus * self.gpu.flops * self.at(width)) / 86_400

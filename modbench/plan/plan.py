@@ -116,7 +116,7 @@ def _scheme(of: Plan, name: str, options: Mapping[str, Any], model: ModelConfig,
         training_flops_per_token=of_sequence / sequence,
         training_flops=flops,
         dense_flops=spent_on(tokens, convention_flops(dense, training, convention), sequence),
-        days=of.cluster.days(flops),
+        days=of.cluster.days(flops, model.width),
         memory=measured.memory(recipe.micro_batch),
         largest_micro_batch=measured.largest_micro_batch(of.cluster.gpu.memory),
     )
@@ -130,9 +130,11 @@ def as_table(plan: Plan) -> str:
     cluster, recipe, gpu = plan.cluster, plan.recipe, plan.cluster.gpu
     shared = f"shared by {recipe.shard}" if recipe.shard > 1 else "whole"
     kept = "layers checkpointed" if recipe.checkpoint else "no checkpointing"
+    ats = sorted({cluster.at(scheme.model.width) for scheme in plan.schemes})
+    assumed = " to ".join(dict.fromkeys(f"{at:.0%}" for at in (ats[0], ats[-1])))
     lines = [
         f"{cluster.gpus} x {gpu.name}: {gpu.flops / 1e12:g} TFLOP/s in bfloat16 and "
-        f"{gpu.memory / 1e9:g} GB each, model FLOPs utilisation {cluster.utilisation:.0%} (assumed)",
+        f"{gpu.memory / 1e9:g} GB each, model FLOPs utilisation {assumed} (assumed)",
         f"{recipe.micro_batch} x {plan.sequence} tokens per GPU; {recipe.state} states {shared}; {kept}",
         f"FLOPs under convention {plan.convention}, nominal routing",
     ]

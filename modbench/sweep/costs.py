@@ -8,7 +8,7 @@ from modbench.errors import UserError
 from modbench.hf.config import is_predicted
 from modbench.hf.models import outline_of
 from modbench.model.language_model import LanguageModel
-from modbench.plan.gpus import Gpu
+from modbench.plan.gpus import Cluster, Gpu
 from modbench.plan.memory import Measured, Recipe
 from modbench.records.run import Run
 from modbench.report.table import Table
@@ -22,11 +22,9 @@ _GPUS = (1, 8, 64, 256)
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """``price`` per hour of one ``gpu``, which computes at ``utilisation`` of its peak. Raises
-    UserError: a price of 0 or less."""
+    """``price`` per hour of one GPU of ``cluster``. Raises UserError: a price of 0 or less."""
 
-    gpu: Gpu
-    utilisation: float
+    cluster: Cluster
     price: float
 
     def __post_init__(self) -> None:
@@ -70,21 +68,29 @@ def smaller_pass(run: Run, measured: Measured, there: int) -> str:
 
 def costs(runs: Sequence[Wanted], flops: int, rate: Rate) -> str:
     """Hours and costs of ``runs``, which take ``flops`` in all, and memory, as text."""
-    each = rate.gpu.flops * rate.utilisation
+    cluster, gpu = rate.cluster, rate.cluster.gpu
+    parts = [(item.run.schedule.budgets[-1], cluster.at(item.run.model.width)) for item in runs]
+    # The runs' shares of all FLOPs, each at the speed of its width.
+    seconds = (
+        flops / sum(share for share, _ in parts) * sum(share / at for share, at in parts) / gpu.flops
+    )
     most = sum(item.run.train.ranks for item in runs)
     needed = max(item.run.train.ranks for item in runs)
-    hours = {count: flops / (each * min(count, most)) / 3600 for count in _GPUS if count >= needed}
-    price = flops / each / 3600 * rate.price
+    hours = {count: seconds / min(count, most) / 3600 for count in _GPUS if count >= needed}
+    price = seconds / 3600 * rate.price
+    used = sorted({f"{at:.0%}" for _, at in parts}, key=lambda text: float(text[:-1]))
+    between = used[0] if len(used) == 1 else f"{used[0]} to {used[-1]}"
+    how = ", assumed by the width of a model" if cluster.utilisation is None else ""
     rows = [(f"{count:,}", f"{of:,.1f}") for count, of in hours.items()]
     table = Table(("GPUs", "hours"), rows).to_text()
     return "\n".join(
         [
-            f"{rate.gpu.name} at {rate.utilisation:.0%} of {rate.gpu.flops / 1e12:,.0f} TFLOP/s, "
-            f"{rate.price:g} per hour: {price:,.0f} in all",
+            f"{gpu.name} at {between} of {gpu.flops / 1e12:,.0f} TFLOP/s{how}; {rate.price:g} per hour: "
+            f"{price:,.0f} in all",
             table,
             "",
-            f"memory of a pass of each scheme's largest model, of {rate.gpu.memory / 1e9:.0f} GB:",
-            *_memories(runs, rate.gpu),
+            f"memory of a pass of each scheme's largest model, of {gpu.memory / 1e9:.0f} GB:",
+            *_memories(runs, gpu),
         ]
     )
 

@@ -146,7 +146,7 @@ def test_version_is_the_packages(capsys: Capture) -> None:
 
 
 def test_plan_solves_shapes_of_equal_budgets(capsys: Capture) -> None:
-    words = "plan --router vanilla mod --size 1M --budget 1e15 --gpus 2 --format json"
+    words = "plan --router vanilla mod --size 1M --budget 1e15 --gpus 2 --utilisation 0.4 --format json"
     assert main(words.split()) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert plan["budget"] == 10**15

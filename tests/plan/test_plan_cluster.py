@@ -39,4 +39,4 @@ def test_figures_given_replace_the_data_sheet() -> None:
 def test_days_are_flops_over_what_the_cluster_does_in_a_day() -> None:
     cluster = Cluster(gpu=described_gpu("a100-80gb"), gpus=10, utilisation=0.5)
     # 10 x 312e12 x 0.5 x 86,400 in a day.
-    assert cluster.days(134_784 * 10**15) == pytest.approx(1.0)
+    assert cluster.days(134_784 * 10**15, width=64) == pytest.approx(1.0)

@@ -27,6 +27,7 @@ class Finished(NamedTuple):
     exponents: tuple[tuple[int | None, float], ...] = ()
     margin: float | None = None  #: and that of its comparisons
     error: str | None = None
+    number: int | None = None  #: of a suite's record
 
 
 def finished(folder: Path) -> list[Finished]:
@@ -76,4 +77,5 @@ def _finished(line: str) -> Finished:
         exponents=tuple({p.get("depth"): p["exponent"] for p in plans if "exponent" in p}.items()),
         margin=plans[0].get("margin") if plans else None,
         error=record.get("error"),
+        number=record.get("number"),
     )

@@ -223,10 +223,18 @@ _COMPARED = closed(
 )
 
 
+def rank_of(record: Any) -> tuple[int, str, str]:
+    """Of several records of suites the newest has the largest: by number, then key (the digest of what
+    it states); of those without a number by their end."""
+    return record.number or 0, "" if record.number else record.finished, record.key
+
+
 @dataclass(frozen=True, kw_only=True)
 class SuiteRecord(Line):
     """Wishes of a suite when it ran: labels, order and how its rows are ranked. The newest one counts;
-    what only earlier ones name is shown under the label that it had."""
+    what only earlier ones name is shown under the label that it had. Which is the newest follows from
+    ``number`` and not from a clock that may be wrong: one more than the largest in the folder when it
+    was written. Records from before this rule have none, and come first."""
 
     kind: ClassVar[str] = "suite"
     subject: ClassVar[str] = "suite"
@@ -245,6 +253,7 @@ class SuiteRecord(Line):
             )
         ),
     ]
+    number: Annotated[int, like(POSITIVE)] | None = None
 
 
 _SCHEME = closed(

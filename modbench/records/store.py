@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from modbench.records.record import (
     RunRecord,
     SuiteRecord,
     TimingRecord,
+    rank_of,
     read_record,
 )
 
@@ -106,15 +108,26 @@ def _sync_folder(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove the temporary files that killed processes left in ``folder`` (``results/<suite>``) more
-    than an hour ago; return them."""
+    than an hour ago, by the clock of the file system; return them."""
     gone = []
+    now = _clock_of(folder)
     places = (".*.tmp", f"{RECORDS}/.*.tmp", "runs/*/.*.tmp")
     for path in chain.from_iterable(map(folder.glob, places)):
         with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
-            if path.is_file() and time.time() - path.stat().st_mtime > _LEFT_OVER:
+            if path.is_file() and now - path.stat().st_mtime > _LEFT_OVER:
                 path.unlink()
                 gone.append(path)
     return gone
+
+
+def _clock_of(folder: Path) -> float:
+    """The time at which the file system of ``folder`` says that a file is written now; that of this
+    machine if nothing can be written there."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.", suffix=".tmp") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,7 @@ class Records:
     measurements: list[MeasurementRecord]  #: ordered by key, then line
     audits: dict[str, AuditRecord]  #: by key; of several, the one finished last
     timings: list[TimingRecord]  #: ordered by start
-    suites: list[SuiteRecord]  #: ordered by end: the last one counts
+    suites: list[SuiteRecord]  #: in ascending order: the last one counts
     left_out: list[str]  #: a sentence for each line or file that is not among them
 
 
@@ -145,7 +158,7 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
         measurements=of(MeasurementRecord),
         audits={audit.key: audit for audit in audits},
         timings=sorted(of(TimingRecord), key=lambda timing: timing.started_at),
-        suites=sorted(of(SuiteRecord), key=lambda suite: (suite.finished_at, suite.key)),
+        suites=sorted(of(SuiteRecord), key=rank_of),
         left_out=left_out,
     )
 

@@ -12,7 +12,7 @@ from modbench.measure.config import MeasureConfig
 from modbench.measure.environment import code_version, environment
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
-from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
+from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord, rank_of
 from modbench.records.run import RouterCode, Run
 from modbench.records.store import append_record
 from modbench.sweep.job import Identity, Job, identities_of
@@ -115,14 +115,15 @@ def store_suite(
     """Record what the suite wants, unless the newest of ``records`` of a suite states the same."""
     suite = suite_of(rows, wanted, planned, measures)
     stored = [record for record in records if record.kind == "suite"]
-    newest = max(stored, key=lambda record: (record.finished, record.key), default=None)
+    newest = max(stored, key=rank_of, default=None)
     if newest is None or newest.key != key_of(suite):
         import torch
 
         now = datetime.now(UTC)
         made = made_by(environment(torch.float32), now)
         made |= {name: now.isoformat(timespec="microseconds") for name in ("started", "finished")}
-        append_record(folder, SuiteRecord(suite=suite, key=key_of(suite), **made))
+        number = 1 + max((record.number or 0 for record in stored), default=0)
+        append_record(folder, SuiteRecord(suite=suite, key=key_of(suite), number=number, **made))
 
 
 def suite_of(

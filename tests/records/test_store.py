@@ -3,9 +3,11 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_up_records import suite_record
 from test_audit_record import make_audit
 
 from modbench.cli.main import main
@@ -274,6 +276,27 @@ def test_old_temporary_files_are_removed_and_new_ones_are_kept(tmp_path, fakes):
     assert all(path.exists() for path in live)
     assert not any(path.exists() for path in old)
     assert len(read_suite(tmp_path).runs) == 1
+
+
+def test_the_age_of_a_temporary_file_is_by_the_clock_of_its_file_system(tmp_path, monkeypatch):
+    append = tmp_path / ".page.md.elsewhere.00.tmp"
+    append.touch()
+    monkeypatch.setattr("time.time", lambda: 1e12)  # this machine's clock is years ahead
+    assert remove_leftovers(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == [append.name]
+
+
+def test_the_newest_suite_has_the_largest_number_whatever_a_clock_says(tmp_path, fakes):
+    result = fakes.make_record("vanilla")
+    old = suite_record([result], finished="2031-01-01T00:00:00+00:00")  # two days, or years, ahead
+    first = replace(old, number=1, finished="2030-01-01T00:00:00+00:00")
+    second = replace(old, number=2, finished="2026-01-01T00:00:00+00:00")
+    other = suite_record([fakes.make_record("mod")], finished="2026-01-02T00:00:00+00:00")
+    rival = replace(other, number=2)
+    for record in (rival, old, second, first):
+        append_record(tmp_path, record)
+    by_key = sorted((second, rival), key=lambda record: record.key)
+    assert read_suite(tmp_path).suites == [old, first, *by_key]
 
 
 def test_two_writers_with_one_process_id_do_not_meet(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def suite(**tables: Any) -> Suite:
 def record(folder: Path, of: Suite, runs: list[Wanted], status: str = "ok") -> None:
     """Record ``runs`` of the suite ``of``."""
     error = None if status == "ok" else "it did not fit"
-    store_suite(resolve(of), runs, runs, [], folder, [])
+    store_suite(resolve(of), runs, runs, [], folder, finished(folder))
     for wanted in runs:
         (budget,) = wanted.run.schedule.budgets
         end = dict.fromkeys(("steps", "tokens", "flops", "flops_nominal"), 1)

@@ -54,7 +54,7 @@ def rehearse(rows: Rows, only: Sequence[str], tell: Tell) -> int:
     if tokens is None:
         tell(f"text '{suite.data.source}' is not prepared: whether it is long enough was not rehearsed")
     else:
-        refuse_more_passes(rows, {item.scheme for item in wanted}, tokens)
+        refuse_more_passes(rows, {item.name for item in wanted}, tokens)
     for file in sorted({file for item in wanted for file in rows.plugins_of(item.run.router)}):
         load_plugin(file)
     for scheme in dict.fromkeys(item.scheme for item in wanted):

@@ -233,7 +233,7 @@ class _Command:
             audit = "audit" in suite.measure.steps
             left = left_of(runs, measures, records, self.conditions, audit=audit)
         if left:
-            refuse_before_preparing(rows, {item.wanted.scheme for item in left})
+            refuse_before_preparing(rows, {item.wanted.name for item in left})
         embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
         if left or not embedded:
             from modbench.data.token_data import prepare

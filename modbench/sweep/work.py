@@ -7,7 +7,7 @@ Work that has a record is not done again; a measurement that fails leaves the tr
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 
 from modbench.data.token_data import load
+from modbench.errors import UserError
+from modbench.hf.config import is_predicted
 from modbench.measure.environment import environment
-from modbench.records.metrics import METRICS
 from modbench.records.run import Run
 from modbench.sweep.claim import Claim
 from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
@@ -100,8 +101,7 @@ def _train(job: RunJob) -> _Outcome:
     job.say({"event": "machine", "flops_per_second": matmul_rate(job.dtype, job.device)})
     status, error = _outcome(lambda: train(job))
     if status == "oom":
-        measured = measured_pass(job.run, outlined(job.run))
-        error = f"{error}; {smaller_pass(job.run, measured, room() or psutil.virtual_memory().total)}"
+        error = f"{error}{_advice(job)}"
     record = run_record(
         job.run,
         job.data.summary(),
@@ -116,6 +116,16 @@ def _train(job: RunJob) -> _Outcome:
     )
     job.store(record)
     return status, error
+
+
+def _advice(job: RunJob) -> str:
+    """What to change for a run whose memory can be predicted."""
+    with suppress(UserError):  # a router that reads values, which a prediction lacks
+        if is_predicted(job.run.model):
+            measured = measured_pass(job.run, outlined(job.run))
+            there = room() or psutil.virtual_memory().total
+            return f"; {smaller_pass(job.run, measured, there)}"
+    return "; take a smaller model, or fewer sequences in [train] micro_batch"
 
 
 def _measure(job: RunJob, subject: dict[str, Any]) -> _Outcome:
@@ -163,7 +173,6 @@ def _result(job: RunJob, subject: Mapping[str, Any]) -> dict[str, Any]:
     result = measure(job.trained_model(budget), job, settings, budget)
     metrics = result.get("metrics", {})
     for name, value in metrics.items():
-        assert name in METRICS, f"{name} is no metric; add it to modbench/records/metrics.py"
         if isinstance(value, float) and not math.isfinite(value):
             raise DivergedError(f"{name} of the trained model is {value}")
     job.say({"event": "metrics", "metrics": metrics})

@@ -118,6 +118,16 @@ def test_more_passes_than_allowed_are_refused_before_anything_runs(
     assert planned().runs == 2 * 28
 
 
+@pytest.mark.parametrize("words", [[], ["--rehearse"]], ids=["run", "rehearse"])
+def test_more_passes_are_refused_at_each_depth(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    isoflop_suite("vanilla", "mod", layers=[2, 4])
+    prepared()
+    assert main(["run", "suite.toml", *words]) == 2
+    assert "[isoflop] passes allows 4; set passes = " in capsys.readouterr().err
+
+
 def test_more_passes_than_the_size_of_the_text_allows_are_refused_before_it_is_prepared(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

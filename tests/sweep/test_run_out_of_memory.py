@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from small_suite import modbench_says, write_suite
 
+from modbench.errors import UserError
 from modbench.records.store import read_suite
 
 
@@ -60,3 +61,24 @@ def test_an_audit_that_memory_does_not_hold_costs_no_training(
     code, out = modbench_says(tmp_path, "run", "suite.toml")
     assert code == 0, out
     assert len(read_suite(folder).runs) == len(read_suite(folder).audits) == 1
+
+
+def test_a_model_without_prediction_that_memory_does_not_hold_is_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(job: object) -> None:
+        raise MemoryError("Unable to allocate 5 GiB")
+
+    def reads_values(*arguments: object) -> None:
+        raise UserError("router 'vanilla' raised RuntimeError in a pass without values")
+
+    monkeypatch.setattr("modbench.sweep.work.train", ends)
+    monkeypatch.setattr("modbench.sweep.work.measured_pass", reads_values)
+    write_suite(tmp_path, "small", "vanilla", sweep={"budgets": [1e8]})
+    code, out = modbench_says(tmp_path, "run", "suite.toml")
+    assert code == 0, out
+    (record,) = read_suite(tmp_path / "my-results" / "small").runs
+    assert record.status == "oom"
+    assert str(record.error).endswith(
+        "; take a smaller model, or fewer sequences in [train] micro_batch"
+    )

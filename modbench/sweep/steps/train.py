@@ -10,6 +10,7 @@ from modbench.audit.warmed import ODD
 from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.language_model import LanguageModel
+from modbench.sweep.costs import outlined
 from modbench.sweep.run_job import RunJob
 from modbench.sweep.steps.training import train_part
 from modbench.train.compiled import programs
@@ -28,8 +29,8 @@ def train(job: RunJob) -> None:
         StoppedError: a stop was requested; the state of training is saved.
         DivergedError: a loss or a weight is not finite.
     """
-    model = job.fresh_model()
     run = job.run
+    model = outlined(run)  # training builds the model, and a GPU has no room for two
     job.fields["flops_source"] = model.flops_source
     job.fields["metrics"] = _costs(model, job.train)
     if job.train.ranks > 1:

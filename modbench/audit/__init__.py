@@ -1,4 +1,4 @@
-"""The audit: eleven probes that a model of a router must pass, in float64 so that a difference is a bug
+"""The audit: twelve probes that a model of a router must pass, in float64 so that a difference is a bug
 rather than rounding.
 
 A router that fails probe 1, 2, 3 or 9 is not ranked. A probe that does not apply to a router is ``not

@@ -261,7 +261,7 @@ def _factor(scores: Tensor, most: float) -> float:
 
 
 def rebuilt(model: RoutedDecoder, seed: int = 0) -> RoutedDecoder:
-    """A model that is built anew with ``seed``, from a router with the same options, and loads the
+    """A model that is built with ``seed``, from a router with the same options, and loads the
     state of ``model``."""
     other = build_model(model.config, replace(model.router), seed)  # type: ignore[type-var]
     other = other.to(device=device_of(model), dtype=next(model.parameters()).dtype)

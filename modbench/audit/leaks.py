@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.audit.finding import COARSE, ROUNDING, ModelSubject, Outcome, largest, ragged
-from modbench.audit.state import changed_by_scoring
+from modbench.audit.state import NO_STATE, changed_by_scoring
 from modbench.errors import several
 from modbench.model.context import Context
 from modbench.model.language_model import LanguageModel
@@ -28,6 +28,9 @@ CAST = 0.02
 #: leak changes nearly all sequences. So a model passes if at most this share of the edits, or of the
 #: sequences of a batch, change any.
 SHARE = 0.5
+#: The same for edits under autocast, where each layer has the same input: no edit changes a token of a
+#: built-in router, preset or example, and a third change one of a top-k over 63 tokens.
+CAST_SHARE = 0.125
 #: Under autocast a decision flips in most sequences of a deep model: there a sequence differs if more
 #: than the other positions do, and not these.
 ALL_BUT = 0.8
@@ -39,7 +42,7 @@ DRAWN = 2
 TEXTS = 2
 #: Edited copies of a text in one batch: more save passes and take more memory.
 COPIES = 8
-REPEATED = "two equal passes differ by {}; scoring must not draw random numbers"
+REPEATED = f"two equal passes differ by {{}}; {NO_STATE}"
 DETAILED = "logits differ by {} where the trace is detailed"
 #: Last sequences of a batch that are compared with the same sequences alone; each takes a pass.
 TESTED = 3
@@ -98,7 +101,8 @@ def causal(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
         with variant.running(tokens_BT):
             most, changed = _changes(subject, variant, tokens_BT[:texts])
         by = sum(positions > 0 for positions in changed)
-        leaks = by > variant.tolerated * len(changed)
+        tolerated = CAST_SHARE if variant.cast else variant.tolerated
+        leaks = by > max(tolerated and 1, tolerated * len(changed))
         if (leaks and not variant.tolerated) or not figure:
             earlier = several(sum(changed), "earlier position")
             where = f"logits at {earlier}" if by else "no earlier logit"

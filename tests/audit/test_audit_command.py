@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from modbench.audit import PROBES, command
+from modbench.audit import warmed as audit_room
 from modbench.audit.command import run_audit
 from modbench.audit.warmed import STEPS, warmed
 from modbench.errors import UserError
@@ -83,7 +85,7 @@ def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["options"]["capacity"] == 0.5
     assert document["model"]["width"] == 32
     assert document["passed"] is True
-    assert [probe["probe"] for probe in document["probes"]] == list(range(1, 12))
+    assert [probe["probe"] for probe in document["probes"]] == list(range(1, 13))
     assert set(document["probes"][0]) == {"probe", "name", "verdict", "figure", "ranks"}
 
 
@@ -101,3 +103,12 @@ def test_memory_that_runs_out_in_a_probe_is_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setattr(command, "findings", findings)
     with pytest.raises(UserError, match="out of memory, asked for 2,147,483,648 bytes"):
         run_audit("vanilla", shape=SMALL)
+
+
+def test_fewer_layers_are_in_the_header(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(audit_room, "free_bytes", lambda _: 1_000_000)
+    assert run_audit("mod", shape=replace(SMALL, layers=8)) == 0
+    head = capsys.readouterr().out.splitlines()[0]
+    assert re.search(r"tokens \([2-7] of 8 layers, for want of memory\)$", head)

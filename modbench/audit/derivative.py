@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modbench.audit.finding import Outcome, Subject, few, seeded
+from modbench.audit.finding import Outcome, Step, Subject, few, passes, seeded
 from modbench.errors import several
 from modbench.model.context import Context
-from modbench.model.layer import Layer
 
 #: Steps of the central differences, relative to the size of what is moved. Where the two disagree, the
 #: layer rounds to a fixed type, or jumps.
@@ -46,7 +45,10 @@ def derivative(subject: Subject, tokens_BT: Tensor) -> Outcome:
     difference in float64: along its selected tokens, its skipped tokens, the weights of its routers, and
     its other weights. A difference is no failure, since a straight-through or detached gradient may be
     meant; the probe is ``unchecked`` then. Auxiliary losses are not part of the output."""
-    slopes = list(_slopes(subject, few(tokens_BT)))
+    tokens_BT = few(tokens_BT)
+    with torch.no_grad():
+        steps = list(passes(subject.exact, tokens_BT, ("topk",)))
+    slopes = [slope for step in steps for slope in _slopes(step, tokens_BT, subject.seed)]
     smooth = [slope for slope in slopes if slope.smooth]
     if wrong := [slope for slope in smooth if slope.off > CLOSE]:
         most = max(slope.off for slope in wrong)
@@ -62,17 +64,7 @@ def derivative(subject: Subject, tokens_BT: Tensor) -> Outcome:
     return True, f"equals central differences in {several(len(smooth), 'direction')}"
 
 
-def _slopes(subject: Subject, tokens_BT: Tensor) -> Iterator[Slope]:
-    with torch.no_grad():
-        stream = [
-            (number, layer, before_BTD.clone())
-            for number, layer, before_BTD, _ in subject.exact.layer_by_layer(tokens_BT, Context())
-        ]
-    for number, layer, x_BTD in stream:
-        yield from _of_layer(number, layer, x_BTD, tokens_BT, subject.seed)
-
-
-def _of_layer(number: int, layer: Layer, x_BTD: Tensor, tokens_BT: Tensor, seed: int) -> Iterator[Slope]:
+def _slopes(step: Step, tokens_BT: Tensor, seed: int) -> Iterator[Slope]:
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(like: Tensor) -> Tensor:
@@ -80,7 +72,7 @@ def _of_layer(number: int, layer: Layer, x_BTD: Tensor, tokens_BT: Tensor, seed:
         noise = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
         return noise * like.detach().std(correction=0)
 
-    x_BTD = x_BTD + UNTIED * drawn(x_BTD)
+    x_BTD = step.x_BTD + UNTIED * drawn(step.x_BTD)
     weights_BTD = drawn(x_BTD)
 
     def output(
@@ -88,7 +80,7 @@ def _of_layer(number: int, layer: Layer, x_BTD: Tensor, tokens_BT: Tensor, seed:
     ) -> tuple[float, Mapping[str, Tensor | None], Mapping[str, Tensor]]:
         """Weighted sum of the layer's output, its gradients by name ("": of the input), and what it
         selects."""
-        twin, context = copy.deepcopy(layer).train(), Context(tokens_BT=tokens_BT)
+        twin, context = copy.deepcopy(step.layer).train(), Context(tokens_BT=tokens_BT)
         named = {"": x_BTD.clone()} | dict(twin.named_parameters())
         with torch.no_grad():
             for name, direction in moved.items():
@@ -117,7 +109,7 @@ def _of_layer(number: int, layer: Layer, x_BTD: Tensor, tokens_BT: Tensor, seed:
         for where, these_BT in sides.items()
         if these_BT.any()
     }
-    for name, parameter in layer.named_parameters():
+    for name, parameter in step.layer.named_parameters():
         where = "gate" if "router" in name.lower() else "weights"
         moves.setdefault(where, {})[name] = drawn(parameter)
     for where, moved in moves.items():
@@ -133,4 +125,4 @@ def _of_layer(number: int, layer: Layer, x_BTD: Tensor, tokens_BT: Tensor, seed:
             coarser = (difference(moved, by) for by in COARSER)
             coarse = next((value for value, same in coarser if same), first)
             smooth = abs(coarse - first) <= abs(slope - first) / 10
-        yield Slope(number, where, off, smooth)
+        yield Slope(step.number, where, off, smooth)

@@ -19,6 +19,7 @@ from modbench.audit.finding import (
     Outcome,
     Subject,
     device_of,
+    passes,
     rebuilt,
     seeded,
     unmoved,
@@ -136,25 +137,23 @@ def _changed_by_repetition(subject: Subject) -> str:
     """Name what differs when a layer's pass is repeated as by activation checkpointing (whose import in
     PyTorch takes a second); empty if nothing does."""
     model = subject.twin().train()
-    context = Context()
 
     def run_seeded(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
         with seeded(layer.place.layer, x_BTD.device):
             out_BTD: Tensor = layer(x_BTD, context)
         return out_BTD.detach().requires_grad_()
 
-    stream = model.layer_by_layer(subject.tokens(3, 33), context, run_seeded)
-    for number, layer, before_BTD, first_BTD in stream:
-        saved = copy.deepcopy(layer.state_dict())
-        with context.trace.repeating():
-            again_BTD = run_seeded(layer, before_BTD, context)
-        if differs := _differs(layer.state_dict(), saved):
+    for step in passes(model, subject.tokens(3, 33), ("topk",), run_seeded):
+        saved = copy.deepcopy(step.layer.state_dict())
+        with step.context.trace.repeating():
+            again_BTD = run_seeded(step.layer, step.x_BTD, step.context)
+        if differs := _differs(step.layer.state_dict(), saved):
             return (
-                f"layers.{number}.{differs} differs under activation checkpointing; update it only "
+                f"layers.{step.number}.{differs} differs under activation checkpointing; update it only "
                 "where context.trace.repeated is false"
             )
-        if not unmoved(first_BTD, again_BTD):
-            return f"the output of layer {number} differs under activation checkpointing"
+        if not unmoved(step.out_BTD, again_BTD):
+            return f"the output of layer {step.number} differs under activation checkpointing"
     return ""
 
 

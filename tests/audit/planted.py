@@ -155,6 +155,18 @@ class ByTheWeekday(Depth):
         return scores_BT * (1 + datetime.datetime.now().weekday())
 
 
+@options
+class ByTheDate(Depth):
+    def gate(self, scores_BT: Tensor) -> Tensor:
+        return scores_BT * (1 + datetime.date.today().day % 2)
+
+
+@options
+class ByTheWrittenHour(Depth):
+    def gate(self, scores_BT: Tensor) -> Tensor:
+        return scores_BT * (1 + int(time.strftime("%H")))
+
+
 class Doubled(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:

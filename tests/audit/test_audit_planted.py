@@ -48,6 +48,8 @@ def test_a_leak_under_autocast_alone_is_found(router: Router, probe: int) -> Non
         (planted.ByTheHour(), "in another process with the clock"),
         (planted.ByTheMinute(), "in another process with the clock 61 s later"),
         (planted.ByTheWeekday(), "in another process with the clock"),
+        (planted.ByTheDate(), "in another process with the clock"),
+        (planted.ByTheWrittenHour(), "in another process with the clock"),
     ],
     ids=named,
 )

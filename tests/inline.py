@@ -16,6 +16,8 @@ from unittest.mock import patch
 
 import torch
 
+from modbench.audit import fresh
+from modbench.audit.fresh import differs_in_a_fresh_process
 from modbench.cli.main import main
 from modbench.cli.messages import Messages
 from modbench.routing import registry
@@ -111,6 +113,7 @@ def inline_workers() -> Iterator[None]:
         patch.object(worker, "Worker", InlineWorker),
         patch.object(worker, "_POLL_SECONDS", 0.0),
         patch.object(work, "matmul_rate", lambda *of: 1e9),  # takes longer than the training
+        patch.object(fresh, "differs_in_a_fresh_process", lambda *of: ""),  # tests/audit has it
     ):
         yield
 
@@ -123,6 +126,7 @@ def processes() -> Iterator[None]:
         patch.multiple(engine, **real, _WAIT_SECONDS=1.0),
         patch.multiple(worker, **real),
         patch.object(work, "matmul_rate", matmul_rate),
+        patch.object(fresh, "differs_in_a_fresh_process", differs_in_a_fresh_process),
     ):
         yield
 

@@ -3,7 +3,7 @@
 B sequences, T tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -50,13 +50,13 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     sequence = tokens_BT.shape[1]
     numbers = _numbers(subject) if first else []
     for number in numbers:
-        if number.is_far:
-            return False, str(number)
+        if number.far:
+            return False, number.figure
     if not subject.model.nominal_counts(Workload.uniform(1, sequence)):
         if not numbers:
             return None, "no layer declares nominal counts"
         fixed = any(not number.learned for number in numbers)
-        return (True if fixed else None), str(max(numbers, key=lambda number: number.learned))
+        return (True if fixed else None), max(numbers, key=lambda n: n.learned).figure
     shares = _selected_by_the_causal_rule(subject, tokens_BT) if first else []
     model = subject.twin().train()
     tied = zero_routers(subject.twin().train())
@@ -81,41 +81,13 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
 @dataclass(frozen=True)
 class _Number:
-    """Tokens that layer ``layer`` selects, or experts that it gives each token, by text; and the nominal
-    number."""
+    """How many tokens a layer selects, or experts it gives each token, in each text, and the nominal
+    number. ``far``: too far from it in each text, in the same way. ``learned``: losses or `update` of
+    the router can move it."""
 
-    layer: int
-    what: str
-    realised: tuple[float, ...]
-    nominal: float
-    learned: bool  #: a loss or an `update` of the router can move it
-    scored: bool  #: the router has a scorer
-    declared: bool
-
-    @property
-    def limit(self) -> float | None:
-        """The largest allowed factor between realised and nominal; None if the number may be any."""
-        if self.learned and self.declared:
-            return None
-        return FAR_BY_CHANCE if self.learned or not self.scored else FAR
-
-    @property
-    def is_far(self) -> bool:
-        """Return True if the number is too far from the nominal one, in each text in the same way."""
-        factors = [each / self.nominal for each in self.realised]
-        return self.limit is not None and (min(factors) > self.limit or max(factors) < 1 / self.limit)
-
-    def __str__(self) -> str:
-        realised = " and ".join(f"{each:.3g}" for each in self.realised)
-        of_layer = f"layer {self.layer} selects {realised} {self.what} in training"
-        limit = "" if self.limit is None else f" (limit: a factor of {self.limit:g} in both texts)"
-        if not self.declared:
-            return (
-                f"{of_layer}, and nominal is top_k, {self.nominal:g}{limit}; define "
-                "nominal_experts_per_token"
-            )
-        why = ", which losses or update learn" if self.learned else ""
-        return f"{of_layer}{why}; nominal is {self.nominal:.3g}{limit}"
+    figure: str
+    far: bool
+    learned: bool
 
 
 def _numbers(subject: Subject) -> list[_Number]:
@@ -136,7 +108,7 @@ def _numbers(subject: Subject) -> list[_Number]:
             if what == "experts" and selected_BT is not None:  # inside a block that skips tokens
                 reached = int(selected_BT.sum())
             shares[name].append(routed / max(reached, 1))
-    return [_number(layer, tuple(shares[name])) for name, layer in deciding.items()]
+    return [_number(layer, shares[name]) for name, layer in deciding.items()]
 
 
 def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
@@ -153,29 +125,27 @@ def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
     }
 
 
-def _number(layer: RoutedExperts | DepthRouted, realised: tuple[float, ...]) -> _Number:
-    scored = layer.router is not None
+def _number(layer: RoutedExperts | DepthRouted, realised: Sequence[float]) -> _Number:
     if isinstance(layer, RoutedExperts):
-        experts = layer.options
+        experts, what = layer.options, "experts per token"
+        nominal = experts.nominal_experts_per_token()
+        declared = overrides(experts, "nominal_experts_per_token", ExpertRouter)
         hooks = ("losses", "auxiliary_losses", "update")
-        return _Number(
-            layer.layer,
-            "experts per token",
-            realised,
-            nominal=experts.nominal_experts_per_token(),
-            learned=any(overrides(experts, hook, ExpertRouter) for hook in hooks),
-            scored=scored,
-            declared=overrides(experts, "nominal_experts_per_token", ExpertRouter),
-        )
-    return _Number(
-        layer.layer,
-        "of the tokens",
-        realised,
-        nominal=layer.options.capacity,
-        learned=any(overrides(layer.options, hook, DepthRouter) for hook in ("losses", "update")),
-        scored=scored,
-        declared=True,
+        learned = any(overrides(experts, hook, ExpertRouter) for hook in hooks)
+    else:
+        nominal, what, declared = layer.options.capacity, "of the tokens", True
+        learned = any(overrides(layer.options, hook, DepthRouter) for hook in ("losses", "update"))
+    factors = [each / nominal for each in realised]
+    figure = (
+        f"layer {layer.layer} selects {' and '.join(f'{n:.3g}' for n in realised)} {what} in training"
     )
+    if learned and declared:
+        return _Number(f"{figure}, which losses or update learn; nominal is {nominal:.3g}", False, True)
+    limit = FAR_BY_CHANCE if learned or layer.router is None else FAR
+    figure += f"; nominal is {nominal:.3g}" if declared else f", and nominal is top_k, {nominal:g}"
+    figure += f" (limit: a factor of {limit:g} in both texts)"
+    figure += "" if declared else "; define nominal_experts_per_token"
+    return _Number(figure, min(factors) > limit or max(factors) < 1 / limit, learned)
 
 
 def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[float]:
@@ -187,7 +157,16 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
     if not layers or full.tokens == 1:
         return []
     means = []
-    for model in _weights_of_all_sorts(subject):
+    for weights in ("audited", "initial", "noisy"):
+        if weights == "audited":
+            model = subject.exact
+        elif weights == "initial":
+            model, _ = subject.fresh()
+        else:
+            generator = torch.Generator().manual_seed(subject.seed)
+            for parameter in model.layers.parameters():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
         context = Context(selection="causal")
         model.hidden(tokens_BT, context)
         shown = [context.trace.tensors.get((layer, "selected")) for layer in layers]
@@ -195,17 +174,6 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
         if shares:
             means.append(sum(shares) / len(shares))
     return means
-
-
-def _weights_of_all_sorts(subject: Subject) -> Iterator[RoutedDecoder]:
-    yield subject.exact
-    noisy, _ = subject.fresh()
-    yield noisy
-    generator = torch.Generator().manual_seed(subject.seed)
-    for parameter in noisy.layers.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-        parameter.add_(noise.to(parameter.device) * parameter.std(correction=0))
-    yield noisy
 
 
 def _cases(tokens_BT: Tensor, *, first: bool) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:

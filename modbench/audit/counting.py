@@ -85,8 +85,8 @@ def _nominal(subject: ModelSubject, step: "CountedPass") -> tuple[dict[str, str]
     if device_of(model).type != "cpu" or model.ledger(step.workload) != nominal:
         try:
             on_meta_BT = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
-            lengths = step.workload.lengths
-            seen = _spend(subject.twin().to("meta"), on_meta_BT, lengths, "topk", "train")[1].ledger
+            on_meta = subject.twin().to("meta"), on_meta_BT, step.workload.lengths
+            seen = _counted("", *on_meta, "topk", "train").counter.ledger
         except Exception as error:  # a router's own code runs here; it may need values
             return wrong, f"; nominal not checked, on the meta device it raised {type(error).__name__}"
     forward = Ledger({key: flops for key, flops in seen if key[2] == "forward"})
@@ -191,14 +191,6 @@ def _counted(
     rule: Selection,
     phase: Phase,
 ) -> CountedPass:
-    workload, counter = _spend(model, tokens_BT, lengths, rule, phase)
-    exact = len(lengths) == 1 or (rule == "topk" and min(lengths) == tokens_BT.shape[1])
-    return CountedPass(f"{PHASES[phase]}{which}", model, workload, counter, (counter,) if exact else ())
-
-
-def _spend(
-    model: LanguageModel, tokens_BT: Tensor, lengths: tuple[int, ...], rule: Selection, phase: Phase
-) -> tuple[Workload, FlopCounter]:
     model.train(phase == "train")
     context = Context(selection=rule, lengths_B=ragged(lengths, tokens_BT))
     with FlopCounter() as counter, torch.set_grad_enabled(phase == "train"):
@@ -207,7 +199,9 @@ def _spend(
             loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
             (loss + context.trace.auxiliary_loss()).backward()
             model.zero_grad(set_to_none=True)
-    return Workload(lengths=lengths, phase=phase, counts=context.trace.counts), counter
+    workload = Workload(lengths=lengths, phase=phase, counts=context.trace.counts)
+    exact = len(lengths) == 1 or (rule == "topk" and min(lengths) == tokens_BT.shape[1])
+    return CountedPass(f"{PHASES[phase]}{which}", model, workload, counter, (counter,) if exact else ())
 
 
 def _each_cached(subject: ModelSubject, tokens_BT: Tensor) -> Iterator[CountedPass]:
@@ -232,19 +226,15 @@ def _cached(subject: ModelSubject, model: LanguageModel, longest: int) -> Iterat
         _read(model, text_BT[row : row + 1], [lengths[row : row + 1] for lengths in reads])
         for row in range(rows)
     ]
-    for passes in alone:
-        for name, workload, counter in passes:
-            yield CountedPass(f"a {name} of one sequence", model, workload, counter, (counter,))
-    together = _read(model, text_BT, reads)
-    for (name, workload, counter), *singles in zip(together, *alone, strict=True):
-        parts = [single for _, _, single in singles]
-        yield CountedPass(f"a {name} of each sequence of a batch", model, workload, counter, parts)
+    for case in chain(*alone):
+        yield replace(case, name=f"{case.name} of one sequence", parts=[case.counter])
+    for case, *singles in zip(_read(model, text_BT, reads), *alone, strict=True):
+        parts = [single.counter for single in singles]
+        yield replace(case, name=f"{case.name} of each sequence of a batch", parts=parts)
 
 
 @torch.no_grad()
-def _read(
-    model: LanguageModel, text_BT: Tensor, reads: Sequence[tuple[int, ...]]
-) -> list[tuple[str, Workload, FlopCounter]]:
+def _read(model: LanguageModel, text_BT: Tensor, reads: Sequence[tuple[int, ...]]) -> list[CountedPass]:
     """Count cached passes; ``reads`` holds the number of new tokens of each sequence, pass by pass."""
     cache = Cache(len(text_BT))
     passes = []
@@ -255,6 +245,7 @@ def _read(
         with FlopCounter() as counter:
             model(new_BT, context)
         phase: Phase = "prefill" if number < 2 else "decode"
+        name = ("a prompt", "a chunk", "a decoded token")[min(number, 2)]
         workload = Workload(lengths=lengths, past=past, phase=phase, counts=context.trace.counts)
-        passes.append((("prompt", "chunk", "decoded token")[min(number, 2)], workload, counter))
+        passes.append(CountedPass(name, model, workload, counter))
     return passes

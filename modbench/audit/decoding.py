@@ -3,7 +3,7 @@
 B sequences, T tokens, V vocabulary.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -74,8 +74,7 @@ class Reading:
 
     def run(self) -> "Reading":
         """Run all passes."""
-        for _ in self.steps():
-            pass
+        deque(self.steps(), maxlen=0)
         return self
 
     def steps(self) -> Iterator[None]:
@@ -85,13 +84,11 @@ class Reading:
             what = "decoded" if read.kept and max(read.lengths) == 1 else "chunks"
             what = what if any(self.cache.read) else "prompts"
             counts = self._run(read, what)
+            for layer, each in counts.items() if read.kept else ():
+                self.due[layer] = [n + more for n, more in zip(self.due[layer], each, strict=True)]
             if not read.kept:
                 self.cache.rewind(mark)
-                yield
-                continue
-            for layer, each in counts.items():
-                self.due[layer] = [n + more for n, more in zip(self.due[layer], each, strict=True)]
-            if what == "decoded":
+            elif what == "decoded":
                 self.selected += sum(map(sum, counts.values()))
                 self.pairs += len(read.lengths) * len(counts)
             yield
@@ -172,7 +169,7 @@ def decode_parity(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     figure += "".join(f"; alone, {reading.figure()}" for reading in readings[1:])
     passed = all(reading.passed() for reading in readings)
     figure += "" if passed else mixing(subject, tokens_BT)
-    if subject.is_exact or not passed or not subject.is_longest(tokens_BT):
+    if subject.dtype == torch.float64 or not passed or not subject.is_longest(tokens_BT):
         return passed, figure
     reading = Reading(subject.own, tokens_BT[:4], _passes(tokens_BT[:4]), COARSE).run()
     if reading.passed(TOLERATED):

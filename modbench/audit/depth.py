@@ -1,4 +1,4 @@
-"""Probes 5, 6 and 7: what a layer does to selected and to skipped tokens.
+"""Probes 5, 6, 7 and 11: what a layer does to selected and to skipped tokens, and what it spends.
 
 The reference is the layer's own plain block, run by plain loops on the selected tokens only, in their
 order and at their positions.
@@ -7,7 +7,7 @@ B sequences, T tokens, D model width, N selected tokens, R sequences with select
 tokens selected in one sequence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +21,13 @@ from modbench.audit.finding import (
     Outcome,
     Subject,
     few,
-    plain_block,
+    passes,
     ragged,
-    selected,
     unmoved,
     zero_routers,
 )
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
 from modbench.model.layer import Layer
@@ -34,35 +35,33 @@ from modbench.routing.build import RoutedDecoder
 
 #: Relative rounding error of float64 when the input is subtracted from the output.
 CANCELLED = 1e-13
+#: Components computed for every token, those not linear in the number of tokens, and matmuls that carry
+#: no label, as in the scores of a layer that states no ledger.
+NOT_BY_TOKEN = ("router", "predictor", "attention.scores", "other")
 
 
 @torch.no_grad()
 def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 5: tokens that a layer shows as not selected leave it unchanged, bit for bit. No layer
     writes into its input."""
-    tokens_BT = few(tokens_BT)
     skipped = 0
     altered = 0
     quiet = False
-    for rule in RULES:
-        context = Context(selection=rule)
-        inputs = list[Tensor]()
+    inputs = list[Tensor]()
 
-        def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
-            inputs.append(x_BTD)  # noqa: B023
-            return layer(x_BTD, context)  # type: ignore[no-any-return]
+    def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+        inputs[:] = [x_BTD]
+        return layer(x_BTD, context)  # type: ignore[no-any-return]
 
-        stream = subject.exact.layer_by_layer(tokens_BT, context, run)
-        for number, layer, before_BTD, after_BTD in stream:
-            if not unmoved(inputs[-1], before_BTD):
-                return False, f"layer {number} ({type(layer).__name__}) writes into its input ({rule})"
-            changed_BT = (after_BTD != before_BTD).any(-1)
-            selected_BT = context.trace.tensors.get((number, "selected"))
-            if selected_BT is None:
-                quiet |= bool(changed_BT.any()) and not bool(changed_BT.all())
-                continue
-            skipped += int((~selected_BT).sum())
-            altered += int((changed_BT & ~selected_BT).sum())
+    for step in passes(subject.exact, few(tokens_BT), run=run):
+        if not unmoved(inputs[0], step.x_BTD):
+            name = type(step.layer).__name__
+            return False, f"layer {step.number} ({name}) writes into its input ({step.rule})"
+        if step.shown_BT is None:
+            quiet |= step.selected_BT is not None
+        else:
+            skipped += int((~step.shown_BT).sum())
+            altered += int((step.changed_BT & ~step.shown_BT).sum())
     if not skipped and quiet:
         return None, "a layer leaves some tokens unchanged and does not show selected"
     if not skipped:
@@ -81,6 +80,7 @@ class Update:
     block adds on its own; (N, D) each."""
 
     layer: int
+    rule: Selection
     x_ND: Tensor
     added_ND: Tensor
     delta_ND: Tensor
@@ -114,16 +114,15 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
     model = full if all_selected else subject.exact
     worst = 0.0
     count = 0
-    for rule in RULES[:1] if all_selected else RULES:
-        for update in updates(model, tokens_BT, rule):
-            count += len(update.x_ND)
-            beyond = update.beyond(update.gated_ND).max().item()
-            worst = max(worst, beyond)
-            if beyond > ROUNDING:
-                return False, (
-                    f"the update of layer {update.layer} is not gate x block output (relative error "
-                    f"{beyond:.2g})"
-                )
+    for update in updates(model, tokens_BT, RULES[:1] if all_selected else RULES):
+        count += len(update.x_ND)
+        beyond = update.beyond(update.gated_ND).max().item()
+        worst = max(worst, beyond)
+        if beyond > ROUNDING:
+            return False, (
+                f"the update of layer {update.layer} is not gate x block output (relative error "
+                f"{beyond:.2g})"
+            )
     if not count:
         return subject.held(None, "no token is selected")
     unit, taken = subject.fresh(capacity=1.0, gate="scaled_sigmoid")
@@ -132,7 +131,7 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return subject.held(True, figure)
     model = zero_routers(unit)
     worst = 0.0
-    for update in updates(model, tokens_BT, "topk"):
+    for update in updates(model, tokens_BT, RULES[:1]):
         scale = (update.x_ND + update.delta_ND).abs().max().item()
         worst = max(worst, (update.added_ND - update.gated_ND).abs().max().item() / scale)
     return subject.held(worst <= ROUNDING, f"at gate 1, layer and block differ by {worst:.2g}")
@@ -146,33 +145,81 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return None, NO_SKIPPING
     worst = 0.0
     count = 0
-    for rule in RULES:
-        for update in updates(subject.exact, few(tokens_BT), rule):
-            count += len(update.x_ND)
-            beyond_N = update.beyond(update.x_ND, update.delta_ND)
-            worst = max(worst, beyond_N.max().item())
-            off = int((beyond_N > ROUNDING).sum())
-            if off:
-                return False, (
-                    f"{off} of {len(beyond_N)} selected tokens of layer {update.layer} ({rule}) "
-                    f"differ from the block in their order, at their positions, by up to {worst:.1e}"
-                )
+    for update in updates(subject.exact, few(tokens_BT)):
+        count += len(update.x_ND)
+        beyond_N = update.beyond(update.x_ND, update.delta_ND)
+        worst = max(worst, beyond_N.max().item())
+        if off := int((beyond_N > ROUNDING).sum()):
+            return False, (
+                f"{off} of {len(beyond_N)} selected tokens of layer {update.layer} ({update.rule}) "
+                f"differ from the block in their order, at their positions, by up to {worst:.1e}"
+            )
     if not count:
         return subject.held(None, "no token is selected")
     return subject.held(True, f"{count} selected tokens keep order and position, up to {worst:.1e}")
 
 
-def updates(model: RoutedDecoder, tokens_BT: Tensor, rule: Selection) -> Iterator[Update]:
+def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
+    """Probe 11: in a layer that skips tokens, matmuls run for no more rows than the selected tokens fill
+    when padded: the sequences with any, times the most that one of them has. The training rule is tested
+    in training mode. Routers and predictors may see every token; attention scores are probe 9's."""
+    if not subject.skipping:
+        return None, NO_SKIPPING
+    skipped, spent, everything = 0, 0, 0
+    seen = Ledger()
+
+    def run_counted(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+        nonlocal seen
+        trains = context.selection == "topk"
+        with FlopCounter() as counter, torch.set_grad_enabled(trains):
+            out_BTD: Tensor = layer.train(trains)(x_BTD, context)
+        seen = counter.ledger
+        return out_BTD
+
+    for step in passes(subject.twin(), few(tokens_BT), run=run_counted):
+        selected_BT, block = step.selected_BT, step.block
+        if selected_BT is None or block is None:
+            continue
+        sent = [n for n in selected_BT.sum(1).tolist() if n]
+        counts = step.context.trace.counts
+        inner = {key: n for key, n in counts.items() if key[1] not in ("depth", "past")}
+        workload = Workload(lengths=(max(sent, default=0),) * max(1, len(sent)), counts=inner)
+        flops = _by_token(seen)
+        allowed = _by_token(block.ledger(workload)) if sent else 0
+        if flops > allowed:
+            return False, (
+                f"layer {step.number} spends {flops / max(1, allowed):.2f} times the FLOPs of the "
+                f"{sum(sent)} of {selected_BT.numel()} tokens that it selects ({step.rule})"
+            )
+        skipped += int((~selected_BT).sum())
+        spent += flops
+        everything += _by_token(block.ledger(Workload.uniform(*selected_BT.shape)))
+    if not skipped:
+        return subject.held(None, "no layer skips tokens")
+    return subject.held(True, f"routed layers spend {spent / everything:.3f} of the FLOPs of all tokens")
+
+
+def _by_token(ledger: Ledger) -> int:
+    """Forward FLOPs of the components that are linear in the number of tokens."""
+    return sum(
+        flops.full
+        for (_, component, direction), flops in ledger
+        if direction == "forward" and component not in NOT_BY_TOKEN
+    )
+
+
+def updates(
+    model: RoutedDecoder, tokens_BT: Tensor, rules: Sequence[Selection] = RULES
+) -> Iterator[Update]:
     """Yield the update of each layer that skips tokens and holds a plain block."""
-    context = Context(selection=rule)
-    for number, layer, before_BTD, after_BTD in model.layer_by_layer(tokens_BT, context):
-        selected_BT = selected(context, number, before_BTD, after_BTD)
-        block = plain_block(layer)
+    for step in passes(model, tokens_BT, rules):
+        selected_BT, block = step.selected_BT, step.block
         if selected_BT is None or block is None or not selected_BT.any():
             continue
-        x_ND, delta_ND = alone(block, before_BTD, selected_BT, rule)
-        added_ND = after_BTD[selected_BT] - x_ND
-        yield Update(number, x_ND, added_ND, delta_ND, gated(layer, x_ND, delta_ND))
+        x_ND, delta_ND = alone(block, step.x_BTD, selected_BT, step.rule)
+        added_ND = step.out_BTD[selected_BT] - x_ND
+        gated_ND = gated(step.layer, x_ND, delta_ND)
+        yield Update(step.number, step.rule, x_ND, added_ND, delta_ND, gated_ND)
 
 
 def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:

@@ -10,38 +10,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modbench.audit.finding import Outcome, Subject, few, seeded
+from modbench.audit.finding import Outcome, Step, Subject, few, passes, seeded
 from modbench.errors import several
 from modbench.model.context import Context
-from modbench.model.layer import Layer
 
 #: Steps of the central differences, relative to the size of what is moved. Where the two disagree, the
 #: layer rounds to a fixed type, or jumps.
 STEPS = (1e-5, 1e-6)
+#: The same where they agree, and not with the derivative: a type of few digits rounds both away. The
+#: first that leaves the selection as it is counts.
+COARSER = (1e-3, 1e-4)
 #: Largest relative difference of derivative and central difference that counts as rounding.
 CLOSE = 1e-4
+#: Slopes are compared as if they were at least so large; float64 rounds smaller ones.
+SMALL = 1e-3
+#: Noise on the input of a layer, relative to its size: without it, tokens of equal text have equal
+#: scores, and each step selects another one of them.
+UNTIED = 1e-2
 
 
 @dataclass(frozen=True)
 class Slope:
-    """How the output of a layer changes along one direction: its derivative, and central differences of
-    the `STEPS`."""
+    """How the output of a layer changes along one direction. ``off``: the difference of its derivative
+    and a central difference, relative to the larger one. ``smooth``: central differences agree."""
 
     layer: int
     where: str
-    derivative: float
-    differences: tuple[float, ...]
-
-    @property
-    def is_smooth(self) -> bool:
-        first, second = self.differences
-        return abs(first - second) <= CLOSE * max(abs(first), abs(second))
-
-    @property
-    def off(self) -> float:
-        """The difference, relative to the larger of the two."""
-        larger = max(abs(self.derivative), abs(self.differences[0]))
-        return abs(self.derivative - self.differences[0]) / larger if larger else 0.0
+    off: float
+    smooth: bool
 
 
 def derivative(subject: Subject, tokens_BT: Tensor) -> Outcome:
@@ -49,81 +45,84 @@ def derivative(subject: Subject, tokens_BT: Tensor) -> Outcome:
     difference in float64: along its selected tokens, its skipped tokens, the weights of its routers, and
     its other weights. A difference is no failure, since a straight-through or detached gradient may be
     meant; the probe is ``unchecked`` then. Auxiliary losses are not part of the output."""
-    slopes = list(_slopes(subject, few(tokens_BT)))
-    smooth = [slope for slope in slopes if slope.is_smooth]
-    wrong = [slope for slope in smooth if slope.off > CLOSE]
-    if not smooth:
-        return None, "a layer computes in a fixed type, in which central differences are rounding"
-    if not wrong:
-        return True, f"equals central differences in {several(len(smooth), 'direction')}"
-    most = max(wrong, key=lambda slope: slope.off)
-    places = ", ".join(dict.fromkeys(slope.where for slope in wrong))
-    layers = ", ".join(dict.fromkeys(str(slope.layer) for slope in wrong))
-    return "unchecked", (
-        f"the gradient differs from a central difference by up to {most.off:.1%} (layer {layers}: "
-        f"{places}); straight-through or detached: is it meant?"
-    )
-
-
-def _slopes(subject: Subject, tokens_BT: Tensor) -> Iterator[Slope]:
-    context = Context()
-    model = subject.exact.train()
+    tokens_BT = few(tokens_BT)
     with torch.no_grad():
-        stream = [
-            (number, layer, before_BTD.clone(), context.trace.tensors.get((number, "selected")))
-            for number, layer, before_BTD, _ in model.layer_by_layer(tokens_BT, context)
-        ]
-    model.eval()
-    for number, layer, x_BTD, selected_BT in stream:
-        yield from _of_layer(number, layer, x_BTD, selected_BT, tokens_BT, subject.seed)
+        steps = list(passes(subject.exact, tokens_BT, ("topk",)))
+    slopes = [slope for step in steps for slope in _slopes(step, tokens_BT, subject.seed)]
+    smooth = [slope for slope in slopes if slope.smooth]
+    if wrong := [slope for slope in smooth if slope.off > CLOSE]:
+        most = max(slope.off for slope in wrong)
+        places = ", ".join(dict.fromkeys(slope.where for slope in wrong))
+        layers = ", ".join(dict.fromkeys(str(slope.layer) for slope in wrong))
+        return "unchecked", (
+            f"the gradient differs from a central difference by up to {most:.1%} (layer {layers}: "
+            f"{places}); straight-through or detached: is it meant?"
+        )
+    if rounded := {slope.where for slope in slopes} - {slope.where for slope in smooth}:
+        places = ", ".join(sorted(rounded))
+        return None, f"computes in a fixed type, where central differences are rounding ({places})"
+    return True, f"equals central differences in {several(len(smooth), 'direction')}"
 
 
-def _of_layer(
-    number: int, layer: Layer, x_BTD: Tensor, selected_BT: Tensor | None, tokens_BT: Tensor, seed: int
-) -> Iterator[Slope]:
+def _slopes(step: Step, tokens_BT: Tensor, seed: int) -> Iterator[Slope]:
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+        """A direction of the size of ``like``."""
+        noise = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+        return noise * like.detach().std(correction=0)
 
+    x_BTD = step.x_BTD + UNTIED * drawn(step.x_BTD)
     weights_BTD = drawn(x_BTD)
 
     def output(
         moved: Mapping[str, Tensor], by: float, *, differentiate: bool = False
-    ) -> tuple[float, Mapping[str, Tensor | None]]:
-        """Weighted sum of the layer's output, and its gradients by name ("": of the input)."""
-        twin = copy.deepcopy(layer).train()
-        x = x_BTD.clone()
-        named = {"": x} | dict(twin.named_parameters())
+    ) -> tuple[float, Mapping[str, Tensor | None], Mapping[str, Tensor]]:
+        """Weighted sum of the layer's output, its gradients by name ("": of the input), and what it
+        selects."""
+        twin, context = copy.deepcopy(step.layer).train(), Context(tokens_BT=tokens_BT)
+        named = {"": x_BTD.clone()} | dict(twin.named_parameters())
         with torch.no_grad():
             for name, direction in moved.items():
                 named[name].add_(direction, alpha=by)
-        x.requires_grad_(differentiate)
+        x = named[""].requires_grad_(differentiate)
         with torch.set_grad_enabled(differentiate), seeded(seed, x.device):
-            total = (twin(x, Context(tokens_BT=tokens_BT)) * weights_BTD).sum()
+            total = (twin(x, context) * weights_BTD).sum()
             if differentiate:
                 total.backward()
-        return total.item(), {name: tensor.grad for name, tensor in named.items()}
+        shown = {key: tensor for (_, key), tensor in context.trace.tensors.items()}
+        selects = {key: tensor for key, tensor in shown.items() if not tensor.is_floating_point()}
+        return total.item(), {name: tensor.grad for name, tensor in named.items()}, selects
 
-    _, gradients = output({}, 0.0, differentiate=True)
-    moves: dict[str, dict[str, Tensor]] = {}
-    all_BT = torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)
-    shown_BT = all_BT if selected_BT is None else selected_BT
-    for where, these_BT in (("selected tokens", shown_BT), ("skipped tokens", ~shown_BT)):
-        if these_BT.any():
-            where = "input" if selected_BT is None else where
-            moves[where] = {"": drawn(x_BTD) * x_BTD.std() * these_BT[..., None]}
-    for name, parameter in layer.named_parameters():
+    def difference(moved: Mapping[str, Tensor], by: float) -> tuple[float, bool]:
+        """The central difference, and True if the layer selects the same on both sides."""
+        (more, _, these), (less, _, others) = output(moved, by), output(moved, -by)
+        same = all(torch.equal(these[key], others[key]) for key in these)
+        return (more - less) / (2 * by), same
+
+    _, gradients, selects = output({}, 0.0, differentiate=True)
+    sides = {"input": torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)}
+    if "selected" in selects:
+        sides = {"selected tokens": selects["selected"], "skipped tokens": ~selects["selected"]}
+    moves = {
+        where: {"": drawn(x_BTD) * these_BT[..., None]}
+        for where, these_BT in sides.items()
+        if these_BT.any()
+    }
+    for name, parameter in step.layer.named_parameters():
         where = "gate" if "router" in name.lower() else "weights"
-        moves.setdefault(where, {})[name] = drawn(parameter.detach()) * parameter.detach().std(
-            correction=0
-        )
+        moves.setdefault(where, {})[name] = drawn(parameter)
     for where, moved in moves.items():
-        along = (gradients[name] for name in moved)
         slope = sum(
             (direction * gradient).sum().item()
-            for direction, gradient in zip(moved.values(), along, strict=True)
-            if gradient is not None
+            for name, direction in moved.items()
+            if (gradient := gradients[name]) is not None
         )
-        differences = tuple((output(moved, by)[0] - output(moved, -by)[0]) / (2 * by) for by in STEPS)
-        yield Slope(number, where, slope, differences)
+        first, second = (difference(moved, by)[0] for by in STEPS)
+        size = max(*map(abs, (slope, first, second)), SMALL)
+        off, smooth = abs(slope - first) / size, abs(first - second) <= CLOSE * size
+        if smooth and off > CLOSE:
+            coarser = (difference(moved, by) for by in COARSER)
+            coarse = next((value for value, same in coarser if same), first)
+            smooth = abs(coarse - first) <= abs(slope - first) / 10
+        yield Slope(step.number, where, off, smooth)

@@ -4,23 +4,24 @@ B sequences, T tokens, D model width, V vocabulary.
 """
 
 import copy
-import ctypes
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, TypeVar, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from modbench.model.block import Block
 from modbench.model.context import Context, Selection
+from modbench.model.decoder import RunLayer
 from modbench.model.kv_cache import Cache
 from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model, outline
-from modbench.routing.router import Router
+from modbench.train.out_of_memory import return_freed_memory
 from modbench.typed import checked
 
 #: Largest relative difference of two float64 results that counts as rounding. It leaves room for
@@ -61,11 +62,11 @@ class Finding:
         return self.verdict == "failed"
 
 
-M = TypeVar("M", bound=LanguageModel)
+M = TypeVar("M", bound=LanguageModel, covariant=True)
 
 
 @dataclass(frozen=True)
-class ModelSubject:
+class Audited(Generic[M]):
     """The model under audit, which no probe changes; the seed of all random tokens; and the shapes
     (sequences, tokens) that are audited, so that a probe can run a test at one of them only. Without
     shapes, every test runs. ``brief``: leave out the longest tests.
@@ -73,11 +74,11 @@ class ModelSubject:
     Of the copies that probes ask for, the last one is kept: several of them in float64 would take more
     memory than training."""
 
-    model: LanguageModel
+    model: M
     seed: int = 0
     shapes: tuple[tuple[int, int], ...] = ()
     brief: bool = False
-    _last: dict[str, LanguageModel] = field(default_factory=dict, repr=False)
+    _last: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def is_first(self, tokens_BT: Tensor) -> bool:
         """Return True at the first shape."""
@@ -93,45 +94,38 @@ class ModelSubject:
         if name not in self._last:
             self.forget()
             self._last[name] = build()
-        return self._last[name]  # type: ignore[return-value]
+        return self._last[name]  # type: ignore[no-any-return]
 
     def forget(self) -> None:
-        """Let go of the model that is `kept`, and of freed memory, which glibc's allocator holds."""
+        """Let go of the model that is `kept`."""
         self._last.clear()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        return_freed_memory()
+
+    def twin(self) -> M:
+        return copy.deepcopy(self.model)
 
     @property
-    def exact(self) -> LanguageModel:
+    def exact(self) -> M:
         """A copy in float64, so that a difference is a bug rather than rounding."""
         return self.kept("exact", lambda: self.twin().double().eval())
 
-    def scaled(self) -> Iterator[tuple[str, LanguageModel]]:
-        """Yield copies with other router scores, by a description; none without a router of ours."""
-        yield from ()
-
     @property
-    def initial(self) -> LanguageModel:
-        """The model with initial weights, in float64, where a router makes these differ."""
-        return self.exact
-
-    @property
-    def own(self) -> LanguageModel:
+    def own(self) -> M:
         """A copy in the dtype in which the model is scored."""
         return self.kept("own", lambda: self.twin().eval())
 
     @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+    def initial(self) -> M:
+        """The model with initial weights, in float64, where a router makes these differ."""
+        return self.exact
+
+    def scaled(self) -> Iterator[tuple[str, M]]:
+        """Yield copies with other router scores, by a description; none without a router of ours."""
+        yield from ()
 
     @property
-    def is_exact(self) -> bool:
-        """True if the model's own dtype is float64."""
-        return self.dtype == torch.float64
-
-    def twin(self) -> LanguageModel:
-        return copy.deepcopy(self.model)
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
 
     def tokens(self, sequences: int, length: int, draw: int = 0) -> Tensor:
         """Random tokens (B, T); each ``draw`` gives other ones."""
@@ -141,66 +135,49 @@ class ModelSubject:
         return tokens_BT.to(device_of(self.model))
 
 
+ModelSubject = Audited[LanguageModel]
+
+
 @dataclass(frozen=True)
-class Subject(ModelSubject):
+class Subject(Audited[RoutedDecoder]):
     """A decoder with a router of ours under audit."""
-
-    model: RoutedDecoder
-
-    @property
-    def exact(self) -> RoutedDecoder:
-        return self.kept("exact", lambda: self.twin().double().eval())
 
     def scaled(self) -> Iterator[tuple[str, RoutedDecoder]]:
         """Yield copies in float64 that multiply the scores of each router by a constant, so that the
         largest of a random text is one of `LARGE`: scores as of a model that was trained for long. One
         also centres them, since with a bias all scores may have one sign."""
         self.forget()
-        for scaling in (*map(_Scaled, LARGE), _Scaled(LARGE[0], centred=True)):
-            centred = "centred and " if scaling.centred else ""
-            yield f"{centred}scaled up to {scaling.most:g}", self._scaled(scaling)
+        for most, centred in (*((most, False) for most in LARGE), (LARGE[0], True)):
+            model = self.twin().double().eval()
+            for name, module in model.named_modules():
+                if name.rpartition(".")[2] == "router":
+                    module.register_forward_hook(_scaling(most, centred))
 
-    def _scaled(self, scaling: "_Scaled") -> RoutedDecoder:
-        model = self.twin().double().eval()
-        tokens_BT = self.tokens(3, 63)
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2] == "router":
-                module.register_forward_hook(replace(scaling))
+            def run_scaled(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+                for name, parameter in layer.named_parameters():
+                    if name.rpartition(".")[2] == "router" and parameter.shape[-1:] == x_BTD.shape[-1:]:
+                        parameter.mul_(_factor(x_BTD @ parameter.T, most))  # noqa: B023
+                return layer(x_BTD, context)  # type: ignore[no-any-return]
 
-        def run_scaled(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
-            for name, parameter in layer.named_parameters():
-                if name.rpartition(".")[2] == "router" and parameter.shape[-1:] == x_BTD.shape[-1:]:
-                    parameter.mul_(_factor(x_BTD @ parameter.T, scaling.most))
-            return layer(x_BTD, context)  # type: ignore[no-any-return]
-
-        with torch.no_grad():
-            for _ in model.layer_by_layer(tokens_BT, Context(selection="causal"), run_scaled):
-                pass
-        return model
+            with torch.no_grad():
+                deque(passes(model, self.tokens(3, 63), ("causal",), run_scaled), maxlen=0)
+            yield f"{'centred and ' * centred}scaled up to {most:g}", model
 
     @property
     def initial(self) -> RoutedDecoder:
         """A newly initialised model of the same shape and router, in float64."""
-        return self.kept("initial", lambda: self._built(self.model.router))
-
-    @property
-    def own(self) -> RoutedDecoder:
-        """A copy in the dtype in which the model is scored."""
-        return self.kept("own", lambda: self.twin().eval())
+        return self.kept("initial", lambda: self.fresh()[0])
 
     @cached_property
     def skipping(self) -> dict[int, bool]:
         """Layers that show ``selected``, or change some tokens and not others; True for those that hold
         one plain block."""
-        tokens_BT = self.tokens(2, 63)
-        layers = dict[int, bool]()
-        for rule in RULES:
-            context = Context(selection=rule)
-            with torch.no_grad():
-                for number, layer, *stream in self.exact.layer_by_layer(tokens_BT, context):
-                    if selected(context, number, *stream) is not None:
-                        layers[number] = plain_block(layer) is not None
-        return layers
+        with torch.no_grad():
+            return {
+                step.number: step.block is not None
+                for step in passes(self.exact, self.tokens(2, 63))
+                if step.selected_BT is not None
+            }
 
     def held(self, passed: bool | None, figure: str) -> Outcome:
         """Outcome of a probe that compares layers with the plain block they hold: ``unchecked`` if a
@@ -209,9 +186,6 @@ class Subject(ModelSubject):
         if passed is False or not bare:
             return passed, figure
         return "unchecked", f"tokens skip layer {', '.join(bare)}, {NO_BLOCK}"
-
-    def twin(self) -> RoutedDecoder:
-        return copy.deepcopy(self.model)
 
     def fresh(self, **wanted: object) -> tuple[RoutedDecoder, set[str]]:
         """A newly initialised model of the same shape in float64, its router with those of the options
@@ -228,30 +202,65 @@ class Subject(ModelSubject):
                 continue
             router = other
             taken.add(name)
-        return self._built(router), taken
-
-    def _built(self, router: Router) -> RoutedDecoder:
         model = build_model(self.model.config, router, self.seed + 1)
-        return model.to(device_of(self.model)).double().eval()
+        return model.to(device_of(self.model)).double().eval(), taken
 
 
-@dataclass
-class _Scaled:
+@dataclass(frozen=True)
+class Step:
+    """The pass of one layer, its input and its output, (B, T, D) each; the tokens that these differ in;
+    those that the layer shows as ``selected``, if it does; and those it processes: the former if it
+    shows nothing, and None if it then changes all tokens, or none."""
+
+    context: Context
+    number: int
+    layer: Layer
+    x_BTD: Tensor
+    out_BTD: Tensor
+    changed_BT: Tensor
+    shown_BT: Tensor | None
+    selected_BT: Tensor | None
+
+    @property
+    def rule(self) -> Selection:
+        return self.context.selection
+
+    @property
+    def block(self) -> Block | None:
+        return plain_block(self.layer)
+
+
+def passes(
+    model: RoutedDecoder,
+    tokens_BT: Tensor,
+    rules: Sequence[Selection] = RULES,
+    run: RunLayer = nn.Module.__call__,
+) -> Iterator[Step]:
+    """Run the layers of ``model`` under each of the ``rules`` with ``run``; yield each `Step`."""
+    for rule in rules:
+        context = Context(selection=rule)
+        for number, layer, x_BTD, out_BTD in model.layer_by_layer(tokens_BT, context, run):
+            changed_BT = (out_BTD != x_BTD).any(-1)
+            shown_BT = context.trace.tensors.get((number, "selected"))
+            some = bool(changed_BT.any()) and not bool(changed_BT.all())
+            selected_BT = changed_BT if shown_BT is None and some else shown_BT
+            yield Step(context, number, layer, x_BTD, out_BTD, changed_BT, shown_BT, selected_BT)
+
+
+def _scaling(most: float, centred: bool) -> Callable[..., object]:
     """Forward hook that multiplies all outputs by the factor that makes the largest of the first one
     ``most``; ``centred``: after it has subtracted that one's mean."""
+    first: list[float] = []
 
-    most: float
-    centred: bool = False
-    mean: float = 0.0
-    factor: float = 0.0
-
-    def __call__(self, module: nn.Module, given: object, scores: object) -> object:
+    def scaled(module: nn.Module, given: object, scores: object) -> object:
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
             return scores
-        if not self.factor:
-            self.mean = scores.mean().item() if self.centred and scores.numel() else 0.0
-            self.factor = _factor(scores - self.mean, self.most)
-        return (scores - self.mean) * self.factor
+        if not first:
+            mean = scores.mean().item() if centred and scores.numel() else 0.0
+            first[:] = mean, _factor(scores - mean, most)
+        return (scores - first[0]) * first[1]
+
+    return scaled
 
 
 def _factor(scores: Tensor, most: float) -> float:
@@ -261,7 +270,7 @@ def _factor(scores: Tensor, most: float) -> float:
 
 
 def rebuilt(model: RoutedDecoder, seed: int = 0) -> RoutedDecoder:
-    """A model that is built again with ``seed``, from a router with the same options, and loads the
+    """A model that is built with ``seed``, from a router with the same options, and loads the
     state of ``model``."""
     other = build_model(model.config, replace(model.router), seed)  # type: ignore[type-var]
     other = other.to(device=device_of(model), dtype=next(model.parameters()).dtype)
@@ -331,16 +340,6 @@ def zero_routers(model: RoutedDecoder) -> RoutedDecoder:
     for parameter in routers(model).values():
         parameter.zero_()
     return model
-
-
-def selected(context: Context, number: int, before_BTD: Tensor, after_BTD: Tensor) -> Tensor | None:
-    """Tokens that layer ``number`` processes, (B, T) bool: those it shows as ``selected``, else those
-    it changes. None if it shows nothing and changes all tokens, or none."""
-    shown_BT = context.trace.tensors.get((number, "selected"))
-    if shown_BT is not None:
-        return shown_BT
-    changed_BT = (after_BTD != before_BTD).any(-1)
-    return changed_BT if changed_BT.any() and not changed_BT.all() else None
 
 
 def plain_block(layer: nn.Module) -> Block | None:

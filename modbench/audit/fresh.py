@@ -133,20 +133,37 @@ def _move_clocks(by: list[int]) -> None:
     def later(clock: Callable[[], Any], unit: int) -> Callable[[], Any]:
         return lambda: clock() + unit * by[0]
 
+    def of_now(written: Callable[..., Any], now: Callable[[], Any]) -> Callable[..., Any]:
+        """``written``, whose last argument is the present if it is missing or None."""
+
+        def of(*given: Any) -> Any:
+            given = tuple(each for each in given if each is not None)
+            return written(*given, *(() if given and not isinstance(given[-1], str) else (now(),)))
+
+        return of
+
     for name in _CLOCKS:
         setattr(time, name, later(getattr(time, name), 1))
         setattr(time, f"{name}_ns", later(getattr(time, f"{name}_ns"), 10**9))
+    for name in ("localtime", "gmtime", "ctime"):
+        setattr(time, name, of_now(getattr(time, name), lambda: time.time()))
+    for name in ("asctime", "strftime"):
+        setattr(time, name, of_now(getattr(time, name), lambda: time.localtime()))
 
-    def broken_down(clock: Callable[[float], Any]) -> Callable[..., Any]:
-        return lambda seconds=None: clock(time.time() if seconds is None else seconds)
+    class Day(datetime.date):
+        @classmethod
+        def today(cls) -> Any:
+            return cls.fromtimestamp(time.time())
 
-    time.localtime, time.gmtime = map(broken_down, (time.localtime, time.gmtime))
-
-    class Moved(datetime.datetime):
+    class Moment(datetime.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls.fromtimestamp(time.time(), tz)
 
-        utcnow = today = now
+        today = now
 
-    datetime.datetime = Moved  # type: ignore[misc]
+        @classmethod
+        def utcnow(cls) -> Any:
+            return cls.now(datetime.UTC).replace(tzinfo=None)
+
+    datetime.date, datetime.datetime = Day, Moment  # type: ignore[misc]

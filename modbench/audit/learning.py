@@ -12,13 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.audit.depth import alone, gated
-from modbench.audit.finding import (
-    Outcome,
-    Subject,
-    outer_routers,
-    plain_block,
-    seeded,
-)
+from modbench.audit.finding import Outcome, Step, Subject, outer_routers, passes, seeded
 from modbench.errors import several
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -63,7 +57,13 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     scales = _learn_text(model, tokens_BT)
     by_text = _reached(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    idle = {name for name, parameter in trained.items() if _idle(name, parameter)}
+    # The router of a single expert has a zero gradient, as of a softmax over one.
+    idle = {
+        name
+        for name, parameter in trained.items()
+        if ".feed_forward." in name and parameter.shape[:1] == (1,) and parameter.grad is not None
+        if not parameter.grad.any()
+    }
     groups = _groups(model)
     wanted = {name for name in trained if "router" in name.lower()}
     if lost := _lost(model, wanted - idle, by_text):
@@ -82,7 +82,8 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
             return False, f"no loss reaches {name}"
     custom = {name for name, group in groups.items() if group == {name}}
     # Experts of the base classes are no part of a router.
-    custom = {name for name in custom if not _of(_holder(model, name), "modbench.routing.")}
+    holders = {name: model.get_submodule(name.rpartition(".")[0]) for name in custom}
+    custom = {name for name in custom if not _of(holders[name], "modbench.routing.")}
     if not wanted and custom:
         return "unchecked", (
             f"no parameter has router in its name; cross-entropy reaches {len(by_text & custom)} of the "
@@ -107,13 +108,6 @@ def _reached(model: RoutedDecoder) -> frozenset[str]:
     }
     bound = ROUNDED * max(most.values(), default=0.0)
     return frozenset(name for name, value in most.items() if value > bound)
-
-
-def _idle(name: str, parameter: nn.Parameter) -> bool:
-    """Return True for the router of a single expert with a zero gradient, as of a softmax over one."""
-    gradient = parameter.grad
-    single_expert = ".feed_forward." in name and parameter.shape[:1] == (1,)
-    return single_expert and gradient is not None and not bool(gradient.any())
 
 
 def _lost(model: RoutedDecoder, wanted: set[str], reached: frozenset[str]) -> str:
@@ -154,41 +148,29 @@ def _of(module: nn.Module, package: str) -> bool:
     return type(module).__module__.startswith(package)
 
 
-def _holder(model: RoutedDecoder, name: str) -> nn.Module:
-    """The module that holds the parameter ``name``."""
-    return model.get_submodule(name.rpartition(".")[0])
-
-
 def _learn_text(model: RoutedDecoder, tokens_BT: Tensor) -> list[float]:
     """Run the backward pass of cross-entropy; return `_scale` of each layer that has one."""
-    context = Context()
-    kept: list[tuple[int, nn.Module, Tensor, Tensor]] = []
-    for entry in model.layer_by_layer(tokens_BT, context):
-        x_BTD = entry[-1]
-        x_BTD.retain_grad()
-        kept.append(entry)
+    steps = []
+    for step in passes(model, tokens_BT, ("topk",)):
+        step.out_BTD.retain_grad()
+        steps.append(step)
     head = model.embedding if model.head is None else model.head
-    logits_BTV = F.linear(model.norm(x_BTD), head.weight)
+    logits_BTV = F.linear(model.norm(step.out_BTD), head.weight)
     F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.roll(-1, 1).flatten()).backward()
-    scales = (_scale(*entry, context) for entry in kept)
-    return [scale for scale in scales if scale is not None]
+    return [scale for scale in map(_scale, steps) if scale is not None]
 
 
-def _scale(
-    number: int, layer: nn.Module, before_BTD: Tensor, after_BTD: Tensor, context: Context
-) -> float | None:
+def _scale(step: Step) -> float | None:
     """Norm of a linear depth router's gradient relative to a linear gate's; None if there is none."""
-    selected_BT = context.trace.tensors.get((number, "selected"))
-    block = plain_block(layer)
+    selected_BT, block = step.shown_BT, step.block
     if selected_BT is None or block is None or not selected_BT.any():
         return None
-    weights = [p for p in outer_routers(layer) if p.numel() == before_BTD.shape[-1]]
-    if len(weights) != 1 or weights[0].grad is None or after_BTD.grad is None:
+    weights = [p for p in outer_routers(step.layer) if p.numel() == step.x_BTD.shape[-1]]
+    if len(weights) != 1 or weights[0].grad is None or step.out_BTD.grad is None:
         return None
-    x_ND, delta_ND = alone(block, before_BTD, selected_BT, "topk")
-    slope_N = (after_BTD.grad[selected_BT] * gated(layer, x_ND, delta_ND)).sum(-1)
-    linear_D = slope_N @ x_ND
-    return (weights[0].grad.norm() / linear_D.norm()).item()
+    x_ND, delta_ND = alone(block, step.x_BTD, selected_BT, "topk")
+    slope_N = (step.out_BTD.grad[selected_BT] * gated(step.layer, x_ND, delta_ND)).sum(-1)
+    return (weights[0].grad.norm() / (slope_N @ x_ND).norm()).item()
 
 
 def _equal_weights(model: RoutedDecoder) -> str:
@@ -207,42 +189,40 @@ def _dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
     if there is none. Each layer is tested on the same input, since what earlier layers drop may depend
     on the order."""
     with torch.no_grad():
-        stream = list(model.layer_by_layer(tokens_BT, Context()))
-    for number, layer, x_BTD, _ in stream:
+        steps = list(passes(model, tokens_BT, ("topk",)))
+    for number, layer, x_BTD in ((step.number, step.layer, step.x_BTD) for step in steps):
         trace, first = _values(layer, x_BTD, tokens_BT)
         if not first:
             continue
         _, drawn = _values(layer, x_BTD, tokens_BT, seed=1)
         rolled, other = _values(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0))
         shown, others = (pass_trace.tensors.get((number, "selected")) for pass_trace in (trace, rolled))
-        # Random losses are not tested, nor a selection at random, by position in the batch.
-        if shown is None or others is None or torch.equal(shown.roll(1, 0), others):
-            fixed = {name: value for name, value in first.items() if drawn[name] == value}
-            if changed := _changed(fixed, other, number):
-                return f"{changed} when the sequences of the batch are reordered{_normalised(layer)}"
-        if wrong := _padding_dependent(number, layer, x_BTD, tokens_BT):
-            return wrong
+        # Not tested: a selection at random, by position in the batch.
+        fair = shown is None or others is None or torch.equal(shown.roll(1, 0), others)
+        changed = fair and _changed(first, drawn, other)
+        when = "when the sequences of the batch are reordered"
+        if not changed:
+            lengths_B = (torch.arange(len(x_BTD)) + 1) * x_BTD.shape[1] // len(x_BTD)
+            lengths_B = lengths_B.to(x_BTD.device)
+            padding_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) >= lengths_B[:, None]
+            by_factor = []
+            for factor in (1.0, 1.0, -3.0):
+                padded_BTD = torch.where(padding_BT[..., None], factor * x_BTD, x_BTD).requires_grad_()
+                trace, values = _values(layer, padded_BTD, tokens_BT, lengths_B)
+                by_factor.append(values)
+                loss = trace.auxiliary_loss()
+                if isinstance(loss, Tensor) and loss.requires_grad:
+                    slope_BTD = torch.autograd.grad(loss, padded_BTD, allow_unused=True)[0]
+                    if slope_BTD is not None and bool(slope_BTD[padding_BT].any()):
+                        return f"the auxiliary losses of layer {number} have a gradient in padding"
+            changed, when = _changed(*by_factor), "with the content of padding"
+        if changed:
+            name, before, after = changed
+            return (
+                f"{name} of layer {number} changes from {before:.6g} to {after:.6g} {when}"
+                f"{_normalised(layer)}"
+            )
     return ""
-
-
-def _padding_dependent(number: int, layer: nn.Module, before_BTD: Tensor, tokens_BT: Tensor) -> str:
-    sequences, sequence = tokens_BT.shape
-    lengths_B = torch.arange(1, sequences + 1, device=tokens_BT.device) * sequence // sequences
-    padding_BT = torch.arange(sequence, device=tokens_BT.device) >= lengths_B[:, None]
-    by_factor = []
-    for factor in (1.0, 1.0, -3.0):
-        x_BTD = torch.where(padding_BT[..., None], factor * before_BTD, before_BTD).requires_grad_()
-        trace, values = _values(layer, x_BTD, tokens_BT, lengths_B)
-        by_factor.append(values)
-        loss = trace.auxiliary_loss()
-        if isinstance(loss, Tensor) and loss.requires_grad:
-            slope_BTD = torch.autograd.grad(loss, x_BTD, allow_unused=True)[0]
-            if slope_BTD is not None and bool(slope_BTD[padding_BT].any()):
-                return f"the auxiliary losses of layer {number} have a gradient in padding"
-    first, again, other = by_factor
-    fixed = {name: value for name, value in first.items() if again[name] == value}  # else random
-    changed = _changed(fixed, other, number)
-    return changed and f"{changed} with the content of padding{_normalised(layer)}"
 
 
 def _normalised(layer: nn.Module) -> str:
@@ -278,9 +258,12 @@ def _values(
     return context.trace, values
 
 
-def _changed(first: dict[str, float], other: dict[str, float], number: int) -> str:
-    """Describe the first value that changes by more than rounding; empty if there is none."""
+def _changed(
+    first: dict[str, float], again: dict[str, float], other: dict[str, float]
+) -> tuple[str, float, float] | None:
+    """The first value that ``again`` does not change, so that it is not random, and that ``other``
+    changes by more than rounding."""
     for name, value in first.items():
-        if abs(other[name] - value) > SUMMED * abs(value):
-            return f"{name} of layer {number} changes from {value:.6g} to {other[name]:.6g}"
-    return ""
+        if again[name] == value and abs(other[name] - value) > SUMMED * abs(value):
+            return name, value, other[name]
+    return None

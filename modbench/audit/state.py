@@ -6,23 +6,24 @@ B sequences, T tokens, V vocabulary.
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from modbench.audit import fresh
 from modbench.audit.finding import (
     RULES,
     ModelSubject,
     Outcome,
     Subject,
     device_of,
+    passes,
     rebuilt,
     seeded,
     unmoved,
 )
-from modbench.audit.fresh import can_be_imported, differs_in_a_fresh_process
 from modbench.audit.warmed import take_step
 from modbench.errors import several
 from modbench.model.context import Context
@@ -37,6 +38,7 @@ REPEATED = 3
 #: Sequences and tokens of such a step of two copies: a threshold that moves by a hundredth of the
 #: standard deviation of the scores changes four of a thousand decisions.
 MANY = (8, 129)
+NO_STATE = "scoring must draw no random numbers and keep no state"
 
 
 def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
@@ -56,8 +58,8 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
     for draw in (1, 2):
         _step(subject, model, draw)
     texts = subject.tokens(3, 63, 3), subject.tokens(3, 63, 4)
-    elsewhere = can_be_imported(model.router)
-    if elsewhere and (wrong := differs_in_a_fresh_process(model, texts)):
+    elsewhere = fresh.can_be_imported(model.router)
+    if elsewhere and (wrong := fresh.differs_in_a_fresh_process(model, texts)):
         return False, wrong
     loaded = rebuilt(model, subject.seed + 1)
     for rule in RULES:
@@ -83,33 +85,35 @@ def _step(subject: Subject, model: RoutedDecoder, draw: int) -> None:
 @torch.no_grad()
 def changed_by_scoring(subject: ModelSubject) -> str:
     """Say what differs when a text is scored twice, in ``state_dict`` or in the logits, or how the
-    logits of another text of its shape differ from those of a model that scores it first; empty if
-    nothing does."""
+    logits of another text of its shape differ between two models with the same saved state, one of
+    which scores it first; empty if nothing does."""
     model = subject.twin().eval()
     saved = copy.deepcopy(model.state_dict())
-    text_BT, other_BT = subject.tokens(3, 33), subject.tokens(3, 33, 1)
+    texts = subject.tokens(3, 33), subject.tokens(3, 33, 1)
+    others: list[RoutedDecoder] = []
+    if isinstance(subject.model, RoutedDecoder):
+        with suppress(RuntimeError):  # the state cannot be loaded, which probe 10 says
+            others = [rebuilt(subject.model) for _ in texts]
     for rule in RULES:
 
         def logits(of: LanguageModel, tokens_BT: Tensor, seed: int = 1) -> Tensor:
             with seeded(seed, device_of(of)):
                 return of.eval()(tokens_BT, Context(selection=rule))  # type: ignore[no-any-return]  # noqa: B023
 
-        first_BTV = logits(model, text_BT)
+        first_BTV = logits(model, texts[0])
         saved = copy.deepcopy(model.state_dict()) | saved  # tables built on first use are no state
-        again_BTV = logits(model, text_BT, 2)
+        again_BTV = logits(model, texts[0], 2)
         if changed := _differs(model.state_dict(), saved):
             return f"scoring ({rule}) changes {changed}"
         if not unmoved(first_BTV, again_BTV):
             most = (first_BTV - again_BTV).abs().max().item()
-            return (
-                f"two equal passes ({rule}) differ by {most:.1e}; scoring must not draw random numbers"
-            )
-        if not isinstance(subject.model, RoutedDecoder):
-            continue
-        after_BTV, alone_BTV = logits(model, other_BT), logits(rebuilt(subject.model), other_BT)
-        if not unmoved(after_BTV, alone_BTV):
-            most = (after_BTV - alone_BTV).abs().max().item()
-            return f"scoring ({rule}) a text of the same shape first changes logits by {most:.1e}"
+            return f"two equal passes ({rule}) differ by {most:.1e}; {NO_STATE}"
+        if others:
+            logits(others[0], texts[0])
+            after_BTV, alone_BTV = (logits(other, texts[1]) for other in others)
+            if not unmoved(after_BTV, alone_BTV):
+                most = (after_BTV - alone_BTV).abs().max().item()
+                return f"scoring ({rule}) a text of the same shape first changes logits by {most:.1e}"
     return ""
 
 
@@ -133,25 +137,23 @@ def _changed_by_repetition(subject: Subject) -> str:
     """Name what differs when a layer's pass is repeated as by activation checkpointing (whose import in
     PyTorch takes a second); empty if nothing does."""
     model = subject.twin().train()
-    context = Context()
 
     def run_seeded(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
         with seeded(layer.place.layer, x_BTD.device):
             out_BTD: Tensor = layer(x_BTD, context)
         return out_BTD.detach().requires_grad_()
 
-    stream = model.layer_by_layer(subject.tokens(3, 33), context, run_seeded)
-    for number, layer, before_BTD, first_BTD in stream:
-        saved = copy.deepcopy(layer.state_dict())
-        with context.trace.repeating():
-            again_BTD = run_seeded(layer, before_BTD, context)
-        if differs := _differs(layer.state_dict(), saved):
+    for step in passes(model, subject.tokens(3, 33), ("topk",), run_seeded):
+        saved = copy.deepcopy(step.layer.state_dict())
+        with step.context.trace.repeating():
+            again_BTD = run_seeded(step.layer, step.x_BTD, step.context)
+        if differs := _differs(step.layer.state_dict(), saved):
             return (
-                f"layers.{number}.{differs} differs under activation checkpointing; update it only "
+                f"layers.{step.number}.{differs} differs under activation checkpointing; update it only "
                 "where context.trace.repeated is false"
             )
-        if not unmoved(first_BTD, again_BTD):
-            return f"the output of layer {number} differs under activation checkpointing"
+        if not unmoved(step.out_BTD, again_BTD):
+            return f"the output of layer {step.number} differs under activation checkpointing"
     return ""
 
 

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from modbench.analysis.idle_layers import layer_line
-from modbench.audit import Finding, findings
-from modbench.audit.command import printed
+from modbench.audit import Finding, findings, printed
 from modbench.audit.warmed import warmed
 from modbench.data.batches import Batches
 from modbench.data.tokenizer import Tokenizer

@@ -1,5 +1,6 @@
 """Recognises a failed allocation, and its size where the error gives one."""
 
+import ctypes
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -65,6 +66,16 @@ def free_bytes(on: "torch.device") -> int:
         with suppress(OSError, ValueError):  # no such group, or "max"
             free.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
     return min(free)
+
+
+def return_freed_memory(*, at_once: bool = False) -> None:
+    """Give memory that was freed back to the system, where glibc's allocator holds it. ``at_once``: from
+    now on, blocks of a megabyte or more when they are freed."""
+    with suppress(OSError, TypeError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        if at_once:
+            library.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+        library.malloc_trim(0)
 
 
 def out_of_memory_kills() -> int:

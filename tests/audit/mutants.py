@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modbench.audit import Finding, findings
 from modbench.audit.finding import Outcome, Subject
 from modbench.audit.learning import gradient
+from modbench.audit.warmed import take_step
 from modbench.ledger import Counts, Ledger, Workload, component, incremental_counts, matmul
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -34,8 +36,6 @@ SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 #: Layers by name of their bug, and the probe that finds it.
 MUTANTS: dict[str, type["Right"]] = {}
 FOUND_BY: dict[str, int] = {}
-#: The layer of one test.
-CASE: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Depth(Router):
     gate: Literal["linear", "scaled_sigmoid"] = "linear"
 
     def build_layer(self, model: ModelConfig, layer: int) -> Layer:
-        return (MUTANTS | CASE)[self.bug](self, model, layer) if layer % 2 else Block(model, layer)
+        return MUTANTS[self.bug](self, model, layer) if layer % 2 else Block(model, layer)
 
 
 class Right(Layer):
@@ -398,13 +398,13 @@ class DriftsAtEvaluation(Right, bug="drifts at evaluation", probe=10):
 
 
 class ScoringIsCounted(Right, bug="scoring is counted", probe=10):
-    def __init__(self, options: Depth, model: ModelConfig, layer: int) -> None:
-        super().__init__(options, model, layer)
-        self.scored = 0
+    """The gate grows with the number of scored texts."""
 
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+    scored = 0
+
+    def gate(self, scores_RK: Tensor) -> Tensor:
         self.scored += not self.training
-        return super().forward(x_BTD, context)
+        return super().gate(scores_RK) * (1 + self.scored / 100)
 
 
 class UpdatesAgainWhenRepeated(DriftsAtEvaluation, bug="updates again when repeated", probe=10):
@@ -416,11 +416,13 @@ class UpdatesAgainWhenRepeated(DriftsAtEvaluation, bug="updates again when repea
 
 
 class ScheduleInTheClass(Right, bug="schedule in the class", probe=10):
+    """The gate of every second training step is doubled; steps are counted in the class."""
+
     steps = 0
 
-    def selected(self, scores_BT: Tensor, hints_BT: Tensor, context: Context) -> Tensor:
+    def gate(self, scores_RK: Tensor) -> Tensor:
         type(self).steps += self.training
-        return super().selected(scores_BT, hints_BT, context)
+        return super().gate(scores_RK) * (1 + self.steps % 2)
 
 
 mutant("loss of padding", 8, mean=lambda self, errors_BT, context: errors_BT.mean())
@@ -578,13 +580,28 @@ class LedgerOfUngroupedHeads(Right, bug="ledger of ungrouped heads", probe=9):
 
 def model_of(layer: Any, layers: int = 2) -> Decoder:
     """A model with ``layer``, a mutant or the class of an MLP, in every second place."""
-    CASE["case"] = layer
-    if issubclass(layer, FeedForward):
-        CASE["case"] = lambda options, model, number: Block(model, number, layer(model, number))
-    return build_model(replace(SHAPE, layers=layers), Depth(bug="case"), seed=4)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Case(Depth):
+        def build_layer(self, model: ModelConfig, number: int) -> Layer:
+            if not number % 2:
+                return Block(model, number)
+            if issubclass(layer, FeedForward):
+                return Block(model, number, layer(model, number))
+            return layer(self, model, number)  # type: ignore[no-any-return]
+
+    return build_model(replace(SHAPE, layers=layers), Case(), seed=4)
 
 
 def learning(layer: Any, layers: int = 2) -> Outcome:
     """Outcome of probe 8."""
     subject = Subject(model_of(layer, layers))
     return gradient(subject, subject.tokens(3, 63))
+
+
+def probed(router: Router, probe: int, seed: int = 0) -> Finding:
+    """The finding of ``probe`` on ``router`` after a training step."""
+    model = build_model(SHAPE, router, seed)
+    take_step(model, torch.arange(36).reshape(2, 18))
+    (finding,) = findings(model.eval(), only={probe}, seed=seed)
+    return finding

@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from modbench.audit import PROBES, command
-from modbench.audit.command import run_audit
+import modbench.audit
+from modbench.audit import PROBES
+from modbench.audit import warmed as audit_room
 from modbench.audit.warmed import STEPS, warmed
+from modbench.cli.audit import audit
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions
 
@@ -50,7 +53,7 @@ def _as_it_was():
 
 
 def test_a_line_to_each_probe_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_audit("mod:half", options={"causal": "aux_bce"}, shape=SMALL) == 0
+    assert audit("mod:half", option=(("causal=aux_bce",),), shape=SMALL) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head == "mod:half: 3 x 63 and 2 x 21 tokens"
     assert len(lines) == len(PROBES)
@@ -61,29 +64,29 @@ def test_a_line_to_each_probe_in_columns(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mean.py").write_text(SWAPPED.format(name="audited_mean"))
-    assert run_audit("audited_mean", plugins=(tmp_path / "mean.py",), shape=SMALL) == 1
+    assert audit("audited_mean", plugin=((tmp_path / "mean.py",),), shape=SMALL) == 1
     lines = capsys.readouterr().out.splitlines()
     failed = [line.split()[1] for line in lines if line.startswith("FAILED")]
     assert failed == ["1", "2", "3"]
     assert all(line.endswith(" Not ranked.") for line in lines[1:4])
-    assert run_audit("audited_mean", options={"share": 0.0}, shape=SMALL) == 0
+    assert audit("audited_mean", option=(("share=0.0",),), shape=SMALL) == 0
 
 
 def test_a_router_that_cannot_train_is_a_user_error(tmp_path: Path) -> None:
     broken = SWAPPED.format(name="audited_broken").replace("x_BTD.mean(1, keepdim=True)", "x_BTD[:, 1:]")
     (tmp_path / "broken.py").write_text(broken)
     with pytest.raises(UserError, match=r"in a training step \(broken.py, line 2\d\)"):
-        run_audit("audited_broken", plugins=(tmp_path / "broken.py",), shape=SMALL)
+        audit("audited_broken", plugin=((tmp_path / "broken.py",),), shape=SMALL)
 
 
 def test_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_audit("mod", options={"capacity": 0.5}, shape=SMALL, format="json", seed=2) == 0
+    assert audit("mod", option=(("capacity=0.5",),), shape=SMALL, format="json", seed=2) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["router"] == "mod"
     assert document["options"]["capacity"] == 0.5
     assert document["model"]["width"] == 32
     assert document["passed"] is True
-    assert [probe["probe"] for probe in document["probes"]] == list(range(1, 12))
+    assert [probe["probe"] for probe in document["probes"]] == list(range(1, 13))
     assert set(document["probes"][0]) == {"probe", "name", "verdict", "figure", "ranks"}
 
 
@@ -98,6 +101,15 @@ def test_memory_that_runs_out_in_a_probe_is_a_sentence(monkeypatch: pytest.Monke
     def findings(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(command, "findings", findings)
+    monkeypatch.setattr(modbench.audit, "findings", findings)
     with pytest.raises(UserError, match="out of memory, asked for 2,147,483,648 bytes"):
-        run_audit("vanilla", shape=SMALL)
+        audit("vanilla", shape=SMALL)
+
+
+def test_fewer_layers_are_in_the_header(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(audit_room, "free_bytes", lambda _: 1_000_000)
+    assert audit("mod", shape=replace(SMALL, layers=8)) == 0
+    head = capsys.readouterr().out.splitlines()[0]
+    assert re.search(r"tokens \([2-7] of 8 layers, for want of memory\)$", head)

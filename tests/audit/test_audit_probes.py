@@ -41,7 +41,7 @@ EXPERTS = 4
 
 def failures(model: Decoder, *probes: int) -> dict[int, str]:
     """Figures of the failed ones of ``probes``, by number; of all if none is given."""
-    only = probes or range(1, 12)
+    only = probes or range(1, 13)
     return {f.probe: f.figure for f in findings(model, only=only) if f.failed}
 
 
@@ -106,7 +106,7 @@ class Unshown(Right):
 
 
 class Hiding(Right):
-    """Training changes one of three attributes that are not saved."""
+    """Training changes the gate by one of three attributes that are not saved."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
@@ -114,11 +114,16 @@ class Hiding(Right):
         self.register_buffer("buffer", torch.zeros(1), persistent=False)
 
     def highest(self, scores_BT: Tensor, context: Context) -> Tensor:
-        if self.training and self.where == "list":
-            self.list[0]["steps"] += 1
-        elif self.training:
-            getattr(self, self.where).add_(1)
+        if self.training and not context.trace.repeated:
+            if self.where == "list":
+                self.list[0]["steps"] += 1
+            else:
+                getattr(self, self.where).add_(1)
         return super().highest(scores_BT, context)
+
+    def gate(self, scores_RK: Tensor) -> Tensor:
+        steps = self.list[0]["steps"] if self.where == "list" else getattr(self, self.where).item()
+        return super().gate(scores_RK) * (1 + steps / 100)
 
 
 class HalfMasked(Right):
@@ -178,9 +183,9 @@ FAIL: dict[str, tuple[type, tuple[int, ...], set[int], str]] = {
         ),
         (8,), {8}, "start with the same weights",
     ),
-    "a list": (of(Hiding, where="list"), (10,), {10}, "changes layers.1.list, which"),
-    "a buffer": (of(Hiding, where="buffer"), (10,), {10}, "changes layers.1.buffer, which"),
-    "a tensor": (of(Hiding, where="tensor"), (10,), {10}, "changes layers.1.tensor, which"),
+    "a list": (of(Hiding, where="list"), (10,), {10}, "logits of the loaded model"),
+    "a buffer": (of(Hiding, where="buffer"), (10,), {10}, "logits of the loaded model"),
+    "a tensor": (of(Hiding, where="tensor"), (10,), {10}, "logits of the loaded model"),
     "a buffer never filled": (
         of(parts=lambda layer: layer.register_buffer("forgotten", torch.empty(1, 32))),
         (10,), {10}, "layers.1.forgotten is never filled",
@@ -201,7 +206,8 @@ FAIL: dict[str, tuple[type, tuple[int, ...], set[int], str]] = {
         "in a training step of one token",
     ),
     "random scoring": (
-        of(likely=lambda self, h, c: h + torch.randn_like(h) >= 0.3), (1,), {1}, "equal passes differ",
+        of(likely=lambda self, h, c: h + torch.randn_like(h) >= 0.3), (1,), {1},
+        r"two equal passes \(causal\) differ",
     ),
     "exits": (of(likely=exits), (1, 2), {1, 2}, r"SystemExit: 0 \(.*test_audit_probes.py, line \d+\)"),
 }  # fmt: skip

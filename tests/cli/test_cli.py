@@ -161,7 +161,7 @@ def test_plan_solves_shapes_of_equal_budgets(capsys: Capture) -> None:
     ("command", "backend", "says"),
     [
         ("run quick", "sweep.run.run_suite", "stopped; run the same command again to continue"),
-        ("audit mod", "audit.command.run_audit", "stopped"),
+        ("audit mod", "audit.findings", "stopped"),
     ],
 )
 def test_only_a_command_that_resumes_says_so_when_it_is_stopped(

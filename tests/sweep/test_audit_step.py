@@ -1,5 +1,6 @@
 """The audit of a scheme is run once; runs refer to it and check their own trained models."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from small_suite import modbench_says, write_suite
 from torch import Tensor, nn
 
 import modbench
-from modbench.audit import Finding
+from modbench.audit import Finding, warmed
 from modbench.data.config import DataConfig
 from modbench.data.token_data import TokenData
 from modbench.data.tokenizer import Tokenizer
@@ -184,6 +185,18 @@ def test_two_runs_that_begin_together_share_one_audit(
     assert len(runs) == 1
     (shard,) = (path for path in (tmp_path / "s" / "records").iterdir() if path.stat().st_size)
     assert len(shard.read_text().splitlines()) == 1
+
+
+def test_an_audit_of_fewer_layers_says_so_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmed, "free_bytes", lambda _: 500_000)
+    run = replace(RUN, model=replace(RUN.model, layers=6))
+    take_audit(run, tmp_path)
+    (audit,) = read_suite(tmp_path / "s").audits.values()
+    notes = {re.sub(r".* \(", "(", finding["figure"]) for finding in audit.audit}
+    assert len(notes) == 1
+    assert re.fullmatch(r"\([1-5] of 6 layers, for want of memory\)", notes.pop())
 
 
 def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:

@@ -93,6 +93,17 @@ def browser(session: nox.Session) -> None:
     session.run(python, "-m", "pytest", "tests/browser", *session.posargs)
 
 
+@nox.session(name="tests-cuda")
+def tests_cuda(session: nox.Session) -> None:
+    """Run every scheme's training step, prefill and decoding on fake CUDA tensors, without a GPU;
+    arguments after -- go to pytest. Skipped without a C++ compiler, or where PyTorch is another build or
+    version than tests/cuda/no_card.cpp was written for."""
+    # The CPU build has a local version, which pip prefers; the default one has CUDA's own device guard.
+    session.env["PIP_EXTRA_INDEX_URL"] = "https://download.pytorch.org/whl/cpu"
+    python = ready(session, "cuda", ["torch==2.13.*"])
+    session.run(python, "tests/cuda/no_card.py", *PARALLEL, *session.posargs)
+
+
 @nox.session(name="tests-cluster")
 def tests_cluster(session: nox.Session) -> None:
     """Run suites on a real Slurm of one node and a local Ray cluster of two; arguments after -- go to

@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "routers": {"errors", "typed", "ledger", "counting", "model", "routing"},
     "hf": {"errors", "typed", "ledger", "counting", "model", "routing", "data"},
     "accounting": {"errors", "typed", "ledger", "counting", "model", "routing", "hf"},
-    "plan": {"errors", "typed", "ledger", "counting", "model", "routing", "hf", "accounting"},
+    "plan": {"errors", "typed", "ledger", "counting", "kernels", "model", "routing", "hf", "accounting"},
     "data": {"errors", "typed"},
     "train": {"errors", "typed", "ledger", "counting", "model", "routing", "hf", "accounting", "data"},
 }

@@ -62,7 +62,7 @@ def needed_pairs(given: Mapping[str, Any]) -> Pairs | None:
 def allowed_pairs(mask: Tensor | None) -> Pairs | None:
     """Return the pairs that a mask allows: True in a bool mask; in an additive one all but -inf and its
     dtype's lowest number, which Hugging Face models use instead. Modes and autograd do not see this."""
-    if mask is None or mask.is_meta or is_fake(mask):
+    if mask is None or has_no_values(mask):
         return getattr(mask, "allowed", None)
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(mask):
@@ -71,6 +71,11 @@ def allowed_pairs(mask: Tensor | None) -> Pairs | None:
         if mask.dtype is not torch.bool:
             mask = mask > torch.finfo(mask.dtype).min
         return Pairs(int(mask.sum()), mask.numel())
+
+
+def has_no_values(tensor: Tensor) -> bool:
+    """Return True for a tensor that can't be read: on the meta device, or fake."""
+    return bool(tensor.is_meta or is_fake(tensor))
 
 
 def without_values(mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
-from modbench.counting.attention import FusedAttention, allowed_pairs
+from modbench.counting.attention import FusedAttention, allowed_pairs, has_no_values
 from modbench.errors import UserError
 from modbench.ledger import Flops
 
@@ -86,7 +86,7 @@ def _grouped(given: Arguments, result: Any) -> int:
         return 2 * left.numel() * right.shape[-1]
     rows, inner, columns = left.shape[-2], left.shape[-1], right.shape[-1]
     offsets = given.get("offs")
-    if offsets is not None and not offsets.is_meta:
+    if offsets is not None and not has_no_values(offsets):
         last = int(offsets[-1])
         if right.dim() == 3:
             rows = last
@@ -125,7 +125,7 @@ def _bag(rows: str) -> Formula:
             return 0
         indices: Tensor = given["indices"]
         padding = given.get("padding_idx", -1)
-        every = indices.is_meta or padding is None or padding < 0
+        every = has_no_values(indices) or padding is None or padding < 0
         met = indices.numel() if every else int((indices != padding).sum())
         return 2 * met * given[rows].shape[-1]
 

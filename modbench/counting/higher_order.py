@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from modbench.counting.attention import has_no_values
 from modbench.counting.formulas import Formula
 from modbench.ledger import Flops
 from modbench.ledger.cpu_attention import backward_width
@@ -37,7 +37,7 @@ class FlexAttention:
         mask = arguments["block_mask"]
         square = sequences * heads * queries * keys
         needed, computed = square, square
-        if not (mask[2].is_meta or is_fake(mask[2])):
+        if not has_no_values(mask[2]):
             # The mask is broadcast over sequences and heads.
             copies = sequences * heads // mask[2].shape[:2].numel()
             others = tuple(arguments["mask_mod_other_buffers"])

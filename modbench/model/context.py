@@ -103,9 +103,8 @@ class Context:
 
 
 def host_lengths(lengths: Sequence[int], on: torch.device) -> Tensor:
-    """Return ``lengths`` as the ``lengths_B`` of a context, on the device ``on``. On the meta device,
-    where tensors have no values, the tensor carries them along."""
+    """Return ``lengths`` as the ``lengths_B`` of a context, on the device ``on``. The tensor carries
+    them along: it has no values on the meta device, and the host would wait for a GPU's."""
     lengths_B = torch.tensor(lengths, device=on)
-    if lengths_B.is_meta:
-        lengths_B.on_host = list(lengths)  # type: ignore[attr-defined]
+    lengths_B.on_host = list(lengths)  # type: ignore[attr-defined]
     return lengths_B

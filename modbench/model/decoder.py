@@ -149,7 +149,7 @@ class Decoder(LanguageModel):
         convention ``executed`` the logits once more where `loss` computes them twice to save memory."""
         ledger = self.ledger(workload)
         learns = any(way == "backward" for (_, _, way), _ in ledger)
-        if learns and recomputes_logits(workload.scored, self.config.vocabulary):
+        if learns and recomputes_logits(workload.scored, self._head_weight()):
             ledger += self._head_ledger(workload).recomputed()
         return ledger
 

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from modbench.counting.sdpa import ARGUMENTS, as_on_cpu
 from modbench.errors import FAULTS, UserError
 from modbench.hf.models import outlined_like
+from modbench.kernels.cross_entropy import fast
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.kv_cache import Cache
@@ -135,8 +136,10 @@ def _without_values(
 ) -> Iterator[LanguageModel]:
     """Context in which tensors have no values, with ``decoder`` built again for it. Raise a `UserError`
     if its layers need values, or fail."""
-    before = torch.get_default_dtype()
+    before = torch.get_default_dtype(), fast.LOGITS
     try:
+        if kernels == "gpu":  # of the loss, which asks the device
+            fast.LOGITS = fast.GPU_LOGITS
         torch.set_default_dtype(torch.bfloat16 if compute == "bfloat16" else torch.float32)
         device = "cpu" if compute == "autocast" else "meta"
         fake = FakeTensorMode() if compute == "autocast" else nullcontext()
@@ -152,7 +155,8 @@ def _without_values(
     except FAULTS as error:
         raise UserError(f"router '{decoder.scheme}' {raised(error, 'a pass without values')}") from error
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(before[0])
+        fast.LOGITS = before[1]
 
 
 def _recomputed(model: LanguageModel) -> list[nn.Module]:

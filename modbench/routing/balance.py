@@ -10,14 +10,19 @@ B sequences, N tokens, E experts, K chosen.
 import torch
 from torch import Tensor, nn
 
+#: Most experts whose assignments a GPU counts by comparison with each of them. Its deterministic
+#: `index_add` sorts the indices and adds equal ones one after another; beyond this number, a byte per
+#: comparison is too much memory.
+COMPARED = 1024
+
 
 def load_of(experts_NK: Tensor, experts: int) -> Tensor:
     """Return the number of assignments of each expert, (E,)."""
-    # For int64, a compiled program calls PyTorch's kernel, which on a GPU sorts all indices first.
-    dtype = torch.int32 if torch.compiler.is_compiling() else torch.long
-    zeros_E = torch.zeros(experts, dtype=dtype, device=experts_NK.device)
     chosen = experts_NK.flatten()
-    return zeros_E.index_add(0, chosen, torch.ones_like(chosen, dtype=dtype)).to(torch.long)
+    if chosen.is_cuda and experts <= COMPARED:
+        return (chosen[:, None] == torch.arange(experts, device=chosen.device)).sum(0)
+    zeros_E = torch.zeros(experts, dtype=torch.long, device=chosen.device)
+    return zeros_E.index_add(0, chosen, torch.ones_like(chosen, dtype=torch.long))
 
 
 def balance_loss(

@@ -41,7 +41,13 @@ from modbench.routing.scorer import (
     update_scorer,
 )
 from modbench.routing.tokens import Noise, Tokens, tokens_of
-from modbench.routing.topk import best_experts, capacity_tokens, counts_to_host, evenly
+from modbench.routing.topk import (
+    best_experts,
+    capacity_tokens,
+    counts_to_host,
+    evenly,
+    nonzero_indices,
+)
 
 
 class ExpertScheme(Router):
@@ -205,7 +211,9 @@ class RoutedExperts(FeedForward):
         x_SD = x_BTD.flatten(0, 1)
         real_BT = context.real(x_BTD)
         # Padding is left out here and comes back as zeros.
-        slots_N = None if real_BT is None else real_BT.flatten().nonzero().squeeze(1)
+        slots_N = None
+        if real_BT is not None:
+            slots_N = nonzero_indices(real_BT, sum(context.lengths(x_BTD)))
         x_ND = x_SD if slots_N is None else x_SD.index_select(0, slots_N)
         tokens = tokens_of(x_BTD, context, self.noise, slots_N=slots_N, flat=True, scorer=self.router)
         logits_NE = self._logits(x_ND, tokens.state if context.trace.repeated else None)

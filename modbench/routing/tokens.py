@@ -83,7 +83,7 @@ class Tokens:
         """The tokens that are not padding, (B, T) bool; None: all of them."""
         return self._context.real(self.ids) if self.ids.dim() == 2 else None
 
-    @cached_property
+    @property  # not cached: torch.compile leaves a program at the lock of a cached property
     def sequences(self) -> Tensor:
         """The sequence of each token, in the shape of the scores."""
         lengths = self.lengths

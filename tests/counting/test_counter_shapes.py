@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
@@ -70,3 +71,42 @@ def test_the_first_step_of_a_pipeline_costs_what_the_second_does() -> None:
     first, second = counters
     assert first.total == second.total == second.executed == 5 * ONCE
     assert first.executed == 5 * ONCE + 2 * ONCE // 2  # the forward pass of one of two microbatches
+
+
+def _drawn(*shape: int) -> Tensor:
+    return torch.randn(shape).bfloat16()
+
+
+def _grouped_rows() -> Tensor:
+    ends = torch.tensor([2, 5], dtype=torch.int32)  # of 8 rows
+    return F.grouped_mm(_drawn(8, 16), _drawn(2, 16, 32), offs=ends)
+
+
+def _grouped_inner() -> Tensor:
+    ends = torch.tensor([2, 5], dtype=torch.int32)
+    return F.grouped_mm(_drawn(16, 8), _drawn(8, 32), offs=ends)
+
+
+def _padded_bag() -> Tensor:
+    indices, start = torch.tensor([0, 3, 0, 1]), torch.tensor([0])
+    given = {"per_sample_weights": torch.randn(4), "mode": "sum", "padding_idx": 0}
+    return F.embedding_bag(indices, torch.randn(8, 7), start, **given)
+
+
+@pytest.mark.parametrize(
+    ("run", "read", "unread"),
+    [
+        (_grouped_rows, 2 * 5 * 16 * 32, 2 * 8 * 16 * 32),
+        (_grouped_inner, 2 * 16 * 5 * 32, 2 * 16 * 8 * 32),
+        (_padded_bag, 2 * 2 * 7, 2 * 4 * 7),
+    ],
+)
+def test_values_that_decide_the_flops_of_an_op_count_in_full_where_there_are_none(
+    run: Callable[[], Tensor], read: int, unread: int
+) -> None:
+    with FlopCounter() as counter:
+        run()
+    assert counter.total == read
+    with FakeTensorMode(), FlopCounter() as counter:
+        run()
+    assert counter.total == unread

@@ -42,6 +42,17 @@ def results(kernel: ModuleType, x_ND: Tensor, weight_VD: Tensor, autocast: bool 
     return [loss.detach(), x_ND.grad, weight_VD.grad, each_N]
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "on_cpu", "on_gpu"),
+    [(50_304, 1334, 10_496), (32_768, 2048, 16_384), (2_048, 32_768, 262_144), (2**28, 1, 256)],
+)
+def test_rows_of_a_part_follow_from_the_device(vocabulary: int, on_cpu: int, on_gpu: int) -> None:
+    """On a GPU eight times as many, a multiple of what a tile of its matmuls computes."""
+    assert fast.part_rows(vocabulary, torch.device("cpu")) == on_cpu
+    assert fast.part_rows(vocabulary, torch.device("meta")) == on_cpu
+    assert fast.part_rows(vocabulary, torch.device("cuda", 1)) == on_gpu
+
+
 @pytest.mark.parametrize("tokens", [1, 63, 1000])
 @pytest.mark.parametrize("rows", [1, 10, 1000])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

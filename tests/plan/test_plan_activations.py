@@ -217,3 +217,14 @@ def test_a_plugin_that_cannot_run_gets_the_reason(by: str, says: str) -> None:
     decoder = meta_decoder("by_count", {"by": by}, shape)
     with pytest.raises(UserError, match=says):
         training_activations(decoder, 2, 64, compute="bfloat16")
+
+
+def test_a_gpu_holds_logits_that_a_cpu_computes_in_parts() -> None:
+    """8,192 tokens and 16,384 words: 512 MiB of logits, and as much of their gradient."""
+    shape = ModelConfig(vocabulary=2**14, width=32, layers=1, heads=2, mlp_width=32)
+    decoder = meta_decoder("vanilla", {}, shape)
+    gpu, cpu, again = (
+        training_activations(decoder, 8, 1024, compute="float32", kernels=kernels)
+        for kernels in ("gpu", "cpu", "gpu")
+    )
+    assert cpu < 2**30 < gpu == again

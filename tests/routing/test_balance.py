@@ -7,8 +7,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modbench.routing.balance import SelectionBias, balance_loss
+from modbench.routing.balance import COMPARED, SelectionBias, balance_loss, load_of
 from modbench.routing.topk import best_experts
+
+
+@pytest.mark.parametrize("experts", [1, 8, 64, COMPARED, COMPARED + 1])
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_loads_are_counted_the_same_on_every_device(
+    on_gpu: bool, experts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU compares with each expert, up to as many as memory allows."""
+    by_index: list[int] = []
+    right = torch.Tensor.index_add
+
+    def index_add(self: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        by_index.append(len(self))
+        return right(self, *given)
+
+    experts_NK = torch.randint(experts, (63, 4))
+    truth_E = experts_NK.flatten().bincount(minlength=experts)
+    monkeypatch.setattr(torch.Tensor, "index_add", index_add)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu)
+    load_E = load_of(experts_NK, experts)
+    assert load_E.dtype == torch.int64
+    assert load_E.tolist() == truth_E.tolist()
+    assert by_index == ([] if on_gpu and experts <= COMPARED else [experts])
 
 
 @pytest.mark.parametrize("scope", ["batch", "sequence"])

@@ -19,6 +19,6 @@ def cross_entropy(
     return kernel.cross_entropy(x_ND, weight_VD, targets_N, reduction)
 
 
-def recomputes_logits(tokens: int, vocabulary: int) -> bool:
+def recomputes_logits(tokens: int, weight_VD: Tensor) -> bool:
     """Return True if a training step of ``tokens`` tokens computes the logits a second time."""
-    return mode() == "fast" and tokens > fast.part_rows(vocabulary)
+    return mode() == "fast" and tokens > fast.part_rows(len(weight_VD), weight_VD.device)

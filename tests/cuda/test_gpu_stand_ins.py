@@ -142,12 +142,13 @@ def test_the_environment_names_gpu_and_driver(
 ) -> None:
     smi = tmp_path / "nvidia-smi"
     smi.write_text(
-        f'#!/bin/sh\ncase "$*" in *GPU-{UUID}*) echo "580.1, 1980 MHz, 2619 MHz";; *) exit 6; esac\n'
+        f'#!/bin/sh\ncase "$*" in *GPU-{UUID}*) echo "H100, 580.1, 1980 MHz, 2619 MHz, 700.00 W";; *) exit 6; esac\n'
     )
     smi.chmod(0o755 if installed else 0o644)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     pynvml(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     found = environment(torch.bfloat16)
     assert (found["gpu"], found["gpu_memory_bytes"]) == ("H100", 80 * 2**30)
     assert found["driver"] == ("580.1" if installed else None)

@@ -23,7 +23,7 @@ ENVIRONMENTS = HERE / ".nox"
 #: The lower bound of PyTorch in pyproject.toml.
 OLDEST = "torch==2.11.*"
 #: Each test process runs one thread and needs up to 2 GB.
-PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
+PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal", "--benchmark-disable"]
 #: Debian's packages of Slurm and munge, and what they need besides the usual libraries.
 SLURM = ["slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libmunge2"]
 SLURM += ["libhwloc15"]

@@ -141,9 +141,8 @@ def test_the_environment_names_gpu_and_driver(
     installed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     smi = tmp_path / "nvidia-smi"
-    smi.write_text(
-        f'#!/bin/sh\ncase "$*" in *GPU-{UUID}*) echo "H100, 580.1, 1980 MHz, 2619 MHz, 700.00 W";; *) exit 6; esac\n'
-    )
+    card = "H100, 580.1, 1980 MHz, 2619 MHz, 700.00 W"
+    smi.write_text(f'#!/bin/sh\ncase "$*" in *GPU-{UUID}*) echo "{card}";; *) exit 6; esac\n')
     smi.chmod(0o755 if installed else 0o644)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     pynvml(monkeypatch)

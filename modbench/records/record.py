@@ -291,6 +291,7 @@ _CASE = closed(
     flops=closed(nominal=_FLOPS, realised=_FLOPS, dispatched=_FLOPS),
     joules=REAL | None,
     gpu=_GPU,
+    host_share=optional[REAL],  #: of its time; absent: of a CPU, or not measured
 )
 _RAN_OUT = closed(**_ASKED, asked_bytes=COUNT | None, error=str)
 _TIMES = closed(
@@ -337,6 +338,8 @@ class TimingRecord(Line):
     asked_bytes: Annotated[int, like(COUNT)] | None  #: size of the allocation that failed, if known
     status: TimingStatus
     error: str | None
+    #: version of the measurement (`modbench.timing.config.PROTOCOL`); absent: 1
+    protocol: Annotated[int, like(POSITIVE)] | None = None
 
     def _check(self) -> None:
         if (self.timed["router"] is None) != (self.measures == "ceiling"):

@@ -8,8 +8,11 @@ from modbench.errors import UserError
 #: The smallest value of a field.
 _LEAST = {
     **dict.fromkeys(("repetitions", "samples", "prefill_batch", "decode_tokens"), 1),
-    **dict.fromkeys(("warm_up", "threads"), 0),
+    **dict.fromkeys(("warm_up_seconds", "steps_in_a_row", "threads"), 0),
 }
+#: Version of the measurement, raised when its times change in meaning: those of two are never compared.
+#: 2: warm-up by time, no garbage collection, ceilings in a row. Records without one are of version 1.
+PROTOCOL = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,8 @@ class TimeConfig:
 
     repetitions: int = 5  #: fresh processes per scheme
     samples: int = 10  #: timed runs per case and process
-    warm_up: int = 3  #: untimed runs before them
+    warm_up_seconds: float = 0.5  #: of untimed runs before them: a GPU's clocks rise that slowly
+    steps_in_a_row: int = 20  #: training steps that a GPU takes without a wait between them; 0: none
     prefill: tuple[int, ...] = ()  #: prompt lengths; (): a quarter of [train]'s sequence, and all of it
     prefill_batch: int = 1  #: prompts per batch
     decode_past: tuple[int, ...] = ()  #: cached tokens; (): an eighth of the sequence, half, all

@@ -155,6 +155,13 @@ def _timing(spec: Spec, say: Say, log: Path) -> Spec:
         raise ValueError("this is broken")
     if kind == "training":
         misbehave(spec)
+    before = spec.get("earlier", {"next": 0, "processes": []})
+    if label.startswith("sticky") and kind == "training" and before["next"] < 2:
+        return {
+            "earlier": {"next": before["next"] + 1, "processes": [*before["processes"], os.getpid()]}
+        }
+    if before["processes"]:
+        log.with_name("processes").write_text(json.dumps([*before["processes"], os.getpid()]))
     say({"event": "phase", "phase": "nothing"})
     spent = dict.fromkeys(("model", "full", "executed"), 1000)
     case = {

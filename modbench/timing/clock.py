@@ -30,7 +30,7 @@ from modbench.timing.benchmark_case import (
     training_cases,
 )
 from modbench.timing.footprint import release_memory
-from modbench.timing.stopwatch import Stopwatch, nothing, sampled, stopwatch
+from modbench.timing.stopwatch import SHORTEST, Stopwatch, nothing, sampled, stopwatch
 from modbench.timing.system_load import LoadMonitor
 from modbench.train.compiled import compiles
 from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
@@ -265,7 +265,7 @@ def _case(
         watch,
         run,
         samples=number,
-        warm_up=subject.time.warm_up_seconds,
+        warm_up=subject.warm_up,
         loops=case.in_a_row,
         in_a_row=bool(case.in_a_row),
         before=before,
@@ -311,7 +311,7 @@ def balance(traces: Sequence[Trace]) -> str:
 #: Bytes of the copied tensor, larger than any cache.
 COPIED = {"cpu": 2**28, "cuda": 2**30}
 #: Seconds of a sample of a ceiling: a GPU's host is ahead of it from the second matmul on.
-CEILING_SECONDS = 0.05
+CEILING_SECONDS = {"cpu": SHORTEST, "cuda": 0.05}
 
 
 def gemm_shapes(model: Shape) -> dict[str, tuple[int, int]]:
@@ -335,15 +335,15 @@ def ceilings(
     """Measure ``gemm``, the FLOP/s of ``(rows, inner) @ (inner, columns)`` with the rows of one pass of
     a training step, in the run's dtype and in float32; and ``copy_bytes_per_second``, bytes read and
     written. Each is the median of samples in a row (`sampled`). ``meanwhile``: see there."""
-    time, on = subject.time, subject.on
+    on = subject.on
 
     def seconds(run: Callable[[], object]) -> float:
         taken = sampled(
             watch,
             run,
-            samples=time.samples,
-            warm_up=time.warm_up_seconds,
-            shortest=CEILING_SECONDS,
+            samples=subject.time.samples,
+            warm_up=subject.warm_up,
+            shortest=CEILING_SECONDS[on.type],
             in_a_row=True,
             meanwhile=meanwhile,
         )

@@ -24,7 +24,7 @@ class TimeConfig:
 
     repetitions: int = 5  #: fresh processes per scheme
     samples: int = 10  #: timed runs per case and process
-    warm_up_seconds: float = 0.5  #: of untimed runs before them: a GPU's clocks rise that slowly
+    warm_up_seconds: float = 0.5  #: of untimed runs before them; a fifth of it on a CPU
     steps_in_a_row: int = 20  #: training steps that a GPU takes without a wait between them; 0: none
     prefill: tuple[int, ...] = ()  #: prompt lengths; (): a quarter of [train]'s sequence, and all of it
     prefill_batch: int = 1  #: prompts per batch

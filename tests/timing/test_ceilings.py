@@ -81,6 +81,6 @@ def test_ceilings_hold_one_result_with_the_rows_of_a_pass(
     of = subject()
     of = replace(of, train=replace(of.train, batch=batch, micro_batch=micro_batch))
     with Peak() as peak:
-        found = clock.ceilings(of, Ticking(clock.CEILING_SECONDS / 4))
+        found = clock.ceilings(of, Ticking(clock.CEILING_SECONDS["cpu"] / 4))
     assert {gemm["rows"] for gemm in found["gemm"]} == {rows} == {peak.rows}
     assert peak.most == 1

@@ -3,6 +3,7 @@ the use of the GPU, and its memory in use by others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.autograd import DeviceType
 from modbench.timing import benchmark_case, clock, system_load
 from modbench.timing.benchmark_case import LAUNCHES_AHEAD, Prepared, graphed, training_cases
 from modbench.timing.clock import busy_seconds, ends_gpu, measured_times
+from modbench.timing.config import TimeConfig
 
 ONE_DECODING = {"prefill": [8], "decode_past": [8], "decode_batches": [1], "decode_tokens": 2}
 
@@ -224,3 +226,9 @@ def test_lack_of_memory_next_to_another_process_is_no_result(
     assert all(others[0] in sentence for sentence in found.get("failed", []))
     assert found["machine"]["gpu_processes"] == others
     assert found["machine"]["overloaded"] or not others
+
+
+@pytest.mark.parametrize(("on", "seconds"), [("cuda", 0.5), ("cpu", 0.1)])
+def test_a_gpu_is_warmed_up_for_half_a_second(on: str, seconds: float) -> None:
+    of = replace(subject(), on=torch.device(on), time=TimeConfig())
+    assert of.warm_up == pytest.approx(seconds)

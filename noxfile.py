@@ -3,6 +3,7 @@
 In an environment that has all dependencies: nox --no-venv --no-install -s SESSION
 """
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -215,8 +216,9 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
-    """Measure time and memory of the gpu suite's schemes on a GPU, then train them, in my-results-gpu/;
-    arguments after -- go to modbench time, and to modbench run where it has the option."""
+    """Measure time and memory of the gpu suite's schemes on a GPU, print the times next to what is
+    expected, then train the schemes, in my-results-gpu/; arguments after -- go to modbench time, and to
+    modbench run where it has the option."""
     code = "import torch; print(torch.cuda.is_available())"
     if "True" not in str(session.run(for_users(session), "-c", code, silent=True)):
         session.error("bench-gpu needs a CUDA GPU and PyTorch finds none; on a CPU run: nox -s bench")
@@ -230,6 +232,10 @@ def bench_gpu(session: nox.Session) -> None:
         if failure.reason != "Returned code 1":  # refused, or stopped by the user
             raise
         timed = False  # one scheme could not be timed; the others are trained
+    options = argparse.ArgumentParser()
+    options.add_argument("--results", default="my-results-gpu")
+    folder = Path(options.parse_known_args(session.posargs)[0].results, "gpu")
+    session.run(for_users(session), str(HERE / "tools" / "gpu_estimates.py"), str(folder))
     suite(session, "run", "gpu", "my-results-gpu", of_training(session.posargs))
     if not timed:
         session.error("modbench time failed (see its message above); training succeeded")

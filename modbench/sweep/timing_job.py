@@ -7,14 +7,14 @@ from typing import Any
 from modbench.hf.config import is_predicted
 from modbench.measure.environment import code_version, environment
 from modbench.records.line import key_of
-from modbench.records.record import TimingRecord
+from modbench.records.record import PROTOCOL, TimingRecord
 from modbench.records.run import Timed
 from modbench.records.store import append_record
 from modbench.sweep.run_job import Say, Stage, prepare_process
 from modbench.timing import footprint
 from modbench.timing.benchmark_case import BenchmarkTarget
 from modbench.timing.clock import measured_ceilings, measured_times, no_result, out_of_memory
-from modbench.timing.config import PROTOCOL, TimeConfig
+from modbench.timing.config import TimeConfig
 from modbench.timing.system_load import gpu_processes
 from modbench.train.numerics import make_deterministic
 

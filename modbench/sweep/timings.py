@@ -15,7 +15,7 @@ import modbench
 from modbench.errors import UserError
 from modbench.records.finished import finished
 from modbench.records.line import canonical_json, sha256
-from modbench.records.record import DONE, TimingKind
+from modbench.records.record import DONE, PROTOCOL, TimingKind
 from modbench.records.run import Timed
 from modbench.records.store import read_suite, remove_leftovers
 from modbench.report.timing.values import machine_in_words, settings_of
@@ -29,7 +29,6 @@ from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
 from modbench.sweep.worker import DiedError, run_worker
-from modbench.timing.config import PROTOCOL
 
 #: What `modbench time` takes of each scheme, and of the machine.
 KINDS: tuple[TimingKind, ...] = (

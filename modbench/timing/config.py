@@ -10,9 +10,6 @@ _LEAST = {
     **dict.fromkeys(("repetitions", "samples", "prefill_batch", "decode_tokens"), 1),
     **dict.fromkeys(("warm_up_seconds", "steps_in_a_row", "threads"), 0),
 }
-#: Version of the measurement, raised when its times change in meaning: those of two are never compared.
-#: 2: warm-up by time, no garbage collection, ceilings in a row. Records without one are of version 1.
-PROTOCOL = 2
 
 
 @dataclass(frozen=True, kw_only=True)

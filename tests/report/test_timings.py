@@ -23,14 +23,13 @@ from timings_made_up import (
 )
 
 from modbench.errors import UserError
-from modbench.records.record import TimingRecord, read_record
+from modbench.records.record import PROTOCOL, TimingRecord, read_record
 from modbench.records.store import append_record, read_suite
 from modbench.report.leaderboard.row import timed_values
 from modbench.report.page import write_report
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import CaseRow, TimingTable
 from modbench.report.timing.values import labels_of, newest_session
-from modbench.timing.config import PROTOCOL
 
 THROTTLED = ("hardware slowdown",)
 

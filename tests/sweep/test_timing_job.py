@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from modbench.model.config import ModelConfig
-from modbench.records.record import TimingRecord
+from modbench.records.record import PROTOCOL, TimingRecord
 from modbench.records.run import RouterCode, Timed
 from modbench.records.store import read_suite
 from modbench.sweep import timing_job
 from modbench.sweep.timing_job import run_timing
 from modbench.timing import benchmark_case, system_load
 from modbench.timing.benchmark_case import BenchmarkTarget
-from modbench.timing.config import PROTOCOL
 
 LACK = torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
 SAID = "out of memory, asked for 2,147,483,648 bytes (Tried to allocate 2.00 GiB.)"

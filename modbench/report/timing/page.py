@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from modbench.errors import several
+from modbench.records.record import PROTOCOL
 from modbench.report.sections import Heading, Items, Page, Part, in_words, made_by, pictures
 from modbench.report.table import Table, escaped
 from modbench.report.timing.table import HOST_BOUND, PARTS, CaseRow, TimingTable
 from modbench.report.timing.values import machine_in_words
-from modbench.timing.config import PROTOCOL
 
 _PHASES = {
     "Forward pass and training step (ms)": ("forward", "train"),

@@ -33,12 +33,13 @@ def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     started = datetime.now(UTC)
     stage = Stage(say)
     target = _target(spec)
+    machine = environment(target.dtype)  # an error of the GPU may prevent it later
     with stage.measuring(spec["title"]):
         say({"event": "phase", "phase": "measuring"})
         outcome = _measured(spec, target, say)
     if "earlier" in outcome:
         return outcome
-    record = timing_record(spec, environment(target.dtype), started=started, **outcome)
+    record = timing_record(spec, machine, started=started, **outcome)
     append_record(Path(spec["results"]), record)
     return {"status": record.status, "error": record.error, "seconds": stage.end()}
 

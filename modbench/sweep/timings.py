@@ -99,7 +99,7 @@ class TimingPlan:
         """The plan of all rows of ``rows`` or those in ``only``; with isoFLOP grids: every shape of
         every budget. Raises UserError: as `modbench.sweep.wanted.expand` and `chosen`; or nothing can be
         measured here."""
-        _refuse_blocking_launches()
+        refuse_blocking_launches()
         items = chosen(expand_planned(rows), only, rows.mistakes)
         timed = {item.run.timed.key: item.run.timed for item in items}
         labels = {item.run.timed.key: item.label for item in reversed(items)}
@@ -165,7 +165,8 @@ class TimingPlan:
         )
 
 
-def _refuse_blocking_launches() -> None:
+def refuse_blocking_launches() -> None:
+    """Raise a `UserError` if a GPU's kernels are launched one at a time."""
     import torch
 
     value = os.environ.get("CUDA_LAUNCH_BLOCKING", "0")

@@ -140,6 +140,7 @@ def measured_ceilings(
 ) -> dict[str, Any]:
     """`ceilings` of the machine of ``target``, with the state of the ``machine``."""
     load = LoadMonitor()
+    load.look_at_gpu()
     gpu, nvml = open_gpu(target.on)
     say({"event": "phase", "phase": "matmuls and copies"})
     monitor = GpuMonitor(gpu)

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from modbench.records.line import key_of
-from modbench.records.record import MeasurementRecord, RunRecord, TimingRecord
+from modbench.records.record import PROTOCOL, MeasurementRecord, RunRecord, TimingRecord
 from modbench.records.store import append_record
 from modbench.sweep import worker
 from modbench.sweep.claim import Claim
@@ -193,6 +193,7 @@ def _timing(spec: Spec, say: Say, log: Path) -> Spec:
         time=spec["time"],
         key=key_of(spec["timed"]),
         repetition=spec["repetition"],
+        protocol=PROTOCOL,
         code={"version": "0", "commit": None, "dirty": None},
         environment=environment(spec),
         **found,

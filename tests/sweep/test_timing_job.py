@@ -13,7 +13,7 @@ from modbench.records.run import RouterCode, Timed
 from modbench.records.store import read_suite
 from modbench.sweep import timing_job
 from modbench.sweep.timing_job import run_timing
-from modbench.timing import benchmark_case, system_load
+from modbench.timing import benchmark_case, clock, system_load
 from modbench.timing.benchmark_case import BenchmarkTarget
 
 LACK = torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
@@ -151,3 +151,22 @@ def test_what_an_error_left_undone_is_handed_on(
     assert record.status == "ok"
     assert record.protocol == PROTOCOL
     assert [case["phase"] for case in record.measured["cases"]] == ["forward", "train", "train"]
+
+
+def test_the_machine_of_a_record_is_that_before_an_error_of_the_gpu(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch may find no GPU after it."""
+    gpus = ["Imaginary GPU"]
+    right = timing_job.environment
+    monkeypatch.setattr(timing_job, "environment", lambda dtype: right(dtype) | {"gpu": gpus[-1]})
+
+    def case(of: Any, *_: Any) -> dict[str, Any]:
+        if of.name == "train":
+            gpus.append("none")
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return {}
+
+    monkeypatch.setattr(clock, "_case", case)
+    record = record_of(spec)
+    assert (record.status, record.environment["gpu"]) == ("failed", "Imaginary GPU")

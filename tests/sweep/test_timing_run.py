@@ -19,6 +19,7 @@ from modbench.sweep import timings as verb
 from modbench.sweep import worker
 from modbench.sweep.claim import suite_lock
 from modbench.sweep.rows import resolve
+from modbench.sweep.run import run_suite
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timings import KINDS, TimingPlan
 
@@ -161,7 +162,21 @@ def test_times_of_blocking_launches_are_refused(
             time("a", repetitions=1)
         assert asked(tmp_path) == []
     else:
-        verb._refuse_blocking_launches()
+        verb.refuse_blocking_launches()
+
+
+@pytest.mark.parametrize("step", ["timing", "memory"])
+def test_a_run_that_ends_with_times_of_blocking_launches_is_refused_before_it_trains(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    write_suite(tmp_path, "a")
+    path = tmp_path / "suite.toml"
+    path.write_text(f'{path.read_text()}\n[measure]\nsteps = ["train", "{step}"]\n')
+    with pytest.raises(UserError, match="CUDA_LAUNCH_BLOCKING"):
+        run_suite(str(path), results=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_what_failed_is_told_and_tried_again(

@@ -232,3 +232,16 @@ def test_lack_of_memory_next_to_another_process_is_no_result(
 def test_a_gpu_is_warmed_up_for_half_a_second(on: str, seconds: float) -> None:
     of = replace(subject(), on=torch.device(on), time=TimeConfig())
     assert of.warm_up == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_process_next_to_ceilings_marks_them(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There at the beginning, or at the end."""
+    seen = [[], []]
+    seen[at].append("process 7 (40000 MiB)")
+    looks = iter(seen)
+    monkeypatch.setattr(system_load, "gpu_processes", lambda: next(looks))
+    monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(1.0))
+    monkeypatch.setattr(clock, "COPIED", {"cpu": 16})
+    machine = clock.measured_ceilings(subject(), 1)["machine"]
+    assert (machine["overloaded"], machine["gpu_processes"]) == (True, ["process 7 (40000 MiB)"])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
+import gpu_estimates
 from suite_keys import filled
 
 from modbench.plan.units import shown as in_units
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("start", "reading_the_table", "results", "depth")),
+    *(f"docs/{name}.md" for name in ("start", "reading_the_table", "results", "depth", "timing")),
 )
 DENSE, MOD, RANDOM = "vanilla", "mod", "mod:gaussian"
 #: Headings and columns of the table of downstream scores.
@@ -280,6 +281,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "depth": depth,
     "quick": quick,
     "row": row,
+    "estimates": gpu_estimates.table,
     "columns": lambda: column_table(FIRST).to_markdown(),
     "more columns": lambda: column_table(MORE).to_markdown(),
 }

@@ -60,6 +60,9 @@ Status = Literal["ok", "failed", "oom", "diverged"]
 #: out of memory, where more memory may be free (`modbench.sweep.wanted.is_done`).
 DONE = frozenset({"ok", "diverged"})
 TimingStatus = Literal["ok", "failed", "oom"]
+#: Version of what `modbench time` measures, raised when times change in meaning: those of two are never
+#: compared. 2: warm-up by time, no garbage collection, ceilings in a row, load of usable cores.
+PROTOCOL = 2
 #: What a process of `modbench time` measures.
 TimingKind = Literal["training", "inference", "ceiling", "training_memory", "inference_memory"]
 
@@ -305,12 +308,14 @@ _CASE = closed(
     flops=closed(nominal=_FLOPS, realised=_FLOPS, dispatched=_FLOPS),
     joules=REAL | None,
     gpu=_GPU,
+    host_share=optional[REAL],  #: of its time; absent: of a CPU, or not measured
 )
 _RAN_OUT = closed(**_ASKED, asked_bytes=COUNT | None, error=str)
 _TIMES = closed(
     cases=list_of[_CASE],
     balance=str,
     compiled=bool,
+    programs=optional[PROGRAMS],
     machine=_MACHINE,
     ran_out=optional[list_of[_RAN_OUT]],
 )
@@ -351,6 +356,8 @@ class TimingRecord(Line):
     asked_bytes: Annotated[int, like(COUNT)] | None  #: size of the allocation that failed, if known
     status: TimingStatus
     error: str | None
+    #: version of the measurement (`PROTOCOL`); absent: 1
+    protocol: Annotated[int, like(POSITIVE)] | None = None
 
     def _check(self) -> None:
         if (self.timed["router"] is None) != (self.measures == "ceiling"):

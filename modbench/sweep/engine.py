@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -163,7 +163,11 @@ class Engine:
                     if stop:  # the same signal may have ended workers that could not yet take it
                         break
                     for job in [job for job, at in running.items() if at.worker.over()]:
-                        failures += self._settle(job, running.pop(job), watch)
+                        at = running.pop(job)
+                        if rest := self._rest(job, at):
+                            todo.appendleft(rest)
+                        else:
+                            failures += self._settle(job, at, watch)
             finally:
                 self._stop([at.worker for at in running.values()], stop)
                 for at in running.values():
@@ -231,6 +235,16 @@ class Engine:
         if at.claim:
             at.claim.release()
         self.devices.give(at.devices)
+
+    def _rest(self, job: Job, at: _Running) -> Job | None:
+        """The job of another process that goes on where the worker could not; None if it has ended with
+        a result."""
+        earlier = (at.worker.result or {}).get("earlier")
+        if earlier is None:
+            return None
+        at.worker.close()
+        self._give_up(at)
+        return replace(job, spec=job.spec | {"earlier": earlier})
 
     def _settle(self, job: Job, at: _Running, watch: Watch) -> list[Failure]:
         """Make sure that a job whose worker has ended has a record, and report its status."""

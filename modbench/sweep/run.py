@@ -31,7 +31,7 @@ from modbench.sweep.refuse import (
 )
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
-from modbench.sweep.timings import TimingPlan
+from modbench.sweep.timings import TimingPlan, refuse_blocking_launches
 from modbench.sweep.track import check_trackers
 from modbench.sweep.wanted import (
     Conditions,
@@ -125,6 +125,8 @@ def run_suite(
         conditions: Conditions = _OfOtherMachines(workers=1, retry=retry_oom)
     else:
         refuse_missing_devices(ranks)
+        if not measure and {"timing", "memory"} & {*suite.measure.steps}:
+            refuse_blocking_launches()
         workers = workers or max(1, parallel()[0] // ranks)
         conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
     command = _Command(rows, folder, only, conditions, tasks, part, launcher, wait=wait)

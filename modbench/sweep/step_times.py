@@ -17,8 +17,9 @@ from modbench.timing.config import TimeConfig
 #: A step is timed if it takes at most this many seconds at the rate of a large matmul. A real step takes
 #: longer, and a plan should end in minutes.
 LONGEST_STEP = 3.0
-#: Timed steps of each shape: more would steady the median, and make a plan slower.
-_SAMPLES = 3
+#: Timed steps of each shape, and seconds of warm-up: more would steady the median, and make a plan
+#: slower.
+_SAMPLES, _WARM_UP = 3, 0.1
 #: Seconds without progress after which a worker is ended; a step may be compiled first.
 _TIMEOUT = 600.0
 
@@ -91,7 +92,7 @@ def recorded_speeds(
     if not session or machine_in_words(session[0].environment) != here:
         return {}
     labels = {timing.key: timing.key for timing in session}
-    rows = [row for row in TimingTable(session, labels).cases if row.phase == "train"]
+    rows = [row for row in TimingTable(session, labels).cases if row.case == "train"]
     seconds = {row.key: row.seconds_median for row in rows if row.seconds_median is not None}
     recorded = {}
     for scheme, timed_shapes in shapes.items():
@@ -143,7 +144,9 @@ def time_steps(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     from modbench.train.numerics import make_deterministic
 
     shapes = [(Timed.of(timed, spec["hf_folder"]), flops) for timed, flops in spec["shapes"]]
-    time = replace(TimeConfig(**spec["time"]), samples=_SAMPLES, warm_up=1)
+    time = replace(
+        TimeConfig(**spec["time"]), samples=_SAMPLES, warm_up_seconds=_WARM_UP, steps_in_a_row=0
+    )
     prepare_process(shapes[0][0].router, spec["plugins"], spec["threads"])
     make_deterministic()
     targets = [(BenchmarkTarget.of(timed, time), flops) for timed, flops in shapes]

@@ -252,13 +252,16 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     _refuse_contradictions(where, tables, schemes)
     if hubs:
         refuse_sizes(where, tables.isoflop is not None, bool(tables.shapes), next(iter(hubs)))
+    time = table("time", TimeConfig)
+    if time.compile == "auto":  # what is timed is what is trained
+        time = replace(time, compile=train.compile)
     suite = Suite(
         source=source,
         header=table("suite", Header),
         data=data,
         train=train,
         measure=measure,
-        time=table("time", TimeConfig),
+        time=time,
         keep=keep,
         track=table("track", TrackConfig),
         axes=axes,

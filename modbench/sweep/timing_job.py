@@ -7,14 +7,15 @@ from typing import Any
 from modbench.hf.config import is_predicted
 from modbench.measure.environment import code_version, environment
 from modbench.records.line import key_of
-from modbench.records.record import TimingRecord
+from modbench.records.record import PROTOCOL, TimingRecord
 from modbench.records.run import Timed
 from modbench.records.store import append_record
 from modbench.sweep.run_job import Say, Stage, prepare_process
 from modbench.timing import footprint
 from modbench.timing.benchmark_case import BenchmarkTarget
-from modbench.timing.clock import measured_ceilings, measured_times, out_of_memory
+from modbench.timing.clock import measured_ceilings, measured_times, no_result, out_of_memory
 from modbench.timing.config import TimeConfig
+from modbench.timing.system_load import gpu_processes
 from modbench.train.numerics import make_deterministic
 
 #: Measurements of memory, with their predictions.
@@ -26,15 +27,19 @@ _MEMORY: dict[str, Any] = {
 
 def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """Take the measurement of ``spec`` (see `modbench.sweep.timings.TimingPlan`), alone on this machine,
-    and append its record; return its status, error and seconds. Raises UserError: invalid plugin,
-    router, option or shape."""
+    and append its record; return its status, error and seconds; or, if an error has ended this
+    process's use of the GPU, ``earlier``: what the specification of the process that goes on needs.
+    Raises UserError: invalid plugin, router, option or shape."""
     started = datetime.now(UTC)
     stage = Stage(say)
     target = _target(spec)
+    machine = environment(target.dtype)  # an error of the GPU may prevent it later
     with stage.measuring(spec["title"]):
         say({"event": "phase", "phase": "measuring"})
         outcome = _measured(spec, target, say)
-    record = timing_record(spec, environment(target.dtype), started=started, **outcome)
+    if "earlier" in outcome:
+        return outcome
+    record = timing_record(spec, machine, started=started, **outcome)
     append_record(Path(spec["results"]), record)
     return {"status": record.status, "error": record.error, "seconds": stage.end()}
 
@@ -55,6 +60,7 @@ def timing_record(
         measures=spec["measures"],
         timed=spec["timed"],
         time=spec["time"],
+        protocol=PROTOCOL,
         key=key_of(spec["timed"]),
         repetition=spec["repetition"],
         code=code_version(),
@@ -81,8 +87,8 @@ def _target(spec: dict[str, Any]) -> BenchmarkTarget:
 
 
 def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[str, Any]:
-    """Status, error, asked_bytes and measured of a timing record. Of several failed cases the first is
-    stated."""
+    """Status, error, asked_bytes and measured of a timing record, or ``earlier``. Of several failed
+    cases the first is stated."""
     outcome: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
     kind = spec["measures"]
     try:
@@ -94,11 +100,15 @@ def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[s
         elif kind == "ceiling":
             measured = measured_ceilings(target, spec["threads"], say)
         else:
-            measured = measured_times(kind, target, spec["threads"], say)
+            measured = measured_times(kind, target, spec["threads"], say, spec.get("earlier"))
+            if "next" in measured:
+                return {"earlier": measured}
     except Exception as error:
         lack = out_of_memory(error)
         if lack is None:
             raise
+        if others := gpu_processes():
+            return outcome | {"status": "failed", "error": no_result(lack, others)}
         return outcome | {"status": "oom"} | lack
     failed, ran_out = measured.pop("failed", []), measured.get("ran_out", [])
     errors = [*failed, *(f"{case['name']}: {case['error']}" for case in ran_out)]

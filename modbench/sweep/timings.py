@@ -1,6 +1,7 @@
 """`modbench time`: wall time and memory of every scheme of a suite, untrained. `modbench run` takes the
 same measurements, fewer of them."""
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import modbench
 from modbench.errors import UserError
 from modbench.records.finished import finished
 from modbench.records.line import canonical_json, sha256
-from modbench.records.record import DONE, TimingKind
+from modbench.records.record import DONE, PROTOCOL, TimingKind
 from modbench.records.run import Timed
 from modbench.records.store import read_suite, remove_leftovers
 from modbench.report.timing.values import machine_in_words, settings_of
@@ -98,6 +99,7 @@ class TimingPlan:
         """The plan of all rows of ``rows`` or those in ``only``; with isoFLOP grids: every shape of
         every budget. Raises UserError: as `modbench.sweep.wanted.expand` and `chosen`; or nothing can be
         measured here."""
+        refuse_blocking_launches()
         items = chosen(expand_planned(rows), only, rows.mistakes)
         timed = {item.run.timed.key: item.run.timed for item in items}
         labels = {item.run.timed.key: item.label for item in reversed(items)}
@@ -163,6 +165,18 @@ class TimingPlan:
         )
 
 
+def refuse_blocking_launches() -> None:
+    """Raise a `UserError` if a GPU's kernels are launched one at a time."""
+    import torch
+
+    value = os.environ.get("CUDA_LAUNCH_BLOCKING", "0")
+    if value not in ("", "0") and torch.cuda.device_count():
+        raise UserError(
+            f"CUDA_LAUNCH_BLOCKING is {value}: the host waits for each kernel, so that times would not "
+            "be those of runs; unset it and run again"
+        )
+
+
 def _threads(rows: Rows) -> int:
     from modbench.timing.system_load import parallel
 
@@ -182,11 +196,12 @@ def _machine(rows: Rows, timed: Timed) -> dict[str, Any]:
 
 
 def _session(rows: Rows, folder: Path, machine: dict[str, Any], again: bool) -> tuple[str, str]:
-    """The session to continue, or a new one: a hash of the machine, its settings, those of [time] and
-    the code, and a number; and a sentence if another one is not continued. Times of two versions of a
-    scheme are not pooled: its code is in the key of what is timed."""
+    """The session to continue, or a new one: a hash of the machine, its settings, those of [time], the
+    code and the version of the measurement, and a number; and a sentence if another one is not
+    continued. Times of two versions of a scheme are not pooled: its code is in the key of what is
+    timed."""
     code = code_sha256(Path(modbench.__file__))
-    parts = [machine_in_words(machine), settings_of(machine, "training"), code]
+    parts = [machine_in_words(machine), settings_of(machine, "training"), code, PROTOCOL]
     made = sha256(canonical_json([*parts, rows.suite.time.compared()]))[:12]
     timings = read_suite(folder).timings if folder.exists() else []
     mine = [timing for timing in timings if timing.session.startswith(made)]

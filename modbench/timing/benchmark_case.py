@@ -26,11 +26,15 @@ from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import nothing
-from modbench.train.compiled import compiled, compiles, eager
+from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import autocast, device, precision
 from modbench.train.optimizer import build_optimizer
 from modbench.train.step import training_step
+
+#: Types of devices whose host launches work ahead, so that several runs in a row take less time than
+#: as many single ones.
+LAUNCHES_AHEAD = {"cuda"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,11 @@ class BenchmarkTarget:
             on=on,
             dtype=precision(train.precision, on),
         )
+
+    @property
+    def warm_up(self) -> float:
+        """Seconds of untimed runs before samples; a CPU's clock rises sooner than a GPU's."""
+        return self.time.warm_up_seconds / (5 if self.on.type == "cpu" else 1)
 
     def build(self) -> LanguageModel:
         """Build the scheme's model with random weights."""
@@ -105,21 +114,26 @@ class Prepared(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkCase:
     """A run processes ``tokens`` new tokens of each of ``sequences`` sequences, after ``past`` cached
-    ones. ``prepare`` may change the model; if it runs out of memory, later cases can still be
-    prepared."""
+    ones. ``in_a_row``: number of runs that are timed together, without a wait between them; 0: each is
+    timed alone. ``prepare`` may change the model; if it runs out of memory, later cases can still be
+    prepared. It returns None if the case does not apply to the model."""
 
     phase: Phase
     sequences: int
     tokens: int
     past: int = 0
-    prepare: Callable[[], Prepared]
+    in_a_row: int = 0
+    suffix: str = ""
+    prepare: Callable[[], Prepared | None]
 
     @property
     def name(self) -> str:
         batch = f" x {self.sequences}"
         if self.phase == "decode":
-            return f"decode after {self.past}{batch}"
-        return f"prefill {self.tokens}{batch}" if self.phase == "prefill" else self.phase
+            return f"decode after {self.past}{batch}{self.suffix}"
+        if self.phase == "prefill":
+            return f"prefill {self.tokens}{batch}"
+        return f"{self.phase} x {self.in_a_row}" if self.in_a_row else self.phase
 
     def flops(self, model: LanguageModel, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
         """FLOPs of a run under each convention: nominal, realised by ``traces``, and dispatched (with
@@ -156,7 +170,7 @@ def training_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Bench
         return model(tokens_BT, context)  # type: ignore[no-any-return]
 
     passes = compiled(logits, model, time.compile)
-    losses = compiled(eager(model), model, time.compile)
+    losses = compiled(eager(model), model, time.compile, recompute=train.recompute)
 
     def forward() -> Prepared:
         model.eval()
@@ -184,12 +198,17 @@ def training_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Bench
         return Prepared(run)
 
     case = partial(BenchmarkCase, sequences=train.batch, tokens=train.sequence)
-    return [case(phase="forward", prepare=forward), case(phase="train", prepare=step)]
+    cases = [case(phase="forward", prepare=forward), case(phase="train", prepare=step)]
+    if time.steps_in_a_row and subject.on.type in LAUNCHES_AHEAD:
+        cases.append(case(phase="train", in_a_row=time.steps_in_a_row, prepare=step))
+    return cases
 
 
 def inference_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[BenchmarkCase]:
-    """Prefill and decode cases under the causal rule, eager, with weights in the subject's dtype."""
+    """Prefill and decode cases under the causal rule, eager, with weights in the subject's dtype; on a
+    GPU, decoding also as a CUDA graph (`graphed`)."""
     time = subject.time
+    ahead = subject.on.type in LAUNCHES_AHEAD
 
     def serve() -> None:
         model.zero_grad(set_to_none=True)
@@ -200,17 +219,18 @@ def inference_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Benc
         tokens_BT = random_tokens(model, time.prefill_batch, length)
         return Prepared(lambda: [read(model, tokens_BT, Cache(len(tokens_BT)), time, logits="last")])
 
-    def decode(sequences: int, past: int) -> Prepared:
+    def decode(sequences: int, past: int, is_graph: bool) -> Prepared | None:
         serve()
         cache = Cache(sequences)
         tokens_BT = random_tokens(model, sequences, past + time.decode_tokens)
         read(model, tokens_BT[:, :past], cache, time, logits="last")
         filled = cache.mark()
         steps = [step_B1.contiguous() for step_B1 in tokens_BT[:, past:].split(1, dim=1)]
-        return Prepared(
+        prepared = Prepared(
             lambda: [read(model, step_B1, cache, time, logits="all") for step_B1 in steps],
             before=lambda: cache.rewind(filled),
         )
+        return graphed(prepared) if is_graph else prepared
 
     prompts, tokens = time.prefill_batch, time.decode_tokens
     return [
@@ -226,12 +246,42 @@ def inference_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Benc
                 sequences=sequences,
                 tokens=tokens,
                 past=past,
-                prepare=partial(decode, sequences, past),
+                suffix=", graph" if is_graph else "",
+                prepare=partial(decode, sequences, past, is_graph),
             )
             for sequences in time.decode_batches
             for past in time.decode_past
+            for is_graph in ([False, True] if ahead else [False])
         ),
     ]
+
+
+def graphed(prepared: Prepared) -> Prepared | None:
+    """``prepared`` as one CUDA graph, which a host launches at once; None if the host reads values, on
+    which shapes may depend, or if a part cannot be captured."""
+    prepared.before()
+    prepared.run()  # the cache grows
+    prepared.before()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        prepared.run()
+        prepared.before()
+        torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            traces = prepared.run()
+    except RuntimeError as error:
+        print(f"no CUDA graph: {error}")
+        torch.cuda.synchronize()  # raises if the error has ended the process's context
+        return None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    def run() -> list[Trace]:
+        graph.replay()
+        return traces
+
+    return Prepared(run)
 
 
 @torch.no_grad()
@@ -255,8 +305,3 @@ def random_batch(model: LanguageModel, train: TrainConfig) -> tuple[Tensor, Tens
     """Inputs and targets (B, T) of a training step."""
     window_BT = random_tokens(model, train.batch, train.sequence + 1)
     return window_BT[:, :-1].contiguous(), window_BT[:, 1:].contiguous()
-
-
-def is_compiled(model: LanguageModel, time: TimeConfig) -> bool:
-    """Return True if ``time`` compiles on the model's device."""
-    return compiles(time.compile, next(model.parameters()).device)

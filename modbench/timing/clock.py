@@ -5,11 +5,14 @@ R rows, I inner dimension, C columns of a matmul.
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean, median
 from time import monotonic
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from modbench.errors import FAULTS, UserError
 from modbench.hf.config import matrices_of
@@ -19,21 +22,23 @@ from modbench.model.shape import HubConfig, Shape
 from modbench.model.trace import Trace
 from modbench.routing.plugin_fault import raised
 from modbench.timing.benchmark_case import (
+    LAUNCHES_AHEAD,
     BenchmarkCase,
     BenchmarkTarget,
+    Prepared,
     inference_cases,
-    is_compiled,
     training_cases,
 )
 from modbench.timing.footprint import release_memory
-from modbench.timing.stopwatch import Stopwatch, nothing, sampled, stopwatch
+from modbench.timing.stopwatch import SHORTEST, Stopwatch, nothing, sampled, stopwatch
 from modbench.timing.system_load import LoadMonitor
+from modbench.train.compiled import compiles, programs
 from modbench.train.out_of_memory import asked_bytes, failed_allocation, out_of_memory_sentence
 
-#: Reasons that slow a GPU down (nvml.h, nvmlClocksEventReason*), by their bits; not idling, and not
-#: clocks set by the user.
+#: Reasons that slow a GPU down (nvml.h, nvmlClocksEventReason*), by their bits; not idling, not clocks
+#: set by the user, and not the power cap, which is normal at full load.
+POWER_CAP = 0x04
 THROTTLING: Mapping[int, str] = {
-    0x04: "power cap",
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
     0x40: "hardware thermal slowdown",
@@ -41,6 +46,8 @@ THROTTLING: Mapping[int, str] = {
 }
 #: Least seconds of work whose energy is reported: a GPU's counter advances in steps.
 LEAST_COUNTED = 1.0
+#: Samples of runs in a row: each is a mean already, and takes as long as all samples of single runs.
+ROWS = 3
 
 
 class Gpu:
@@ -59,12 +66,14 @@ class Gpu:
 
 
 class GpuMonitor:
-    """Clocks, throttling and energy of ``gpu`` over some samples; without a GPU, none of them."""
+    """Clocks, throttling, power cap and energy of ``gpu`` over some samples; without a GPU, none of
+    them."""
 
     def __init__(self, gpu: Gpu | None) -> None:
         self._gpu = gpu
         self._clocks: dict[str, list[int]] = {"clock_mhz": [], "memory_clock_mhz": []}
         self._throttled: set[str] = set()
+        self._is_capped = False
         self._begun = 0.0
         self._before: int | None = None
 
@@ -75,11 +84,9 @@ class GpuMonitor:
         for kind, clocks in zip((1, 2), self._clocks.values(), strict=True):  # NVML_CLOCK_SM, _MEM
             if (clock := self._gpu.ask("nvmlDeviceGetClockInfo", kind)) is not None:
                 clocks.append(clock)
-        # Drivers before 535 know only the second name; it is deprecated.
-        reasons = self._gpu.ask("nvmlDeviceGetCurrentClocksEventReasons")
-        if reasons is None:
-            reasons = self._gpu.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-        self._throttled |= {name for bit, name in THROTTLING.items() if (reasons or 0) & bit}
+        reasons = self._gpu.ask("nvmlDeviceGetCurrentClocksEventReasons") or 0  # from driver 535 on
+        self._throttled |= {name for bit, name in THROTTLING.items() if reasons & bit}
+        self._is_capped |= bool(reasons & POWER_CAP)
 
     def begin(self) -> None:
         """Begin to count energy."""
@@ -94,18 +101,21 @@ class GpuMonitor:
         return (after - self._before) / 1e3 / runs
 
     def seen(self) -> dict[str, Any] | None:
-        """Lowest and highest clocks, and what slowed the GPU down; None without a GPU."""
+        """Lowest and highest clocks, the mean clock, whether the power cap lowered it, and what slowed
+        the GPU down; None without a GPU."""
         if self._gpu is None:
             return None
         clocks = {name: [min(seen), max(seen)] if seen else None for name, seen in self._clocks.items()}
-        return {**clocks, "throttled": sorted(self._throttled)}
+        mean = round(fmean(self._clocks["clock_mhz"] or [0]))
+        means = {"mean_clock_mhz": mean or None, "power_capped": self._is_capped}
+        return {**clocks, **means, "throttled": sorted(self._throttled)}
 
     def _millijoules(self) -> int | None:
         return None if self._gpu is None else self._gpu.ask("nvmlDeviceGetTotalEnergyConsumption")
 
 
 def open_gpu(on: torch.device) -> tuple[Gpu | None, str]:
-    """The GPU ``on``; or None, and the reason."""
+    """The GPU ``on`` and "ok"; or None, and the reason."""
     if on.type != "cuda":
         return None, "no GPU"
     try:
@@ -116,7 +126,7 @@ def open_gpu(on: torch.device) -> tuple[Gpu | None, str]:
         pynvml.nvmlInit()
         # By UUID, since CUDA_VISIBLE_DEVICES may renumber GPUs.
         name = f"GPU-{torch.cuda.get_device_properties(on).uuid}"
-        return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(name)), ""
+        return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(name)), "ok"
     except pynvml.NVMLError as error:
         return None, f"NVML: {error}"
 
@@ -130,11 +140,12 @@ def measured_ceilings(
 ) -> dict[str, Any]:
     """`ceilings` of the machine of ``target``, with the state of the ``machine``."""
     load = LoadMonitor()
-    gpu, why_none = open_gpu(target.on)
+    load.look_at_gpu()
+    gpu, nvml = open_gpu(target.on)
     say({"event": "phase", "phase": "matmuls and copies"})
     monitor = GpuMonitor(gpu)
     measured = ceilings(target, stopwatch(target.on), meanwhile=monitor.look) | {"gpu": monitor.seen()}
-    return measured | {"machine": _state(target, load, threads, why_none)}
+    return measured | {"machine": _state(target, load, threads) | {"nvml": nvml}}
 
 
 def measured_times(
@@ -142,38 +153,32 @@ def measured_times(
     target: BenchmarkTarget,
     threads: int,
     say: Say = lambda event: None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Time the cases of ``kind``: ``cases`` and their ``balance``, those that ``ran_out`` of memory and
-    those that ``failed``, with the state of the ``machine``."""
-    watch = stopwatch(target.on)
-    load = LoadMonitor()
-    gpu, why_none = open_gpu(target.on)
-    measured = _cases(target, watch, gpu, say, kind)
-    return measured | {"machine": _state(target, load, threads, why_none)}
+    those that ``failed``, with the state of the ``machine``.
 
-
-def _state(
-    target: BenchmarkTarget, load: LoadMonitor, threads: int, why_none: str | None
-) -> dict[str, Any]:
-    # Work of a GPU keeps one or two cores busy, whatever the number of threads.
-    state = load.state(threads, all_at_work=target.on.type == "cpu")
-    return state | {"nvml": why_none or "ok"}
-
-
-def _cases(
-    subject: BenchmarkTarget, watch: Stopwatch, gpu: Gpu | None, say: Say, kind: str
-) -> dict[str, Any]:
-    model = subject.build()
-    in_turn = {"training": training_cases, "inference": inference_cases}[kind](model, subject)
-    cases: list[dict[str, Any]] = []
-    ran_out: list[dict[str, Any]] = []
-    failed: list[str] = []
-    kinds = {BALANCES[-1]}
-    for number, case in enumerate(in_turn, start=1):
-        say({"event": "step", "phase": "timing", "step": number, "steps": len(in_turn)})
+    ``next``: number of the case that another process must begin with, because an error has ended this
+    one's use of the GPU; that process gets what this one returned as ``earlier``."""
+    earlier = earlier or {}
+    watch, load = stopwatch(target.on), LoadMonitor()
+    gpu, nvml = open_gpu(target.on)
+    model = target.build()
+    in_turn = {"training": training_cases, "inference": inference_cases}[kind](model, target)
+    cases, ran_out, failed = ([*earlier.get(name, ())] for name in ("cases", "ran_out", "failed"))
+    kinds = {BALANCES[-1], earlier.get("balance", BALANCES[-1])}
+    timed: list[tuple[BenchmarkCase, dict[str, Any]]] = []
+    following = len(in_turn)
+    for number in range(earlier.get("next", 0), len(in_turn)):
+        case = in_turn[number]
+        say({"event": "step", "phase": "timing", "step": number + 1, "steps": len(in_turn)})
         named = {name: getattr(case, name) for name in ("name", "phase", "sequences", "tokens", "past")}
         try:
-            measured, balanced = _case(case, model, subject, watch, gpu)
+            load.look_at_gpu()
+            if times := _case(case, model, target, watch, gpu):
+                kinds.add(times.pop("balance"))
+                cases.append(named | times)
+                timed.append((case, cases[-1]))
         except UserError:
             raise
         except FAULTS as error:
@@ -182,20 +187,38 @@ def _cases(
                 # The log gets the traceback. The router may be able to train and not to decode yet.
                 traceback.print_exc()
                 failed.append(f"{case.name} {raised(error)}")
+            elif others := load.look_at_gpu():
+                failed.append(f"{case.name}: {no_result(lack, others)}")
             else:
                 ran_out.append(named | lack)
-        else:
-            cases.append(named | measured)
-            kinds.add(balanced)
+            if ends_gpu(error, target.on):
+                following = number + 1
+                break
         if ran_out or failed:
             model.zero_grad(set_to_none=True)
-            release_memory(subject.on)
-    outcome = {
+            release_memory(target.on)
+    else:
+        if target.on.type in LAUNCHES_AHEAD and kind == "inference":
+            _add_host_shares(timed)
+    machine = _state(target, load, threads) | {"nvml": nvml}
+    machine["overloaded"] |= earlier.get("machine", {}).get("overloaded", False)
+    measured: dict[str, Any] = {
         "cases": cases,
         "balance": min(kinds, key=BALANCES.index),
-        "compiled": is_compiled(model, subject.time),
+        "compiled": compiles(target.time.compile, target.on),
+        "machine": machine,
     }
-    return outcome | ({"ran_out": ran_out} if ran_out else {}) | ({"failed": failed} if failed else {})
+    if (made := programs())["graphs"]:
+        measured["programs"] = made
+    lists = {"ran_out": ran_out, "failed": failed}
+    further = {"next": following} if following < len(in_turn) else {}
+    return measured | {name: items for name, items in lists.items() if items} | further
+
+
+def _state(target: BenchmarkTarget, load: LoadMonitor, threads: int) -> dict[str, Any]:
+    load.look_at_gpu()
+    # Work of a GPU keeps one or two cores busy, whatever the number of threads.
+    return load.state(threads, all_at_work=target.on.type == "cpu")
 
 
 def out_of_memory(error: BaseException) -> dict[str, Any] | None:
@@ -206,37 +229,78 @@ def out_of_memory(error: BaseException) -> dict[str, Any] | None:
     return {"asked_bytes": asked_bytes(str(failed)), "error": out_of_memory_sentence(failed)}
 
 
+def no_result(lack: Mapping[str, Any], others: Sequence[str]) -> str:
+    """Sentence on a lack of memory (`out_of_memory`) while ``others`` used the GPU."""
+    return f"{lack['error']}; no result, {others[0]} used the GPU, too; run again once it has ended"
+
+
+def ends_gpu(error: BaseException, on: torch.device) -> bool:
+    """Return True if ``error`` left the GPU unusable for this process: after an illegal address or a
+    failed device assertion each later call raises it again."""
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    try:
+        if on.type == "cuda":
+            torch.cuda.synchronize(on)
+    except RuntimeError:
+        return True
+    return False
+
+
 def _case(
     case: BenchmarkCase,
     model: LanguageModel,
     subject: BenchmarkTarget,
     watch: Stopwatch,
     gpu: Gpu | None,
-) -> tuple[dict[str, Any], str]:
-    run, before = case.prepare()
+) -> dict[str, Any]:
+    """What was measured; nothing if the case does not apply to the model."""
+    if (prepared := case.prepare()) is None:
+        return {}
+    run, before = prepared
     before()
     traces = run()
-    flops = case.flops(model, traces)
-    kind = balance(traces)
+    measured: dict[str, Any] = {"flops": case.flops(model, traces), "balance": balance(traces)}
     del traces  # those of a training step hold its graph
     monitor = GpuMonitor(gpu)
-    time = subject.time
+    number = min(subject.time.samples, ROWS) if case.in_a_row else subject.time.samples
     samples = sampled(
         watch,
         run,
-        samples=time.samples,
-        warm_up=time.warm_up,
+        samples=number,
+        warm_up=subject.warm_up,
+        loops=case.in_a_row,
+        in_a_row=bool(case.in_a_row),
         before=before,
         begin=monitor.begin,
         meanwhile=monitor.look,
     )
-    return {
-        "seconds": samples.seconds,
-        "loops": samples.loops,
-        "flops": flops,
-        "joules": monitor.joules(samples.loops * time.samples),
-        "gpu": monitor.seen(),
-    }, kind
+    joules = monitor.joules(samples.loops * number)
+    return measured | asdict(samples) | {"joules": joules, "gpu": monitor.seen()}
+
+
+def _add_host_shares(timed: Sequence[tuple[BenchmarkCase, dict[str, Any]]]) -> None:
+    """Add the host's share of each case, the part of its time in which the GPU does not compute. This
+    comes last, since a profiler slows later launches down."""
+    for case, measured in timed:
+        try:
+            busy = busy_seconds(case.prepare())
+        except FAULTS:  # the times remain
+            traceback.print_exc()
+            return
+        if busy:
+            measured["host_share"] = max(0.0, 1 - busy / median(measured["seconds"]))
+
+
+def busy_seconds(prepared: Prepared | None) -> float:
+    """Seconds for which the GPU computes in one run, as PyTorch's profiler counts them."""
+    run, before = prepared or (nothing, nothing)
+    before()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        run()
+        torch.cuda.synchronize()
+    kernels = (event for event in profiled.events() if event.device_type == DeviceType.CUDA)
+    return sum(event.time_range.elapsed_us() for event in kernels) / 1e6
 
 
 def balance(traces: Sequence[Trace]) -> str:
@@ -249,9 +313,8 @@ def balance(traces: Sequence[Trace]) -> str:
 
 #: Bytes of the copied tensor, larger than any cache.
 COPIED = {"cpu": 2**28, "cuda": 2**30}
-#: Matmuls in a run: launching one takes a GPU's host as long as a small one takes, so that it is ahead
-#: of the GPU only from the second on.
-IN_A_ROW = {"cpu": 1, "cuda": 8}
+#: Seconds of a sample of a ceiling: a GPU's host is ahead of it from the second matmul on.
+CEILING_SECONDS = {"cpu": SHORTEST, "cuda": 0.05}
 
 
 def gemm_shapes(model: Shape) -> dict[str, tuple[int, int]]:
@@ -272,22 +335,30 @@ def gemm_shapes(model: Shape) -> dict[str, tuple[int, int]]:
 def ceilings(
     subject: BenchmarkTarget, watch: Stopwatch, meanwhile: Callable[[], object] = nothing
 ) -> dict[str, Any]:
-    """Measure ``gemm``, the FLOP/s of ``(rows, inner) @ (inner, columns)`` with the rows of one training
-    batch, in the run's dtype and in float32; and ``copy_bytes_per_second``, bytes read and written. Each
-    is the best sample, since disturbances only slow it down. ``meanwhile``: see `sampled`."""
-    time, on = subject.time, subject.on
+    """Measure ``gemm``, the FLOP/s of ``(rows, inner) @ (inner, columns)`` with the rows of one pass of
+    a training step, in the run's dtype and in float32; and ``copy_bytes_per_second``, bytes read and
+    written. Each is the median of samples in a row (`sampled`). ``meanwhile``: see there."""
+    on = subject.on
 
-    def best(run: Callable[[], object]) -> float:
-        taken = sampled(watch, run, samples=time.samples, warm_up=time.warm_up, meanwhile=meanwhile)
-        return min(taken.seconds)
+    def seconds(run: Callable[[], object]) -> float:
+        taken = sampled(
+            watch,
+            run,
+            samples=subject.time.samples,
+            warm_up=subject.warm_up,
+            shortest=CEILING_SECONDS[on.type],
+            in_a_row=True,
+            meanwhile=meanwhile,
+        )
+        return median(taken.seconds)
 
     def matmul_seconds(dtype: torch.dtype, rows: int, inner: int, columns: int) -> float:
         x_RI = torch.randn(rows, inner, device=on).to(dtype)
-        weight_CI = torch.randn(columns, inner, device=on).to(dtype)
-        times = range(IN_A_ROW[on.type])
-        return best(lambda: [F.linear(x_RI, weight_CI) for _ in times]) / len(times)
+        weight_IC = torch.randn(columns, inner, device=on).to(dtype).t()
+        out_RC = torch.empty(rows, columns, device=on, dtype=dtype)
+        return seconds(lambda: torch.mm(x_RI, weight_IC, out=out_RC))
 
-    rows = subject.train.batch * subject.train.sequence
+    rows = subject.train.rows * subject.train.sequence
     gemms = [
         {
             "dtype": str(dtype).removeprefix("torch."),
@@ -302,5 +373,5 @@ def ceilings(
     ]
     source = torch.ones(COPIED[on.type], dtype=torch.uint8, device=on)
     target = torch.zeros_like(source)
-    seconds = best(lambda: target.copy_(source))
-    return {"gemm": gemms, "copy_bytes_per_second": 2 * len(source) / seconds}
+    copied = seconds(lambda: target.copy_(source))
+    return {"gemm": gemms, "copy_bytes_per_second": 2 * len(source) / copied}

@@ -8,7 +8,7 @@ from modbench.errors import UserError
 #: The smallest value of a field.
 _LEAST = {
     **dict.fromkeys(("repetitions", "samples", "prefill_batch", "decode_tokens"), 1),
-    **dict.fromkeys(("warm_up", "threads"), 0),
+    **dict.fromkeys(("warm_up_seconds", "steps_in_a_row", "threads"), 0),
 }
 
 
@@ -21,14 +21,15 @@ class TimeConfig:
 
     repetitions: int = 5  #: fresh processes per scheme
     samples: int = 10  #: timed runs per case and process
-    warm_up: int = 3  #: untimed runs before them
+    warm_up_seconds: float = 0.5  #: of untimed runs before them; a fifth of it on a CPU
+    steps_in_a_row: int = 20  #: training steps that a GPU takes without a wait between them; 0: none
     prefill: tuple[int, ...] = ()  #: prompt lengths; (): a quarter of [train]'s sequence, and all of it
     prefill_batch: int = 1  #: prompts per batch
     decode_past: tuple[int, ...] = ()  #: cached tokens; (): an eighth of the sequence, half, all
     decode_batches: tuple[int, ...] = (1, 4)  #: sequences per batch, combined with each past
     decode_tokens: int = 16  #: tokens per decode sample
     forced_balance: bool = True  #: balanced routing, whatever the scores of untrained routers
-    compile: Literal["auto", "on", "off"] = "auto"  #: torch.compile; auto: on a GPU
+    compile: Literal["auto", "on", "off"] = "auto"  #: torch.compile of training; auto: as [train]
     threads: int = 0  #: CPU threads; 0: as many as a run has: one, or with a GPU all cores
 
     def __post_init__(self) -> None:

@@ -1,9 +1,11 @@
 """Stopwatches: the host's clock for work on a CPU, CUDA events for work on a GPU; and a quick
 estimate of the matmul rate, for the utilisation shown while a run trains."""
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -30,6 +32,21 @@ class Stopwatch:
         meanwhile()
         return seconds
 
+    def in_a_row(self, run: Action, runs: int, meanwhile: Action = nothing) -> float:
+        """Seconds of ``runs`` runs by the host's clock, nothing between them; ``meanwhile`` is called
+        after the last."""
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(runs):
+            run()
+        self.wait()
+        seconds = time.perf_counter() - start
+        meanwhile()
+        return seconds
+
+    def wait(self) -> None:
+        """Wait until all launched work is complete."""
+
 
 class CudaStopwatch(Stopwatch):
     """For work launched on a GPU's stream. ``flush`` overwrites the L2 cache before each run."""
@@ -40,13 +57,16 @@ class CudaStopwatch(Stopwatch):
     def seconds(self, run: Action, meanwhile: Action = nothing) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._flush()
-        torch.cuda.synchronize()
+        self.wait()
         start.record()
         run()
         end.record()
         meanwhile()
         end.synchronize()
         return start.elapsed_time(end) / 1e3  # milliseconds
+
+    def wait(self) -> None:
+        torch.cuda.synchronize()
 
 
 def stopwatch(on: torch.device) -> Stopwatch:
@@ -70,42 +90,64 @@ def sampled(
     run: Action,
     *,
     samples: int,
-    warm_up: int = 0,
+    warm_up: float = 0.0,
+    loops: int = 0,
+    shortest: float = SHORTEST,
+    in_a_row: bool = False,
     before: Action = nothing,
     begin: Action = nothing,
     meanwhile: Action = nothing,
 ) -> Samples:
-    """Time ``run`` after ``warm_up`` untimed runs. ``before`` is called before each run, ``begin``
-    before the first sample, and ``meanwhile`` during the last run of each sample, once its work is
-    launched; none of them is timed."""
+    """Time ``run`` after ``warm_up`` seconds of untimed runs, with Python's garbage collector off. A
+    sample has ``loops`` runs; 0: as many as take ``shortest`` seconds.
+
+    ``before`` is called before each run, ``begin`` before the first sample, and ``meanwhile`` during the
+    last run of each sample, once its work is launched; none of them is timed. ``in_a_row``: nothing
+    comes between the runs of a sample, not even ``before`` (`Stopwatch.in_a_row`).
+    """
 
     def span(loops: int, last: Action = nothing) -> float:
+        if in_a_row:
+            return watch.in_a_row(run, loops, last)
         total = 0.0
         for left in reversed(range(loops)):
             before()
             total += watch.seconds(run, nothing if left else last)
         return total
 
-    for _ in range(warm_up):
-        span(1)
-    loops = 1
-    while loops < _MOST_LOOPS and span(loops) < SHORTEST:
-        loops *= 2
-    begin()
-    return Samples(seconds=[span(loops, meanwhile) / loops for _ in range(samples)], loops=loops)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        warm = time.perf_counter() + warm_up
+        while time.perf_counter() < warm:
+            span(1)
+        if not loops:
+            loops = 1
+            while loops < _MOST_LOOPS and span(loops) < shortest:
+                loops *= 2
+        begin()
+        seconds = []
+        for _ in range(samples):
+            gc.collect(0)  # what the last sample left, so that its memory is free
+            seconds.append(span(loops, meanwhile) / loops)
+    finally:
+        if collects:
+            gc.enable()
+    return Samples(seconds=seconds, loops=loops)
 
 
 #: Seconds in all: a run waits for them.
 _SECONDS = 0.1
 #: Rows of the smallest matrix, short on any machine, and of the largest, which fills a GPU.
 _SMALLEST, _LARGEST = 128, 8192
-#: The best of them counts, so that a slow first one does not.
+#: The best of them counts.
 _SAMPLES = 3
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a square matmul in ``dtype``: the best of several, of growing size as long as the next
-    size fits into a tenth of a second in total. Global generators are left as they are."""
+    size fits into a tenth of a second in total. The first of each size, for which a GPU loads code, does
+    not count. Global generators are left as they are."""
     watch = stopwatch(device)
     generator = torch.Generator(device)
     rate = 0.0
@@ -113,9 +155,10 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     size = _SMALLEST
     while True:
         matrix = torch.randn(size, size, generator=generator, device=device).to(dtype)
-        seconds = [watch.seconds(lambda matrix=matrix: matrix @ matrix) for _ in range(_SAMPLES)]  # type: ignore[misc]
-        rate = max(rate, 2 * size**3 / min(seconds))
-        spent += sum(seconds)
-        if size == _LARGEST or spent + 8 * sum(seconds) > _SECONDS:
+        seconds = [watch.seconds(partial(torch.mm, matrix, matrix)) for _ in range(1 + _SAMPLES)]
+        best = min(seconds[1:])
+        rate = max(rate, 2 * size**3 / best)
+        spent += _SAMPLES * best
+        if size == _LARGEST or spent + 8 * _SAMPLES * best > _SECONDS:
             return rate
         size *= 2

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -64,28 +65,33 @@ class LoadMonitor:
     """Measures the load of other processes from its construction on."""
 
     def __init__(self) -> None:
-        self._load = os.getloadavg()[0]
+        self._gpu_processes: dict[str, None] = {}
         self._since = time.monotonic()
         self._busy = _busy_seconds()
         self._own = _own_seconds()
 
+    def look_at_gpu(self) -> list[str]:
+        """Note the other processes on the GPU; return all that were seen so far."""
+        self._gpu_processes |= dict.fromkeys(gpu_processes())
+        return list(self._gpu_processes)
+
     def state(self, threads: int, *, all_at_work: bool = True) -> dict[str, Any]:
-        """``others``: mean number of cores that other processes kept busy. ``overloaded``: these plus
-        our ``threads`` (or the cores they kept busy, unless ``all_at_work``) exceeded the cores, or the
-        load average did at the start, or the threads exceed the quota."""
+        """``others``: mean number of usable cores that other processes kept busy. ``overloaded``: these
+        plus our ``threads`` (or the cores they kept busy, unless ``all_at_work``) exceeded the cores, or
+        the threads exceed the quota, or there were ``gpu_processes``, others on the GPU."""
         span = time.monotonic() - self._since
         used_seconds = _own_seconds() - self._own
         others = round(max(0.0, _busy_seconds() - self._busy - used_seconds) / span, 2)
         used = threads if all_at_work else min(threads, used_seconds / span)
         cores = core_count()
         allowed = quota() or threads
-        busiest = max(self._load, others + used) / cores
+        busiest = max((others + used) / cores, threads / allowed)
         return {
             "cores": cores,
             "threads": threads,
-            "load_before": round(self._load, 2),
             "others": others,
-            "overloaded": max(busiest, threads / allowed) > 1 + SLACK,
+            "gpu_processes": list(self._gpu_processes),
+            "overloaded": busiest > 1 + SLACK or bool(self._gpu_processes),
         }
 
 
@@ -106,6 +112,28 @@ def _own_seconds() -> float:
         with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
             total += sum(each.cpu_times()[:4])  # user and system, and those of awaited children
     return total
+
+
+def gpu_processes() -> list[str]:
+    """Other processes on this process's GPU, with their memory, but for those that started this one; []
+    without a GPU, or if nvidia-smi does not tell."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    gpu = f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}"
+    asked = ("nvidia-smi", gpu, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    listed = [line.split(", ") for line in answer.splitlines() if line.count(", ") == 1]
+    here = psutil.Process()
+    family = {str(p.pid) for p in (here, *here.parents(), *here.children(recursive=True))}
+    others = [(pid, mebibytes) for pid, mebibytes in listed if pid not in family]
+    if others and torch.cuda.is_initialized() and str(here.pid) not in dict(listed):
+        others.pop()  # in a container, where this process has another number: one of them is it
+    return [f"process {pid} ({mebibytes} MiB)" for pid, mebibytes in others]
 
 
 #: Longest wait for other processes to pause; then the measurement is taken, and marked as loaded. On a
@@ -175,9 +203,14 @@ def _wait_until_quiet(wait: Callable[[str], None], poll: Callable[[], None]) -> 
         load = LoadMonitor()
         before = _processor_seconds()
         time.sleep(_POLL_SECONDS)
-        if load.state(1)["others"] <= _QUIET_CORES:
+        is_quiet = load.state(1)["others"] <= _QUIET_CORES
+        on_gpu = gpu_processes()
+        if is_quiet and not on_gpu:
             return
         poll()
+        if is_quiet:
+            wait(f"waiting for {on_gpu[0]} to leave the GPU")
+            continue
         after = _processor_seconds()
         spent = {pid: after[pid] - before[pid] for pid in after.keys() & before}
         busiest = max(spent, key=spent.__getitem__, default=os.getpid())

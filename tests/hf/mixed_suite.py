@@ -23,7 +23,7 @@ curve_tokens = 128
 [time]
 repetitions = 1
 samples = 3
-warm_up = 0
+warm_up_seconds = 0
 [sweep]
 budgets = [4e8]
 [[schemes]]

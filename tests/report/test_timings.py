@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_records import make_record
 from timings_made_up import (
     ceiling,
     labels_in,
@@ -22,14 +23,15 @@ from timings_made_up import (
 )
 
 from modbench.errors import UserError
-from modbench.records.record import TimingRecord, read_record
+from modbench.records.record import PROTOCOL, TimingRecord, read_record
 from modbench.records.store import append_record, read_suite
+from modbench.report.leaderboard.row import timed_values
 from modbench.report.page import write_report
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import CaseRow, TimingTable
 from modbench.report.timing.values import labels_of, newest_session
 
-THROTTLED = ("power cap",)
+THROTTLED = ("hardware slowdown",)
 
 
 def row_of(*timings: TimingRecord) -> CaseRow:
@@ -178,6 +180,80 @@ def test_a_time_that_was_throttled_throughout_is_marked_and_what_follows_from_it
     page = timing_page(table_of(*timings)).to_markdown()
     assert f"| {slowed} | 100.00 ± 0.00 (throttled) |" in page
     assert "ceilings: loaded or throttled" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "shares", "mark", "cell"),
+    [
+        ("decode after 8 x 1", (0.9,), "host-bound", "90 (host-bound)"),
+        ("prefill 8 x 1", (0.2, 0.5), "host-bound", "35 (host-bound)"),
+        ("decode after 8 x 1", (0.2, 0.3), "", "25"),
+    ],
+)
+def test_a_case_that_waits_for_the_host_is_marked_and_what_is_compared_with_it(
+    name: str, shares: tuple[float, ...], mark: str, cell: str
+) -> None:
+    timings = [
+        timed("vanilla", make_case(name) | {"host_share": share}, repetition=number)
+        for number, share in enumerate(shares, start=1)
+    ]
+    timings.append(timed("mod", make_case(name) | {"host_share": 0.1}))
+    rows = rows_of(*timings)
+    assert rows["vanilla", name].marks == mark
+    assert (rows["mod", name].marks, rows["mod", name].efficiency_marks) == ("", mark)
+    page = timing_page(table_of(*timings)).to_markdown()
+    assert f"| vanilla | {cell} |" in page
+    assert "| mod | 10 |" in page
+
+
+@pytest.mark.parametrize(("in_a_row", "share"), [(0.06, 0.4), (0.11, 0.0)])
+def test_the_hosts_share_of_a_step_is_what_it_takes_less_in_a_row(in_a_row: float, share: float) -> None:
+    """Another case of the table; columns of a training step show the single one."""
+    step, row = make_case("train"), make_case("train x 20", seconds=(in_a_row,) * 3, loops=20)
+    timing = timed("mod", make_case(), step, row)
+    rows = rows_of(timing)
+    assert rows["mod", "train"].host_share == pytest.approx(share)
+    assert rows["mod", "train"].marks == rows["mod", "train x 20"].marks == ""
+    assert rows["mod", "train x 20"].host_share is None
+    page = timing_page(table_of(timing)).to_markdown()
+    assert "| scheme | forward | train | train x 20 |" in page
+    assert f"| mod | - | {100 * share:.0f} | - |" in page
+    result = make_record("mod")
+    what = result.run.timed
+    of_result = replace(timing, timed=what.as_json(), key=what.key)
+    values = timed_values(TimingTable([of_result], {what.key: "mod"}))
+    assert values(result)["train_step_seconds"].center == 0.1
+
+
+def test_clocks_of_a_gpu_are_shown_and_its_power_cap_is_no_mark() -> None:
+    def gpu(clock: int | None, capped: bool) -> dict[str, Any]:
+        return {"gpu": {"mean_clock_mhz": clock, "power_capped": capped, "throttled": []}}
+
+    timings = [
+        timed("vanilla", make_case() | gpu(1400, True)),
+        timed("vanilla", make_case() | gpu(1500, False), repetition=2),
+        timed("mod", make_case() | gpu(1980, False)),
+        timed("half", make_case() | gpu(None, False)),
+    ]
+    assert {row.marks for row in rows_of(*timings).values()} == {""}
+    page = timing_page(table_of(*timings)).to_markdown()
+    assert "| vanilla | 1450 (power cap) |" in page
+    assert "| mod | 1980 |" in page
+    assert "| half | - |" in page
+
+
+def test_two_versions_of_the_measurement_are_never_mixed() -> None:
+    """The newest version counts, whenever it was measured; an older one says so."""
+    old = timed("vanilla", make_case(), session="old", started="2026-01-01T00:20:00+00:00")
+    new = timed("vanilla", make_case(), session="new", protocol=PROTOCOL)
+    assert newest_session([old, new]) == [new]
+    assert newest_session([old]) == [old]
+    with pytest.raises(UserError, match="protocol"):
+        table_of(old, timed("mod", make_case(), protocol=PROTOCOL))
+    assert read_record(new.line()).protocol == PROTOCOL  # type: ignore[union-attr]
+    assert "protocol" not in old.line()
+    assert "Version 1 of the measurement" in timing_page(table_of(old)).to_markdown()
+    assert "of the measurement" not in timing_page(table_of(new)).to_markdown()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from modbench.records.line import key_of
-from modbench.records.record import MeasurementRecord, RunRecord, TimingRecord
+from modbench.records.record import PROTOCOL, MeasurementRecord, RunRecord, TimingRecord
 from modbench.records.store import append_record
 from modbench.sweep import worker
 from modbench.sweep.claim import Claim
@@ -155,6 +155,13 @@ def _timing(spec: Spec, say: Say, log: Path) -> Spec:
         raise ValueError("this is broken")
     if kind == "training":
         misbehave(spec)
+    before = spec.get("earlier", {"next": 0, "processes": []})
+    if label.startswith("sticky") and kind == "training" and before["next"] < 2:
+        return {
+            "earlier": {"next": before["next"] + 1, "processes": [*before["processes"], os.getpid()]}
+        }
+    if before["processes"]:
+        log.with_name("processes").write_text(json.dumps([*before["processes"], os.getpid()]))
     say({"event": "phase", "phase": "nothing"})
     spent = dict.fromkeys(("model", "full", "executed"), 1000)
     case = {
@@ -186,6 +193,7 @@ def _timing(spec: Spec, say: Say, log: Path) -> Spec:
         time=spec["time"],
         key=key_of(spec["timed"]),
         repetition=spec["repetition"],
+        protocol=PROTOCOL,
         code={"version": "0", "commit": None, "dirty": None},
         environment=environment(spec),
         **found,

@@ -1,5 +1,6 @@
 """Measurements of `modbench time`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 
 from modbench.model.config import ModelConfig
-from modbench.records.record import TimingRecord
+from modbench.records.record import PROTOCOL, TimingRecord
 from modbench.records.run import RouterCode, Timed
 from modbench.records.store import read_suite
+from modbench.sweep import timing_job
 from modbench.sweep.timing_job import run_timing
-from modbench.timing import benchmark_case, system_load
+from modbench.timing import benchmark_case, clock, system_load
 from modbench.timing.benchmark_case import BenchmarkTarget
 
 LACK = torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
@@ -30,7 +32,13 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         batch=1,
         precision="float32",
     )
-    time = {"samples": 3, "warm_up": 0, "prefill": [8], "decode_past": [8], "decode_batches": [1]}
+    time = {
+        "samples": 3,
+        "warm_up_seconds": 0,
+        "prefill": [8],
+        "decode_past": [8],
+        "decode_batches": [1],
+    }
     return {
         "title": "tiny/mod",
         "session": "1",
@@ -113,3 +121,52 @@ def test_memory_is_recorded_with_its_prediction(kind: str, spec: dict[str, Any])
     measured, predicted = record.measured["measured"], record.measured["predicted"]
     assert measured.keys() == predicted.keys()
     assert measured["parameters"] == predicted["parameters"]
+
+
+@pytest.mark.parametrize("kind", ["training", "training_memory"])
+def test_lack_of_memory_next_to_another_process_on_the_gpu_is_tried_again(
+    kind: str, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(self: BenchmarkTarget) -> Any:
+        raise LACK
+
+    monkeypatch.setattr(BenchmarkTarget, "build", build)
+    monkeypatch.setattr(timing_job, "gpu_processes", lambda: ["process 7 (40000 MiB)"])
+    record = record_of(spec, measures=kind)
+    assert (record.status, record.asked_bytes) == ("failed", None)
+    assert "process 7 (40000 MiB)" in (record.error or "")
+
+
+def test_what_an_error_left_undone_is_handed_on(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a record; the process that goes on stores that of both."""
+    right = timing_job.measured_times
+    monkeypatch.setattr(timing_job, "measured_times", lambda *given: right(*given) | {"next": 1})
+    result = run_timing(spec, lambda event: None)
+    assert not Path(spec["results"]).exists()
+    assert [case["phase"] for case in result["earlier"]["cases"]] == ["forward", "train"]
+    monkeypatch.setattr(timing_job, "measured_times", right)
+    record = record_of(spec, earlier=json.loads(json.dumps(result["earlier"])))
+    assert record.status == "ok"
+    assert record.protocol == PROTOCOL
+    assert [case["phase"] for case in record.measured["cases"]] == ["forward", "train", "train"]
+
+
+def test_the_machine_of_a_record_is_that_before_an_error_of_the_gpu(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch may find no GPU after it."""
+    gpus = ["Imaginary GPU"]
+    right = timing_job.environment
+    monkeypatch.setattr(timing_job, "environment", lambda dtype: right(dtype) | {"gpu": gpus[-1]})
+
+    def case(of: Any, *_: Any) -> dict[str, Any]:
+        if of.name == "train":
+            gpus.append("none")
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return {}
+
+    monkeypatch.setattr(clock, "_case", case)
+    record = record_of(spec)
+    assert (record.status, record.environment["gpu"]) == ("failed", "Imaginary GPU")

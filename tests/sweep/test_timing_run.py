@@ -1,5 +1,6 @@
 """`modbench time` with a stand-in for what measures: order, resumption, failures, machines."""
 
+import json
 import sys
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from modbench.sweep import timings as verb
 from modbench.sweep import worker
 from modbench.sweep.claim import suite_lock
 from modbench.sweep.rows import resolve
+from modbench.sweep.run import run_suite
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timings import KINDS, TimingPlan
 
@@ -137,6 +139,46 @@ def test_want_of_memory_is_a_result_and_the_others_go_on(tmp_path: Path, time: T
     assert asked(tmp_path) == []
 
 
+@pytest.mark.processes
+def test_after_an_error_that_ended_the_gpu_another_process_goes_on(tmp_path: Path, time: Time) -> None:
+    """Twice, and with one record in the end; the other processes come after it."""
+    assert time("sticky", "b", repetitions=1) == 0
+    words = asked(tmp_path)
+    assert words[:5] == ["ceiling machine", *["training sticky"] * 3, "inference sticky"]
+    assert len({*json.loads((tmp_path / "processes").read_text())}) == 3
+    timings = timings_of(tmp_path / "results" / "fake")
+    assert len({timing.job for timing in timings}) == len(timings) == 9
+
+
+@pytest.mark.parametrize(("value", "gpus"), [("1", 1), ("true", 2), ("1", 0), ("0", 1), ("", 1)])
+def test_times_of_blocking_launches_are_refused(
+    value: str, gpus: int, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where there is a GPU, and before anything runs."""
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    if value in ("1", "true") and gpus:
+        with pytest.raises(UserError, match="CUDA_LAUNCH_BLOCKING"):
+            time("a", repetitions=1)
+        assert asked(tmp_path) == []
+    else:
+        verb.refuse_blocking_launches()
+
+
+@pytest.mark.parametrize("step", ["timing", "memory"])
+def test_a_run_that_ends_with_times_of_blocking_launches_is_refused_before_it_trains(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    write_suite(tmp_path, "a")
+    path = tmp_path / "suite.toml"
+    path.write_text(f'{path.read_text()}\n[measure]\nsteps = ["train", "{step}"]\n')
+    with pytest.raises(UserError, match="CUDA_LAUNCH_BLOCKING"):
+        run_suite(str(path), results=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
 def test_what_failed_is_told_and_tried_again(
     tmp_path: Path, time: Time, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,7 +287,8 @@ def test_the_real_worker_gives_times_memory_and_ceilings(
 ) -> None:
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
     write_suite(tmp_path, "dense", "depth")
-    text = (tmp_path / "suite.toml").read_text().replace("repetitions = 3", "samples = 3\nwarm_up = 0")
+    text = (tmp_path / "suite.toml").read_text()
+    text = text.replace("repetitions = 3", "samples = 3\nwarm_up_seconds = 0")
     (tmp_path / "suite.toml").write_text(text)
     results = tmp_path / "results"
     assert verb.time_suite(str(tmp_path / "suite.toml"), results=results, repetitions=1) == 0

@@ -33,7 +33,7 @@ def timed(
     """On a GPU, the samples of a case taking a second in total and a run ``each``."""
     moments = count(0.0, 1.0)
     monkeypatch.setattr(clock, "monotonic", lambda: next(moments))
-    monkeypatch.setattr(clock, "open_gpu", lambda on: (Gpu(Counting(), "new"), ""))
+    monkeypatch.setattr(clock, "open_gpu", lambda on: (Gpu(Counting(), "new"), "ok"))
     monkeypatch.setattr(clock, "stopwatch", lambda on: Ticking(each))
     monkeypatch.setattr("modbench.timing.clock.COPIED", {"cpu": 16})
     of = subject("mod", **ONE_DECODING)
@@ -71,6 +71,8 @@ def test_a_gpu_is_looked_at_in_each_sample(kind: str, monkeypatch: pytest.Monkey
     assert watched == {
         "clock_mhz": [2000 - 100 * (looks - 1), 2000],
         "memory_clock_mhz": [1500, 1500],
-        "throttled": ["power cap", "software thermal slowdown"],
+        "mean_clock_mhz": 2000 - 50 * (looks - 1),
+        "power_capped": True,
+        "throttled": ["software thermal slowdown"],
     }
     assert found["machine"]["nvml"] == "ok"

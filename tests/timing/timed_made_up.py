@@ -11,7 +11,7 @@ from modbench.timing.stopwatch import Stopwatch, nothing
 SHAPE: dict[str, Any] = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
 TIME: dict[str, Any] = {
     "samples": 3,
-    "warm_up": 0,
+    "warm_up_seconds": 0,
     "prefill": [24],
     "decode_past": [8, 30],
     "decode_batches": [1, 3],
@@ -41,9 +41,16 @@ class Ticking(Stopwatch):
         meanwhile()
         return self.each
 
+    def in_a_row(self, run: Any, runs: int, meanwhile: Any = nothing) -> float:
+        for _ in range(runs):
+            run()
+        meanwhile()
+        return runs * self.each
+
 
 class Nvml:
-    """The module pynvml of a made-up GPU, whose clock falls and is slowed down at the second look."""
+    """The module pynvml of a made-up GPU, whose clock falls, at its power cap, and is slowed down at the
+    second look."""
 
     NVMLError = RuntimeError
 
@@ -53,9 +60,9 @@ class Nvml:
     def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
         return 2000 - 100 * self.looks if clock == 1 else 1500
 
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
         self.looks += 1
-        return 0x01 if self.looks == 1 else 0x24
+        return 0x05 if self.looks == 1 else 0x24
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
         if handle == "old":

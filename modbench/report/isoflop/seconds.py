@@ -44,7 +44,7 @@ class StepTimes:
         timed = table.timings[0].environment if table else {}
         if table is None or not (timed.get("gpu") or timed.get("threads") in threads):
             return cls({}, str(results[0].suite["name"]))
-        steps = {row.key: row for row in table.cases if row.phase == "train"}
+        steps = {row.key: row for row in table.cases if row.case == "train"}
         measured: dict[Place, set[tuple[float, float]]] = defaultdict(set)
         for result in results:
             size, row = result.metrics.get("active_parameters"), steps.get(result.run.timed.key)

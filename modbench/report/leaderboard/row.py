@@ -285,8 +285,8 @@ def timed_values(table: TimingTable | None) -> Callable[[Result], Mapping[str, V
     """The timed metrics of a result: those of its scheme at its shape and batch, in ``table``."""
     by_key: dict[str, dict[str, Value]] = {}
     for row in table.cases if table else ():
-        if row.phase in _METRICS and row.seconds_median is not None:
-            by_key.setdefault(row.key, {})[_METRICS[row.phase]] = Value(
+        if row.case in _METRICS and row.seconds_median is not None:
+            by_key.setdefault(row.key, {})[_METRICS[row.case]] = Value(
                 center=row.seconds_median,
                 iqr=row.seconds_iqr,
                 n=row.n,

@@ -82,7 +82,10 @@ def drawn(cases: Sequence[CaseRow], look_of: Mapping[str, Mark]) -> Figure | Non
     handles: dict[str, Any] = {folded(scheme): handle(look_of[scheme]) for scheme in schemes}
     handles["as expected"] = Line2D([], [], color=REFERENCE, **DOTTED)
     if any(row.efficiency_marks and not _is_disturbed(row) for row in rows):
-        handles["unstable time"] = handle(GREY, filled=False)
+        is_bound = any("host-bound" in row.efficiency_marks for row in rows)
+        handles["unstable or host-bound time" if is_bound else "unstable time"] = handle(
+            GREY, filled=False
+        )
     if any(map(_is_disturbed, rows)):
         handles["loaded machine: no result"] = handle(Mark(REFERENCE, "|", "-"), markersize=9)
     legend_below(figure, handles, "\n".join(notes))

@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from modbench.errors import several
+from modbench.records.record import PROTOCOL
 from modbench.report.sections import Heading, Items, Page, Part, in_words, made_by, pictures
 from modbench.report.table import Table, escaped
-from modbench.report.timing.table import PARTS, CaseRow, TimingTable
+from modbench.report.timing.table import HOST_BOUND, PARTS, CaseRow, TimingTable
 from modbench.report.timing.values import machine_in_words
 
 _PHASES = {
@@ -17,8 +18,13 @@ _PHASES = {
 _TIMES = (
     "Times: median ± interquartile range. Unstable by pyperf's rules: a standard deviation above 10 % "
     "of the mean, an extreme more than 50 % from it, or a sample shorter than 1 ms. Loaded: the "
-    "machine's load exceeded its cores in a process behind the figure. Throttled: the GPU was, in all "
-    "processes; otherwise those in which it was are left out."
+    "machine's load exceeded its cores in a process behind the figure, or others used its GPU. "
+    "Throttled: the GPU was, in all processes; otherwise those in which it was are left out."
+)
+_HOST = (
+    "Host's share: of prefill and decoding, the part of the time in which the GPU waits for the host; "
+    f"above {HOST_BOUND:.0%} the case is host-bound, and its time is that of Python rather than of the "
+    "scheme. Of a training step, what it takes less where steps follow each other without a wait."
 )
 _BALANCE = (
     "Balance is forced: untrained routers compute their scores and route evenly whatever these are. In "
@@ -49,9 +55,13 @@ def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = 
     ``drawn``: names of the files with figures."""
     first = timings.timings[0]
     machine = escaped(machine_in_words(first.environment))
+    version = first.protocol or 1
+    older = (
+        f" Version {version} of the measurement; today's is {PROTOCOL}." if version < PROTOCOL else ""
+    )
     parts: list[Part] = [
         Heading(f"Timings of suite {escaped(timings.suite)}", 1),
-        f"Session {escaped(first.session)}; machine: {machine}.",
+        f"Session {escaped(first.session)}; machine: {machine}.{older}",
         *_models(timings),
     ]
     rows = [row for row in timings.cases if row.is_timed]
@@ -59,6 +69,8 @@ def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = 
         parts += _by_case(heading, [row for row in rows if row.phase in phases], _milliseconds)
     parts += _by_case("Realised efficiency (expected speed-up)", rows, _efficiency)
     parts += _by_case("Utilisation (%)", rows, _utilisation)
+    parts += _by_case("Host's share of the time (%)", rows, _host_share)
+    parts += _by_case("Mean clock of the GPU (MHz)", rows, _clock)
     parts += _by_case("Energy of a run (J)", rows, _joules)
     if timings.memory:
         parts += [Heading("Memory (MB), measured / predicted"), _memory(timings)]
@@ -113,6 +125,18 @@ def _efficiency(row: CaseRow) -> str:
         return ""
     marks = f", {row.efficiency_marks}" if row.efficiency_marks else ""
     return f"{row.realised_efficiency:.2f} ({row.promised_speed_up:.2f}{marks})"
+
+
+def _host_share(row: CaseRow) -> str:
+    if row.host_share is None:
+        return ""
+    return f"{100 * row.host_share:.0f}" + (" (host-bound)" if row.host_bound else "")
+
+
+def _clock(row: CaseRow) -> str:
+    if row.clock_mhz is None:
+        return ""
+    return f"{row.clock_mhz:.0f}" + (" (power cap)" if row.power_capped else "")
 
 
 def _joules(row: CaseRow) -> str:
@@ -186,6 +210,8 @@ def _notes(timings: TimingTable, others: int) -> Iterable[str]:
         yield _EFFICIENCY
         if any(row.utilisation is not None for row in rows):
             yield _UTILISATION
+        if any(row.host_share is not None for row in rows):
+            yield _HOST
         dtypes = ", ".join(sorted({row.dtype for row in rows}))
         how = "compiled" if any(row.compiled for row in rows) else "not compiled"
         yield (

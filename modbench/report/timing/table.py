@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import exp, log
+from statistics import fmean
 from typing import Any, Protocol
 
 from modbench.analysis.noise import summary
@@ -43,6 +44,8 @@ class TimedCase(Protocol):
     def loaded(self) -> bool | None: ...
     @property
     def throttled(self) -> bool | None: ...
+    @property
+    def host_bound(self) -> bool | None: ...
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,9 @@ def _same_family(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 SHORTEST = 1e-3
 #: Smallest number of samples with a meaningful spread.
 FEWEST = 3
+#: Largest share of its time that a GPU may wait for the host while it reads a prompt or decodes: beyond
+#: it the time is that of Python rather than of the scheme.
+HOST_BOUND = 0.3
 #: Kinds of processes with timed cases, in the order of the table.
 _TIMED = ("training", "inference")
 MEMORY = {"training_memory": "training", "inference_memory": "inference"}
@@ -141,6 +147,10 @@ class CaseRow:
     stable: bool | None = None
     loaded: bool | None = None  #: the machine's load exceeded its cores in any process
     throttled: bool | None = None  #: in all processes; else those that were throttled are left out
+    host_share: float | None = None  #: of a GPU's time; of a training step, what it takes less in a row
+    host_bound: bool | None = None
+    clock_mhz: float | None = None  #: mean of the GPU's
+    power_capped: bool | None = None  #: the power cap lowered the clock in any process
     flops_nominal: int | None = None  #: convention model
     flops_realised: int | None = None
     flops_executed: int | None = None  #: convention executed, with padded slots
@@ -166,7 +176,8 @@ class CaseRow:
     @property
     def marks(self) -> str:
         """Reasons to doubt its time."""
-        return time_marks(self.stable, self.loaded, self.throttled) if self.is_timed else ""
+        marks = self.stable, self.loaded, self.throttled, self.host_bound
+        return time_marks(*marks) if self.is_timed else ""
 
     def compared_to(self, dense: Dense | None) -> "CaseRow":
         """The row with its speed-ups over the same case of the ``dense`` model."""
@@ -185,6 +196,7 @@ class CaseRow:
                 all(row.stable for row in compared),
                 any(row.loaded for row in compared),
                 any(row.throttled for row in compared),
+                any(row.host_bound for row in compared),
             ),
         )
 
@@ -237,6 +249,7 @@ class TimingTable:
             for case in timing.measured.get("cases", []):
                 by_name[case["name"]].append((timing, case))
         rows = [self._case(samples, len(timings) - len(samples)) for samples in by_name.values()]
+        rows = [_with_host_share(row, rows) for row in rows]
         if all(timing.status != "ok" for timing in timings):
             case = f"{'all others' if rows else 'all'} of {timings[-1].measures}"
             last = self._outcome(timings[-1])
@@ -275,8 +288,15 @@ class TimingTable:
         rate = executed / spread["median"]
         best = self.ceilings.get((row.model, row.dtype), {}).get("flops_per_second")
         joules = [sample["joules"] for _, sample in used if sample["joules"] is not None]
+        shares = [sample["host_share"] for _, sample in used if "host_share" in sample]
+        share = fmean(shares) if shares else None
+        gpus = [sample["gpu"] for _, sample in used if (sample["gpu"] or {}).get("mean_clock_mhz")]
         return replace(
             row,
+            host_share=share,
+            host_bound=None if share is None else share > HOST_BOUND,
+            clock_mhz=fmean(gpu["mean_clock_mhz"] for gpu in gpus) if gpus else None,
+            power_capped=any(gpu["power_capped"] for gpu in gpus) if gpus else None,
             seconds_median=spread["median"],
             seconds_iqr=spread["iqr"],
             stable=spread["stable"] and not short,
@@ -313,6 +333,15 @@ class TimingTable:
     def _outcome(self, timing: TimingRecord) -> dict[str, Any]:
         ended = {"status": timing.status, "asked_bytes": timing.asked_bytes}
         return self._scheme(timing) | ended | {"error": timing.error or ""}
+
+
+def _with_host_share(row: CaseRow, rows: Sequence[CaseRow]) -> CaseRow:
+    """``row`` with the host's share, if it is the training step of ``rows``, which have steps in a row,
+    too."""
+    in_a_row = [of.seconds_median for of in rows if of.phase == "train" and of.case != "train"]
+    if row.case != "train" or not in_a_row or in_a_row[0] is None or row.seconds_median is None:
+        return row
+    return replace(row, host_share=max(0.0, 1 - in_a_row[0] / row.seconds_median))
 
 
 def _shape(timed: Mapping[str, Any]) -> str:

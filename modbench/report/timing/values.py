@@ -33,8 +33,10 @@ def settings_of(environment: dict[str, Any], kind: TimingKind) -> dict[str, str]
 
 
 def newest_session(timings: Sequence[TimingRecord]) -> list[TimingRecord]:
-    """The timings of the session that was continued last, one of each job."""
-    session = max(timings, key=lambda timing: (timing.started_at, timing.session)).session
+    """The timings of the session that was continued last, one of each job; of those of the newest
+    version of the measurement."""
+    newest = max(timings, key=lambda timing: (timing.protocol or 1, timing.started_at, timing.session))
+    session = newest.session
     return latest(
         (timing for timing in timings if timing.session == session), key=lambda timing: timing.job
     )
@@ -55,10 +57,11 @@ def labels_of(suites: Sequence[SuiteRecord]) -> dict[str, str]:
 
 
 def refuse_incomparable(timings: Sequence[TimingRecord]) -> None:
-    """Raises UserError: the timings differ in machine or settings; the sentence names the difference."""
+    """Raises UserError: the timings differ in machine, settings or version of the measurement; the
+    sentence names the difference."""
     # Variables of the allocator differ between a time and a memory of one session.
     environments = [
-        {"machine": machine_in_words(timing.environment)}
+        {"machine": machine_in_words(timing.environment), "protocol": str(timing.protocol or 1)}
         | settings_of(timing.environment, "training_memory")
         for timing in timings
     ]
@@ -72,10 +75,15 @@ def refuse_incomparable(timings: Sequence[TimingRecord]) -> None:
             )
 
 
-def time_marks(stable: bool | None, loaded: bool | None, throttled: bool | None = None) -> str:
-    """Those of ``unstable``, ``loaded`` and ``throttled`` that hold."""
+def time_marks(
+    stable: bool | None,
+    loaded: bool | None,
+    throttled: bool | None = None,
+    host_bound: bool | None = None,
+) -> str:
+    """Those of ``unstable``, ``loaded``, ``throttled`` and ``host-bound`` that hold."""
     marks = {"unstable": stable is False, "loaded": loaded, "throttled": throttled}
-    return ", ".join(mark for mark, holds in marks.items() if holds)
+    return ", ".join(mark for mark, holds in (marks | {"host-bound": host_bound}).items() if holds)
 
 
 #: Parts of the environment that make a processor type.

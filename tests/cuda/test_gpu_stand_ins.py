@@ -119,7 +119,7 @@ def test_nvml_is_asked_about_the_gpu_of_torch(monkeypatch: pytest.MonkeyPatch) -
     pynvml(monkeypatch, nvmlDeviceGetHandleByUUID=str, nvmlDeviceGetTemperature=lambda handle, of: 40)
     gpu, why_none = clock.open_gpu(CUDA)
     assert gpu is not None
-    assert (gpu._handle, why_none) == (f"GPU-{UUID}", "")
+    assert (gpu._handle, why_none) == (f"GPU-{UUID}", "ok")
     assert gpu.ask("nvmlDeviceGetTemperature", 0) == 40
     assert gpu.ask("nvmlDeviceGetNoSuchThing") is None
 

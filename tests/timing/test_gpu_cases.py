@@ -28,22 +28,18 @@ class Ahead(Ticking):
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CPU takes the part of a GPU that has no graphs; returns whether cuDNN's attention was set."""
-    told: list[str] = []
     monkeypatch.setattr(clock, "stopwatch", lambda on: Ahead(1.0))
     monkeypatch.setattr(clock, "busy_seconds", lambda prepared: 0.0)
     monkeypatch.setattr(benchmark_case, "graphed", lambda prepared: None)
-    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda on: told.append(str(on)))
     LAUNCHES_AHEAD.add("cpu")
-    yield told
+    yield
     LAUNCHES_AHEAD.discard("cpu")
 
 
 @pytest.mark.parametrize(("samples", "steps", "taken"), [(5, 20, 3), (2, 7, 2)])
-def test_training_steps_in_a_row_are_a_case(
-    samples: int, steps: int, taken: int, gpu: list[str]
-) -> None:
+def test_training_steps_in_a_row_are_a_case(samples: int, steps: int, taken: int, gpu: None) -> None:
     found = measured_times("training", subject("mod", samples=samples, steps_in_a_row=steps), 1)
     forward, single, row = found["cases"]
     assert [case["name"] for case in found["cases"]] == ["forward", "train", f"train x {steps}"]
@@ -52,22 +48,16 @@ def test_training_steps_in_a_row_are_a_case(
     assert row["flops"] == single["flops"] != forward["flops"]
 
 
-def test_steps_in_a_row_are_of_a_gpu_alone(gpu: list[str]) -> None:
+def test_steps_in_a_row_are_of_a_gpu_alone(gpu: None) -> None:
     model = subject().build()
     names = [case.name for case in training_cases(model, subject(steps_in_a_row=0))]
     LAUNCHES_AHEAD.discard("cpu")
     assert names == ["forward", "train"] == [case.name for case in training_cases(model, subject())]
 
 
-def test_decoding_has_no_cudnn_plan_for_each_length(gpu: list[str]) -> None:
-    measured_times("inference", subject(**ONE_DECODING), 1)
-    prefill, decoding, graph = "True", "False", "False"
-    assert gpu == [prefill, decoding, graph, *(prefill, decoding)]  # again for the host's share
-
-
 @pytest.mark.parametrize(("busy", "share"), [(0.25, 0.75), (1.5, 0.0), (0.0, None)])
 def test_the_hosts_share_is_the_time_in_which_the_gpu_does_not_compute(
-    busy: float, share: float | None, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+    busy: float, share: float | None, gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a case whose kernels were counted."""
     monkeypatch.setattr(clock, "busy_seconds", lambda prepared: busy)
@@ -75,7 +65,7 @@ def test_the_hosts_share_is_the_time_in_which_the_gpu_does_not_compute(
     assert [case.get("host_share") for case in found["cases"]] == [share] * 2
 
 
-def test_times_remain_if_the_profiler_fails(gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_remain_if_the_profiler_fails(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(prepared: Prepared) -> float:
         raise RuntimeError("no CUPTI")
 

@@ -19,7 +19,9 @@ from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.model.trace import Trace
 from modbench.routing.build import RoutedDecoder
+from modbench.routing.plugin_fault import raised
 from modbench.train.numerics import autocast
+from modbench.train.out_of_memory import failed_allocation
 
 #: Largest relative difference that counts as rounding under autocast to bfloat16.
 CAST = 0.02
@@ -83,8 +85,13 @@ def _in_all(
     figure = ""
     for variant in _variants(subject, first=subject.is_first(tokens_BT)):
         on = tokens_BT.device
-        with autocast(torch.bfloat16, on) if variant.cast else nullcontext():
-            leaks, whole, more = test(variant)
+        try:
+            with autocast(torch.bfloat16, on) if variant.cast else nullcontext():
+                leaks, whole, more = test(variant)
+        except RuntimeError as error:  # of two types that an op does not mix
+            if not variant.cast or failed_allocation(error) is not None:
+                raise
+            leaks, more = False, f" it {raised(error, remedy='')}, so it trains in float32 alone"
         if not figure or (leaks and not variant.tolerated):
             figure = whole + (f", {variant.which}" if variant.which else "")
         elif variant.tolerated:

@@ -29,7 +29,7 @@ class Ahead(Ticking):
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CPU takes the part of a GPU that has no graphs; returns whether cuDNN's attention was set."""
+    """The CPU takes the part of a GPU that has no graphs."""
     monkeypatch.setattr(clock, "stopwatch", lambda on: Ahead(1.0))
     monkeypatch.setattr(clock, "busy_seconds", lambda prepared: 0.0)
     monkeypatch.setattr(benchmark_case, "graphed", lambda prepared: None)

@@ -39,7 +39,7 @@ Unchecked = Literal["unchecked"]
 #: True (passed), False (failed), None (nothing to ask) or ``unchecked`` (the probe applies but has no
 #: means to decide); and one line with the figures.
 Outcome = tuple[bool | Unchecked | None, str]
-Verdict = Literal["passed", "failed", "not asked", "unchecked"]
+Verdict = Literal["not asked", "passed", "unchecked", "failed"]
 
 NO_BLOCK = "which does not hold exactly one modbench.model.block.Block to compare with"
 NO_SKIPPING = "no layer skips tokens or shows selected"
@@ -273,7 +273,7 @@ def rebuilt(model: RoutedDecoder, seed: int = 0) -> RoutedDecoder:
     """A model that is built with ``seed``, from a router with the same options, and loads the
     state of ``model``."""
     other = build_model(model.config, replace(model.router), seed)  # type: ignore[type-var]
-    other = other.to(device=device_of(model), dtype=next(model.parameters()).dtype)
+    other = other.to(next(model.parameters()))
     other.load_state_dict(model.state_dict())
     return other
 
@@ -315,6 +315,11 @@ def largest(one_BTV: Tensor, other_BTV: Tensor) -> Tensor:
     return (one_BTV - other_BTV).abs().amax(-1).nan_to_num(nan=torch.inf)
 
 
+def most(one: Tensor, other: Tensor) -> str:
+    """The largest difference, in two digits."""
+    return f"{(one - other).abs().max().item():.1e}"
+
+
 def unmoved(before: Tensor, after: Tensor) -> bool:
     """Return True if all values are equal; NaN equals NaN."""
     if before.shape != after.shape:
@@ -340,6 +345,14 @@ def zero_routers(model: RoutedDecoder) -> RoutedDecoder:
     for parameter in routers(model).values():
         parameter.zero_()
     return model
+
+
+def holder(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """The innermost module outside PyTorch that holds the parameter ``name``, after its own name."""
+    path = name.rpartition(".")[0]
+    while type(model.get_submodule(path)).__module__.startswith("torch."):
+        path = path.rpartition(".")[0]
+    return path, model.get_submodule(path)
 
 
 def plain_block(layer: nn.Module) -> Block | None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbench.audit.finding import RULES, unmoved
+from modbench.audit.finding import RULES, most, unmoved
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder, build_model
@@ -41,7 +41,6 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from modbench.audit.fresh import _answer; _answer(sys.argv[1])"
 )
-_CLOCKS = ("time", "monotonic", "perf_counter", "process_time")
 
 
 def can_be_imported(router: Router) -> bool:
@@ -120,9 +119,9 @@ def _answer(path: str) -> None:
     for moved[0], rule in product(MOVED, RULES):
         logits_BTV, expected_BTV = model(job["text"], Context(selection=rule)), job["expected"][rule]
         if not unmoved(logits_BTV, expected_BTV):
-            most = (logits_BTV - expected_BTV).abs().max().item()
             when = f" with the clock {moved[0]:,} s later" if moved[0] else ""
-            wrong = f"logits of the saved model ({rule}) differ by {most:.1e} in another process{when}"
+            wrong = f"logits of the saved model ({rule}) differ by {most(logits_BTV, expected_BTV)}"
+            wrong += f" in another process{when}"
             break
     Path(path).with_suffix(".json").write_text(json.dumps(wrong))
 
@@ -142,7 +141,7 @@ def _move_clocks(by: list[int]) -> None:
 
         return of
 
-    for name in _CLOCKS:
+    for name in ("time", "monotonic", "perf_counter", "process_time"):
         setattr(time, name, later(getattr(time, name), 1))
         setattr(time, f"{name}_ns", later(getattr(time, f"{name}_ns"), 10**9))
     for name in ("localtime", "gmtime", "ctime"):

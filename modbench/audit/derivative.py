@@ -104,11 +104,8 @@ def _slopes(step: Step, tokens_BT: Tensor, seed: int) -> Iterator[Slope]:
     sides = {"input": torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)}
     if "selected" in selects:
         sides = {"selected tokens": selects["selected"], "skipped tokens": ~selects["selected"]}
-    moves = {
-        where: {"": drawn(x_BTD) * these_BT[..., None]}
-        for where, these_BT in sides.items()
-        if these_BT.any()
-    }
+    sides = {where: these_BT for where, these_BT in sides.items() if these_BT.any()}
+    moves = {where: {"": drawn(x_BTD) * these_BT[..., None]} for where, these_BT in sides.items()}
     for name, parameter in step.layer.named_parameters():
         where = "gate" if "router" in name.lower() else "weights"
         moves.setdefault(where, {})[name] = drawn(parameter)

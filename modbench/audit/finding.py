@@ -47,9 +47,7 @@ NO_SKIPPING = "no layer skips tokens or shows selected"
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Outcome of one probe. ``ranks``: a failure keeps the router out of the ranking. The verdict is
-    ``not asked`` if the probe does not apply to the router, and ``unchecked`` if it applies to a layer
-    but cannot be evaluated there."""
+    """Outcome of one probe. ``ranks``: a failure keeps the router out of the ranking."""
 
     probe: int
     name: str
@@ -208,26 +206,20 @@ class Subject(Audited[RoutedDecoder]):
 
 @dataclass(frozen=True)
 class Step:
-    """The pass of one layer, its input and its output, (B, T, D) each; the tokens that these differ in;
+    """The pass of one layer, its input and output, (B, T, D) each; the tokens that these differ in;
     those that the layer shows as ``selected``, if it does; and those it processes: the former if it
     shows nothing, and None if it then changes all tokens, or none."""
 
     context: Context
+    rule: Selection
     number: int
     layer: Layer
+    block: Block | None
     x_BTD: Tensor
     out_BTD: Tensor
     changed_BT: Tensor
     shown_BT: Tensor | None
     selected_BT: Tensor | None
-
-    @property
-    def rule(self) -> Selection:
-        return self.context.selection
-
-    @property
-    def block(self) -> Block | None:
-        return plain_block(self.layer)
 
 
 def passes(
@@ -244,7 +236,8 @@ def passes(
             shown_BT = context.trace.tensors.get((number, "selected"))
             some = bool(changed_BT.any()) and not bool(changed_BT.all())
             selected_BT = changed_BT if shown_BT is None and some else shown_BT
-            yield Step(context, number, layer, x_BTD, out_BTD, changed_BT, shown_BT, selected_BT)
+            place = context, rule, number, layer, plain_block(layer)
+            yield Step(*place, x_BTD, out_BTD, changed_BT, shown_BT, selected_BT)
 
 
 def _scaling(most: float, centred: bool) -> Callable[..., object]:

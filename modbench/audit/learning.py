@@ -43,8 +43,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     such modules, for each parameter with "router" in its name. In a layer that shows ``selected`` and
     has a linear router, the gradient has the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t.
 
-    All losses together reach each parameter of scorers and of the scheme's own classes, and one
-    parameter or more of each module of PyTorch that these hold. If nothing is named ``router`` the
+    All losses together reach one parameter of each of the `_groups`. If nothing is named ``router`` the
     verdict is ``unchecked``, since cross-entropy may have to reach some of them. Auxiliary losses depend
     neither on the order of sequences nor on padding, and have no gradient in padding.
     """
@@ -58,7 +57,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     by_text = _reached(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # The router of a single expert has a zero gradient, as of a softmax over one.
-    single = {name: p.grad for name, p in trained.items() if ".feed_forward." in name and len(p) == 1}
+    single = {n: p.grad for n, p in trained.items() if ".feed_forward." in n and p.shape[:1] == (1,)}
     idle = {name for name, grad in single.items() if grad is not None and not grad.any()}
     groups = _groups(model, trained)
     wanted = {name for name in trained if "router" in name.lower()}

@@ -30,8 +30,6 @@ RATE = 1e-4
 SEQUENCES, LONGEST = 4, 64
 #: The odd shape of every audit, and the number of sequences at the length of the given size.
 ODD, LONG = (3, 63), 2
-
-
 #: Most bytes that an audit takes per parameter: the model, a copy in float64, and a second one with its
 #: gradients.
 BYTES = 32

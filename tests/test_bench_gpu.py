@@ -28,6 +28,7 @@ SMALL = {
     "vocabulary": "257",
     "sequence": "32",
     "batch": "2",
+    "micro_batch": "2",
     "heldout_tokens": "64",
     "curve_tokens": "32",
     "repetitions": "1",
@@ -49,8 +50,8 @@ class Session:
         self._run = run_command
 
     def run(self, *words: str, **_: Any) -> Any:
-        if "torch.cuda.is_available" in words[-1]:
-            return "True\n"
+        if "doctor" in words:
+            return None
         self.commands.append([str(word) for word in words[1:]])
         return self._run([str(word) for word in words])
 
@@ -150,7 +151,8 @@ def test_estimates_are_of_rows_of_the_suite() -> None:
 def test_a_machine_without_a_gpu_is_told_what_to_run(noxfile: ModuleType) -> None:
     class OnCpu(Session):
         def run(self, *words: str, **_: Any) -> Any:
-            return "False\n"
+            assert words[-2:] == ("doctor", "--gpu")
+            raise CommandFailed("Returned code 1")
 
     with pytest.raises(RuntimeError, match="on a CPU run: nox -s bench"):
         noxfile.bench_gpu.func(OnCpu())

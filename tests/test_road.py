@@ -110,7 +110,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
         assert record.status == "ok"
         assert metrics["heldout_loss"] < metrics["unigram_loss"] or label == "leaky"
         assert metrics["train_flops"] <= 5e9 < metrics["train_flops"] * 1.05
-        assert [finding["probe"] for finding in audits[record.audit_key].audit] == list(range(1, 12))
+        assert [finding["probe"] for finding in audits[record.audit_key].audit] == list(range(1, 13))
         assert [finding["probe"] for finding in record.audit] == [1, 2, 9]
         assert str(place) not in record.record.line().replace(str(place / "text.txt"), "")
         assert (folder / "runs" / record.key / "model.safetensors").exists()

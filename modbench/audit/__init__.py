@@ -9,7 +9,7 @@ B sequences, T tokens.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -26,7 +26,6 @@ from modbench.audit.finding import (
     Subject,
     Unchecked,
     Verdict,
-    device_of,
 )
 from modbench.audit.leaks import batch_invariant, causal
 from modbench.audit.learning import gradient
@@ -44,36 +43,26 @@ __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(ProbeText):
-    """A probe, and where it runs. ``once``: at one shape only. ``trained``: at the shape of a training
-    step, too. ``grouped``: on a small model with grouped-query attention and a GELU MLP, too.
-    ``any_model``: it asks nothing of a router, and is run on a model of transformers, too."""
+    """A probe, and where it runs. ``once``: at one shape only. ``any_model``: it asks nothing of a
+    router, and is run on a model of transformers, too."""
 
     run: Callable[[Any, Tensor], Outcome]
-    once: bool = False
-    trained: bool = False
-    grouped: bool = False
-    any_model: bool = False
+    once: bool
+    any_model: bool
 
 
-_ONCE = {"once": True}
-_LEAK = {"any_model": True}
-#: The function of each probe, in the order of `PROBE_TEXTS`, and where it runs.
-_RUNS: tuple[tuple[Callable[[Any, Tensor], Outcome], dict[str, Any]], ...] = (
-    (causal, _LEAK),
-    (batch_invariant, _LEAK),
-    (decode_parity, _LEAK),
-    (capacity, {}),
-    (bypass, _ONCE),
-    (unit_gate, _ONCE),
-    (order_and_position, _ONCE),
-    (gradient, _ONCE),
-    (count, {"trained": True, "grouped": True, "any_model": True}),
-    (state, _ONCE),
-    (saving, _ONCE),
-    (derivative, _ONCE),
-)
+#: The functions of the probes of leaks, and of all in the order of `PROBE_TEXTS`.
+_LEAKS = (causal, batch_invariant, decode_parity)
+_DEPTH = (bypass, unit_gate, order_and_position)
+_RUNS = (*_LEAKS, capacity, *_DEPTH, gradient, count, state, saving, derivative)
 PROBES = tuple(
-    Probe(**vars(text), run=run, **where) for text, (run, where) in zip(PROBE_TEXTS, _RUNS, strict=True)
+    Probe(
+        **vars(text),
+        run=run,
+        once=run not in (*_LEAKS, capacity, count),
+        any_model=run in (*_LEAKS, count),
+    )
+    for text, run in zip(PROBE_TEXTS, _RUNS, strict=True)
 )
 
 #: Why a probe of routers is not asked of a model.
@@ -84,25 +73,14 @@ NO_BLOCKS = "the probe reads blocks of modbench's decoder, and this is a model o
 GROUPED = ModelConfig(vocabulary=97, width=48, heads=6, kv_heads=2, mlp="gelu")
 GROUPED_TOKENS = (2, 19)
 
-
-_VERDICTS: dict[bool | Unchecked | None, Verdict] = {
-    None: "not asked",
-    True: "passed",
-    "unchecked": "unchecked",
-    False: "failed",
-}
-#: The verdict over several shapes is the last of these found at any of them.
-_RISING = list(_VERDICTS)
+#: What a probe returns for each verdict, in the same order; over several shapes the last one counts.
+_RISING: tuple[bool | Unchecked | None, ...] = (None, True, "unchecked", False)
+_VERDICTS = get_args(Verdict)
 
 
-def audit(
-    model: LanguageModel,
-    *,
-    shapes: Sequence[tuple[int, int]] = ((3, 63),),
-    trained: tuple[int, int] | None = None,
-) -> list[Finding]:
+def audit(model: LanguageModel, **options: Any) -> list[Finding]:
     """Return the `findings` of all probes."""
-    return list(findings(model, shapes=shapes, trained=trained))
+    return list(findings(model, **options))
 
 
 def findings(
@@ -119,32 +97,35 @@ def findings(
     finding as soon as it is known; ``only``: of the probes with these numbers.
 
     A probe fails if it fails, or raises, at any shape. Running out of memory is raised."""
-    subject = _subject(model, seed, tuple(shapes))
-    no_router = getattr(model, "router", None) is None
-    asked = [probe for probe in PROBES if probe.number in only]
-    grouped = _grouped(model, seed) if any(probe.grouped for probe in asked) else None
-    for probe in asked:
-        if not (probe.any_model or isinstance(subject, Subject)):
-            yield _finding(probe, None, NO_ROUTER if no_router else NO_BLOCKS)
-            continue
-        cases = [(subject, shape) for shape in (shapes[:1] if probe.once else shapes)]
-        if probe.trained and trained is not None and trained not in shapes:
+    routed = isinstance(model, RoutedDecoder)
+    subject = (Subject if routed else ModelSubject)(model, seed, tuple(shapes))  # type: ignore[arg-type]
+    for probe in (probe for probe in PROBES if probe.number in only):
+        cases: list[tuple[ModelSubject, tuple[int, int]]] = []
+        if routed or probe.any_model:
+            cases += [(subject, shape) for shape in (shapes[:1] if probe.once else shapes)]
+        if probe.run is count and trained and trained not in shapes:
             cases.append((subject, trained))
-        if probe.grouped and grouped is not None:
+        if probe.run is count and (grouped := _grouped(model, seed)):
             cases.append((grouped, GROUPED_TOKENS))
         passed: bool | Unchecked | None = None
-        figure = ""
+        figure = "" if cases else NO_ROUTER if getattr(model, "router", None) is None else NO_BLOCKS
         for variant, shape in cases:
             verdict, detail = _outcome(probe, variant, variant.tokens(*shape))
             if verdict is False and not probe.once:
-                where = ", grouped-query attention, GELU MLP" if variant is grouped else ""
+                where = "" if variant is subject else ", grouped-query attention, GELU MLP"
                 detail += f" (at {shape[0]} x {shape[1]} tokens{where})"
             if not figure or _RISING.index(verdict) > _RISING.index(passed):
                 passed, figure = verdict, detail
             if passed is False:
                 break
         subject.forget()
-        yield _finding(probe, passed, figure)
+        yield Finding(
+            probe=probe.number,
+            name=probe.name,
+            verdict=_VERDICTS[_RISING.index(passed)],
+            figure=figure,
+            ranks=probe.ranks,
+        )
 
 
 def printed(found: Iterable[Finding]) -> list[Finding]:
@@ -155,36 +136,12 @@ def printed(found: Iterable[Finding]) -> list[Finding]:
     for finding in found:
         line = f"{finding.probe:>2}  {finding.name:<{wide}}  {finding.verdict:<9}  {finding.figure}"
         if finding.failed:
-            means = PROBE_TEXTS[finding.probe - 1].means
-            line = (
-                f"FAILED {finding.probe} {finding.name}: {finding.figure}; {means} (`modbench docs "
-                f"audit`).{' Not ranked.' * finding.ranks}"
-            )
+            line = f"FAILED {finding.probe} {finding.name}: {finding.figure}; "
+            line += f"{PROBE_TEXTS[finding.probe - 1].means} (`modbench docs audit`)."
+            line += " Not ranked." * finding.ranks
         print(line, flush=True)
         results.append(finding)
     return results
-
-
-def finding_of(name: str, model: LanguageModel, shape: tuple[int, int]) -> Finding:
-    """Run the probe called ``name`` alone, at one shape of ``model``."""
-    (probe,) = (probe for probe in PROBES if probe.name == name)
-    subject = _subject(model)
-    return _finding(probe, *_outcome(probe, subject, subject.tokens(*shape)))
-
-
-def _finding(probe: Probe, passed: bool | Unchecked | None, figure: str) -> Finding:
-    verdict = _VERDICTS[passed]
-    return Finding(
-        probe=probe.number, name=probe.name, verdict=verdict, figure=figure, ranks=probe.ranks
-    )
-
-
-def _subject(
-    model: LanguageModel, seed: int = 0, shapes: tuple[tuple[int, int], ...] = ()
-) -> ModelSubject:
-    if isinstance(model, RoutedDecoder):
-        return Subject(model, seed, shapes)
-    return ModelSubject(model, seed, shapes)
 
 
 def _grouped(model: LanguageModel, seed: int) -> Subject | None:
@@ -199,8 +156,8 @@ def _grouped(model: LanguageModel, seed: int) -> Subject | None:
         other = build_model(replace(GROUPED, layers=config.layers), model.router, seed)
     except UserError:  # the router rejects the shape
         return None
-    other = other.to(device=device_of(model), dtype=next(model.parameters()).dtype)
-    return Subject(other.eval(), seed, (GROUPED_TOKENS,), brief=True)
+    other = other.to(next(model.parameters())).eval()
+    return Subject(other, seed, (GROUPED_TOKENS,), brief=True)
 
 
 def _outcome(probe: Probe, subject: ModelSubject, tokens_BT: Tensor) -> Outcome:

@@ -49,9 +49,8 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     tokens_BT = few(tokens_BT)
     sequence = tokens_BT.shape[1]
     numbers = _numbers(subject) if first else []
-    for number in numbers:
-        if number.far:
-            return False, number.figure
+    if far := [number.figure for number in numbers if number.far]:
+        return False, far[0]
     if not subject.model.nominal_counts(Workload.uniform(1, sequence)):
         if not numbers:
             return None, "no layer declares nominal counts"
@@ -64,9 +63,8 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     with suppress(UserError):  # a scorer with weight normalisation has no scores for weights of 0
         tied(subject.tokens(1, 2), Context())
         scores_ties = True
-    counted = 0
-    for name, of_BT, lengths in _cases(tokens_BT, first=first):
-        counted += 1
+    cases = list(_cases(tokens_BT, first=first))
+    for name, of_BT, lengths in cases:
         wrong = _wrong(model, of_BT, lengths)
         if not wrong and scores_ties and name in ("padded", "all tokens equal"):
             wrong = _wrong(tied, of_BT, lengths, tied=True)
@@ -76,7 +74,7 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if len(shares) > 1 and (set(shares) in ({0.0}, {1.0})):
         return False, f"the causal rule selects {shares[0]:.0%} of the tokens, whatever the weights"
     causal = f", the causal rule selects {shares[0]:.1%}" if shares else ""
-    return True, f"nominal counts hold in {several(counted, 'case')}{causal}"
+    return True, f"nominal counts hold in {several(len(cases), 'case')}{causal}"
 
 
 @dataclass(frozen=True)
@@ -113,16 +111,14 @@ def _numbers(subject: Subject) -> list[_Number]:
 
 def _deciding(model: RoutedDecoder) -> dict[str, RoutedExperts | DepthRouted]:
     """The layers of ``model`` whose router decides how many tokens it selects, by name."""
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if (isinstance(layer, DepthRouted) and layer.decides)
-        or (
-            isinstance(layer, RoutedExperts)
-            and layer.options.assigns
-            and layer.options.exact_load((1,), (0,)) is None
-        )
-    }
+    deciding: dict[str, RoutedExperts | DepthRouted] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, RoutedExperts):
+            if layer.options.assigns and layer.options.exact_load((1,), (0,)) is None:
+                deciding[name] = layer
+        elif isinstance(layer, DepthRouted) and layer.decides:
+            deciding[name] = layer
+    return deciding
 
 
 def _number(layer: RoutedExperts | DepthRouted, realised: Sequence[float]) -> _Number:
@@ -136,9 +132,8 @@ def _number(layer: RoutedExperts | DepthRouted, realised: Sequence[float]) -> _N
         nominal, what, declared = layer.options.capacity, "of the tokens", True
         learned = any(overrides(layer.options, hook, DepthRouter) for hook in ("losses", "update"))
     factors = [each / nominal for each in realised]
-    figure = (
-        f"layer {layer.layer} selects {' and '.join(f'{n:.3g}' for n in realised)} {what} in training"
-    )
+    numbers = " and ".join(f"{number:.3g}" for number in realised)
+    figure = f"layer {layer.layer} selects {numbers} {what} in training"
     if learned and declared:
         return _Number(f"{figure}, which losses or update learn; nominal is {nominal:.3g}", False, True)
     limit = FAR_BY_CHANCE if learned or layer.router is None else FAR
@@ -157,12 +152,11 @@ def _selected_by_the_causal_rule(subject: Subject, tokens_BT: Tensor) -> list[fl
     if not layers or full.tokens == 1:
         return []
     means = []
+    model = subject.exact
     for weights in ("audited", "initial", "noisy"):
-        if weights == "audited":
-            model = subject.exact
-        elif weights == "initial":
+        if weights == "initial":
             model, _ = subject.fresh()
-        else:
+        elif weights == "noisy":
             generator = torch.Generator().manual_seed(subject.seed)
             for parameter in model.layers.parameters():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)

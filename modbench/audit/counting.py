@@ -37,19 +37,16 @@ SHOWN = 3
 def count(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     """Probe 9: with padding, the ledger equals what the counter sees, in each convention it can see:
     training, and forward under the causal rule; at the first shape also with padding, of one sequence,
-    of single tokens, and with a cache, prompts, chunks and decoded tokens, in a batch and alone.
+    of single tokens, and with a cache. A layer has as many active parameters as FLOPs imply, or more.
 
     Without realised counts (nominal FLOPs of plans and tables) it equals the count of a training step
-    where this routes nominal counts, else on the meta device; a router that cannot run there is not
-    checked.
-
-    Without padded slots it is at most that count; equal where there are none (one sequence, or the
-    training rule on full sequences); and under the causal rule the sum over single sequences.
-
-    A layer has at least as many active parameters as the FLOPs of a token imply.
-    """
+    where this routes nominal counts, else on the meta device, unless a router cannot run there. Without
+    padded slots it is at most that count; equal where there are none (one sequence, or the training
+    rule on full sequences); and under the causal rule the sum over single sequences."""
     first = subject.is_first(tokens_BT) and not subject.brief
-    step, scored = _full(subject, tokens_BT)
+    twin, full = subject.twin(), (tokens_BT.shape[1],) * len(tokens_BT)
+    step = _counted("", twin, tokens_BT, full, "topk", "train")
+    scored = _counted("", twin, tokens_BT, full, "causal", "forward")
     wrong = step.wrong() | scored.wrong()
     counted = 2
     others = chain(_padded_and_single(subject, tokens_BT), _each_cached(subject, tokens_BT))
@@ -57,41 +54,34 @@ def count(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
         wrong |= case.wrong()
         counted += 1
     nominal, unchecked = _nominal(subject, step)
-    wrong |= nominal
-    if wrong:
-        return False, f"ledger minus counter, FLOPs: {_shortened([*wrong.values()])}"
+    if differences := [*(wrong | nominal).values()]:
+        left = len(differences) - SHOWN
+        more = f", and in {several(left, 'other case')}" if left > 0 else ""
+        return False, f"ledger minus counter, FLOPs: {', '.join(differences[:SHOWN])}{more}"
     if first and (too_few := _too_few_active(subject)):
         return False, too_few
     counted += 0 if unchecked else len(PHASES)
     return True, f"ledger equals counter in {several(counted, 'case')}{unchecked}"
 
 
-def _shortened(differences: Sequence[str]) -> str:
-    shown = ", ".join(differences[:SHOWN])
-    left = len(differences) - SHOWN
-    return f"{shown}, and in {several(left, 'other case')}" if left > 0 else shown
-
-
 def _nominal(subject: ModelSubject, step: "CountedPass") -> tuple[dict[str, str], str]:
     """Errors of the ledger without realised counts, by phase; and why they cannot be checked, if so.
     ``step``: a training step of full sequences."""
-    wrong: dict[str, str] = {}
-    model = subject.model
-    tokens, *_ = step.workload.lengths
-    sequences = step.workload.sequences
-    seen = step.counter.ledger
-    nominal = model.ledger(Workload.uniform(sequences, tokens, "train"))
+    model, lengths, seen = subject.model, step.workload.lengths, step.counter.ledger
+    size = len(lengths), lengths[0]
     # On a GPU the counter does not see the convention ``executed``.
-    if device_of(model).type != "cpu" or model.ledger(step.workload) != nominal:
+    on_cpu = device_of(model).type == "cpu"
+    if not on_cpu or model.ledger(step.workload) != model.ledger(Workload.uniform(*size, "train")):
         try:
-            on_meta_BT = torch.zeros(sequences, tokens, dtype=torch.long, device="meta")
-            on_meta = subject.twin().to("meta"), on_meta_BT, step.workload.lengths
-            seen = _counted("", *on_meta, "topk", "train").counter.ledger
+            tokens_BT = torch.zeros(size, dtype=torch.long, device="meta")
+            on_meta = _counted("", subject.twin().to("meta"), tokens_BT, lengths, "topk", "train")
         except Exception as error:  # a router's own code runs here; it may need values
-            return wrong, f"; nominal not checked, on the meta device it raised {type(error).__name__}"
+            return {}, f"; nominal not checked, on the meta device it raised {type(error).__name__}"
+        seen = on_meta.counter.ledger
+    wrong: dict[str, str] = {}
     forward = Ledger({key: flops for key, flops in seen if key[2] == "forward"})
     for phase, counted in zip(PHASES, (forward, seen), strict=True):
-        stated = model.ledger(Workload.uniform(sequences, tokens, phase))
+        stated = model.ledger(Workload.uniform(*size, phase))
         for convention in CONVENTIONS:
             if off := stated.total(convention) - counted.total(convention):
                 wrong[phase] = f"{off:+,d} in the nominal FLOPs of {PHASES[phase]}"
@@ -115,10 +105,8 @@ def _too_few_active(subject: ModelSubject) -> str:
         total = sum(parameter.numel() for parameter in layer.parameters())
         implied = min(flops // ACTIVE_TOKENS // 2, total)
         if active < implied:
-            return (
-                f"layer {number} reports {active:,} active parameters; the FLOPs of a token imply "
-                f"{implied:,} or more"
-            )
+            reports = f"layer {number} reports {active:,} active parameters"
+            return f"{reports}; the FLOPs of a token imply {implied:,} or more"
     return ""
 
 
@@ -147,19 +135,6 @@ class CountedPass:
             if off:
                 return {self.name: f"{off:+,d} in the realised FLOPs of {self.name}"}
         return {}
-
-    def selects(self) -> set[bool]:
-        """True and False for depth-routed layers that select some tokens and none."""
-        depths = (counts for (_, what), counts in self.workload.counts.items() if what == "depth")
-        return {bool(number) for counts in depths for number in counts}
-
-
-def _full(subject: ModelSubject, tokens_BT: Tensor) -> Iterator[CountedPass]:
-    """Training and scoring of full sequences."""
-    twin = subject.twin()
-    full = (tokens_BT.shape[1],) * len(tokens_BT)
-    yield _counted("", twin, tokens_BT, full, "topk", "train")
-    yield _counted("", twin, tokens_BT, full, "causal", "forward")
 
 
 def _padded_and_single(subject: ModelSubject, tokens_BT: Tensor) -> Iterator[CountedPass]:
@@ -210,8 +185,9 @@ def _each_cached(subject: ModelSubject, tokens_BT: Tensor) -> Iterator[CountedPa
     for model in (subject.exact, subject.initial):
         for case in _cached(subject, model, tokens_BT.shape[1]):
             yield case
+            depths = (counts for (_, what), counts in case.workload.counts.items() if what == "depth")
             if case.workload.phase == "decode":
-                decoded |= case.selects()
+                decoded |= {bool(number) for counts in depths for number in counts}
         if decoded in (set(), {False, True}):
             break
 
@@ -222,10 +198,8 @@ def _cached(subject: ModelSubject, model: LanguageModel, longest: int) -> Iterat
     prompts = tuple(max(1, longest * (n + 1) // rows) for n in range(rows))
     text_BT = subject.tokens(rows, longest + max(CHUNK) + STEPS)
     reads = (prompts, CHUNK, *[(1,) * rows] * STEPS)
-    alone = [
-        _read(model, text_BT[row : row + 1], [lengths[row : row + 1] for lengths in reads])
-        for row in range(rows)
-    ]
+    each = [slice(row, row + 1) for row in range(rows)]
+    alone = [_read(model, text_BT[row], [lengths[row] for lengths in reads]) for row in each]
     for case in chain(*alone):
         yield replace(case, name=f"{case.name} of one sequence", parts=[case.counter])
     for case, *singles in zip(_read(model, text_BT, reads), *alone, strict=True):

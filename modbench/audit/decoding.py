@@ -5,7 +5,7 @@ B sequences, T tokens, V vocabulary.
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,72 +47,57 @@ class Pass:
     kept: bool = True
 
 
-@dataclass
 class Reading:
     """A text (B, T) that ``passes`` read into a cache of its own, and how their logits differ from those
     of the full pass."""
 
-    model: LanguageModel
-    tokens_BT: Tensor
-    passes: Sequence[Pass]
-    rounding: float = ROUNDING
-    #: Differences of the logits of prompts, chunks and decoded tokens.
-    offs: dict[str, list[float]] = field(
-        default_factory=lambda: {"chunks": [], "prompts": [], "decoded": []}
-    )
-    #: Pairs of a decoded token and a layer that shows ``selected``, and those that were selected.
-    pairs: int = 0
-    selected: int = 0
-
-    def __post_init__(self) -> None:
-        sequences = len(self.tokens_BT)
-        self.cache = Cache(sequences)
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokens_BT: Tensor,
+        passes: Sequence[Pass],
+        rounding: float = ROUNDING,
+    ) -> None:
+        self.model, self.tokens_BT, self.passes = model, tokens_BT, passes
+        self.cache = Cache(len(tokens_BT))
+        self.whole_BTV = model(tokens_BT, Context(selection="causal"))
+        self.bound = rounding * max(1.0, self.whole_BTV.abs().max().item())
+        #: Differences of the logits of prompts, chunks and decoded tokens.
+        self.offs: defaultdict[str, list[float]] = defaultdict(list)
         #: Keys that each layer should cache, by sequence.
-        self.due: defaultdict[int, list[int]] = defaultdict(lambda: [0] * sequences)
-        self.whole_BTV = self.model(self.tokens_BT, Context(selection="causal"))
-        self.bound = self.rounding * max(1.0, self.whole_BTV.abs().max().item())
+        self.due: defaultdict[int, list[int]] = defaultdict(lambda: [0] * len(tokens_BT))
+        #: Pairs of a decoded token and a layer that shows ``selected``, and those that were selected.
+        self.pairs = self.selected = 0
 
     def run(self) -> "Reading":
-        """Run all passes."""
         deque(self.steps(), maxlen=0)
         return self
 
     def steps(self) -> Iterator[None]:
         """Run the passes, one at a time."""
         for read in self.passes:
-            mark = self.cache.mark()
+            before, mark = list(self.cache.read), self.cache.mark()
             what = "decoded" if read.kept and max(read.lengths) == 1 else "chunks"
-            what = what if any(self.cache.read) else "prompts"
-            counts = self._run(read, what)
-            for layer, each in counts.items() if read.kept else ():
-                self.due[layer] = [n + more for n, more in zip(self.due[layer], each, strict=True)]
+            what = what if any(before) else "prompts"
+            new_BT, lengths_B = next_tokens(self.tokens_BT, self.cache, read.lengths)
+            context = Context(
+                selection="causal", cache=self.cache, lengths_B=lengths_B, logits=read.logits
+            )
+            logits_BTV = self.model(new_BT, context)
+            for row, (first, length) in enumerate(zip(before, read.lengths, strict=True)):
+                asked = 1 if read.logits == "last" else length
+                full_TV = self.whole_BTV[row, first + length - asked : first + length]
+                self.offs[what] += largest(logits_BTV[row, :asked], full_TV).tolist()
             if not read.kept:
                 self.cache.rewind(mark)
-            elif what == "decoded":
-                self.selected += sum(map(sum, counts.values()))
-                self.pairs += len(read.lengths) * len(counts)
+            for (layer, name), shown_BT in context.trace.tensors.items() if read.kept else ():
+                if name == "selected":
+                    for row, length in enumerate(read.lengths):
+                        number = int(shown_BT[row, :length].sum())
+                        self.due[layer][row] += number
+                        self.selected += number * (what == "decoded")
+                        self.pairs += what == "decoded"
             yield
-
-    def _run(self, read: Pass, what: str) -> dict[int, list[int]]:
-        """Run a pass; return the number of selected tokens by layer and sequence."""
-        before = list(self.cache.read)
-        new_BT, lengths_B = next_tokens(self.tokens_BT, self.cache, read.lengths)
-        context = Context(selection="causal", cache=self.cache, lengths_B=lengths_B, logits=read.logits)
-        logits_BTV = self.model(new_BT, context)
-        for row, (first, length) in enumerate(zip(before, read.lengths, strict=True)):
-            asked = 1 if read.logits == "last" else length
-            full_TV = self.whole_BTV[row, first + length - asked : first + length]
-            self.offs[what] += largest(logits_BTV[row, :asked], full_TV).tolist()
-        return {
-            layer: [int(shown[row, :length].sum()) for row, length in enumerate(read.lengths)]
-            for (layer, name), shown in context.trace.tensors.items()
-            if name == "selected"
-        }
-
-    @property
-    def most(self) -> float:
-        """Largest difference."""
-        return max(off for offs in self.offs.values() for off in offs)
 
     @property
     def wrong_keys(self) -> str:
@@ -127,16 +112,14 @@ class Reading:
     def passed(self, tolerated: float = 0.0) -> bool:
         """Return True if at most the fraction ``tolerated`` of prompts, of chunks and of decoded tokens
         differs by more than rounding."""
-        wrong = (
-            sum(off > self.bound for off in offs) / max(1, len(offs)) for offs in self.offs.values()
-        )
-        return not self.wrong_keys and max(wrong) <= tolerated
+        each = self.offs.values()
+        few = (sum(off > self.bound for off in offs) <= tolerated * len(offs) for offs in each)
+        return not self.wrong_keys and all(few)
 
     def figure(self) -> str:
         decoded = self.offs["decoded"]
-        figure = (
-            f"{several(len(decoded), 'decoded token')} differ by up to {max(decoded, default=0.0):.1e}"
-        )
+        most = max(decoded, default=0.0)
+        figure = f"{several(len(decoded), 'decoded token')} differ by up to {most:.1e}"
         if self.pairs:
             figure += f", {self.selected / self.pairs:.0%} selected"
         for what in ("chunks", "prompts"):
@@ -147,11 +130,11 @@ class Reading:
 
 @torch.no_grad()
 def decode_parity(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
-    """Probe 3: cached passes give the logits of the full causal pass. Tested on a batch (padded prompts
-    of different lengths, then a chunk, then one token at a time) and, at the longest shape, on one
-    sequence of 200 tokens or its length. At the first shape, another batch is read in turns with it. The
-    batch's prompts are read with all logits, dropped by rewinding the cache, and read again with
-    ``logits="last"`` as `modbench.model.generate` does; later tokens are dropped and read again, too.
+    """Probe 3: cached passes give the logits of the full causal pass. Tested on a batch (padded prompts,
+    a chunk, then one token at a time), at the first shape in turns with another one; and, at the longest
+    shape, on one sequence of `LONG` tokens or its length. The prompts are read with all logits, dropped
+    by rewinding the cache, and read again with ``logits="last"`` as `modbench.model.generate` does;
+    later tokens are dropped and read again, too.
 
     A layer that shows ``selected`` must cache as many keys as it selects tokens; others are judged by
     their logits alone. If all decoded tokens are selected, or none, initial weights are tested too:
@@ -173,7 +156,8 @@ def decode_parity(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
         return passed, figure
     reading = Reading(subject.own, tokens_BT[:4], _passes(tokens_BT[:4]), COARSE).run()
     if reading.passed(TOLERATED):
-        return True, f"{figure}; in {subject.dtype} by {reading.most:.1e}"
+        most = max(off for offs in reading.offs.values() for off in offs)
+        return True, f"{figure}; in {subject.dtype} by {most:.1e}"
     return False, f"{figure}; in {subject.dtype} only {reading.figure()}"
 
 
@@ -215,6 +199,6 @@ def _passes(tokens_BT: Tensor, *, rewinds: bool = False, decoded: int = DECODED)
     singles = [Pass([1] * sequences)] * steps
     if not rewinds:
         return [Pass(prompts), *chunk, *singles]
-    draft = [Pass([min(DRAFT, steps - steps // 2)] * sequences, kept=False)] if steps else []
-    singles[steps // 2 : steps // 2] = draft
+    if steps:
+        singles.insert(steps // 2, Pass([min(DRAFT, steps - steps // 2)] * sequences, kept=False))
     return [Pass(prompts, kept=False), Pass(prompts, "last"), *chunk, *singles]

@@ -44,9 +44,7 @@ NOT_BY_TOKEN = ("router", "predictor", "attention.scores", "other")
 def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
     """Probe 5: tokens that a layer shows as not selected leave it unchanged, bit for bit. No layer
     writes into its input."""
-    skipped = 0
-    altered = 0
-    quiet = False
+    skipped, altered, quiet = 0, 0, False
     inputs = list[Tensor]()
 
     def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
@@ -55,17 +53,16 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
     for step in passes(subject.exact, few(tokens_BT), run=run):
         if not unmoved(inputs[0], step.x_BTD):
-            name = type(step.layer).__name__
-            return False, f"layer {step.number} ({name}) writes into its input ({step.rule})"
+            layer = f"layer {step.number} ({type(step.layer).__name__})"
+            return False, f"{layer} writes into its input ({step.rule})"
         if step.shown_BT is None:
             quiet |= step.selected_BT is not None
         else:
             skipped += int((~step.shown_BT).sum())
             altered += int((step.changed_BT & ~step.shown_BT).sum())
-    if not skipped and quiet:
-        return None, "a layer leaves some tokens unchanged and does not show selected"
     if not skipped:
-        return None, "no layer skips tokens"
+        unshown = "a layer leaves some tokens unchanged and does not show selected"
+        return None, unshown if quiet else "no layer skips tokens"
     if altered == skipped:
         return False, (
             f"{altered} of {skipped} tokens shown as not selected are changed by their layer; a scheme "
@@ -76,15 +73,14 @@ def bypass(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
 @dataclass(frozen=True)
 class Update:
-    """The update of a layer's selected tokens: their input, what the layer added, and what its plain
-    block adds on its own; (N, D) each."""
+    """The update of a layer's selected tokens: their input, what the layer added, what its plain block
+    adds on its own, and what the gate multiplies (`gated`); (N, D) each."""
 
     layer: int
     rule: Selection
     x_ND: Tensor
     added_ND: Tensor
     delta_ND: Tensor
-    #: What the gate multiplies: ``delta_ND``, or ``x_ND + delta_ND`` if the layer declares it.
     gated_ND: Tensor
 
     def beyond(self, *directions_ND: Tensor) -> Tensor:
@@ -110,28 +106,23 @@ def unit_gate(subject: Subject, tokens_BT: Tensor) -> Outcome:
         return None, NO_SKIPPING
     tokens_BT = few(tokens_BT)
     full, taken = subject.fresh(capacity=1.0)
-    all_selected = "capacity" in taken  # then order and position, which are probe 7's, cannot be wrong
-    model = full if all_selected else subject.exact
-    worst = 0.0
-    count = 0
-    for update in updates(model, tokens_BT, RULES[:1] if all_selected else RULES):
-        count += len(update.x_ND)
+    # Where all tokens are selected, order and position, which are probe 7's, cannot be wrong.
+    model, rules = (full, RULES[:1]) if "capacity" in taken else (subject.exact, RULES)
+    worst = -1.0
+    for update in updates(model, tokens_BT, rules):
         beyond = update.beyond(update.gated_ND).max().item()
         worst = max(worst, beyond)
         if beyond > ROUNDING:
-            return False, (
-                f"the update of layer {update.layer} is not gate x block output (relative error "
-                f"{beyond:.2g})"
-            )
-    if not count:
+            what = f"the update of layer {update.layer} is not gate x block output"
+            return False, f"{what} (relative error {beyond:.2g})"
+    if worst < 0:
         return subject.held(None, "no token is selected")
     unit, taken = subject.fresh(capacity=1.0, gate="scaled_sigmoid")
     if "gate" not in taken:
         figure = f"layer update = gate x block output (max relative error {worst:.2g})"
         return subject.held(True, figure)
-    model = zero_routers(unit)
     worst = 0.0
-    for update in updates(model, tokens_BT, RULES[:1]):
+    for update in updates(zero_routers(unit), tokens_BT, RULES[:1]):
         scale = (update.x_ND + update.delta_ND).abs().max().item()
         worst = max(worst, (update.added_ND - update.gated_ND).abs().max().item() / scale)
     return subject.held(worst <= ROUNDING, f"at gate 1, layer and block differ by {worst:.2g}")
@@ -143,11 +134,10 @@ def order_and_position(subject: Subject, tokens_BT: Tensor) -> Outcome:
     token and of the block's output among the selected tokens, in order and at their positions."""
     if not subject.skipping:
         return None, NO_SKIPPING
-    worst = 0.0
-    count = 0
+    worst, count = 0.0, 0
     for update in updates(subject.exact, few(tokens_BT)):
-        count += len(update.x_ND)
         beyond_N = update.beyond(update.x_ND, update.delta_ND)
+        count += len(beyond_N)
         worst = max(worst, beyond_N.max().item())
         if off := int((beyond_N > ROUNDING).sum()):
             return False, (
@@ -166,15 +156,13 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
     if not subject.skipping:
         return None, NO_SKIPPING
     skipped, spent, everything = 0, 0, 0
-    seen = Ledger()
+    counter = FlopCounter()
 
     def run_counted(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
-        nonlocal seen
+        nonlocal counter
         trains = context.selection == "topk"
         with FlopCounter() as counter, torch.set_grad_enabled(trains):
-            out_BTD: Tensor = layer.train(trains)(x_BTD, context)
-        seen = counter.ledger
-        return out_BTD
+            return layer.train(trains)(x_BTD, context)  # type: ignore[no-any-return]
 
     for step in passes(subject.twin(), few(tokens_BT), run=run_counted):
         selected_BT, block = step.selected_BT, step.block
@@ -184,7 +172,7 @@ def saving(subject: Subject, tokens_BT: Tensor) -> Outcome:
         counts = step.context.trace.counts
         inner = {key: n for key, n in counts.items() if key[1] not in ("depth", "past")}
         workload = Workload(lengths=(max(sent, default=0),) * max(1, len(sent)), counts=inner)
-        flops = _by_token(seen)
+        flops = _by_token(counter.ledger)
         allowed = _by_token(block.ledger(workload)) if sent else 0
         if flops > allowed:
             return False, (
@@ -217,13 +205,12 @@ def updates(
         if selected_BT is None or block is None or not selected_BT.any():
             continue
         x_ND, delta_ND = alone(block, step.x_BTD, selected_BT, step.rule)
-        added_ND = step.out_BTD[selected_BT] - x_ND
-        gated_ND = gated(step.layer, x_ND, delta_ND)
-        yield Update(step.number, step.rule, x_ND, added_ND, delta_ND, gated_ND)
+        each_ND = x_ND, step.out_BTD[selected_BT] - x_ND, delta_ND, gated(step.layer, x_ND, delta_ND)
+        yield Update(step.number, step.rule, *each_ND)
 
 
 def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:
-    """Return the tensor that the gate of ``layer`` multiplies."""
+    """What the gate multiplies: ``delta_ND``, or ``x_ND + delta_ND`` if ``layer`` declares it."""
     return x_ND + delta_ND if getattr(layer, "adds_residual", False) else delta_ND
 
 

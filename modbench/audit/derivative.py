@@ -70,7 +70,7 @@ def _slopes(step: Step, tokens_BT: Tensor, seed: int) -> Iterator[Slope]:
     def drawn(like: Tensor) -> Tensor:
         """A direction of the size of ``like``."""
         noise = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
-        return noise * like.detach().std(correction=0)
+        return noise * (like.detach().square().mean().sqrt() or 1.0)
 
     x_BTD = step.x_BTD + UNTIED * drawn(step.x_BTD)
     weights_BTD = drawn(x_BTD)
@@ -104,11 +104,8 @@ def _slopes(step: Step, tokens_BT: Tensor, seed: int) -> Iterator[Slope]:
     sides = {"input": torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)}
     if "selected" in selects:
         sides = {"selected tokens": selects["selected"], "skipped tokens": ~selects["selected"]}
-    moves = {
-        where: {"": drawn(x_BTD) * these_BT[..., None]}
-        for where, these_BT in sides.items()
-        if these_BT.any()
-    }
+    sides = {where: these_BT for where, these_BT in sides.items() if these_BT.any()}
+    moves = {where: {"": drawn(x_BTD) * these_BT[..., None]} for where, these_BT in sides.items()}
     for name, parameter in step.layer.named_parameters():
         where = "gate" if "router" in name.lower() else "weights"
         moves.setdefault(where, {})[name] = drawn(parameter)

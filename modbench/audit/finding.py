@@ -39,7 +39,7 @@ Unchecked = Literal["unchecked"]
 #: True (passed), False (failed), None (nothing to ask) or ``unchecked`` (the probe applies but has no
 #: means to decide); and one line with the figures.
 Outcome = tuple[bool | Unchecked | None, str]
-Verdict = Literal["passed", "failed", "not asked", "unchecked"]
+Verdict = Literal["not asked", "passed", "unchecked", "failed"]
 
 NO_BLOCK = "which does not hold exactly one modbench.model.block.Block to compare with"
 NO_SKIPPING = "no layer skips tokens or shows selected"
@@ -47,9 +47,7 @@ NO_SKIPPING = "no layer skips tokens or shows selected"
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Outcome of one probe. ``ranks``: a failure keeps the router out of the ranking. The verdict is
-    ``not asked`` if the probe does not apply to the router, and ``unchecked`` if it applies to a layer
-    but cannot be evaluated there."""
+    """Outcome of one probe. ``ranks``: a failure keeps the router out of the ranking."""
 
     probe: int
     name: str
@@ -208,26 +206,20 @@ class Subject(Audited[RoutedDecoder]):
 
 @dataclass(frozen=True)
 class Step:
-    """The pass of one layer, its input and its output, (B, T, D) each; the tokens that these differ in;
+    """The pass of one layer, its input and output, (B, T, D) each; the tokens that these differ in;
     those that the layer shows as ``selected``, if it does; and those it processes: the former if it
     shows nothing, and None if it then changes all tokens, or none."""
 
     context: Context
+    rule: Selection
     number: int
     layer: Layer
+    block: Block | None
     x_BTD: Tensor
     out_BTD: Tensor
     changed_BT: Tensor
     shown_BT: Tensor | None
     selected_BT: Tensor | None
-
-    @property
-    def rule(self) -> Selection:
-        return self.context.selection
-
-    @property
-    def block(self) -> Block | None:
-        return plain_block(self.layer)
 
 
 def passes(
@@ -244,7 +236,8 @@ def passes(
             shown_BT = context.trace.tensors.get((number, "selected"))
             some = bool(changed_BT.any()) and not bool(changed_BT.all())
             selected_BT = changed_BT if shown_BT is None and some else shown_BT
-            yield Step(context, number, layer, x_BTD, out_BTD, changed_BT, shown_BT, selected_BT)
+            place = context, rule, number, layer, plain_block(layer)
+            yield Step(*place, x_BTD, out_BTD, changed_BT, shown_BT, selected_BT)
 
 
 def _scaling(most: float, centred: bool) -> Callable[..., object]:
@@ -273,7 +266,7 @@ def rebuilt(model: RoutedDecoder, seed: int = 0) -> RoutedDecoder:
     """A model that is built with ``seed``, from a router with the same options, and loads the
     state of ``model``."""
     other = build_model(model.config, replace(model.router), seed)  # type: ignore[type-var]
-    other = other.to(device=device_of(model), dtype=next(model.parameters()).dtype)
+    other = other.to(next(model.parameters()))
     other.load_state_dict(model.state_dict())
     return other
 
@@ -315,6 +308,11 @@ def largest(one_BTV: Tensor, other_BTV: Tensor) -> Tensor:
     return (one_BTV - other_BTV).abs().amax(-1).nan_to_num(nan=torch.inf)
 
 
+def most(one: Tensor, other: Tensor) -> str:
+    """The largest difference, in two digits."""
+    return f"{(one - other).abs().max().item():.1e}"
+
+
 def unmoved(before: Tensor, after: Tensor) -> bool:
     """Return True if all values are equal; NaN equals NaN."""
     if before.shape != after.shape:
@@ -340,6 +338,14 @@ def zero_routers(model: RoutedDecoder) -> RoutedDecoder:
     for parameter in routers(model).values():
         parameter.zero_()
     return model
+
+
+def holder(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """The innermost module outside PyTorch that holds the parameter ``name``, after its own name."""
+    path = name.rpartition(".")[0]
+    while type(model.get_submodule(path)).__module__.startswith("torch."):
+        path = path.rpartition(".")[0]
+    return path, model.get_submodule(path)
 
 
 def plain_block(layer: nn.Module) -> Block | None:

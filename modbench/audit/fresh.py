@@ -24,24 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbench.audit.finding import RULES, unmoved
+from modbench.audit.finding import RULES, most, seeded, unmoved
+from modbench.audit.warmed import take_step
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.registry import load_plugin, plugin_file
+from modbench.routing.registry import load_plugin, loaded_plugins
 from modbench.routing.router import Router
 from modbench.train.out_of_memory import failed_allocation
 from modbench.typed import built
 
 #: Seconds by which the clock of the other process is moved, one after the other: a selection may follow
-#: the second, the hour or the day.
-MOVED = (0, 1, 61, 3_607, 86_413, 2_678_431)
+#: the second, minutes, the hour, noon, the day, the month or the year.
+MOVED = (0, 1, 61, 307, 613, 1_811, 3_607, 21_607, 43_211, 86_413, 259_211, 2_678_431, 34_128_031)
 #: The process imports only what the audited one could, and no file of the working directory.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from modbench.audit.fresh import _answer; _answer(sys.argv[1])"
 )
-_CLOCKS = ("time", "monotonic", "perf_counter", "process_time")
 
 
 def can_be_imported(router: Router) -> bool:
@@ -58,8 +58,9 @@ def can_be_imported(router: Router) -> bool:
 @torch.no_grad()
 def differs_in_a_fresh_process(model: RoutedDecoder, texts: tuple[Tensor, Tensor]) -> str:
     """Describe how the logits of ``model`` differ from those of its saved weights in a new process,
-    which reads the second of two ``texts`` (B, T) alone and at each time of `MOVED`; empty if they are
-    equal. Both run on the CPU. Raise a `MemoryError` if there is too little memory.
+    which reads the second of two ``texts`` (B, T) alone and at each time of `MOVED`, or how its state
+    differs after one more training step; empty if all is equal. Both run on the CPU. Raise a
+    `MemoryError` if there is too little memory.
 
     Finds state outside the model (a global, a mutable default, a cache), and decisions that follow the
     clock or the hash of a string, which Python draws for each process."""
@@ -69,16 +70,20 @@ def differs_in_a_fresh_process(model: RoutedDecoder, texts: tuple[Tensor, Tensor
     for rule in RULES:
         model(first_BT, Context(selection=rule))
         expected[rule] = model(text_BT, Context(selection=rule))
-    file = plugin_file(model.router.name)
+    step_BT = first_BT[:, :33]
+    state = copy.deepcopy(model.state_dict())
+    _step(model, step_BT)
     job = {
-        "plugin": None if file is None else str(file),
+        "plugins": [str(file) for file in loaded_plugins()],
         "class": (type(model.router).__module__, type(model.router).__qualname__),
         "options": model.router.options(),
         "model": asdict(model.config),
         "threads": torch.get_num_threads(),
-        "state": model.state_dict(),
+        "state": state,
         "text": text_BT,
         "expected": expected,
+        "step": step_BT,
+        "stepped": model.state_dict(),
     }
     others = {"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": str(hash("another") % 2**32)}
     with tempfile.TemporaryDirectory(prefix="modbench-audit-") as folder:
@@ -102,6 +107,11 @@ def differs_in_a_fresh_process(model: RoutedDecoder, texts: tuple[Tensor, Tensor
     return f"another process cannot load the saved model: {said}"
 
 
+def _step(model: RoutedDecoder, text_BT: Tensor) -> None:
+    with torch.enable_grad(), seeded(5, torch.device("cpu")):
+        take_step(model, text_BT)
+
+
 @torch.no_grad()
 def _answer(path: str) -> None:
     """Runs in the other process: write what differs, next to the saved model."""
@@ -109,8 +119,8 @@ def _answer(path: str) -> None:
     _move_clocks(moved)
     job = torch.load(path, weights_only=True)
     torch.set_num_threads(job["threads"])
-    if job["plugin"]:
-        load_plugin(job["plugin"])
+    for file in job["plugins"]:
+        load_plugin(file)
     module, name = job["class"]
     kind: Any = attrgetter(name)(importlib.import_module(module))
     model = build_model(ModelConfig(**job["model"]), built("router", job["options"], kind)).eval()
@@ -120,11 +130,38 @@ def _answer(path: str) -> None:
     for moved[0], rule in product(MOVED, RULES):
         logits_BTV, expected_BTV = model(job["text"], Context(selection=rule)), job["expected"][rule]
         if not unmoved(logits_BTV, expected_BTV):
-            most = (logits_BTV - expected_BTV).abs().max().item()
             when = f" with the clock {moved[0]:,} s later" if moved[0] else ""
-            wrong = f"logits of the saved model ({rule}) differ by {most:.1e} in another process{when}"
+            wrong = f"logits of the saved model ({rule}) differ by {most(logits_BTV, expected_BTV)}"
+            wrong += f" in another process{when}"
             break
+    moved[0] = 0
+    _step(model, job["step"])
+    for name, value in model.state_dict().items():
+        if not wrong and not unmoved(value, job["stepped"][name]):
+            wrong = f"{name} differs after a training step of the saved model in another process"
     Path(path).with_suffix(".json").write_text(json.dumps(wrong))
+
+
+class Day(datetime.date):
+    """A date by the clock of Python's ``time``, which `_move_clocks` moves."""
+
+    @classmethod
+    def today(cls) -> Any:
+        return cls.fromtimestamp(time.time())
+
+
+class Moment(datetime.datetime):
+    """A time by that clock."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return cls.fromtimestamp(time.time(), tz)
+
+    today = now
+
+    @classmethod
+    def utcnow(cls) -> Any:
+        return cls.now(datetime.UTC).replace(tzinfo=None)
 
 
 def _move_clocks(by: list[int]) -> None:
@@ -142,28 +179,15 @@ def _move_clocks(by: list[int]) -> None:
 
         return of
 
-    for name in _CLOCKS:
+    for name in ("time", "monotonic", "perf_counter", "process_time"):
         setattr(time, name, later(getattr(time, name), 1))
         setattr(time, f"{name}_ns", later(getattr(time, f"{name}_ns"), 10**9))
+    reads, reads_ns = time.clock_gettime, time.clock_gettime_ns
+    time.clock_gettime = lambda clock: reads(clock) + by[0]
+    time.clock_gettime_ns = lambda clock: reads_ns(clock) + 10**9 * by[0]
     for name in ("localtime", "gmtime", "ctime"):
         setattr(time, name, of_now(getattr(time, name), lambda: time.time()))
     for name in ("asctime", "strftime"):
         setattr(time, name, of_now(getattr(time, name), lambda: time.localtime()))
-
-    class Day(datetime.date):
-        @classmethod
-        def today(cls) -> Any:
-            return cls.fromtimestamp(time.time())
-
-    class Moment(datetime.datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return cls.fromtimestamp(time.time(), tz)
-
-        today = now
-
-        @classmethod
-        def utcnow(cls) -> Any:
-            return cls.now(datetime.UTC).replace(tzinfo=None)
 
     datetime.date, datetime.datetime = Day, Moment  # type: ignore[misc]

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +85,8 @@ def _in_all(
     or of one that leaks in float64; and what it adds of another."""
     figure = ""
     for variant in _variants(subject, first=subject.is_first(tokens_BT)):
-        on = tokens_BT.device
         try:
-            with autocast(torch.bfloat16, on) if variant.cast else nullcontext():
+            with autocast(torch.bfloat16, tokens_BT.device) if variant.cast else nullcontext():
                 leaks, whole, more = test(variant)
         except RuntimeError as error:  # of two types that an op does not mix
             if not variant.cast or failed_allocation(error) is not None:
@@ -104,16 +104,12 @@ def _in_all(
 @torch.no_grad()
 def causal(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     """Probe 1: replacing the tokens after t leaves the logits up to t unchanged under the causal rule;
-    the input of the head is compared.
+    the input of the head is compared, in each of the `_variants`; in coarser types most edits must meet
+    a coarser bound. Every t is tested in sequences of up to `EVERY` tokens; in longer ones the middle,
+    the end, both sides of powers of two, and random positions (probe 3 covers the others).
 
-    Tested in float64; and in the model's own dtype and under autocast, with a coarser bound that most
-    edits must meet. Every t is tested in sequences of up to `EVERY` tokens; in longer ones the middle,
-    the end, both sides of powers of two, and random positions (probe 3 covers the others). In the
-    coarser types it is every fourth one of these.
-
-    Also, at the first shape: two equal passes agree, a detailed trace changes no logit, scoring leaves
-    no state behind, and every second t is tested with `Subject.scaled` scores.
-    """
+    Also: two equal passes agree; at the first shape, a detailed trace changes no logit, and scoring
+    leaves no state behind."""
     first = subject.is_first(tokens_BT)
     if first and (state := changed_by_scoring(subject)):
         return False, f"{state}: scores depend on texts scored before; update it in training only"
@@ -155,17 +151,23 @@ def mixing(subject: ModelSubject, tokens_BT: Tensor) -> str:
     model.hidden(tokens_BT[:2], Context(selection="causal"))
     for hook in hooks:
         hook.remove()
+    where = "(`modbench docs writing_a_router`, What a scorer may see)"
     for name, (scorer, x_D) in given.items():
-        other_D = x_D.clone()
-        other_D[..., 1::2, :] = x_D.roll(2, -2)[..., 1::2, :]
-        scores, again, others = scorer(x_D), scorer(x_D), scorer(other_D)
-        kept = (..., slice(0, None, 2), *[slice(None)] * (scores.dim() - x_D.dim() + 1))
-        same = torch.allclose(scores[kept], others[kept], rtol=ROUNDING, atol=ROUNDING)
-        if torch.equal(scores, again) and not same:  # else random
-            return (
-                f"; {name} ({type(scorer).__name__}) mixes positions: a scorer sees one token at a "
-                "time (`modbench docs writing_a_router`, What a scorer may see)"
-            )
+        scores, again = scorer(x_D), scorer(x_D)
+        if not torch.equal(scores, again):  # random
+            continue
+        last = scores.dim() - x_D.dim() + 1  # dimensions after the position
+        of, half = [slice(None)] * last, x_D.shape[-2] // 2
+        alike = (slice(0, None, 2), slice(0, half), slice(half, None))
+        kinds: Any = (*((..., rows, *of) for rows in alike), (0, ..., *of))
+        for kept in kinds:
+            x_kept = (*kept[: len(kept) - last], slice(None))
+            other_D = x_D.flip(tuple({0, x_D.dim() - 2})) + 1.0
+            other_D[x_kept] = x_D[x_kept]
+            others = scorer(other_D)
+            if not torch.allclose(scores[kept], others[kept], rtol=ROUNDING, atol=ROUNDING):
+                mixes = f"{name} ({type(scorer).__name__}) mixes positions"
+                return f"; {mixes}: a scorer sees one token at a time {where}"
     return ""
 
 
@@ -236,11 +238,8 @@ def _places(sequence: int, seed: int) -> list[int]:
 @torch.no_grad()
 def batch_invariant(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     """Probe 2: a sequence has the same logits alone and in a batch, padded and not, down to one token;
-    the input of the head is compared.
-
-    Tested in float64, at the first shape with `Subject.scaled` scores, too; and in the model's own
-    dtype and under autocast, where at most half of the sequences of a batch may differ. Under the
-    training rule all logits are finite, down to one token."""
+    the input of the head is compared, in each of the `_variants`; in coarser types, some of a batch may
+    differ. Under the training rule all logits are finite, down to one token."""
     for length in (1, 2, tokens_BT.shape[1]):
         trained_BTD = subject.exact.hidden(tokens_BT[:1, :length], Context())
         if not trained_BTD.isfinite().all():
@@ -257,22 +256,18 @@ def batch_invariant(subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
     return _in_all(subject, tokens_BT, batched)
 
 
-def _batches(sequences: int, sequence: int, *, short: bool) -> Iterator[list[int]]:
-    """Lengths of the sequences of each batch; one batch of very ``short`` ones, if asked for."""
-    yield [max(1, sequence * (n + 1) // sequences) for n in range(sequences)]
-    if short:
-        yield [min(n + 1, sequence) for n in range(sequences)]
-    yield [sequence] * sequences
-
-
 def _differences(
     variant: Variant, tokens_BT: Tensor, *, short: bool
 ) -> Iterator[tuple[list[float], float]]:
-    """For each batch: how much each of its last sequences differs from the same sequence alone, and the
-    bound of rounding."""
+    """For each batch (one of very ``short`` sequences, if asked for): how much each of its last
+    sequences differs from the same sequence alone, and the bound of rounding."""
     model = variant.model
     alone: dict[tuple[int, int], Tensor] = {}
-    for lengths in _batches(*tokens_BT.shape, short=short):
+    rows, sequence = tokens_BT.shape
+    batches = [[max(1, sequence * (n + 1) // rows) for n in range(rows)], [sequence] * rows]
+    if short:
+        batches.insert(1, [min(n + 1, sequence) for n in range(rows)])
+    for lengths in batches:
         batch_BT = tokens_BT[:, : max(lengths)]
         context = Context(selection="causal", lengths_B=ragged(lengths, batch_BT))
         together_BTD = model.hidden(batch_BT, context)

@@ -4,15 +4,15 @@ B sequences, T tokens, D model width, E experts, V vocabulary, N selected.
 """
 
 import copy
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import combinations, islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbench.audit.depth import alone, gated
-from modbench.audit.finding import Outcome, Step, Subject, outer_routers, passes, seeded
+from modbench.audit.finding import Outcome, Step, Subject, holder, outer_routers, passes, seeded
 from modbench.errors import several
 from modbench.model.context import Context
 from modbench.model.trace import Trace
@@ -43,8 +43,7 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     such modules, for each parameter with "router" in its name. In a layer that shows ``selected`` and
     has a linear router, the gradient has the scale of a linear gate's: sum_t <dL/dout_t, delta_t> x_t.
 
-    All losses together reach each parameter of scorers and of the scheme's own classes, and one
-    parameter or more of each module of PyTorch that these hold. If nothing is named ``router`` the
+    All losses together reach one parameter of each of the `_groups`. If nothing is named ``router`` the
     verdict is ``unchecked``, since cross-entropy may have to reach some of them. Auxiliary losses depend
     neither on the order of sequences nor on padding, and have no gradient in padding.
     """
@@ -58,15 +57,11 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     by_text = _reached(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # The router of a single expert has a zero gradient, as of a softmax over one.
-    idle = {
-        name
-        for name, parameter in trained.items()
-        if ".feed_forward." in name and parameter.shape[:1] == (1,) and parameter.grad is not None
-        if not parameter.grad.any()
-    }
-    groups = _groups(model)
+    single = {n: p.grad for n, p in trained.items() if ".feed_forward." in n and p.shape[:1] == (1,)}
+    idle = {name for name, grad in single.items() if grad is not None and not grad.any()}
+    groups = _groups(model, trained)
     wanted = {name for name in trained if "router" in name.lower()}
-    if lost := _lost(model, wanted - idle, by_text):
+    if lost := _lost(wanted - idle, by_text):
         return False, f"cross-entropy does not reach {lost}"
     if scales and min(scales) < SMALLEST:
         return False, f"the router's gradient is {min(scales):.1e} of a linear gate's"
@@ -80,10 +75,11 @@ def gradient(subject: Subject, tokens_BT: Tensor) -> Outcome:
     for name, group in groups.items():
         if not group & by_losses and not group <= idle:
             return False, f"no loss reaches {name}"
-    custom = {name for name, group in groups.items() if group == {name}}
-    # Experts of the base classes are no part of a router.
-    holders = {name: model.get_submodule(name.rpartition(".")[0]) for name in custom}
-    custom = {name for name in custom if not _of(holders[name], "modbench.routing.")}
+    custom = {
+        name  # experts of the base classes are no part of a router
+        for name, group in groups.items()
+        if group == {name} and not _of(model.get_submodule(name.rpartition(".")[0]), "modbench.routing.")
+    }
     if not wanted and custom:
         return "unchecked", (
             f"no parameter has router in its name; cross-entropy reaches {len(by_text & custom)} of the "
@@ -110,37 +106,31 @@ def _reached(model: RoutedDecoder) -> frozenset[str]:
     return frozenset(name for name, value in most.items() if value > bound)
 
 
-def _lost(model: RoutedDecoder, wanted: set[str], reached: frozenset[str]) -> str:
+def _lost(wanted: set[str], reached: frozenset[str]) -> str:
     """Name the first router parameter that has no gradient, or module named ``router`` in which no
     parameter has one; empty if there is none."""
-    modules = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "router"]
     for name in sorted(wanted - reached):
-        module = next((module for module in modules if name.startswith(f"{module}.")), "")
-        if not module:
+        before, inside, _ = f".{name}".partition(".router.")
+        module = f"{before}.router"[1:]
+        if not inside:
             return name
         if not any(other.startswith(f"{module}.") for other in reached):
             return module + NO_GATE
     return ""
 
 
-def _groups(model: RoutedDecoder) -> Mapping[str, set[str]]:
-    """Groups of trained parameters by their first; some loss must reach one of each group. Each single
-    parameter of scorers and of the scheme's own classes, and those of each module of PyTorch that the
-    scheme's own classes hold, since an expert of several may be without tokens."""
+def _groups(model: RoutedDecoder, trained: Iterable[str]) -> Mapping[str, set[str]]:
+    """Groups of ``trained`` parameters by their first; some loss must reach one of each group. Each
+    single parameter of scorers and of the scheme's own classes, and those of each module of PyTorch that
+    the scheme's own classes hold, since an expert of several may be without tokens."""
     groups: dict[str, set[str]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        path = name.split(".")
-        modules = [model.get_submodule(".".join(path[:end])) for end in range(1, len(path))]
-        # The innermost module that is not PyTorch's holds the parameter.
-        holders = [n for n, module in enumerate(modules) if not _of(module, "torch.")]
-        is_own = bool(holders) and not _of(modules[holders[-1]], "modbench.model.")
-        in_scorer = "router" in path[:-1]
-        if in_scorer or (is_own and holders[-1] == len(modules) - 1):
+    for name in trained:
+        path, module = holder(model, name)
+        if ".router." in f".{name}":
             groups[name] = {name}
-        elif is_own:
-            groups.setdefault(".".join(path[: holders[-1] + 2]), set()).add(name)
+        elif path and not _of(module, "modbench.model."):
+            part = ".".join(name.split(".")[: path.count(".") + 2])
+            groups.setdefault(part, set()).add(name)
     return {min(group): group for group in groups.values()}
 
 
@@ -178,7 +168,7 @@ def _equal_weights(model: RoutedDecoder) -> str:
     one stream; empty if there are none."""
     for number, layer in enumerate(model.layers):
         drawn = [(n, p) for n, p in layer.named_parameters() if p.dim() > 1 and p.min() != p.max()]
-        for (name, a), (second, b) in itertools.combinations(drawn, 2):
+        for (name, a), (second, b) in combinations(drawn, 2):
             if torch.equal(a, b):
                 return f"layers.{number}.{name} and {second} start with the same weights"
     return ""
@@ -196,15 +186,15 @@ def _dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
             continue
         _, drawn = _values(layer, x_BTD, tokens_BT, seed=1)
         rolled, other = _values(layer, x_BTD.roll(1, 0), tokens_BT.roll(1, 0))
-        shown, others = (pass_trace.tensors.get((number, "selected")) for pass_trace in (trace, rolled))
+        shown, others = (each.tensors.get((number, "selected")) for each in (trace, rolled))
         # Not tested: a selection at random, by position in the batch.
         fair = shown is None or others is None or torch.equal(shown.roll(1, 0), others)
         changed = fair and _changed(first, drawn, other)
         when = "when the sequences of the batch are reordered"
         if not changed:
-            lengths_B = (torch.arange(len(x_BTD)) + 1) * x_BTD.shape[1] // len(x_BTD)
-            lengths_B = lengths_B.to(x_BTD.device)
-            padding_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) >= lengths_B[:, None]
+            rows, sequence = tokens_BT.shape
+            lengths_B = torch.arange(1, rows + 1, device=x_BTD.device) * sequence // rows
+            padding_BT = torch.arange(sequence, device=x_BTD.device) >= lengths_B[:, None]
             by_factor = []
             for factor in (1.0, 1.0, -3.0):
                 padded_BTD = torch.where(padding_BT[..., None], factor * x_BTD, x_BTD).requires_grad_()
@@ -218,18 +208,11 @@ def _dependent(model: RoutedDecoder, tokens_BT: Tensor) -> str:
             changed, when = _changed(*by_factor), "with the content of padding"
         if changed:
             name, before, after = changed
-            return (
-                f"{name} of layer {number} changes from {before:.6g} to {after:.6g} {when}"
-                f"{_normalised(layer)}"
-            )
+            parts = layer.named_modules()  # a BatchNorm is the likely cause
+            norms = (n for n, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm))
+            cause = "".join(f"; {norm} is a BatchNorm" for norm in islice(norms, 1))
+            return f"{name} of layer {number} changes from {before:.6g} to {after:.6g} {when}{cause}"
     return ""
-
-
-def _normalised(layer: nn.Module) -> str:
-    """Name the first BatchNorm of ``layer``, the likely cause; empty if it has none."""
-    parts = layer.named_modules()
-    name = next((name for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)), "")
-    return name and f"; {name} is a BatchNorm"
 
 
 def _values(

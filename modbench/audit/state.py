@@ -5,8 +5,8 @@ B sequences, T tokens, V vocabulary.
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from modbench.audit.finding import (
     Outcome,
     Subject,
     device_of,
+    holder,
+    most,
     passes,
     rebuilt,
     seeded,
@@ -26,7 +28,7 @@ from modbench.audit.finding import (
 )
 from modbench.audit.warmed import take_step
 from modbench.errors import several
-from modbench.model.context import Context
+from modbench.model.context import Context, Selection
 from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model
@@ -38,6 +40,9 @@ REPEATED = 3
 #: Sequences and tokens of such a step of two copies: a threshold that moves by a hundredth of the
 #: standard deviation of the scores changes four of a thousand decisions.
 MANY = (8, 129)
+#: The same of a step after resuming: a capacity that falls by a thousandth per step is another number
+#: of tokens after a few.
+LONG = (2, 257)
 NO_STATE = "scoring must draw no random numbers and keep no state"
 
 
@@ -66,20 +71,19 @@ def state(subject: Subject, tokens_BT: Tensor) -> Outcome:
         with torch.no_grad():
             one_BTV, two_BTV = (m.eval()(texts[1], Context(selection=rule)) for m in (model, loaded))
         if not torch.equal(one_BTV, two_BTV):
-            most = (one_BTV - two_BTV).abs().max().item()
-            return False, f"logits of the loaded model ({rule}) differ by {most:.1e}"
+            return False, f"logits of the loaded model ({rule}) differ by {most(one_BTV, two_BTV)}"
     for draw in range(5, 5 + REPEATED):
-        _step(subject, model, draw)
-        _step(subject, loaded, draw)
+        _step(subject, model, draw, LONG)
+        _step(subject, loaded, draw, LONG)
         if differs := _differs(model.state_dict(), loaded.state_dict()):
             return False, f"{differs} differs {several(draw - 4, 'step')} after resuming"
     figure = f"{several(len(loaded.state_dict()), 'tensor')} saved, loaded and resumed bit for bit"
     return True, figure + ("" if elsewhere else "; not in another process, which can't import the class")
 
 
-def _step(subject: Subject, model: RoutedDecoder, draw: int) -> None:
+def _step(subject: Subject, model: RoutedDecoder, draw: int, size: tuple[int, int] = (3, 33)) -> None:
     with seeded(draw, device_of(model)):
-        take_step(model, subject.tokens(3, 33, draw))
+        take_step(model, subject.tokens(*size, draw))
 
 
 @torch.no_grad()
@@ -94,26 +98,25 @@ def changed_by_scoring(subject: ModelSubject) -> str:
     if isinstance(subject.model, RoutedDecoder):
         with suppress(RuntimeError):  # the state cannot be loaded, which probe 10 says
             others = [rebuilt(subject.model) for _ in texts]
+
+    def logits(of: LanguageModel, rule: Selection, tokens_BT: Tensor, seed: int = 1) -> Tensor:
+        with seeded(seed, device_of(of)):
+            return of.eval()(tokens_BT, Context(selection=rule))  # type: ignore[no-any-return]
+
     for rule in RULES:
-
-        def logits(of: LanguageModel, tokens_BT: Tensor, seed: int = 1) -> Tensor:
-            with seeded(seed, device_of(of)):
-                return of.eval()(tokens_BT, Context(selection=rule))  # type: ignore[no-any-return]  # noqa: B023
-
-        first_BTV = logits(model, texts[0])
+        first_BTV = logits(model, rule, texts[0])
         saved = copy.deepcopy(model.state_dict()) | saved  # tables built on first use are no state
-        again_BTV = logits(model, texts[0], 2)
+        again_BTV = logits(model, rule, texts[0], 2)
         if changed := _differs(model.state_dict(), saved):
             return f"scoring ({rule}) changes {changed}"
         if not unmoved(first_BTV, again_BTV):
-            most = (first_BTV - again_BTV).abs().max().item()
-            return f"two equal passes ({rule}) differ by {most:.1e}; {NO_STATE}"
+            return f"two equal passes ({rule}) differ by {most(first_BTV, again_BTV)}; {NO_STATE}"
         if others:
-            logits(others[0], texts[0])
-            after_BTV, alone_BTV = (logits(other, texts[1]) for other in others)
-            if not unmoved(after_BTV, alone_BTV):
-                most = (after_BTV - alone_BTV).abs().max().item()
-                return f"scoring ({rule}) a text of the same shape first changes logits by {most:.1e}"
+            logits(others[0], rule, texts[0])
+            one_BTV, two_BTV = (logits(other, rule, texts[1]) for other in others)
+            if not unmoved(one_BTV, two_BTV):
+                by = most(one_BTV, two_BTV)
+                return f"scoring ({rule}) a text of the same shape first changes logits by {by}"
     return ""
 
 
@@ -122,9 +125,8 @@ def _random_steps(subject: Subject) -> str:
     are seeded; empty if nothing does."""
     for draw in range(10, 10 + REPEATED):
         first, second = subject.twin(), subject.twin()
-        for model in (first, second):
-            with seeded(draw, device_of(model)):
-                take_step(model, subject.tokens(*MANY, draw))
+        _step(subject, first, draw, MANY)
+        _step(subject, second, draw, MANY)
         if differs := _differs(first.state_dict(), second.state_dict()):
             return (
                 f"{differs} differs after two equal training steps, as with noise that no seed "
@@ -165,10 +167,18 @@ def _differs(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
 def badly_initialised(subject: Subject) -> str:
     """Name a parameter or buffer that is never filled, that differs between two models of the same
     configuration, router and seed, or that starts unlike the dense model's; empty if there is none."""
-    arguments = (subject.model.config, subject.model.router, subject.seed)
-    plain = _tensors(build_model(*arguments))
-    with _new_memory_is_nan():
-        again = _tensors(build_model(*arguments))
+    config = subject.model.config
+    plain = _tensors(build_model(config, subject.model.router, subject.seed))
+    # torch.use_deterministic_algorithms does the same, and imports the compiler, which takes a second.
+    deterministic: Any = torch.utils.deterministic  # type: ignore[attr-defined]
+    before = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("warn")
+    deterministic.fill_uninitialized_memory = True  # by NaN
+    try:
+        again = _tensors(build_model(config, subject.model.router, subject.seed))
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        deterministic.fill_uninitialized_memory = before[1]
     for name, value in again.items():
         # A value that is NaN on purpose is NaN in both models.
         if (value.isnan() & ~plain[name].isnan()).any():
@@ -178,50 +188,18 @@ def badly_initialised(subject: Subject) -> str:
                 f"{name} differs between two models of the same seed; draw it with torch, which is "
                 "seeded then, and not with numpy or random"
             )
-    if name := _unlike_dense(subject, plain):
-        return (
-            f"{name} starts unlike the dense model's; leave the parts of modbench.model as their own "
-            "initialise fills them"
-        )
-    return ""
-
-
-@contextmanager
-def _new_memory_is_nan() -> Iterator[None]:
-    # torch.use_deterministic_algorithms does the same, and imports the compiler, which takes a second.
-    mode = torch.get_deterministic_debug_mode()
-    deterministic: Any = torch.utils.deterministic  # type: ignore[attr-defined]
-    fills = deterministic.fill_uninitialized_memory
-    torch.set_deterministic_debug_mode("warn")
-    deterministic.fill_uninitialized_memory = True
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        deterministic.fill_uninitialized_memory = fills
-
-
-def _unlike_dense(subject: Subject, initial: Mapping[str, Tensor]) -> str:
-    """Name a parameter of ``initial`` that the dense model has, too, in a module of the same class, with
-    other values; empty if there is none."""
-    dense = build_model(subject.model.config, build_router("vanilla"), subject.seed)
-    for name, shared in _tensors(dense).items():
-        for candidate in (name, re.sub(r"^(layers\.\d+\.)", r"\1block.", name)):
-            value = initial.get(candidate)
-            if value is None or value.shape != shared.shape:
+    dense = build_model(config, build_router("vanilla"), subject.seed)
+    for shared, value in _tensors(dense).items():
+        for name in (shared, re.sub(r"^(layers\.\d+\.)", r"\1block.", shared)):
+            start = plain.get(name)
+            if start is None or start.shape != value.shape or unmoved(start, value):
                 continue
-            if _holder(subject.model, candidate) is _holder(dense, name) and not unmoved(value, shared):
-                return candidate
+            if type(holder(subject.model, name)[1]) is type(holder(dense, shared)[1]):
+                return (
+                    f"{name} starts unlike the dense model's; leave the parts of modbench.model as "
+                    "their own initialise fills them"
+                )
     return ""
-
-
-def _holder(model: RoutedDecoder, name: str) -> type:
-    """The class that holds the parameter ``name``, itself or in modules of PyTorch."""
-    while name := name.rpartition(".")[0]:
-        kind = type(model.get_submodule(name))
-        if not kind.__module__.startswith("torch."):
-            return kind
-    return RoutedDecoder
 
 
 def _tensors(model: RoutedDecoder) -> dict[str, Tensor]:

@@ -30,8 +30,6 @@ RATE = 1e-4
 SEQUENCES, LONGEST = 4, 64
 #: The odd shape of every audit, and the number of sequences at the length of the given size.
 ODD, LONG = (3, 63), 2
-
-
 #: Most bytes that an audit takes per parameter: the model, a copy in float64, and a second one with its
 #: gradients.
 BYTES = 32
@@ -48,20 +46,22 @@ def warmed(
 
 def fitting(config: ModelConfig, router: Router) -> tuple[ModelConfig, str]:
     """Return ``config``, or where its audit needs more memory than is free, one with fewer layers that
-    has layers of all its kinds, and a note on that. ``config`` if none is small enough."""
+    has layers of all its kinds, and a note on that; the smallest of these if none is small enough."""
     free = free_bytes(device())
     whole = outline(config, router)
     if BYTES * whole.parameter_count("total") <= free:
         return config, ""
     kinds = {type(layer) for layer in whole.layers}
+    found, note = config, ""
     for layers in reversed(range(1, config.layers)):
         smaller = replace(config, layers=layers)
         with suppress(UserError):  # the router rejects the shape
             model = outline(smaller, router)
-            fits = BYTES * model.parameter_count("total") <= free
-            if fits and {type(layer) for layer in model.layers} == kinds:
-                return smaller, f" ({layers} of {config.layers} layers, for want of memory)"
-    return config, ""
+            if {type(layer) for layer in model.layers} == kinds:
+                found, note = smaller, f" ({layers} of {config.layers} layers, for want of memory)"
+                if BYTES * model.parameter_count("total") <= free:
+                    break
+    return found, note
 
 
 def warm_up(model: M, seed: int, sequence: int) -> M:

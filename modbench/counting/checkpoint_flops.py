@@ -96,6 +96,7 @@ class Recorded:
     add: Callable[[Direction, Flops], None]  #: adds FLOPs of the op to the counter
     flops: Flops
     read: set[int]  #: storages of its operands that no backward function made
+    again: bool  #: an operand is what a forward function read or made, or was computed from that
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +125,8 @@ class Backward:
                 if self.forward is None:
                     again = gradient is not None
                 else:
-                    again = self.left[op.flops.full] > 0 and op.read <= self.forward.storages
+                    known = op.again and op.read <= self.forward.storages
+                    again = known and self.left[op.flops.full] > 0
                 if again:
                     self.left[op.flops.full] -= 1
                     op.add("backward", op.flops * -1)
@@ -154,6 +156,7 @@ class Functions:
         # Storages that backward functions of this backward pass made, and those made from no tensor.
         self._made: set[int] = set()
         self._drawn: set[int] = set()
+        self._derived: set[int] = set()  # and those computed from what a forward function had
         #: Those that are running, in all threads; an inner one stands after an outer one.
         self.running: list[Forward | Backward] = []
 
@@ -161,6 +164,7 @@ class Functions:
         if not any(isinstance(function, Backward) for function in self.running):
             self._made.clear()
             self._drawn.clear()
+            self._derived.clear()
         self._forwards[node] = Forward(node=node, thread=threading.get_ident())
         self.running.append(self._forwards[node])
 
@@ -185,6 +189,8 @@ class Functions:
                 function.storages.update(read, made)
             else:
                 self._made |= made
+                if read & self._derived or (function.forward and read & function.forward.storages):
+                    self._derived |= made
                 self._drawn = self._drawn - made if read else self._drawn | made
 
     def count(
@@ -205,7 +211,9 @@ class Functions:
             if not in_forward:  # autograd sees the outermost function and nothing inside it
                 node, in_forward = function.node, True
         if add is not None and backward is not None and node is not None:
-            op = Recorded(add=add, flops=flops, read=self._given(arguments))
+            had = self._derived | (backward.forward.storages if backward.forward else set())
+            again = any(_storage(tensor) in had for tensor in _tensors(arguments.values()))
+            op = Recorded(add=add, flops=flops, read=self._given(arguments), again=again)
             backward.recorded.setdefault(node, []).append(op)
 
     def _given(self, arguments: Mapping[str, Any]) -> set[int]:

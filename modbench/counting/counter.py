@@ -23,7 +23,7 @@ from modbench.counting.formulas import Formula, register_flop_formula
 from modbench.counting.vector_products import VectorProducts
 from modbench.counting.zero_flop_ops import is_free
 from modbench.errors import UserError
-from modbench.ledger import CONVENTIONS, Direction, Flops, Ledger
+from modbench.ledger import CONVENTIONS, Direction, Flops, Ledger, labels
 from modbench.ledger.labels import Label
 
 __all__ = ["FlopCounter", "is_free", "register_flop_formula", "seen_conventions"]
@@ -200,8 +200,13 @@ class FlopCounter:
     def refusal(self, message: str) -> UserError:
         """Return the error that refuses an op. It is raised again at the end if the program swallows
         it."""
-        self._refusal = UserError(message)
-        return self._refusal
+        error = UserError(message)
+        self._refused(error)
+        return error
+
+    def _refused(self, error: Exception) -> None:
+        for counter in (self, *labels.listeners()):  # one around this one lacks the op as well
+            counter._refusal = error
 
     def see_other_thread(self, op: str) -> None:
         """Note an op of another thread that works for the counted code."""
@@ -278,7 +283,7 @@ class FlopCounter:
         try:
             flops = _evaluated(op, formula, arguments, result, pairs)
         except Exception as error:
-            self._refusal = error
+            self._refused(error)
             raise
         add = partial(self._add, label, op, _has_no_values(result, arguments))
         if self.functions.running:

@@ -196,6 +196,11 @@ def plugin_file(name: str) -> Path | None:
     return _sources[name][0] if name in _sources else None
 
 
+def loaded_plugins() -> list[Path]:
+    """Return the plugin files that this process has loaded, in that order: one may build on another."""
+    return list(dict.fromkeys(file for file, _ in _sources.values()))
+
+
 def preset_options(name: str) -> tuple[str, dict[str, Any]]:
     """Return router name and options of ``NAME`` or ``NAME:PRESET``. Raise a `UserError` if one of them
     is unknown."""

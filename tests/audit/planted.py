@@ -101,9 +101,81 @@ class GlobalCounter(Experts):
 
 
 @options
+class ByTenMinutes(Depth):
+    def gate(self, scores_BT: Tensor) -> Tensor:
+        return scores_BT * (1 + int(time.time()) // 600 % 2)
+
+
+@options
+class ByTheMorning(Depth):
+    def gate(self, scores_BT: Tensor) -> Tensor:
+        return scores_BT * (1 + (time.localtime().tm_hour < 12))
+
+
+@options
+class ByTheSystemClock(Depth):
+    def gate(self, scores_BT: Tensor) -> Tensor:
+        return scores_BT * (1 + int(time.clock_gettime(time.CLOCK_REALTIME)) // 60 % 2)
+
+
+FIRST: dict[tuple[Any, ...], Tensor] = {}
+
+
+@options
+class FirstTrainingText(Depth):
+    """Trains on the selection of the first text of a shape."""
+
+    def selected(self, scores_BT: Tensor, tokens: Tokens) -> Tensor:
+        if not tokens.training:
+            return scores_BT > 0
+        kept = top(scores_BT, self.capacity)
+        return FIRST.setdefault((*scores_BT.shape, tokens.layer), kept)
+
+
+class LooksTwoBack(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.linear(x_BTD + F.pad(x_BTD, (0, 0, 2, 0))[:, :-2]).squeeze(-1)  # type: ignore[no-any-return]
+
+
+@options
+class TwoBefore(Depth):
+    def scorer(self, model: ModelConfig) -> nn.Module:
+        return LooksTwoBack(model.width)
+
+
+class _Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return 3 * slope
+
+
+class Tempered(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear, self.gain = nn.Linear(width, 1), nn.Parameter(torch.ones(()))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.linear(x_BTD).squeeze(-1) * _Tripled.apply(self.gain)  # type: ignore[no-any-return]
+
+
+@options
+class GradientOfAScalar(Depth):
+    def scorer(self, model: ModelConfig) -> nn.Module:
+        return Tempered(model.width)
+
+
+@options
 class HashOfAString(Depth):
     def gate(self, scores_BT: Tensor) -> Tensor:
-        return scores_BT * (1 + hash("x") % 7)
+        return scores_BT * (1 + hash("x") % 997)
 
 
 @options

@@ -5,11 +5,12 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from modbench.audit import Finding, finding_of
+from modbench.audit import Finding, findings
 from modbench.audit.warmed import ODD
 from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.language_model import LanguageModel
+from modbench.records.probes import LEAK_PROBES
 from modbench.sweep.costs import outlined
 from modbench.sweep.run_job import RunJob
 from modbench.sweep.steps.training import train_part
@@ -17,9 +18,6 @@ from modbench.train.compiled import programs
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained
 from modbench.trained.weights_folder import Description, write_description
-
-#: Probes that are run again on trained weights.
-TRAINED = ("causal", "batch-invariant")
 
 
 def train(job: RunJob) -> None:
@@ -83,8 +81,8 @@ def _per(flops: int, tokens: int) -> int | float:
 
 def of_trained(model: LanguageModel) -> list[Finding]:
     """Findings of the probes that are run again on trained weights."""
-    findings = (finding_of(name, model, ODD) for name in TRAINED)
-    return [replace(finding, figure=f"trained weights: {finding.figure}") for finding in findings]
+    found = findings(model, shapes=(ODD,), only=LEAK_PROBES)
+    return [replace(finding, figure=f"trained weights: {finding.figure}") for finding in found]
 
 
 def counted_steps(trained: Trained) -> Finding:

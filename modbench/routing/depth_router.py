@@ -110,7 +110,8 @@ class DepthScheme(Router):
                 f"no block of {model.layers} is routed with every {self.every}, offset {self.offset}, "
                 f"first_dense {self.first_dense} and last_dense {self.last_dense}; leave room for one"
             )
-        block = Block(model, layer, as_feed_forward(self, self.feed_forward(model, layer)))
+        of = _of_layer(self, model, layer) if layer in routed else self
+        block = Block(model, layer, as_feed_forward(of, of.feed_forward(model, layer)))
         return DepthRouted(self, model, layer, block) if layer in routed else block
 
     def routes(self, layer: int, layers: int) -> bool:

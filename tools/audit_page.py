@@ -82,7 +82,7 @@ def findings_of_bug(bug: str) -> list[Finding]:
 
 
 def audit_page() -> Iterator[str]:
-    """Yield the page with its table made anew."""
+    """Yield the page with its table made again."""
     before, _, rest = PAGE.read_text().partition(TABLE)
     yield before + TABLE
     yield "After eight training steps on random tokens, at 3 x 63 tokens. Made by `nox -s audit`.\n"

@@ -3,15 +3,17 @@ with too little memory."""
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import planted
 import pytest
+from inline import own_routers
 from mutants import SHAPE, probed
 
 from modbench.audit import warmed
 from modbench.audit.warmed import BYTES, fitting
 from modbench.routing.build import outline
-from modbench.routing.registry import build_router
+from modbench.routing.registry import build_router, load_plugin
 from modbench.routing.router import Router
 
 
@@ -140,3 +142,20 @@ def test_an_audit_that_does_not_fit_has_fewer_layers_of_each_kind(
     smallest, note = fitting(config, router)
     assert smallest.layers == kinds
     assert f"{kinds} of 8 layers" in note
+
+
+@pytest.mark.processes
+def test_a_router_that_builds_on_another_plugin_is_loaded_in_the_other_process(tmp_path: Path) -> None:
+    head = "from dataclasses import dataclass\nfrom modbench import DepthRouter, register_router\n"
+    head += "from modbench.routing.registry import router_class\n"
+    files = []
+    for name, base in (("under", "DepthRouter"), ("over", 'router_class("planted_under")')):
+        file = tmp_path / f"{name}.py"
+        lines = f'@register_router("planted_{name}")\n@dataclass(frozen=True, kw_only=True)\n'
+        file.write_text(f"{head}{lines}class {name.title()}({base}):\n    pass\n")
+        files.append(file)
+    with own_routers():  # their names are gone after this test
+        for file in files:
+            load_plugin(file)
+        finding = probed(build_router("planted_over"), 10)
+    assert finding.verdict == "passed", finding.figure

@@ -242,3 +242,25 @@ def test_a_reversible_block_runs_each_part_twice(part: Callable[[], nn.Module], 
         (y1 * y2).sum().backward()
 
     assert units(run) == (3 * matmuls, 4 * matmuls)
+
+
+@pytest.mark.parametrize("made", [lambda: 0.02 * torch.randn(8, 8), lambda: torch.eye(8) * 1.0])
+def test_a_probe_with_computed_weights_keeps_its_forward_pass(made: Callable[[], Tensor]) -> None:
+    class Probing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(x, w)
+            return x @ w
+
+        @staticmethod
+        def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+            x, w = ctx.saved_tensors
+            with torch.enable_grad():
+                probe = made().requires_grad_()
+                (torch.randn(8, 8) @ probe).pow(2).sum().backward(inputs=[probe])
+            return slope @ w.T, x.T @ slope
+
+    x, w = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
+    with FlopCounter() as counter:
+        Probing.apply(x, w).sum().backward()
+    assert counter.total == 5 * 2 * 8**3

@@ -1,0 +1,76 @@
+"""The frame of pairs: a row for each comparison of two schemes, in whatever figure."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from modbench.analysis.difference import Difference, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns and their types. The value is that of ``scheme`` minus that of ``other``, with the 95 %
+#: interval ``low`` to ``high`` and the p-value of this one comparison; ``p_adjusted`` and ``verdict``
+#: are adjusted for the number of comparisons in its ``family``, and missing without one.
+COLUMNS = {
+    "comparison": "Int64",  #: number of the table of a leaderboard
+    "budget": "Int64",  #: training FLOPs; missing: a mean over several
+    "depth": "Int64",  #: layers of both; missing: each has its own
+    "scheme": "string",
+    "other": "string",
+    "metric": "string",
+    "family": "string",
+    "value": "Float64",
+    "low": "Float64",
+    "high": "Float64",
+    "p": "Float64",  #: two-sided, of no difference
+    "p_adjusted": "Float64",
+    "verdict": "string",  #: better, worse, equivalent or undecided
+    "no_verdict_because": "string",
+    "margin": "Float64",  #: within which the two are equivalent; missing: that is not tested
+    "degrees_of_freedom": "Float64",
+    "pairs": "Int64",  #: pairs of runs of one seed, or of cells, that the value is a mean over
+    "runs": "Int64",  #: pairs of runs with equal settings
+    "lower_in": "Int64",  #: of the cells (shape and budget), those in which ``scheme`` is lower
+    "per_efold_of_size": "Float64",  #: change of the value per e-fold of the size
+    "at_optima": "Float64",  #: the value at the optimal sizes of ``scheme``, by a line over the sizes
+    "at_optima_low": "Float64",
+    "at_optima_high": "Float64",
+    "same_processor": "boolean",
+}
+#: What names a pair, and its difference before it is judged.
+Pair = tuple[Mapping[str, Any], Difference]
+
+
+def pairs_frame(pairs: Iterable[Pair], better: Literal["lower", "higher"] = "lower") -> "pd.DataFrame":
+    """The frame of ``pairs`` in their order, with verdicts adjusted within each ``family`` (Holm). A
+    pair without a family is not tested. The names may hold all columns that a difference doesn't."""
+    import pandas as pd
+
+    pairs = list(pairs)
+    families: dict[str, list[int]] = defaultdict(list)
+    for number, (names, _) in enumerate(pairs):
+        families[names.get("family") or ""].append(number)
+    judged = [difference for _, difference in pairs]
+    for family, numbers in families.items():
+        of_family = [judged[number] for number in numbers]
+        for number, told in zip(numbers, judge(of_family, better) if family else of_family, strict=True):
+            judged[number] = told
+    rows = [_row(names, told) for (names, _), told in zip(pairs, judged, strict=True)]
+    return pd.DataFrame(rows, columns=[*COLUMNS]).astype(COLUMNS)
+
+
+def _row(names: Mapping[str, Any], difference: Difference) -> dict[str, Any]:
+    low, high = difference.interval or (None, None)
+    return {
+        "value": difference.value,
+        "low": low,
+        "high": high,
+        "p": difference.p,
+        "p_adjusted": difference.p_adjusted,
+        "verdict": difference.verdict,
+        "no_verdict_because": difference.untold or None,
+        "degrees_of_freedom": difference.freedom,
+        "pairs": difference.pairs,
+        **{name: value for name, value in names.items() if name != "family" or value},
+    }

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from modbench.hf.retrofit.apply import upcycle as upcycle
     from modbench.ledger import Ledger as Ledger
     from modbench.ledger import Workload as Workload
+    from modbench.report.frames import pairs as pairs
+    from modbench.report.frames import results as results
     from modbench.routing.depth_router import DepthRouter as DepthRouter
     from modbench.routing.expert_router import ExpertRouter as ExpertRouter
     from modbench.routing.module_router import ModuleRouter as ModuleRouter
@@ -34,6 +36,8 @@ _WHERE = {
     "Router": "modbench.routing.router",
     "Workload": "modbench.ledger",
     "count": "modbench.accounting.count",
+    "pairs": "modbench.report.frames",
+    "results": "modbench.report.frames",
     "family_ledger": "modbench.hf.families",
     "load": "modbench.trained.load",
     "receipt": "modbench.hf.retrofit",

@@ -17,5 +17,5 @@ def shipped_suites() -> dict[str, Path]:
 def committed_results(suite: str) -> Path | None:
     """The folder of the committed results of ``suite``, which a wheel has of small suites only."""
     package = Path(modbench.__file__).parent
-    folders = (package / "results" / suite, package.parent / "results" / suite)
+    folders = (package / "committed" / suite, package.parent / "results" / suite)
     return next((folder for folder in folders if (folder / "records").is_dir()), None)

@@ -43,7 +43,7 @@ BELOW["sweep"] |= {"shipped", "__version__"}
 BELOW["cli"] = BELOW["sweep"] | {"sweep", "hf"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.
-BELOW["__init__"] = {"counting", "accounting", "hf", "ledger", "routing", "trained"}
+BELOW["__init__"] = {"counting", "accounting", "hf", "ledger", "report", "routing", "trained"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -12,7 +12,7 @@ import pytest
 import modbench
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
-from modbench.report.layers import idle_layers
+from modbench.report.leaderboard.audited import idle_layers
 from modbench.sweep.suite import load_suite
 
 ROOT = Path(__file__).parent.parent

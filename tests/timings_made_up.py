@@ -8,7 +8,7 @@ from modbench.records.line import key_of
 from modbench.records.record import SuiteRecord, TimingKind, TimingRecord
 from modbench.records.result import Result
 from modbench.records.run import RouterCode, Timed
-from modbench.report.timing.table import CaseRow, TimingTable
+from modbench.report.timing.table import Case, TimingTable
 
 MODEL = {"vocabulary": 2048, "width": 128, "layers": 4}
 TIME = {"samples": 4}
@@ -212,5 +212,5 @@ def suite_of(
     )
 
 
-def rows_of(*timings: TimingRecord) -> dict[tuple[str, str], CaseRow]:
-    return {(row.label, row.case): row for row in table_of(*timings).cases}
+def rows_of(*timings: TimingRecord) -> dict[tuple[str, str], Case]:
+    return {(row["label"], row["case"]): row for row in table_of(*timings).cases}

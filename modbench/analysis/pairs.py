@@ -56,11 +56,12 @@ def pairs_frame(pairs: Iterable[Pair], better: Literal["lower", "higher"] = "low
         of_family = [judged[number] for number in numbers]
         for number, told in zip(numbers, judge(of_family, better) if family else of_family, strict=True):
             judged[number] = told
-    rows = [_row(names, told) for (names, _), told in zip(pairs, judged, strict=True)]
+    rows = [pair_row(names, told) for (names, _), told in zip(pairs, judged, strict=True)]
     return pd.DataFrame(rows, columns=[*COLUMNS]).astype(COLUMNS)
 
 
-def _row(names: Mapping[str, Any], difference: Difference) -> dict[str, Any]:
+def pair_row(names: Mapping[str, Any], difference: Difference) -> dict[str, Any]:
+    """The row of one pair."""
     low, high = difference.interval or (None, None)
     return {
         "value": difference.value,

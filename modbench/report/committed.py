@@ -6,7 +6,7 @@ from pathlib import Path
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
 from modbench.report.compare import machine_differences
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 from modbench.report.leaderboard.board_tables import first_table
 from modbench.report.sections import Heading, Items, Page
 
@@ -38,7 +38,7 @@ def next_to_committed(folder: Path, committed: Path) -> Page:
     if not mine or not others:
         return Page([])
     rank_by = mine[0].suite["rank_by"]
-    board = Leaderboard.of([*mine, *others], rank_by, records.audits | shipped.audits)
+    board = board_of([*mine, *others], rank_by, records.audits | shipped.audits)
     if len(board.comparisons) > 1:
         return Page([])
     reasons = machine_differences(others, mine)

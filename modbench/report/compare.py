@@ -3,21 +3,25 @@ its paired difference."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
-from modbench.analysis.difference import FEW_SEEDS, MARGIN, Difference, compare, judge, row_noise
+import pandas as pd
+
+from modbench.analysis.difference import FEW_SEEDS, MARGIN, compare, row_noise
 from modbench.analysis.noise import Noise
+from modbench.analysis.pairs import pairs_frame
 from modbench.errors import UserError, known_names, several
 from modbench.records.metrics import METRICS
 from modbench.records.named import Named
 from modbench.records.result import Result
-from modbench.report.leaderboard.row import Value, timed_values
+from modbench.report.frame import plain_records
 from modbench.report.table import Table
-from modbench.report.timing.table import TimingTable
-from modbench.report.timing.values import ROUNDING, newest_session
+from modbench.report.timing.table import TimingTable, timed_values
+from modbench.report.timing.values import ROUNDING, newest_session, time_marks
 
 #: What may change the digits of a run that is otherwise the same, by the name shown.
 _MACHINE = {
@@ -38,53 +42,49 @@ _UNTESTED = (
     f"{ROUNDING} nats per token, rms of runs that were repeated), one run each, and fewer than three "
     "seeds where the noise is not known well."
 )
+_DOUBTS = ("stable", "loaded", "throttled")
 #: Costs that a speed-up is stated for.
 _COSTS = ("train_flops_per_token", "forward_flops_per_token_realised")
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """The runs of one row on both sides that have a seed in common, by seed."""
+#: The runs of one row on both sides that have a seed in common, by seed.
+Paired = Mapping[int, tuple[Result, Result]]
 
-    label: str
-    pairs: Mapping[int, tuple[Result, Result]]
 
-    def values(self, metric: str) -> tuple[dict[int, float], dict[int, float]] | None:
-        """``metric`` on both sides by seed; None where a run lacks it."""
-        values = {seed: _values(pair, metric) for seed, pair in self.pairs.items()}
-        known = {seed: value for seed, value in values.items() if value is not None}
-        if len(known) < len(values):
-            return None
-        return {s: value[0] for s, value in known.items()}, {s: value[1] for s, value in known.items()}
+def values_of(pairs: Paired, metric: str) -> tuple[dict[int, float], dict[int, float]] | None:
+    """``metric`` on both sides by seed; None where a run lacks it."""
+    sides: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    for seed, pair in pairs.items():
+        for side, result in zip(sides, pair, strict=True):
+            if (value := result.metrics.get(metric)) is None:
+                return None
+            side[seed] = value
+    return sides
 
-    def means(self, metric: str) -> tuple[float, float]:
-        """The mean of ``metric`` on both sides."""
-        first, second = self.values(metric) or ({}, {})
-        return fmean(first.values()), fmean(second.values())
 
-    @cached_property
-    def metrics(self) -> list[str]:
-        """The metrics that every run of the pairing has."""
-        return [name for name in METRICS if self.values(name) is not None]
+def means(pairs: Paired, metric: str) -> tuple[float, float]:
+    """The mean of ``metric`` on both sides."""
+    first, second = values_of(pairs, metric) or ({}, {})
+    return fmean(first.values()), fmean(second.values())
 
-    @property
-    def same_machine(self) -> bool:
-        """True if nothing that may change digits is recorded as different."""
-        return not any(
-            {*_MACHINE} & {name for name, _ in _differences(*pair)} for pair in self.pairs.values()
-        )
 
-    @property
-    def is_rounding(self) -> bool:
-        """True if both sides are the same runs, trained on another type of processor."""
-        same = all(first.key == second.key for first, second in self.pairs.values())
-        return same and not self.same_machine
+def metrics_of(pairs: Paired) -> list[str]:
+    """The metrics that every run of ``pairs`` has."""
+    return [name for name in METRICS if values_of(pairs, name) is not None]
 
-    @cached_property
-    def unequal(self) -> list[str]:
-        """The metrics whose digits differ in a pair."""
-        pairs = self.pairs.values()
-        return [name for name in self.metrics if any(len({*_known(pair, name)}) > 1 for pair in pairs)]
+
+def unequal(pairs: Paired) -> list[str]:
+    """The metrics whose digits differ in a pair."""
+    return [
+        name
+        for name in metrics_of(pairs)
+        if any(first.metrics[name] != second.metrics[name] for first, second in pairs.values())
+    ]
+
+
+def same_machine(pairs: Paired) -> bool:
+    """True if nothing that may change digits is recorded as different."""
+    return not any({*_MACHINE} & {name for name, _ in _differences(*pair)} for pair in pairs.values())
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,16 @@ class Comparison:
 
     first: Named
     second: Named
+    _known: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def is_of_rows(self) -> bool:
         return self.first.label is not None and self.second.label is not None
 
     @cached_property
-    def pairings(self) -> list[Pairing]:
-        """The rows that both sides have. Raises UserError: there are none, or a scheme of several sizes
-        is compared with another one."""
+    def matched(self) -> dict[str, Paired]:
+        """The runs of each row that both sides have, by its label. Raises UserError: there are none, or
+        a scheme of several sizes is compared with another one."""
         one_row = self.is_of_rows
         for side in (self.first, self.second) if one_row else ():
             if len(labels := sorted({result.label for result in side.results})) > 1:
@@ -124,21 +125,18 @@ class Comparison:
                 + ("budget and seed" if one_row else "label, budget and seed")
             )
         rates = Counter((label, budget) for label, budget, _ in groups)
-        return [
-            Pairing(
-                label
-                + (f" at {budget:g} FLOPs" if len(budgets) > 1 else "")
-                + (f", rate {rate:g}" if rates[label, budget] > 1 else ""),
-                pairs,
-            )
+        return {
+            label
+            + (f" at {budget:g} FLOPs" if len(budgets) > 1 else "")
+            + (f", rate {rate:g}" if rates[label, budget] > 1 else ""): pairs
             for (label, budget, rate), pairs in sorted(groups.items())
-        ]
+        }
 
     @cached_property
     def lacking(self) -> tuple[list[str], list[str]]:
         """The rows that only the first side has finished, and those that only the second one has; with
         the status of those that failed on the other side."""
-        paired = {r.label for pairing in self.pairings for pair in pairing.pairs.values() for r in pair}
+        paired = {of.label for pairs in self.matched.values() for pair in pairs.values() for of in pair}
 
         def only(side: Named, other: Named) -> list[str]:
             labels = sorted({result.label for result in side.results} - paired)
@@ -147,62 +145,72 @@ class Comparison:
 
         return only(self.first, self.second), only(self.second, self.first)
 
+    @cached_property
+    def _folders(self) -> tuple[Path, Path]:
+        """The folder of each side, whatever the user called it."""
+        return self.first.folder.resolve(), self.second.folder.resolve()
+
+    @cached_property
+    def _same_machine(self) -> dict[str, bool]:
+        return {label: same_machine(pairs) for label, pairs in self.matched.items()}
+
     def noise(self, metric: str) -> Noise:
         """The noise of one run between seeds, of all rows of both folders at the budgets that are
         compared; empty for a metric that has none."""
         if METRICS[metric].kind != "quality":
             return row_noise({})
-        budgets = {
-            r.budget for pairing in self.pairings for pair in pairing.pairs.values() for r in pair
-        }
+        budgets = {r.budget for pairs in self.matched.values() for pair in pairs.values() for r in pair}
         rows: dict[str, dict[int, float]] = defaultdict(dict)
-        for side in (self.first, self.second):
+        for side, folder in zip((self.first, self.second), self._folders, strict=True):
             for result in side.of_folder:
                 if result.budget in budgets and (value := result.metrics.get(metric)) is not None:
-                    rows[_row_name(side, result)][result.seed] = value
+                    rows[_row_name(folder, result)][result.seed] = value
         return row_noise(rows)
 
-    def differences(self, metric: str) -> dict[str, Difference]:
-        """The second side minus the first one, by label, over the seeds of both; the verdict is adjusted
-        for the number of rows (Holm). Rows that lack ``metric`` are left out. A row of one run on either
-        side is not tested; nor are the same runs on another type of processor, on which the noise
-        between seeds says nothing."""
+    def pairs_of(self, metric: str) -> dict[str, dict[str, Any]]:
+        """The pairs of ``metric`` by row; rows that lack it are left out."""
+        if metric not in self._known:
+            pairs = plain_records(self.pairs(metric))
+            self._known[metric] = {str(pair["scheme"]): pair for pair in pairs}
+        return self._known[metric]
+
+    def pairs(self, metric: str) -> pd.DataFrame:
+        """The frame of pairs: ``metric`` of the second side minus that of the first one, by row
+        (``scheme``), over the seeds of both. All rows are a family. A row of one run on either side is
+        not tested; nor are the same runs on another type of processor, on which the noise between seeds
+        says nothing."""
         noise = self.noise(metric)
         margin = MARGIN if METRICS[metric].unit == "nats/token" else None
-        minus = {}
-        for pairing in self.pairings:
-            if values := pairing.values(metric):
-                first, second = pairing.pairs[min(pairing.pairs)]
-                names = _row_name(self.second, second), _row_name(self.first, first)
-                spreads = noise.of(names[0]), noise.of(names[1])
-                if pairing.is_rounding:
-                    spreads = None, None
-                pooled = noise.pooled if noise.is_pooled else None
-                if difference := compare(values[1], values[0], spreads, pooled, margin):
-                    untold = FEW_SEEDS if len(pairing.pairs) == 1 else difference.untold
-                    minus[pairing.label] = replace(difference, untold=untold)
-        direction = METRICS[metric].direction
-        tested = [label for label, difference in minus.items() if not difference.untold]
-        better: Literal["higher", "lower"] = "higher" if direction == "higher" else "lower"
-        judged = judge([minus[label] for label in tested], better)
-        return minus | dict(zip(tested, judged, strict=True))
+        found = []
+        for label, pairs in self.matched.items():
+            if (values := values_of(pairs, metric)) is None:
+                continue
+            first, second = pairs[min(pairs)]
+            names = _row_name(self._folders[1], second), _row_name(self._folders[0], first)
+            spreads = noise.of(names[0]), noise.of(names[1])
+            is_same = self._same_machine[label]
+            if not is_same and all(first.key == second.key for first, second in pairs.values()):
+                spreads = None, None  # the difference is that of rounding
+            pooled = noise.pooled if noise.is_pooled else None
+            difference = compare(values[1], values[0], spreads, pooled, margin)
+            if difference is not None:
+                untold = FEW_SEEDS if len(pairs) == 1 else difference.untold
+                of_row = {"scheme": label, "other": first.label, "metric": metric, "margin": margin}
+                of_row |= {"budget": second.budget, "same_processor": is_same}
+                family = "" if untold else metric
+                found.append((of_row | {"family": family}, replace(difference, untold=untold)))
+        return pairs_frame(found, "higher" if METRICS[metric].direction == "higher" else "lower")
 
     def table(self) -> Table:
         """A line per row if there are several, else a line per metric."""
-        if len(self.pairings) == 1 and self.is_of_rows:
-            (pairing,) = self.pairings
-            lines = [
-                _line(name, pairing, name, self.differences(name)[pairing.label])
-                for name in pairing.metrics
-            ]
+        if len(self.matched) == 1 and self.is_of_rows:
+            ((label, pairs),) = self.matched.items()
+            metrics = metrics_of(pairs)
+            lines = [_line(name, pairs, self.pairs_of(name)[label]) for name in metrics]
             heading = "metric"
         else:
-            differences = self.differences("heldout_loss")
-            lines = [
-                _line(pairing.label, pairing, "heldout_loss", differences[pairing.label])
-                for pairing in self.pairings
-                if pairing.label in differences
-            ]
+            of_loss = self.pairs_of("heldout_loss")
+            lines = [_line(label, self.matched[label], pair) for label, pair in of_loss.items()]
             heading = "row: held-out loss (nats/token)"
         columns = ("seeds", "first", "second", "second - first", "verdict", "digits")
         return Table((heading, *columns), lines, left=(0, 5, 6))
@@ -211,7 +219,7 @@ class Comparison:
         """A sentence on the digits, and one for each setting, machine or version that differs."""
         if self.is_of_rows:
             untested = [_UNTESTED] if self._is_untested() else []
-            told = [_OF_ROWS] if len(self.pairings) == 1 and not untested else self._adjusted()
+            told = [_OF_ROWS] if len(self.matched) == 1 and not untested else self._adjusted()
             return [*self.speed_ups(), *told, *untested, *self.reasons()]
         lacking = [
             f"Only in {side.name}: {', '.join(labels)}."
@@ -221,51 +229,53 @@ class Comparison:
         return [*self._on_digits(), *lacking]
 
     def _on_digits(self) -> list[str]:
-        unequal = [pairing for pairing in self.pairings if pairing.unequal]
-        rows = several(len(self.pairings), "row")
-        if not unequal:
+        differ = sum(bool(unequal(pairs)) for pairs in self.matched.values())
+        rows = several(len(self.matched), "row")
+        if not differ:
             also = [f"Equal although they differ in {reason}" for reason in self.reasons()]
             return [f"{rows}: the same digits in all metrics that both sides have.", *also]
-        agree = len(self.pairings) - len(unequal)
-        summary = f"{rows}: the digits of {len(unequal)} differ, those of {agree} agree."
+        agree = len(self.matched) - differ
+        summary = f"{rows}: the digits of {differ} differ, those of {agree} agree."
         reasons = self.reasons() or ["No setting, machine or version that is recorded explains it."]
         untested = [_UNTESTED] if self._is_untested() else []
         return [summary, *self._adjusted(), *untested, *reasons]
 
     def _adjusted(self) -> list[str]:
         """The sentence on the number of comparisons, if there are any."""
-        tests = sum(of.verdict is not None for of in self.differences("heldout_loss").values())
+        tests = sum(pair["verdict"] is not None for pair in self.pairs_of("heldout_loss").values())
         return [f"Verdicts are adjusted for {several(tests, 'comparison')} (Holm)."] if tests else []
 
     def _is_untested(self) -> bool:
         """True if the loss of a row differs and can't be tested."""
-        differences = self.differences("heldout_loss").values()
-        return any(of.value and of.verdict is None for of in differences)
+        pairs = self.pairs_of("heldout_loss").values()
+        return any(pair["value"] and pair["verdict"] is None for pair in pairs)
 
     def speed_ups(self) -> list[str]:
         """Sentences on how much faster the second row is, in FLOPs and in time. Times count where one
         session of `modbench time` measured both rows."""
-        several_budgets = len(self.pairings) > 1
+        several_budgets = len(self.matched) > 1
         sentences = [
             f"speed-up in {METRICS[name].meaning}"
-            + f", {pairing.label}" * several_budgets
+            + f", {label}" * several_budgets
             + f": {first / second:.3g}x"
-            for pairing in self.pairings
+            for label, pairs in self.matched.items()
             for name in _COSTS
-            if name in pairing.metrics
-            for first, second in [pairing.means(name)]
+            if values_of(pairs, name)
+            for first, second in [means(pairs, name)]
             if second
         ]
         first, second = (self._times(number) for number in (0, 1))
         for name in first.keys() & second.keys():
-            marks = ", ".join(sorted({of.marks for of in (first[name], second[name])} - {""}))
+            sides = first[name], second[name]
+            doubts = {time_marks(*(of.get(mark) for mark in _DOUBTS)) for of in sides}
+            marks = ", ".join(sorted(doubts - {""}))
             sentences.append(
-                f"speed-up in {METRICS[name].meaning}: {first[name].center / second[name].center:.3g}x"
+                f"speed-up in {METRICS[name].meaning}: {sides[0]['median'] / sides[1]['median']:.3g}x"
                 + f" ({marks})" * bool(marks)
             )
         return sentences
 
-    def _times(self, number: int) -> Mapping[str, Value]:
+    def _times(self, number: int) -> Mapping[str, Mapping[str, Any]]:
         """The times of one row, the first or the second, in the newest session of its folder; none if
         that of the other folder is another one."""
         sides = self.first, self.second
@@ -275,14 +285,14 @@ class Comparison:
         if len({timings[0].session if timings else None for timings in sessions}) > 1:
             return {}
         timings = sessions[number]
-        table = TimingTable(timings, {}, "") if timings else None
-        return timed_values(table)(sides[number].results[0])
+        key = sides[number].results[0].run.timed.key
+        return timed_values(TimingTable(timings, {key: ""})).get(key, {}) if timings else {}
 
     def reasons(self) -> list[str]:
         """A sentence for each setting, part of the machine and version that differs in any pair."""
         reasons: dict[str, set[tuple[str, str]]] = defaultdict(set)
-        for pairing in self.pairings:
-            for first, second in pairing.pairs.values():
+        for pairs in self.matched.values():
+            for first, second in pairs.values():
                 for name, values in _differences(first, second):
                     reasons[name].add(values)
         return [
@@ -297,14 +307,11 @@ class Comparison:
         if metric not in METRICS or METRICS[metric].direction == "none":
             known = [name for name, of in METRICS.items() if of.direction != "none"]
             raise UserError(f"metric '{metric}' can't be worse; {known_names(metric, known)}")
-        differences = self.differences(metric)
-        for pairing in self.pairings:
-            if pairing.label not in differences:
-                raise UserError(f"row '{pairing.label}' has no {metric} on both sides")
+        pairs = self.pairs_of(metric)
+        for label in self.matched.keys() - pairs.keys():
+            raise UserError(f"row '{label}' has no {metric} on both sides")
         lost = [] if self.is_of_rows else [f"{label}: not finished" for label in self.lacking[0]]
-        return lost + [
-            label for label, difference in differences.items() if _verdict(metric, difference) == "worse"
-        ]
+        return lost + [label for label, pair in pairs.items() if _verdict(pair) == "worse"]
 
 
 def machine_differences(first: Sequence[Result], second: Sequence[Result]) -> list[str]:
@@ -323,9 +330,9 @@ def machine_differences(first: Sequence[Result], second: Sequence[Result]) -> li
     return sentences
 
 
-def _row_name(side: Named, result: Result) -> str:
-    """The row of ``result`` among those of both folders."""
-    return f"{side.folder.resolve()} {result.label} {result.budget} {result.learning_rate}"
+def _row_name(folder: Path, result: Result) -> str:
+    """The row of ``result``, which is in ``folder``, among those of both folders."""
+    return f"{folder} {result.label} {result.budget} {result.learning_rate}"
 
 
 def _place(result: Result, one_row: bool, by_rate: bool) -> tuple[Any, ...]:
@@ -333,37 +340,27 @@ def _place(result: Result, one_row: bool, by_rate: bool) -> tuple[Any, ...]:
     return "" if one_row else result.label, result.budget, result.seed, rate
 
 
-def _values(pair: tuple[Result, Result], metric: str) -> tuple[float, float] | None:
-    values = _known(pair, metric)
-    return (values[0], values[1]) if len(values) == 2 else None
+def _line(name: str, pairs: Paired, pair: Mapping[str, Any]) -> tuple[object, ...]:
+    shown = f"{pair['value']:+.6g}"
+    if pair["low"] is not None and pair["value"]:
+        shown += f" ({pair['low']:+.3g} to {pair['high']:+.3g})"
+    numbers = [f"{value:.6g}" for value in means(pairs, pair["metric"])]
+    digits = "differ" if pair["metric"] in unequal(pairs) else "equal"
+    return (name, len(pairs), *numbers, shown, _verdict(pair), digits)
 
 
-def _known(pair: tuple[Result, Result], metric: str) -> list[float]:
-    values = [result.metrics.get(metric) for result in pair]
-    return [value for value in values if value is not None]
-
-
-def _line(name: str, pairing: Pairing, metric: str, difference: Difference) -> tuple[object, ...]:
-    shown = f"{difference.value:+.6g}"
-    if difference.interval is not None and difference.value:
-        shown += f" ({difference.interval[0]:+.3g} to {difference.interval[1]:+.3g})"
-    numbers = [f"{value:.6g}" for value in pairing.means(metric)]
-    digits = "differ" if metric in pairing.unequal else "equal"
-    return (name, len(pairing.pairs), *numbers, shown, _verdict(metric, difference), digits)
-
-
-def _verdict(metric: str, difference: Difference) -> str:
+def _verdict(pair: Mapping[str, Any]) -> str:
     """That of the difference. An exact or timed metric has no noise, so its direction counts."""
-    if difference.value == 0:
+    if pair["value"] == 0:
         return "equal"
-    direction = METRICS[metric].direction
-    if direction == "none":
+    metric = METRICS[pair["metric"]]
+    if metric.direction == "none":
         return "-"
-    if difference.verdict is not None:
-        return difference.verdict
-    if METRICS[metric].kind == "quality":
+    if pair["verdict"] is not None:
+        return str(pair["verdict"])
+    if metric.kind == "quality":
         return "not tested"
-    return "better" if (difference.value < 0) == (direction == "lower") else "worse"
+    return "better" if (pair["value"] < 0) == (metric.direction == "lower") else "worse"
 
 
 def _differences(first: Result, second: Result) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -1,51 +1,50 @@
 """Writes the derived files of a suite: leaderboard.csv, leaderboard.md, timings.csv, memory.csv,
 timings.md, the figures and the page in HTML."""
 
+import csv
+import io
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from modbench.errors import UserError
-from modbench.records.result import Result, results_of
-from modbench.records.store import RECORDS, Records, read_bytes, read_suite, refuse_links, write_files
+import pandas as pd
+
+from modbench.records.store import read_bytes, write_files
+from modbench.report.compared import Compared, compared_of
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
+from modbench.report.frame import RESULT, shape_columns, typed
 from modbench.report.html.source import PAGE, SuiteReport
 from modbench.report.isoflop.csv import depths_table, differences_table, optima_table, rates_table
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.isoflop.sweep import Sweep, sweep_of
-from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.board_tables import pairs_table
 from modbench.report.leaderboard.figures import figures
 from modbench.report.leaderboard.page import leaderboard_page
-from modbench.report.leaderboard.scheme import (
-    scheme_key,
-    scheme_names,
-    split_label,
-    with_shape,
-)
 from modbench.report.plot_style import Mark, marks
 from modbench.report.routing.cases import RoutingCase, cases_of_board, cases_of_sweep
 from modbench.report.routing.figure import weight_files
 from modbench.report.routing.pattern import pattern_files
 from modbench.report.sections import CAPTIONS, Items, Page
-from modbench.report.table import Table, escaped
+from modbench.report.table import Table, escaped, to_csv
 from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import TimingTable
-from modbench.report.timing.values import labels_of, newest_session
 
 #: All files that a report may have. Those without data are not written, and removed if they are there.
 DERIVED = {
     PAGE,
-    *("leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
+    *("runs.csv", "leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
     *("learning_rates.csv", "depths.csv"),
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
+#: Relative difference of two numbers that counts as none: their last digits depend on the processor.
+_TOLERANCE = 1e-6
 #: Files by name.
-_Contents = dict[str, bytes | Page | Table]
+_Contents = dict[str, bytes | Page | Table | pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _difference(path: Path, expected: bytes) -> str | None:
         return f"{path} is missing" if expected else None
     if not expected:
         return f"{path} does not follow from the records"
-    if stored == expected:
+    if stored == expected or (path.suffix == ".csv" and _same_values(stored, expected)):
         return None
     pairs = zip(stored, expected, strict=False)
     shorter = min(len(stored), len(expected))
@@ -141,6 +140,19 @@ def _difference(path: Path, expected: bytes) -> str | None:
     line = expected[:place].count(b"\n") + 1
     drawn = "" if path.suffix in (".csv", ".md") else "; figures depend on the version of matplotlib"
     return f"{path} differs from the records at byte {place} (line {line}){drawn}"
+
+
+def _same_values(stored: bytes, expected: bytes) -> bool:
+    """Return True if two files in CSV differ in the last digits of numbers only."""
+    try:
+        tables = [list(csv.reader(io.StringIO(text.decode()))) for text in (stored, expected)]
+        return all(
+            first == second or math.isclose(float(first), float(second), rel_tol=_TOLERANCE)
+            for rows in zip(*tables, strict=True)
+            for first, second in zip(*rows, strict=True)
+        )
+    except (ValueError, csv.Error):  # a text differs, or the number of rows or cells
+        return False
 
 
 def contents_of(
@@ -159,32 +171,25 @@ def contents_of(
         UserError: no records, an invalid one, a link in the folder, an unusable ``rank_by``, or timings
             of one session from several machines.
     """
-    refuse_links(folder)
-    records = read_suite(folder, strict=False)
-    for sentence in records.left_out:
-        say(sentence)
-    if not records.runs and not records.timings:
-        if records.audits or records.suites:
-            say(f"{folder}: no run has finished yet; there is nothing to report")
-            return {}
-        raise UserError(
-            f"{folder}: there are no records in {folder / RECORDS}; run the suite first "
-            f"(modbench run {folder.resolve().name}), or point --results at the folder above it"
-        )
-    results = results_of(records)
-    times = _times(records)
-    compared = _compare(records, results, times, rank_by) if results else None
+    compared = compared_of(folder, rank_by, say)
+    records, times = compared.records, compared.times
+    if compared.board is None and times is None:
+        say(f"{folder}: no run has finished yet; there is nothing to report")
+        return {}
+    if compared.board:
+        compared = replace(compared, board=compared.board.shown())
     if csv:
-        tables = _tables_of_results(compared) if compared else {}
-        return tables | (_tables_of_times(times) if times else {})
-    look_of = marks(_routers(results, times))
-    contents = _of_results(compared, look_of) if compared else {}
+        return _tables_of_results(compared) | (_tables_of_times(times) if times else {})
+    look_of = marks(compared.routers)
+    sweep, board = compared.sweep, compared.board
+    cases = cases_of_sweep(sweep) if sweep else cases_of_board(board) if board else ()
+    contents = _of_results(compared, cases, look_of)
     if times is not None:
         contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
     left_out = [sentence.replace(f"{folder}/", "") for sentence in records.left_out]
     page = {}
     if html or (folder / PAGE).exists():
-        page = _html(folder, records, compared, times, look_of, contents, left_out)
+        page = _html(folder, compared, cases, look_of, contents, left_out)
     named = {
         name: _with_left_out(content, left_out) if isinstance(content, Page) else content
         for name, content in contents.items()
@@ -201,59 +206,21 @@ def _with_left_out(page: Page, sentences: Sequence[str]) -> Page:
     return Page([title, named, *rest])
 
 
-def _bytes_of(content: bytes | Page | Table) -> bytes:
+def _bytes_of(content: bytes | Page | Table | pd.DataFrame) -> bytes:
     """The bytes of a file; none for a table without rows, which is not written."""
     if isinstance(content, Page):
         return content.to_markdown().encode()
     if isinstance(content, Table):
         return content.to_csv().encode() if content.rows else b""
+    if isinstance(content, pd.DataFrame):
+        return to_csv(content).encode() if len(content) else b""
     return content
-
-
-def _times(records: Records) -> TimingTable | None:
-    """The newest session of timings."""
-    if not records.timings:
-        return None
-    suite = str(records.suites[-1].suite["name"]) if records.suites else "unnamed"
-    return TimingTable(newest_session(records.timings), labels_of(records.suites), suite)
-
-
-def _routers(results: Sequence[Result], times: TimingTable | None) -> dict[str, str]:
-    """The router of each scheme, by all names that the figures use."""
-    names = scheme_names(results)
-    routers = {split_label(row.label)[0]: row.router for row in (times.cases if times else ())}
-    for result in results:
-        router = result.run.router.name
-        routers |= {result.scheme: router, names[scheme_key(result)]: router}
-    return routers
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """The comparisons of a suite's results, and the runs whose routing is drawn."""
-
-    board: Leaderboard
-    sweep: Sweep | None
-    cases: Sequence[RoutingCase]
-
-
-def _compare(
-    records: Records,
-    results: list[Result],
-    times: TimingTable | None,
-    rank_by: str | None,
-) -> _Compared:
-    by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
-    board = Leaderboard.of(results, by, records.audits, times)
-    sweep = sweep_of(results, board, times)
-    return _Compared(board, sweep, cases_of_sweep(sweep) if sweep else cases_of_board(board))
 
 
 def _html(
     folder: Path,
-    records: Records,
-    compared: _Compared | None,
-    times: TimingTable | None,
+    compared: Compared,
+    cases: Sequence[RoutingCase],
     look_of: dict[str, Mark],
     contents: _Contents,
     left_out: Sequence[str],
@@ -261,13 +228,14 @@ def _html(
     """The page in HTML of the other ``contents``."""
     from modbench.report.html.suite import suite_page  # with a library of templates
 
+    records = compared.records
     every = (*records.runs, *records.measurements, *records.timings)
     report = SuiteReport(
         folder=folder.resolve().name,
-        board=compared.board if compared else None,
-        sweep=compared.sweep if compared else None,
-        cases=compared.cases if compared else (),
-        times=times,
+        board=compared.board,
+        sweep=compared.sweep,
+        cases=cases,
+        times=compared.times,
         looks=look_of,
         pages={name: content for name, content in contents.items() if isinstance(content, Page)},
         drawings={
@@ -282,8 +250,10 @@ def _html(
     return {PAGE: suite_page(report)}
 
 
-def _of_results(compared: _Compared, look_of: dict[str, Mark]) -> _Contents:
-    board, sweep, cases = compared.board, compared.sweep, compared.cases
+def _of_results(compared: Compared, cases: Sequence[RoutingCase], look_of: dict[str, Mark]) -> _Contents:
+    board, sweep = compared.board, compared.sweep
+    if board is None:
+        return {}
     drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
     if sweep is None:
         drawn |= figures(board, look_of)
@@ -294,12 +264,15 @@ def _of_results(compared: _Compared, look_of: dict[str, Mark]) -> _Contents:
     return {**_tables_of_results(compared), "leaderboard.md": page, **drawn}
 
 
-def _tables_of_results(compared: _Compared) -> _Contents:
+def _tables_of_results(compared: Compared) -> _Contents:
     board, sweep = compared.board, compared.sweep
+    if board is None:
+        return {}
+    runs = {"runs.csv": board.runs.drop(columns=RESULT)}
     if sweep is None:
-        return {"leaderboard.csv": board.table(), "differences.csv": pairs_table(board)}
-    return {
-        "leaderboard.csv": board.table(sweep.on_curve),
+        return runs | {"leaderboard.csv": board.frame(), "differences.csv": board.pairs}
+    return runs | {
+        "leaderboard.csv": board.frame(sweep.on_curve),
         "learning_rates.csv": rates_table(sweep),
         "optima.csv": optima_table(sweep) if sweep.has_curves else Table.of([]),
         "depths.csv": depths_table(sweep),
@@ -315,6 +288,16 @@ def _of_times(table: TimingTable, others: int, look_of: dict[str, Mark]) -> _Con
 
 def _tables_of_times(table: TimingTable) -> _Contents:
     return {
-        "timings.csv": Table.of(with_shape([asdict(row) for row in table.cases])),
-        "memory.csv": Table.of(with_shape(table.memory)),
+        "timings.csv": typed(_with_shape(table.cases)),
+        "memory.csv": typed(_with_shape(table.memory)),
     }
+
+
+def _with_shape(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` of timings, whose ``label`` has that of the shape and whose ``model`` is JSON, with the
+    label of the scheme and the shape in columns."""
+    with_shape = []
+    for row, shape in zip(rows, shape_columns([json.loads(row["model"]) for row in rows]), strict=True):
+        scheme, _, label = str(row["label"]).partition("/")
+        with_shape.append({"label": scheme, "shape": label or None} | shape | {**row, "label": scheme})
+    return with_shape

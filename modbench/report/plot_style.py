@@ -21,7 +21,7 @@ from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from modbench.report.leaderboard.board import Entry
+from modbench.report.leaderboard.rows import Row
 
 #: Inches, without legend. At 6 cm (a phone), a font of 11 points is still readable.
 WIDTH, HEIGHT = 5.4, 4.2
@@ -174,9 +174,11 @@ def _font() -> str:
     return _FONT
 
 
-def row_names(entries: Sequence[Entry]) -> dict[str, str]:
+def row_names(rows: Sequence[Row]) -> dict[str, str]:
     """Name of each row in figures, by label; marks unranked rows."""
-    return {e.row.label: folded(e.row.label + " (not ranked)" * bool(e.unranked)) for e in entries}
+    return {
+        row["_name"]: folded(row["_name"] + " (not ranked)" * bool(row["_unranked"])) for row in rows
+    }
 
 
 def folded(label: str, longest: int = _LONGEST) -> str:

@@ -7,9 +7,8 @@ from itertools import takewhile
 
 from modbench.records.result import Result
 from modbench.report.leaderboard.columns import Column, column_table
-from modbench.report.leaderboard.row import MACHINE
 from modbench.report.table import Table, escaped
-from modbench.report.timing.values import machine_in_words
+from modbench.report.timing.values import HARDWARE, machine_in_words
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Picture:
     file: str
 
 
+#: Parts of the environment that must be equal for wall times or memory to be compared.
+MACHINE = (*HARDWARE, "dtype", "deterministic", "world_size")
 #: A str is a paragraph. All texts are Markdown; only the cells of tables are not.
 Part = str | Heading | Items | Picture | Table
 

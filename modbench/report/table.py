@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tabulate import tabulate
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Group
 
 #: Characters of a cell that are shown: an exception may quote a whole tensor.
@@ -61,8 +62,7 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def to_csv(self) -> str:
-        """Numbers at full precision, None as an empty cell. A text that a spreadsheet would take for a
-        formula gets an apostrophe in front."""
+        """The table in CSV; see `to_csv`."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows(map(_csv_cell, row) for row in (self.headings, *self.rows))
@@ -104,6 +104,34 @@ class Table:
     def _lines(self) -> list[list[str]]:
         """Headings and rows as text on one line each."""
         return [[_line(cell) for cell in row] for row in (self.headings, *self.rows)]
+
+
+#: Significant digits of a number in any file: two types of processor agree on them.
+DIGITS = 9
+
+
+def rounded(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """``frame`` with `DIGITS` significant digits in its columns of floats."""
+
+    shown = frame.copy()
+    for name in shown.columns[shown.dtypes == "Float64"]:
+        shown[name] = shown[name].map(rounded_value, na_action="ignore").astype("Float64")
+    return shown
+
+
+def rounded_value(value: Any) -> Any:
+    """``value`` with `DIGITS` significant digits, if it is a float."""
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def to_csv(frame: "pd.DataFrame") -> str:
+    """``frame``, rounded, in CSV; a missing value is an empty cell. A text that a spreadsheet would take
+    for a formula gets an apostrophe in front."""
+    shown = rounded(frame)
+    for name in shown.columns[shown.dtypes.map(lambda kind: kind in ("string", "object"))]:
+        shown[name] = shown[name].map(_csv_cell, na_action="ignore")
+    shown.columns = [_csv_cell(name) for name in shown.columns]
+    return str(shown.to_csv(index=False, lineterminator="\n"))
 
 
 def escaped(text: object) -> str:

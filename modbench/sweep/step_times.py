@@ -92,8 +92,8 @@ def recorded_speeds(
     if not session or machine_in_words(session[0].environment) != here:
         return {}
     labels = {timing.key: timing.key for timing in session}
-    rows = [row for row in TimingTable(session, labels).cases if row.case == "train"]
-    seconds = {row.key: row.seconds_median for row in rows if row.seconds_median is not None}
+    rows = [row for row in TimingTable(session, labels).cases if row["case"] == "train"]
+    seconds = {row["key"]: row["seconds_median"] for row in rows if row["seconds_median"] is not None}
     recorded = {}
     for scheme, timed_shapes in shapes.items():
         ascending = sorted(timed_shapes, key=lambda shape: shape[1])

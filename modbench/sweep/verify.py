@@ -22,7 +22,7 @@ from modbench.records.named import Named, named, run_name
 from modbench.records.result import Result
 from modbench.records.run import RouterCode
 from modbench.records.store import recorded_suites
-from modbench.report.compare import Comparison, Pairing
+from modbench.report.compare import Comparison, Paired, means, metrics_of, same_machine, unequal
 from modbench.routing.registry import code_sha256, foreign_routers
 from modbench.sweep.engine import Engine
 from modbench.sweep.jobs import Asked, run_jobs
@@ -121,10 +121,10 @@ def _compared(
         replace(again, results=[replace(other, label=result.label) for other in again.results]),
     )
     agrees = True
-    for pairing in comparison.pairings:
-        print(f"{side.folder.name}/{pairing.label}#{result.seed}: {_sentence(pairing)}")
-        agrees &= _agrees(pairing, within)
-    if not any(pairing.unequal for pairing in comparison.pairings):
+    for label, pairs in comparison.matched.items():
+        print(f"{side.folder.name}/{label}#{result.seed}: {_sentence(pairs)}")
+        agrees &= _agrees(pairs, within)
+    if not any(map(unequal, comparison.matched.values())):
         return EQUAL
     for reason in comparison.reasons():
         print(f"  {reason}")
@@ -211,15 +211,15 @@ def _files_of(router: RouterCode, plugins: Sequence[Path]) -> list[str]:
     )
 
 
-def _sentence(pairing: Pairing) -> str:
-    """Which metrics of ``pairing`` came out equal, and by how much the others differ."""
+def _sentence(pairs: Paired) -> str:
+    """Which metrics of ``pairs`` came out equal, and by how much the others differ."""
     parts = []
     for kind, equal in (("exact", "equal"), ("quality", "equal to the bit")):
-        of_kind = [name for name in pairing.metrics if METRICS[name].kind == kind]
-        unequal = [name for name in of_kind if name in pairing.unequal]
-        count = f"{len(of_kind) - len(unequal)} of {len(of_kind)}" if unequal else f"{len(of_kind)}"
+        of_kind = [name for name in metrics_of(pairs) if METRICS[name].kind == kind]
+        others = [name for name in of_kind if name in unequal(pairs)]
+        count = f"{len(of_kind) - len(others)} of {len(of_kind)}" if others else f"{len(of_kind)}"
         parts.append(f"{count} {kind} metrics {equal}")
-        parts += [_difference(name, *pairing.means(name)) for name in unequal]
+        parts += [_difference(name, *means(pairs, name)) for name in others]
     return "; ".join(parts)
 
 
@@ -228,24 +228,25 @@ def _difference(name: str, recorded: float, again: float) -> str:
     return f"{name} {recorded:.6g} | {again:.6g} (relative difference {share:.1g})"
 
 
-def _agrees(pairing: Pairing, within: float) -> bool:
-    """Return True if the differences of ``pairing`` are those that another machine explains."""
-    if pairing.unequal and pairing.same_machine:
+def _agrees(pairs: Paired, within: float) -> bool:
+    """Return True if the differences of ``pairs`` are those that another machine explains."""
+    differ = unequal(pairs)
+    if differ and same_machine(pairs):
         return False
-    return all(_is_within(name, pairing, within) for name in pairing.unequal)
+    return all(_is_within(name, pairs, within) for name in differ)
 
 
-def _is_within(metric: str, pairing: Pairing, within: float) -> bool:
+def _is_within(metric: str, pairs: Paired, within: float) -> bool:
     """Return True if another machine explains the difference in ``metric``."""
-    recorded, again = pairing.means(metric)
+    recorded, again = means(pairs, metric)
     unit = METRICS[metric].unit
     most = _PART * abs(recorded)
     if METRICS[metric].kind == "exact":
         most = _LAST_DIGITS * abs(recorded)
     elif unit == "nats/token":
         most = within
-    elif unit == "bits/byte" and "heldout_loss" in pairing.metrics:
-        most = within * recorded / pairing.means("heldout_loss")[0]
+    elif unit == "bits/byte" and "heldout_loss" in metrics_of(pairs):
+        most = within * recorded / means(pairs, "heldout_loss")[0]
     elif unit in ("share", "accuracy"):
         most = _SHARE
     elif unit == "experts":

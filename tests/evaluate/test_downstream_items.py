@@ -196,4 +196,4 @@ def test_a_partial_group_is_marked_in_the_record(tasks, tmp_path):
     found = section(scored("both", tasks, include=include), BatchShift(nats=0.0, flipped=0, items=1))
     check("downstream", found, TypeAdapter(DOWNSTREAM))
     assert found["both"]["missing"] == ["arc_easy"]
-    assert sum("missing" in entry for entry in found.values()) == 1
+    assert sum("missing" in row for row in found.values()) == 1

@@ -22,6 +22,7 @@ RUN_BY = {
     ("isoflop", "sh"): "cli/test_fit.py",
     ("models", "console"): "test_models_page.py",
     ("models", "python"): "test_models_page.py",
+    ("reading_the_table", "python"): "report/test_frames.py",
     ("retrofit", "python"): "hf/test_retrofit_page.py",
     ("start", "python"): "pages/test_start.py",
     ("start", "sh"): "pages/test_start.py",

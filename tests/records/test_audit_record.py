@@ -10,9 +10,10 @@ import pytest
 from modbench.errors import UserError
 from modbench.records.record import AuditRecord, key_of, read_record
 from modbench.records.store import append_record, read_suite
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.page import write_report
+from modbench.report.table import to_csv
 
 PROBES = {1: "causal", 2: "batch-invariant", 3: "decode parity", 9: "count", 10: "state"}
 
@@ -55,8 +56,8 @@ def runs(fakes, audit, *, own=(), label="mod", seeds=(0,), **changes):
     ]
 
 
-def board_of(records, *audits):
-    return Leaderboard.of(records, audits={audit.key: audit for audit in audits})
+def board_with(records, *audits):
+    return board_of(records, audits={audit.key: audit for audit in audits})
 
 
 def test_records_and_audits_share_a_folder_and_are_read_apart(tmp_path, fakes):
@@ -102,23 +103,23 @@ def test_of_two_audits_of_one_scheme_the_one_finished_last_counts(tmp_path):
 
 def test_seeds_share_the_audit_of_their_scheme(fakes):
     audit = make_audit()
-    (entry,) = board_of(runs(fakes, audit, seeds=(0, 1, 2)), audit).entries
-    assert (entry.position, entry.row.audit, entry.note) == (1, "passed 5", "")
+    (row,) = board_with(runs(fakes, audit, seeds=(0, 1, 2)), audit).rows
+    assert (row["position"], row["audit"], row["note"]) == (1, "passed 5", "")
 
 
 @pytest.mark.parametrize("probe", [1, 2, 3, 9])
 def test_a_scheme_that_fails_a_ranking_probe_is_not_ranked(fakes, probe):
     audit = make_audit(failed=(probe,))
-    (entry,) = board_of(runs(fakes, audit), audit).entries
-    assert entry.position is None
-    assert entry.note == f"failed audit probe {probe} {PROBES[probe]} (by 0.7)"
-    assert entry.row.audit == f"failed {probe} {PROBES[probe]}"
+    (row,) = board_with(runs(fakes, audit), audit).rows
+    assert row["position"] is None
+    assert row["note"] == f"failed audit probe {probe} {PROBES[probe]} (by 0.7)"
+    assert row["audit"] == f"failed {probe} {PROBES[probe]}"
 
 
 def test_a_scheme_that_fails_another_probe_is_ranked_with_a_note(fakes):
     audit = make_audit(failed=(10,))
-    (entry,) = board_of(runs(fakes, audit), audit).entries
-    assert (entry.position, entry.note) == (1, "failed audit probe 10 state (by 0.7)")
+    (row,) = board_with(runs(fakes, audit), audit).rows
+    assert (row["position"], row["note"]) == (1, "failed audit probe 10 state (by 0.7)")
 
 
 @pytest.mark.parametrize("probe", [1, 9])
@@ -126,25 +127,25 @@ def test_one_run_that_fails_its_own_check_keeps_its_row_out_of_the_ranking(fakes
     audit = make_audit()
     own = [finding(probe, "failed", "trained weights: 12 positions")]
     records = runs(fakes, audit) + runs(fakes, audit, seeds=(1,), own=own)
-    (entry,) = board_of(records, audit).entries
-    assert entry.position is None
-    assert entry.note == f"failed audit probe {probe} {PROBES[probe]} (trained weights: 12 positions)"
+    (row,) = board_with(records, audit).rows
+    assert row["position"] is None
+    assert row["note"] == f"failed audit probe {probe} {PROBES[probe]} (trained weights: 12 positions)"
 
 
 def test_training_steps_that_could_not_be_counted_do_not_hide_the_audit(fakes):
     audit = make_audit()
     own = [finding(9, "not asked", "2 training steps were not counted, for want of memory")]
-    (entry,) = board_of(runs(fakes, audit, own=own), audit).entries
-    assert (entry.position, entry.row.audit) == (1, "passed 5")
+    (row,) = board_with(runs(fakes, audit, own=own), audit).rows
+    assert (row["position"], row["audit"]) == (1, "passed 5")
 
 
 def test_a_run_whose_audit_is_missing_is_not_ranked(fakes):
     audit, other = make_audit(), make_audit("vanilla")
     records = runs(fakes, audit) + runs(fakes, other, label="vanilla")
-    entries = {entry.row.label: entry for entry in board_of(records, other).entries}
-    assert entries["vanilla"].position == 1
-    assert (entries["mod"].position, entries["mod"].note) == (None, "audit was not run")
-    assert entries["mod"].row.audit == "not run"
+    entries = {row["_name"]: row for row in board_with(records, other).rows}
+    assert entries["vanilla"]["position"] == 1
+    assert (entries["mod"]["position"], entries["mod"]["note"]) == (None, "audit was not run")
+    assert entries["mod"]["audit"] == "not run"
 
 
 def test_a_report_reads_audits_from_the_records_folder(tmp_path, fakes):
@@ -165,14 +166,14 @@ def test_a_suite_without_a_finished_run_is_no_error(tmp_path):
 
 def test_how_flops_were_found_is_a_column(fakes):
     sources = {"a": "closed form", "b": "counted", "old": None}
-    board = Leaderboard.of(
+    board = board_of(
         [fakes.make_record(label, flops_source=source) for label, source in sources.items()]
     )
     page = leaderboard_page(board).to_markdown()
     for label, source in sources.items():
         lines = [line for line in page.splitlines() if line.startswith(f"| {label} |")]
         assert any(line.endswith(f" | {source or '-'} |") for line in lines[1:])
-    table = csv.DictReader(io.StringIO(board.table().to_csv()))
+    table = csv.DictReader(io.StringIO(to_csv(board.frame())))
     assert {line["label"]: line["flops_source"] or None for line in table} == sources
 
 
@@ -191,8 +192,8 @@ def test_how_flops_were_found_is_a_column(fakes):
 def test_a_causal_rule_far_from_its_nominal_capacity_is_marked(fakes, name, realised, nominal, note):
     metrics = {f"{name}realised_capacity": realised, f"{name}nominal_capacity": nominal}
     records = [fakes.make_record("mod", metrics=metrics), fakes.make_record("vanilla")]
-    board = Leaderboard.of(records)
-    notes = {entry.row.label: entry.note for entry in board.entries}
+    board = board_of(records)
+    notes = {row["_name"]: row["note"] for row in board.rows}
     assert notes == {"mod": note, "vanilla": ""}
     page = leaderboard_page(board).to_markdown()
     assert (f"- **mod**: {note}\n" in page) == bool(note)

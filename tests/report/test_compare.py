@@ -11,7 +11,7 @@ from modbench.records.named import named
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
 from modbench.report.compare import Comparison
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 
 
 def compared(first, second):
@@ -63,12 +63,11 @@ def test_the_interval_of_two_rows_is_that_of_the_page():
     """The noise of a run is pooled over all rows of the folder, as on the page."""
     folder = Path(__file__).parents[2] / "results" / "quick-scores"
     records = read_suite(folder)
-    board = Leaderboard.of(results_of(records), "heldout_loss", records.audits)
-    to_dense = board.differences.of("dense")
-    on_page = next(pair for pair in to_dense if pair.row.label == "token_choice")
-    ours = compared(folder / "vanilla", folder / "token_choice").differences("heldout_loss")
-    assert ours["token_choice"].interval == pytest.approx(on_page.difference.interval)
-    assert ours["token_choice"].p == pytest.approx(on_page.difference.p)
+    board = board_of(results_of(records), "heldout_loss", records.audits)
+    (on_page,) = [pair for pair in board.pairs_of("dense") if pair["scheme"] == "token_choice"]
+    ours = compared(folder / "vanilla", folder / "token_choice").pairs_of("heldout_loss")
+    for name in ("value", "low", "high", "p"):
+        assert ours["token_choice"][name] == pytest.approx(on_page[name])
 
 
 def test_runs_and_routers_can_be_named(tmp_path, fakes):
@@ -80,7 +79,7 @@ def test_runs_and_routers_can_be_named(tmp_path, fakes):
     dense = [fakes.make_record("vanilla", seed=seed, loss=5.0) for seed in (0, 1)]
     fakes.store(tmp_path / "tiny", [*rows, *dense])
     of = Comparison(named("tiny/vanilla#1", tmp_path), named("tiny/small@1e12#1", tmp_path))
-    assert [set(pairing.pairs) for pairing in of.pairings] == [{1}]
+    assert [set(pairs) for pairs in of.matched.values()] == [{1}]
     assert {result.label for result in named("tiny/mod", tmp_path).results} == {"small", "large"}
     with pytest.raises(UserError, match=r"has no run 'small#7'; did you mean"):
         named("tiny/small#7", tmp_path)
@@ -108,8 +107,8 @@ def test_rows_with_a_learning_rate_of_their_own_each_are_paired(tmp_path, fakes)
     rates = {"vanilla": 6e-3, "mod": 3e-3}
     rows = [fakes.make_record(label, train={"learning_rate": rate}) for label, rate in rates.items()]
     folder = fakes.store(tmp_path / "a", rows)
-    (pairing,) = compared(folder / "vanilla", folder / "mod").pairings
-    assert set(pairing.pairs) == {0}
+    (pairs,) = compared(folder / "vanilla", folder / "mod").matched.values()
+    assert set(pairs) == {0}
 
 
 def test_a_row_that_is_gone_or_failed_is_named_and_counts_as_worse(tmp_path, fakes, capsys):

@@ -8,7 +8,7 @@ from isoflop_made_up import BUDGETS, Make, curve_loss, run, sweep_records, table
 from modbench.records.result import Result
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import Sweep, sweep_of
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 from modbench.report.table import Table
 
 #: How much higher the loss of a scheme is at each depth than at its best one, in nats.
@@ -36,7 +36,7 @@ def records(
 
 
 def swept(found: list[Result]) -> Sweep:
-    sweep = sweep_of(found, Leaderboard.of(found))
+    sweep = sweep_of(found, board_of(found))
     assert sweep is not None
     return sweep
 

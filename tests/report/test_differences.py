@@ -13,10 +13,10 @@ from made_up_records import make_record, store, suite_record
 from modbench.records.line import key_of
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
-from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.board_tables import first_table, pairs_table
-from modbench.report.leaderboard.entry import dense_entry
+from modbench.report.leaderboard.board import Board, board_of, dense_row
+from modbench.report.leaderboard.board_tables import first_table
 from modbench.report.leaderboard.page import leaderboard_page
+from modbench.report.table import to_csv
 
 LOSSES = {"mod": (3.90, 4.00, 4.11), "vanilla": (4.00, 4.11, 4.20), "token_choice": (4.00, 4.10, 4.21)}
 
@@ -29,14 +29,14 @@ def suite(**fields: Any) -> list[Result]:
     return [result for label, losses in LOSSES.items() for result in seeds(label, losses, **fields)]
 
 
-def minus_dense(board: Leaderboard) -> dict[object, object]:
-    table = first_table(board, board.entries)
+def minus_dense(board: Board) -> dict[object, object]:
+    table = first_table(board, board.rows)
     scheme, minus = table.headings.index("scheme"), table.headings.index("minus dense (nats/token)")
     return {row[scheme]: row[minus] for row in table.rows}
 
 
 def test_each_row_has_its_difference_to_the_dense_one() -> None:
-    cells = minus_dense(Leaderboard.of(suite()))
+    cells = minus_dense(board_of(suite()))
     assert cells["vanilla"] is None
     assert str(cells["mod"]).startswith("-0.1000 (-0.11")
     assert str(cells["mod"]).endswith(") better")
@@ -53,7 +53,7 @@ def test_the_page_says_how_many_comparisons_there_are() -> None:
 
 
 def page_of(results: Sequence[Result]) -> str:
-    return leaderboard_page(Leaderboard.of(results)).to_markdown()
+    return leaderboard_page(board_of(results)).to_markdown()
 
 
 def test_rows_without_a_seed_in_common_are_not_compared() -> None:
@@ -65,7 +65,7 @@ def test_rows_without_a_seed_in_common_are_not_compared() -> None:
 
 @pytest.mark.parametrize(("other", "shown"), [("Imaginary CPU", False), ("Another CPU", True)])
 def test_rows_of_other_processor_types_are_marked(other: str, shown: bool) -> None:
-    board = Leaderboard.of(
+    board = board_of(
         [
             *seeds("vanilla", LOSSES["vanilla"]),
             *seeds("token_choice", LOSSES["token_choice"]),
@@ -77,15 +77,15 @@ def test_rows_of_other_processor_types_are_marked(other: str, shown: bool) -> No
     assert "‡" not in str(cells["token_choice"])
     page = leaderboard_page(board).to_markdown()
     assert ("‡: the two rows did not run on one processor type" in page) == shown
-    rows = list(csv.DictReader(io.StringIO(board.table().to_csv())))
+    rows = list(csv.DictReader(io.StringIO(to_csv(board.frame()))))
     assert {row["label"]: row["processor"] for row in rows}["mod"] == f"cpu {other}, threads 2"
 
 
 def test_differences_csv_has_all_pairs() -> None:
-    rows = list(csv.DictReader(io.StringIO(pairs_table(Leaderboard.of(suite())).to_csv())))
-    found = {(row["row"], row["minus"]): row for row in rows}
+    rows = list(csv.DictReader(io.StringIO(to_csv(board_of(suite()).pairs))))
+    found = {(row["scheme"], row["other"]): row for row in rows}
     pair = found["token_choice", "mod"]  # mod is the best row
-    assert float(pair["difference"]) == pytest.approx(0.1)
+    assert float(pair["value"]) == pytest.approx(0.1)
     assert (pair["pairs"], pair["verdict"], pair["family"]) == ("3", "worse", "best")
     assert found["vanilla", "mod"]["family"] == "best"
     dense = found["mod", "vanilla"]
@@ -94,11 +94,11 @@ def test_differences_csv_has_all_pairs() -> None:
 
 def test_one_seed_gives_differences_without_interval_and_verdict() -> None:
     records = [make_record("mod", loss=4.0), make_record("vanilla", loss=4.5)]
-    board = Leaderboard.of(records)
+    board = board_of(records)
     assert minus_dense(board)["mod"] == "-0.5000"
     assert "no run was repeated" in leaderboard_page(board).to_markdown()
-    row, _ = csv.DictReader(io.StringIO(pairs_table(board).to_csv()))
-    assert [row[name] for name in ("difference_low", "p", "p_adjusted", "verdict")] == [""] * 4
+    row, _ = csv.DictReader(io.StringIO(to_csv(board.pairs)))
+    assert [row[name] for name in ("low", "p", "p_adjusted", "verdict")] == [""] * 4
 
 
 def test_the_dense_row_is_the_first_of_the_suite_that_has_the_shape_of_most_rows(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_the_dense_row_is_the_first_of_the_suite_that_has_the_shape_of_most_rows
     stated = {**record.suite, "rows": rows}
     record = replace(record, suite=stated, key=key_of(stated))
     results = results_of(read_suite(store(tmp_path, runs, record)))
-    dense = dense_entry(Leaderboard.of(results).entries)
+    dense = dense_row(board_of(results).rows)
     assert dense is not None
-    assert dense.row.label == "dense b"
+    assert dense["_name"] == "dense b"
 
 
 def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
@@ -126,8 +126,8 @@ def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
         for n, label in enumerate(labels)
         for seed in (0, 1)
     ]
-    board = Leaderboard.of(results)
-    assert [len(board.differences.of(family)) for family in ("dense", "best", "")] == [70, 70, 0]
+    board = board_of(results)
+    assert board.pairs["family"].value_counts(dropna=False).to_dict() == {"dense": 70, "best": 70}
     page = leaderboard_page(board).to_markdown()
     assert "With more than 64 rows, only the differences to the dense row are listed" in page
 
@@ -153,22 +153,17 @@ def stated_results(
 def test_a_suite_that_states_its_pairs_has_no_other_tests(tmp_path: Path) -> None:
     pair = {"b": "token_choice", "role": "secondary", "budget": 10**12}
     primary = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 10**12, "margin": 0.3}
-    board = Leaderboard.of(
-        stated_results(tmp_path, [primary, {**pair, "a": "mod"}, {**pair, "a": "vanilla"}])
+    board = board_of(stated_results(tmp_path, [primary, {**pair, "a": "mod"}, {**pair, "a": "vanilla"}]))
+    assert board.families == ["primary", "secondary"]
+    (first,) = board.pairs_of("primary")
+    assert first["p_adjusted"] == first["p"]
+    assert (first["verdict"], first["margin"]) == ("better", 0.3)
+    second = board.pairs_of("secondary")
+    assert [of["p_adjusted"] for of in second] == sorted(
+        min(1.0, 2 * of["p"]) if of["scheme"] == "mod" else of["p"] for of in second
     )
-    assert board.differences.families == ["primary", "secondary"]
-    (first,) = board.differences.of("primary")
-    assert first.difference.p_adjusted == first.difference.p
-    assert (first.difference.verdict, first.margin) == ("better", 0.3)
-    second = board.differences.of("secondary")
-    assert [of.difference.p_adjusted for of in second] == sorted(
-        min(1.0, 2 * (of.difference.p or 0)) if of.row.label == "mod" else of.difference.p or 0
-        for of in second
-    )
-    assert {board.differences.group(entry) for entry in board.entries} == {""}
-    others = board.differences.of("")
-    assert {pair.difference.verdict for pair in board.differences.pairs if not pair.family} <= {None}
-    assert len(others) == 0  # all three pairs are stated
+    assert {board.group(row) for row in board.rows} == {""}
+    assert len(board.pairs) == 3  # all pairs are stated
     page = leaderboard_page(board).to_markdown()
     assert "the primary ones that the suite states" in page
     assert "minus dense" not in page
@@ -177,31 +172,32 @@ def test_a_suite_that_states_its_pairs_has_no_other_tests(tmp_path: Path) -> Non
 def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path: Path) -> None:
     pair = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 2 * 10**12}
     results = stated_results(tmp_path, [pair], budgets=(10**12, 2 * 10**12))
-    board = Leaderboard.of(results)
-    (tested,) = [of for of in board.differences.pairs if of.family]
-    assert (tested.row.first.label, tested.row.budget) == ("mod", 2 * 10**12)
-    assert tested.difference.verdict == "better"
-    others = board.differences.of("")
+    board = board_of(results)
+    (tested,) = board.pairs_of("primary")
+    assert (tested["scheme"], tested["budget"]) == ("mod", 2 * 10**12)
+    assert tested["verdict"] == "better"
+    others = board.pairs[board.pairs["family"].isna()]
     assert len(others) == 5
-    assert all(of.difference.interval and of.difference.verdict is None for of in others)
+    assert others["low"].notna().all()
+    assert others["verdict"].isna().all()
     assert "no run was repeated" not in leaderboard_page(board).to_markdown()
 
 
 def test_an_unfinished_suite_is_interim_and_has_no_verdicts(tmp_path: Path) -> None:
-    board = Leaderboard.of(stated_results(tmp_path, [], left=1))
+    board = board_of(stated_results(tmp_path, [], left=1))
     page = leaderboard_page(board).to_markdown()
     assert "**Interim:** 1 of 10 runs of this suite are left" in page
     assert "**Interim" not in page_of(stated_results(tmp_path / "done", []))
-    assert {pair.difference.verdict for pair in board.differences.pairs} == {None}
-    assert all(pair.difference.interval for pair in board.differences.pairs)
-    assert {board.differences.group(entry) for entry in board.entries} == {""}
+    assert board.pairs["verdict"].isna().all()
+    assert board.pairs["low"].notna().all()
+    assert {board.group(row) for row in board.rows} == {""}
     results = page.partition("## What the columns mean")[0]
     assert not any(word in results for word in (" better", " worse", " undecided", "| best |"))
 
 
 def test_two_seeds_of_few_rows_give_no_verdict_and_the_page_says_why() -> None:
     records = [result for result in suite() if result.seed < 2]
-    board = Leaderboard.of(records)
+    board = board_of(records)
     assert str(minus_dense(board)["mod"]).endswith("(few seeds)")
     assert "fewer than three seeds" in leaderboard_page(board).to_markdown()
-    assert {board.differences.group(entry) for entry in board.entries} == {""}
+    assert {board.group(row) for row in board.rows} == {""}

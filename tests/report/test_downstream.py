@@ -12,15 +12,15 @@ import pytest
 from modbench.errors import UserError
 from modbench.records.record import read_record
 from modbench.report.downstream.page import downstream_section
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import Board, board_of
 from modbench.report.sections import Page
-from modbench.report.table import Table
+from modbench.report.table import Table, to_csv
 
 ROOT = Path(__file__).parents[2]
 
 
-def entry(value: float = 0.4, *, part_of: str = "arc_easy", **fields: Any) -> dict[str, Any]:
-    """The entry of a task with accuracy ``value``."""
+def row(value: float = 0.4, *, part_of: str = "arc_easy", **fields: Any) -> dict[str, Any]:
+    """The row of a task with accuracy ``value``."""
     metric = {"value": value, "stderr": 0.01, "chance": 0.25, "untrained": 0.26}
     return {
         "part_of": part_of,
@@ -48,15 +48,15 @@ def items(*correct: int, bits: float = 1.0) -> dict[str, Any]:
     return {"correct": list(correct), "bits_per_byte": [bits] * count, "margin": [None] * count}
 
 
-def lines_of(board: Leaderboard) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(board.table().to_csv())))
+def lines_of(board: Board) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(board.frame()))))
 
 
 def test_a_record_with_scores_is_read_back_and_one_without_has_no_section(fakes: Any) -> None:
-    result = fakes.make_record(downstream={"arc_easy": entry()})
+    result = fakes.make_record(downstream={"arc_easy": row()})
     read = [read_record(measurement.line()) for measurement in result.measurements]
-    assert [one.result.get("downstream") for one in read] == [None, None, {"arc_easy": entry()}]  # type: ignore[union-attr]
-    assert result.downstream == {"arc_easy": entry()}
+    assert [one.result.get("downstream") for one in read] == [None, None, {"arc_easy": row()}]  # type: ignore[union-attr]
+    assert result.downstream == {"arc_easy": row()}
 
 
 @pytest.mark.parametrize(
@@ -71,19 +71,19 @@ def test_a_record_with_scores_is_read_back_and_one_without_has_no_section(fakes:
 )
 def test_a_section_of_another_form_is_refused(fakes: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="downstream"):
-        fakes.make_record(downstream={"arc_easy": entry() | wrong})
+        fakes.make_record(downstream={"arc_easy": row() | wrong})
 
 
 def test_the_table_has_value_error_chance_and_interval_of_each_task(fakes: Any) -> None:
     records = [
-        fakes.make_record("vanilla", downstream={"arc_easy": entry(0.4)}),
+        fakes.make_record("vanilla", downstream={"arc_easy": row(0.4)}),
         *(
-            fakes.make_record("mod", seed=seed, downstream={"arc_easy": entry(0.3 + seed / 100)})
+            fakes.make_record("mod", seed=seed, downstream={"arc_easy": row(0.3 + seed / 100)})
             for seed in range(3)
         ),
         fakes.make_record("other"),
     ]
-    lines = {line["label"]: line for line in lines_of(Leaderboard.of(records))}
+    lines = {line["label"]: line for line in lines_of(board_of(records))}
     vanilla, mod, other = lines["vanilla"], lines["mod"], lines["other"]
     assert float(vanilla["arc_easy:acc"]) == 0.4
     assert float(vanilla["arc_easy:acc_stderr"]) == 0.01
@@ -100,13 +100,13 @@ def test_the_table_has_value_error_chance_and_interval_of_each_task(fakes: Any) 
 
 def test_the_page_has_a_table_per_group_with_intervals_and_chance(fakes: Any) -> None:
     scores = {
-        "arc_easy": entry(),
-        "mmlu": entry(0.3, part_of="mmlu", sha256=None, answer_bits_per_byte=None),
-        "mmlu_law": entry(0.2, part_of="mmlu"),
+        "arc_easy": row(),
+        "mmlu": row(0.3, part_of="mmlu", sha256=None, answer_bits_per_byte=None),
+        "mmlu_law": row(0.2, part_of="mmlu"),
     }
     asked = {"downstream": ["arc_easy", "mmlu"]}
     records = [fakes.make_record(name, downstream=scores, measure=asked) for name in ("vanilla", "mod")]
-    text = Page(downstream_section(Leaderboard.of(records))).to_markdown()
+    text = Page(downstream_section(board_of(records))).to_markdown()
     assert "| task | metric | items | few-shot | version | chance | mod | vanilla |" in text
     shown = "0.400 ± 0.020 (0.260)"
     assert f"| arc_easy | acc | 2,000 | 5 | 1.0 | 0.250 | {shown} | {shown} |" in text
@@ -117,10 +117,10 @@ def test_the_page_has_a_table_per_group_with_intervals_and_chance(fakes: Any) ->
 
 def test_scores_on_other_items_are_marked_as_not_comparable(fakes: Any) -> None:
     records = [
-        fakes.make_record("vanilla", downstream={"arc_easy": entry()}),
-        fakes.make_record("mod", downstream={"arc_easy": entry(items=10)}),
+        fakes.make_record("vanilla", downstream={"arc_easy": row()}),
+        fakes.make_record("mod", downstream={"arc_easy": row(items=10)}),
     ]
-    text = Page(downstream_section(Leaderboard.of(records))).to_markdown()
+    text = Page(downstream_section(board_of(records))).to_markdown()
     assert "Not comparable, since items, examples or versions differ between columns: arc\\_easy" in (
         text.replace("arc_easy.", "arc\\_easy.")
     )
@@ -128,11 +128,11 @@ def test_scores_on_other_items_are_marked_as_not_comparable(fakes: Any) -> None:
 
 def test_of_isoflop_grids_each_scheme_is_shown_at_its_lowest_loss(make: Any) -> None:
     records = [
-        make(f"{scheme}/w{width}", model_width=width, loss=loss, downstream={"arc_easy": entry()})
+        make(f"{scheme}/w{width}", model_width=width, loss=loss, downstream={"arc_easy": row()})
         for scheme in ("vanilla", "mod")
         for width, loss in ((32, 5.0), (64, 4.0))
     ]
-    table = downstream_section(Leaderboard.of(records))[1]
+    table = downstream_section(board_of(records))[1]
     assert isinstance(table, Table)
     assert table.headings[-2:] == ("mod/w64", "vanilla/w64")
 
@@ -140,15 +140,15 @@ def test_of_isoflop_grids_each_scheme_is_shown_at_its_lowest_loss(make: Any) -> 
 def test_schemes_are_compared_with_the_dense_one_item_by_item(fakes: Any) -> None:
     right = [1, 1, 0, 0] * 25
     records = [
-        fakes.make_record("vanilla", downstream={"arc_easy": entry(by_item=items(*right))}),
+        fakes.make_record("vanilla", downstream={"arc_easy": row(by_item=items(*right))}),
         # Right on the same items and on half of the others.
         fakes.make_record(
-            "mod", downstream={"arc_easy": entry(by_item=items(*[1, 1, 1, 0] * 25, bits=0.75))}
+            "mod", downstream={"arc_easy": row(by_item=items(*[1, 1, 1, 0] * 25, bits=0.75))}
         ),
-        fakes.make_record("same", downstream={"arc_easy": entry(by_item=items(*right))}),
-        fakes.make_record("old", downstream={"arc_easy": entry()}),
+        fakes.make_record("same", downstream={"arc_easy": row(by_item=items(*right))}),
+        fakes.make_record("old", downstream={"arc_easy": row()}),
     ]
-    parts = downstream_section(Leaderboard.of(records))
+    parts = downstream_section(board_of(records))
     [table] = [part for part in parts if isinstance(part, Table) and part.headings[1] == "score"]
     assert table.headings == ("task", "score", "mod", "old", "same")
     [accuracy, bits] = table.rows
@@ -160,15 +160,15 @@ def test_schemes_are_compared_with_the_dense_one_item_by_item(fakes: Any) -> Non
 
 def test_schemes_scored_on_other_items_are_not_compared_by_item(fakes: Any) -> None:
     records = [
-        fakes.make_record("vanilla", downstream={"arc_easy": entry(by_item=items(1, 0))}),
-        fakes.make_record("mod", downstream={"arc_easy": entry(by_item=items(1, 0), sha256="cd" * 32)}),
+        fakes.make_record("vanilla", downstream={"arc_easy": row(by_item=items(1, 0))}),
+        fakes.make_record("mod", downstream={"arc_easy": row(by_item=items(1, 0), sha256="cd" * 32)}),
     ]
-    assert "Difference from" not in Page(downstream_section(Leaderboard.of(records))).to_markdown()
+    assert "Difference from" not in Page(downstream_section(board_of(records))).to_markdown()
 
 
 def noisy(value: float, *earlier: float) -> dict[str, Any]:
-    """The entry of a task with accuracy ``value`` after ``earlier`` checkpoints."""
-    found = entry(value, answer_bits_per_byte=None)
+    """The row of a task with accuracy ``value`` after ``earlier`` checkpoints."""
+    found = row(value, answer_bits_per_byte=None)
     found["metrics"]["acc"]["checkpoints"] = list(earlier)
     return found
 
@@ -204,7 +204,7 @@ def test_the_comparison_of_the_page_on_evaluation_runs(
     monkeypatch.chdir(tmp_path)
     margins = {"mod": [1.0, 2.0, None], "token_choice": [0.5, 1.5, 1.0]}
     records = [
-        fakes.make_record(label, downstream={"arc_easy": entry(by_item=items(1, 1, 1) | {"margin": of})})
+        fakes.make_record(label, downstream={"arc_easy": row(by_item=items(1, 1, 1) | {"margin": of})})
         for label, of in margins.items()
     ]
     fakes.store(tmp_path / "my-results" / "mine", records)

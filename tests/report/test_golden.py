@@ -8,7 +8,7 @@ import pytest
 from isoflop_made_up import Make, records, sweep_records
 from made_up_records import make_record, make_routing, store
 from test_depth_pages import records as of_depths
-from test_downstream import entry, items
+from test_downstream import items, row
 from timings_made_up import ceiling, labels_in, make_case, suite_of, timed, weighed
 
 from modbench.records.record import AnyRecord
@@ -42,7 +42,7 @@ def isoflop(make: Make) -> list[Result]:
 def downstream() -> list[Result]:
     right = {"vanilla": [1, 1, 0, 0] * 25, "mod": [1, 1, 1, 0] * 25}
     return [
-        make_record(label, downstream={"arc_easy": entry(sum(of) / 100, by_item=items(*of))})
+        make_record(label, downstream={"arc_easy": row(sum(of) / 100, by_item=items(*of))})
         for label, of in right.items()
     ]
 

@@ -19,13 +19,13 @@ from modbench.report.isoflop.figures import (
 )
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.sweep import Sweep, sweep_of
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 
 pytestmark = pytest.mark.figures
 
 
 def swept(found: list[Result]) -> Sweep:
-    sweep = sweep_of(found, Leaderboard.of(found))
+    sweep = sweep_of(found, board_of(found))
     assert sweep is not None
     return sweep
 

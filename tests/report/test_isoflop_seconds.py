@@ -20,7 +20,7 @@ from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
 from modbench.report.isoflop.sweep import Sweep, sweep_of
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import labels_of
 
@@ -54,7 +54,7 @@ def found(make: Make) -> list[Result]:
 
 def swept(found: Sequence[Result], timings: Sequence[TimingRecord]) -> Sweep:
     table = TimingTable(timings, labels_of([suite_record(found)]), "fake") if timings else None
-    sweep = sweep_of(found, Leaderboard.of(found), table)
+    sweep = sweep_of(found, board_of(found), table)
     assert sweep is not None
     return sweep
 

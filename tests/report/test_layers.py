@@ -7,8 +7,9 @@ import pytest
 
 from modbench.errors import UserError
 from modbench.records.record import read_record
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 from modbench.report.leaderboard.page import leaderboard_page
+from modbench.report.table import to_csv
 
 IDLE = [
     {"layer": 1, "added": 0.12, "gate_scale": 0.4},
@@ -27,8 +28,8 @@ def test_a_layer_that_adds_next_to_nothing_is_a_remark_in_table_and_page(fakes):
         fakes.make_record("mod_half", layers=WORKING),
         fakes.make_record("vanilla"),
     ]
-    board = Leaderboard.of(records)
-    assert {entry.row.label: entry.note for entry in board.entries} == {
+    board = board_of(records)
+    assert {row["_name"]: row["note"] for row in board.rows} == {
         "mod": REMARK,
         "mod_half": "",
         "vanilla": "",
@@ -49,10 +50,7 @@ def test_the_csv_has_a_column_for_each_layer_of_any_row(fakes):
         ),
         fakes.make_record("vanilla"),
     ]
-    rows = {
-        row["label"]: row
-        for row in csv.DictReader(io.StringIO(Leaderboard.of(records).table().to_csv()))
-    }
+    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(to_csv(board_of(records).frame())))}
     assert [name for name in rows["mod"] if "_layer_" in name] == [
         "added_layer_1",
         "gate_scale_layer_1",

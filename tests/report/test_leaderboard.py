@@ -8,11 +8,12 @@ from timings_made_up import times_of
 
 from modbench.records.line import key_of
 from modbench.records.metrics import METRICS
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import Board, board_of
+from modbench.report.table import to_csv
 
 
-def _table(board: Leaderboard) -> pd.DataFrame:
-    return pd.read_csv(io.StringIO(board.table().to_csv()))
+def _table(board: Board) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(to_csv(board.frame())))
 
 
 def _seeds(fakes, label, losses, **changes):
@@ -22,7 +23,7 @@ def _seeds(fakes, label, losses, **changes):
 
 
 def test_one_seed_gives_an_order_and_no_group(six):
-    table = _table(Leaderboard.of(six))
+    table = _table(board_of(six))
     assert list(table["label"]) == [
         "token_choice",
         "mode_staged",
@@ -43,7 +44,7 @@ def test_rows_that_noise_does_not_separate_from_the_best_are_a_group(fakes):
         *_seeds(fakes, "b", [4.01, 4.02, 4.06]),
         *_seeds(fakes, "c", [4.50, 4.52, 4.54]),
     ]
-    table = _table(Leaderboard.of(records)).set_index("label")
+    table = _table(board_of(records)).set_index("label")
     assert dict(table["position"]) == {"a": 1, "b": 2, "c": 3}
     assert table["group"].to_dict() | {"c": ""} == {"a": "best", "b": "not separable", "c": ""}
     assert pd.isna(table.loc["c", "group"])
@@ -55,8 +56,8 @@ def test_a_metric_whose_better_side_is_up_ranks_so(fakes):
         fakes.make_record("low", loss=4.0, metrics={"modbench_cloze": 0.3}),
         fakes.make_record("high", loss=5.0, metrics={"modbench_cloze": 0.5}),
     ]
-    board = Leaderboard.of(records, rank_by="modbench_cloze")
-    assert [entry.row.label for entry in board.entries] == ["high", "low"]
+    board = board_of(records, rank_by="modbench_cloze")
+    assert [row["_name"] for row in board.rows] == ["high", "low"]
 
 
 def test_accuracies_over_different_items_are_not_ranked_against_each_other(fakes):
@@ -65,12 +66,12 @@ def test_accuracies_over_different_items_are_not_ranked_against_each_other(fakes
         fakes.make_record("every", measure={"downstream_limit": None}),
         fakes.make_record("all"),
     ]
-    placed = [(entry.row.label, entry.comparison) for entry in Leaderboard.of(records).entries]
+    placed = [(row["_name"], row["comparison"]) for row in board_of(records).rows]
     assert {comparison for _, comparison in placed} == {1}
-    board = Leaderboard.of(records, rank_by="modbench_cloze")
-    placed = [[entry.row.label for entry in entries] for entries in board.comparisons]
+    board = board_of(records, rank_by="modbench_cloze")
+    placed = [[row["_name"] for row in entries] for entries in board.comparisons]
     assert sorted(placed) == [["all", "every"], ["some"]]
-    assert [entry.position for entry in board.entries if entry.row.label == "some"] == [1]
+    assert [row["position"] for row in board.rows if row["_name"] == "some"] == [1]
 
 
 @pytest.mark.parametrize(
@@ -84,12 +85,10 @@ def test_what_is_better_when_higher_is_compared_so(fakes, apart, group, verdict)
         for label, middle, sign in (("high", 0.3 + apart, 1), ("vanilla", 0.3, -1))
         for seed in range(3)
     ]
-    board = Leaderboard.of(records, rank_by="modbench_cloze")
-    assert [entry.row.label for entry in board.entries] == ["high", "vanilla"]
-    assert [board.differences.group(entry) for entry in board.entries] == ["best", group]
-    minus = board.differences.to(board.entries[0], "dense")
-    assert minus is not None
-    assert minus.difference.verdict == verdict
+    board = board_of(records, rank_by="modbench_cloze")
+    assert [row["_name"] for row in board.rows] == ["high", "vanilla"]
+    assert [board.group(row) for row in board.rows] == ["best", group]
+    assert board.minus(board.rows[0], "dense")["verdict"] == verdict
 
 
 @pytest.mark.parametrize(
@@ -101,10 +100,8 @@ def test_what_is_better_when_higher_is_compared_so(fakes, apart, group, verdict)
     ],
 )
 def test_unequal_budget_or_data_is_another_comparison(fakes, change):
-    board = Leaderboard.of(
-        [fakes.make_record("a", loss=4.0), fakes.make_record("b", loss=5.0, **change)]
-    )
-    assert [entry.position for entry in board.entries] == [1, 1]
+    board = board_of([fakes.make_record("a", loss=4.0), fakes.make_record("b", loss=5.0, **change)])
+    assert [row["position"] for row in board.rows] == [1, 1]
     assert len(board.comparisons) == 2
 
 
@@ -112,26 +109,24 @@ def test_an_unequal_text_or_tokenizer_is_another_comparison(fakes):
     a, b = fakes.make_record("a", loss=4.0), fakes.make_record("b", loss=5.0)
     run = b.record.run | {"data": b.record.run["data"] | {"tokenizer": "bytes"}}
     other = replace(b, record=replace(b.record, run=run, key=key_of(run)))
-    board = Leaderboard.of([a, other])
-    assert [entry.position for entry in board.entries] == [1, 1]
+    board = board_of([a, other])
+    assert [row["position"] for row in board.rows] == [1, 1]
     assert len(board.comparisons) == 2
 
 
 def test_an_unequal_learning_rate_is_the_same_comparison(fakes):
-    board = Leaderboard.of(
-        [fakes.make_record("a"), fakes.make_record("b", train={"learning_rate": 0.001})]
-    )
+    board = board_of([fakes.make_record("a"), fakes.make_record("b", train={"learning_rate": 0.001})])
     assert len(board.comparisons) == 1
 
 
 @pytest.mark.parametrize("probe", [1, 2, 3, 9])
 def test_a_router_that_fails_a_ranking_probe_is_listed_unranked_with_the_reason(fakes, probe):
     records = [fakes.make_record("leaky", loss=1.0, failed_probes=(probe,)), fakes.make_record("fair")]
-    fair, leaky = Leaderboard.of(records).entries
-    assert (fair.row.label, fair.position) == ("fair", 1)
-    assert leaky.position is None
-    assert leaky.note.startswith(f"failed audit probe {probe} ")
-    assert "moved by 0.7" in leaky.note
+    fair, leaky = board_of(records).rows
+    assert (fair["_name"], fair["position"]) == ("fair", 1)
+    assert leaky["position"] is None
+    assert leaky["note"].startswith(f"failed audit probe {probe} ")
+    assert "moved by 0.7" in leaky["note"]
 
 
 def test_what_an_audit_could_not_check_is_told_apart_from_what_it_had_not_to_ask(fakes):
@@ -141,23 +136,23 @@ def test_what_an_audit_could_not_check_is_told_apart_from_what_it_had_not_to_ask
         *record.audit,
         *({**record.audit[0], "probe": n, "verdict": v, "ranks": False} for n, v in verdicts.items()),
     ]
-    (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
-    assert entry.position == 1
-    assert entry.row.audit == "passed 5, unchecked 2, not asked 1"
+    (row,) = board_of([fakes.make_record("a", audit=audit)]).rows
+    assert row["position"] == 1
+    assert row["audit"] == "passed 5, unchecked 2, not asked 1"
 
 
 def test_a_run_without_its_audit_is_not_ranked(fakes):
-    (entry,) = Leaderboard.of([fakes.make_record("a", audit=[])]).entries
-    assert entry.position is None
-    assert entry.note == "not run of the audit: probe 1, 2, 3, 9; add audit to [measure] steps"
+    (row,) = board_of([fakes.make_record("a", audit=[])]).rows
+    assert row["position"] is None
+    assert row["note"] == "not run of the audit: probe 1, 2, 3, 9; add audit to [measure] steps"
 
 
 @pytest.mark.parametrize("verdict", ["unchecked", "not asked"])
 def test_a_ranking_probe_that_could_not_be_asked_in_one_run_is_none_that_was_passed(fakes, verdict):
     whole = fakes.make_record("a")
     audit = [{**probe, "verdict": verdict} if probe["probe"] == 3 else probe for probe in whole.audit]
-    (entry,) = Leaderboard.of([whole, fakes.make_record("a", seed=1, audit=audit)]).entries
-    assert (entry.position, entry.note) == (
+    (row,) = board_of([whole, fakes.make_record("a", seed=1, audit=audit)]).rows
+    assert (row["position"], row["note"]) == (
         None,
         "not run of the audit: probe 3; add audit to [measure] steps",
     )
@@ -167,22 +162,22 @@ def test_a_probe_that_a_record_says_keeps_out_of_the_ranking_does(fakes):
     """Whatever its number is: a later modbench may have more of them."""
     record = fakes.make_record("a", failed_probes=(5,))
     audit = [{**probe, "ranks": True} for probe in record.audit]
-    (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
-    assert (entry.position, entry.note) == (None, "failed audit probe 5 bypass (moved by 0.7)")
+    (row,) = board_of([fakes.make_record("a", audit=audit)]).rows
+    assert (row["position"], row["note"]) == (None, "failed audit probe 5 bypass (moved by 0.7)")
 
 
 @pytest.mark.parametrize("probe", [1, 2, 3, 9])
 def test_a_ranking_probe_keeps_out_of_the_ranking_whatever_its_record_says(fakes, probe):
     record = fakes.make_record("a", failed_probes=(probe,))
     audit = [{**one, "ranks": False} for one in record.audit]
-    (entry,) = Leaderboard.of([fakes.make_record("a", audit=audit)]).entries
-    assert entry.position is None
-    assert entry.note.startswith(f"failed audit probe {probe} ")
+    (row,) = board_of([fakes.make_record("a", audit=audit)]).rows
+    assert row["position"] is None
+    assert row["note"].startswith(f"failed audit probe {probe} ")
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "diverged"])
 def test_what_did_not_finish_is_listed_with_its_error(fakes, status):
-    table = _table(Leaderboard.of([fakes.make_record("a"), fakes.make_record("b", status=status)]))
+    table = _table(board_of([fakes.make_record("a"), fakes.make_record("b", status=status)]))
     row = table.set_index("label").loc["b"]
     assert row["status"] == status
     assert "the loss is not finite at step 7" in row["note"]
@@ -195,7 +190,7 @@ def test_a_row_with_a_lost_seed_is_not_ranked_by_the_rest(fakes):
         fakes.make_record("part", seed=0, loss=4.0),
         fakes.make_record("part", seed=1, status="diverged"),
     ]
-    ranks = {entry.row.label: entry.position for entry in Leaderboard.of(records).entries}
+    ranks = {row["_name"]: row["position"] for row in board_of(records).rows}
     assert ranks == {"whole": 1, "part": None}
 
 
@@ -205,18 +200,17 @@ def test_one_seed_among_rows_of_several_has_the_noise_of_those(fakes):
         *_seeds(fakes, "mod", [4.51, 4.605, 4.54, 4.53, 4.57, 4.55, 4.56, 4.55, 4.54]),
         fakes.make_record("single", loss=4.0),
     ]
-    board = Leaderboard.of(records)
-    pair = board.differences.to(board.entries[0], "dense")
-    assert pair.row.label == "single"
-    assert pair.difference.pairs == 1
-    assert pair.difference.value == pytest.approx(-0.5)
-    assert (pair.difference.verdict, board.differences.group(board.entries[1])) == ("better", "")
+    board = board_of(records)
+    pair = board.minus(board.rows[0], "dense")
+    assert (pair["scheme"], pair["pairs"]) == ("single", 1)
+    assert pair["value"] == pytest.approx(-0.5)
+    assert (pair["verdict"], board.group(board.rows[1])) == ("better", "")
 
 
 def test_what_is_equal_over_seeds_ranks_rows_of_one_seed_among_those_of_several(fakes):
     records = [*_seeds(fakes, "several", [4.5, 4.6]), fakes.make_record("single", cost=0.5)]
-    board = Leaderboard.of(records, rank_by="forward_flops_per_token")
-    assert [(entry.row.label, entry.position) for entry in board.entries] == [
+    board = board_of(records, rank_by="forward_flops_per_token")
+    assert [(row["_name"], row["position"]) for row in board.rows] == [
         ("single", 1),
         ("several", 2),
     ]
@@ -224,26 +218,26 @@ def test_what_is_equal_over_seeds_ranks_rows_of_one_seed_among_those_of_several(
 
 def test_the_csv_has_the_interval_and_how_many_seeds_finished(fakes):
     records = [*_seeds(fakes, "a", [4.0, 4.2]), fakes.make_record("a", seed=2, status="diverged")]
-    line = _table(Leaderboard.of(records)).loc[0]
+    line = _table(board_of(records)).loc[0]
     assert (line["seeds"], line["budget"]) == (2, 10**12)
     assert line["heldout_loss_low"] < line["heldout_loss"] == 4.1 < line["heldout_loss_high"]
 
 
-def test_figures_reach_the_csv_to_the_bit_and_whole_numbers_stay_whole(fakes):
+def test_figures_reach_the_csv_with_nine_digits_and_whole_numbers_stay_whole(fakes):
     records = [
-        fakes.make_record("a", loss=0.1 + 0.2, metrics={"train_flops": 2**60 + 1}),
+        fakes.make_record("a", loss=3.123456789123, metrics={"train_flops": 2**60 + 1}),
         fakes.make_record("b", status="oom"),
     ]
-    board = Leaderboard.of(records, times=times_of(*records))
-    frame = pd.read_csv(io.StringIO(board.table().to_csv()), dtype=str).set_index("label")
-    assert float(frame.loc["a", "heldout_loss"]) == 0.1 + 0.2
+    board = board_of(records, times=times_of(*records))
+    frame = pd.read_csv(io.StringIO(to_csv(board.frame())), dtype=str).set_index("label")
+    assert frame.loc["a", "heldout_loss"] == "3.12345679"
     assert frame.loc["a", "train_flops"] == str(2**60 + 1)
     assert frame.loc["a", "train_step_seconds_stable"] == "True"
 
 
 def test_the_columns_are_fixed_and_lead_back_to_the_records(fakes):
     records = _seeds(fakes, "a", [4.0, 5.0], options={"capacity": 0.5})
-    table = _table(Leaderboard.of(records))
+    table = _table(board_of(records))
     assert list(table.columns)[:3] == ["comparison", "position", "group"]
     assert set(METRICS) - set(table.columns) == {m.name for m in METRICS.values() if m.kind == "timed"}
     assert table.loc[0, "records"].split() == [record.key for record in records]
@@ -252,13 +246,13 @@ def test_the_columns_are_fixed_and_lead_back_to_the_records(fakes):
 
 def test_foreign_text_in_the_csv_comes_back_whole_and_is_no_formula(fakes):
     record = fakes.make_record(status="failed", error='=1+1,"b"\nc;\tü')
-    note = _table(Leaderboard.of([record])).loc[0, "note"]
+    note = _table(board_of([record])).loc[0, "note"]
     assert note == 'seed 0 failed: =1+1,"b"\nc;\tü'
 
 
 def test_a_row_is_not_ranked_by_a_part_of_its_seeds(fakes):
     lacking = {"heldout_loss": None}
     few = [fakes.make_record("mod", seed=seed, metrics=lacking if seed else {}) for seed in range(3)]
-    entries = Leaderboard.of([*few, *_seeds(fakes, "vanilla", [5.0, 5.1, 5.2])]).entries
-    assert [(entry.row.label, entry.position) for entry in entries] == [("vanilla", 1), ("mod", None)]
-    assert entries[1].note == "heldout_loss was not measured in all seeds"
+    entries = board_of([*few, *_seeds(fakes, "vanilla", [5.0, 5.1, 5.2])]).rows
+    assert [(row["_name"], row["position"]) for row in entries] == [("vanilla", 1), ("mod", None)]
+    assert entries[1]["note"] == "heldout_loss was not measured in all seeds"

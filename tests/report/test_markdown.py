@@ -3,14 +3,14 @@ from collections.abc import Collection, Iterable
 import pytest
 from timings_made_up import times_of
 
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import Board, board_of
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.sections import Part
 from modbench.report.table import Table, escaped
 
 
-def _text(board: Leaderboard, drawn: Collection[str] = ()) -> str:
+def _text(board: Board, drawn: Collection[str] = ()) -> str:
     return leaderboard_page(board, drawn).to_markdown()
 
 
@@ -18,7 +18,7 @@ def _tables(parts: Iterable[Part]) -> list[Table]:
     return [part for part in parts if isinstance(part, Table)]
 
 
-def _cells(board: Leaderboard, label: str) -> dict[str, object]:
+def _cells(board: Board, label: str) -> dict[str, object]:
     """The cells of the row ``label`` in all tables of the page of ``board``, by heading."""
     cells: dict[str, object] = {}
     for table in _tables(leaderboard_page(board).parts):
@@ -29,7 +29,7 @@ def _cells(board: Leaderboard, label: str) -> dict[str, object]:
 
 def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     record = fakes.make_record("mod", loss=4.9)
-    cells = _cells(Leaderboard.of([record], times=times_of(record)), "mod")
+    cells = _cells(board_of([record], times=times_of(record)), "mod")
     assert "group" not in cells
     assert cells["held-out loss (nats/token)"] == "4.9000"
     assert cells["cloze accuracy (untrained, chance)"] == "0.400 (0.260, 0.250)"
@@ -67,7 +67,7 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
 )
 def test_foreign_text_stays_text(fakes, text, shown):
     assert escaped(text) == shown
-    page = _text(Leaderboard.of([fakes.make_record(status="failed", error=text)]))
+    page = _text(board_of([fakes.make_record(status="failed", error=text)]))
     assert f"seed 0 failed: {shown}\n" in page
     assert "<script" not in page
 
@@ -88,10 +88,10 @@ def test_an_amount_has_four_digits_and_the_prefix_of_what_it_rounds_to(value, sh
 
 
 def test_a_run_that_ends_above_its_unigram_loss_is_marked(fakes):
-    board = Leaderboard.of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")])
+    board = board_of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")])
     assert (_cells(board, "good")["group"], _cells(board, "bad")["group"]) == ("-", "†")
     assert "- **bad**: held-out loss is above the unigram loss\n" in _text(board)
-    assert "†" not in _text(Leaderboard.of([fakes.make_record("good")]))
+    assert "†" not in _text(board_of([fakes.make_record("good")]))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,6 @@ def test_a_doubtful_time_is_marked(fakes, stable, loaded, marks):
     record, seconds = fakes.make_record("mod"), (0.097, 0.097, 0.103, 0.103)
     loops = 1 if stable else 0.001  # a sample is shorter than 1 ms
     times = times_of(record, seconds=tuple(loops * one for one in seconds), overloaded=loaded)
-    board = Leaderboard.of([record], times=times)
+    board = board_of([record], times=times)
     shown = "100.0 ± 6.0" if stable else "0.1 ± 0.0"
     assert _cells(board, "mod")["training step (ms), median ± IQR"] == f"{shown}{marks}"

@@ -21,6 +21,7 @@ _NAMES = [
     "loss_vs_forward_flops.svg",
     "loss_vs_training_flops.png",
     "loss_vs_training_flops.svg",
+    "runs.csv",
 ]
 _REPORT = """
 import sys
@@ -151,7 +152,7 @@ def test_csv_writes_the_tables_and_leaves_pages_and_figures_as_they_are(tmp_path
     (folder / "leaderboard.md").write_text("of an earlier report")
     (folder / "optima.csv").write_text("of an earlier report")
     paths = write_report(folder, csv=True).paths
-    assert sorted(path.name for path in paths) == ["differences.csv", "leaderboard.csv"]
+    assert sorted(path.name for path in paths) == ["differences.csv", "leaderboard.csv", "runs.csv"]
     assert all(path.read_bytes() == (whole / path.name).read_bytes() for path in paths)
     assert (folder / "leaderboard.md").read_text() == "of an earlier report"
     assert not (folder / "optima.csv").exists()

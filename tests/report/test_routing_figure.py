@@ -2,7 +2,7 @@
 
 import pytest
 
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 from modbench.report.plot_style import look
 from modbench.report.routing.figure import depth_figure, expert_figure, routing_figures
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.figures
 
 def _drawn(draw, records):
     with look():
-        return draw(Leaderboard.of(records))
+        return draw(board_of(records))
 
 
 def _heights(axes) -> list[list[float]]:
@@ -21,7 +21,7 @@ def _heights(axes) -> list[list[float]]:
 def test_figures_without_routing_are_not_drawn(six):
     assert _drawn(depth_figure, six) is None
     assert _drawn(expert_figure, six) is None
-    assert routing_figures(Leaderboard.of(six)) == {}
+    assert routing_figures(board_of(six)) == {}
 
 
 def _titles(figure) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from modbench.records.result import Result
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import board_of
 from modbench.report.plot_style import look
 from modbench.report.routing.cases import RoutingCase, cases_of_board
 from modbench.report.routing.figure import weight_figure, weight_files
@@ -132,7 +132,7 @@ def test_a_scheme_has_the_best_row_of_its_largest_budget(fakes: Any) -> None:
         return made
 
     records = [mod(64, 10**12, 4.0), mod(64, 2 * 10**12, 4.1, 1), mod(64, 2 * 10**12, 4.1)]
-    (case,) = cases_of_board(Leaderboard.of([*records, fakes.make_record("lost", status="oom")]))
+    (case,) = cases_of_board(board_of([*records, fakes.make_record("lost", status="oom")]))
     assert case.record is records[2]
 
 
@@ -157,7 +157,7 @@ def test_bins_of_another_width_keep_the_same_scale(fakes: Any) -> None:
 
 
 def test_nothing_recorded_gives_no_file(fakes: Any, six: list[Result]) -> None:
-    cases = cases_of_board(Leaderboard.of(six))
+    cases = cases_of_board(board_of(six))
     assert pattern_files(cases) == weight_files(cases) == {}
     unrouted = passage({}, experts={0: [0, 1]}) | {"experts": []}
     assert pattern_files([RoutingCase("mod", record(fakes, "mod", unrouted))]) == {}

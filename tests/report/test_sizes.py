@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from modbench.records.result import Result
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import Board, board_of
 from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.sections import Heading, Page
-from modbench.report.table import Table
+from modbench.report.table import Table, to_csv
 
 WIDTHS = {"S": 64, "M": 96, "L": 128}
 Sized = Callable[..., list[Result]]
@@ -38,9 +38,9 @@ def sized(fakes: Any) -> Sized:
     return made
 
 
-def placed(board: Leaderboard) -> dict[str, tuple[int | None, int, str]]:
+def placed(board: Board) -> dict[str, tuple[int | None, int, str]]:
     """Position, number of sizes and edge by label of the row at which each scheme is shown."""
-    return {e.row.label: (e.position, e.sizes, e.edge) for e in board.entries if e.best_size}
+    return {e["_name"]: (e["position"], e["sizes"], e["edge"]) for e in board.rows if e["best_size"]}
 
 
 def cells_of(page: Page, first: str) -> list[Sequence[object]]:
@@ -54,7 +54,7 @@ def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> N
         *sized("vanilla", {"S": 5.0, "M": 4.6, "L": 4.9}),
         *sized("mod", {"S": 4.7, "M": 4.8, "L": 5.1}),
     ]
-    board = Leaderboard.of(records)
+    board = board_of(records)
     assert len(board.comparisons) == 1
     assert placed(board) == {"vanilla/M": (1, 3, ""), "mod/S": (2, 3, "smallest")}
     page = leaderboard_page(board)
@@ -66,7 +66,7 @@ def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> N
 
 
 def test_best_size_is_chosen_by_the_mean_over_seeds(sized: Sized) -> None:
-    board = Leaderboard.of(sized("mod", {"S": (4.0, 5.0), "L": (4.4, 4.5)}))
+    board = board_of(sized("mod", {"S": (4.0, 5.0), "L": (4.4, 4.5)}))
     assert placed(board) == {"mod/L": (1, 2, "largest")}
 
 
@@ -75,13 +75,13 @@ def test_best_size_has_the_highest_mean_of_a_metric_that_is_better_when_higher(f
         fakes.make_record(f"mod/{size}", model={"width": width}, metrics={"modbench_cloze": value})
         for size, width, value in (("S", 64, 0.3), ("L", 128, 0.5))
     ]
-    board = Leaderboard.of(records, rank_by="modbench_cloze")
-    assert [entry.row.label for entry in board.entries if entry.best_size] == ["mod/L"]
+    board = board_of(records, rank_by="modbench_cloze")
+    assert [row["_name"] for row in board.rows if row["best_size"]] == ["mod/L"]
 
 
 def test_size_that_diverged_is_listed_and_not_chosen(sized: Sized) -> None:
     records = [*sized("mod", {"S": 4.9, "M": 4.8}), *sized("mod", {"L": 4.7}, status="diverged")]
-    board = Leaderboard.of(records)
+    board = board_of(records)
     assert placed(board) == {"mod/M": (1, 2, "largest")}
     page = leaderboard_page(board)
     assert cells_of(page, "mod, M (best of 2 sizes, the largest, 1 more not ranked)")
@@ -94,14 +94,14 @@ def test_scheme_without_a_size_that_can_be_ranked_stays_in_the_table(sized: Size
         *sized("leaky", {"S": 1.0, "L": 1.1}, failed_probes=(1,)),
         *sized("vanilla", {"S": 5.0, "L": 4.9}),
     ]
-    page = leaderboard_page(Leaderboard.of(records))
+    page = leaderboard_page(board_of(records))
     assert cells_of(page, "vanilla, L (best of 2 sizes, the largest)")[0][0] == "-"
     assert cells_of(page, "leaky, S")[0][0] == "not ranked †"
 
 
 def test_schemes_of_different_shapes_with_one_size_each_make_one_table(sized: Sized) -> None:
     records = [*sized("vanilla", {"L": 5.0}), *sized("half", {"S": 4.9}), *sized("mod", {"L": 4.8})]
-    board = Leaderboard.of(records)
+    board = board_of(records)
     assert {label: position for label, (position, _, _) in placed(board).items()} == {
         "mod/L": 1,
         "half/S": 2,
@@ -119,20 +119,20 @@ def test_budgets_are_tables_of_their_own(sized: Sized) -> None:
     records = sized("mod", {"S": 4.8, "L": 4.9}) + sized(
         "mod", {"S": 4.5, "L": 4.4}, train={"budget": 2 * 10**12}
     )
-    board = Leaderboard.of(records)
-    assert [[entry.row.budget for entry in one] for one in board.comparisons] == [
+    board = board_of(records)
+    assert [[row["budget"] for row in one] for one in board.comparisons] == [
         [10**12] * 2,
         [2 * 10**12] * 2,
     ]
-    assert [entry.edge for entry in board.entries if entry.best_size] == ["smallest", "largest"]
+    assert [row["edge"] for row in board.rows if row["best_size"]] == ["smallest", "largest"]
 
 
-def table(board: Leaderboard) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(board.table().to_csv())))
+def table(board: Board) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(board.frame()))))
 
 
 def test_rows_of_an_isoflop_suite_have_no_position_of_their_own(fakes: Any) -> None:
     plan = {"learning_rates": [0.1, 0.2, 0.4], "extensions": 1, "exponent": -0.5, "margin": 0.01}
     plan |= {"middle_width": 64, "middle_budget": 10, "seed": 0}
-    (entry,) = Leaderboard.of([fakes.make_record("mod/w64", suite={"isoflop": plan})]).entries
-    assert (entry.position, entry.note) == (None, "")
+    (row,) = board_of([fakes.make_record("mod/w64", suite={"isoflop": plan})]).rows
+    assert (row["position"], row["note"]) == (None, "")

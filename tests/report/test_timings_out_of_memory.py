@@ -18,7 +18,7 @@ def test_out_of_memory_is_a_row_with_the_size() -> None:
         timed("vanilla", make_case()),
     ]
     row = rows_of(*timings)["mod", "all of training"]
-    assert (row.status, row.asked_bytes, row.seconds_median) == ("oom", 123, None)
+    assert (row["status"], row["asked_bytes"], row["seconds_median"]) == ("oom", 123, None)
     page = timing_page(table_of(*timings)).to_markdown()
     assert f"mod, all of training: oom: {words}" in page
     assert f"mod, memory of training: {words}" in page
@@ -36,9 +36,9 @@ def test_cases_before_memory_ran_out_stand() -> None:
     rows = rows_of(*timings)
     assert set(rows) == {("mod", "forward"), ("mod", "all others of training")}
     case, others = rows["mod", "forward"], rows["mod", "all others of training"]
-    assert (case.status, case.n, case.processes) == ("ok", 8, 2)
-    assert case.failed == 1
-    assert (others.status, others.asked_bytes, others.seconds_median) == ("oom", 123, None)
+    assert (case["status"], case["n"], case["processes"]) == ("ok", 8, 2)
+    assert case["failed"] == 1
+    assert (others["status"], others["asked_bytes"], others["seconds_median"]) == ("oom", 123, None)
     page = timing_page(table_of(*timings)).to_markdown()
     assert f"mod, all others of training: oom: {words}" in page
     assert "mod, forward: failed or out of memory in 1 of 3 processes" in page

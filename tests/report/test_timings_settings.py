@@ -72,5 +72,5 @@ def test_sizes_may_be_of_different_dtypes_and_a_process_that_died_tells_none() -
         environment=in_full,
     )
     other = make_timing("training", full, measured, environment=in_full)
-    labels = {row.label for row in table_of(timed("mod", make_case()), died, other).cases}
+    labels = {row["label"] for row in table_of(timed("mod", make_case()), died, other).cases}
     assert labels == {"mod", "mod in full"}

@@ -107,14 +107,14 @@ def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(tmp_path: Path,
     timings = timings_of(folder)
     assert len({timing.session for timing in timings}) == 1
     table = TimingTable(timings, labels_of(read_suite(folder).suites))
-    edited = {row.label: row.key for row in table.cases}
+    edited = {row["label"]: row["key"] for row in table.cases}
     (now,) = {
         timing.key
         for timing in timings
         if (timing.timed["router"] or {}).get("options", {}).get("every") == 1
     }
     assert edited["b"] == now
-    assert {row.n for row in table.cases} == {3}
+    assert {row["n"] for row in table.cases} == {3}
     assert time("a", "b", repetitions=1, change=change) == 0
     assert asked(tmp_path) == []
 
@@ -296,13 +296,13 @@ def test_the_real_worker_gives_times_memory_and_ceilings(
     assert [timing.status for timing in timings] == ["ok"] * 9
     assert str(tmp_path) not in "".join(timing.line() for timing in timings)
     table = TimingTable(timings, labels_of(read_suite(results / "fake").suites))
-    depth = {row.case: row for row in table.cases if row.label == "depth"}
+    depth = {row["case"]: row for row in table.cases if row["label"] == "depth"}
     assert list(depth)[:3] == ["forward", "train", "prefill 4 x 1"]
     for row in depth.values():
-        assert row.flops_realised == row.flops_nominal
-        assert row.balance == "forced"
-        assert row.n == 3
-        assert row.realised_efficiency is not None
-        assert row.utilisation is not None
+        assert row["flops_realised"] == row["flops_nominal"]
+        assert row["balance"] == "forced"
+        assert row["n"] == 3
+        assert row["realised_efficiency"] is not None
+        assert row["utilisation"] is not None
     assert table.ceilings
     assert {row["phase"] for row in table.memory} == {"training", "inference"}

@@ -8,9 +8,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modbench.report.downstream.page import groups_of, has_flops, scored_entries
-from modbench.report.downstream.scores import BITS, compute_of, metrics_of, score_of, values_of
-from modbench.report.leaderboard.board import Entry, Leaderboard
+from modbench.report.downstream.page import groups_of, has_flops, scored_rows
+from modbench.report.downstream.scores import entries_of, metrics_of
+from modbench.report.frame import BITS, MARGIN
+from modbench.report.leaderboard.board import Board
+from modbench.report.leaderboard.rows import Row, spread
 from modbench.report.plot_style import (
     DOTTED,
     REFERENCE,
@@ -34,33 +36,33 @@ _FLOPS = "realised_flops_per_token"
 _CHANCE_WITHIN = 1.0
 
 
-def downstream_figure(board: Leaderboard, look_of: Mapping[str, Mark] | None = None) -> dict[str, bytes]:
+def downstream_figure(board: Board, look_of: Mapping[str, Mark] | None = None) -> dict[str, bytes]:
     """The figure of the largest budget, by file name; nothing if no task was scored."""
-    scored = [scored_entries(entries) for entries in board.comparisons]
-    scored = [entries for entries in scored if any(_drawn_tasks(entries))]
+    scored = [scored_rows(rows) for rows in board.comparisons]
+    scored = [rows for rows in scored if any(_drawn_tasks(rows))]
     if not scored:
         return {}
-    look_of = look_of or marks({entry.scheme: entry.row.run.router.name for entry in scored[-1]})
+    look_of = look_of or marks({row["label"]: row["router"] for row in scored[-1]})
     return drawn_files({"downstream": partial(drawn, scored[-1], look_of)})
 
 
-def _drawn_tasks(entries: Sequence[Entry]) -> list[str]:
+def _drawn_tasks(rows: Sequence[Row]) -> list[str]:
     """Tasks with a row of panels: of a group, only itself, where it has a score."""
-    rows = [entry.row for entry in entries if has_flops(entry.row)]
+    rows = [row for row in rows if has_flops(row)]
     tasks_drawn: list[str] = []
     for group, tasks in groups_of(rows).items():
         tasks_drawn += [group] if group in tasks else tasks
     return tasks_drawn[:_TASKS]
 
 
-def drawn(entries: Sequence[Entry], look_of: Mapping[str, Mark]) -> Figure:
-    """The figure of ``entries``: a panel per task and metric."""
-    shown = panels_of(entries)
+def drawn(rows: Sequence[Row], look_of: Mapping[str, Mark]) -> Figure:
+    """The figure of ``rows``: a panel per task and metric."""
+    shown = panels_of(rows)
     lines = -(-len(shown) // 2)
     figure = sheet(1.5 * WIDTH, _HEIGHT * lines)
     panels = list(figure.subplots(lines, 2, squeeze=False, sharex=True).flat)
     for axes, (task, metric) in zip(panels, shown, strict=False):
-        _panel(axes, entries, task, metric, look_of)
+        _panel(axes, rows, task, metric, look_of)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     if panels[0].lines:
@@ -68,9 +70,9 @@ def drawn(entries: Sequence[Entry], look_of: Mapping[str, Mark]) -> Figure:
         written_out(panels[0].xaxis, *panels[0].get_xlim())
     for axes in panels[max(len(shown) - 2, 0) : len(shown)]:  # the lowest of each column
         axes.tick_params(labelbottom=True)
-    budget = entries[0].row.budget
+    budget = rows[0]["budget"]
     figure.suptitle(f"after {budget:.3g} training FLOPs; bars: 95 % intervals", fontsize=11)
-    names = {entry.scheme: entry.scheme + " (not ranked)" * bool(entry.unranked) for entry in entries}
+    names = {row["label"]: row["label"] + " (not ranked)" * bool(row["_unranked"]) for row in rows}
     legend_below(
         figure,
         {
@@ -82,46 +84,43 @@ def drawn(entries: Sequence[Entry], look_of: Mapping[str, Mark]) -> Figure:
     return figure
 
 
-def panels_of(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+def panels_of(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Task and metric of each panel: the main metric of each task, and the bits per byte of its answers
     unless that is the same for a task of text, whose metric is bits per byte."""
     shown = []
-    for task in _drawn_tasks(entries):
-        metrics = metrics_of([entry.row for entry in entries], task)
+    for task in _drawn_tasks(rows):
+        metrics = metrics_of(rows, task)
         shown.append((task, metrics[0]))
         if BITS in metrics and metrics[0] not in (BITS, "bits_per_byte"):
             shown.append((task, BITS))
     return shown
 
 
-def _better(entries: Sequence[Entry], task: str, metric: str) -> str:
+def _better(rows: Sequence[Row], task: str, metric: str) -> str:
     """The side of ``metric`` that is better; empty if the records don't state it."""
     if metric == BITS:
         return "lower is better"
-    values = [value for entry in entries for value in values_of(entry.row, task, metric)]
-    side = values[0].get("higher_is_better") if values else None
+    entries = [entry for row in rows for entry in entries_of(row, task)]
+    scores = [entry[metric] if metric == MARGIN else entry["metrics"].get(metric) for entry in entries]
+    side = next((score.get("higher_is_better") for score in scores if score), None)
     return "" if side is None else f"{'higher' if side else 'lower'} is better"
 
 
-def _panel(
-    axes: Axes, entries: Sequence[Entry], task: str, metric: str, look_of: Mapping[str, Mark]
-) -> None:
+def _panel(axes: Axes, rows: Sequence[Row], task: str, metric: str, look_of: Mapping[str, Mark]) -> None:
     axes.set_title(folded(task))
     name = "answer, bits/byte" if metric == BITS else folded(metric)
-    axes.set_ylabel(f"{name}\n{_better(entries, task, metric)}".strip())
-    levels = set()
-    for entry in entries:
-        score, flops = score_of(entry.row, task, metric), compute_of(entry.row, task, _FLOPS)
-        if score is None or not flops:
+    axes.set_ylabel(f"{name}\n{_better(rows, task, metric)}".strip())
+    levels: set[float] = set()
+    for row in rows:
+        middle, flops = row[f"{task}:{metric}"], row[f"{task}:{_FLOPS}"]
+        if middle is None or not flops:
             continue
-        mark, middle = look_of[entry.scheme], score.value.center
-        if score.value.spread is not None:
-            axes.errorbar(
-                [flops], [middle], yerr=score.value.spread, fmt="none", ecolor=mark.color, capsize=3
-            )
-        draw_point(axes, flops, middle, mark, filled=not entry.unranked, markersize=7, zorder=3)
-        if score.chance is not None:
-            levels.add(score.chance)
+        mark, half = look_of[row["label"]], spread(row, f"{task}:{metric}")
+        if half is not None:
+            axes.errorbar([flops], [middle], yerr=half, fmt="none", ecolor=mark.color, capsize=3)
+        draw_point(axes, flops, middle, mark, filled=not row["_unranked"], markersize=7, zorder=3)
+        if (chance := row.get(f"{task}:{metric}_chance")) is not None:
+            levels.add(chance)
     axes.margins(0.12)
     low, high = axes.get_ylim()
     for level in sorted(levels):

@@ -7,23 +7,11 @@ import numpy as np
 
 from modbench.analysis.items import paired_bootstrap
 from modbench.analysis.noise import Array
-from modbench.report.downstream.scores import (
-    BITS,
-    MARGIN,
-    comparable,
-    compute_of,
-    entries_of,
-    leak_of,
-    metrics_of,
-    score_of,
-    shift_of,
-    tasks_of,
-)
-from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.entry import Entry
+from modbench.report.downstream.scores import comparable, entries_of, metrics_of, tasks_of
+from modbench.report.frame import BITS, MARGIN
+from modbench.report.leaderboard.board import DENSE, Board, comparison_titles
 from modbench.report.leaderboard.metric_cells import si
-from modbench.report.leaderboard.row import Row
-from modbench.report.leaderboard.titles import comparison_titles
+from modbench.report.leaderboard.rows import Row, spread
 from modbench.report.sections import Heading, Part, Picture
 from modbench.report.table import Table, escaped
 
@@ -48,44 +36,44 @@ _CAPTION = (
 )
 
 
-def downstream_section(board: Leaderboard) -> list[Part]:
+def downstream_section(board: Board) -> list[Part]:
     """The section; empty if nothing was scored."""
     parts: list[Part] = []
     several = len(board.comparisons) > 1
     titles = comparison_titles(board.comparisons)
-    for entries, title in zip(board.comparisons, titles, strict=True):
-        if shown := scored_entries(entries):
+    for rows, title in zip(board.comparisons, titles, strict=True):
+        if shown := scored_rows(rows):
             parts += [Heading(title, 3)] if several else []
             parts += [*_tables(shown), _leaks(shown), *comparison_tables(shown)]
     return [Heading("Downstream tasks"), *parts, _NOTE, *_picture(board)] if parts else []
 
 
-def _picture(board: Leaderboard) -> list[Part]:
-    rows = [entry.row for entries in board.comparisons for entry in scored_entries(entries)]
+def _picture(board: Board) -> list[Part]:
+    rows = [row for rows in board.comparisons for row in scored_rows(rows)]
     picture = Picture("scores against inference FLOPs", "downstream.svg")
     return [_CAPTION, picture] if any(map(has_flops, rows)) else []
 
 
 def has_flops(row: Row) -> bool:
     """Return True if the FLOPs of scoring any task are known, which the figure needs."""
-    return any(compute_of(row, task, "realised_flops_per_token") for task in tasks_of([row]))
+    return any(row[f"{task}:realised_flops_per_token"] for task in tasks_of([row]))
 
 
-def scored_entries(entries: Sequence[Entry]) -> list[Entry]:
-    """Those of ``entries`` that were scored on any task; of isoFLOP suites, each scheme at the size and
+def scored_rows(rows: Sequence[Row]) -> list[Row]:
+    """Those of ``rows`` that were scored on any task; of isoFLOP suites, each scheme at the size and
     learning rate of its lowest held-out loss."""
-    scored = [entry for entry in entries if tasks_of([entry.row])]
-    if not any(record.isoflop for entry in scored for record in entry.row.records):
+    scored = [row for row in rows if tasks_of([row])]
+    if not any(result.isoflop for row in scored for result in row["_results"]):
         return scored
-    best: dict[str, Entry] = {}
-    for entry in sorted(scored, key=_loss):
-        best.setdefault(entry.scheme, entry)
+    best: dict[str, Row] = {}
+    for row in sorted(scored, key=_loss):
+        best.setdefault(row["label"], row)
     return [best[scheme] for scheme in sorted(best)]
 
 
-def _loss(entry: Entry) -> tuple[float, str]:
-    loss = entry.row.value("heldout_loss")
-    return loss.center if loss else float("inf"), entry.row.label
+def _loss(row: Row) -> tuple[float, str]:
+    loss = row["heldout_loss"]
+    return float("inf") if loss is None else loss, row["_name"]
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -100,10 +88,9 @@ def groups_of(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: tasks for name, tasks in groups.items() if tasks}
 
 
-def _tables(entries: Sequence[Entry]) -> Iterator[Part]:
+def _tables(rows: Sequence[Row]) -> Iterator[Part]:
     """A table per group: a line for each task and metric, a column for each scheme."""
-    rows = [entry.row for entry in entries]
-    names = [entry.row.label + (" †" if entry.unranked else "") for entry in entries]
+    names = [row["_name"] + (" †" if row["_unranked"] else "") for row in rows]
     headings = ("task", "metric", "items", "few-shot", "version", "chance", *names)
     for group, tasks in groups_of(rows).items():
         if group:
@@ -125,15 +112,15 @@ def _lines(rows: Sequence[Row], task: str, *, compute: bool) -> Iterator[Sequenc
     version = (entry["version"] or "-") + ", partial" * ("missing" in entry)
     about = (f"{entry['items']:,}", str(entry["few_shot"]), version)
     for metric in (main, *(name for name in others if name in _NAMES)):
-        scores = [score_of(row, task, metric) for row in rows]
-        levels = dict.fromkeys(_number(s.chance) for s in scores if s and s.chance is not None)
+        name = f"{task}:{metric}"
+        chances = (row.get(f"{name}_chance") for row in rows)
+        levels = dict.fromkeys(_number(chance) for chance in chances if chance is not None)
         cells = []
-        for score in scores:
-            text = "-" if score is None else _number(score.value.center)
-            if score and score.value.spread is not None:
-                text += f" ± {_number(score.value.spread)}"
-            if score and score.untrained is not None:
-                text += f" ({_number(score.untrained)})"
+        for row in rows:
+            half, untrained = spread(row, name), row[f"{name}_untrained"]
+            text = "-" if row[name] is None else _number(row[name])
+            text += "" if half is None else f" ± {_number(half)}"
+            text += "" if untrained is None else f" ({_number(untrained)})"
             cells.append(text)
         yield task, _NAMES.get(metric, metric), *about, ", ".join(levels) or "-", *cells
     if compute:
@@ -151,12 +138,12 @@ def _number(value: float) -> str:
 
 
 def _flops(row: Row, task: str) -> str:
-    both = [compute_of(row, task, f"{name}_flops_per_token") for name in ("nominal", "realised")]
+    both = [row[f"{task}:{name}_flops_per_token"] for name in ("nominal", "realised")]
     return " / ".join("-" if flops is None else si(flops) for flops in both)
 
 
 def _microseconds(row: Row, task: str) -> str:
-    seconds = compute_of(row, task, "seconds_per_token")
+    seconds = row[f"{task}:seconds_per_token"]
     return "-" if seconds is None else f"{seconds * 1e6:.1f}"
 
 
@@ -167,35 +154,31 @@ def _routed(rows: Sequence[Row], task: str) -> Iterator[tuple[str, list[str]]]:
         ("depth", "tokens selected by depth-routed layers"),
         ("experts", "tokens with an expert"),
     ):
-        of_rows = [
-            compute_of(row, task, "share_routed") if _kinds(row) == {kind} else None for row in rows
-        ]
+        of_rows = [row[f"{task}:share_routed"] if _kinds(row) == {kind} else None for row in rows]
         if any(share is not None for share in of_rows):
             yield name, ["-" if share is None else f"{share:.1%}" for share in of_rows]
 
 
 def _kinds(row: Row) -> set[str]:
     """The kinds of routed layers of ``row``, by the record of its routing: depth, experts."""
-    causal = row.ok[0].routing.get("causal", {}) if row.ok else {}
+    causal = row["_ok"][0].routing.get("causal", {}) if row["_ok"] else {}
     return {kind for kind in _KINDS if causal.get(kind)}
 
 
 def _shift(row: Row, task: str) -> str:
-    shift = shift_of(row, task)
-    return f"{shift['nats']:.1e}, {shift['flipped']} of {shift['items']}" if shift else "-"
+    nats, flipped, items = (row[f"{task}:batch_shift_{name}"] for name in ("nats", "flipped", "items"))
+    return "-" if nats is None else f"{nats:.1e}, {flipped} of {items}"
 
 
-def _leaks(entries: Sequence[Entry]) -> str:
+def _leaks(rows: Sequence[Row]) -> str:
     """A sentence on the leak audits."""
-    leaks = {entry.row.label: leak_of(entry.row) for entry in entries}
+    leaks = {row["_name"]: row["leak_audit"] for row in rows}
     others = [f"{escaped(label)} {escaped(leak)}" for label, leak in leaks.items() if leak != "passed"]
     if not others:
         return "Leak audit (probes 1 and 2, also on the trained weights): passed by all."
     return f"Leak audit (probes 1 and 2): {'; '.join(others)}; passed by the others."
 
 
-#: Router of the scheme that others are compared with, if it was scored.
-DENSE = "vanilla"
 #: Scores of single items that are compared, and their names in the table.
 _BY_ITEM = {"correct": "accuracy", "bits_per_byte": "bits/byte of the right answer"}
 _DIFFERENCES = (
@@ -205,32 +188,31 @@ _DIFFERENCES = (
 )
 
 
-def comparison_tables(entries: Sequence[Entry]) -> Iterator[str | Table]:
+def comparison_tables(rows: Sequence[Row]) -> Iterator[str | Table]:
     """The tables and paragraphs on schemes compared item by item; none for fewer than two schemes."""
-    if len(entries) < 2:
+    if len(rows) < 2:
         return
-    reference = _reference(entries)
-    others = [entry for entry in entries if entry is not reference]
-    rows = [entry.row for entry in entries]
+    reference = _reference(rows)
+    others = [row for row in rows if row is not reference]
     lines = [
         (task, name, *cells)
         for task in tasks_of(rows)
         if comparable(rows, task)
         for column, name in _BY_ITEM.items()
-        if any(cells := [_difference(entry.row, reference.row, task, column) for entry in others])
+        if any(cells := [_difference(row, reference, task, column) for row in others])
     ]
     if lines:
-        yield f"Difference from {escaped(reference.row.label)} {_DIFFERENCES}"
-        headings = ("task", "score", *(entry.row.label for entry in others))
+        yield f"Difference from {escaped(reference['_name'])} {_DIFFERENCES}"
+        headings = ("task", "score", *(row["_name"] for row in others))
         yield Table(headings, [[cell or "-" for cell in line] for line in lines], left=(0, 1))
 
 
-def _reference(entries: Sequence[Entry]) -> Entry:
+def _reference(rows: Sequence[Row]) -> Row:
     """The dense scheme; without one, the first of the ranked ones."""
-    dense = [entry for entry in entries if entry.row.run.router.name == DENSE]
+    dense = [row for row in rows if row["router"] == DENSE]
     if dense:
-        return min(dense, key=lambda entry: entry.row.label)
-    return min(entries, key=lambda entry: (entry.position is None, entry.position or 0))
+        return min(dense, key=lambda row: str(row["_name"]))
+    return min(rows, key=lambda row: (row["position"] is None, row["position"] or 0))
 
 
 def _difference(row: Row, reference: Row, task: str, column: str) -> str:

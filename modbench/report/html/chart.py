@@ -8,8 +8,8 @@ from matplotlib.colors import to_hex
 
 from modbench.records.metrics import METRICS
 from modbench.report.html.source import SuiteReport
-from modbench.report.leaderboard.entry import Entry
-from modbench.report.leaderboard.titles import comparison_titles
+from modbench.report.leaderboard.board import comparison_titles
+from modbench.report.leaderboard.rows import Row, center
 from modbench.report.table import escaped
 
 #: Costs that a chart can have on its horizontal axis, with their names there.
@@ -53,16 +53,16 @@ class Chart:
         return {name: text for name, text in COSTS.items() if self._varies(name)}
 
     def _varies(self, name: str) -> bool:
-        return len({self.value(entry, name) for entry in self.report.entries} - {None}) > 1
+        return len({self.value(row, name) for row in self.report.rows} - {None}) > 1
 
     @staticmethod
-    def value(entry: Entry, name: str) -> float | None:
-        """The metric ``name`` of ``entry``; for training FLOPs the budget, which they reach within one
+    def value(row: Row, name: str) -> float | None:
+        """The metric ``name`` of ``row``; for training FLOPs the budget, which they reach within one
         step."""
         if name == "train_flops":
-            return float(entry.row.budget)
-        value = entry.row.value(name)
-        return None if value is None else float(f"{value.center:.7g}")
+            return float(row["budget"])
+        value = center(row, name)
+        return None if value is None else float(f"{value:.7g}")
 
     def missing(self) -> list[str]:
         """Sentences on axes that no record has."""
@@ -79,8 +79,8 @@ class Chart:
         if not self.qualities or not self.costs or self.report.board is None:
             return None
         comparisons = self.report.board.comparisons
-        entries = self.report.entries
-        schemes = list(dict.fromkeys(entry.scheme for entry in entries))
+        rows = self.report.rows
+        schemes = list(dict.fromkeys(row["label"] for row in rows))
         axes = [*self.qualities, *self.costs]
         return {
             "y": self._axes(self.qualities),
@@ -89,20 +89,20 @@ class Chart:
             "schemes": [self._scheme(scheme) for scheme in schemes],
             "points": [
                 [
-                    schemes.index(entry.scheme),
-                    entry.comparison - 1,
-                    entry.row.first.label,
-                    int(self._can_be_ranked(entry)),
-                    *(self.value(entry, name) for name in axes),
+                    schemes.index(row["label"]),
+                    row["comparison"] - 1,
+                    row["_first"].label,
+                    int(self._can_be_ranked(row)),
+                    *(self.value(row, name) for name in axes),
                 ]
-                for entry in entries
+                for row in rows
             ],
         }
 
     @staticmethod
-    def _can_be_ranked(entry: Entry) -> bool:
+    def _can_be_ranked(row: Row) -> bool:
         """Return True also for sizes that are not their scheme's best, and those of isoFLOP curves."""
-        return not entry.unranked and bool(entry.row.ok)
+        return not row["_unranked"] and bool(row["_ok"])
 
     @staticmethod
     def _axes(names: dict[str, str]) -> list[dict[str, Any]]:

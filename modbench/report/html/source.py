@@ -6,8 +6,8 @@ from functools import cached_property
 
 from modbench.records.result import Result
 from modbench.report.isoflop.sweep import Sweep
-from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.entry import Entry
+from modbench.report.leaderboard.board import Board
+from modbench.report.leaderboard.rows import Row
 from modbench.report.plot_style import Mark
 from modbench.report.routing.cases import RoutingCase
 from modbench.report.sections import Page
@@ -22,7 +22,7 @@ class SuiteReport:
     """The report of a suite. ``damaged``: sentences on lines that were left out."""
 
     folder: str  #: name of the suite's folder
-    board: Leaderboard | None  #: None: no run has finished
+    board: Board | None  #: None: no run has finished
     sweep: Sweep | None
     cases: Sequence[RoutingCase]
     times: TimingTable | None
@@ -34,16 +34,16 @@ class SuiteReport:
     is_named: bool  #: a record of the suite names its rows
 
     @cached_property
-    def entries(self) -> Sequence[Entry]:
+    def rows(self) -> Sequence[Row]:
         """The rows, those of isoFLOP suites that only try a learning rate excepted."""
-        entries = self.board.entries if self.board else ()
+        rows = self.board.rows if self.board else ()
         sweep = self.sweep
         if sweep is None:
-            return entries
-        return [entry for entry in entries if not sweep.is_trial(entry.row.first)]
+            return rows
+        return [row for row in rows if not sweep.is_trial(row["_first"])]
 
     @property
     def results(self) -> list[Result]:
         """The runs, row by row."""
-        entries = self.board.entries if self.board else ()
-        return [result for entry in entries for result in entry.row.records]
+        rows = self.board.rows if self.board else ()
+        return [result for row in rows for result in row["_results"]]

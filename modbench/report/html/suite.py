@@ -13,8 +13,9 @@ from modbench.report.html.prose import inline
 from modbench.report.html.source import SuiteReport
 from modbench.report.html.template import data, render
 from modbench.report.isoflop.sweep import Sweep
-from modbench.report.leaderboard.differences import TO_BEST
+from modbench.report.leaderboard.board import TO_BEST
 from modbench.report.leaderboard.metric_cells import ranking_column, si
+from modbench.report.leaderboard.rows import center
 from modbench.report.sections import Page
 
 _EMPTY = Page(())
@@ -88,7 +89,7 @@ def _timed(blocks: Blocks, page: Page, names: _Names) -> list[Section]:
 
 def _header(report: SuiteReport) -> dict[str, Any]:
     """The facts of the page's head and of the index."""
-    entries, results = report.entries, report.results
+    rows, results = report.rows, report.results
     suites = sorted({(str(r.suite["name"]), int(r.suite["version"])) for r in results})
     name, version = suites[-1] if suites and report.is_named else (report.folder, None)
     budgets = sorted({result.budget for result in results})
@@ -98,8 +99,8 @@ def _header(report: SuiteReport) -> dict[str, Any]:
         "folder": report.folder,
         "name": name,
         "version": version,
-        "rows": len({(entry.scheme, entry.comparison) for entry in entries if entry.best_size}),
-        "schemes": len({entry.scheme for entry in entries}),
+        "rows": len({(row["label"], row["comparison"]) for row in rows if row["best_size"]}),
+        "schemes": len({row["label"] for row in rows}),
         "best": _best(report),
         "budgets": [f"{si(budget, 3)}FLOP" for budget in budgets],
         "seeds": several(len(seeds), "seed") if seeds else "",
@@ -115,18 +116,18 @@ def _best(report: SuiteReport) -> dict[str, str] | None:
     if report.sweep:
         return _best_optimum(report.sweep)
     board = report.board
-    ranked = [entry for entry in board.entries if entry.position == 1] if board else []
+    ranked = [row for row in board.rows if row["position"] == 1] if board else []
     if board is None or not ranked:
         return None
     first = ranked[-1]
-    peers = [entry for entry in board.entries if entry.comparison == first.comparison]
-    group = [entry for entry in peers if board.differences.group(entry)]
+    peers = [row for row in board.rows if row["comparison"] == first["comparison"]]
+    group = [row for row in peers if board.group(row)]
     by = ranking_column(board).heading.partition(" (")[0]
-    value, unit = first.row.value(board.rank_by), METRICS[board.rank_by].unit
-    shown = f"{value.center:.4f} {unit}" if value else "-"
-    to_best = board.differences.of(TO_BEST, first.comparison)
-    claim = _claim(len(group), [pair.difference.untold for pair in to_best])
-    return {"by": by, "name": first.scheme, "value": shown, "claim": claim}
+    value, unit = center(first, board.rank_by), METRICS[board.rank_by].unit
+    shown = "-" if value is None else f"{value:.4f} {unit}"
+    to_best = board.pairs_of(TO_BEST, first["comparison"])
+    claim = _claim(len(group), [pair["no_verdict_because"] or "" for pair in to_best])
+    return {"by": by, "name": first["label"], "value": shown, "claim": claim}
 
 
 def _best_optimum(sweep: Sweep) -> dict[str, str] | None:

@@ -3,6 +3,7 @@ around the curves, and the differences between any two schemes."""
 
 from collections.abc import Iterable, Sequence
 
+from modbench.analysis.pairs import pair_row
 from modbench.errors import several
 from modbench.report.isoflop.pairs import Pair, of_equal_runs, other_pairs
 from modbench.report.isoflop.sweep import Sweep
@@ -53,7 +54,7 @@ def below_tables(sweep: Sweep, tested: Sequence[Pair]) -> Iterable[str]:
             margin = of[0].margin
             within = f" *Equivalent*: within {margin:g} nats per token." if margin else ""
             yield family_text(name, len(of)) + within
-    if untold := untold_text(pair.difference for pair in tested):
+    if untold := untold_text(pair_row({}, pair.difference) for pair in tested):
         yield untold
     if not all(line.same_processor for line in lines if line.difference):
         yield PROCESSORS
@@ -103,7 +104,12 @@ def pair_section(sweep: Sweep, tested: Sequence[Pair]) -> Iterable[Part]:
         leading = [("FLOPs", [f"{pair.budget:.3g}" for pair in shown])]
         if sweep.depths:
             leading.append(("layers", [str(pair.depth or "best") for pair in shown]))
-        pairs = [(p.scheme, p.other, p.difference, p.same_processor) for p in shown]
+        pairs = [
+            pair_row(
+                {"scheme": p.scheme, "other": p.other, "same_processor": p.same_processor}, p.difference
+            )
+            for p in shown
+        ]
         yield pair_table(leading, pairs, "nats/token").about("Differences at the optima")
     if equal := of_equal_runs(sweep):
         yield (
@@ -124,8 +130,10 @@ def _equal_row(pair: Pair) -> Sequence[object]:
     return (
         pair.scheme,
         pair.other,
-        difference_text(difference, pair.same_processor),
-        None if pair.at_optimum is None else difference_text(pair.at_optimum),
+        difference_text(pair_row({"same_processor": pair.same_processor}, difference)),
+        None
+        if pair.at_optimum is None
+        else difference_text(pair_row({"same_processor": True}, pair.at_optimum)),
         None if pair.slope is None else f"{pair.slope:+z.4f}",
         difference.pairs,
         pair.lower,

@@ -6,14 +6,15 @@ from typing import Any
 
 from modbench.analysis.difference import Interval
 from modbench.analysis.isoflop import Optimum
+from modbench.analysis.pairs import pair_row
 from modbench.errors import several
 from modbench.records.names import at_depth
 from modbench.records.result import Place
+from modbench.report.frame import differing
 from modbench.report.isoflop.pairs import Pair
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Sweep
 from modbench.report.leaderboard.columns import OPTIMA, Column
 from modbench.report.leaderboard.metric_cells import difference_text, si
-from modbench.report.leaderboard.scheme import differing
 from modbench.report.table import Number, Table, escaped
 
 _LAYERS = Column(
@@ -72,7 +73,9 @@ def depth_remarks(sweep: Sweep, best: Optimum) -> Iterable[str]:
 def depth_table(sweep: Sweep, budget: int, pairs: Sequence[Pair]) -> Table:
     """The optimum of each scheme at each depth. ``pairs``: `tested_pairs`."""
     minus: dict[Place, str] = {
-        (pair.scheme, pair.depth): difference_text(pair.difference, pair.same_processor)
+        (pair.scheme, pair.depth): difference_text(
+            pair_row({"same_processor": pair.same_processor}, pair.difference)
+        )
         for pair in pairs
         if pair.budget == budget and pair.other == DENSE and pair.depth
     }

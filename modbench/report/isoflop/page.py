@@ -9,6 +9,7 @@ from statistics import fmean
 from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.difference import Interval
 from modbench.analysis.isoflop import FITS
+from modbench.analysis.pairs import pair_row
 from modbench.errors import several
 from modbench.records.names import at_depth
 from modbench.records.result import Place, Result
@@ -24,9 +25,9 @@ from modbench.report.isoflop.depth_page import (
 )
 from modbench.report.isoflop.pairs import tested_pairs
 from modbench.report.isoflop.sweep import DENSE, HEADLINE, Line, Rates, Sweep
-from modbench.report.layers import idle_layers
+from modbench.report.leaderboard.audited import idle_layers
 from modbench.report.leaderboard.metric_cells import difference_text, interim_text, si
-from modbench.report.leaderboard.scheme import shape_name
+from modbench.report.leaderboard.rows import shape_name
 from modbench.report.sections import Heading, Items, Page, Part, suite_page
 from modbench.report.table import Number, Table, escaped
 
@@ -155,7 +156,7 @@ def _optimum(sweep: Sweep, line: Line) -> Sequence[object]:
         verdict.append(f"the learning rate's law loses more than the noise floor ({check})")
     compared = "-"
     if minus := line.difference:
-        compared = difference_text(minus, line.same_processor)
+        compared = difference_text(pair_row({"same_processor": line.same_processor}, minus))
     return (
         (line.group or "-") if line.position else "not ranked",
         scheme,

@@ -12,7 +12,7 @@ from modbench.analysis.isoflop import Optimum
 from modbench.analysis.noise import Array
 from modbench.records.names import at_depth
 from modbench.records.result import Place, Result
-from modbench.report.timing.table import TimingTable
+from modbench.report.timing.table import TimingTable, marks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,14 @@ class StepTimes:
         timed = table.timings[0].environment if table else {}
         if table is None or not (timed.get("gpu") or timed.get("threads") in threads):
             return cls({}, str(results[0].suite["name"]))
-        steps = {row.key: row for row in table.cases if row.case == "train"}
+        steps = {row["key"]: row for row in table.cases if row["case"] == "train"}
         measured: dict[Place, set[tuple[float, float]]] = defaultdict(set)
         for result in results:
             size, row = result.metrics.get("active_parameters"), steps.get(result.run.timed.key)
-            if size is None or row is None or row.marks:
+            if size is None or row is None or marks_of(row):
                 continue
-            if row.seconds_median and row.flops_realised:
-                measured[result.place].add((size, row.seconds_median / row.flops_realised))
+            if row["seconds_median"] and row["flops_realised"]:
+                measured[result.place].add((size, row["seconds_median"] / row["flops_realised"]))
         ascending = {place: sorted(steps) for place, steps in measured.items()}
         return cls(ascending, str(results[0].suite["name"]))
 

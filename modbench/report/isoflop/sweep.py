@@ -17,9 +17,8 @@ from modbench.errors import several
 from modbench.records.result import Place, Result
 from modbench.report.isoflop.law import LawCheck, check_law, exponent_of
 from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
-from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.differences import BEST, NOT_SEPARABLE
-from modbench.report.leaderboard.entry import DENSE, Entry
+from modbench.report.leaderboard.board import BEST, DENSE, NOT_SEPARABLE, Board
+from modbench.report.leaderboard.rows import Row
 from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import processor_types
 
@@ -355,10 +354,10 @@ class Sweep:
     def _keys(self) -> frozenset[str]:
         return frozenset(record.key for record in self.curve_records())
 
-    def on_curve(self, entry: Entry) -> dict[str, bool]:
-        """Column of leaderboard.csv: True if ``entry`` is a point of a curve, False if it only tries a
+    def on_curve(self, row: Row) -> dict[str, bool]:
+        """Column of leaderboard.csv: True if ``row`` is a point of a curve, False if it only tries a
         learning rate or has no finished run."""
-        return {"on_curve": any(record.key in self._keys for record in entry.row.records)}
+        return {"on_curve": any(result.key in self._keys for result in row["_results"])}
 
 
 def _loss(record: Result) -> float | None:
@@ -373,7 +372,7 @@ def _newest_plan(records: Sequence[Result]) -> dict[str, Any]:
 
 
 def sweep_of(
-    records: Sequence[Result], board: Leaderboard, timings: TimingTable | None = None
+    records: Sequence[Result], board: Board, timings: TimingTable | None = None
 ) -> Sweep | None:
     """The isoFLOP sweep of ``records``; None if there is none. ``board``: their table, whose audits tell
     which schemes may be ranked. ``timings``: of the suite."""
@@ -381,7 +380,7 @@ def sweep_of(
     done = (of for of in records if of.status != "ok" or "heldout_loss" in of.metrics)
     cells = tuple(record for record in done if record.isoflop)
     unranked = {}
-    for row in (entry.row for entry in board.entries):
-        if len(row.ok) == len(row.records) and row.why_unranked:
-            unranked[row.first.scheme] = row.why_unranked
+    for row in board.rows:
+        if len(row["_ok"]) == len(row["_results"]) and row["_why"]:
+            unranked[row["_first"].scheme] = row["_why"]
     return Sweep(cells, unranked, timings) if cells else None

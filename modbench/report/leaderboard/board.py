@@ -1,268 +1,377 @@
-"""The table: ranked rows, and its CSV."""
+"""The leaderboard: rows in comparisons of equal budget and text, ranked, and their pairs."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
+import pandas as pd
+
+from modbench.analysis.difference import INTERIM, MARGIN, Difference, compare, row_noise
+from modbench.analysis.noise import Noise
+from modbench.analysis.pairs import pairs_frame
+from modbench.records.line import canonical_json
 from modbench.records.metrics import METRICS, Metric, ranking_metric
-from modbench.records.record import AuditRecord, canonical_json
 from modbench.records.result import Result
-from modbench.report.downstream.scores import csv_columns, metrics_of, tasks_of
-from modbench.report.layers import csv_columns as layer_columns
-from modbench.report.layers import values as layer_values
-from modbench.report.leaderboard.differences import TO_BEST, TO_DENSE, Differences, differences_of
-from modbench.report.leaderboard.entry import Entry
-from modbench.report.leaderboard.row import Row, Value, rows_of, timed_values
-from modbench.report.leaderboard.scheme import scheme_names, shape_columns, split_label
-from modbench.report.table import Table
-from modbench.report.timing.table import TimingTable
+from modbench.report.downstream.scores import metrics_of, tasks_of
+from modbench.report.frame import plain_records, results_frame, typed
+from modbench.report.leaderboard.audited import Audits
+from modbench.report.leaderboard.rows import Row, by_seed, center, conditions, figure, rows_of
+from modbench.report.table import rounded, rounded_value
+from modbench.report.timing.table import TimingTable, timed_values
 from modbench.report.timing.values import processor_types
 
+#: Router of the dense model.
+DENSE = "vanilla"
+#: Marks of the rows that may be the best one.
+BEST, NOT_SEPARABLE = "best", "not separable"
+#: Families of comparisons; a suite that states its pairs has its own.
+TO_DENSE, TO_BEST = "dense", "best"
+#: Ranked rows of a comparison beyond which they are compared with the dense and the best row only: all
+#: pairs would be thousands.
+MOST_ROWS = 64
 
-@dataclass(frozen=True)
-class Leaderboard:
-    """All rows, comparison by comparison, ranked ones first.
-
-    A comparison holds rows of equal budget and data (all of `Row.conditions`); rows are ordered within
-    it by the figure that ranks them, and `differences` says which of them may be the best. If there are
-    several shapes, each scheme is ranked at the size of its best mean. Rows of isoFLOP suites have no
-    position here: their optima have.
-    """
-
-    entries: tuple[Entry, ...]
-    rank_by: str
-
-    @classmethod
-    def of(
-        cls,
-        records: Sequence[Result],
-        rank_by: str = "heldout_loss",
-        audits: Mapping[str, AuditRecord] | None = None,
-        times: TimingTable | None = None,
-    ) -> "Leaderboard":
-        """The table of ``records``, of the ``audits`` that they refer to, and of the ``times`` of their
-        schemes. Raises UserError: ``rank_by`` is unknown, timed, or has no better side."""
-        criterion = ranking_metric(rank_by)
-        rows = rows_of(records, audits, timed_values(times))
-        groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
-        for row in rows:
-            conditions = row.budget, canonical_json(row.conditions(rank_by))
-            groups[conditions].append(row)
-        names = scheme_names(row.first for row in rows)
-        entries = [
-            entry
-            for number, conditions in enumerate(sorted(groups), start=1)
-            for entry in _Ranking(groups[conditions], number, criterion, names).entries()
-        ]
-        return cls(tuple(entries), rank_by)
-
-    @cached_property
-    def differences(self) -> Differences:
-        """The differences between ranked rows in the metric that ranks the table."""
-        return differences_of(self.comparisons, METRICS[self.rank_by])
-
-    @property
-    def comparisons(self) -> list[list[Entry]]:
-        """The entries of each comparison."""
-        numbers = sorted({entry.comparison for entry in self.entries})
-        return [[e for e in self.entries if e.comparison == number] for number in numbers]
-
-    def table(self, size: Callable[[Entry], Mapping[str, Any]] | None = None) -> Table:
-        """All metrics and downstream scores at full precision. ``size``: columns on the place of an
-        entry among the sizes of its scheme; by default ``best_size`` and ``sizes``."""
-        size = size or (lambda entry: {"best_size": entry.best_size, "sizes": entry.sizes})
-        shapes = shape_columns([entry.row.model for entry in self.entries])
-        rows = [entry.row for entry in self.entries]
-        tasks = {task: metrics_of(rows, task) for task in tasks_of(rows)}
-        lines = [self._line(*pair, size) for pair in zip(self.entries, shapes, strict=True)]
-        held = layer_values(record for row in rows for record in row.ok)
-        layers = [(layer, name) for layer, of in held.items() for name in of]
-        return Table.of(
-            [
-                line | layer_columns(row.ok, layers) | csv_columns(row, tasks)
-                for line, row in zip(lines, rows, strict=True)
-            ]
-        )
-
-    def _line(
-        self, entry: Entry, shape: dict[str, Any], size: Callable[[Entry], Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        row, run = entry.row, entry.row.run
-        metrics: dict[str, Any] = {}
-        for name in METRICS:
-            metrics |= _columns(name, row.value(name))
-        columns = {
-            "comparison": entry.comparison,
-            "position": entry.position,
-            "group": self.differences.group(entry) or None,
-            "label": entry.scheme,
-            "status": row.status,
-            "seeds": len(row.ok),
-            "audit": row.audit,
-            "note": entry.note or None,
-            "router": run.router.name,
-            "budget": row.budget,
-            "budget_spent": row.budget_spent,
-            "shares_trunk": run.schedule.shares_trunk,
-            "learning_rate": run.train.learning_rate,
-            "shape": split_label(row.first.label)[1] or None,
-        }
-        return {
-            **columns,
-            **{name: value for name, value in shape.items() if name not in columns},
-            **size(entry),
-            **(self._minus(entry) if self.differences.pairs else {}),
-            "processor": "; ".join(processor_types(row.records)),
-            "flops_source": row.flops_source,
-            **metrics,
-            "plugin_sha256": run.router.plugin_sha256,
-            "options": canonical_json(run.router.options),
-            **{
-                part: canonical_json(row.first.record.run[part])
-                for part in ("model", "data", "train", "schedule")
-            },
-            "measure": canonical_json(row.settings),
-            "corpus_sha256": row.records[0].data["sha256"],
-            "records": " ".join(record.key for record in row.records),
-        }
-
-    def _minus(self, entry: Entry) -> dict[str, Any]:
-        """The columns on the differences of ``entry`` to the dense row and to the best one."""
-        dense, best = (self.differences.to(entry, family) for family in (TO_DENSE, TO_BEST))
-        minus = dense and dense.difference
-        low, high = (minus and minus.interval) or (None, None)
-        return {
-            "minus_dense": minus and minus.value,
-            "minus_dense_low": low,
-            "minus_dense_high": high,
-            "minus_dense_p": minus and minus.p,
-            "minus_dense_p_adjusted": minus and minus.p_adjusted,
-            "minus_dense_verdict": minus and minus.verdict,
-            "same_processor_as_dense": dense and dense.same_processor,
-            "to_best_p_adjusted": best and best.difference.p_adjusted,
-        }
-
-
-def _columns(name: str, value: Value | None) -> dict[str, Any]:
-    """The columns of a metric. exact: NAME (``low..high`` if seeds disagree); quality: NAME (mean over
-    seeds), NAME_low and NAME_high (95 % t-interval); timed: NAME_median, _iqr, _n, _stable, _loaded."""
-    kind = METRICS[name].kind
-    if kind == "timed":
-        parts = {"median": "center", "iqr": "iqr", "n": "n", "stable": "stable", "loaded": "loaded"}
-        return {f"{name}_{part}": getattr(value, of, None) for part, of in parts.items()}
-    if kind == "quality":
-        parts = {name: "center", f"{name}_low": "low", f"{name}_high": "high"}
-        return {column: getattr(value, of, None) for column, of in parts.items()}
-    if value is None or value.low == value.high:
-        return {name: value and value.low}
-    return {name: f"{value.low}..{value.high}"}
+#: Columns of leaderboard.csv up to the shape, and between the shape and the metrics.
+_FIRST = (
+    *("comparison", "position", "group", "label", "status", "seeds", "audit", "note", "router"),
+    *("budget", "budget_spent", "shares_trunk", "learning_rate", "shape"),
+)
+_MINUS = {"": "value", "_low": "low", "_high": "high", "_p": "p", "_p_adjusted": "p_adjusted"}
 
 
 @dataclass(frozen=True)
-class _Ranking:
-    """The rows of one comparison."""
+class Board:
+    """``rows``: all rows, comparison by comparison, ranked ones first; see `rows_of`.
 
+    A comparison holds rows of equal budget and data (all of `conditions`); rows are ordered within it by
+    the figure that ranks them. ``position`` is missing for a row that may not be ranked, with the reason
+    in ``_unranked``, and for sizes of a scheme that aren't its best. If there are several shapes, each
+    scheme is ranked at the size of its best mean. Rows of isoFLOP suites have no position here: their
+    optima have. ``runs``: the results frame."""
+
+    runs: pd.DataFrame
     rows: Sequence[Row]
-    comparison: int
-    criterion: Metric
-    names: Mapping[str, str]  #: of schemes, by key
+    rank_by: str
+    is_rounded: bool = False  #: figures have the digits that a report shows
+
+    def shown(self) -> "Board":
+        """The board as all files of a report show it: rounded once (`rounded`)."""
+        rows = [{name: rounded_value(value) for name, value in row.items()} for row in self.rows]
+        return Board(rounded(self.runs), rows, self.rank_by, is_rounded=True)
 
     @cached_property
-    def figures(self) -> dict[str, float]:
-        """The figure of each row that was measured, by label, negated if higher is better: the mean over
-        seeds, of an exact metric the middle of its range."""
-        sign = 1 if self.criterion.direction == "lower" else -1
-        figures = {}
+    def comparisons(self) -> list[list[Row]]:
+        """The rows of each comparison."""
+        rows: dict[int, list[Row]] = defaultdict(list)
         for row in self.rows:
-            if value := row.value(self.criterion.name):
-                is_range = self.criterion.kind == "exact" and value.high is not None
-                middle = (value.center + (value.high or 0.0)) / 2 if is_range else value.center
-                figures[row.label] = sign * middle
-        return figures
+            rows[row["comparison"]].append(row)
+        return [rows[number] for number in sorted(rows)]
 
     @cached_property
-    def reasons(self) -> dict[str, str]:
-        """Why each row cannot be ranked, by label; empty if it can."""
-        return {row.label: self.why_unranked(row) for row in self.rows}
+    def noise(self) -> dict[int, Noise]:
+        """The noise of one run, by comparison: of all rows that can be ranked, whatever their size, or
+        of the rows that the suite compares; none for an exact metric, and where no row is ranked."""
+        if METRICS[self.rank_by].kind != "quality":
+            return {}
+        noise = {}
+        for rows in self.comparisons:
+            if ranked := ranked_rows(rows):
+                stated = _stated(ranked)
+                compared = {pair[side] for pair in stated for side in ("a", "b")}
+                usable = [row for row in rows if not row["_unranked"]]
+                of_noise = [row for row in usable if row["_first"].label in compared] or usable
+                noise[rows[0]["comparison"]] = row_noise(
+                    {row["_name"]: by_seed(row, self.rank_by) for row in of_noise}
+                )
+        return noise
 
-    def why_unranked(self, row: Row) -> str:
-        """Why ``row`` cannot be ranked, whatever the other rows are."""
-        name = self.criterion.name
-        if row.why_unranked:
-            return row.why_unranked
-        if row.label not in self.figures:
-            return f"{name} was not measured"
-        if not all(name in record.metrics for record in row.ok):
-            return f"{name} was not measured in all seeds"
-        return ""
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """The frame of pairs of ranked rows, each scheme at its best size: those that the suite states,
+        or those with the dense and with the best row, by family; then all others, untested."""
+        metric = METRICS[self.rank_by]
+        pairs = [
+            pair
+            for rows in self.comparisons
+            if rows[0]["comparison"] in self.noise
+            for pair in _pairs(rows, metric, self.noise[rows[0]["comparison"]])
+        ]
+        frame = pairs_frame(pairs, "higher" if metric.direction == "higher" else "lower")
+        return rounded(frame) if self.is_rounded else frame
 
-    @property
-    def is_isoflop(self) -> bool:
-        return any(record.isoflop for row in self.rows for record in row.records)
+    @cached_property
+    def families(self) -> list[str]:
+        """The families with a test."""
+        return list(self.pairs.loc[self.pairs["p"].notna(), "family"].dropna().unique())
 
-    def entries(self) -> list[Entry]:
-        """Ranked entries by figure and label, then those that may not be ranked; at last the sizes
-        that aren't the best of their scheme."""
-        if self.is_isoflop:
-            return [self.entry(row) for row in self.rows]
-        if len({canonical_json(row.model) for row in self.rows}) == 1:
-            return self.ordered(self.entry(row) for row in self.rows)
-        schemes: dict[str, list[Row]] = defaultdict(list)
+    def pairs_of(self, family: str, comparison: int | None = None) -> list[dict[str, Any]]:
+        """The pairs of ``family``, in one comparison or in all."""
+        of_family = self.pairs[self.pairs["family"] == family]
+        if comparison is not None:
+            of_family = of_family[of_family["comparison"] == comparison]
+        return plain_records(of_family)
+
+    def minus(self, row: Row, family: str) -> Mapping[str, Any]:
+        """The pair of ``row`` in `TO_DENSE` or `TO_BEST`; empty if there is none."""
+        return self._by_row.get((row["comparison"], row["_pair_name"], family), {})
+
+    @cached_property
+    def _by_row(self) -> dict[tuple[int, str, str], Mapping[str, Any]]:
+        tested = self.pairs[self.pairs["family"].isin([TO_DENSE, TO_BEST])]
+        return {(of["comparison"], of["scheme"], of["family"]): of for of in plain_records(tested)}
+
+    def group(self, row: Row) -> str:
+        """`BEST`; `NOT_SEPARABLE`: not worse than the best row after adjustment; empty for other rows,
+        and where the data allow no verdict."""
+        if row["position"] is None:
+            return ""
+        to_best = [
+            of
+            for (number, _, family), of in self._by_row.items()
+            if family == TO_BEST and number == row["comparison"]
+        ]
+        if any(of["verdict"] is None for of in to_best):
+            return ""
+        if row["position"] == 1:
+            return BEST if to_best else ""
+        return NOT_SEPARABLE if self.minus(row, TO_BEST).get("verdict", "worse") != "worse" else ""
+
+    def frame(self, size: Callable[[Row], Mapping[str, Any]] | None = None) -> pd.DataFrame:
+        """The frame of leaderboard.csv: all metrics and downstream scores, means over seeds. ``size``:
+        columns on the place of a row among the sizes of its scheme; by default ``best_size`` and
+        ``sizes``."""
+        size = size or (lambda row: {"best_size": row["best_size"], "sizes": row["sizes"]})
+        order = [column for task in tasks_of(self.rows) for column in self._columns_of(task)]
+        lines = []
         for row in self.rows:
-            schemes[row.scheme_key].append(row)
-        usable = {key: [r for r in rows if not self.reasons[r.label]] for key, rows in schemes.items()}
-        best = [min(usable[key] or rows, key=self.order) for key, rows in schemes.items()]
-        ranked = self.ordered(self.entry(row, **_among(row, usable[row.scheme_key])) for row in best)
-        number = {entry.scheme: number for number, entry in enumerate(ranked)}
-        chosen = {row.label for row in best}
-        others = [row for row in self.rows if row.label not in chosen]
-        rest = [
-            self.entry(row, best_size=False, sizes=len(_shapes(usable[row.scheme_key])))
-            for row in sorted(others, key=size_of)
-        ]
-        return ranked + sorted(rest, key=lambda entry: number[entry.scheme])
+            shown = {name: value for name, value in row.items() if not name.startswith("_")}
+            shown["group"] = self.group(row) or None
+            front = {name: shown.pop(name) for name in _FIRST}
+            shown = {name: shown[name] for name in shown if name not in ("best_size", "sizes", "edge")}
+            at = list(shown).index("processor")
+            shape, rest = list(shown)[:at], list(shown)[at:]
+            of_tasks = [name for name in order if name in shown]
+            rest = [name for name in rest if ":" not in name]
+            lines.append(
+                front
+                | {name: shown[name] for name in shape}
+                | dict(size(row))
+                | (self._minus(row) if len(self.pairs) else {})
+                | {name: shown[name] for name in (*rest, *of_tasks)}
+            )
+        return typed([{**line, "note": line["note"] or None} for line in lines])
 
-    def order(self, row: Row) -> tuple[float, str]:
-        return self.figures.get(row.label, float("inf")), row.label
+    def _minus(self, row: Row) -> dict[str, Any]:
+        """The columns on the differences of ``row`` to the dense row and to the best one."""
+        dense, best = self.minus(row, TO_DENSE), self.minus(row, TO_BEST)
+        columns = {f"minus_dense{end}": dense.get(name) for end, name in _MINUS.items()}
+        return columns | {
+            "minus_dense_verdict": dense.get("verdict"),
+            "same_processor_as_dense": dense.get("same_processor"),
+            "to_best_p_adjusted": best.get("p_adjusted"),
+        }
 
-    def ordered(self, entries: Iterable[Entry]) -> list[Entry]:
-        """``entries`` by figure and label, with their positions; those that can't be ranked last."""
-        entries = sorted(entries, key=lambda entry: (bool(entry.unranked), self.order(entry.row)))
-        return [
-            entry if entry.unranked else replace(entry, position=number)
-            for number, entry in enumerate(entries, start=1)
-        ]
+    def _columns_of(self, task: str) -> list[str]:
+        """The columns of ``task``, its main metric first."""
+        metrics = metrics_of(self.rows, task)
+        columns = [name for name in self.rows[0] if name.startswith(f"{task}:")]
+        number = {f"{task}:{metric}": number for number, metric in enumerate(metrics)}
 
-    def entry(self, row: Row, **sizes: Any) -> Entry:
-        reason = self.reasons[row.label]
-        notes = [reason or row.audit_failures, *row.remarks]
-        return Entry(
-            row=row,
-            scheme=self.names[row.scheme_key],
-            comparison=self.comparison,
-            position=None,
-            note="; ".join(filter(None, notes)),
-            unranked=reason,
-            **sizes,
-        )
+        def place(column: str) -> int:
+            return next((n for name, n in number.items() if column.startswith(name)), len(number))
+
+        return sorted(columns, key=place)
+
+
+def ranked_rows(rows: Sequence[Row]) -> list[Row]:
+    """Those of a comparison that have a position, in its order."""
+    return sorted((row for row in rows if row["position"]), key=lambda row: row["position"])
+
+
+def best_rows(rows: Sequence[Row]) -> list[Row]:
+    """Those of ``rows`` that are their scheme's best size."""
+    return [row for row in rows if row["best_size"]]
+
+
+def dense_row(rows: Sequence[Row]) -> Row | None:
+    """The dense row of a comparison: of the rows with the router `DENSE`, at their best size, the first
+    in the order of the suite, those of the shape that most rows have before others. None if there is no
+    such row."""
+    shapes = Counter(row["model"] for row in rows)
+    common = max(shapes.values(), default=0)
+
+    def order(row: Row) -> tuple[bool, int, str]:
+        return shapes[row["model"]] != common, row["_first"].row_number, row["_name"]
+
+    dense = (row for row in rows if row["best_size"] and row["router"] == DENSE)
+    return min(dense, key=order, default=None)
+
+
+def board_of(
+    results: Sequence[Result],
+    rank_by: str = "heldout_loss",
+    audits: Audits | None = None,
+    times: TimingTable | None = None,
+) -> Board:
+    """The leaderboard of ``results``, of the ``audits`` that they refer to, and of the ``times`` of
+    their schemes. Raises UserError: ``rank_by`` is unknown, timed, or has no better side."""
+    criterion, timed = ranking_metric(rank_by), timed_values(times)
+
+    def medians(result: Result) -> dict[str, Any]:
+        return {name: of["median"] for name, of in timed.get(result.run.timed.key, {}).items()}
+
+    runs = results_frame(results, medians)
+    groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    for row in rows_of(runs, audits or {}, timed) if results else ():
+        groups[row["budget"], canonical_json(conditions(row, rank_by))].append(row)
+    rows = [
+        {"comparison": number, **row}
+        for number, group in enumerate(sorted(groups), start=1)
+        for row in _ranked(groups[group], criterion)
+    ]
+    return Board(runs, rows, rank_by)
+
+
+def _ranked(rows: Sequence[Row], criterion: Metric) -> list[Row]:
+    """Ranked rows by figure and name, then those that may not be ranked; at last the sizes that aren't
+    the best of their scheme."""
+    sign = 1 if criterion.direction == "lower" else -1
+    for row in rows:
+        row |= {"_unranked": _why_unranked(row, criterion), "position": None}
+        row |= {"best_size": True, "sizes": 1, "edge": "", "_pair_name": row["_name"]}
+        if row["_unranked"] != row["_why"]:
+            row["note"] = "; ".join(filter(None, [row["_unranked"], row["note"]]))
+
+    def order(row: Row) -> tuple[float, str]:
+        value = figure(row, criterion.name)
+        return float("inf") if value is None else sign * value, row["_name"]
+
+    def placed(some: Iterable[Row]) -> list[Row]:
+        ordered = sorted(some, key=lambda row: (bool(row["_unranked"]), order(row)))
+        for number, row in enumerate(ordered, start=1):
+            row["position"] = None if row["_unranked"] else number
+        names = Counter(row["label"] for row in ordered)
+        for row in ordered:
+            row["_pair_name"] = row["label"] if names[row["label"]] == 1 else row["_name"]
+        return ordered
+
+    if any(result.isoflop for row in rows for result in row["_results"]):
+        return list(rows)
+    if len({row["model"] for row in rows}) == 1:
+        return placed(rows)
+    schemes: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        schemes[row["label"]].append(row)
+    usable = {name: [row for row in of if not row["_unranked"]] for name, of in schemes.items()}
+    best = [min(usable[name] or of, key=order) for name, of in schemes.items()]
+    for row in best:
+        row |= _among(row, usable[row["label"]])
+    ranked = placed(best)
+    number = {row["label"]: number for number, row in enumerate(ranked)}
+    others = [row for row in rows if not any(row is of for of in best)]
+    for row in others:
+        row |= {"best_size": False, "sizes": len(_shapes(usable[row["label"]]))}
+    others.sort(key=lambda row: (number[row["label"]], size_of(row)))
+    return ranked + others
+
+
+def _why_unranked(row: Row, criterion: Metric) -> str:
+    """Why ``row`` cannot be ranked, whatever the other rows are; empty if it can."""
+    if row["_why"]:
+        return str(row["_why"])
+    if figure(row, criterion.name) is None:
+        return f"{criterion.name} was not measured"
+    if not all(criterion.name in result.metrics for result in row["_ok"]):
+        return f"{criterion.name} was not measured in all seeds"
+    return ""
 
 
 def size_of(row: Row) -> tuple[float, str]:
-    """Active parameters of ``row`` and its label, to sort sizes; first those without a measurement."""
-    active = row.value("active_parameters")
-    return active.center if active else 0.0, row.label
+    """Active parameters of ``row`` and its name, to sort sizes; first those without a measurement."""
+    return center(row, "active_parameters") or 0.0, row["_name"]
 
 
 def _among(best: Row, rows: Sequence[Row]) -> dict[str, Any]:
     """The place of ``best`` among the ``rows`` of its scheme that can be ranked."""
     models = _shapes(rows)
-    index = models.index(canonical_json(best.model)) if models else 0
+    index = models.index(best["model"]) if models else 0
     inner = len(models) < 2 or 0 < index < len(models) - 1
     return {"sizes": len(models), "edge": "" if inner else "largest" if index else "smallest"}
 
 
 def _shapes(rows: Sequence[Row]) -> list[str]:
     """The shapes of ``rows``, smallest first."""
-    return list(dict.fromkeys(canonical_json(row.model) for row in sorted(rows, key=size_of)))
+    return list(dict.fromkeys(row["model"] for row in sorted(rows, key=size_of)))
+
+
+_Wanted = tuple[Row, Row, str, float | None]
+
+
+def _stated(ranked: Sequence[Row]) -> list[Mapping[str, Any]]:
+    """The pairs that the suite states at the budget of ``ranked``."""
+    stated = ranked[0]["_first"].suite["compare"]
+    return [pair for pair in stated if pair["budget"] == ranked[0]["budget"]]
+
+
+def _pairs(
+    rows: Sequence[Row], metric: Metric, noise: Noise
+) -> Iterator[tuple[Mapping[str, Any], Difference]]:
+    """The pairs of one comparison with their differences, which no family has judged yet."""
+    ranked = ranked_rows(rows)
+    margin = MARGIN if metric.unit == "nats/token" else None
+    if ranked[0]["_first"].suite["compare"]:
+        labels = {row["_first"].label: row for row in ranked}
+        tested: list[_Wanted] = [
+            (labels[of["a"]], labels[of["b"]], of["role"], of.get("margin"))
+            for of in _stated(ranked)
+            if {of["a"], of["b"]} <= labels.keys()
+        ]
+    else:
+        dense = dense_row(rows)
+        to = dense if dense and dense["position"] else None
+        tested = [(row, to, TO_DENSE, margin) for row in ranked if to and row is not to]
+        tested += [(row, ranked[0], TO_BEST, margin) for row in ranked[1:]]
+    known = {frozenset((row["_name"], other["_name"])) for row, other, *_ in tested}
+    others: list[_Wanted] = [
+        (row, other, "", margin)
+        for row, other in (combinations(ranked, 2) if len(ranked) <= MOST_ROWS else ())
+        if frozenset((row["_name"], other["_name"])) not in known
+    ]
+    untold = INTERIM if any(row["_first"].suite["left"] for row in ranked) else ""
+    for row, other, family, within in (*tested, *others):
+        spreads = noise.of(row["_name"]), noise.of(other["_name"])
+        ours, theirs = by_seed(row, metric.name), by_seed(other, metric.name)
+        pooled = noise.pooled if noise.is_pooled else None
+        difference = compare(ours, theirs, spreads, pooled, within)
+        if difference is not None:
+            shared = ours.keys() & theirs.keys()
+            yield (
+                {
+                    "comparison": row["comparison"],
+                    "budget": row["budget"],
+                    "scheme": row["_pair_name"],
+                    "other": other["_pair_name"],
+                    "metric": metric.name,
+                    "family": family,
+                    "margin": within,
+                    "same_processor": all(_same_processor(row, other, seed) for seed in shared),
+                },
+                replace(difference, untold=untold or difference.untold),
+            )
+
+
+def _same_processor(row: Row, other: Row, seed: int) -> bool:
+    runs = [result for result in (*row["_ok"], *other["_ok"]) if result.seed == seed]
+    return len(processor_types(runs)) == 1
+
+
+def comparison_titles(comparisons: Sequence[Sequence[Row]]) -> list[str]:
+    """The budget of each comparison; with its number, as in leaderboard.csv, if comparisons share
+    budgets, as those of several texts do."""
+    budgets = [f"{rows[0]['budget']:.3g} training FLOPs" for rows in comparisons]
+    if len(set(budgets)) == len(budgets):
+        return budgets
+    numbers = [rows[0]["comparison"] for rows in comparisons]
+    return [f"{b}, comparison {n}" for b, n in zip(budgets, numbers, strict=True)]

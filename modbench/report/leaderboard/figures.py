@@ -19,11 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from modbench.records.record import canonical_json
-from modbench.report.leaderboard.board import Entry, Leaderboard, size_of
-from modbench.report.leaderboard.row import Row
-from modbench.report.leaderboard.scheme import shape_name, split_label
-from modbench.report.leaderboard.titles import comparison_titles
+from modbench.report.leaderboard.board import Board, comparison_titles, size_of
+from modbench.report.leaderboard.rows import Row, center, shape_name, spread
 from modbench.report.plot_style import (
     DOTTED,
     HEIGHT,
@@ -51,18 +48,18 @@ _UNNAMED = "0.7"  #: grey of the others
 @dataclass(frozen=True)
 class _Panel:
     title: str
-    entries: Sequence[Entry]
+    rows: Sequence[Row]
 
 
-def figures(board: Leaderboard, look_of: _Marks | None = None) -> dict[str, bytes]:
+def figures(board: Board, look_of: _Marks | None = None) -> dict[str, bytes]:
     """All figures of ``board`` that have data, by file name. ``look_of``: the marks of all schemes."""
     draws = {name: partial(drawn, board, name, look_of) for name in FIGURES}
     return drawn_files(draws) | routing_figures(board)
 
 
-def drawn(board: Leaderboard, name: str, look_of: _Marks | None = None) -> Figure | None:
+def drawn(board: Board, name: str, look_of: _Marks | None = None) -> Figure | None:
     """The figure ``name``, one of `FIGURES`; None without data."""
-    look_of = look_of or marks({e.scheme: e.row.run.router.name for e in board.entries})
+    look_of = look_of or marks({row["label"]: row["router"] for row in board.rows})
     return FIGURES[name](board, look_of)
 
 
@@ -76,7 +73,7 @@ def curve_points(row: Row) -> list[tuple[float, float, float, float]]:
     """
     curves = [
         [(point["flops"], point["heldout_loss"]) for point in record.curve if point["flops"] > 0]
-        for record in row.ok or row.records
+        for record in row["_ok"] or row["_results"]
         if record.curve
     ]
     points = []
@@ -92,21 +89,21 @@ def _interpolated(curve: Sequence[tuple[float, float]], flops: float) -> float:
     return float(np.interp(math.log(flops), np.log(spent), losses))
 
 
-def _grid(board: Leaderboard, of: Callable[[Row], object], *, by_shape: bool) -> list[list[_Panel]]:
-    """Rows of panels with the entries that ``of`` finds data for: a column per comparison and, if
+def _grid(board: Board, of: Callable[[Row], object], *, by_shape: bool) -> list[list[_Panel]]:
+    """Rows of panels with the rows that ``of`` finds data for: a column per comparison and, if
     ``by_shape`` and a scheme has several shapes, a row per shape. A single row or column is wrapped."""
-    columns = [[e for e in entries if of(e.row)] for entries in board.comparisons]
-    columns = [entries for entries in columns if entries]
-    sizes = Counter((e.comparison, e.scheme, canonical_json(e.row.model)) for c in columns for e in c)
+    columns = [[row for row in rows if of(row)] for rows in board.comparisons]
+    columns = [rows for rows in columns if rows]
+    sizes = Counter((row["comparison"], row["label"], row["model"]) for of in columns for row in of)
     if not by_shape or max(Counter(key[:2] for key in sizes).values(), default=0) < 2:
         titles = comparison_titles(columns) if len(columns) > 1 else [""] * len(columns)
         return _wrapped([_Panel(*panel) for panel in zip(titles, columns, strict=True)])
-    entries = sorted((entry for column in columns for entry in column), key=lambda e: size_of(e.row))
-    shapes = {canonical_json(entry.row.model): entry.row for entry in reversed(entries)}
+    rows = sorted((row for column in columns for row in column), key=size_of)
+    shapes = {row["model"]: row for row in reversed(rows)}
     grid = []
     for shape, row in reversed(shapes.items()):
-        name = split_label(row.first.label)[1] or shape_name(row.model)
-        of_shape = [[e for e in column if canonical_json(e.row.model) == shape] for column in columns]
+        name = row["shape"] or shape_name(row["_model"])
+        of_shape = [[of for of in column if of["model"] == shape] for column in columns]
         titles = (
             [f"{name}, {budget}" for budget in comparison_titles(columns)]
             if len(columns) > 1
@@ -131,10 +128,10 @@ def _axes(grid: list[list[_Panel]]) -> tuple[Figure, list[tuple[Axes, _Panel]]]:
     of_budget: dict[int, Axes] = {}
     for line, row in zip(grid, every, strict=True):
         for number, axes in enumerate(row):
-            if number >= len(line) or not line[number].entries:
+            if number >= len(line) or not line[number].rows:
                 axes.set_axis_off()
                 continue
-            first = of_budget.setdefault(line[number].entries[0].comparison, axes)
+            first = of_budget.setdefault(line[number].rows[0]["comparison"], axes)
             if first is not axes:
                 axes.sharey(first)
             axes.set_title(line[number].title)
@@ -142,7 +139,7 @@ def _axes(grid: list[list[_Panel]]) -> tuple[Figure, list[tuple[Axes, _Panel]]]:
     return figure, panels
 
 
-def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
+def _learning_curves(board: Board, look_of: _Marks) -> Figure | None:
     grid = _grid(board, curve_points, by_shape=True)
     if not grid:
         return None
@@ -151,24 +148,24 @@ def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
     unigram: dict[str, Any] = {}
     words = set()
     for axes, panel in panels:
-        others = [curve_points(entry.row) for entry in panel.entries[MOST_NAMED:]]
+        others = [curve_points(row) for row in panel.rows[MOST_NAMED:]]
         if others:
             words.add(f"grey: the rows of the table after its first {MOST_NAMED}")
             lines = [[point[:2] for point in curve] for curve in others]
             axes.add_collection(LineCollection(lines, colors=_UNNAMED, linewidths=0.6, zorder=1.5))
-        for entry in panel.entries[:MOST_NAMED]:
-            flops, mean, least, greatest = zip(*curve_points(entry.row), strict=True)
-            mark = look_of[entry.scheme]
+        for row in panel.rows[:MOST_NAMED]:
+            flops, mean, least, greatest = zip(*curve_points(row), strict=True)
+            mark = look_of[row["label"]]
             style: dict[str, Any] = {"color": mark.color, "marker": mark.marker, "markersize": 4.5}
             (line,) = axes.plot(flops, mean, linewidth=1.6, linestyle=mark.dashes, **style)
-            handles.setdefault(entry.scheme + " (not ranked)" * bool(entry.unranked), line)
+            handles.setdefault(row["label"] + " (not ranked)" * bool(row["_unranked"]), line)
             if least != greatest:
                 words.add("mean of seeds, band from least to greatest")
                 axes.fill_between(flops, least, greatest, color=mark.color, alpha=0.18, linewidth=0)
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
-        values = (entry.row.value("unigram_loss") for entry in panel.entries)
-        for loss in sorted({value.center for value in values if value}):
+        values = (center(row, "unigram_loss") for row in panel.rows)
+        for loss in sorted({value for value in values if value is not None}):
             unigram[f"unigram {loss:.2f}"] = axes.axhline(loss, color=REFERENCE, **DOTTED)
     figure.supylabel("held-out loss (nats/token),\ncausal rule", fontsize=11)
     flops_spent = "training FLOPs spent (convention model)"
@@ -176,29 +173,29 @@ def _learning_curves(board: Leaderboard, look_of: _Marks) -> Figure | None:
     return figure
 
 
-def _final_losses(board: Leaderboard, look_of: _Marks) -> Figure | None:
+def _final_losses(board: Board, look_of: _Marks) -> Figure | None:
     grid = _grid(board, _Final.of, by_shape=False)
     if not grid:
         return None
     figure, panels = _axes(grid)
     handles: dict[str, Any] = {}
     words = set()
-    every = dict.fromkeys(entry.scheme for _, panel in panels for entry in panel.entries)
+    every = dict.fromkeys(row["label"] for _, panel in panels for row in panel.rows)
     named = {*list(every)[:MOST_NAMED]}
     if len(every) > MOST_NAMED:
         words.add(f"grey: the schemes of the table after its first {MOST_NAMED}")
     for axes, panel in panels:
-        unnamed = [_Final.of(entry.row) for entry in panel.entries if entry.scheme not in named]
+        unnamed = [_Final.of(row) for row in panel.rows if row["label"] not in named]
         at = [(point.flops, point.loss) for point in unnamed if point]
         if at:
             axes.plot(*zip(*at, strict=True), color=_UNNAMED, linestyle="none", marker=".", zorder=1.5)
-        schemes: dict[str, list[Entry]] = defaultdict(list)
-        for entry in panel.entries:
-            if entry.scheme in named:
-                schemes[entry.scheme].append(entry)
-        for scheme, entries in schemes.items():
+        schemes: dict[str, list[Row]] = defaultdict(list)
+        for row in panel.rows:
+            if row["label"] in named:
+                schemes[row["label"]].append(row)
+        for scheme, rows in schemes.items():
             mark = look_of[scheme]
-            sizes = [(_Final.of(entry.row), entry.best_size) for entry in entries]
+            sizes = [(_Final.of(row), row["best_size"]) for row in rows]
             points = sorted((point, best) for point, best in sizes if point is not None)
             for point, best in points:
                 draw_point(axes, point.flops, point.loss, mark, filled=best, markersize=8, zorder=3)
@@ -210,7 +207,7 @@ def _final_losses(board: Leaderboard, look_of: _Marks) -> Figure | None:
                 words.add("lines: sizes of a scheme, the best filled")
                 at = [(point.flops, point.loss) for point, _ in points]
                 axes.plot(*zip(*at, strict=True), color=mark.color, linewidth=1)
-            name = scheme + " (not ranked)" * all(entry.unranked for entry in entries)
+            name = scheme + " (not ranked)" * all(row["_unranked"] for row in rows)
             handles.setdefault(name, handle(mark, markersize=8))
         axes.margins(0.1)
         axes.set_xscale("log")
@@ -231,11 +228,13 @@ class _Final:
 
     @classmethod
     def of(cls, row: Row) -> "_Final | None":
-        loss, flops = row.value("heldout_loss"), row.value("forward_flops_per_token_realised")
-        return cls(flops.center, loss.center, loss.spread or 0.0) if loss and flops else None
+        loss, flops = row["heldout_loss"], row["forward_flops_per_token_realised"]
+        return (
+            None if loss is None or not flops else cls(flops, loss, spread(row, "heldout_loss") or 0.0)
+        )
 
 
-FIGURES: dict[str, Callable[[Leaderboard, _Marks], Figure | None]] = {
+FIGURES: dict[str, Callable[[Board, _Marks], Figure | None]] = {
     "loss_vs_training_flops": _learning_curves,
     "loss_vs_forward_flops": _final_losses,
 }

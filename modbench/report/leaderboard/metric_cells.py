@@ -1,32 +1,29 @@
-"""Cells of tables: metrics of a row and differences between rows, as text."""
+"""Cells of tables: metrics of a row and pairs of rows, as text."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modbench.analysis.difference import FEW_SEEDS, INTERIM, MISFIT, Difference
+from modbench.analysis.difference import FEW_SEEDS, INTERIM, MISFIT
 from modbench.errors import several
 from modbench.records.metrics import METRICS
-from modbench.report.leaderboard.board import Leaderboard
+from modbench.report.leaderboard.board import TO_DENSE, Board
 from modbench.report.leaderboard.columns import FIRST, MINUS, Column
-from modbench.report.leaderboard.differences import TO_DENSE
-from modbench.report.leaderboard.row import Row
+from modbench.report.leaderboard.rows import Row, center, spread
 from modbench.report.table import Number, Table
-from modbench.report.timing.values import MARK, ROUNDING
+from modbench.report.timing.values import MARK, ROUNDING, time_marks
 
 _FIELD = re.compile(r"\{(\w+):([^}]*)\}")
 _UNITS = {"ms": 1e-3, "MB": 1e6}
 
 
-def metric_columns(
-    board: Leaderboard, rows: Sequence[Row], columns: Iterable[Column]
-) -> dict[str, list[str]]:
+def metric_columns(rows: Sequence[Row], columns: Iterable[Column]) -> dict[str, list[str]]:
     """The cells of ``rows`` by heading, of those ``columns`` that show metrics."""
-    return {of.heading: [_cell(board, row, of.cells) for row in rows] for of in columns if of.cells}
+    return {of.heading: [_cell(row, of.cells) for row in rows] for of in columns if of.cells}
 
 
-def ranking_column(board: Leaderboard) -> Column:
+def ranking_column(board: Board) -> Column:
     """The column of the metric that ranks ``board``: one of `FIRST`, or another one to put before
     them."""
     name = board.rank_by
@@ -37,24 +34,24 @@ def ranking_column(board: Leaderboard) -> Column:
     return next((column for column in FIRST if f"{{{name}:" in column.cells), new)
 
 
-def first_columns(board: Leaderboard) -> list[Column]:
+def first_columns(board: Board) -> list[Column]:
     """The columns `FIRST` of the page of ``board``: with the metric that ranks it, and the difference to
     the dense row in its unit; without that if no row has one."""
     ranking, unit = ranking_column(board), METRICS[board.rank_by].unit
     rest = [column for column in FIRST[2:] if column not in (ranking, MINUS)]
     minus = replace(MINUS, heading=f"minus dense ({unit})", better=METRICS[board.rank_by].direction)
-    return [*FIRST[:2], ranking, *([minus] if board.differences.of(TO_DENSE) else []), *rest]
+    return [*FIRST[:2], ranking, *([minus] if board.pairs_of(TO_DENSE) else []), *rest]
 
 
-def _cell(board: Leaderboard, row: Row, template: str) -> str:
+def _cell(row: Row, template: str) -> str:
     """``template`` with the figures of ``row``, the first one at full precision; "-" if none was
     measured."""
     fields = _FIELD.findall(template)
-    shown = [metric_text(board, row, *field) for field in fields]
+    shown = [metric_text(row, *field) for field in fields]
     if {*shown} == {"-"}:
         return "-"
-    text, first = _FIELD.sub("{}", template).format(*shown), row.value(fields[0][0])
-    return Number(text, first.center) if first else text
+    text, first = _FIELD.sub("{}", template).format(*shown), center(row, fields[0][0])
+    return text if first is None else Number(text, first)
 
 
 def si(value: float, digits: int = 4) -> str:
@@ -65,7 +62,7 @@ def si(value: float, digits: int = 4) -> str:
     return f"{number} {' kMGTPEZY'[power]}".rstrip()
 
 
-def metric_text(board: Leaderboard, row: Row, name: str, form: str) -> str:
+def metric_text(row: Row, name: str, form: str) -> str:
     """The metric ``name`` of ``row`` as ``form``: si with a number of digits, ms, MB or one of Python's;
     "-" if not measured."""
 
@@ -76,14 +73,15 @@ def metric_text(board: Leaderboard, row: Row, name: str, form: str) -> str:
             return f"{number / _UNITS[form]:.1f}"
         return f"{number:{f'z{form}' if form.endswith('f') else form}}"  # z: no sign for rounded zeros
 
-    value = row.value(name)
+    value, half = center(row, name), spread(row, name)
     if value is None:
         return "-"
-    shown, spread = text(value.center), value.spread
+    shown = text(value)
     if METRICS[name].kind == "exact":
-        return f"{shown}..{text(value.center + spread)}" if spread else shown
-    marks = f" ({value.marks})" if value.marks else ""
-    return shown + ("" if not spread else f" ± {text(spread)}") + marks
+        return f"{shown}..{text(value + half)}" if half else shown
+    timed = row["_timed"].get(name, {}) if METRICS[name].kind == "timed" else {}
+    marks = time_marks(timed.get("stable"), timed.get("loaded"), timed.get("throttled"))
+    return shown + (f" ± {text(half)}" if half else "") + (f" ({marks})" if marks else "")
 
 
 PROCESSORS = (
@@ -94,17 +92,17 @@ PROCESSORS = (
 _SMALLEST = 1e-4
 
 
-def difference_text(difference: Difference, same_processor: bool = True) -> str:
-    """The difference with its interval and verdict, or the reason why the data allow none (the page of
-    an unfinished suite says it once); and a mark for other processor types."""
-    value = f"{difference.value:+z.4f}"
-    if difference.interval:
-        low, high = difference.interval
-        value += f" ({low:+z.4f} to {high:+z.4f})"
-    untold = f"({difference.untold})" if difference.untold not in ("", INTERIM) else ""
-    word = difference.verdict or untold
-    text = " ".join(filter(None, (value, word, "" if same_processor else MARK)))
-    return Number(text, difference.value)
+def difference_text(pair: Mapping[str, Any]) -> str:
+    """The value of a row of the frame of pairs with its interval and verdict, or the reason why the data
+    allow none (the page of an unfinished suite says it once); and a mark for other processor types."""
+    value = f"{pair['value']:+z.4f}"
+    if pair["low"] is not None:
+        value += f" ({pair['low']:+z.4f} to {pair['high']:+z.4f})"
+    untold = pair["no_verdict_because"]
+    reason = f"({untold})" if untold not in (None, INTERIM) else ""
+    mark = "" if pair["same_processor"] else MARK
+    text = " ".join(filter(None, (value, pair["verdict"] or reason, mark)))
+    return Number(text, pair["value"])
 
 
 def p_text(p: float | None) -> str:
@@ -141,9 +139,9 @@ REASONS = {
 }
 
 
-def untold_text(differences: Iterable[Difference]) -> str:
-    """The sentence on the reasons why some of ``differences`` have no verdict; empty if all have one."""
-    reasons = dict.fromkeys(of.untold for of in differences)
+def untold_text(pairs: Iterable[Mapping[str, Any]]) -> str:
+    """The sentence on the reasons why some of ``pairs`` have no verdict; empty if all have one."""
+    reasons = dict.fromkeys(pair["no_verdict_because"] for pair in pairs)
     text = "; ".join(REASONS[reason] for reason in reasons if reason in REASONS)
     return f"{text}." if text else ""
 
@@ -159,23 +157,21 @@ def interim_text(suite: Mapping[str, Any]) -> str:
 
 
 def pair_table(
-    leading: Sequence[tuple[str, Sequence[str]]],
-    pairs: Sequence[tuple[str, str, Difference, bool]],
-    unit: str,
+    leading: Sequence[tuple[str, Sequence[str]]], pairs: Sequence[Mapping[str, Any]], unit: str
 ) -> Table:
-    """A table of differences with their p-values: columns ``leading``, then scheme, minus, difference
-    and p of each of ``pairs``."""
+    """A table of rows of the frame of pairs: columns ``leading``, then scheme, minus, difference and
+    p of each of ``pairs``."""
     headings = [*(heading for heading, _ in leading), "scheme", "minus", f"difference ({unit})"]
     rows = [
         (
             *(cells[number] for _, cells in leading),
-            scheme,
-            other,
-            difference_text(difference, same_processor),
-            p_text(difference.p),
-            p_text(difference.p_adjusted),
+            pair["scheme"],
+            pair["other"],
+            difference_text(pair),
+            p_text(pair["p"]),
+            p_text(pair["p_adjusted"]),
         )
-        for number, (scheme, other, difference, same_processor) in enumerate(pairs)
+        for number, pair in enumerate(pairs)
     ]
     first = len(leading)
     return Table([*headings, "p", "adjusted p"], rows, left=(first, first + 1))

@@ -9,8 +9,8 @@ from typing import Any
 from modbench.errors import several
 from modbench.records.result import Result
 from modbench.report.isoflop.sweep import HEADLINE, SIZE, Sweep
-from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.entry import Entry
+from modbench.report.leaderboard.board import Board
+from modbench.report.leaderboard.rows import Row
 
 #: Largest number of runs in a figure.
 MOST_CASES = 6
@@ -52,18 +52,18 @@ def with_weights(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
     return [case for case in cases if case.weights("causal")]
 
 
-def cases_of_board(board: Leaderboard) -> list[RoutingCase]:
+def cases_of_board(board: Board) -> list[RoutingCase]:
     """Of each scheme, the first finished seed of its best row in the last comparison, which is that of
     the largest budget."""
-    best: dict[str, Entry] = {}
-    for entry in board.entries:
-        if entry.row.ok:
-            scheme = entry.row.ok[0].scheme
-            if scheme not in best or entry.comparison > best[scheme].comparison:
-                best[scheme] = entry
+    best: dict[str, Row] = {}
+    for row in board.rows:
+        if row["_ok"]:
+            scheme = row["_ok"][0].scheme
+            if scheme not in best or row["comparison"] > best[scheme]["comparison"]:
+                best[scheme] = row
     return [
-        RoutingCase(entry.row.label + " (not ranked)" * (entry.position is None), entry.row.ok[0])
-        for entry in best.values()
+        RoutingCase(row["_name"] + " (not ranked)" * (row["position"] is None), row["_ok"][0])
+        for row in best.values()
     ]
 
 

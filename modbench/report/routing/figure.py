@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from modbench.report.leaderboard.board import Leaderboard
-from modbench.report.leaderboard.row import Row
+from modbench.report.leaderboard.board import Board
+from modbench.report.leaderboard.rows import Row
 from modbench.report.plot_style import (
     DOTTED,
     REFERENCE,
@@ -42,14 +42,14 @@ _EXPERT: dict[str, Any] = {"marker": "o", "markersize": 3}
 _NO_OP: dict[str, Any] = _EXPERT | {"linestyle": (0, (2, 1))}
 
 
-def routing_figures(board: Leaderboard) -> dict[str, bytes]:
+def routing_figures(board: Board) -> dict[str, bytes]:
     """Those of both figures that ``board`` has data of, by file name."""
     return drawn_files(
         {"routing": partial(depth_figure, board), "expert_load": partial(expert_figure, board)}
     )
 
 
-def depth_figure(board: Leaderboard) -> Figure | None:
+def depth_figure(board: Board) -> Figure | None:
     """The share of tokens that each depth-routed layer selects, by position; None without any."""
     figure, panels = _panels(board, "depth")
     if figure is None:
@@ -60,14 +60,14 @@ def depth_figure(board: Leaderboard) -> Figure | None:
     return figure
 
 
-def expert_figure(board: Leaderboard) -> Figure | None:
+def expert_figure(board: Board) -> Figure | None:
     """The load of the experts of each layer; None without experts."""
     figure, panels = _panels(board, "experts")
     if figure is None:
         return None
     styles = {"even load": DOTTED}
     for axes, row in panels:
-        no_ops = row.run.router.options.get("no_op_experts")
+        no_ops = row["_first"].run.router.options.get("no_op_experts")
         no_ops = no_ops if isinstance(no_ops, int) else 0
         _loads(axes, _routing(row)["causal"]["experts"], no_ops)
         styles |= {"no-op experts, ranked apart": _NO_OP} if no_ops else {}
@@ -76,12 +76,13 @@ def expert_figure(board: Leaderboard) -> Figure | None:
 
 
 def _routing(row: Row) -> dict[str, Any]:
-    return row.ok[0].routing
+    return dict(row["_ok"][0].routing)
 
 
-def _panels(board: Leaderboard, part: str) -> tuple[Figure | None, list[tuple[Axes, Row]]]:
+def _panels(board: Board, part: str) -> tuple[Figure | None, list[tuple[Axes, Row]]]:
     """A figure with a titled panel for each row whose routing has a ``part``; None if there are none."""
-    routed = [e.row for e in board.entries if e.row.ok and _routing(e.row).get("causal", {}).get(part)]
+    finished = [row for row in board.rows if row["_ok"]]
+    routed = [row for row in finished if _routing(row).get("causal", {}).get(part)]
     rows = routed[:MOST_ROWS]
     if not rows:
         return None, []
@@ -94,9 +95,9 @@ def _panels(board: Leaderboard, part: str) -> tuple[Figure | None, list[tuple[Ax
     panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
-    names = row_names(board.entries)
+    names = row_names(board.rows)
     for axes, row in zip(panels, rows, strict=False):
-        axes.set_title(names[row.label])
+        axes.set_title(names[row["_name"]])
     return figure, list(zip(panels, rows, strict=False))
 
 

@@ -7,7 +7,7 @@ from modbench.errors import several
 from modbench.records.record import PROTOCOL
 from modbench.report.sections import Heading, Items, Page, Part, in_words, made_by, pictures
 from modbench.report.table import Table, escaped
-from modbench.report.timing.table import HOST_BOUND, PARTS, CaseRow, TimingTable
+from modbench.report.timing.table import HOST_BOUND, PARTS, Case, TimingTable, is_timed, marks_of
 from modbench.report.timing.values import machine_in_words
 
 _PHASES = {
@@ -64,9 +64,9 @@ def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = 
         f"Session {escaped(first.session)}; machine: {machine}.{older}",
         *_models(timings),
     ]
-    rows = [row for row in timings.cases if row.is_timed]
+    rows = [row for row in timings.cases if is_timed(row)]
     for heading, phases in _PHASES.items():
-        parts += _by_case(heading, [row for row in rows if row.phase in phases], _milliseconds)
+        parts += _by_case(heading, [row for row in rows if row["phase"] in phases], _milliseconds)
     parts += _by_case("Realised efficiency (expected speed-up)", rows, _efficiency)
     parts += _by_case("Utilisation (%)", rows, _utilisation)
     parts += _by_case("Host's share of the time (%)", rows, _host_share)
@@ -86,7 +86,7 @@ def _models(timings: TimingTable) -> Iterable[str]:
     """A paragraph on each shape, with the labels of its rows if there are several shapes."""
     shapes: dict[tuple[str, str], list[str]] = {}
     for row in timings.cases:
-        shapes.setdefault((row.model, row.train), []).append(row.label)
+        shapes.setdefault((row["model"], row["train"]), []).append(row["label"])
     for (model, train), labels in shapes.items():
         of = f" of {escaped(', '.join(dict.fromkeys(labels)))}" if len(shapes) > 1 else ""
         step = json.loads(train)
@@ -97,50 +97,50 @@ def _models(timings: TimingTable) -> Iterable[str]:
         )
 
 
-def _by_case(heading: str, rows: Sequence[CaseRow], cell: Callable[[CaseRow], str]) -> list[Part]:
+def _by_case(heading: str, rows: Sequence[Case], cell: Callable[[Case], str]) -> list[Part]:
     """A table of ``cell`` by scheme and case, a dash where it is empty; nothing if all are."""
-    cells = {(row.label, row.case): cell(row) or "-" for row in rows}
+    cells = {(row["label"], row["case"]): cell(row) or "-" for row in rows}
     if {*cells.values()} <= {"-"}:
         return []
-    cases = dict.fromkeys(row.case for row in rows)
-    labels = dict.fromkeys(row.label for row in rows)
+    cases = dict.fromkeys(row["case"] for row in rows)
+    labels = dict.fromkeys(row["label"] for row in rows)
     lines = [[label, *(cells.get((label, case), "-") for case in cases)] for label in labels]
     return [Heading(heading), Table(["scheme", *cases], lines, caption=heading)]
 
 
-def _milliseconds(row: CaseRow) -> str:
-    per = 1e3 / (row.tokens or 1) if row.phase == "decode" else 1e3
-    median, spread = (row.seconds_median or 0) * per, (row.seconds_iqr or 0) * per
-    return f"{median:.2f} ± {spread:.2f}" + (f" ({row.marks})" if row.marks else "")
+def _milliseconds(row: Case) -> str:
+    per = 1e3 / (row["tokens"] or 1) if row["phase"] == "decode" else 1e3
+    median, spread = (row["seconds_median"] or 0) * per, (row["seconds_iqr"] or 0) * per
+    return f"{median:.2f} ± {spread:.2f}" + (f" ({marks_of(row)})" if marks_of(row) else "")
 
 
-def _utilisation(row: CaseRow) -> str:
-    if row.utilisation is None:
+def _utilisation(row: Case) -> str:
+    if row["utilisation"] is None:
         return ""
-    return f"{100 * row.utilisation:.1f}" + (f" ({row.marks})" if row.marks else "")
+    return f"{100 * row['utilisation']:.1f}" + (f" ({marks_of(row)})" if marks_of(row) else "")
 
 
-def _efficiency(row: CaseRow) -> str:
-    if row.realised_efficiency is None:
+def _efficiency(row: Case) -> str:
+    if row["realised_efficiency"] is None:
         return ""
-    marks = f", {row.efficiency_marks}" if row.efficiency_marks else ""
-    return f"{row.realised_efficiency:.2f} ({row.promised_speed_up:.2f}{marks})"
+    marks = f", {row['efficiency_marks']}" if row["efficiency_marks"] else ""
+    return f"{row['realised_efficiency']:.2f} ({row['promised_speed_up']:.2f}{marks})"
 
 
-def _host_share(row: CaseRow) -> str:
-    if row.host_share is None:
+def _host_share(row: Case) -> str:
+    if row["host_share"] is None:
         return ""
-    return f"{100 * row.host_share:.0f}" + (" (host-bound)" if row.host_bound else "")
+    return f"{100 * row['host_share']:.0f}" + (" (host-bound)" if row["host_bound"] else "")
 
 
-def _clock(row: CaseRow) -> str:
-    if row.clock_mhz is None:
+def _clock(row: Case) -> str:
+    if row["clock_mhz"] is None:
         return ""
-    return f"{row.clock_mhz:.0f}" + (" (power cap)" if row.power_capped else "")
+    return f"{row['clock_mhz']:.0f}" + (" (power cap)" if row["power_capped"] else "")
 
 
-def _joules(row: CaseRow) -> str:
-    return "" if row.joules is None else f"{row.joules:.3g}"
+def _joules(row: Case) -> str:
+    return "" if row["joules"] is None else f"{row['joules']:.3g}"
 
 
 def _measured_over(measured: int, predicted: int | None) -> str:
@@ -177,11 +177,11 @@ def _ceilings(timings: TimingTable) -> list[Part]:
 
 def _remarks(timings: TimingTable) -> Iterable[str]:
     for row in timings.cases:
-        if not row.is_timed:
-            yield f"{row.label}, {row.case}: {row.status}: {row.error}"
-        elif row.failed:
-            some = f"{row.failed} of {several(row.processes + row.failed, 'process')}"
-            yield f"{row.label}, {row.case}: failed or out of memory in {some}"
+        if not is_timed(row):
+            yield f"{row['label']}, {row['case']}: {row['status']}: {row['error']}"
+        elif row["failed"]:
+            some = f"{row['failed']} of {several(row['processes'] + row['failed'], 'process')}"
+            yield f"{row['label']}, {row['case']}: failed or out of memory in {some}"
     for part in timings.memory:
         if part["status"] != "ok":
             yield f"{part['label']}, memory of {part['phase']}: {part['error']}"
@@ -190,9 +190,9 @@ def _remarks(timings: TimingTable) -> Iterable[str]:
     measured = [timing.measured for timing in timings.measured("ceiling")]
     if any(of["machine"]["overloaded"] or (of["gpu"] or {}).get("throttled") for of in measured):
         yield "ceilings: loaded or throttled; they may lie higher, and utilisation lower"
-    if timings.cases and not any(row.router == "vanilla" for row in timings.cases):
+    if timings.cases and not any(row["router"] == "vanilla" for row in timings.cases):
         yield "no realised efficiency: this session has no vanilla row to compare others with; time one"
-    for label in sorted({row.label for row in timings.cases if row.balance == "as routed"}):
+    for label in sorted({row["label"] for row in timings.cases if row["balance"] == "as routed"}):
         yield f"{label}, balance as routed: its routers weren't forced to route evenly"
 
 
@@ -200,20 +200,20 @@ def _notes(timings: TimingTable, others: int) -> Iterable[str]:
     begun = min(timing.started for timing in timings.timings)
     ended = max(timing.finished for timing in timings.timings)
     yield f"Measured from {begun} to {ended}."
-    rows = [row for row in timings.cases if row.is_timed]
+    rows = [row for row in timings.cases if is_timed(row)]
     if rows:
-        counts = sorted({(row.n, row.processes) for row in rows})
+        counts = sorted({(row["n"], row["processes"]) for row in rows})
         taken = (f"{several(n, 'sample')} of {several(processes, 'process')}" for n, processes in counts)
         yield f"{_TIMES} Taken: {', '.join(taken)}."
-        if any(row.balance == "forced" for row in rows):
+        if any(row["balance"] == "forced" for row in rows):
             yield _BALANCE
         yield _EFFICIENCY
-        if any(row.utilisation is not None for row in rows):
+        if any(row["utilisation"] is not None for row in rows):
             yield _UTILISATION
-        if any(row.host_share is not None for row in rows):
+        if any(row["host_share"] is not None for row in rows):
             yield _HOST
-        dtypes = ", ".join(sorted({row.dtype for row in rows}))
-        how = "compiled" if any(row.compiled for row in rows) else "not compiled"
+        dtypes = ", ".join(sorted({row["dtype"] for row in rows}))
+        how = "compiled" if any(row["compiled"] for row in rows) else "not compiled"
         yield (
             f"Matmuls in {escaped(dtypes)}, {how}; forward passes and training steps under autocast, "
             "prefill and decoding with weights in that dtype."

@@ -10,11 +10,11 @@ shapes in the same dtype and run.
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from math import exp, log
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from modbench.analysis.noise import summary
 from modbench.records.record import TimingKind, TimingRecord, canonical_json
@@ -25,27 +25,9 @@ from modbench.report.timing.values import refuse_incomparable, time_marks
 _ROUNDED = 0.05
 
 
-class TimedCase(Protocol):
-    """The fields of a `modbench.report.timing.table.CaseRow` that a comparison needs."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def train(self) -> str: ...
-    @property
-    def case(self) -> str: ...
-    @property
-    def seconds_median(self) -> float | None: ...
-    @property
-    def flops_realised(self) -> int | None: ...
-    @property
-    def stable(self) -> bool | None: ...
-    @property
-    def loaded(self) -> bool | None: ...
-    @property
-    def throttled(self) -> bool | None: ...
-    @property
-    def host_bound(self) -> bool | None: ...
+#: One case of one scheme, over all processes that measured it; or, if all its processes ended with an
+#: error, what was not measured and why. The keys are `COLUMNS`; a figure may be None.
+Case = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,28 +37,29 @@ class Dense:
 
     seconds: float
     flops: float
-    rows: Sequence[TimedCase]
+    rows: Sequence[Case]
 
     @property
     def is_interpolated(self) -> bool:
         return len(self.rows) > 1
 
 
-def dense_case(row: TimedCase, dense: Sequence[TimedCase]) -> Dense | None:
+def dense_case(row: Case, dense: Sequence[Case]) -> Dense | None:
     """The dense case that ``row`` is compared with, from the timed ``dense`` rows; of several of one
     shape the first counts.
 
     Without one of the same shape, time and FLOPs are interpolated linearly in logarithms between the two
     next widths of dense models with otherwise equal shape and settings. None outside the timed widths.
     """
-    shape = _shape_of(row.model)
-    family: dict[float, TimedCase] = {}
+    shape = _shape_of(row["model"])
+    family: dict[float, Case] = {}
     for other in dense:
-        if (other.case, other.train) == (row.case, row.train) and other.flops_realised:
-            if other.model == row.model:
-                return Dense(other.seconds_median or 0.0, other.flops_realised, [other])
-            if _same_family(shape, _shape_of(other.model)):
-                family.setdefault(_shape_of(other.model)["width"], other)
+        is_same = all(other[name] == row[name] for name in ("case", "train"))
+        if is_same and other["flops_realised"]:
+            if other["model"] == row["model"]:
+                return Dense(other["seconds_median"] or 0.0, other["flops_realised"], [other])
+            if _same_family(shape, _shape_of(other["model"])):
+                family.setdefault(_shape_of(other["model"])["width"], other)
     if not shape.get("width"):
         return None
     below = max((width for width in family if width < shape["width"]), default=None)
@@ -89,8 +72,8 @@ def dense_case(row: TimedCase, dense: Sequence[TimedCase]) -> Dense | None:
     def between(low: float, high: float) -> float:
         return exp((1 - part) * log(low) + part * log(high))
 
-    seconds = between(*(end.seconds_median or 0.0 for end in ends))
-    return Dense(seconds, between(*(float(end.flops_realised or 0) for end in ends)), ends)
+    seconds = between(*(end["seconds_median"] or 0.0 for end in ends))
+    return Dense(seconds, between(*(float(end["flops_realised"] or 0) for end in ends)), ends)
 
 
 @cache
@@ -122,83 +105,62 @@ MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaseRow:
-    """One case of one scheme, over all processes that measured it; or, if all its processes ended with
-    an error, what was not measured and why. Figures may be None. ``status`` is ``ok``, ``invalid``
-    (fewer samples than `FEWEST`, so no time), ``oom`` or ``failed``."""
+#: Columns of timings.csv after the shape.
+COLUMNS = (
+    *("label", "key", "router", "model", "train", "case", "phase", "sequences", "tokens", "past"),
+    "status",  #: ok, invalid (fewer samples than `FEWEST`, so no time), oom or failed
+    *("seconds_median", "seconds_iqr"),  #: per run: all new tokens of all sequences
+    "n",
+    *("processes", "failed"),  #: processes that measured it, and that did not
+    "stable",
+    "loaded",  #: the machine's load exceeded its cores in any process
+    "throttled",  #: in all processes; else those that were throttled are left out
+    "host_share",  #: of a GPU's time; of a training step, what it takes less in a row
+    "host_bound",
+    "clock_mhz",  #: mean of the GPU's
+    "power_capped",  #: the power cap lowered the clock in any process
+    *("flops_nominal", "flops_realised"),  #: convention model
+    "flops_executed",  #: convention executed, with padded slots
+    *("flops_per_second", "ceiling", "utilisation"),
+    *("speed_up", "promised_speed_up", "realised_efficiency"),
+    "dense",  #: what it is compared with: timed at the same shape, or interpolated
+    "efficiency_marks",  #: reasons to doubt its time or the dense time
+    *("joules", "balance", "compiled", "dtype", "asked_bytes", "error"),
+)
+_TEXTS = dict.fromkeys(("phase", "dense", "efficiency_marks", "balance", "dtype", "error"), "")
+_MARKS = ("stable", "loaded", "throttled", "host_bound")
 
-    label: str
-    key: str  #: of the scheme at its shape and batch
-    router: str
-    model: str  #: JSON, as ``train``
-    train: str
-    case: str
-    phase: str = ""
-    sequences: int | None = None
-    tokens: int | None = None
-    past: int | None = None
-    status: str = "ok"
-    seconds_median: float | None = None  #: per run: all new tokens of all sequences
-    seconds_iqr: float | None = None
-    n: int = 0
-    processes: int = 0  #: that measured it
-    failed: int = 0  #: processes that did not
-    stable: bool | None = None
-    loaded: bool | None = None  #: the machine's load exceeded its cores in any process
-    throttled: bool | None = None  #: in all processes; else those that were throttled are left out
-    host_share: float | None = None  #: of a GPU's time; of a training step, what it takes less in a row
-    host_bound: bool | None = None
-    clock_mhz: float | None = None  #: mean of the GPU's
-    power_capped: bool | None = None  #: the power cap lowered the clock in any process
-    flops_nominal: int | None = None  #: convention model
-    flops_realised: int | None = None
-    flops_executed: int | None = None  #: convention executed, with padded slots
-    flops_per_second: float | None = None
-    ceiling: float | None = None
-    utilisation: float | None = None
-    speed_up: float | None = None
-    promised_speed_up: float | None = None
-    realised_efficiency: float | None = None
-    dense: str = ""  #: what it is compared with: timed at the same shape, or interpolated
-    efficiency_marks: str = ""  #: reasons to doubt its time or the dense time
-    joules: float | None = None
-    balance: str = ""
-    compiled: bool | None = None
-    dtype: str = ""
-    asked_bytes: int | None = None
-    error: str = ""
 
-    @property
-    def is_timed(self) -> bool:
-        return self.seconds_median is not None
+def _case(**known: Any) -> Case:
+    """A case with what is ``known`` of it."""
+    return {**dict.fromkeys(COLUMNS), **_TEXTS, "status": "ok", "n": 0, "processes": 0, **known}
 
-    @property
-    def marks(self) -> str:
-        """Reasons to doubt its time."""
-        marks = self.stable, self.loaded, self.throttled, self.host_bound
-        return time_marks(*marks) if self.is_timed else ""
 
-    def compared_to(self, dense: Dense | None) -> "CaseRow":
-        """The row with its speed-ups over the same case of the ``dense`` model."""
-        if dense is None or self.seconds_median is None or not self.flops_realised:
-            return self
-        achieved = dense.seconds / self.seconds_median
-        promised = dense.flops / self.flops_realised
-        compared: list[TimedCase] = [self, *dense.rows]
-        return replace(
-            self,
-            speed_up=achieved,
-            promised_speed_up=promised,
-            realised_efficiency=achieved / promised,
-            dense="interpolated" if dense.is_interpolated else "timed",
-            efficiency_marks=time_marks(
-                all(row.stable for row in compared),
-                any(row.loaded for row in compared),
-                any(row.throttled for row in compared),
-                any(row.host_bound for row in compared),
-            ),
-        )
+def is_timed(case: Case) -> bool:
+    """Return True unless no process measured ``case``."""
+    return case["seconds_median"] is not None
+
+
+def marks_of(case: Case) -> str:
+    """Reasons to doubt the time of ``case``; empty if there are none."""
+    return time_marks(*(case[name] for name in _MARKS)) if is_timed(case) else ""
+
+
+def _compared(case: Case, dense: Dense | None) -> Case:
+    """``case`` with its speed-ups over the same case of the ``dense`` model."""
+    if dense is None or not is_timed(case) or not case["flops_realised"]:
+        return case
+    achieved = dense.seconds / case["seconds_median"]
+    promised = dense.flops / case["flops_realised"]
+    rows = [case, *dense.rows]
+    doubts = (any(row[name] for row in rows) for name in _MARKS[1:])
+    return case | {
+        "speed_up": achieved,
+        "promised_speed_up": promised,
+        "realised_efficiency": achieved / promised,
+        "dense": "interpolated" if dense.is_interpolated else "timed",
+        "efficiency_marks": time_marks(all(row["stable"] for row in rows), *doubts),
+    }
 
 
 #: A process and one of its cases.
@@ -231,7 +193,7 @@ class TimingTable:
         return [t for t in self.timings if t.measures == kind and t.status == "ok"]
 
     @cached_property
-    def cases(self) -> list[CaseRow]:
+    def cases(self) -> list[Case]:
         """Rows by label; cases in the order of timing."""
         of_scheme = defaultdict(list)
         for timing in self.timings:
@@ -239,24 +201,24 @@ class TimingTable:
                 order = self.labels[timing.key], timing.key, _TIMED.index(timing.measures)
                 of_scheme[order].append(timing)
         rows = [row for _, timings in sorted(of_scheme.items()) for row in self._cases_of(timings)]
-        dense = [row for row in rows if row.router == "vanilla" and row.is_timed]
-        return [row.compared_to(dense_case(row, dense)) for row in rows]
+        dense = [row for row in rows if row["router"] == "vanilla" and is_timed(row)]
+        return [_compared(row, dense_case(row, dense)) for row in rows]
 
-    def _cases_of(self, timings: Sequence[TimingRecord]) -> list[CaseRow]:
+    def _cases_of(self, timings: Sequence[TimingRecord]) -> list[Case]:
         """The cases of training or of inference of one scheme, from its processes."""
         by_name: dict[str, list[_Sample]] = defaultdict(list)
         for timing in timings:
             for case in timing.measured.get("cases", []):
                 by_name[case["name"]].append((timing, case))
-        rows = [self._case(samples, len(timings) - len(samples)) for samples in by_name.values()]
+        rows = [self._measured(samples, len(timings) - len(samples)) for samples in by_name.values()]
         rows = [_with_host_share(row, rows) for row in rows]
         if all(timing.status != "ok" for timing in timings):
             case = f"{'all others' if rows else 'all'} of {timings[-1].measures}"
             last = self._outcome(timings[-1])
-            rows.append(CaseRow(**last, case=case, failed=len(timings)))
+            rows.append(_case(**last, case=case, failed=len(timings)))
         return rows
 
-    def _case(self, samples: list[_Sample], failed: int) -> CaseRow:
+    def _measured(self, samples: list[_Sample], failed: int) -> Case:
         """One case that was measured; other processes ``failed`` or ran out of memory."""
         cool = [
             (timing, case) for timing, case in samples if not (case["gpu"] and case["gpu"]["throttled"])
@@ -265,7 +227,7 @@ class TimingTable:
         timing, case = used[0]
         seconds = [value for _, sample in used for value in sample["seconds"]]
         executed = case["flops"]["dispatched"]["executed"]
-        row = CaseRow(
+        row = _case(
             **self._scheme(timing),
             case=case["name"],
             **{name: case[name] for name in ("phase", "sequences", "tokens", "past")},
@@ -282,29 +244,28 @@ class TimingTable:
             dtype=timing.environment["dtype"],
         )
         if len(seconds) < FEWEST:
-            return replace(row, status="invalid", error=f"no time, too few samples: {len(seconds)}")
+            return row | {"status": "invalid", "error": f"no time, too few samples: {len(seconds)}"}
         spread = summary(seconds)
         short = any(min(sample["seconds"]) * sample["loops"] < SHORTEST for _, sample in used)
         rate = executed / spread["median"]
-        best = self.ceilings.get((row.model, row.dtype), {}).get("flops_per_second")
+        best = self.ceilings.get((row["model"], row["dtype"]), {}).get("flops_per_second")
         joules = [sample["joules"] for _, sample in used if sample["joules"] is not None]
         shares = [sample["host_share"] for _, sample in used if "host_share" in sample]
         share = fmean(shares) if shares else None
         gpus = [sample["gpu"] for _, sample in used if (sample["gpu"] or {}).get("mean_clock_mhz")]
-        return replace(
-            row,
-            host_share=share,
-            host_bound=None if share is None else share > HOST_BOUND,
-            clock_mhz=fmean(gpu["mean_clock_mhz"] for gpu in gpus) if gpus else None,
-            power_capped=any(gpu["power_capped"] for gpu in gpus) if gpus else None,
-            seconds_median=spread["median"],
-            seconds_iqr=spread["iqr"],
-            stable=spread["stable"] and not short,
-            flops_per_second=rate,
-            ceiling=best,
-            utilisation=None if best is None else rate / best,
-            joules=sum(joules) / len(joules) if joules else None,
-        )
+        return row | {
+            "host_share": share,
+            "host_bound": None if share is None else share > HOST_BOUND,
+            "clock_mhz": fmean(gpu["mean_clock_mhz"] for gpu in gpus) if gpus else None,
+            "power_capped": any(gpu["power_capped"] for gpu in gpus) if gpus else None,
+            "seconds_median": spread["median"],
+            "seconds_iqr": spread["iqr"],
+            "stable": spread["stable"] and not short,
+            "flops_per_second": rate,
+            "ceiling": best,
+            "utilisation": None if best is None else rate / best,
+            "joules": sum(joules) / len(joules) if joules else None,
+        }
 
     @cached_property
     def memory(self) -> list[dict[str, Any]]:
@@ -335,14 +296,33 @@ class TimingTable:
         return self._scheme(timing) | ended | {"error": timing.error or ""}
 
 
-def _with_host_share(row: CaseRow, rows: Sequence[CaseRow]) -> CaseRow:
+def _with_host_share(row: Case, rows: Sequence[Case]) -> Case:
     """``row`` with the host's share, if it is the training step of ``rows``, which have steps in a row,
     too."""
-    in_a_row = [of.seconds_median for of in rows if of.phase == "train" and of.case != "train"]
-    if row.case != "train" or not in_a_row or in_a_row[0] is None or row.seconds_median is None:
+    in_a_row = [of["seconds_median"] for of in rows if of["phase"] == "train" and of["case"] != "train"]
+    if row["case"] != "train" or not in_a_row or in_a_row[0] is None or not is_timed(row):
         return row
-    return replace(row, host_share=max(0.0, 1 - in_a_row[0] / row.seconds_median))
+    return row | {"host_share": max(0.0, 1 - in_a_row[0] / row["seconds_median"])}
 
 
 def _shape(timed: Mapping[str, Any]) -> str:
     return canonical_json(reported_shape(timed["model"]))
+
+
+#: The metric of each timed case.
+_METRICS = {"forward": "forward_seconds", "train": "train_step_seconds"}
+
+
+def timed_values(table: TimingTable | None) -> dict[str, dict[str, dict[str, Any]]]:
+    """The timed metrics of each scheme at its shape and batch, by key: median, iqr, n, stable, loaded
+    and throttled; of memory, median and n."""
+    by_key: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for case in table.cases if table else ():
+        if case["case"] in _METRICS and is_timed(case):
+            figures = {name: case[f"seconds_{name}"] for name in ("median", "iqr")}
+            figures |= {name: case[name] for name in ("n", "stable", "loaded", "throttled")}
+            by_key[case["key"]].setdefault(_METRICS[case["case"]], figures)
+    for memory in table.memory if table else ():
+        if memory["phase"] == "training" and memory["peak"] is not None:
+            by_key[memory["key"]]["peak_memory_bytes"] = {"median": memory["peak"], "n": 1}
+    return dict(by_key)

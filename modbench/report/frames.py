@@ -1,0 +1,46 @@
+"""Results as pandas frames, for a notebook or figures of one's own. Types are nullable, a missing value
+is NA, and nothing is rounded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from modbench.report.compared import Compared
+
+
+def results(folder: str | Path) -> "pd.DataFrame":
+    """The results of ``folder``, such as ``my-results/quick``: a row for each run at each budget.
+
+    Columns are what names a run (scheme, label, router, options, width, layers, depth, budget in
+    training FLOPs, point, seed, learning_rate, precision, processor, status, key), each metric of
+    ``modbench list metrics`` in its unit, ``TASK:METRIC`` for downstream tasks, and ``added_layer_N``
+    and ``gate_scale_layer_N`` for routed layers. Times are medians of the scheme in the newest session
+    of ``modbench time``. Raises UserError: there are no records of runs."""
+    from modbench.report.frame import RESULT
+
+    board = _compared(folder).board
+    assert board is not None  # _compared refuses
+    return board.runs.drop(columns=RESULT)
+
+
+def pairs(folder: str | Path) -> "pd.DataFrame":
+    """The comparisons of ``folder``: a row for each pair of schemes at a budget, with the value of
+    ``scheme`` minus that of ``other``, its 95 % interval, p-value, and, within its ``family``, adjusted
+    p-value and verdict. `modbench.analysis.pairs.COLUMNS` has all columns. Raises UserError: there are
+    no records of runs."""
+    compared = _compared(folder)
+    assert compared.board is not None
+    return compared.sweep.pairs if compared.sweep else compared.board.pairs
+
+
+def _compared(folder: str | Path) -> "Compared":
+    from modbench.report.compared import compared_of
+
+    compared = compared_of(Path(folder))
+    if compared.board is None:
+        raise UserError(f"{folder}: no run has finished yet; there are no results")
+    return compared

@@ -17,7 +17,7 @@ from modbench.report.compared import Compared, compared_of
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
 from modbench.report.frame import RESULT, shape_columns, typed
-from modbench.report.html.source import PAGE, SuiteReport
+from modbench.report.html.index import PAGE
 from modbench.report.isoflop.csv import depths_table, differences_table, optima_table, rates_table
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
@@ -226,26 +226,16 @@ def _html(
     left_out: Sequence[str],
 ) -> dict[str, bytes]:
     """The page in HTML of the other ``contents``."""
-    from modbench.report.html.suite import suite_page  # with a library of templates
+    from modbench.report.html.page import SuiteReport, suite_page  # with a library of templates
 
-    records = compared.records
-    every = (*records.runs, *records.measurements, *records.timings)
     report = SuiteReport(
         folder=folder.resolve().name,
-        board=compared.board,
-        sweep=compared.sweep,
+        compared=compared,
         cases=cases,
-        times=compared.times,
         looks=look_of,
         pages={name: content for name, content in contents.items() if isinstance(content, Page)},
-        drawings={
-            name: content
-            for name, content in contents.items()
-            if isinstance(content, bytes) and name.endswith(".svg")
-        },
+        drawings={name: content for name, content in contents.items() if isinstance(content, bytes)},
         damaged=left_out,
-        finished=max((record.finished for record in every), default=""),
-        is_named=bool(records.suites),
     )
     return {PAGE: suite_page(report)}
 

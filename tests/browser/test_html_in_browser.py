@@ -1,7 +1,5 @@
-"""Pages in a real browser: sorting, filters, charts, toggles, routing, state, keyboard, widths."""
+"""Pages in a real browser: sorting, filters, chart, routing, keyboard, widths."""
 
-import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,14 +66,14 @@ def visit(browser: Any, results: Path) -> Iterator[Any]:
     errors: list[str] = []
     contexts = []
 
-    def open_page(name: str, size: dict[str, int] = DESK, hash_: str = "", **options: Any) -> Any:
+    def open_page(name: str, size: dict[str, int] = DESK, **options: Any) -> Any:
         context = browser.new_context(viewport=size, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda said: errors.append(said.text) if said.type != "log" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda r: r.url.startswith("file:") or errors.append(r.url))
-        page.goto((results / name).as_uri() + hash_)
+        page.goto((results / name).as_uri())
         page.wait_for_load_state("load")
         return page
 
@@ -93,67 +91,35 @@ def column(page: Any, table: str, number: int) -> list[str]:
 FAKE, SWEEP = "fake/index.html", "sweep/index.html"
 
 
-def test_a_click_sorts_by_the_number_in_full_and_a_second_one_turns_it(visit: Any) -> None:
+def test_a_click_or_the_keyboard_sorts_by_the_number_in_full_and_turns_it(visit: Any) -> None:
     page = visit(FAKE)
     head = page.locator("#t1 thead th", has_text="training tokens").locator("button.sort")
     head.click()
-    page.wait_for_url(re.compile(r"t1\.sort=\d+$"))
     sizes = [int(text.replace(",", "")) for text in column(page, "t1", 6) if text != "-"]
     assert sizes == sorted(sizes)
     assert column(page, "t1", 6)[-1] == "-"  # without a number, last
-    head.click()
-    page.wait_for_url(re.compile(r"t1\.sort=\d+d$"))
+    head.focus()
+    page.keyboard.press("Enter")
     again = [int(text.replace(",", "")) for text in column(page, "t1", 6) if text != "-"]
     assert again == sorted(sizes, reverse=True)
     assert column(page, "t1", 6)[-1] == "-"
 
 
-def test_the_keyboard_sorts_and_reads_the_meaning_of_a_column(visit: Any) -> None:
-    page = visit(FAKE)
-    head = page.locator("#t1 thead th", has_text="training tokens")
-    head.locator("button.sort").focus()
-    page.keyboard.press("Enter")
-    page.wait_for_url(re.compile(r"t1\.sort=\d+$"))
-    assert head.get_attribute("aria-sort") == "ascending"
-    page.keyboard.press("Tab")
-    shown = page.locator(".meaning:popover-open")
-    assert "a scheme with cheaper tokens sees more text" in shown.text_content()
-    page.keyboard.press("Escape")
-    assert shown.count() == 0
-
-
-def test_hovering_and_tapping_a_heading_show_its_meaning(visit: Any) -> None:
-    page = visit(FAKE)
-    page.locator("#t1 thead th", has_text="held-out loss").hover()
-    assert "mean cross-entropy" in page.locator(".meaning:popover-open").text_content()
-    phone = visit(FAKE, PHONE, has_touch=True, is_mobile=True)
-    phone.locator("#t1 thead th", has_text="held-out loss").locator(".info").tap()
-    assert "mean cross-entropy" in phone.locator(".meaning:popover-open").text_content()
-    assert "aria-sort" not in phone.locator("#t1 thead").inner_html()
-
-
-def test_a_filter_keeps_rows_with_all_words_and_the_address_restores_it(visit: Any) -> None:
+def test_a_filter_keeps_rows_with_all_words(visit: Any) -> None:
     page = visit(FAKE)
     page.locator("#t1 input[type=search]").fill("token_choice:1")
     assert column(page, "t1", 2) == ["token_choice:1"]
     assert page.locator("#t1 [role=status]").text_content() == "1 of 12 rows"
-    again = visit(FAKE, hash_=page.evaluate("location.hash"))
-    assert column(again, "t1", 2) == ["token_choice:1"]
 
 
-def test_the_axes_of_the_chart_can_be_chosen_and_are_restored(visit: Any) -> None:
+def test_the_axes_of_the_chart_can_be_chosen(visit: Any) -> None:
     page = visit(FAKE)
     page.wait_for_selector("#chart-plot canvas")
     before = page.locator("#chart-plot").get_attribute("aria-label")
-    page.select_option("#chart-x", "train_tokens")
+    page.select_option("#chart-x", label="training tokens")
     after = page.locator("#chart-plot").get_attribute("aria-label")
     assert "against training tokens, 11 rows" in after != before
     assert "Pareto front (dashed)" in page.locator("#chart-said").text_content()
-    page.locator("#chart-schemes label", has_text="vanilla").locator("input").uncheck()
-    assert "10 rows" in page.locator("#chart-plot").get_attribute("aria-label")
-    again = visit(FAKE, hash_=page.evaluate("location.hash"))
-    again.wait_for_selector("#chart-plot canvas")
-    assert "against training tokens, 10 rows" in again.locator("#chart-plot").get_attribute("aria-label")
 
 
 def test_the_slider_shows_the_tokens_that_a_layer_processes(visit: Any) -> None:
@@ -167,13 +133,9 @@ def test_the_slider_shows_the_tokens_that_a_layer_processes(visit: Any) -> None:
     page.locator("#viewer-layer").focus()
     page.keyboard.press("ArrowRight")
     assert "Layer 2 processes all 10 tokens." in said.text_content()
-    page.keyboard.press("ArrowRight")
-    assert "Layer 3 processes 1 of 10 tokens" in said.text_content()
-    again = visit(FAKE, hash_=page.evaluate("location.hash"))
-    assert "Layer 3 processes 1 of 10 tokens" in again.locator("#viewer-said").text_content()
 
 
-@pytest.mark.parametrize("form", ["CSV", "JSON", "LaTeX"])
+@pytest.mark.parametrize("form", ["CSV", "LaTeX"])
 def test_a_table_is_saved_with_its_numbers_in_full(visit: Any, form: str) -> None:
     page = visit(FAKE)
     page.locator("#t1 input[type=search]").fill("mod")
@@ -183,9 +145,6 @@ def test_a_table_is_saved_with_its_numbers_in_full(visit: Any, form: str) -> Non
     if form == "CSV":
         assert text.splitlines()[0].startswith("group,scheme,held-out loss (nats/token),")
         assert text.splitlines()[1].startswith(",mod,4.86,")
-    elif form == "JSON":
-        (row,) = json.loads(text)
-        assert row["realised forward FLOP/token"] == 1818000
     else:
         assert "\\toprule\ngroup & scheme & held-out loss" in text
         assert "mod & 4.8600" in text
@@ -235,6 +194,13 @@ def test_every_control_has_a_name_and_can_be_reached(visit: Any) -> None:
     assert unreachable == 0
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
+
+
+def test_a_table_that_goes_on_says_so(visit: Any) -> None:
+    page = visit(FAKE, PHONE)
+    page.wait_for_selector("#t1.more-right")
+    page.evaluate("document.querySelector('#t1 .scroll').scrollLeft = 9999")
+    page.wait_for_selector("#t1.more-left:not(.more-right)")
 
 
 def test_without_scripts_the_tables_are_there(visit: Any) -> None:

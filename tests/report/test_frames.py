@@ -1,4 +1,4 @@
-"""`modbench.results` and `modbench.pairs`: typed frames, unrounded, of the numbers that a report shows."""
+"""`modbench.results` and `modbench.pairs`: typed, unrounded frames of what a report shows."""
 
 import re
 from pathlib import Path

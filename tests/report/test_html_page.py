@@ -93,7 +93,7 @@ def test_the_page_is_well_formed_and_its_identifiers_are_unique(page):
     assert parsed.open == []
     names = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(names) == len(set(names))
-    assert len(names) > 30
+    assert len(names) > 10
 
 
 def test_nothing_is_loaded_and_no_link_leaves_the_folder(page):

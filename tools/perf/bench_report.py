@@ -13,7 +13,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
-from modbench.report.html.source import PAGE
+from modbench.report.html.index import PAGE
 from modbench.report.page import write_report
 
 QUICK = Path(__file__).parents[2] / "results" / "quick"

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.colors import to_hex
 
 from modbench.records.metrics import METRICS
-from modbench.report.html.source import SuiteReport
 from modbench.report.leaderboard.board import comparison_titles
 from modbench.report.leaderboard.rows import Row, center
 from modbench.report.table import escaped
@@ -25,6 +24,9 @@ COSTS = {
     "kv_cache_bytes_per_token": "KV cache (bytes per token)",
     "train_tokens": "training tokens",
 }
+if TYPE_CHECKING:
+    from modbench.report.html.page import SuiteReport
+
 _SHAPES = {"s": "square", "D": "diamond", "d": "diamond", "v": "down", "^": "up", "P": "plus"}
 _TIMED = ("train_step_seconds", "peak_memory_bytes")
 
@@ -33,13 +35,13 @@ _TIMED = ("train_step_seconds", "peak_memory_bytes")
 class Chart:
     """The rows of a suite as points."""
 
-    report: SuiteReport
+    report: "SuiteReport"
 
     @cached_property
     def qualities(self) -> dict[str, str]:
         """Names of the vertical axes by metric: the one that ranks, then others that any row has."""
         names = [name for name, of in METRICS.items() if of.kind == "quality" and of.direction != "none"]
-        board = self.report.board
+        board = self.report.compared.board
         if board is None:
             return {}
         ordered = dict.fromkeys([board.rank_by, *names])
@@ -65,7 +67,9 @@ class Chart:
         return None if value is None else float(f"{value:.7g}")
 
     def missing(self) -> list[str]:
-        """Sentences on axes that no record has."""
+        """Sentences on what the chart lacks."""
+        if not self.qualities or not self.costs:
+            return ["No chart: it needs two finished rows with a loss and a cost that differ."]
         missing = [COSTS[name] for name in _TIMED if name not in self.costs]
         if not missing:
             return []
@@ -76,9 +80,9 @@ class Chart:
 
     def data(self) -> dict[str, Any] | None:
         """Axes and points, for the page's script; None without two rows to show."""
-        if not self.qualities or not self.costs or self.report.board is None:
+        if not self.qualities or not self.costs or self.report.compared.board is None:
             return None
-        comparisons = self.report.board.comparisons
+        comparisons = self.report.compared.board.comparisons
         rows = self.report.rows
         schemes = list(dict.fromkeys(row["label"] for row in rows))
         axes = [*self.qualities, *self.costs]

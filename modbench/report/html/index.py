@@ -11,18 +11,18 @@ from pydantic import TypeAdapter
 from modbench.errors import UserError
 from modbench.records.line import at_least, check
 from modbench.records.store import recorded_suites, write_files
-from modbench.report.html.source import PAGE
 from modbench.report.html.template import render
 
+#: Name of a suite's page, and of the index over suites.
+PAGE = "index.html"
 _MADE_BY = '<meta name="generator" content="modbench report --html">'
 _SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
-#: Facts of a summary that the index shows (`modbench.report.html.suite`).
+#: Facts of a summary that the index shows (`modbench.report.html.page`).
 _FACTS = TypeAdapter(
     at_least(
         name=str,
         version=int | None,
-        rows=int,
-        best=at_least(name=str, value=str, claim=str) | None,
+        schemes=int,
         budgets=list[str],
         machines=list[str],
         finished=str,

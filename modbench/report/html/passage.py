@@ -1,17 +1,17 @@
 """Data of the viewer of routing: the tokens of a held-out passage that each layer processes."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from modbench.report.html.source import SuiteReport
-from modbench.report.routing.cases import with_passage
+from modbench.report.routing.cases import RoutingCase, with_passage
 from modbench.report.routing.pattern import layers_of
 
 
-def passages(report: SuiteReport) -> dict[str, Any] | None:
+def passages(all_cases: Iterable[RoutingCase]) -> dict[str, Any] | None:
     """Texts of tokens and, for each scheme, its layers: None, all tokens are processed; a string of 0
     and 1 by the causal rule and one by the training rule; or the first expert of each token, -1 without
     one. None if no record has a passage."""
-    cases = with_passage(report.cases)
+    cases = with_passage(all_cases)
     texts: list[list[str]] = []
     schemes = []
     for case in cases:

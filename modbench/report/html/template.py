@@ -12,16 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 _HERE = Path(__file__).parent
-_SORTER, _UPLOT = "vendor/sortable.min.js", "vendor/uPlot.iife.min.js"
 #: Files of the style and of the script of each kind of page.
-STYLES = {
-    "suite": ("vendor/uPlot.min.css", "page.css", "suite.css"),
-    "index": ("page.css",),
-}
-SCRIPTS = {
-    "suite": (_SORTER, _UPLOT, "page.js", "tables.js", "chart.js", "figures.js"),
-    "index": (_SORTER, "page.js", "tables.js"),
-}
+STYLES = {"suite": ("vendor/uPlot.min.css", "page.css"), "index": ("page.css",)}
+_UPLOT = "vendor/uPlot.iife.min.js"
+_TABLES = ("vendor/sortable.min.js", "tables.js")
+SCRIPTS = {"suite": (*_TABLES, _UPLOT, "chart.js", "passage.js"), "index": _TABLES}
 
 
 def render(kind: str, **values: Any) -> bytes:

@@ -7,10 +7,9 @@
   const axes = { y: data.y, x: data.x };
   const FIRST = 4; // values of a point come after scheme, group, label and whether it is ranked
   const LABELS = 14; // names next to points, up to this number of points
-  const hidden = new Set((state.get("chart.off") || "").split(".").filter(Boolean).map(Number));
   let points = [], front = [], chart = null;
 
-  const axisOf = (side) => axes[side].findIndex((axis) => axis.name === selects[side].value);
+  const axisOf = (side) => +selects[side].value;
   const valueOf = (point, side) => point[FIRST + (side === "x" ? data.y.length : 0) + axisOf(side)];
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -33,7 +32,7 @@
   function choose() {
     const group = selects.group ? selects.group.value : "all";
     points = data.points
-      .filter((p) => (group === "all" || p[1] === +group) && !hidden.has(p[0]))
+      .filter((p) => group === "all" || p[1] === +group)
       .map((p) => ({ scheme: data.schemes[p[0]], group: p[1], label: p[2], ranked: p[3], x: valueOf(p, "x"), y: valueOf(p, "y") }))
       .filter((p) => p.x !== null && p.y !== null && p.x > 0)
       .sort((a, b) => a.x - b.x || a.y - b.y);
@@ -166,35 +165,10 @@
     }, [points.map((point) => point.x), ys], plot);
   }
 
-  for (const [side, select] of Object.entries(selects)) {
-    if (!select) continue;
-    const chosen = state.get("chart." + side);
-    if ([...select.options].some((option) => option.value === chosen)) select.value = chosen;
-    select.addEventListener("change", () => {
-      // All rows of a budget have the same one.
-      if (side === "x" && selects.group && select.value === "train_flops") {
-        selects.group.value = "all";
-        state.set("chart.group", "all");
-      }
-      state.set("chart." + side, select.value);
-      show();
-    });
-  }
-  const toggles = byId("chart-schemes");
-  if (data.schemes.length > 24) toggles.remove();
-  else data.schemes.forEach((scheme, index) => {
-    const box = make("input", { type: "checkbox", checked: !hidden.has(index) });
-    const dot = make("i");
-    const paint = () => { dot.style.background = onPage(scheme.color); };
-    paint();
-    dark.addEventListener("change", paint);
-    box.addEventListener("change", () => {
-      if (box.checked) hidden.delete(index);
-      else hidden.add(index);
-      state.set("chart.off", [...hidden].sort((a, b) => a - b).join("."));
-      show();
-    });
-    toggles.append(make("label", {}, box, dot, scheme.name));
+  for (const select of Object.values(selects)) if (select) select.addEventListener("change", () => {
+    // All rows of a budget have the same one.
+    if (select === selects.x && selects.group && axes.x[axisOf("x")].name === "train_flops") selects.group.value = "all";
+    show();
   });
   byId("chart-card").querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   // After the page is shown: a chart costs more than all tables.

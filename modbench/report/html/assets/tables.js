@@ -1,3 +1,20 @@
+"use strict";
+const byId = (id) => document.getElementById(id);
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name in element) element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+function dataOf(id) {
+  const element = byId(id);
+  return element ? JSON.parse(element.textContent) : null;
+}
+document.documentElement.classList.add("js");
+
 // Tables: sorting by keyboard, a filter, and files of what is shown.
 const FORMULA = ["=", "+", "-", "@", "\t", "\r"];
 function save(name, kind, text) {
@@ -43,11 +60,6 @@ const FILES = {
     const lines = [of.map(([head]) => head), ...of[0][1].map((_, row) => of.map(([, cells]) => cells[row]))];
     return ["csv", "text/csv", lines.map((line) => line.map(csvCell).join(",") + "\n").join("")];
   },
-  JSON(table) {
-    const of = columns(contents(table));
-    const rows = of[0][1].map((_, row) => Object.fromEntries(of.map(([head, cells]) => [head, cells[row]])));
-    return ["json", "application/json", JSON.stringify(rows, null, 1) + "\n"];
-  },
   LaTeX(table) {
     const { heads, rows } = contents(table);
     const align = [...table.tHead.rows[0].cells].map((th) => (th.classList.contains("n") ? "r" : "l")).join("");
@@ -61,21 +73,11 @@ const FILES = {
 for (const block of document.querySelectorAll(".table")) {
   const table = block.querySelector("table");
   const caption = table.caption.textContent;
-  const heads = [...table.tHead.rows[0].cells];
-  for (const head of heads) {
-    const text = head.querySelector(".h");
+  for (const text of table.tHead.querySelectorAll(".h"))
     text.replaceWith(make("button", { type: "button", className: "sort" }, text.textContent));
-  }
-  table.addEventListener("sort-end", () => {
-    const index = heads.findIndex((head) => head.hasAttribute("aria-sort"));
-    if (index < 0) return;
-    const up = heads[index].getAttribute("aria-sort") === "ascending";
-    state.set(block.id + ".sort", index + (up ? "" : "d"));
-  });
   const bar = make("div", { className: "bar" });
   if (block.dataset.filter === "1") {
-    const find = make("input", { type: "search", placeholder: "Filter rows" });
-    find.setAttribute("aria-label", "Filter rows of: " + caption);
+    const find = make("input", { type: "search", placeholder: "Filter rows", "aria-label": "Filter rows of: " + caption });
     const count = make("span", { role: "status" });
     const filter = () => {
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -87,18 +89,13 @@ for (const block of document.querySelectorAll(".table")) {
       }
       const all = table.tBodies[0].rows.length;
       count.textContent = words.length ? shown + " of " + all + " rows" : all + " rows";
-      state.set(block.id + ".find", find.value);
     };
     find.addEventListener("input", filter);
-    find.value = state.get(block.id + ".find") || "";
-    count.textContent = table.tBodies[0].rows.length + " rows";
-    if (find.value) filter();
-    bar.append(make("span", { className: "find" }, find), count);
+    filter();
+    bar.append(find, count);
   }
-  bar.append(make("span", { className: "space" }));
   for (const [name, form] of Object.entries(FILES)) {
-    const button = make("button", { type: "button" }, name);
-    button.setAttribute("aria-label", "Save as " + name + ": " + caption);
+    const button = make("button", { type: "button", "aria-label": "Save as " + name + ": " + caption }, name);
     button.addEventListener("click", () => {
       const [ending, kind, text] = form(table);
       const stem = caption.toLowerCase().replace(/[^a-z0-9]+/g, "_").replace(/^_|_$/g, "");
@@ -106,11 +103,13 @@ for (const block of document.querySelectorAll(".table")) {
     });
     bar.append(button);
   }
-  if (block.dataset.filter !== "1" && block.dataset.plain === undefined) bar.classList.add("tight");
   block.prepend(bar);
-  const sort = /^(\d+)(d?)$/.exec(state.get(block.id + ".sort") || "");
-  if (sort && heads[+sort[1]]) {
-    heads[+sort[1]].click();
-    if (sort[2]) heads[+sort[1]].click();
-  }
+  // A shadow on the side to which the table goes on.
+  const scroll = block.querySelector(".scroll");
+  const edges = () => {
+    block.classList.toggle("more-left", scroll.scrollLeft > 1);
+    block.classList.toggle("more-right", scroll.scrollLeft + scroll.clientWidth < scroll.scrollWidth - 1);
+  };
+  scroll.addEventListener("scroll", edges, { passive: true });
+  new ResizeObserver(edges).observe(scroll);
 }

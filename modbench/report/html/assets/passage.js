@@ -46,16 +46,11 @@
         (training.checked ? ` The training rule decides otherwise for ${differ}.` : "");
     layer.setAttribute("aria-valuetext", said.textContent);
   }
-  const wanted = +(state.get("routing.scheme") || 0);
-  if (data.schemes[wanted]) scheme.value = wanted;
   // The first layer that does not process everything.
   const first = () => Math.max(0, data.schemes[+scheme.value].layers.findIndex((of) => of !== null));
   layer.max = data.schemes[+scheme.value].layers.length - 1;
-  layer.value = state.get("routing.layer") || first();
-  training.checked = state.get("routing.training") === "1";
-  scheme.addEventListener("change", () => { state.set("routing.scheme", scheme.value); show(); });
-  layer.addEventListener("input", () => { state.set("routing.layer", layer.value); show(); });
-  training.addEventListener("change", () => { state.set("routing.training", training.checked ? "1" : ""); show(); });
+  layer.value = first();
+  for (const [control, kind] of [[scheme, "change"], [layer, "input"], [training, "change"]]) control.addEventListener(kind, show);
   byId("viewer").querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   show();
 })();

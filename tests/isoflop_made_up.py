@@ -6,7 +6,7 @@ from math import log
 from typing import Any
 
 from modbench.records.result import Result
-from modbench.report.sections import Heading, Page
+from modbench.report.markdown import Page
 from modbench.report.table import Table
 
 BUDGETS = (10**12, 3 * 10**12, 10**13)
@@ -94,6 +94,10 @@ def records(make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others:
 
 def table_under(page: Page, heading: str) -> list[list[str]]:
     """The cells of the first table under ``heading``."""
-    parts = page.parts[page.parts.index(Heading(heading)) :]
-    table = next(part for part in parts if isinstance(part, Table))
+    number = next(
+        number
+        for number, part in enumerate(page.parts)
+        if isinstance(part, str) and f"# {heading}\n" in f"{part}\n"
+    )
+    table = next(part for part in page.parts[number:] if isinstance(part, Table))
     return [["-" if cell is None else str(cell) for cell in row] for row in table.rows]

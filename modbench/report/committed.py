@@ -8,7 +8,7 @@ from modbench.records.store import read_suite
 from modbench.report.compare import machine_differences
 from modbench.report.leaderboard.board import board_of
 from modbench.report.leaderboard.board_tables import first_table
-from modbench.report.sections import Heading, Items, Page
+from modbench.report.markdown import Page
 
 
 def next_to_committed(folder: Path, committed: Path) -> Page:
@@ -42,11 +42,8 @@ def next_to_committed(folder: Path, committed: Path) -> Page:
     if len(board.comparisons) > 1:
         return Page([])
     reasons = machine_differences(others, mine)
-    differ = ["The machines or settings differ (committed | yours):", Items(reasons)]
-    return Page(
-        [
-            Heading("Next to the committed rows"),
-            first_table(board, board.comparisons[0]),
-            *(differ if reasons else ["Processor, precision and versions are the same."]),
-        ]
-    )
+    differ = [f"- {reason}" for reason in reasons]
+    said = ["The machines or settings differ (committed | yours):", "", *differ]
+    said = said if reasons else ["Processor, precision and versions are the same."]
+    table = first_table(board, board.comparisons[0])
+    return Page(["## Next to the committed rows", table, "\n".join(said)])

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from modbench.analysis.difference import FEW_SEEDS, MARGIN, compare, row_noise
 from modbench.analysis.noise import Noise
@@ -18,10 +16,12 @@ from modbench.errors import UserError, known_names, several
 from modbench.records.metrics import METRICS
 from modbench.records.named import Named
 from modbench.records.result import Result
-from modbench.report.frame import plain_records
 from modbench.report.table import Table
 from modbench.report.timing.table import TimingTable, timed_values
 from modbench.report.timing.values import ROUNDING, newest_session, time_marks
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: What may change the digits of a run that is otherwise the same, by the name shown.
 _MACHINE = {
@@ -170,11 +170,13 @@ class Comparison:
     def pairs_of(self, metric: str) -> dict[str, dict[str, Any]]:
         """The pairs of ``metric`` by row; rows that lack it are left out."""
         if metric not in self._known:
+            from modbench.report.frame import plain_records
+
             pairs = plain_records(self.pairs(metric))
             self._known[metric] = {str(pair["scheme"]): pair for pair in pairs}
         return self._known[metric]
 
-    def pairs(self, metric: str) -> pd.DataFrame:
+    def pairs(self, metric: str) -> "pd.DataFrame":
         """The frame of pairs: ``metric`` of the second side minus that of the first one, by row
         (``scheme``), over the seeds of both. All rows are a family. A row of one run on either side is
         not tested; nor are the same runs on another type of processor, on which the noise between seeds

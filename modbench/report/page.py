@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from modbench.records.store import read_bytes, write_files
+from modbench.report.captions import CAPTIONS
 from modbench.report.compared import Compared, compared_of
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
@@ -23,11 +24,11 @@ from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.leaderboard.figures import figures
 from modbench.report.leaderboard.page import leaderboard_page
+from modbench.report.markdown import Page, page
 from modbench.report.plot_style import Mark, marks
 from modbench.report.routing.cases import RoutingCase, cases_of_board, cases_of_sweep
 from modbench.report.routing.figure import weight_files
 from modbench.report.routing.pattern import pattern_files
-from modbench.report.sections import CAPTIONS, Items, Page
 from modbench.report.table import Table, escaped, to_csv
 from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page
@@ -187,23 +188,23 @@ def contents_of(
     if times is not None:
         contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
     left_out = [sentence.replace(f"{folder}/", "") for sentence in records.left_out]
-    page = {}
+    in_html = {}
     if html or (folder / PAGE).exists():
-        page = _html(folder, compared, cases, look_of, contents, left_out)
+        in_html = _html(folder, compared, cases, look_of, contents, left_out)
     named = {
         name: _with_left_out(content, left_out) if isinstance(content, Page) else content
         for name, content in contents.items()
     }
-    return named | page
+    return named | in_html
 
 
-def _with_left_out(page: Page, sentences: Sequence[str]) -> Page:
-    """``page`` with the records that it lacks named below its title."""
+def _with_left_out(shown: Page, sentences: Sequence[str]) -> Page:
+    """``shown`` with the records that it lacks named below its title."""
     if not sentences:
-        return page
-    title, *rest = page.parts
-    named = Items([f"**Left out:** {escaped(sentence)}" for sentence in sentences])
-    return Page([title, named, *rest])
+        return shown
+    title, _, rest = str(shown.parts[0]).partition("\n")
+    named = "\n".join(f"- **Left out:** {escaped(sentence)}" for sentence in sentences)
+    return Page([f"{title}\n\n{named}\n{rest}".strip(), *shown.parts[1:]])
 
 
 def _bytes_of(content: bytes | Page | Table | pd.DataFrame) -> bytes:
@@ -226,7 +227,8 @@ def _html(
     left_out: Sequence[str],
 ) -> dict[str, bytes]:
     """The page in HTML of the other ``contents``."""
-    from modbench.report.html.page import SuiteReport, suite_page  # with a library of templates
+    from modbench.report.html.page import suite_page  # with a library of templates
+    from modbench.report.html.source import SuiteReport
 
     report = SuiteReport(
         folder=folder.resolve().name,
@@ -247,11 +249,12 @@ def _of_results(compared: Compared, cases: Sequence[RoutingCase], look_of: dict[
     drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
     if sweep is None:
         drawn |= figures(board, look_of)
-        page = leaderboard_page(board, drawn)
+        shown = leaderboard_page(board, drawn)
     else:
         drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
-        page = isoflop_page(sweep, downstream_section(board), drawn)
-    return {**_tables_of_results(compared), "leaderboard.md": page, **drawn}
+        scores = page("downstream", downstream=downstream_section(board))
+        shown = isoflop_page(sweep, scores.parts, drawn)
+    return {**_tables_of_results(compared), "leaderboard.md": shown, **drawn}
 
 
 def _tables_of_results(compared: Compared) -> _Contents:
@@ -272,8 +275,7 @@ def _tables_of_results(compared: Compared) -> _Contents:
 
 def _of_times(table: TimingTable, others: int, look_of: dict[str, Mark]) -> _Contents:
     drawn = timing_figures(table, look_of)
-    page = timing_page(table, others, drawn)
-    return {"timings.md": page, **_tables_of_times(table), **drawn}
+    return {"timings.md": timing_page(table, others, drawn), **_tables_of_times(table), **drawn}
 
 
 def _tables_of_times(table: TimingTable) -> _Contents:

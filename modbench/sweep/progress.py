@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,8 +16,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from modbench.errors import printable, several
-from modbench.report.sections import Page, as_markdown
 from modbench.report.table import Table
+
+if TYPE_CHECKING:
+    from modbench.report.markdown import Page
 
 #: Seconds between two lines of a job, since a log keeps all of them.
 _LINE_SECONDS = 10.0
@@ -195,7 +197,7 @@ def say(console: Console, text: str) -> None:
     console.print(f"modbench: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_page(page: Page, console: Console | None = None) -> None:
+def show_page(page: "Page", console: Console | None = None) -> None:
     """Print the parts of ``page`` up to its figures. A terminal gets the columns of tables that fit."""
     console = console or Console()
     for number, part in enumerate(page.before_figures()):
@@ -204,4 +206,5 @@ def show_page(page: Page, console: Console | None = None) -> None:
         if isinstance(part, Table) and console.is_terminal:
             console.print(part.to_rich(console.width))
         else:
-            console.print(as_markdown(part), markup=False, highlight=False, soft_wrap=True)
+            text = part.to_markdown() if isinstance(part, Table) else part
+            console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -95,11 +95,13 @@ def test_a_click_or_the_keyboard_sorts_by_the_number_in_full_and_turns_it(visit:
     page = visit(FAKE)
     head = page.locator("#t1 thead th", has_text="training tokens").locator("button.sort")
     head.click()
+    page.wait_for_selector("#t1 th[aria-sort=ascending]")
     sizes = [int(text.replace(",", "")) for text in column(page, "t1", 6) if text != "-"]
     assert sizes == sorted(sizes)
     assert column(page, "t1", 6)[-1] == "-"  # without a number, last
     head.focus()
     page.keyboard.press("Enter")
+    page.wait_for_selector("#t1 th[aria-sort=descending]")
     again = [int(text.replace(",", "")) for text in column(page, "t1", 6) if text != "-"]
     assert again == sorted(sizes, reverse=True)
     assert column(page, "t1", 6)[-1] == "-"

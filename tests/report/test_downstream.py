@@ -13,7 +13,7 @@ from modbench.errors import UserError
 from modbench.records.record import read_record
 from modbench.report.downstream.page import downstream_section
 from modbench.report.leaderboard.board import Board, board_of
-from modbench.report.sections import Page
+from modbench.report.markdown import Page, page
 from modbench.report.table import Table, to_csv
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,10 @@ def items(*correct: int, bits: float = 1.0) -> dict[str, Any]:
     """Scores of single items, with ``bits`` per byte each."""
     count = len(correct)
     return {"correct": list(correct), "bits_per_byte": [bits] * count, "margin": [None] * count}
+
+
+def section(board: Board) -> Page:
+    return page("downstream", downstream=downstream_section(board))
 
 
 def lines_of(board: Board) -> list[dict[str, str]]:
@@ -106,7 +110,7 @@ def test_the_page_has_a_table_per_group_with_intervals_and_chance(fakes: Any) ->
     }
     asked = {"downstream": ["arc_easy", "mmlu"]}
     records = [fakes.make_record(name, downstream=scores, measure=asked) for name in ("vanilla", "mod")]
-    text = Page(downstream_section(board_of(records))).to_markdown()
+    text = section(board_of(records)).to_markdown()
     assert "| task | metric | items | few-shot | version | chance | mod | vanilla |" in text
     shown = "0.400 ± 0.020 (0.260)"
     assert f"| arc_easy | acc | 2,000 | 5 | 1.0 | 0.250 | {shown} | {shown} |" in text
@@ -120,7 +124,7 @@ def test_scores_on_other_items_are_marked_as_not_comparable(fakes: Any) -> None:
         fakes.make_record("vanilla", downstream={"arc_easy": row()}),
         fakes.make_record("mod", downstream={"arc_easy": row(items=10)}),
     ]
-    text = Page(downstream_section(board_of(records))).to_markdown()
+    text = section(board_of(records)).to_markdown()
     assert "Not comparable, since items, examples or versions differ between columns: arc\\_easy" in (
         text.replace("arc_easy.", "arc\\_easy.")
     )
@@ -132,7 +136,7 @@ def test_of_isoflop_grids_each_scheme_is_shown_at_its_lowest_loss(make: Any) -> 
         for scheme in ("vanilla", "mod")
         for width, loss in ((32, 5.0), (64, 4.0))
     ]
-    table = downstream_section(board_of(records))[1]
+    table = section(board_of(records)).parts[1]
     assert isinstance(table, Table)
     assert table.headings[-2:] == ("mod/w64", "vanilla/w64")
 
@@ -148,7 +152,7 @@ def test_schemes_are_compared_with_the_dense_one_item_by_item(fakes: Any) -> Non
         fakes.make_record("same", downstream={"arc_easy": row(by_item=items(*right))}),
         fakes.make_record("old", downstream={"arc_easy": row()}),
     ]
-    parts = downstream_section(board_of(records))
+    parts = section(board_of(records)).parts
     [table] = [part for part in parts if isinstance(part, Table) and part.headings[1] == "score"]
     assert table.headings == ("task", "score", "mod", "old", "same")
     [accuracy, bits] = table.rows
@@ -163,7 +167,7 @@ def test_schemes_scored_on_other_items_are_not_compared_by_item(fakes: Any) -> N
         fakes.make_record("vanilla", downstream={"arc_easy": row(by_item=items(1, 0))}),
         fakes.make_record("mod", downstream={"arc_easy": row(by_item=items(1, 0), sha256="cd" * 32)}),
     ]
-    assert "Difference from" not in Page(downstream_section(board_of(records))).to_markdown()
+    assert "Difference from" not in section(board_of(records)).to_markdown()
 
 
 def noisy(value: float, *earlier: float) -> dict[str, Any]:

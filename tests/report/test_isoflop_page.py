@@ -19,9 +19,9 @@ from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.pairs import of_equal_runs
 from modbench.report.isoflop.sweep import sweep_of
 from modbench.report.leaderboard.board import board_of
+from modbench.report.markdown import Page
 from modbench.report.page import DERIVED, write_report
-from modbench.report.sections import Heading, Page
-from modbench.report.table import Table, to_csv
+from modbench.report.table import to_csv
 
 
 def page_of(found: list[Result]) -> Page:
@@ -130,7 +130,7 @@ def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:
     assert (first[:2], second[:2]) == (["best", "vanilla"], ["not ranked", "mod"])
     assert not second[3].endswith(("better", "worse", "undecided"))
     assert "not ranked: failed audit probe 1 causal" in second[-1]
-    assert Heading("Differences between schemes", 3) not in page_of(found).parts
+    assert "### Differences between schemes" not in page_of(found).to_markdown()
 
 
 def test_runs_with_the_seed_of_the_learning_rates_are_on_no_curve(make: Make) -> None:
@@ -186,10 +186,7 @@ def test_curves_are_those_of_the_refined_exponent(make: Make) -> None:
     assert sweep.rates["mod", None].exponent == pytest.approx(-1.5, abs=0.01)
     assert {(r.width, r.learning_rate) for r in sweep.curve_records()} == set(law.items())
     page = page_of(found)
-    heading = page.parts.index(Heading("Learning rates", 3))
-    table = page.parts[heading + 1]
-    assert isinstance(table, Table)
-    assert "refined from -0.5" in " ".join(map(str, table.rows[0]))
+    assert "refined from -0.5" in " ".join(table_under(page, "Learning rates")[0])
 
 
 def test_schemes_of_other_processor_types_are_marked_at_their_budget(make: Make) -> None:

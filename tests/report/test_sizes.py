@@ -10,7 +10,7 @@ import pytest
 from modbench.records.result import Result
 from modbench.report.leaderboard.board import Board, board_of
 from modbench.report.leaderboard.page import leaderboard_page
-from modbench.report.sections import Heading, Page
+from modbench.report.markdown import Page
 from modbench.report.table import Table, to_csv
 
 WIDTHS = {"S": 64, "M": 96, "L": 128}
@@ -58,7 +58,7 @@ def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> N
     assert len(board.comparisons) == 1
     assert placed(board) == {"vanilla/M": (1, 3, ""), "mod/S": (2, 3, "smallest")}
     page = leaderboard_page(board)
-    assert Heading("1e+12 training FLOPs") not in page.parts
+    assert "## 1e+12 training FLOPs" not in page.to_markdown()
     assert cells_of(page, "vanilla, M (best of 3 sizes)")[0][2] is None
     assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][2] == "+0.1000"
     assert [cells[1] for cells in cells_of(page, "vanilla")] == ["S", "M (best)", "L"]

@@ -2,6 +2,7 @@
 differences on items. N items."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,46 +13,31 @@ from modbench.report.frame import BITS, MARGIN
 from modbench.report.leaderboard.board import DENSE, Board, comparison_titles
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.rows import Row, spread
-from modbench.report.sections import Heading, Part, Picture
-from modbench.report.table import Table, escaped
+from modbench.report.table import Table
 
 _NAMES = {BITS: "bits/byte of the right answer", MARGIN: "margin of the right answer (nats)"}
 #: Kinds of routed layers, and the share of tokens that they process.
+#: Values of the template `pages/downstream.md.j2`.
+Section = dict[str, Any]
 _KINDS = {"depth": "tokens selected by depth-routed layers", "experts": "tokens with an expert"}
-_NOTE = (
-    "Scored by lm-eval under the causal rule; in parentheses, the same model before training. ± is "
-    "half a 95 % interval: over seeds, or with one seed over items (1.96 standard errors). Chance: the"
-    " level of a scorer that ignores the context, where it is known. Bits per byte and margin are "
-    "means over items; the margin is over the best wrong answer. FLOPs (convention `model`) and "
-    "seconds are per evaluated token; those of a group are of all its tasks. Tokens selected by depth-"
-    "routed layers, tokens with an expert: the share while scoring, averaged over the layers of that "
-    "kind; records don't state it by kind for a scheme that has both. Batch shift: largest difference "
-    "of a log-probability between batch sizes 1, 7 and 32 on the first items. All metrics: "
-    "leaderboard.csv."
-)
-_CAPTION = (
-    "Scores against realised FLOPs per evaluated token, at the largest budget: a marker per scheme, "
-    "hollow if it is not ranked; bars are 95 % intervals. Dotted: chance; where it lies far from all "
-    "scores, its number stands at the edge."
-)
 
 
-def downstream_section(board: Board) -> list[Part]:
-    """The section; empty if nothing was scored."""
-    parts: list[Part] = []
-    several = len(board.comparisons) > 1
+def downstream_section(board: Board) -> Section:
+    """The section on downstream tasks; empty if nothing was scored."""
     titles = comparison_titles(board.comparisons)
-    for rows, title in zip(board.comparisons, titles, strict=True):
-        if shown := scored_rows(rows):
-            parts += [Heading(title, 3)] if several else []
-            parts += [*_tables(shown), _leaks(shown), *comparison_tables(shown)]
-    return [Heading("Downstream tasks"), *parts, _NOTE, *_picture(board)] if parts else []
-
-
-def _picture(board: Board) -> list[Part]:
+    compared = [
+        {
+            "title": title if len(titles) > 1 else "",
+            "groups": [*_tables(shown)],
+            "leaks": [(r["_name"], r["leak_audit"]) for r in shown if r["leak_audit"] != "passed"],
+            "reference": _reference(shown)["_name"],
+            "differences": comparison_table(shown),
+        }
+        for rows, title in zip(board.comparisons, titles, strict=True)
+        if (shown := scored_rows(rows))
+    ]
     rows = [row for rows in board.comparisons for row in scored_rows(rows)]
-    picture = Picture("scores against inference FLOPs", "downstream.svg")
-    return [_CAPTION, picture] if any(map(has_flops, rows)) else []
+    return {"compared": compared, "has_figure": any(map(has_flops, rows))}
 
 
 def has_flops(row: Row) -> bool:
@@ -88,22 +74,18 @@ def groups_of(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: tasks for name, tasks in groups.items() if tasks}
 
 
-def _tables(rows: Sequence[Row]) -> Iterator[Part]:
-    """A table per group: a line for each task and metric, a column for each scheme."""
+def _tables(rows: Sequence[Row]) -> Iterator[Section]:
+    """A table per group: a line for each task and metric, a column for each scheme; and the tasks whose
+    columns can't be compared."""
     names = [row["_name"] + (" †" if row["_unranked"] else "") for row in rows]
     headings = ("task", "metric", "items", "few-shot", "version", "chance", *names)
     for group, tasks in groups_of(rows).items():
-        if group:
-            yield f"Group {escaped(group)}:"
         lines: list[Sequence[str]] = []
         for number, task in enumerate(tasks):
             lines += _lines(rows, task, compute=not group or number == len(tasks) - 1)
-        yield Table(headings, lines, left=(0, 1), caption=f"Scores{f' of {group}' if group else ''}")
-        if differ := [task for task in tasks if not comparable(rows, task)]:
-            yield (
-                f"Not comparable, since items, examples or versions differ between columns: "
-                f"{', '.join(map(escaped, differ))}."
-            )
+        table = Table(headings, lines, left=(0, 1), caption=f"Scores{f' of {group}' if group else ''}")
+        different = [task for task in tasks if not comparable(rows, task)]
+        yield {"name": group, "table": table, "incomparable": different}
 
 
 def _lines(rows: Sequence[Row], task: str, *, compute: bool) -> Iterator[Sequence[str]]:
@@ -170,28 +152,14 @@ def _shift(row: Row, task: str) -> str:
     return "-" if nats is None else f"{nats:.1e}, {flipped} of {items}"
 
 
-def _leaks(rows: Sequence[Row]) -> str:
-    """A sentence on the leak audits."""
-    leaks = {row["_name"]: row["leak_audit"] for row in rows}
-    others = [f"{escaped(label)} {escaped(leak)}" for label, leak in leaks.items() if leak != "passed"]
-    if not others:
-        return "Leak audit (probes 1 and 2, also on the trained weights): passed by all."
-    return f"Leak audit (probes 1 and 2): {'; '.join(others)}; passed by the others."
-
-
 #: Scores of single items that are compared, and their names in the table.
 _BY_ITEM = {"correct": "accuracy", "bits_per_byte": "bits/byte of the right answer"}
-_DIFFERENCES = (
-    "on the same items (accuracy: higher is better; bits per byte: lower), with the 95 % interval of a "
-    "paired bootstrap over items; * where it excludes 0. Scores of an item are means over seeds; the "
-    "interval leaves out the noise between seeds."
-)
 
 
-def comparison_tables(rows: Sequence[Row]) -> Iterator[str | Table]:
-    """The tables and paragraphs on schemes compared item by item; none for fewer than two schemes."""
+def comparison_table(rows: Sequence[Row]) -> Table | None:
+    """The table of schemes compared item by item; None for fewer than two schemes."""
     if len(rows) < 2:
-        return
+        return None
     reference = _reference(rows)
     others = [row for row in rows if row is not reference]
     lines = [
@@ -201,10 +169,8 @@ def comparison_tables(rows: Sequence[Row]) -> Iterator[str | Table]:
         for column, name in _BY_ITEM.items()
         if any(cells := [_difference(row, reference, task, column) for row in others])
     ]
-    if lines:
-        yield f"Difference from {escaped(reference['_name'])} {_DIFFERENCES}"
-        headings = ("task", "score", *(row["_name"] for row in others))
-        yield Table(headings, [[cell or "-" for cell in line] for line in lines], left=(0, 1))
+    headings = ("task", "score", *(row["_name"] for row in others))
+    return Table(headings, [[cell or "-" for cell in line] for line in lines], (0, 1)) if lines else None
 
 
 def _reference(rows: Sequence[Row]) -> Row:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.colors import to_hex
 
 from modbench.records.metrics import METRICS
+from modbench.report.html.source import SuiteReport
 from modbench.report.leaderboard.board import comparison_titles
 from modbench.report.leaderboard.rows import Row, center
 from modbench.report.table import escaped
@@ -24,9 +25,6 @@ COSTS = {
     "kv_cache_bytes_per_token": "KV cache (bytes per token)",
     "train_tokens": "training tokens",
 }
-if TYPE_CHECKING:
-    from modbench.report.html.page import SuiteReport
-
 _SHAPES = {"s": "square", "D": "diamond", "d": "diamond", "v": "down", "^": "up", "P": "plus"}
 _TIMED = ("train_step_seconds", "peak_memory_bytes")
 
@@ -35,7 +33,7 @@ _TIMED = ("train_step_seconds", "peak_memory_bytes")
 class Chart:
     """The rows of a suite as points."""
 
-    report: "SuiteReport"
+    report: SuiteReport
 
     @cached_property
     def qualities(self) -> dict[str, str]:

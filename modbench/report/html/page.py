@@ -12,16 +12,12 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 from modbench.errors import several
-from modbench.records.result import Result
-from modbench.report.compared import Compared
 from modbench.report.html.chart import Chart
 from modbench.report.html.passage import passages
+from modbench.report.html.source import SuiteReport
 from modbench.report.html.template import data, render
 from modbench.report.leaderboard.metric_cells import si
-from modbench.report.leaderboard.rows import Row
-from modbench.report.plot_style import Mark
-from modbench.report.routing.cases import RoutingCase
-from modbench.report.sections import Page, as_markdown
+from modbench.report.markdown import Page
 from modbench.report.table import Markdown, Number, Table
 
 #: Tables with more rows get a box that filters them.
@@ -29,32 +25,6 @@ FILTER_ABOVE = 8
 _LARGEST = 500_000  #: bytes of a figure that a page may hold
 _LONG, _WIDE = 44, 22  #: characters from which a cell, or the name of a row, may break into lines
 _LONGEST = 400  #: characters of a cell, as in the table's other forms
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteReport:
-    """What the page of a suite is made of. ``damaged``: sentences on lines that were left out."""
-
-    folder: str  #: name of the suite's folder
-    compared: Compared
-    cases: Sequence[RoutingCase]
-    looks: Mapping[str, Mark]
-    pages: Mapping[str, Page]
-    drawings: Mapping[str, bytes]  #: SVG files by name
-    damaged: Sequence[str]
-
-    @cached_property
-    def rows(self) -> Sequence[Row]:
-        """The rows, those of isoFLOP suites that only try a learning rate excepted."""
-        board, sweep = self.compared.board, self.compared.sweep
-        rows = board.rows if board else ()
-        return rows if sweep is None else [row for row in rows if not sweep.is_trial(row["_first"])]
-
-    @cached_property
-    def results(self) -> list[Result]:
-        """The runs, row by row."""
-        board = self.compared.board
-        return [result for row in (board.rows if board else ()) for result in row["_results"]]
 
 
 def suite_page(report: SuiteReport) -> bytes:
@@ -116,7 +86,7 @@ class _Body:
             if isinstance(part, Table):
                 sections[-1] += self.table(part, part.caption or caption)
                 continue
-            for block in re.split(r"^(#+ [^\n]*)\n?", as_markdown(part), flags=re.MULTILINE):
+            for block in re.split(r"^(#+ [^\n]*)\n?", part, flags=re.MULTILINE):
                 marks, _, heading = block.partition(" ")
                 if {*marks} != {"#"}:
                     sections[-1] += self.text(block)

@@ -9,7 +9,8 @@ from modbench.analysis.isoflop import DIGITS, DIGITS_OF_SURFACES, Interval, Opti
 from modbench.analysis.point_fits import PointFits
 from modbench.errors import several
 from modbench.report.leaderboard.metric_cells import si
-from modbench.report.sections import Heading, Items, Page, Part
+from modbench.report.markdown import Page
+from modbench.report.sections import Heading, Items, Part, page_of
 from modbench.report.table import Table, escaped
 
 _Row = dict[str, Any]
@@ -27,7 +28,7 @@ def points_page(fits: PointFits) -> Page:
     ]
     if "surface" in fits.fits:
         parts += [Heading("Surfaces L(N, D) = E + A / N^alpha + B / D^beta"), *_surfaces(fits)]
-    return Page(
+    return page_of(
         [
             *parts,
             Heading("Exponents: N_opt grows as C^a, D_opt as C^b"),

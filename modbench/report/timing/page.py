@@ -5,8 +5,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from modbench.errors import several
 from modbench.records.record import PROTOCOL
-from modbench.report.sections import Heading, Items, Page, Part, in_words, made_by, pictures
-from modbench.report.table import Table, escaped
+from modbench.report.leaderboard.page import figures_among, made_by
+from modbench.report.markdown import Page, page
+from modbench.report.table import Table
 from modbench.report.timing.table import HOST_BOUND, PARTS, Case, TimingTable, is_timed, marks_of
 from modbench.report.timing.values import machine_in_words
 
@@ -15,97 +16,63 @@ _PHASES = {
     "Prefill (ms)": ("prefill",),
     "Decoding, one step of the batch (ms)": ("decode",),
 }
-_TIMES = (
-    "Times: median ± interquartile range. Unstable by pyperf's rules: a standard deviation above 10 % "
-    "of the mean, an extreme more than 50 % from it, or a sample shorter than 1 ms. Loaded: the "
-    "machine's load exceeded its cores in a process behind the figure, or others used its GPU. "
-    "Throttled: the GPU was, in all processes; otherwise those in which it was are left out."
-)
-_HOST = (
-    "Host's share: of prefill and decoding, the part of the time in which the GPU waits for the host; "
-    f"above {HOST_BOUND:.0%} the case is host-bound, and its time is that of Python rather than of the "
-    "scheme. Of a training step, what it takes less where steps follow each other without a wait."
-)
-_BALANCE = (
-    "Balance is forced: untrained routers compute their scores and route evenly whatever these are. In "
-    "a batch, all sequences enter a depth-routed layer at the same steps of decoding."
-)
-_EFFICIENCY = (
-    "Realised efficiency: the speed-up over vanilla that is achieved, over the expected one: (time "
-    "dense / time routed) / (FLOPs dense / FLOPs routed). Where no vanilla row of the same shape was "
-    "timed, dense time and FLOPs are interpolated between the next two widths; without a width on both "
-    "sides there is none. FLOPs are what each scheme's ledger states of "
-    "its realised routing, convention `model`; `modbench audit` and `modbench run` compare it with a "
-    "counter."
-)
-_UTILISATION = (
-    "Utilisation: FLOP/s, convention `executed` with padded slots, over the fastest matmul at the "
-    "model's shapes in the row's dtype, see Ceilings."
-)
-_MEMORY = (
-    "Memory: 10^6 bytes at the peak of a fresh process above its baseline, which is taken after the "
-    "same work was done once and freed; of training, a step that adds to the gradients of a micro-batch "
-    "before it. Parameters, gradients, optimizer and cache by the sizes of their tensors, activations "
-    "the rest of the peak."
-)
 
 
 def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = ()) -> Page:
     """The page of ``timings``; ``others``: number of sessions in the folder that are not shown;
-    ``drawn``: names of the files with figures."""
-    first = timings.timings[0]
-    machine = escaped(machine_in_words(first.environment))
-    version = first.protocol or 1
-    older = (
-        f" Version {version} of the measurement; today's is {PROTOCOL}." if version < PROTOCOL else ""
-    )
-    parts: list[Part] = [
-        Heading(f"Timings of suite {escaped(timings.suite)}", 1),
-        f"Session {escaped(first.session)}; machine: {machine}.{older}",
-        *_models(timings),
-    ]
-    rows = [row for row in timings.cases if is_timed(row)]
-    for heading, phases in _PHASES.items():
-        parts += _by_case(heading, [row for row in rows if row["phase"] in phases], _milliseconds)
-    parts += _by_case("Realised efficiency (expected speed-up)", rows, _efficiency)
-    parts += _by_case("Utilisation (%)", rows, _utilisation)
-    parts += _by_case("Host's share of the time (%)", rows, _host_share)
-    parts += _by_case("Mean clock of the GPU (MHz)", rows, _clock)
-    parts += _by_case("Energy of a run (J)", rows, _joules)
-    if timings.memory:
-        parts += [Heading("Memory (MB), measured / predicted"), _memory(timings)]
-    if timings.ceilings:
-        parts += [Heading("Ceilings"), *_ceilings(timings)]
-    parts += pictures(drawn)
-    if remarks := [*map(escaped, _remarks(timings))]:
-        parts += [Heading("Remarks"), Items(remarks)]
-    return Page([*parts, Heading("Notes"), Items([*_notes(timings, others)])])
-
-
-def _models(timings: TimingTable) -> Iterable[str]:
-    """A paragraph on each shape, with the labels of its rows if there are several shapes."""
-    shapes: dict[tuple[str, str], list[str]] = {}
+    ``drawn``: names of the files with figures. The words are in ``pages/timings.md.j2``."""
+    first, rows = timings.timings[0], [row for row in timings.cases if is_timed(row)]
+    by_case = {
+        heading: ([row for row in rows if row["phase"] in phases], _milliseconds)
+        for heading, phases in _PHASES.items()
+    }
+    by_case |= {heading: (rows, cell) for heading, cell in _CELLS.items()}
+    tables = [(heading, _by_case(heading, *of)) for heading, of in by_case.items()]
+    shapes: dict[tuple[str, str], dict[str, None]] = {}
     for row in timings.cases:
-        shapes.setdefault((row["model"], row["train"]), []).append(row["label"])
-    for (model, train), labels in shapes.items():
-        of = f" of {escaped(', '.join(dict.fromkeys(labels)))}" if len(shapes) > 1 else ""
-        step = json.loads(train)
-        yield (
-            f"Model{of}: {in_words(json.loads(model))}; forward passes and training steps of "
-            f"{several(step['batch'], 'sequence')} of {several(step['sequence'], 'token')}, precision "
-            f"{escaped(step['precision'])}."
-        )
+        shapes.setdefault((row["model"], row["train"]), {})[row["label"]] = None
+    measured = timings.measured("ceiling")
+    copied = max((ceiling.measured["copy_bytes_per_second"] for ceiling in measured), default=0.0)
+    return page(
+        "timings",
+        suite=timings.suite,
+        session=first.session,
+        machine=machine_in_words(first.environment),
+        version=first.protocol or 1,
+        today=PROTOCOL,
+        models=[
+            {"labels": [*labels], "model": json.loads(model), "train": json.loads(train)}
+            for (model, train), labels in shapes.items()
+        ],
+        tables=[(heading, table) for heading, table in tables if table],
+        memory=_memory(timings) if timings.memory else None,
+        ceilings=_ceilings(timings) if timings.ceilings else None,
+        copied=f"{copied / 1e9:.4g}",
+        figures=figures_among(drawn),
+        remarks=[*_remarks(timings)],
+        begun=min(timing.started for timing in timings.timings),
+        ended=max(timing.finished for timing in timings.timings),
+        taken=sorted({(row["n"], row["processes"]) for row in rows}),
+        forced=any(row["balance"] == "forced" for row in rows),
+        utilised=any(row["utilisation"] is not None for row in rows),
+        hosted=any(row["host_share"] is not None for row in rows),
+        host_bound=HOST_BOUND,
+        dtypes=sorted({row["dtype"] for row in rows}),
+        compiled=any(row["compiled"] for row in rows),
+        others=others,
+        codes=sorted({made_by(timing.code) for timing in timings.timings}),
+    )
 
 
-def _by_case(heading: str, rows: Sequence[Case], cell: Callable[[Case], str]) -> list[Part]:
-    """A table of ``cell`` by scheme and case, a dash where it is empty; nothing if all are."""
+def _by_case(heading: str, rows: Sequence[Case], cell: Callable[[Case], str]) -> Table | None:
+    """A table of ``cell`` by scheme and case, a dash where it is empty; None if all are."""
     cells = {(row["label"], row["case"]): cell(row) or "-" for row in rows}
     if {*cells.values()} <= {"-"}:
-        return []
+        return None
     cases = dict.fromkeys(row["case"] for row in rows)
     labels = dict.fromkeys(row["label"] for row in rows)
     lines = [[label, *(cells.get((label, case), "-") for case in cases)] for label in labels]
-    return [Heading(heading), Table(["scheme", *cases], lines, caption=heading)]
+    return Table(["scheme", *cases], lines, caption=heading)
 
 
 def _milliseconds(row: Case) -> str:
@@ -143,6 +110,16 @@ def _joules(row: Case) -> str:
     return "" if row["joules"] is None else f"{row['joules']:.3g}"
 
 
+#: Tables of all cases after those of times.
+_CELLS = {
+    "Realised efficiency (expected speed-up)": _efficiency,
+    "Utilisation (%)": _utilisation,
+    "Host's share of the time (%)": _host_share,
+    "Mean clock of the GPU (MHz)": _clock,
+    "Energy of a run (J)": _joules,
+}
+
+
 def _measured_over(measured: int, predicted: int | None) -> str:
     return f"{measured / 1e6:.1f} / " + ("-" if predicted is None else f"{predicted / 1e6:.1f}")
 
@@ -164,15 +141,13 @@ def _memory(timings: TimingTable) -> Table:
     return Table(headings, lines)
 
 
-def _ceilings(timings: TimingTable) -> list[Part]:
+def _ceilings(timings: TimingTable) -> Table:
     lines = []
     for (_, dtype), gemm in timings.ceilings.items():
         rows, inner, columns = gemm["rows"], gemm["inner"], gemm["columns"]
         size = f"{gemm['component']} ({rows}, {inner}) @ ({inner}, {columns})"
         lines.append([dtype, f"{gemm['flops_per_second'] / 1e12:.4g}", size])
-    copied = max(ceiling.measured["copy_bytes_per_second"] for ceiling in timings.measured("ceiling"))
-    table = Table(("dtype", "TFLOP/s", "fastest matmul"), lines, left=(0, 2))
-    return [table, f"Copies: {copied / 1e9:.4g} GB/s, read and written."]
+    return Table(("dtype", "TFLOP/s", "fastest matmul"), lines, left=(0, 2))
 
 
 def _remarks(timings: TimingTable) -> Iterable[str]:
@@ -194,33 +169,3 @@ def _remarks(timings: TimingTable) -> Iterable[str]:
         yield "no realised efficiency: this session has no vanilla row to compare others with; time one"
     for label in sorted({row["label"] for row in timings.cases if row["balance"] == "as routed"}):
         yield f"{label}, balance as routed: its routers weren't forced to route evenly"
-
-
-def _notes(timings: TimingTable, others: int) -> Iterable[str]:
-    begun = min(timing.started for timing in timings.timings)
-    ended = max(timing.finished for timing in timings.timings)
-    yield f"Measured from {begun} to {ended}."
-    rows = [row for row in timings.cases if is_timed(row)]
-    if rows:
-        counts = sorted({(row["n"], row["processes"]) for row in rows})
-        taken = (f"{several(n, 'sample')} of {several(processes, 'process')}" for n, processes in counts)
-        yield f"{_TIMES} Taken: {', '.join(taken)}."
-        if any(row["balance"] == "forced" for row in rows):
-            yield _BALANCE
-        yield _EFFICIENCY
-        if any(row["utilisation"] is not None for row in rows):
-            yield _UTILISATION
-        if any(row["host_share"] is not None for row in rows):
-            yield _HOST
-        dtypes = ", ".join(sorted({row["dtype"] for row in rows}))
-        how = "compiled" if any(row["compiled"] for row in rows) else "not compiled"
-        yield (
-            f"Matmuls in {escaped(dtypes)}, {how}; forward passes and training steps under autocast, "
-            "prefill and decoding with weights in that dtype."
-        )
-    if timings.memory:
-        yield _MEMORY
-    if others:
-        yield f"Other sessions of this suite: {others}; sessions aren't compared."
-    for code in sorted({made_by(timing.code) for timing in timings.timings}):
-        yield f"Code: {escaped(code)}."

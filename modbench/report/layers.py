@@ -17,10 +17,10 @@ def values(records: Iterable[Result]) -> dict[int, dict[str, list[float]]]:
     """The values of `FIELDS` by layer, one for each record that has them."""
     by_layer: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        for entry in record.layers or ():
+        for entry in record.layers:
             for name in FIELDS:
-                if name in entry:
-                    by_layer[entry["layer"]][name].append(entry[name])
+                if (value := getattr(entry, name)) is not None:
+                    by_layer[entry.layer][name].append(value)
     return {layer: dict(by_layer[layer]) for layer in sorted(by_layer)}
 
 
@@ -28,13 +28,13 @@ def idle_layers(records: Sequence[Result]) -> list[str]:
     """A remark for each layer that adds next to nothing in any of ``records``, one per seed, with the
     figures of the seed in which it adds least."""
     remarks = []
-    entries = [entry for record in records for entry in record.layers or () if "added" in entry]
-    for layer in sorted({entry["layer"] for entry in entries}):
-        of_layer = sorted((e for e in entries if e["layer"] == layer), key=lambda entry: entry["added"])
-        idle = sum(is_idle(entry["added"]) for entry in of_layer)
+    entries = [entry for record in records for entry in record.layers if entry.added is not None]
+    for layer in sorted({entry.layer for entry in entries}):
+        of_layer = sorted((e for e in entries if e.layer == layer), key=lambda entry: entry.added or 0)
+        idle = sum(is_idle(entry.added) for entry in of_layer)
         if idle:
             of_seeds = f", in {idle} of {len(of_layer)} seeds" if len(of_layer) > 1 else ""
-            remarks.append(layer_line(**of_layer[0]) + of_seeds)
+            remarks.append(layer_line(**dict(of_layer[0])) + of_seeds)
     return remarks
 
 

@@ -214,7 +214,7 @@ def _times(records: Records) -> TimingTable | None:
     """The newest session of timings."""
     if not records.timings:
         return None
-    suite = str(records.suites[-1].suite["name"]) if records.suites else "unnamed"
+    suite = records.suites[-1].suite.name if records.suites else "unnamed"
     return TimingTable(newest_session(records.timings), labels_of(records.suites), suite)
 
 
@@ -243,7 +243,7 @@ def _compare(
     times: TimingTable | None,
     rank_by: str | None,
 ) -> _Compared:
-    by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
+    by = rank_by or (records.suites[-1].suite.rank_by if records.suites else "heldout_loss")
     board = Leaderboard.of(results, by, records.audits, times)
     sweep = sweep_of(results, board, times)
     return _Compared(board, sweep, cases_of_sweep(sweep) if sweep else cases_of_board(board))

@@ -3,11 +3,10 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_records import suite_record
+from made_up_records import replace, suite_record
 from test_audit_record import make_audit
 
 from modbench.cli.main import main
@@ -28,14 +27,6 @@ def test_what_is_appended_is_read_and_each_record_has_its_own_file(tmp_path, fak
     assert one != other
     assert {record.key for record in read_suite(tmp_path).runs} == {first.key, second.key}
     assert one.read_text() == first.line() + "\n"
-
-
-def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
-    record = run_of(fakes)
-    record.metrics["parameters"] = float("nan")
-    with pytest.raises(UserError, match="finite"):
-        append_record(tmp_path, record)
-    assert read_suite(tmp_path).runs == []
 
 
 def test_a_line_is_on_the_disk_before_it_counts_as_stored(tmp_path, fakes, monkeypatch):
@@ -124,6 +115,32 @@ def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
     assert len(str(raised.value)) <= 300
     assert "\n" not in str(raised.value)
     assert shard.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"null",
+        b"[" * 100_000,
+        b"9" * 5000,
+        b"\xff\xfe{}",
+        b"\xef\xbb\xbf{}",
+        b"\x80\x04cposix\nsystem\n(S'touch here'\ntR.".replace(b"\n", b" "),
+        b'{"digest":"' + b"0" * 64 + b'"}',
+        b'{"schema":4,"kind":"run","digest":["a"]}',
+    ],
+    ids=lambda raw: repr(raw[:12]),
+)
+def test_a_line_that_is_no_record_is_named_and_left_out(tmp_path, fakes, raw):
+    record, shard = run_of(fakes), tmp_path / "records" / "a.jsonl"
+    shard.parent.mkdir()
+    shard.write_bytes(raw + f"\n{record.line()}\n".encode())
+    found = read_suite(tmp_path, strict=False)
+    assert found.runs == [record]
+    (sentence,) = found.left_out
+    assert f"{shard}, line 1: no valid record: " in sentence
+    assert len(sentence) < 350
 
 
 def test_a_line_separator_inside_a_string_ends_no_line(tmp_path, fakes):

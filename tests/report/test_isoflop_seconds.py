@@ -3,13 +3,12 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from math import exp, log
 
 import numpy as np
 import pytest
 from isoflop_made_up import BUDGETS, WIDTHS, Make, records, table_under
-from made_up_records import suite_record
+from made_up_records import replace, suite_record
 from timings_made_up import make_case, make_timing
 
 from modbench.analysis.comparison import SpeedUp

@@ -99,7 +99,7 @@ def _better(entries: Sequence[Entry], task: str, metric: str) -> str:
     if metric == BITS:
         return "lower is better"
     values = [value for entry in entries for value in values_of(entry.row, task, metric)]
-    side = values[0].get("higher_is_better") if values else None
+    side = getattr(values[0], "higher_is_better", None) if values else None
     return "" if side is None else f"{'higher' if side else 'lower'} is better"
 
 

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from modbench.records.probes import leak_verdict
+from modbench.records.sections import Mean, TaskScores
 from modbench.report.leaderboard.row import Row, Value, interval
 
 #: Names of the two scores of right answers, next to a task's own metrics.
@@ -44,34 +45,33 @@ def tasks_of(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         asked = list(row.settings.get("downstream", ()))
         for record in row.ok:
-            for task, entry in (record.downstream or {}).items():
-                group = entry["part_of"]
+            for task, entry in record.downstream.items():
+                group = entry.part_of
                 order = asked.index(group) if group in asked else len(asked)
                 places.setdefault(task, (order, task != group, task))
     return sorted(places, key=lambda task: places[task])
 
 
-def entries_of(row: Row, task: str) -> list[Mapping[str, Any]]:
+def entries_of(row: Row, task: str) -> list[TaskScores]:
     """The entries of ``task`` in the records of the finished seeds of ``row``."""
-    entries = ((record.downstream or {}).get(task) for record in row.ok)
-    return [entry for entry in entries if entry is not None]
+    return [record.downstream[task] for record in row.ok if task in record.downstream]
 
 
 def metrics_of(rows: Iterable[Row], task: str) -> list[str]:
     """Metrics of ``task``, its main one first; `BITS` and `MARGIN` last, where it has them."""
     entries = [entry for row in rows for entry in entries_of(row, task)]
-    names = {name for entry in entries for name in entry["metrics"]}
+    names = {name for entry in entries for name in entry.metrics}
     main = next((name for name in _MAIN if name in names), None)
     ordered = sorted(names, key=lambda name: (name != main, name))
-    return ordered + [name for name in (BITS, MARGIN) if any(entry[name] for entry in entries)]
+    return ordered + [name for name in (BITS, MARGIN) if any(getattr(entry, name) for entry in entries)]
 
 
-def values_of(row: Row, task: str, metric: str) -> list[Mapping[str, Any]]:
+def values_of(row: Row, task: str, metric: str) -> list[Mean]:
     """The entries of ``metric`` of ``task``, one for each seed that has a value."""
     answers = metric in (BITS, MARGIN)
     entries = entries_of(row, task)
-    scores = [entry[metric] if answers else entry["metrics"].get(metric) for entry in entries]
-    return [score for score in scores if score is not None and score["value"] is not None]
+    scores = [getattr(e, metric) if answers else e.metrics.get(metric) for e in entries]
+    return [score for score in scores if score is not None and score.value is not None]
 
 
 def score_of(row: Row, task: str, metric: str) -> Score | None:
@@ -79,7 +79,10 @@ def score_of(row: Row, task: str, metric: str) -> Score | None:
     scores = values_of(row, task, metric)
     if not scores:
         return None
-    value, stderr = interval([score["value"] for score in scores]), _mean(scores, "stderr")
+    value, stderr = (
+        interval([score.value for score in scores if score.value is not None]),
+        _mean(scores, "stderr"),
+    )
     if len(scores) == 1 and stderr is not None:
         half = _NORMAL * stderr
         value = Value(center=value.center, low=value.center - half, high=value.center + half)
@@ -95,7 +98,7 @@ def comparable(rows: Iterable[Row], task: str) -> bool:
     """Return True if all rows that have ``task`` were scored on the same items in the same way."""
     names = ("items", "few_shot", "version", "sha256")
     entries = [entry for row in rows for entry in entries_of(row, task)]
-    settings = {(*(entry[name] for name in names), *entry.get("missing", ())) for entry in entries}
+    settings = {(*(getattr(entry, name) for name in names), *(entry.missing or ())) for entry in entries}
     return len(settings) == 1
 
 
@@ -107,12 +110,14 @@ def compute_of(row: Row, task: str, name: str) -> float | None:
 def shift_of(row: Row, task: str) -> dict[str, float]:
     """Batch shift while scoring ``task``: ``nats``, the largest of all seeds; ``flipped`` and ``items``,
     their sums. Empty if no seed has it."""
-    shifts = [shift for entry in entries_of(row, task) if (shift := entry.get("batch_shift"))]
-    if not shifts or any(shift["nats"] is None for shift in shifts):
+    shifts = [shift for entry in entries_of(row, task) if (shift := entry.batch_shift)]
+    nats = [shift.nats for shift in shifts if shift.nats is not None]
+    if not shifts or len(nats) < len(shifts):
         return {}
     return {
-        "nats": max(shift["nats"] for shift in shifts),
-        **{name: sum(shift[name] for shift in shifts) for name in ("flipped", "items")},
+        "nats": max(nats),
+        "flipped": sum(shift.flipped for shift in shifts),
+        "items": sum(shift.items for shift in shifts),
     }
 
 
@@ -144,7 +149,7 @@ def csv_columns(row: Row, tasks: Mapping[str, Sequence[str]]) -> dict[str, Any]:
                 columns[f"{name}_chance"] = score and score.chance
         entries = entries_of(row, task)
         for name in _SETTINGS:
-            values = dict.fromkeys(entry[name] for entry in entries)
+            values = dict.fromkeys(getattr(entry, name) for entry in entries)
             columns[f"{task}:{name}"] = next(iter(values)) if len(values) == 1 else None
         columns |= {f"{task}:{name}": compute_of(row, task, name) for name in _COMPUTE}
         shift = shift_of(row, task)
@@ -152,6 +157,6 @@ def csv_columns(row: Row, tasks: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return columns
 
 
-def _mean(entries: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    values = [entry[name] for entry in entries]
+def _mean(entries: Sequence[TaskScores | Mean], name: str) -> float | None:
+    values = [getattr(entry, name) for entry in entries]
     return fmean(values) if values and None not in values else None

@@ -1,7 +1,7 @@
 """index.html of a suite: its tables, a chart, figures and routing in one file."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modbench.errors import several
@@ -152,7 +152,7 @@ def _claim(group: int, untold: Sequence[str]) -> str:
     )
 
 
-def _machine(environment: dict[str, Any]) -> str:
+def _machine(environment: Mapping[str, Any]) -> str:
     """The processor in short."""
     cores = environment.get("cores")
     name = environment.get("gpu") or environment.get("cpu") or "not known"

@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from modbench.records.line import key_of
 from modbench.records.metrics import METRICS
 from modbench.records.probes import RANKING_PROBES
-from modbench.records.record import AuditRecord
+from modbench.records.record import AuditRecord, Finding
 from modbench.records.result import Result
 from modbench.records.run import Run
 from modbench.report.layers import idle_layers
@@ -135,14 +135,14 @@ class Row:
         return ", ".join(sorted(sources)) or None
 
     @cached_property
-    def _probes_by_run(self) -> list[list[dict[str, Any]]]:
+    def _probes_by_run(self) -> list[list[Finding]]:
         """Of each run, the audit probes of its scheme, and those that it ran on the trained model."""
         return [self.findings(record) for record in self.records]
 
-    def findings(self, result: Result) -> list[dict[str, Any]]:
+    def findings(self, result: Result) -> list[Finding]:
         """The findings of the audit of the scheme, and those on the trained weights of ``result``."""
         audit = self.audits.get(result.audit_key or "")
-        return [*(audit.audit if audit else ()), *map(dict, result.audit)]
+        return [*(audit.audit if audit else ()), *result.audit]
 
     @cached_property
     def _is_audited(self) -> bool:
@@ -152,11 +152,11 @@ class Row:
     @cached_property
     def _failures(self) -> list[tuple[bool, int, str, str]]:
         """Failed probes, each once: True unless it prevents ranking, number, name, figure."""
-        failed = [p for probes in self._probes_by_run for p in probes if p["verdict"] == "failed"]
-        prevents = [p["ranks"] or p["probe"] in RANKING_PROBES for p in failed]
+        failed = [p for probes in self._probes_by_run for p in probes if p.verdict == "failed"]
+        prevents = [p.ranks or p.probe in RANKING_PROBES for p in failed]
         return sorted(
             {
-                (not prevented, probe["probe"], probe["name"], probe["figure"])
+                (not prevented, probe.probe, probe.name, probe.figure)
                 for probe, prevented in zip(failed, prevents, strict=True)
             }
         )
@@ -171,8 +171,8 @@ class Row:
             failed = sorted({(number, name) for _, number, name, _ in self._failures})
             return "failed " + ", ".join(f"{number} {name}" for number, name in failed)
         order = ("not asked", "passed", "unchecked")
-        probes.sort(key=lambda probe: order.index(probe["verdict"]))
-        counts = Counter({probe["probe"]: probe["verdict"] for probe in probes}.values())
+        probes.sort(key=lambda probe: order.index(probe.verdict))
+        counts = Counter({probe.probe: probe.verdict for probe in probes}.values())
         rest = (f", {name} {counts[name]}" for name in ("unchecked", "not asked") if counts[name])
         return f"passed {counts['passed']}{''.join(rest)}"
 
@@ -187,7 +187,7 @@ class Row:
         if not self._is_audited:
             return "audit was not run"
         for probes in self._probes_by_run:
-            run = {probe["probe"] for probe in probes if probe["verdict"] in ("passed", "failed")}
+            run = {probe.probe for probe in probes if probe.verdict in ("passed", "failed")}
             missing = [str(number) for number in RANKING_PROBES if number not in run]
             if missing:
                 return f"not run of the audit: probe {', '.join(missing)}; add audit to [measure] steps"

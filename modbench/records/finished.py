@@ -4,14 +4,7 @@ them. No torch."""
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modbench.records.record import (
-    AnyRecord,
-    AuditRecord,
-    MeasurementRecord,
-    RunRecord,
-    SuiteRecord,
-    TimingRecord,
-)
+from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
 from modbench.records.store import read_files, record_files
 
 
@@ -40,24 +33,24 @@ class Finished(NamedTuple):
     @classmethod
     def of(cls, record: AnyRecord) -> "Finished":
         """The entry of ``record``."""
-        fields: dict[str, Any] = {"finished": record.finished, "gpu": record.environment["gpu"]}
-        if not isinstance(record, AuditRecord | SuiteRecord):
-            fields |= {"status": record.status, "error": record.error}
-        if isinstance(record, RunRecord | MeasurementRecord):
-            fields["workers"] = record.workers
+        fields: dict[str, Any] = {name: getattr(record, name, None) for name in _SAME}
         if isinstance(record, RunRecord):
-            fields |= {"audit_key": record.audit_key, "text": record.data["sha256"]}
+            fields["text"] = record.data["sha256"]
         elif isinstance(record, MeasurementRecord):
             of, loss = record.measurement, record.result.metrics.get("heldout_loss")
             fields |= {"measures": of.measures, "run": of.run, "loss": loss}
-        elif isinstance(record, TimingRecord):
-            fields |= {"session": record.session, "measures": record.measures}
-            fields["repetition"] = record.repetition
         elif isinstance(record, SuiteRecord):
             plans = [row.isoflop for row in record.suite.rows if row.isoflop]
             fields["exponents"] = tuple({plan.get("depth"): plan["exponent"] for plan in plans}.items())
-            fields |= {"margin": plans[0]["margin"] if plans else None, "number": record.number}
-        return cls(record.kind, record.key, **fields)
+            fields["margin"] = plans[0]["margin"] if plans else None
+        return cls(gpu=record.environment["gpu"], **fields)
+
+
+#: Fields of an entry that are those of its record, if its kind has them.
+_SAME = (
+    *("kind", "key", "status", "audit_key", "session", "measures", "repetition"),
+    *("finished", "workers", "error", "number"),
+)
 
 
 def finished(folder: Path) -> list[Finished]:

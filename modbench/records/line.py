@@ -43,19 +43,11 @@ class Part(BaseModel):
 def _number(**limits: Any) -> Any:
     """Annotation of a number within ``limits`` that stays an int if its JSON is one."""
     kinds = [core_schema.int_schema(**limits), core_schema.float_schema(**limits, allow_inf_nan=False)]
-    words = (
-        "Input should be a finite number, above 0"
-        if "gt" in limits
-        else "Input should be a finite number"
+    wrong = "Input should be a finite number, at most 1e30" + ", above 0" * ("gt" in limits)
+    union = core_schema.union_schema(
+        list(kinds), mode="left_to_right", custom_error_type="number", custom_error_message=wrong
     )
-    return GetPydanticSchema(
-        lambda *_: core_schema.union_schema(
-            list(kinds),
-            mode="left_to_right",
-            custom_error_type="number",
-            custom_error_message=f"{words}, at most 1e30",
-        )
-    )
+    return GetPydanticSchema(lambda *_: union)
 
 
 #: Numbers that can be added, divided and drawn without overflow.

@@ -47,7 +47,9 @@ def merge(folders: Sequence[Path], into: Path) -> list[Merged]:
     for name, read in sorted(lines.items()):
         new = sorted(read.keys() - present[name].keys())
         if new:
-            _write(into / name / RECORDS, new)
+            content = "".join(f"{line}\n" for line in new)
+            file = f"{sha256(content)[:16]}.jsonl"
+            write_files(into / name / RECORDS, {file: content.encode()})
         conflicts = list(_conflicts((read | present[name]).values()))
         merged.append(Merged(name, len(new), conflicts))
     return merged
@@ -64,15 +66,6 @@ def _suites(folder: Path) -> list[Path]:
     if names := recorded_suites(folder):
         return [folder / name for name in names]
     raise UserError(f"{folder} holds no records; name a results folder, or a suite's folder in it")
-
-
-def _write(folder: Path, lines: Sequence[str]) -> None:
-    content = "".join(f"{line}\n" for line in lines)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: can't be written ({error.strerror})") from error
-    write_files(folder, {f"{sha256(content)[:16]}.jsonl": content.encode()})
 
 
 def _conflicts(records: Collection[AnyRecord]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -204,10 +203,6 @@ class Result:
     @property
     def flops_source(self) -> str | None:
         return self.record.flops_source
-
-    @property
-    def finished_at(self) -> datetime:
-        return self.record.finished_at
 
 
 #: For runs that no suite record names.

@@ -30,14 +30,14 @@ class RouterJson(TypedDict):
 
 
 class RunJson(TypedDict):
-    """JSON of a `Run`."""
+    """JSON of a `Run`; in the order of a line, as differences are listed."""
 
-    router: RouterJson
-    model: dict[str, Any]
     data: dict[str, Any]
-    train: dict[str, Any]
+    model: dict[str, Any]
+    router: RouterJson
     schedule: dict[str, Any]
     seed: Count
+    train: dict[str, Any]
 
 
 class TimedJson(TypedDict):

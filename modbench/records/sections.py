@@ -205,9 +205,9 @@ class Settings(TypedDict):
     """Settings of a measurement that can alter its result: those of a task
     (`modbench.measure.config.MeasureConfig.task`), or others."""
 
-    task: NotRequired[str]
+    checkpoints: NotRequired[Count]
     data: NotRequired[str]
+    fewshot: NotRequired[Count]
     include: NotRequired[str]
     limit: NotRequired[Count]
-    fewshot: NotRequired[Count]
-    checkpoints: NotRequired[Count]
+    task: NotRequired[str]

@@ -61,19 +61,18 @@ def append_record(folder: Path, record: AnyRecord) -> Path:
     """Store ``record`` under ``folder`` (``results/<suite>``); return its file. Raises UserError:
     writing fails."""
     path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
-    with _naming(path.parent, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
     write_files(path.parent, {path.name: f"{record.line()}\n".encode()})
     return path
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files in ``folder`` by name, each in one step and after all contents are on the disk. Raises
-    UserError: writing fails; the old files then are unchanged."""
+    """Write files in ``folder``, which is made, by name, each in one step and after all contents are on
+    the disk. Raises UserError: writing fails; the old files then are unchanged."""
     # Writers on other machines and in other containers may have the same process id.
     writer = f"{socket.gethostname()[:40]}.{secrets.token_hex(8)}"
     temporary = {folder / name: folder / f".{name}.{writer}.tmp" for name in contents}
     with _naming(folder, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             for path, written in temporary.items():
                 with written.open("wb") as file:
@@ -145,8 +144,11 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
     unless ``strict``, each line that is not a valid record. Raises UserError: such a line, or a file
     can't be read; names file and line."""
     left_out: list[str] = []
-    with _no_collection():
+    gc.disable()  # records hold no cycles, and 100,000 of them would be searched many times
+    try:
         records = list(read_files(record_files(folder), left_out, strict=strict))
+    finally:
+        gc.enable()
     records.sort(key=lambda record: (record.key, record.line()))
 
     def of(kind: type[_Kind]) -> list[_Kind]:
@@ -161,18 +163,6 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
         suites=sorted(of(SuiteRecord), key=rank_of),
         left_out=left_out,
     )
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect no garbage: records hold no cycles, and 100,000 of them would be searched many times."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def read_records(path: Path) -> list[AnyRecord]:

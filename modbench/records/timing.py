@@ -1,6 +1,5 @@
 """Records of `modbench time`. Loads no torch."""
 
-from functools import cached_property
 from typing import Annotated, Any, Literal, NotRequired, Self
 
 from annotated_types import Len
@@ -18,7 +17,7 @@ from modbench.records.line import (
     Positive,
     sentence,
 )
-from modbench.records.run import Timed, TimedJson
+from modbench.records.run import TimedJson
 
 #: Version of what `modbench time` measures, raised when times change in meaning: those of two are never
 #: compared. 2: warm-up by time, no garbage collection, ceilings in a row, load of usable cores.
@@ -65,9 +64,8 @@ class RanOut(Asked):
     error: str
 
 
-class Programs(TypedDict):
-    graphs: Count  # of compiled steps
-    breaks: Count  # places where torch.compile left one for Python
+#: Of compiled steps: ``graphs``, programs; ``breaks``, places where torch.compile left one for Python.
+Programs = Annotated[dict[Literal["graphs", "breaks"], Count], Len(2)]
 
 
 class Times(TypedDict):
@@ -155,11 +153,6 @@ class TimingRecord(Outcome):
             if "peak" not in parts or parts != set(self.measured.get("predicted", parts)):
                 raise ValueError("measured and predicted differ in their parts, or lack the peak")
         return self
-
-    @cached_property
-    def what(self) -> Timed:
-        """The scheme or machine that was timed."""
-        return Timed.of(self.timed)
 
     @property
     def job(self) -> tuple[str, str, int]:

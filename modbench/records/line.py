@@ -175,7 +175,7 @@ class Record(Part):
     __slots__ = ("_line",)  # no private attribute, which would take microseconds to set
     about: ClassVar[str]  #: the field that ``key`` is the hash of
 
-    version: Literal[4] = Field(alias="schema")
+    schema_version: Literal[4] = Field(alias="schema")
     digest: str  #: SHA-256 of the line in which it is empty
     key: str
     code: Code

@@ -27,11 +27,6 @@ class Metric:
     kind: Kind
     meaning: str
 
-    @property
-    def is_count(self) -> bool:
-        """Return True if its values are whole numbers."""
-        return self.unit in ("steps", "tokens", "parameters", "FLOP")
-
 
 # fmt: off
 _TABLE = (

@@ -46,12 +46,20 @@ RowLabel = Annotated[str, matching(ROW_LABEL, f"{LABEL_WORDS}; or two of them wi
 Seconds = dict[Name, Annotated[float, Field(ge=0, le=1e30)]]
 
 
+#: Metrics that a record may hold; True: of whole numbers.
+_COUNTED = {
+    metric.name: metric.unit in ("steps", "tokens", "parameters", "FLOP")
+    for metric in METRICS.values()
+    if metric.kind != "timed"
+}
+
+
 def _metrics(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
-        metric = METRICS.get(name)
-        if metric is None or metric.kind == "timed":
+        counted = _COUNTED.get(name)
+        if counted is None:
             raise ValueError(f".{repr(name)[1:-1][:60]} is not a known field")
-        if metric.is_count and (not isinstance(value, int) or value < 0):
+        if counted and (not isinstance(value, int) or value < 0):
             raise ValueError(f".{name} is {value}; input should be a valid integer, 0 or more")
     return values
 

@@ -20,11 +20,6 @@ def routing_read(fakes, routing):
     return as_json(read_record(measurement.line()).result.routing)
 
 
-def test_routing_survives_its_records_line(fakes):
-    routing = fakes.make_routing(experts=(0,))
-    assert routing_read(fakes, routing) == routing
-
-
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
@@ -50,9 +45,9 @@ def _passage() -> dict:
     return {"texts": texts, "causal": [layer], "topk": trained, "experts": experts}
 
 
-def test_a_passage_and_its_gates_survive_the_records_line(fakes):
-    routing = fakes.make_routing() | {"passage": _passage()}
-    assert routing_read(fakes, routing)["passage"] == _passage()
+def test_routing_its_passage_and_its_gates_survive_the_records_line(fakes):
+    routing = fakes.make_routing(experts=(0,)) | {"passage": _passage()}
+    assert routing_read(fakes, routing) == routing
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
-from modbench.records.store import read_files, record_files
+from modbench.records.store import no_collection, read_files, record_files
 
 
 class Finished(NamedTuple):
@@ -71,8 +71,9 @@ class Watch:
     def new(self) -> list[Finished]:
         """The entries that were added since the last call. Raises UserError: see `read_suite`."""
         entries: list[Finished] = []
-        for path in record_files(self._folder, self._files):
-            self._files.add(path.name)
-            if not self._since or path.stat().st_mtime >= self._since:
-                entries += map(Finished.of, read_files([path], [], seen=self._seen))
+        with no_collection():
+            for path in record_files(self._folder, self._files):
+                self._files.add(path.name)
+                if not self._since or path.stat().st_mtime >= self._since:
+                    entries += map(Finished.of, read_files([path], [], seen=self._seen))
         return entries

@@ -144,11 +144,8 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
     unless ``strict``, each line that is not a valid record. Raises UserError: such a line, or a file
     can't be read; names file and line."""
     left_out: list[str] = []
-    gc.disable()  # records hold no cycles, and 100,000 of them would be searched many times
-    try:
+    with no_collection():
         records = list(read_files(record_files(folder), left_out, strict=strict))
-    finally:
-        gc.enable()
     records.sort(key=lambda record: (record.key, record.line()))
 
     def of(kind: type[_Kind]) -> list[_Kind]:
@@ -163,6 +160,18 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
         suites=sorted(of(SuiteRecord), key=rank_of),
         left_out=left_out,
     )
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Collect no garbage: records hold no cycles, and 100,000 of them would be searched many times."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def read_records(path: Path) -> list[AnyRecord]:

@@ -22,8 +22,8 @@ def scores(folder: Path) -> pd.DataFrame:
     rows = []
     for result in results_of(read_suite(folder)):
         for task, entry in result.downstream.items():
-            for metric, score in entry["metrics"].items():
-                values = [*score.get("checkpoints", ()), score["value"]]
+            for metric, score in entry.metrics.items():
+                values = [*(score.checkpoints or ()), score.value]
                 of = {"task": task, "metric": metric, "scheme": result.label, "seed": result.seed}
                 rows += [of | {"point": point, "value": value} for point, value in enumerate(values)]
     return pd.DataFrame(rows)

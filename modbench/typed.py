@@ -11,9 +11,9 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from modbench.errors import UserError, known_names
 
-#: Types of fields with a range.
-Count = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
+#: Types of fields with a range; integers can be added, divided and drawn without overflow.
+Count = Annotated[int, Ge(1), Le(10**30)]
+Natural = Annotated[int, Ge(0), Le(10**30)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 #: Fractions: of a whole, above 0; of what is kept, below 1.

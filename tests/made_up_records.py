@@ -1,5 +1,6 @@
 """Records with plainly made-up figures; no test here measures anything."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from isoflop_made_up import PLAN, Make
 
-from modbench.records.line import key_of
+from modbench.records.line import Record, key_of
 from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
 from modbench.records.result import Result
 
@@ -23,6 +24,7 @@ SUITE: dict[str, Any] = {
     "left": 0,
     "wanted": 0,
     "finished": "2026-01-01T00:20:00+00:00",  #: of its record
+    "rank": (0, "2026-01-01T00:20:00+00:00", ""),
 }
 #: Metrics of training, of its end, and of the task.
 COSTS = (
@@ -154,12 +156,12 @@ def make_record(
         "error": None if status == "ok" else "the loss is not finite at step 7",
         **made,
     }
-    record = RunRecord(**{**arguments, **fields})
+    record = RunRecord.made(**{**arguments, **fields})
 
     def measurement(kind: str, settings: dict[str, Any], result: dict[str, Any]) -> MeasurementRecord:
         subject = {"run": record.key, "budget": budget, "measures": kind, "settings": settings}
         outcome = {"status": "ok", "error": None}
-        return MeasurementRecord(
+        return MeasurementRecord.made(
             measurement=subject, key=key_of(subject), result=result, **outcome, **made
         )
 
@@ -239,7 +241,17 @@ def suite_record(results: Sequence[Result], finished: str = SUITE["finished"]) -
     heldout = {"heldout": results[0].wanted["heldout"]}
     suite["wanted"] = heldout | ({"downstream": list(tasks.values())} if tasks else {})
     made = {name: getattr(results[0].record, name) for name in ("code", "environment", "started")}
-    return SuiteRecord(suite=suite, key=key_of(suite), finished=finished, **made)
+    return SuiteRecord.made(suite=suite, key=key_of(suite), finished=finished, **made)
+
+
+def replace(of: Any, **changes: Any) -> Any:
+    """``of``, a record or a dataclass, with other fields."""
+    if not isinstance(of, Record):
+        return dataclasses.replace(of, **changes)
+    fields = json.loads(of.line())
+    for name in ("kind", "schema", "digest"):
+        del fields[name]
+    return of.made(**fields | changes)
 
 
 def lines_of(results: Sequence[Result], *further: AnyRecord) -> list[str]:

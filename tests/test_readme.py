@@ -92,7 +92,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert result.run.router.name == "mlp_mod"
     assert result.run.router.plugin_sha256 is not None
     findings = [*found.audits[result.audit_key].audit, *result.audit]
-    assert all(finding["verdict"] != "failed" for finding in findings)
+    assert all(finding.verdict != "failed" for finding in findings)
     assert result.metrics["heldout_loss"] < result.metrics["unigram_loss"] - 0.5
     assert idle_layers([result]) == []
     table = (tmp_path / "my-results" / "quick" / "leaderboard.csv").read_text()

@@ -110,8 +110,8 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
         assert record.status == "ok"
         assert metrics["heldout_loss"] < metrics["unigram_loss"] or label == "leaky"
         assert metrics["train_flops"] <= 5e9 < metrics["train_flops"] * 1.05
-        assert [finding["probe"] for finding in audits[record.audit_key].audit] == list(range(1, 13))
-        assert [finding["probe"] for finding in record.audit] == [1, 2, 9]
+        assert [finding.probe for finding in audits[record.audit_key].audit] == list(range(1, 13))
+        assert [finding.probe for finding in record.audit] == [1, 2, 9]
         assert str(place) not in record.record.line().replace(str(place / "text.txt"), "")
         assert (folder / "runs" / record.key / "model.safetensors").exists()
         assert not (folder / "runs" / record.key / "checkpoint.pt").exists()
@@ -126,7 +126,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
     leaky = records["leaky"]
     for findings, failed in ((audits[leaky.audit_key].audit, [1, 2, 3]), (leaky.audit, [1, 2])):
         # The mean is over padding, too.
-        assert [one["probe"] for one in findings if one["verdict"] == "failed"] == failed
+        assert [one.probe for one in findings if one.verdict == "failed"] == failed
     page = (folder / "leaderboard.md").read_text()
     table = page[: page.index("## ")] if "## " in page else page
     assert "† | leaky |" in table.split("\n\n")[2]

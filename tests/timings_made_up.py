@@ -72,7 +72,7 @@ def make_timing(
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:01:00+00:00",
     }
-    return TimingRecord(**{**arguments, **fields})
+    return TimingRecord.made(**{**arguments, **fields})
 
 
 def make_case(
@@ -202,7 +202,7 @@ def suite_of(
     """A suite that times the keys ``timed_under`` each label."""
     rows = [{"label": of, "runs": [], "timed": list(keys)} for of, keys in timed_under.items()]
     suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "rows": rows, "wanted": {}}
-    return SuiteRecord(
+    return SuiteRecord.made(
         suite=suite,
         key=key_of(suite),
         code={"version": "0.1.0", "commit": "0" * 40, "dirty": False},

@@ -23,7 +23,7 @@ SHAPE = {"vocabulary": 257, "width": 16, "layers": 2, "heads": 2}
 OPTIONS: dict[str, dict[str, Any]] = {"mod": {"causal": "ema_threshold"}}
 #: Two rows of one suite, and two seeds of a third one: label, router, seed.
 RUNS = [("mod", "mod", 0), ("vanilla", "vanilla", 0), ("twice", "mod", 1), ("twice", "mod", 2)]
-STATE = {"compare": (), "left": 0, "wanted": 0}
+STATE = {"compare": (), "left": 0, "wanted": 0, "rank": (0, "", "")}
 HEADER = {"name": "tiny", "version": 1, "rank_by": "heldout_loss"}
 SUITE = HEADER | STATE
 _MADE = {
@@ -68,7 +68,7 @@ def record_of(
         "status": status,
         "error": None if status == "ok" else "the loss is nan at step 3",
     }
-    return Result(record=RunRecord(**fields, **_MADE), budget=budgets[-1], label=label, suite=SUITE)
+    return Result(record=RunRecord.made(**fields, **_MADE), budget=budgets[-1], label=label, suite=SUITE)
 
 
 def add_records(results: Path, *runs: Result) -> None:
@@ -83,7 +83,7 @@ def add_records(results: Path, *runs: Result) -> None:
     with shard.open("a+") as file:
         file.seek(0)
         finished = f"2026-01-01T00:01:{len(file.readlines()):02}+00:00"  # later than those before it
-        named = SuiteRecord(suite=suite, key=key_of(suite), **_MADE | {"finished": finished})
+        named = SuiteRecord.made(suite=suite, key=key_of(suite), **_MADE | {"finished": finished})
         file.writelines(line.line() + "\n" for line in (*(run.record for run in runs), named))
 
 

@@ -46,6 +46,8 @@ TABLES: dict[str, type] = {
     "schemes": Scheme,
     "compare": Comparison,
 }
+#: Bounds from here on keep arithmetic finite; no user comes near them.
+_FAR = 10**30
 _BOUNDS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 _TYPES = {int: "integer", float: "number", str: "string", bool: "true, false", dict: "table"}
 
@@ -109,7 +111,7 @@ def values(hint: Any) -> str:
             f"{sign} {getattr(bound, name):g}"
             for bound in arguments[1:]
             for (kind, sign), name in zip(_BOUNDS.items(), ("ge", "gt", "le", "lt"), strict=True)
-            if isinstance(bound, kind)
+            if isinstance(bound, kind) and getattr(bound, name) < _FAR
         ]
         return " ".join([values(arguments[0]), " and ".join(bounds)])
     if origin is Literal:

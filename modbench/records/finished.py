@@ -1,10 +1,11 @@
-"""Identity and outcome of each record of a suite, without a check of its fields. No torch."""
+"""Identity and outcome of each record of a suite, which is all that a sweep of 100,000 runs can keep of
+them. No torch."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from modbench.records.record import parse_line
-from modbench.records.store import parsed_file, parsed_lines, record_files
+from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord
+from modbench.records.store import no_collection, read_files, record_files
 
 
 class Finished(NamedTuple):
@@ -29,11 +30,32 @@ class Finished(NamedTuple):
     error: str | None = None
     number: int | None = None  #: of a suite's record
 
+    @classmethod
+    def of(cls, record: AnyRecord) -> "Finished":
+        """The entry of ``record``."""
+        fields: dict[str, Any] = {name: getattr(record, name, None) for name in _SAME}
+        if isinstance(record, RunRecord):
+            fields["text"] = record.data["sha256"]
+        elif isinstance(record, MeasurementRecord):
+            of, loss = record.measurement, record.result.metrics.get("heldout_loss")
+            fields |= {"measures": of.measures, "run": of.run, "loss": loss}
+        elif isinstance(record, SuiteRecord):
+            plans = [row.isoflop for row in record.suite.rows if row.isoflop]
+            fields["exponents"] = tuple({plan.get("depth"): plan["exponent"] for plan in plans}.items())
+            fields["margin"] = plans[0]["margin"] if plans else None
+        return cls(gpu=record.environment["gpu"], **fields)
+
+
+#: Fields of an entry that are those of its record, if its kind has them.
+_SAME = (
+    *("kind", "key", "status", "audit_key", "session", "measures", "repetition"),
+    *("finished", "workers", "error", "number"),
+)
+
 
 def finished(folder: Path) -> list[Finished]:
-    """One entry per record under ``folder`` (``results/<suite>``). Digests are checked, most fields are
-    not. Raises UserError: see `read_suite`."""
-    return list(parsed_lines(folder, _finished)[0].values())
+    """An entry per record under ``folder`` (``results/<suite>``). Raises UserError: see `read_suite`."""
+    return Watch(folder).new()
 
 
 class Watch:
@@ -44,38 +66,14 @@ class Watch:
         self._folder = folder
         self._since = since
         self._files: set[str] = set()
-        self._lines: dict[str, Finished] = {}
+        self._seen: set[str] = set()
 
     def new(self) -> list[Finished]:
         """The entries that were added since the last call. Raises UserError: see `read_suite`."""
-        before = len(self._lines)
-        for path in record_files(self._folder, self._files):
-            self._files.add(path.name)
-            if not self._since or path.stat().st_mtime >= self._since:
-                list(parsed_file(path, _finished, self._lines))
-        return list(self._lines.values())[before:]
-
-
-def _finished(line: str) -> Finished:
-    record = parse_line(line)
-    measured = record.get("measurement", {})
-    plans = [row["isoflop"] for row in record.get("suite", {}).get("rows", []) if "isoflop" in row]
-    return Finished(
-        kind=record["kind"],
-        key=record["key"],
-        status=record.get("status"),
-        audit_key=record.get("audit_key"),
-        session=record.get("session"),
-        measures=record.get("measures", measured.get("measures")),
-        repetition=record.get("repetition"),
-        finished=record.get("finished", ""),
-        workers=record.get("workers"),
-        gpu=record.get("environment", {}).get("gpu"),
-        text=record.get("data", {}).get("sha256"),
-        run=measured.get("run"),
-        loss=record.get("result", {}).get("metrics", {}).get("heldout_loss"),
-        exponents=tuple({p.get("depth"): p["exponent"] for p in plans if "exponent" in p}.items()),
-        margin=plans[0].get("margin") if plans else None,
-        error=record.get("error"),
-        number=record.get("number"),
-    )
+        entries: list[Finished] = []
+        with no_collection():
+            for path in record_files(self._folder, self._files):
+                self._files.add(path.name)
+                if not self._since or path.stat().st_mtime >= self._since:
+                    entries += map(Finished.of, read_files([path], [], seen=self._seen))
+        return entries

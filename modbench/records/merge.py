@@ -1,15 +1,22 @@
 """Joins the records of several machines. Loads no torch."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from modbench.errors import UserError, several
 from modbench.records.line import sha256
-from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord, TimingRecord
-from modbench.records.store import RECORDS, read_lines, recorded_suites, write_files
+from modbench.records.record import (
+    AnyRecord,
+    MeasurementRecord,
+    RunRecord,
+    SuiteRecord,
+    TimingRecord,
+    rank_of,
+)
+from modbench.records.store import RECORDS, read_files, record_files, recorded_suites, write_files
 
 _Rerun = TypeVar("_Rerun", RunRecord, MeasurementRecord)
 
@@ -31,19 +38,25 @@ def merge(folders: Sequence[Path], into: Path) -> list[Merged]:
     lines: dict[str, dict[str, AnyRecord]] = defaultdict(dict)
     for folder in folders:
         for suite in _suites(folder):
-            records = read_lines(suite)
+            records = _by_line(suite)
             # A folder may have been renamed on its way.
-            named = {r.suite["name"] for r in records.values() if isinstance(r, SuiteRecord)}
+            named = {record.suite.name for record in records.values() if isinstance(record, SuiteRecord)}
             lines[named.pop() if len(named) == 1 else suite.resolve().name] |= records
-    present = {name: read_lines(into / name) for name in lines}
+    present = {name: _by_line(into / name) for name in lines}
     merged = []
     for name, read in sorted(lines.items()):
         new = sorted(read.keys() - present[name].keys())
         if new:
-            _write(into / name / RECORDS, new)
-        conflicts = list(_conflicts(read | present[name]))
+            content = "".join(f"{line}\n" for line in new)
+            file = f"{sha256(content)[:16]}.jsonl"
+            write_files(into / name / RECORDS, {file: content.encode()})
+        conflicts = list(_conflicts((read | present[name]).values()))
         merged.append(Merged(name, len(new), conflicts))
     return merged
+
+
+def _by_line(suite: Path) -> dict[str, AnyRecord]:
+    return {record.line(): record for record in read_files(record_files(suite), [])}
 
 
 def _suites(folder: Path) -> list[Path]:
@@ -55,56 +68,35 @@ def _suites(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds no records; name a results folder, or a suite's folder in it")
 
 
-def _write(folder: Path, lines: Sequence[str]) -> None:
-    content = "".join(f"{line}\n" for line in lines)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: can't be written ({error.strerror})") from error
-    write_files(folder, {f"{sha256(content)[:16]}.jsonl": content.encode()})
-
-
-def _conflicts(records: Mapping[str, AnyRecord]) -> Iterator[str]:
+def _conflicts(records: Collection[AnyRecord]) -> Iterator[str]:
     """Sentences on records of one suite that contradict each other."""
-    runs = [record for record in records.values() if isinstance(record, RunRecord)]
+    runs = [record for record in records if isinstance(record, RunRecord)]
     texts = sorted({run.data["sha256"] for run in runs})
     if len(texts) > 1:
         shown = ", ".join(text[:12] for text in texts)
         yield f"runs were trained on {len(texts)} texts (sha256 {shown}); their losses can't be compared"
-    suites = [record for record in records.values() if isinstance(record, SuiteRecord)]
-    if len({record.key for record in suites}) > 1:
-        versions = sorted({record.suite["version"] for record in suites})
+    suites = sorted((r for r in records if isinstance(r, SuiteRecord)), key=rank_of)
+    if (settings := len({record.key for record in suites})) > 1:
+        versions = sorted({record.suite.version for record in suites})
         yield (
-            f"the suite was run with {several(len({r.key for r in suites}), 'setting')} (version "
+            f"the suite was run with {several(settings, 'setting')} (version "
             f"{', '.join(map(str, versions))}); the newest one gives labels and order"
         )
-    sessions = {record.session for record in records.values() if isinstance(record, TimingRecord)}
+    sessions = {record.session for record in records if isinstance(record, TimingRecord)}
     if len(sessions) > 1:
         yield f"there are {len(sessions)} sessions of `modbench time`; tables show the newest"
-    labels = _labels(suites)
+    labels = {key: row.label for record in suites for row in record.suite.rows for key in row.runs}
     for same in _repeated(runs):
-        ends = {str([{**end, "audit": None} for end in run.ends]) for run in same}
-        if len(ends) > 1:
+        if len({str([end.model_dump(exclude={"audit"}) for end in run.ends]) for run in same}) > 1:
             yield _twice(labels.get(same[0].key, same[0].what.router.name), same[0].what.seed, same)
-    measured = [record for record in records.values() if isinstance(record, MeasurementRecord)]
     seeds = {run.key: run.what.seed for run in runs}
-    for again in _repeated(measured):
-        if len({str(record.result.get("metrics")) for record in again}) > 1:
-            run = again[0].measurement["run"]
+    for again in _repeated([record for record in records if isinstance(record, MeasurementRecord)]):
+        if len({str(record.result.metrics) for record in again}) > 1:
+            run = again[0].measurement.run
             yield _twice(labels.get(run, run), seeds.get(run, 0), again)
 
 
-def _labels(suites: Sequence[SuiteRecord]) -> dict[str, str]:
-    """The label of each run by key."""
-    return {
-        key: row["label"]
-        for record in sorted(suites, key=lambda record: record.finished_at)
-        for row in record.suite["rows"]
-        for key in row["runs"]
-    }
-
-
-def _repeated(records: Sequence[_Rerun]) -> Iterator[Sequence[_Rerun]]:
+def _repeated(records: Iterable[_Rerun]) -> Iterator[Sequence[_Rerun]]:
     """The groups of several ok records of one key."""
     by_key: dict[str, list[_Rerun]] = defaultdict(list)
     for record in records:
@@ -115,9 +107,10 @@ def _repeated(records: Sequence[_Rerun]) -> Iterator[Sequence[_Rerun]]:
 
 def _twice(label: str, seed: int, records: Sequence[RunRecord | MeasurementRecord]) -> str:
     first = records[0]
-    kind = first.measurement["measures"] if isinstance(first, MeasurementRecord) else None
-    what = f"measured ({kind})" if kind else "trained"
-    machines = "; ".join(sorted({str(record.environment.get("cpu")) for record in records}))
+    what = "trained"
+    if isinstance(first, MeasurementRecord):
+        what = f"measured ({first.measurement.measures})"
+    machines = "; ".join(sorted({str(record.environment["cpu"]) for record in records}))
     return (
         f"{label}#{seed} was {what} {len(records)} times with other results (on {machines}); the one "
         "that finished last counts"

@@ -35,7 +35,7 @@ def named(name: str, results: Path = Path()) -> Named:
         chosen = of_folder
     elif label.endswith(".jsonl"):
         keys = {
-            record.measurement["run"] if isinstance(record, MeasurementRecord) else record.key
+            record.measurement.run if isinstance(record, MeasurementRecord) else record.key
             for record in read_records(folder.joinpath(*Path(label).parts))
         }
         chosen = [result for result in of_folder if result.key in keys]

@@ -1,9 +1,12 @@
 """The probes of the audit: numbers, names, which of them rank, and what a failure means; docs/audit.md
 says what to do about it. Without torch, since reports of records need the numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modbench.records.record import Finding
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ RANKING_PROBES = tuple(probe.number for probe in PROBE_TEXTS if probe.ranks)
 LEAK_PROBES = tuple(probe.number for probe in PROBE_TEXTS if probe.of_leaks)
 
 
-def leak_verdict(findings: Sequence[Mapping[str, Any]]) -> str:
+def leak_verdict(findings: Sequence["Finding"]) -> str:
     """Return ``passed``; ``failed`` with the probe and its figure; or ``not audited``. ``findings``: of
     the audit of the scheme, and of the trained weights."""
-    probes = [probe for probe in findings if probe["probe"] in LEAK_PROBES]
-    for probe in probes:
-        if probe["verdict"] == "failed":
-            return f"failed probe {probe['probe']} {probe['name']}: {probe['figure']}"
-    passed = {probe["probe"] for probe in probes if probe["verdict"] == "passed"}
+    probes = [finding for finding in findings if finding.probe in LEAK_PROBES]
+    for finding in probes:
+        if finding.verdict == "failed":
+            return f"failed probe {finding.probe} {finding.name}: {finding.figure}"
+    passed = {finding.probe for finding in probes if finding.verdict == "passed"}
     return "passed" if passed == set(LEAK_PROBES) else "not audited"

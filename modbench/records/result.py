@@ -3,13 +3,23 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
-from itertools import compress
 from typing import Any
 
-from modbench.records.record import MeasurementRecord, RunRecord, SuiteRecord
+from modbench.records.line import Code, Environment
+from modbench.records.record import (
+    End,
+    Finding,
+    MeasurementRecord,
+    Plan,
+    Point,
+    RunRecord,
+    SuiteRecord,
+    Text,
+    rank_of,
+)
 from modbench.records.run import Run, reported_shape
+from modbench.records.sections import RoutedLayer, Routing, TaskScores
 from modbench.records.store import Records, latest
 
 #: A scheme, and the depth of its curves; None: its suite has no curves of several depths.
@@ -24,11 +34,11 @@ class Result:
     budget: int
     label: str  #: of the row: the scheme's, in suites of several shapes with its shape's
     row_number: int = 0  #: of the row, in the order of its suite
-    #: that names the row: name, version, rank_by, and time of its record; and of the newest suite,
+    #: that names the row: name, version, rank_by, time and rank of its record; and of the newest suite,
     #: ``compare``: its stated comparisons; ``left``, ``wanted``: runs not finished, and all
     suite: Mapping[str, Any]
-    isoflop: Mapping[str, Any] | None = None  #: plan of the scheme's learning rates
-    measurements: tuple[MeasurementRecord, ...] = ()
+    isoflop: Plan | None = None  #: plan of the scheme's learning rates
+    measurements: Sequence[MeasurementRecord] = ()
     #: settings of the measurements that the suite wants, in the form of `settings`
     wanted: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,7 +70,7 @@ class Result:
     @property
     def depth(self) -> int | None:
         """Layers, in a suite with curves of several depths."""
-        return (self.isoflop or {}).get("depth")
+        return self.isoflop.get("depth") if self.isoflop else None
 
     @property
     def place(self) -> Place:
@@ -73,18 +83,21 @@ class Result:
         return reported_shape(self.record.run["model"])
 
     @cached_property
-    def end(self) -> Mapping[str, Any] | None:
+    def end(self) -> End | None:
         """Steps, tokens and FLOPs spent at the budget; None if it was not reached."""
-        return next((end for end in self.record.ends if end["budget"] == self.budget), None)
+        return next((end for end in self.record.ends if end.budget == self.budget), None)
 
     @cached_property
     def _outcome(self) -> tuple[str, str | None]:
         trained = self.end is not None and (self.record.status == "ok" or self.run.schedule.shares_trunk)
         if not trained:
             return self.record.status, self.record.error
-        lost = [record for record in self.measurements if record.status != "ok"]
-        heldout = [record for record in lost if record.measurement["measures"] == "heldout"]
-        return (heldout[0].status, heldout[0].error) if heldout else ("ok", None)
+        lost = [
+            (record.status, record.error)
+            for record in self.measurements
+            if record.status != "ok" and record.measurement.measures == "heldout"
+        ]
+        return lost[0] if lost else ("ok", None)
 
     @property
     def status(self) -> str:
@@ -92,216 +105,196 @@ class Result:
         return self._outcome[0]
 
     @property
+    def error(self) -> str | None:
+        return self._outcome[1]
+
+    @property
     def lost(self) -> list[str]:
         """Tasks that were not scored, each with its status."""
         return [
             f"{task} {record.status}"
             for record in self.measurements
-            if record.status != "ok" and (task := record.measurement["settings"].get("task"))
+            if record.status != "ok" and (task := record.measurement.settings.get("task"))
         ]
 
     @property
-    def error(self) -> str | None:
-        return self._outcome[1]
-
-    @cached_property
     def audit_key(self) -> str | None:
         """Key of the audit of its scheme."""
-        later = (
-            record.result["audit_key"] for record in self.measurements if "audit_key" in record.result
-        )
-        return next(later, self.record.audit_key)
+        later = (record.result.audit_key for record in self.measurements)
+        return next(filter(None, later), self.record.audit_key)
 
     @property
-    def audit(self) -> Sequence[Mapping[str, Any]]:
+    def audit(self) -> Sequence[Finding]:
         """Findings on its trained weights."""
-        return self.end["audit"] if self.end else ()
+        return self.end.audit if self.end else ()
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """All metrics but those that are timed."""
-        spent = {}
+        metrics = dict(self.record.metrics)
         if self.end:
-            spent = {
-                "train_steps": self.end["steps"],
-                "train_tokens": self.end["tokens"],
-                "train_flops": self.end["flops"],
-                "train_flops_nominal": self.end["flops_nominal"],
-            }
-        measured = (record.result.get("metrics", {}) for record in self.measurements)
-        return self.record.metrics | spent | {name: of[name] for of in measured for name in of}
+            spent = ("steps", "tokens", "flops", "flops_nominal")
+            metrics |= {f"train_{name}": getattr(self.end, name) for name in spent}
+        for record in self.measurements:
+            metrics |= record.result.metrics
+        return metrics
 
     @cached_property
-    def curve(self) -> list[dict[str, Any]]:
+    def curve(self) -> list[Point]:
         """Its learning curve: the trunk up to the branch of its decay, and that decay."""
         schedule = self.run.schedule
         if not schedule.shares_trunk:
             return self.record.curve
         branch = schedule.trunk(self.budget)
-        mask = [
-            point["decay"] == self.budget if "decay" in point else point["flops"] <= branch
+        return [
+            point
             for point in self.record.curve
+            if (point.decay == self.budget if point.decay else point.flops <= branch)
         ]
-        return list(compress(self.record.curve, mask))
+
+    @property
+    def routing(self) -> Routing | None:
+        """Histograms of its routing on held-out text; None if it routes nothing."""
+        return next(filter(None, (record.result.routing for record in self.measurements)), None)
+
+    @property
+    def layers(self) -> list[RoutedLayer]:
+        """Updates and gates of its routed layers; empty if they were not measured."""
+        return next(filter(None, (record.result.layers for record in self.measurements)), [])
 
     @cached_property
-    def routing(self) -> dict[str, Any]:
-        """Histograms of its routing on held-out text; {} if it routes nothing."""
-        routings = (
-            record.result["routing"] for record in self.measurements if "routing" in record.result
-        )
-        return next(routings, {})
-
-    @cached_property
-    def layers(self) -> list[dict[str, Any]] | None:
-        """Updates and gates of its routed layers; None if they were not measured."""
-        return next(
-            (record.result["layers"] for record in self.measurements if "layers" in record.result), None
-        )
-
-    @cached_property
-    def downstream(self) -> dict[str, Any]:
-        """Scores by task; see `modbench.records.sections`."""
-        scores = (record.result.get("downstream", {}) for record in self.measurements)
-        return {task: of[task] for of in scores for task in of}
+    def downstream(self) -> dict[str, TaskScores]:
+        """Scores by task."""
+        scores: dict[str, TaskScores] = {}
+        for record in self.measurements:
+            scores |= record.result.downstream
+        return scores
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Settings of its measurements: ``heldout``, and ``downstream`` by name of the suite; of a lost
         run, those of the measurements that the suite wants."""
-        settings = {kind: dict(of) for kind, of in self.wanted.items()} if self.status != "ok" else {}
+        settings: dict[str, Any] = {}
+        if self.status != "ok":
+            settings = {kind: dict(of) for kind, of in self.wanted.items()}
         for record in self.measurements:
             measured = record.measurement
-            if measured["measures"] == "downstream":
-                task = measured["settings"]["task"]
-                settings.setdefault("downstream", {})[task] = measured["settings"]
+            if measured.measures == "downstream":
+                task = measured.settings["task"]
+                settings.setdefault("downstream", {})[task] = measured.settings
             else:
-                settings[measured["measures"]] = measured["settings"]
+                settings[measured.measures] = measured.settings
         return settings
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """Of the process that trained it."""
         return self.record.environment
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> Text:
         """The text."""
         return self.record.data
 
     @property
-    def code(self) -> dict[str, Any]:
+    def code(self) -> Code:
         return self.record.code
 
     @property
     def flops_source(self) -> str | None:
         return self.record.flops_source
 
-    @property
-    def finished_at(self) -> datetime:
-        return self.record.finished_at
+
+#: For runs that no suite record names.
+_UNNAMED = {
+    "name": "unnamed",
+    "version": 1,
+    "rank_by": "heldout_loss",
+    "finished": "",
+    "rank": (0, "", ""),
+}
 
 
 def results_of(records: Records) -> list[Result]:
     """The results of all runs of a suite, by label, budget and seed. Of several records of a run or a
     measurement the newest that is ok counts; of measurements with other settings, those that the suite
     wanted last."""
-    measurements = latest(records.measurements)
-    state = _state(records, measurements)
-    rows = _rows(records.suites, state)
-    wanted = records.suites[-1].suite["wanted"] if records.suites else {}
+    runs, measurements = latest(records.runs), latest(records.measurements)
+    wanted: dict[str, Any] = dict(records.suites[-1].suite.wanted) if records.suites else {}
+    wanted["downstream"] = {settings["task"]: settings for settings in wanted.get("downstream", ())}
     measured = _measured(measurements, wanted)
-    tasks = {settings["task"]: settings for settings in wanted.get("downstream", ())}
-    settings = {**wanted, "downstream": tasks}
-    results = []
-    for record in latest(records.runs):
-        unnamed = [(record.what.router.name, 0, {**_UNNAMED, **state}, None)]
-        for label, number, suite, plan in rows.get(record.key, unnamed):
-            for budget in record.what.schedule.budgets:
-                results.append(
-                    Result(
-                        record=record,
-                        budget=budget,
-                        label=label,
-                        row_number=number,
-                        suite=suite,
-                        isoflop=plan,
-                        measurements=tuple(measured.get((record.key, budget), ())),
-                        wanted=settings,
-                    )
-                )
+    state = _state(records.suites, runs, measured)
+    rows = _rows(records.suites, state)
+    results = [
+        Result(
+            record=record, budget=budget, measurements=measured[record.key, budget], wanted=wanted, **row
+        )
+        for record in runs
+        for row in rows.get(record.key, [{"label": record.what.router.name, "suite": _UNNAMED | state}])
+        for budget in record.what.schedule.budgets
+    ]
     return sorted(results, key=lambda result: (result.label, result.budget, result.seed, result.key))
 
 
-#: For runs that no suite record names.
-_UNNAMED = {"name": "unnamed", "version": 1, "rank_by": "heldout_loss", "finished": ""}
-_Row = tuple[str, int, Mapping[str, Any], Mapping[str, Any] | None]
+_Measured = defaultdict[tuple[str, int], list[MeasurementRecord]]
 
 
-def _state(records: Records, measurements: Iterable[MeasurementRecord]) -> dict[str, Any]:
+def _state(
+    suites: Sequence[SuiteRecord], runs: Iterable[RunRecord], measured: _Measured
+) -> dict[str, Any]:
     """The comparisons that the newest suite states, and how many of its runs are left: without a
     record, or without that of the loss which the suite wants. One that failed is not left."""
-    if not records.suites:
+    if not suites:
         return {"compare": (), "left": 0, "wanted": 0}
-    newest = records.suites[-1].suite
-    wanted = {key for row in newest["rows"] for key in row["runs"]}
-    ended = {record.key: record for record in latest(records.runs)}
-    lacking = {
-        (record.key, budget)
-        for record in ended.values()
-        if record.status == "ok" and "heldout" in newest["wanted"]
-        for budget in record.run["schedule"]["budgets"]
-    }
-    lacking -= {
-        (of.measurement["run"], of.measurement["budget"])
-        for of in measurements
-        if of.measurement["measures"] == "heldout"
-    }
-    left = (wanted - ended.keys()) | (wanted & {key for key, _ in lacking})
-    compare = tuple(newest.get("compare", ()))
-    return {"compare": compare, "left": len(left), "wanted": len(wanted)}
+    newest = suites[-1].suite
+    wanted = {key for row in newest.rows for key in row.runs}
+    left = wanted - {record.key for record in runs}
+    for record in runs if "heldout" in newest.wanted else ():
+        for budget in record.what.schedule.budgets:
+            kinds = [of.measurement.measures for of in measured[record.key, budget]]
+            if record.status == "ok" and "heldout" not in kinds:
+                left |= wanted & {record.key}
+    return {"compare": tuple(newest.compare), "left": len(left), "wanted": len(wanted)}
 
 
-def _rows(suites: Iterable[SuiteRecord], state: Mapping[str, Any]) -> dict[str, list[_Row]]:
-    """Label, number, suite and plan of each row of a run, by key; the last suite that names a run
-    counts. Two of its rows may share a run."""
-    rows: dict[str, list[_Row]] = {}
+def _rows(suites: Iterable[SuiteRecord], state: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What names a run of a `Result`, by key: a dictionary for each of its rows in the last suite that
+    names it."""
+    rows: dict[str, list[dict[str, Any]]] = {}
     for record in suites:
-        named = {name: record.suite[name] for name in ("name", "version", "rank_by")}
-        named |= {"finished": record.finished, **state}
-        suite_rows: dict[str, list[_Row]] = defaultdict(list)
-        for number, row in enumerate(record.suite["rows"]):
-            for key in row["runs"]:
-                suite_rows[key].append((row["label"], number, named, row.get("isoflop")))
-        rows |= suite_rows
+        suite = record.suite
+        named = {"name": suite.name, "version": suite.version, "rank_by": suite.rank_by}
+        named |= {"finished": record.finished, "rank": rank_of(record), **state}
+        of_suite: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for number, row in enumerate(suite.rows):
+            for key in row.runs:
+                of_suite[key].append(
+                    {"label": row.label, "row_number": number, "suite": named, "isoflop": row.isoflop}
+                )
+        rows |= of_suite
     return rows
 
 
-def _measured(
-    records: Sequence[MeasurementRecord], wanted: Mapping[str, Any]
-) -> dict[tuple[str, int], list[MeasurementRecord]]:
+def _measured(records: Sequence[MeasurementRecord], wanted: Mapping[str, Any]) -> _Measured:
     """The measurements that count, by run and budget: held-out loss first, then tasks in the order of
     the suite."""
-    tasks = {settings["task"]: settings for settings in wanted.get("downstream", ())}
-    best: dict[tuple[str, int, str, str], MeasurementRecord] = {}
+    tasks = wanted["downstream"]
+    order = {task: rank for rank, task in enumerate(tasks)}
+    best: dict[tuple[Any, ...], MeasurementRecord] = {}
 
     def is_wanted(record: MeasurementRecord) -> bool:
         measured = record.measurement
-        if measured["measures"] == "downstream":
-            return bool(measured["settings"] == tasks.get(measured["settings"]["task"]))
-        return bool(measured["settings"] == wanted.get(measured["measures"]))
+        of_kind = tasks if measured.measures == "downstream" else wanted
+        name = measured.settings["task"] if measured.measures == "downstream" else measured.measures
+        return bool(measured.settings == of_kind.get(name))
 
-    for record in sorted(
-        records,
-        key=lambda r: (r.status == "ok", is_wanted(r), r.finished_at, r.key),
-    ):
+    for record in sorted(records, key=lambda r: (r.status == "ok", is_wanted(r), r.finished_at, r.key)):
         measured = record.measurement
-        task = measured["settings"].get("task", "")
-        kind = "0" if measured["measures"] == "heldout" else measured["measures"]
-        best[measured["run"], measured["budget"], kind, task] = record
-    by_run: dict[tuple[str, int], list[MeasurementRecord]] = defaultdict(list)
-    order = {task: rank for rank, task in enumerate(tasks)}
-    keys = sorted(best, key=lambda key: (key[:3], order.get(key[3], len(order)), key[3]))
-    for run, budget, kind, task in keys:
-        by_run[run, budget].append(best[run, budget, kind, task])
+        task = measured.settings.get("task", "")
+        kind = "0" if measured.measures == "heldout" else measured.measures
+        rank = order.get(task, len(order))
+        best[measured.run, measured.budget, kind, rank, task] = record
+    by_run: _Measured = defaultdict(list)
+    for (run, budget, *_), record in sorted(best.items(), key=lambda item: item[0]):
+        by_run[run, budget].append(record)
     return by_run

@@ -6,18 +6,50 @@ number of repetitions or a folder is no part of it, so that renaming a row train
 torch.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.model.shape import HubConfig, Shape, shape_json, shape_of
-from modbench.records.line import key_of
+from modbench.records.line import Count, Label, Positive, canonical_json, key_of
 from modbench.train.config import TrainConfig
 from modbench.train.schedule import Schedule
 from modbench.typed import built
+
+
+class RouterJson(TypedDict):
+    name: Label
+    options: dict[str, Any]
+    plugin_sha256: str | None
+
+
+class RunJson(TypedDict):
+    """JSON of a `Run`; in the order of a line, as differences are listed."""
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    router: RouterJson
+    schedule: dict[str, Any]
+    seed: Count
+    train: dict[str, Any]
+
+
+class TimedJson(TypedDict):
+    """JSON of a `Timed`."""
+
+    router: RouterJson | None
+    model: dict[str, Any]
+    sequence: Positive
+    batch: Positive
+    precision: str
+    micro_batch: NotRequired[Positive]
+    recompute: NotRequired[bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +95,10 @@ class Run:
         """The run of the JSON ``value``. Raises UserError: a field is unknown, missing or wrong."""
         if "folder" in value["model"]:  # its weights would be read, and its Python run
             raise UserError("run: model has a folder, which no record states")
-        return cls(
-            router=built("run: router", value["router"], RouterCode),
-            model=shape_of("run: model", value["model"]),
-            data=built("run: data", value["data"], DataConfig),
-            train=built("run: train", value["train"], TrainConfig),
-            schedule=built("run: schedule", value["schedule"], Schedule),
-            seed=value["seed"],
-        )
+        parts = {
+            name: _built(name, canonical_json(part)) for name, part in value.items() if name != "seed"
+        }
+        return cls(seed=value["seed"], **parts)
 
     @property
     def timed(self) -> "Timed":
@@ -85,6 +113,24 @@ class Run:
             micro_batch=None if train.micro_batches == 1 else train.rows,
             recompute=train.recompute,
         )
+
+
+#: The class of each part of a run but its shape, which has several.
+_PARTS = {
+    "router": RouterCode,
+    "model": None,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "schedule": Schedule,
+}
+
+
+@lru_cache(4096)
+def _built(name: str, text: str) -> Any:
+    """The part ``name`` of the JSON ``text``. The runs of a sweep have most of their parts in common."""
+    value, kind = json.loads(text), _PARTS[name]
+    where = f"run: {name}"
+    return built(where, value, kind) if kind else shape_of(where, value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ or duplicates; several records may share a file.
 """
 
 import contextlib
+import gc
 import os
 import secrets
 import socket
@@ -42,7 +43,6 @@ _REMEDIES = {
     "read": "make it readable, or move it out of the results",
     "written": "choose a folder that you may write to, with space",
 }
-_Parsed = TypeVar("_Parsed")
 _Rerun = TypeVar("_Rerun", RunRecord, MeasurementRecord, TimingRecord)
 _Kind = TypeVar("_Kind")
 
@@ -58,24 +58,21 @@ def _naming(where: Path, done: str) -> Iterator[None]:
 
 
 def append_record(folder: Path, record: AnyRecord) -> Path:
-    """Store ``record`` under ``folder`` (``results/<suite>``); return its file. Raises UserError: the
-    record is not valid (changed since it was built), or writing fails."""
-    line = record.line()
-    read_record(line)
+    """Store ``record`` under ``folder`` (``results/<suite>``); return its file. Raises UserError:
+    writing fails."""
     path = Path(folder) / RECORDS / f"{secrets.token_hex(8)}.jsonl"
-    with _naming(path.parent, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_files(path.parent, {path.name: f"{line}\n".encode()})
+    write_files(path.parent, {path.name: f"{record.line()}\n".encode()})
     return path
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files in ``folder`` by name, each in one step and after all contents are on the disk. Raises
-    UserError: writing fails; the old files then are unchanged."""
+    """Write files in ``folder``, which is made, by name, each in one step and after all contents are on
+    the disk. Raises UserError: writing fails; the old files then are unchanged."""
     # Writers on other machines and in other containers may have the same process id.
     writer = f"{socket.gethostname()[:40]}.{secrets.token_hex(8)}"
     temporary = {folder / name: folder / f".{name}.{writer}.tmp" for name in contents}
     with _naming(folder, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             for path, written in temporary.items():
                 with written.open("wb") as file:
@@ -146,8 +143,10 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
     """All records under ``folder`` (``results/<suite>``). An unterminated last line is left out, and,
     unless ``strict``, each line that is not a valid record. Raises UserError: such a line, or a file
     can't be read; names file and line."""
-    by_line, left_out = parsed_lines(folder, read_record, strict=strict)
-    records = [by_line[line] for line in sorted(by_line, key=lambda line: (by_line[line].key, line))]
+    left_out: list[str] = []
+    with no_collection():
+        records = list(read_files(record_files(folder), left_out, strict=strict))
+    records.sort(key=lambda record: (record.key, record.line()))
 
     def of(kind: type[_Kind]) -> list[_Kind]:
         return [record for record in records if isinstance(record, kind)]
@@ -163,16 +162,21 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
     )
 
 
-def read_lines(folder: Path) -> dict[str, AnyRecord]:
-    """The record of each distinct line under ``folder``. Raises UserError: see `read_suite`."""
-    return parsed_lines(folder, read_record)[0]
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Collect no garbage: records hold no cycles, and 100,000 of them would be searched many times."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def read_records(path: Path) -> list[AnyRecord]:
     """The records of the file ``path``. Raises UserError: see `read_suite`."""
-    by_line: dict[str, AnyRecord] = {}
-    list(parsed_file(path, read_record, by_line))
-    return list(by_line.values())
+    return list(read_files([path], []))
 
 
 def read_audit(folder: Path, key: str) -> AuditRecord | None:
@@ -188,57 +192,55 @@ def read_run(folder: Path, key: str) -> RunRecord | None:
     return next(iter(latest(r for r in _of_key(folder, key) if isinstance(r, RunRecord))), None)
 
 
-def _of_key(folder: Path, key: str) -> list[AnyRecord]:
+def _of_key(folder: Path, key: str) -> Iterator[AnyRecord]:
     # Lines are canonical JSON, so that the text of a field is known.
-    wanted = f'"key":"{key}"'
-    by_line, _ = parsed_lines(folder, lambda line: read_record(line) if wanted in line else None)
-    return [record for record in by_line.values() if record is not None]
+    return read_files(record_files(folder), [], holding=f'"key":"{key}"'.encode())
 
 
-def parsed_lines(
-    folder: Path, parse: Callable[[str], _Parsed], *, strict: bool = True
-) -> tuple[dict[str, _Parsed], list[str]]:
-    """The result of ``parse`` for each distinct line under ``folder``, by line; and a sentence for each
-    file that is empty or whose last line is cut off, and, unless ``strict``, each line that can't be
-    parsed. Raises UserError: a file can't be read; if ``strict``, also a line."""
-    parsed: dict[str, _Parsed] = {}
-    left_out: list[str] = []
-    for path in record_files(folder):
-        left_out += parsed_file(path, parse, parsed, strict=strict)
-    return parsed, left_out
-
-
-def parsed_file(
-    path: Path, parse: Callable[[str], _Parsed], parsed: dict[str, _Parsed], *, strict: bool = True
-) -> Iterator[str]:
-    """Add the lines of ``path`` to ``parsed`` and yield sentences; see `parsed_lines`."""
-    raw = b""
-    for number, raw in enumerate(_lines_of(path), start=1):
-        if not raw.endswith(b"\n"):
-            yield (
-                f"{path}: its last line is cut off and is skipped; running the suite again repeats what "
-                "is missing"
+def read_files(
+    paths: Iterable[Path],
+    left_out: list[str],
+    *,
+    strict: bool = True,
+    holding: bytes = b"",
+    seen: set[str] | None = None,
+) -> Iterator[AnyRecord]:
+    """The record of each line of ``paths`` that holds a text and was not ``seen``, a set of digests that
+    grows. ``left_out`` gets a sentence on each file that is empty or whose last line is cut off, and,
+    unless ``strict``, on each line that is no record. Raises UserError: a file can't be read; if
+    ``strict``, also a line."""
+    seen = set() if seen is None else seen
+    for path in paths:
+        raw = b""
+        for number, raw in enumerate(_lines_of(path), start=1):
+            if not raw.endswith(b"\n"):
+                left_out.append(
+                    f"{path}: its last line is cut off and is skipped; running the suite again repeats "
+                    "what is missing"
+                )
+            elif holding in raw:
+                try:
+                    record = read_record(raw[:-1])
+                except UserError as error:
+                    sentence = _damage(path, number, str(error))
+                    if strict:
+                        raise UserError(sentence) from error
+                    left_out.append(f"{sentence}; it is left out")
+                    continue
+                if record.digest not in seen:
+                    seen.add(record.digest)
+                    yield record
+        if not raw:
+            left_out.append(
+                f"{path}: it is empty, and a record that it held is lost; running the suite again "
+                "repeats what is missing; then remove the file"
             )
-            return
-        try:
-            line = raw[:-1].decode()
-            parsed[line] = parsed.get(line) or parse(line)
-        except (UserError, UnicodeDecodeError) as error:
-            sentence = _damage(path, number, error)
-            if strict:
-                raise UserError(sentence) from error
-            yield f"{sentence}; it is left out"
-    if not raw:
-        yield (
-            f"{path}: it is empty, and a record that it held is lost; running the suite again "
-            "repeats what is missing; then remove the file"
-        )
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
     """The lines of ``path`` with their ends. Raises UserError: it can't be read, or a line is longer
     than any record."""
-    with _naming(path, "read"), path.open("rb") as file:
+    with _naming(path, "read"), open(path, "rb") as file:
         while line := file.readline(_LARGEST + 1):
             if len(line) > _LARGEST:
                 raise UserError(
@@ -247,9 +249,8 @@ def _lines_of(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def _damage(path: Path, number: int, error: UserError | UnicodeDecodeError) -> str:
-    """The sentence on line ``number`` of ``path``, which ``error`` says is no record."""
-    reason = str(error) if isinstance(error, UserError) else "it is not UTF-8"
+def _damage(path: Path, number: int, reason: str) -> str:
+    """The sentence on line ``number`` of ``path``, which is no record for ``reason``."""
     where = f"{path}, line {number}: no valid record: "
     room = max(_LONGEST - len(where) - len(_REPAIR), 80)
     reason = reason if len(reason) <= room else f"{reason[: room - 1]}…"
@@ -258,7 +259,7 @@ def _damage(path: Path, number: int, error: UserError | UnicodeDecodeError) -> s
 
 def recorded_suites(results: Path) -> list[str]:
     """Names of the suites in ``results`` with a record. Raises UserError: a folder can't be read."""
-    suites = (path for path in _inside(results) if path.is_dir())
+    suites = (results / entry.name for entry in _inside(results) if entry.is_dir())
     return [path.name for path in suites if any(file.stat().st_size for file in record_files(path))]
 
 
@@ -266,15 +267,13 @@ def record_files(suite: Path, known: Collection[str] = frozenset()) -> list[Path
     """The files of records of ``suite`` whose names are not ``known``. Raises UserError: one is not a
     regular file: a FIFO would block its reader, and a link may lead to any file."""
     folder = suite / RECORDS
-    paths = [path for path in _inside(folder, known) if path.suffix == ".jsonl"]
+    files = [file for file in _inside(folder, known) if file.name.endswith(".jsonl")]
     if folder.is_symlink():
         raise _not_regular(folder)
-    for path in paths:
-        with _naming(path, "read"):
-            mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode):
-            raise _not_regular(path)
-    return paths
+    for file in files:
+        if not file.is_file(follow_symlinks=False):
+            raise _not_regular(folder / file.name)
+    return [folder / file.name for file in files]
 
 
 def refuse_links(suite: Path) -> None:
@@ -295,14 +294,13 @@ def _not_regular(path: Path) -> UserError:
     )
 
 
-def _inside(folder: Path, known: Collection[str] = frozenset()) -> list[Path]:
-    """Sorted contents except those ``known``; unlike `Path.glob`, this reports an unreadable folder."""
+def _inside(folder: Path, known: Collection[str] = frozenset()) -> list[os.DirEntry[str]]:
+    """Contents by name except those ``known``; unlike `Path.glob`, this reports an unreadable folder."""
     with _naming(folder, "read"):
-        # Names sort several times faster than paths.
-        names = os.listdir(folder) if folder.exists() else []
-    if strange := next(filter(CONTROL.search, names), None):
+        entries = [*os.scandir(folder)] if folder.exists() else []
+    if strange := next((entry.name for entry in entries if CONTROL.search(entry.name)), None):
         raise UserError(f"{folder}: a name in it has control characters ({strange!r}); rename it")
-    return [folder / name for name in sorted(names) if name not in known]
+    return sorted((entry for entry in entries if entry.name not in known), key=lambda entry: entry.name)
 
 
 def latest(

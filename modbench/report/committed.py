@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from modbench.records.record import rank_of
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
 from modbench.report.compare import machine_differences
@@ -23,12 +24,12 @@ def next_to_committed(folder: Path, committed: Path) -> Page:
         return Page([])
     newest, theirs = records.suites[-1], shipped.suites[-1].suite
     runs, committed_runs = (
-        {row["label"]: {*row["runs"]} for row in suite["rows"]} for suite in (newest.suite, theirs)
+        {row.label: {*row.runs} for row in suite.rows} for suite in (newest.suite, theirs)
     )
-    measured = [(of["version"], of["wanted"].get("heldout")) for of in (newest.suite, theirs)]
+    measured = [(of.version, of.wanted.get("heldout")) for of in (newest.suite, theirs)]
     if not committed_runs.items() <= runs.items() or measured[0] != measured[1]:
         return Page([])
-    mine = [of for of in results_of(records) if of.suite["finished"] == newest.finished]
+    mine = [of for of in results_of(records) if of.suite["rank"] == rank_of(newest)]
     labels = {result.label for result in mine}
     others = [
         replace(result, label=f"{result.label} (committed)")

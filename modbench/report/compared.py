@@ -56,12 +56,12 @@ def compared_of(
         )
     times = None
     if records.timings:
-        suite = str(records.suites[-1].suite["name"]) if records.suites else "unnamed"
+        suite = records.suites[-1].suite.name if records.suites else "unnamed"
         session = newest_session(records.timings)
         times = TimingTable(session, labels_of(records.suites), suite)
     results = results_of(records)
     if not results:
         return Compared(records, None, None, times)
-    by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
+    by = rank_by or (records.suites[-1].suite.rank_by if records.suites else "heldout_loss")
     board = board_of(results, by, records.audits, times)
     return Compared(records, board, sweep_of(results, board, times), times)

@@ -10,6 +10,7 @@ import pandas as pd
 from modbench.records.line import canonical_json
 from modbench.records.metrics import METRICS
 from modbench.records.result import Result
+from modbench.records.sections import TaskScores
 from modbench.report.timing.values import processor_types
 
 #: Columns that every table of shapes has; other fields of a shape follow if they differ.
@@ -118,29 +119,29 @@ def _figures(result: Result, times: Mapping[str, Any]) -> dict[str, Any]:
     spent = metrics.get("train_flops")
     figures: dict[str, Any] = {"budget_spent": None if spent is None else spent / result.budget}
     figures |= {name: metrics.get(name, times.get(name)) for name in METRICS}
-    for entry in result.layers or ():
+    for layer in result.layers:
         for name in LAYER:
-            if name in entry:
-                figures[f"{name}_layer_{entry['layer']}"] = float(entry[name])
+            if (value := getattr(layer, name)) is not None:
+                figures[f"{name}_layer_{layer.layer}"] = float(value)
     for task, entry in result.downstream.items():
         figures |= _task(task, entry)
     return figures
 
 
-def _task(task: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _task(task: str, entry: TaskScores) -> dict[str, Any]:
     """The columns of ``task``: ``TASK:METRIC`` is the score; suffixes ``_stderr`` (over items),
     ``_chance`` and ``_untrained``; then settings, costs and the batch shift."""
     columns: dict[str, Any] = {}
-    scores = {**entry["metrics"], **{name: entry[name] for name in (BITS, MARGIN) if entry[name]}}
-    for metric, score in scores.items():
+    answers = {name: score for name in (BITS, MARGIN) if (score := getattr(entry, name))}
+    for metric, score in (entry.metrics | answers).items():
         name = f"{task}:{metric}"
-        columns |= {name: score["value"], f"{name}_stderr": score["stderr"]}
-        columns[f"{name}_untrained"] = score["untrained"]
-        if metric not in (BITS, MARGIN):
-            columns[f"{name}_chance"] = score["chance"]
-    columns |= {f"{task}:{name}": entry[name] for name in (*TASK_SETTINGS, *TASK_COMPUTE)}
-    shift = entry.get("batch_shift") or {}
-    return columns | {f"{task}:batch_shift_{name}": shift.get(name) for name in TASK_SHIFT}
+        columns |= {name: score.value, f"{name}_stderr": score.stderr}
+        columns[f"{name}_untrained"] = score.untrained
+        if metric not in answers:
+            columns[f"{name}_chance"] = score.chance
+    columns |= {f"{task}:{name}": getattr(entry, name) for name in (*TASK_SETTINGS, *TASK_COMPUTE)}
+    shift = {f"{task}:batch_shift_{of}": getattr(entry.batch_shift, of, None) for of in TASK_SHIFT}
+    return columns | shift
 
 
 def differing(models: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -123,7 +123,7 @@ def store_suite(
         made = made_by(environment(torch.float32), now)
         made |= {name: now.isoformat(timespec="microseconds") for name in ("started", "finished")}
         number = 1 + max((record.number or 0 for record in stored), default=0)
-        append_record(folder, SuiteRecord(suite=suite, key=key_of(suite), number=number, **made))
+        append_record(folder, SuiteRecord.made(suite=suite, key=key_of(suite), number=number, **made))
 
 
 def suite_of(
@@ -187,7 +187,7 @@ def run_record(
 ) -> RunRecord:
     """The record of ``run``, which ends now. ``fields``: its other fields; none for a crash."""
     nothing: dict[str, Any] = {"metrics": {}, "ends": [], "curve": []}
-    return RunRecord(
+    return RunRecord.made(
         run=run.as_json(),
         key=run.key,
         data=data,
@@ -208,7 +208,7 @@ def measurement_record(
     **fields: Any,
 ) -> MeasurementRecord:
     """The record of the measurement ``subject``, which ends now."""
-    return MeasurementRecord(
+    return MeasurementRecord.made(
         measurement=subject,
         key=key_of(subject),
         result=result,

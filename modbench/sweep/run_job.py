@@ -18,7 +18,7 @@ from modbench.hf.models import model_of
 from modbench.measure.loss import heldout_windows
 from modbench.model.language_model import LanguageModel
 from modbench.model.shape import HubConfig
-from modbench.records.record import AnyRecord, AuditRecord
+from modbench.records.record import AnyRecord, AuditRecord, Finding
 from modbench.records.run import RouterCode, Run
 from modbench.records.store import append_record, read_audit, read_run
 from modbench.routing.registry import check_source, load_plugin
@@ -167,7 +167,7 @@ class RunJob:
         )
         self.decodes = True  #: False: the audit has found that decoding differs from a full forward pass
         self.audit_key: str | None = None  #: of its scheme
-        self.findings: list[dict[str, Any]] = []  #: of the audit
+        self.findings: list[Finding] = []  #: of the audit
         self.fields: dict[str, Any] = {}  #: by field of the run's record; a lost run keeps them
         if not spec["train"] and (record := read_run(self.results, run.key)):
             self.fields["ends"] = record.ends
@@ -184,8 +184,7 @@ class RunJob:
         """Use the ``audit`` of its scheme."""
         self.audit_key, self.findings = audit.key, audit.audit
         self.decodes = not any(
-            finding["name"] == "decode parity" and finding["verdict"] == "failed"
-            for finding in audit.audit
+            finding.name == "decode parity" and finding.verdict == "failed" for finding in audit.audit
         )
 
     def fresh_model(self) -> LanguageModel:

@@ -55,7 +55,7 @@ def timing_record(
     measured: dict[str, Any] | None = None,
 ) -> TimingRecord:
     """The record of the measurement of ``spec``, which finishes now."""
-    return TimingRecord(
+    return TimingRecord.made(
         session=spec["session"],
         measures=spec["measures"],
         timed=spec["timed"],

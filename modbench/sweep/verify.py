@@ -16,7 +16,7 @@ from rich.console import Console
 from modbench.data.token_data import prepare
 from modbench.errors import UserError, several
 from modbench.evaluate.outside import outside, permit
-from modbench.records.line import key_of
+from modbench.records.line import as_json
 from modbench.records.metrics import METRICS
 from modbench.records.named import Named, named, run_name
 from modbench.records.result import Result
@@ -175,10 +175,10 @@ def _trained(
 def _measurements(recorded: Sequence[Result]) -> tuple[dict[str, Any], ...]:
     """The measurements of ``recorded``, each once."""
     subjects = {
-        key_of(record.measurement): record.measurement
+        record.key: as_json(record.measurement)
         for result in recorded
         for record in result.measurements
-        if record.status == "ok" and record.measurement["measures"] != "audit"
+        if record.status == "ok" and record.measurement.measures != "audit"
     }
     return tuple(subjects.values())
 

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from modbench.data import token_data
 from modbench.data.tokenizer import Tokenizer
@@ -13,6 +12,7 @@ from modbench.hf.models import model_of
 from modbench.model.language_model import LanguageModel
 from modbench.model.shape import HubConfig
 from modbench.records.probes import leak_verdict
+from modbench.records.record import Finding
 from modbench.records.result import Result, results_of
 from modbench.records.run import Run
 from modbench.records.run_name import RunName, shortest
@@ -42,7 +42,7 @@ class Loaded:
     folder: Path  #: holds model.safetensors
     weights: Path  #: the file
     result: Result | None  #: None for weights that were copied away from their results
-    audit: Sequence[dict[str, Any]]  #: findings that were exported with the weights
+    audit: Sequence[Finding]  #: findings that were exported with the weights
 
     @property
     def label(self) -> str:
@@ -302,14 +302,14 @@ def _not_a_run(run: str | Path, path: Path, results: Path | None) -> str:
     )
 
 
-def findings_of(loaded: Loaded) -> list[dict[str, Any]]:
+def findings_of(loaded: Loaded) -> list[Finding]:
     """Return the audit's findings on the scheme and on the trained weights, from the results or as they
     were exported; none for weights that were copied away without them."""
     result = loaded.result
     if result is None:
         return list(loaded.audit)
     audit = read_audit(loaded.folder.resolve().parents[1], result.audit_key or "")
-    return [*(audit.audit if audit else ()), *map(dict, result.audit)]
+    return [*(audit.audit if audit else ()), *result.audit]
 
 
 def leak_of(loaded: Loaded) -> str:

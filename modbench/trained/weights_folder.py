@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from modbench.data.tokenizer import Tokenizer, tokenizer_of
 from modbench.errors import UserError, printable
-from modbench.records.line import canonical_json, check, sha256
-from modbench.records.record import AuditRecord
+from modbench.records.line import as_json, canonical_json, check, sha256
+from modbench.records.record import Finding
 from modbench.records.run import Run
 from modbench.records.store import write_files
 
@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 POINTS = "points"
 DESCRIPTION = "modbench.json"
 _FORMAT = 2  #: of `DESCRIPTION`; another one is refused, so raise it with the fields
-_AUDIT = TypeAdapter(get_type_hints(AuditRecord, include_extras=True)["audit"])
+_AUDIT: TypeAdapter[Sequence[Finding]] = TypeAdapter(list[Finding])
 
 
 def weights_of(folder: Path, run: Run, budget: int) -> Path:
@@ -42,7 +42,7 @@ class Description:
     tokenizer: Tokenizer
     #: findings of the audit, of the scheme and of the trained weights; none in the folder of a run,
     #: whose #: results hold them
-    audit: Sequence[dict[str, Any]] = ()
+    audit: Sequence[Finding] = ()
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -55,7 +55,7 @@ def write_description(folder: Path, description: Description) -> None:
         **description.tokenizer.stored(),
     }
     if description.audit:
-        value["audit"] = list(description.audit)
+        value["audit"] = [as_json(finding) for finding in description.audit]
     text = canonical_json(value | {"sha256": sha256(canonical_json(value))})
     write_files(folder, {DESCRIPTION: f"{text}\n".encode()})
 
@@ -72,13 +72,12 @@ def read_description(folder: Path) -> Description | None:
             raise ValueError("its content differs from its sha256")
         if value["format"] != _FORMAT:
             raise _OtherError
-        check("audit", value.get("audit", []), _AUDIT)
         return Description(
             suite=printable(str(value["suite"])),
             label=printable(str(value["label"])),
             run=Run.of(value["run"]),
             tokenizer=tokenizer_of(value, "its tokenizer"),
-            audit=value.get("audit", []),
+            audit=check("audit", value.get("audit", []), _AUDIT),
         )
     except _OtherError:
         raise UserError(

@@ -6,11 +6,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_records import replace
 from small_suite import TEXT, suite_text, write_suite
 from trained_runs import add_records, record_of, save_trained
 
@@ -194,7 +194,7 @@ def named_outside(place: Path, data: DataConfig) -> None:
     }
     add_records(place / "theirs", replace(result, record=record))
     with (place / "theirs" / "tiny" / "records" / "a.jsonl").open("a") as file:
-        file.write(f"{MeasurementRecord(**made).line()}\n")
+        file.write(f"{MeasurementRecord.made(**made).line()}\n")
     save_trained(place / "theirs", f"tiny/{run.key}", [])
 
 

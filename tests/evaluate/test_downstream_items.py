@@ -18,7 +18,7 @@ from modbench.evaluate.downstream.table import as_table, section
 from modbench.evaluate.downstream.validity import BatchShift
 from modbench.measure.config import MeasureConfig
 from modbench.records.line import check
-from modbench.records.sections import DOWNSTREAM
+from modbench.records.sections import TaskScores
 
 ARC = {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"}
 PIQA = {"goal": "a", "sol1": "x", "sol2": "y", "label": 0}
@@ -194,6 +194,6 @@ def test_a_partial_group_is_marked_in_the_record(tasks, tmp_path):
     include = own_tasks(tmp_path / "mine")
     (tasks / "arc_easy.jsonl").unlink()
     found = section(scored("both", tasks, include=include), BatchShift(nats=0.0, flipped=0, items=1))
-    check("downstream", found, TypeAdapter(DOWNSTREAM))
+    check("downstream", found, TypeAdapter(dict[str, TaskScores]))
     assert found["both"]["missing"] == ["arc_easy"]
     assert sum("missing" in row for row in found.values()) == 1

@@ -85,7 +85,7 @@ def test_a_mixed_suite_is_run_and_ranked_in_one_table() -> None:
     (audit,) = (
         record for record in records.audits.values() if record.scheme["router"]["name"] == TRANSFORMERS
     )
-    verdicts = {finding["name"]: finding["verdict"] for finding in audit.audit}
+    verdicts = {finding.name: finding.verdict for finding in audit.audit}
     asked = {name for name, verdict in verdicts.items() if verdict == "passed"}
     assert asked == {"causal", "batch-invariant", "decode parity", "count"}
     timed = [timing for timing in records.timings if timing.timed["model"].get("config")]

@@ -117,7 +117,7 @@ def test_a_suite_ranks_a_model_with_and_without_a_router_in_one_table() -> None:
         for audit in read_suite(Path("out/mixed")).audits.values()
         if audit.scheme["router"]["name"] == "mod" and "config" in audit.scheme["model"]
     )
-    verdicts = {finding["name"]: finding["verdict"] for finding in audit.audit}
+    verdicts = {finding.name: finding.verdict for finding in audit.audit}
     passed = {name for name, verdict in verdicts.items() if verdict == "passed"}
     assert passed == {"causal", "batch-invariant", "decode parity", "count"}
     assert "failed" not in verdicts.values()

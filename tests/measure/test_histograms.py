@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from modbench.measure.histograms import WEIGHT_BINS, RoutingHistograms, Weights
 from modbench.measure.loss import heldout_loss
@@ -12,7 +13,8 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.trace import Trace
-from modbench.records.sections import check_routing
+from modbench.records.line import check
+from modbench.records.sections import Routing
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 
@@ -48,7 +50,8 @@ def routing(made: Decoder, windows_WT: np.ndarray = WINDOWS_WT, batch: int = 16)
         watch = histograms.watch(rule)
         heldout_loss(made, windows_WT, np.ones(97), selection=rule, watch=watch, batch=batch)
     found = histograms.as_dict()
-    check_routing(found)
+    if found:
+        check("routing", found, TypeAdapter(Routing))
     return found
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from modbench.data.tokenizer import Tokenizer
 from modbench.measure.routing import PASSAGE_TOKENS, passage_routing
@@ -12,7 +13,8 @@ from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.model.trace import Trace
-from modbench.records.sections import check_routing
+from modbench.records.line import check
+from modbench.records.sections import Routing
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 
@@ -30,7 +32,7 @@ def passage(model: Decoder, window_T: np.ndarray = WINDOW_T) -> dict[str, Any]:
     rule = {"depth": [], "experts": []}
     edges = [0, len(window_T) - 1]
     routing = {"windows": 1, "sequence": edges[-1], "edges": edges, "causal": rule, "topk": rule}
-    check_routing(routing | {"passage": found})
+    check("routing", routing | {"passage": found}, TypeAdapter(Routing))
     return found
 
 

@@ -3,9 +3,9 @@
 import csv
 import io
 import json
-from dataclasses import replace
 
 import pytest
+from made_up_records import replace
 
 from modbench.errors import UserError
 from modbench.records.record import AuditRecord, key_of, read_record
@@ -44,7 +44,7 @@ def make_audit(name="mod", *, failed=(), torch="2.13.0", finished="2026-01-01T00
         "started": "2026-01-01T00:00:00+00:00",
         "finished": finished,
     }
-    return AuditRecord(**{**arguments, **fields})
+    return AuditRecord.made(**{**arguments, **fields})
 
 
 def runs(fakes, audit, *, own=(), label="mod", seeds=(0,), **changes):

@@ -1,11 +1,12 @@
 """modbench merge: the records of several machines in one folder."""
 
 import pytest
+from made_up_records import replace
 
 from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.records.merge import merge
-from modbench.records.store import read_suite
+from modbench.records.store import append_record, read_suite
 from modbench.report.page import write_report
 
 
@@ -31,6 +32,16 @@ def test_all_records_are_joined_and_what_contradicts_is_named(machines, tmp_path
     assert len(keys[0] | keys[1]) == 3
     conflict = next(of for of in merged.conflicts if "measured (heldout)" in of)
     assert "mod#0 was measured (heldout) 2 times with other results (on CPU A; CPU B)" in conflict
+
+
+def test_labels_are_those_of_the_suite_with_the_largest_number(machines, tmp_path, fakes):
+    """Whatever the clocks of its writers said."""
+    run = fakes.make_record("mod")
+    named = fakes.suite_record([replace(run, label="renamed")], "2025-01-01T00:00:00+00:00")
+    renamed = replace(named, number=1)
+    append_record(machines[1] / "fake", renamed)
+    (merged,) = merge(machines, tmp_path / "joined")
+    assert any("renamed#0 was measured" in conflict for conflict in merged.conflicts)
 
 
 def test_equal_records_are_no_conflict_and_are_not_added_twice(machines, tmp_path):

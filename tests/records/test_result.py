@@ -1,10 +1,10 @@
 """Joins of runs with what was measured on their weights, and with the rows that name them."""
 
-from dataclasses import replace
-
 import pytest
+from made_up_records import replace
 
-from modbench.records.record import RunRecord, key_of
+from modbench.records.line import as_json, key_of
+from modbench.records.record import RunRecord
 from modbench.records.result import results_of
 from modbench.records.store import append_record, read_suite
 
@@ -19,7 +19,7 @@ def joined(folder, *records):
 
 def with_settings(measurement, loss, **settings):
     """``measurement`` with other settings and another loss."""
-    subject = measurement.measurement
+    subject = as_json(measurement.measurement)
     subject = subject | {"settings": subject["settings"] | settings}
     return replace(
         measurement,
@@ -32,7 +32,8 @@ def with_settings(measurement, loss, **settings):
 def suite_of(fakes, *results, finished=LATE, **wanted):
     """The record of a suite of ``results`` that wanted other settings."""
     record = fakes.suite_record([*results], finished)
-    suite = record.suite | {"wanted": record.suite["wanted"] | wanted}
+    suite = as_json(record.suite)
+    suite["wanted"] |= wanted
     return replace(record, suite=suite, key=key_of(suite))
 
 
@@ -43,23 +44,23 @@ def test_a_result_has_the_metrics_of_its_run_its_end_and_its_measurements(tmp_pa
     assert result.metrics == made.metrics
     names = ("heldout_loss", "parameters", "train_steps", "train_flops", "modbench_cloze")
     assert set(names) <= result.metrics.keys()
-    assert (result.routing, result.layers) == (made.routing, layers)
+    assert (result.routing, result.layers) == (made.routing, made.layers)
     assert (result.label, result.scheme, result.seed, result.status) == ("mod", "mod", 3, "ok")
     named = {name: result.suite[name] for name in ("name", "version", "rank_by")}
     assert named == {"name": "fake", "version": 1, "rank_by": "heldout_loss"}
-    assert [f["probe"] for f in result.audit] == [1, 2, 3, 5, 9]
+    assert [finding.probe for finding in result.audit] == [1, 2, 3, 5, 9]
 
 
 def test_of_measurements_with_several_settings_those_that_the_suite_wants_count(tmp_path, fakes):
     made = fakes.make_record(loss=5.0)
     wanted, task = made.measurements
     few = replace(with_settings(wanted, 9.0, heldout_tokens=16), finished=LATE)
-    suite = suite_of(fakes, made, heldout=wanted.measurement["settings"])
+    suite = suite_of(fakes, made, heldout=wanted.measurement.settings)
     records = (made.record, wanted, few, task)
     (result,) = joined(tmp_path / "wanted", *records, suite)
     assert result.metrics["heldout_loss"] == 5.0
     assert result.settings["heldout"]["heldout_tokens"] == 65_536
-    suite = suite_of(fakes, made, heldout=few.measurement["settings"])
+    suite = suite_of(fakes, made, heldout=few.measurement.settings)
     (result,) = joined(tmp_path / "other", *records, suite)
     assert result.metrics["heldout_loss"] == 9.0
     (result,) = joined(tmp_path / "none", *records, suite_of(fakes, made, heldout={}))
@@ -75,8 +76,8 @@ def test_a_measurement_that_failed_takes_no_loss_from_a_row(tmp_path, fakes):
     few = replace(with_settings(heldout, 9.0, heldout_tokens=16), **lost)
     (result,) = joined(tmp_path / "task", made.record, heldout, killed, fakes.suite_record([made]))
     assert (result.status, result.metrics["heldout_loss"]) == ("ok", 5.0)
-    assert result.lost == [f"{task.measurement['settings']['task']} failed"]
-    suite = suite_of(fakes, made, heldout=few.measurement["settings"])
+    assert result.lost == [f"{task.measurement.settings['task']} failed"]
+    suite = suite_of(fakes, made, heldout=few.measurement.settings)
     (result,) = joined(tmp_path / "heldout", made.record, heldout, few, task, suite)
     assert (result.status, result.metrics["heldout_loss"]) == ("ok", 5.0)
     (result,) = joined(tmp_path / "none", made.record, few, task, suite)
@@ -89,11 +90,11 @@ def test_of_a_task_scored_twice_the_wanted_settings_count(tmp_path, fakes):
     limited = with_settings(task, 1.0, limit=4)
     limited = replace(limited, result={"metrics": {"modbench_cloze": 1.0}}, finished=LATE)
     for wanted, expected in ((task, 0.4), (limited, 1.0)):
-        suite = suite_of(fakes, made, downstream=[wanted.measurement["settings"]])
+        suite = suite_of(fakes, made, downstream=[wanted.measurement.settings])
         folder = tmp_path / str(expected)
         (result,) = joined(folder, made.record, heldout, task, limited, suite)
         assert result.metrics["modbench_cloze"] == expected
-        assert result.settings["downstream"] == {"modbench_cloze": wanted.measurement["settings"]}
+        assert result.settings["downstream"] == {"modbench_cloze": wanted.measurement.settings}
 
 
 def test_tasks_are_in_the_order_of_the_suite(tmp_path, fakes):
@@ -159,7 +160,8 @@ def several(fakes):
     schedule = record.run["schedule"] | {"kind": "trapezoid", "budgets": [100, 300], "decay": 0.2}
     run = record.run | {"schedule": schedule}
     ends = [
-        record.ends[0] | {"budget": budget, "flops": budget, "steps": budget} for budget in (100, 300)
+        as_json(record.ends[0]) | {"budget": budget, "flops": budget, "steps": budget}
+        for budget in (100, 300)
     ]
     points = [
         {"step": n, "flops": n, "tokens": n, "train_loss": 5.0, "heldout_loss": 5.0} | decay
@@ -178,8 +180,8 @@ def test_each_budget_of_a_run_is_a_result_with_its_own_end_and_curve(tmp_path, f
     small, large = joined(tmp_path, several, measured(100, 6.0), measured(300, 5.0))
     assert (small.budget, small.metrics["train_steps"], small.metrics["heldout_loss"]) == (100, 100, 6.0)
     assert (large.budget, large.metrics["train_steps"], large.metrics["heldout_loss"]) == (300, 300, 5.0)
-    assert [point["step"] for point in small.curve] == [80, 100]
-    assert [point["step"] for point in large.curve] == [80, 160, 240, 300]
+    assert [point.step for point in small.curve] == [80, 100]
+    assert [point.step for point in large.curve] == [80, 160, 240, 300]
 
 
 def test_a_budget_that_was_reached_before_a_run_failed_is_ok(tmp_path, several):

@@ -14,9 +14,9 @@ def test_every_committed_line_is_valid():
         assert not found.left_out
         keys = {run.key for run in found.runs}
         assert {run.audit_key for run in found.runs} <= {None, *found.audits}
-        assert {one.measurement["run"] for one in found.measurements} <= keys
+        assert {one.measurement.run for one in found.measurements} <= keys
         assert {one.key for one in finished(suite)} >= keys
-        named = {key for record in found.suites for row in record.suite["rows"] for key in row["runs"]}
+        named = {key for record in found.suites for row in record.suite.rows for key in row.runs}
         assert keys <= named, f"{suite} holds a run that no suite names"
         for result in results_of(found):
             assert result.run.key == result.key, f"{suite}: key of {result.label}"

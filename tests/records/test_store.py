@@ -3,11 +3,10 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_records import suite_record
+from made_up_records import replace, suite_record
 from test_audit_record import make_audit
 
 from modbench.cli.main import main
@@ -28,14 +27,6 @@ def test_what_is_appended_is_read_and_each_record_has_its_own_file(tmp_path, fak
     assert one != other
     assert {record.key for record in read_suite(tmp_path).runs} == {first.key, second.key}
     assert one.read_text() == first.line() + "\n"
-
-
-def test_a_record_changed_into_a_bad_one_is_not_written(tmp_path, fakes):
-    record = run_of(fakes)
-    record.metrics["parameters"] = float("nan")
-    with pytest.raises(UserError, match="finite"):
-        append_record(tmp_path, record)
-    assert read_suite(tmp_path).runs == []
 
 
 def test_a_line_is_on_the_disk_before_it_counts_as_stored(tmp_path, fakes, monkeypatch):
@@ -88,42 +79,48 @@ def test_only_an_unterminated_last_line_is_passed_over(tmp_path, fakes, cut):
     assert shard.read_bytes() == content
 
 
-def _corrupted(fakes):
+#: Lines that are no record, and a part of the sentence that says so.
+_DAMAGED = {
+    "half a line": (lambda line, altered: line[:300], "not JSON"),
+    "empty": (lambda line, altered: "", "not JSON"),
+    "null": (lambda line, altered: "null", "no"),
+    "nested": (lambda line, altered: "[" * 100_000, "not JSON"),
+    "huge number": (lambda line, altered: "9" * 5000, "not JSON"),
+    "no text": (lambda line, altered: b"\x80\x04cposix system (S'touch here' tR.", "not UTF-8"),
+    "no digest": (lambda line, altered: '{"kind":"run","schema":4}', "another line"),
+    "a field twice": (lambda line, altered: line[:-1] + ',"status":"ok"}', "another line"),
+    "another schema": (lambda line, altered: altered(lambda r: r.update(schema=99)), "schema is 99"),
+    "another kind": (lambda line, altered: altered(lambda r: r.update(kind=["run"])), "kind is "),
+    "another run": (lambda line, altered: altered(lambda r: r["run"].update(seed=7)), "its run's key"),
+    "NaN": (
+        lambda line, altered: altered(lambda r: r["curve"][0].update(heldout_loss=float("nan"))),
+        "finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", _DAMAGED)
+def test_a_line_that_is_no_record_is_named_and_left_out(tmp_path, fakes, what):
+    made, reason = _DAMAGED[what]
     record = run_of(fakes, "mod")
-    line = record.line()
-
-    def with_its_digest(text):
-        return fakes.altered(record, lambda value: value["curve"][0].update(heldout_loss=float(text)))
-
-    return {
-        "half a line": (line[:300], "not JSON"),
-        "another schema": (fakes.altered(record, lambda r: r.update(schema=99)), "schema is 99"),
-        "another run": (
-            fakes.altered(record, lambda r: r["run"].update(seed=7)),
-            "but its run's key",
-        ),
-        "NaN": (with_its_digest("nan"), "finite"),
-        "a field twice": (line[:-1] + ',"status":"ok"}', "another line"),
-    }
-
-
-@pytest.mark.parametrize(
-    "what", ["half a line", "another schema", "another run", "NaN", "a field twice"]
-)
-def test_a_corrupt_line_is_named_and_nothing_is_changed(tmp_path, fakes, what):
-    bad, reason = _corrupted(fakes)[what]
+    bad = made(record.line(), lambda change: fakes.altered(record, change))
+    bad = bad if isinstance(bad, bytes) else bad.encode()
     shard = tmp_path / "records" / "a.jsonl"
     shard.parent.mkdir()
-    content = f"{run_of(fakes).line()}\n{bad}\n{run_of(fakes, seed=1).line()}\n"
-    shard.write_text(content)
+    content = f"{run_of(fakes).line()}\n".encode() + bad + f"\n{record.line()}\n".encode()
+    shard.write_bytes(content)
     with pytest.raises(UserError) as raised:
         read_suite(tmp_path)
-    assert f"{shard}, line 2: " in str(raised.value)
-    assert reason in str(raised.value)
-    assert "remove that line" in str(raised.value)
-    assert len(str(raised.value)) <= 300
-    assert "\n" not in str(raised.value)
-    assert shard.read_text() == content
+    sentence = str(raised.value)
+    assert f"{shard}, line 2: " in sentence
+    assert reason in sentence
+    assert "remove that line" in sentence
+    assert len(sentence) <= 300
+    assert "\n" not in sentence
+    found = read_suite(tmp_path, strict=False)
+    assert found.left_out == [f"{sentence}; it is left out"]
+    assert len(found.runs) == 2
+    assert shard.read_bytes() == content
 
 
 def test_a_line_separator_inside_a_string_ends_no_line(tmp_path, fakes):

@@ -3,14 +3,13 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_records import make_record, store, suite_record
+from made_up_records import make_record, replace, store, suite_record
 
-from modbench.records.line import key_of
+from modbench.records.line import as_json, key_of
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
 from modbench.report.leaderboard.board import Board, board_of, dense_row
@@ -107,8 +106,8 @@ def test_the_dense_row_is_the_first_of_the_suite_that_has_the_shape_of_most_rows
     runs += [make_record("a dense", router="vanilla"), make_record("mod")]
     record = suite_record(runs)
     order = [run.label for run in runs]
-    rows = sorted(record.suite["rows"], key=lambda row: order.index(row["label"]))
-    stated = {**record.suite, "rows": rows}
+    stated = as_json(record.suite)
+    stated["rows"].sort(key=lambda row: order.index(row["label"]))
     record = replace(record, suite=stated, key=key_of(stated))
     results = results_of(read_suite(store(tmp_path, runs, record)))
     dense = dense_row(board_of(results).rows)
@@ -142,10 +141,8 @@ def stated_results(
     """The rows of `suite`, whose suite states the pairs ``compared`` and wants ``left`` runs more."""
     runs = [result for budget in budgets for result in suite(train={"budget": budget})]
     record = suite_record(runs)
-    rows = [*record.suite["rows"], {"label": "later", "runs": ["0" * 16] * left, "timed": []}]
-    stated = {**record.suite, "rows": rows, "compare": list(compared)}
-    if not compared:
-        del stated["compare"]
+    stated = as_json(record.suite) | ({"compare": list(compared)} if compared else {})
+    stated["rows"].append({"label": "later", "runs": ["0" * 16] * left, "timed": []})
     record = replace(record, suite=stated, key=key_of(stated))
     return results_of(read_suite(store(path, runs, record)))
 

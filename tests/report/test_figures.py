@@ -113,7 +113,9 @@ def test_seeds_are_joined_by_flops_and_their_curve_has_all_points(fakes):
     flops = [10**11 * number for number in range(1, 9)]
     for record, shift in ((first, 0), (second, 1)):
         record.curve[:] = [
-            {"step": spent // 10**9 - shift, "flops": spent, "heldout_loss": 6 - spent / 10**12 + shift}
+            record.curve[0].model_copy(
+                update={"flops": spent, "heldout_loss": 6 - spent / 10**12 + shift}
+            )
             for spent in flops
         ]
     (row,) = board_of([first, second]).rows
@@ -121,7 +123,7 @@ def test_seeds_are_joined_by_flops_and_their_curve_has_all_points(fakes):
     assert [spent for spent, *_ in points] == flops
     assert [mean for _, mean, *_ in points] == pytest.approx([6.5 - spent / 10**12 for spent in flops])
     assert [high - low for *_, low, high in points] == pytest.approx([1] * 8)
-    second.curve[3]["flops"] *= 1.1
+    second.curve[3] = second.curve[3].model_copy(update={"flops": second.curve[3].flops * 1.1})
     points = figures_module.curve_points(row)
     assert points[3][0] == pytest.approx(4.2e11)
     assert points[3][2] == pytest.approx(6 - 0.42, abs=0.005)  # the first seed, between its points

@@ -4,14 +4,13 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
 
 import pytest
 from isoflop_made_up import BUDGETS, PLAN, WIDTHS, Make, run, sweep_records
-from made_up_records import store, suite_record
+from made_up_records import replace, store, suite_record
 
 from modbench.errors import UserError
 from modbench.records.record import SuiteRecord

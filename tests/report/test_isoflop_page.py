@@ -3,7 +3,6 @@
 import csv
 import io
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from math import log
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isoflop_made_up import BUDGETS, WIDTHS, Make, curve_loss, records, run, sweep_records, table_under
-from made_up_records import store
+from made_up_records import replace, store
 
+from modbench.records.line import as_json
 from modbench.records.result import Result
 from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
@@ -149,9 +149,9 @@ def with_lower_loss(found: list[Result], width: int, rate: float, lower: float) 
     for result in found:
         if (result.width, result.learning_rate) == (width, rate):
             heldout, *others = result.measurements
-            loss = heldout.result["metrics"]["heldout_loss"] - lower
-            metrics = heldout.result["metrics"] | {"heldout_loss": loss}
-            heldout = replace(heldout, result={**heldout.result, "metrics": metrics})
+            loss = heldout.result.metrics["heldout_loss"] - lower
+            metrics = heldout.result.metrics | {"heldout_loss": loss}
+            heldout = replace(heldout, result=as_json(heldout.result) | {"metrics": metrics})
             result = replace(result, measurements=(heldout, *others))
         changed.append(result)
     return changed

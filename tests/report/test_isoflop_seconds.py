@@ -3,19 +3,19 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from math import exp, log
 
 import numpy as np
 import pytest
 from isoflop_made_up import BUDGETS, WIDTHS, Make, records, table_under
-from made_up_records import suite_record
+from made_up_records import replace, suite_record
 from timings_made_up import make_case, make_timing
 
 from modbench.analysis.comparison import SpeedUp
 from modbench.analysis.isoflop import Optimum
 from modbench.records.record import TimingRecord
 from modbench.records.result import Result
+from modbench.records.run import Timed
 from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
@@ -123,9 +123,10 @@ def test_times_of_a_scheme_with_other_options_do_not_count(
     timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
     others = []
     for one in timings:
-        assert one.what.router is not None
-        router = replace(one.what.router, options={"every": 7})
-        others.append(make_timing("training", replace(one.what, router=router), one.measured))
+        what = Timed.of(one.timed)
+        assert what.router is not None
+        router = replace(what.router, options={"every": 7})
+        others.append(make_timing("training", replace(what, router=router), one.measured))
     assert swept(found, others).times.measured == {}
     assert set(swept(found, timings).times.measured) == {("vanilla", None), ("mod", None)}
 
@@ -134,7 +135,7 @@ def test_doubtful_times_do_not_count(found: list[Result]) -> None:
     timings = steps_of(found, "vanilla", WIDTHS)
     for one in steps_of(found, "mod", WIDTHS):
         measured = {**one.measured, "machine": {"overloaded": True, "others": 3.0}}
-        timings.append(make_timing("training", one.what, measured))
+        timings.append(make_timing("training", Timed.of(one.timed), measured))
     assert set(swept(found, timings).times.measured) == {("vanilla", None)}
 
 

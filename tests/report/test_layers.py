@@ -6,6 +6,7 @@ import io
 import pytest
 
 from modbench.errors import UserError
+from modbench.records.line import as_json
 from modbench.records.record import read_record
 from modbench.report.leaderboard.board import board_of
 from modbench.report.leaderboard.page import leaderboard_page
@@ -64,6 +65,6 @@ def test_the_csv_has_a_column_for_each_layer_of_any_row(fakes):
 
 def test_layers_survive_the_line_and_are_checked(fakes):
     heldout = fakes.make_record("mod", layers=IDLE).measurements[0]
-    assert read_record(heldout.line()).result["layers"] == IDLE
+    assert [*map(as_json, read_record(heldout.line()).result.layers)] == IDLE
     with pytest.raises(UserError, match=r"layers\[0\]\.added is 'much'"):
         fakes.make_record("mod", layers=[{"layer": 1, "added": "much"}])

@@ -1,12 +1,12 @@
 import io
 import json
-from dataclasses import replace
 
 import pandas as pd
 import pytest
+from made_up_records import replace
 from timings_made_up import times_of
 
-from modbench.records.line import key_of
+from modbench.records.line import as_json, key_of
 from modbench.records.metrics import METRICS
 from modbench.report.leaderboard.board import Board, board_of
 from modbench.report.table import to_csv
@@ -134,7 +134,10 @@ def test_what_an_audit_could_not_check_is_told_apart_from_what_it_had_not_to_ask
     verdicts = {6: "unchecked", 7: "unchecked", 8: "not asked"}
     audit = [
         *record.audit,
-        *({**record.audit[0], "probe": n, "verdict": v, "ranks": False} for n, v in verdicts.items()),
+        *(
+            as_json(record.audit[0]) | {"probe": n, "verdict": v, "ranks": False}
+            for n, v in verdicts.items()
+        ),
     ]
     (row,) = board_of([fakes.make_record("a", audit=audit)]).rows
     assert row["position"] == 1
@@ -150,7 +153,7 @@ def test_a_run_without_its_audit_is_not_ranked(fakes):
 @pytest.mark.parametrize("verdict", ["unchecked", "not asked"])
 def test_a_ranking_probe_that_could_not_be_asked_in_one_run_is_none_that_was_passed(fakes, verdict):
     whole = fakes.make_record("a")
-    audit = [{**probe, "verdict": verdict} if probe["probe"] == 3 else probe for probe in whole.audit]
+    audit = [p.model_copy(update={"verdict": verdict}) if p.probe == 3 else p for p in whole.audit]
     (row,) = board_of([whole, fakes.make_record("a", seed=1, audit=audit)]).rows
     assert (row["position"], row["note"]) == (
         None,
@@ -161,7 +164,7 @@ def test_a_ranking_probe_that_could_not_be_asked_in_one_run_is_none_that_was_pas
 def test_a_probe_that_a_record_says_keeps_out_of_the_ranking_does(fakes):
     """Whatever its number is: a later modbench may have more of them."""
     record = fakes.make_record("a", failed_probes=(5,))
-    audit = [{**probe, "ranks": True} for probe in record.audit]
+    audit = [as_json(probe) | {"ranks": True} for probe in record.audit]
     (row,) = board_of([fakes.make_record("a", audit=audit)]).rows
     assert (row["position"], row["note"]) == (None, "failed audit probe 5 bypass (moved by 0.7)")
 
@@ -169,7 +172,7 @@ def test_a_probe_that_a_record_says_keeps_out_of_the_ranking_does(fakes):
 @pytest.mark.parametrize("probe", [1, 2, 3, 9])
 def test_a_ranking_probe_keeps_out_of_the_ranking_whatever_its_record_says(fakes, probe):
     record = fakes.make_record("a", failed_probes=(probe,))
-    audit = [{**one, "ranks": False} for one in record.audit]
+    audit = [as_json(one) | {"ranks": False} for one in record.audit]
     (row,) = board_of([fakes.make_record("a", audit=audit)]).rows
     assert row["position"] is None
     assert row["note"].startswith(f"failed audit probe {probe} ")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from modbench.records.result import Result
+from modbench.records.sections import Weights
 from modbench.report.leaderboard.board import board_of
 from modbench.report.plot_style import look
 from modbench.report.routing.cases import RoutingCase, cases_of_board
@@ -149,7 +150,8 @@ def test_weights_of_selected_tokens_stand_in_front_of_all(fakes: Any) -> None:
 def test_bins_of_another_width_keep_the_same_scale(fakes: Any) -> None:
     one = record(fakes, "mod")
     fine = {"exponent": -1, "first": -4, "all": [10, 20] * 3, "selected": [0, 0, 1, 1, 4, 4]}
-    one.routing["topk"]["depth"][0]["gates"] = fine
+    layers = one.routing.topk.depth
+    layers[0] = layers[0].model_copy(update={"gates": Weights(**fine)})
     training = drawn(weight_figure, one).subfigs[0].axes[0].patches[2].get_data()
     assert list(training.edges) == [-2, -1.5, -1, -0.5, 0, 0.5, 1]
     expected = [0, 0, 2 / 90, 2 / 90, 8 / 90, 8 / 90]  # twice the share: of bins twice as wide

@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from made_up_records import replace
 
 from modbench.report.frame import results_frame
 from modbench.report.leaderboard.rows import conditions, rows_of
@@ -81,7 +80,7 @@ def test_a_task_that_failed_is_a_remark_on_its_row(fakes):
     broken = replace(task, result={}, status="failed", error="it broke")
     (row,) = rows_from([replace(scored, measurements=(heldout, broken))])
     assert (row["status"], row["heldout_loss"]) == ("ok", 5.0)
-    assert row["note"].endswith(f"not scored: {task.measurement['settings']['task']} failed")
+    assert row["note"].endswith(f"not scored: {task.measurement.settings['task']} failed")
 
 
 def test_another_amount_of_heldout_text_is_another_comparison(fakes):

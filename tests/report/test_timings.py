@@ -3,12 +3,11 @@
 import csv
 import io
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_records import make_record
+from made_up_records import make_record, replace
 from timings_made_up import (
     ceiling,
     labels_in,

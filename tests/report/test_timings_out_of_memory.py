@@ -1,8 +1,7 @@
 """Rows and remarks of cases that ran out of memory."""
 
-from dataclasses import replace
-
 import pytest
+from made_up_records import replace
 from timings_made_up import make_case, make_timing, rows_of, table_of, timed, timed_of
 
 from modbench.errors import UserError

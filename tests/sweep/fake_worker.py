@@ -88,7 +88,7 @@ def run(spec: Spec, say: Say) -> Spec:
     }
     if spec["train"]:
         end = dict.fromkeys(("budget", "steps", "tokens", "flops", "flops_nominal"), 1) | {"audit": []}
-        record = RunRecord(
+        record = RunRecord.made(
             run=spec["run"],
             key=key_of(spec["run"]),
             data={"sha256": "0", "train_tokens": 1, "heldout_tokens": 1},
@@ -109,7 +109,7 @@ def run(spec: Spec, say: Say) -> Spec:
         measured = {"result": {}, "status": "ok", "error": None}
         append_record(
             results,
-            MeasurementRecord(measurement=subject, key=key_of(subject), **measured, **made),
+            MeasurementRecord.made(measurement=subject, key=key_of(subject), **measured, **made),
         )
     return {"status": status, "error": error, "seconds": {"train": 0.1}}
 
@@ -186,7 +186,7 @@ def _timing(spec: Spec, say: Say, log: Path) -> Spec:
     found["measured"] = of_kind.get(kind, memory)
     if label.startswith("big"):
         found |= {"status": "oom", "error": "out of memory", "asked_bytes": 77, "measured": {}}
-    record = TimingRecord(
+    record = TimingRecord.made(
         session=spec["session"],
         measures=kind,
         timed=spec["timed"],

@@ -194,7 +194,7 @@ def test_an_audit_of_fewer_layers_says_so_in_the_record(
     run = replace(RUN, model=replace(RUN.model, layers=6))
     take_audit(run, tmp_path)
     (audit,) = read_suite(tmp_path / "s").audits.values()
-    notes = {re.sub(r".* \(", "(", finding["figure"]) for finding in audit.audit}
+    notes = {re.sub(r".* \(", "(", finding.figure) for finding in audit.audit}
     assert len(notes) == 1
     assert re.fullmatch(r"\([1-5] of 6 layers, for want of memory\)", notes.pop())
 
@@ -220,11 +220,11 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
     assert {record.audit_key for record in stored.runs} == set(stored.audits)
     for record in stored.runs:
         (end,) = record.ends
-        assert [finding["name"] for finding in end["audit"]] == ["causal", "batch-invariant", "count"]
-        assert {finding["verdict"] for finding in end["audit"]} == {"passed"}
+        assert [finding.name for finding in end.audit] == ["causal", "batch-invariant", "count"]
+        assert {finding.verdict for finding in end.audit} == {"passed"}
         assert record.flops_source == "closed form"
     (audit,) = stored.audits.values()
-    assert [finding["probe"] for finding in audit.audit] == list(range(1, 13))
+    assert [finding.probe for finding in audit.audit] == list(range(1, 13))
     wanted = [Wanted(label="mod", run=record.what) for record in stored.runs]
     assert left_of(wanted, [], finished(folder), Conditions(), audit=True) == []
     row = (folder / "leaderboard.csv").read_text().splitlines()[1]

@@ -12,6 +12,7 @@ from small_suite import modbench_says, write_suite
 from modbench.data.cache_folder import cache_folder
 from modbench.evaluate.tasks import names
 from modbench.measure.config import MeasureConfig
+from modbench.records.line import as_json
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
 from modbench.report.page import write_report
@@ -70,7 +71,7 @@ def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[Result]
     for record in (vanilla, mod):
         assert record.downstream is not None
         assert set(record.downstream) == set(TASKS)
-        arc = record.downstream["arc_easy"]
+        arc = as_json(record.downstream["arc_easy"])
         assert (arc["items"], arc["few_shot"], arc["rule"]) == (5, 0, "causal")
         assert arc["part_of"] == "arc_easy"
         accuracy = arc["metrics"]["acc"]
@@ -83,9 +84,11 @@ def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[Result]
         assert arc["answer_margin"]["stderr"] > 0
         assert arc["seconds_per_token"] > 0
         assert arc["tokens"] > 0
-        perplexity = record.downstream["lambada_openai"]["metrics"]["perplexity"]
+        perplexity = as_json(record.downstream["lambada_openai"].metrics["perplexity"])
         assert perplexity["value"] != perplexity["untrained"]
-    dense, routed = (record.downstream["arc_easy"] for record in (vanilla, mod) if record.downstream)
+    dense, routed = (
+        as_json(record.downstream["arc_easy"]) for record in (vanilla, mod) if record.downstream
+    )
     assert dense["nominal_flops_per_token"] == dense["realised_flops_per_token"]
     assert routed["nominal_flops_per_token"] < dense["nominal_flops_per_token"]
     assert routed["sha256"] == dense["sha256"]
@@ -98,7 +101,7 @@ def test_items_batch_shift_and_checkpoints_are_in_the_record(
 ) -> None:
     for record in ran[1]:
         assert record.downstream is not None
-        arc = record.downstream["arc_easy"]
+        arc = as_json(record.downstream["arc_easy"])
         items = arc["by_item"]
         assert [len(column) for column in items.values()] == [5, 5, 5]
         bits = arc["answer_bits_per_byte"]
@@ -147,7 +150,7 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
     assert code == 0, said
     (record,) = results_of(read_suite(tmp_path / "my-results/some"))
     assert record.downstream is not None
-    assert record.downstream["arc_easy"]["few_shot"] == 1
+    assert record.downstream["arc_easy"].few_shot == 1
     assert record.settings["downstream"]["arc_easy"]["fewshot"] == 1
     (tmp_path / "data/arc_easy_train.jsonl").unlink()
     write_suite(tmp_path, "other", "vanilla", measure=settings)

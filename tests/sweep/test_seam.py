@@ -72,7 +72,7 @@ def test_labels_intervals_tasks_and_other_measurements_train_nothing(place: Path
     assert len(records.measurements) == 2 * 3
     for result in results_of(records):
         assert result.metrics["heldout_loss"] != before[result.key].metrics["heldout_loss"]
-        assert result.downstream["arc_easy"]["items"] == 4
+        assert result.downstream["arc_easy"].items == 4
     assert float(rows(place)["mod"]["arc_easy:acc"]) <= 1
 
     # The first suite again: all of it is recorded.
@@ -137,8 +137,8 @@ def test_one_run_of_a_trapezoid_gives_a_row_at_each_budget(tmp_path: Path) -> No
     for result in results:
         assert result.metrics["train_flops"] <= result.budget
         assert result.metrics["train_flops"] > 0.95 * result.budget
-        assert result.curve[-1]["flops"] == result.metrics["train_flops"]
-        assert [finding["probe"] for finding in result.audit] == [1, 2, 9]
+        assert result.curve[-1].flops == result.metrics["train_flops"]
+        assert [finding.probe for finding in result.audit] == [1, 2, 9]
     by_budget = {(r.label, r.seed, r.budget): r.metrics["heldout_loss"] for r in results}
     assert len(set(by_budget.values())) == 8
     with (folder / "leaderboard.csv").open() as table:

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from made_up_records import replace
 from torch import Tensor
 from trained_runs import add_records, record_of, save_trained
 
@@ -17,6 +17,7 @@ from modbench.data import token_data
 from modbench.errors import UserError
 from modbench.model.context import Context
 from modbench.model.generate import generate
+from modbench.records.line import as_json
 from modbench.train.checkpoint import save_weights
 from modbench.trained import hugging_face
 from modbench.trained.export import export
@@ -204,7 +205,7 @@ def test_a_copy_for_modbench_keeps_its_audit_also_when_it_is_copied_again(tmp_pa
     ]
     assert loaded.result is not None
     record = loaded.result.record
-    record = replace(record, ends=[record.ends[0] | {"audit": probes}])
+    record = replace(record, ends=[as_json(record.ends[0]) | {"audit": probes}])
     audited = replace(loaded, result=replace(loaded.result, record=record))
     export(audited, "modbench", tmp_path / "one")
     export(load_trained(tmp_path / "one"), "modbench", tmp_path / "two")

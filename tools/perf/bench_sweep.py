@@ -165,7 +165,7 @@ def test_runs_at_a_time(
         Path(f"{name}.toml").write_text(TRAINED.format(name=name, seeds=seeds))
         assert run.run_suite(f"{name}.toml", results=tmp_path, workers=len(seeds)) == 0
         records = read_suite(tmp_path / name)
-        measured = {record.measurement["run"]: record for record in records.measurements}
+        measured = {record.measurement.run: record for record in records.measurements}
         seconds = [{**(r.seconds or {}), **(measured[r.key].seconds or {})} for r in records.runs]
         return seconds, _Clocked.wall
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from modbench.report.downstream.page import groups_of, has_flops, scored_rows
 from modbench.report.downstream.scores import entries_of, metrics_of
-from modbench.report.frame import BITS, MARGIN
+from modbench.report.frame import BITS
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row, spread
 from modbench.report.plot_style import (
@@ -101,8 +101,8 @@ def _better(rows: Sequence[Row], task: str, metric: str) -> str:
     if metric == BITS:
         return "lower is better"
     entries = [entry for row in rows for entry in entries_of(row, task)]
-    scores = [entry[metric] if metric == MARGIN else entry["metrics"].get(metric) for entry in entries]
-    side = next((score.get("higher_is_better") for score in scores if score), None)
+    scores = [entry.metrics.get(metric) for entry in entries]
+    side = next((score.higher_is_better for score in scores if score), None)
     return "" if side is None else f"{'higher' if side else 'lower'} is better"
 
 

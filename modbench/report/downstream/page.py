@@ -67,7 +67,7 @@ def groups_of(rows: Sequence[Row]) -> dict[str, list[str]]:
     name."""
     groups: dict[str, list[str]] = {"": []}
     tasks = tasks_of(rows)
-    group = {t: next(e["part_of"] for r in rows for e in entries_of(r, t)) for t in tasks}
+    group = {t: next(e.part_of for r in rows for e in entries_of(r, t)) for t in tasks}
     for task in tasks:
         alone = list(group.values()).count(group[task]) == 1 and task == group[task]
         groups.setdefault("" if alone else group[task], []).append(task)
@@ -91,8 +91,8 @@ def _tables(rows: Sequence[Row]) -> Iterator[Section]:
 def _lines(rows: Sequence[Row], task: str, *, compute: bool) -> Iterator[Sequence[str]]:
     main, *others = metrics_of(rows, task)
     entry = next(entry for row in rows for entry in entries_of(row, task))
-    version = (entry["version"] or "-") + ", partial" * ("missing" in entry)
-    about = (f"{entry['items']:,}", str(entry["few_shot"]), version)
+    version = (entry.version or "-") + ", partial" * (entry.missing is not None)
+    about = (f"{entry.items:,}", str(entry.few_shot), version)
     for metric in (main, *(name for name in others if name in _NAMES)):
         name = f"{task}:{metric}"
         chances = (row.get(f"{name}_chance") for row in rows)
@@ -143,8 +143,8 @@ def _routed(rows: Sequence[Row], task: str) -> Iterator[tuple[str, list[str]]]:
 
 def _kinds(row: Row) -> set[str]:
     """The kinds of routed layers of ``row``, by the record of its routing: depth, experts."""
-    causal = row["_ok"][0].routing.get("causal", {}) if row["_ok"] else {}
-    return {kind for kind in _KINDS if causal.get(kind)}
+    routing = row["_ok"][0].routing if row["_ok"] else None
+    return {kind for kind in _KINDS if routing and getattr(routing.causal, kind)}
 
 
 def _shift(row: Row, task: str) -> str:
@@ -197,8 +197,8 @@ def _difference(row: Row, reference: Row, task: str, column: str) -> str:
 
 def _items_of(row: Row, task: str, column: str) -> Array | None:
     """The scores (N,) of single items, the mean over seeds; None if a seed has none."""
-    seeds = [entry.get("by_item") for entry in entries_of(row, task)]
-    columns = [np.array(items[column], dtype=np.float64) for items in seeds if items]
+    seeds = [entry.by_item for entry in entries_of(row, task)]
+    columns = [np.array(getattr(items, column), dtype=np.float64) for items in seeds if items]
     if not columns or len(columns) < len(seeds) or len({*map(len, columns)}) > 1:
         return None
     mean_N: Array = np.mean(columns, axis=0)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from modbench.errors import UserError
-from modbench.records.line import at_least, check
+from modbench.records.line import check
 from modbench.records.store import recorded_suites, write_files
 from modbench.report.html.template import render
 
@@ -17,17 +17,22 @@ from modbench.report.html.template import render
 PAGE = "index.html"
 _MADE_BY = '<meta name="generator" content="modbench report --html">'
 _SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
-#: Facts of a summary that the index shows (`modbench.report.html.page`).
-_FACTS = TypeAdapter(
-    at_least(
-        name=str,
-        version=int | None,
-        schemes=int,
-        budgets=list[str],
-        machines=list[str],
-        finished=str,
-    )
-)
+
+
+class _Facts(BaseModel):
+    """Facts of a summary that the index shows (`modbench.report.html.page`)."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    version: int | None
+    schemes: int
+    budgets: list[str]
+    machines: list[str]
+    finished: str
+
+
+_FACTS = TypeAdapter(_Facts)
 
 
 def has_page(folder: Path) -> bool:

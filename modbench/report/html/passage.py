@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from modbench.records.sections import FirstChoice, Selected
 from modbench.report.routing.cases import RoutingCase, with_passage
 from modbench.report.routing.pattern import layers_of
 
@@ -15,23 +16,24 @@ def passages(all_cases: Iterable[RoutingCase]) -> dict[str, Any] | None:
     texts: list[list[str]] = []
     schemes = []
     for case in cases:
-        passage = case.passage or {}
-        if passage["texts"] not in texts:
-            texts.append(passage["texts"])
-        training = {layer["layer"]: layer["selected"] for layer in passage["topk"]}
+        passage = case.passage
+        assert passage is not None
+        if passage.texts not in texts:
+            texts.append(passage.texts)
+        training = {layer.layer: layer.selected for layer in passage.topk}
         schemes.append(
             {
                 "name": case.name,
-                "text": texts.index(passage["texts"]),
+                "text": texts.index(passage.texts),
                 "layers": [_layer(layer, training) for _, layer in layers_of(case)],
             }
         )
     return {"texts": texts, "schemes": schemes} if schemes else None
 
 
-def _layer(layer: dict[str, Any] | None, training: dict[int, str]) -> Any:
+def _layer(layer: Selected | FirstChoice | None, training: dict[int, str]) -> Any:
     if layer is None:
         return None
-    if "first" in layer:
-        return {"experts": layer["first"]}
-    return {"causal": layer["selected"], "training": training.get(layer["layer"], layer["selected"])}
+    if isinstance(layer, FirstChoice):
+        return {"experts": layer.first}
+    return {"causal": layer.selected, "training": training.get(layer.layer, layer.selected)}

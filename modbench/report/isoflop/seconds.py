@@ -41,8 +41,8 @@ class StepTimes:
         those of a CPU with another number of threads than the runs had: that alone can turn a speed-up
         into a slow-down."""
         threads = {result.environment.get("threads") for result in results}
-        timed = table.timings[0].environment if table else {}
-        if table is None or not (timed.get("gpu") or timed.get("threads") in threads):
+        timed = table.timings[0].environment if table else None
+        if table is None or timed is None or not (timed["gpu"] or timed["threads"] in threads):
             return cls({}, str(results[0].suite["name"]))
         steps = {row["key"]: row for row in table.cases if row["case"] == "train"}
         measured: dict[Place, set[tuple[float, float]]] = defaultdict(set)

@@ -367,7 +367,7 @@ def _loss(record: Result) -> float | None:
 
 def _newest_plan(records: Sequence[Result]) -> dict[str, Any]:
     """The entry ``isoflop`` of the newest suite among ``records``."""
-    newest = max(records, key=lambda record: (record.suite["finished"], record.key))
+    newest = max(records, key=lambda record: (record.suite["rank"], record.key))
     return dict(newest.isoflop or {})
 
 

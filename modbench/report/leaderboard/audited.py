@@ -2,32 +2,31 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from modbench.analysis.idle_layers import is_idle, layer_line
 from modbench.records.probes import RANKING_PROBES, leak_verdict
-from modbench.records.record import AuditRecord
+from modbench.records.record import AuditRecord, Finding
 from modbench.records.result import Result
 
 Audits = Mapping[str, AuditRecord]
 
 
-def findings(result: Result, audits: Audits) -> list[dict[str, Any]]:
+def findings(result: Result, audits: Audits) -> list[Finding]:
     """The findings of the audit of the scheme of ``result``, and those on its trained weights."""
     audit = audits.get(result.audit_key or "")
-    return [*(audit.audit if audit else ()), *map(dict, result.audit)]
+    return [*(audit.audit if audit else ()), *result.audit]
 
 
-def _failures(by_run: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[bool, int, str, str]]:
+def _failures(by_run: Sequence[Sequence[Finding]]) -> list[tuple[bool, int, str, str]]:
     """Failed probes, each once: True unless it prevents ranking, number, name, figure."""
-    failed = [probe for probes in by_run for probe in probes if probe["verdict"] == "failed"]
+    failed = [probe for probes in by_run for probe in probes if probe.verdict == "failed"]
     return sorted(
         {
             (
-                not (probe["ranks"] or probe["probe"] in RANKING_PROBES),
-                probe["probe"],
-                probe["name"],
-                probe["figure"],
+                not (probe.ranks or probe.probe in RANKING_PROBES),
+                probe.probe,
+                probe.name,
+                probe.figure,
             )
             for probe in failed
         }
@@ -49,8 +48,8 @@ def audit_text(results: Sequence[Result], audits: Audits) -> str:
         failed = sorted({(number, name) for _, number, name, _ in failures})
         return "failed " + ", ".join(f"{number} {name}" for number, name in failed)
     order = ("not asked", "passed", "unchecked")
-    probes.sort(key=lambda probe: order.index(probe["verdict"]))
-    counts = Counter({probe["probe"]: probe["verdict"] for probe in probes}.values())
+    probes.sort(key=lambda probe: order.index(probe.verdict))
+    counts = Counter({probe.probe: probe.verdict for probe in probes}.values())
     rest = (f", {name} {counts[name]}" for name in ("unchecked", "not asked") if counts[name])
     return f"passed {counts['passed']}{''.join(rest)}"
 
@@ -74,7 +73,7 @@ def why_unranked(results: Sequence[Result], audits: Audits) -> str:
     if not _is_audited(results, audits):
         return "audit was not run"
     for probes in by_run:
-        run = {probe["probe"] for probe in probes if probe["verdict"] in ("passed", "failed")}
+        run = {probe.probe for probe in probes if probe.verdict in ("passed", "failed")}
         missing = [str(number) for number in RANKING_PROBES if number not in run]
         if missing:
             return f"not run of the audit: probe {', '.join(missing)}; add audit to [measure] steps"
@@ -92,11 +91,11 @@ def idle_layers(results: Sequence[Result]) -> list[str]:
     """A remark for each layer that adds next to nothing in any of ``results``, one per seed, with the
     figures of the seed in which it adds least."""
     remarks = []
-    entries = [entry for result in results for entry in result.layers or () if "added" in entry]
-    for layer in sorted({entry["layer"] for entry in entries}):
-        of_layer = sorted((e for e in entries if e["layer"] == layer), key=lambda entry: entry["added"])
-        idle = sum(is_idle(entry["added"]) for entry in of_layer)
+    entries = [entry for result in results for entry in result.layers if entry.added is not None]
+    for layer in sorted({entry.layer for entry in entries}):
+        of_layer = sorted((e for e in entries if e.layer == layer), key=lambda entry: entry.added or 0)
+        idle = sum(is_idle(entry.added) for entry in of_layer)
         if idle:
             of_seeds = f", in {idle} of {len(of_layer)} seeds" if len(of_layer) > 1 else ""
-            remarks.append(layer_line(**of_layer[0]) + of_seeds)
+            remarks.append(layer_line(**dict(of_layer[0])) + of_seeds)
     return remarks

@@ -72,7 +72,7 @@ def curve_points(row: Row) -> list[tuple[float, float, float, float]]:
     interpolated there, in the logarithm of FLOPs.
     """
     curves = [
-        [(point["flops"], point["heldout_loss"]) for point in record.curve if point["flops"] > 0]
+        [(point.flops, point.heldout_loss) for point in record.curve if point.flops > 0]
         for record in row["_ok"] or row["_results"]
         if record.curve
     ]

@@ -78,6 +78,7 @@ def _row(
     ok = [result for result in results if result.status == "ok"]
     is_ok = [result.status == "ok" for result in results]
     first, settings = results[0], results[0].settings
+    stated: Mapping[str, Any] = first.record.run
     finished = {
         column: [value for value, counts in zip(values, is_ok, strict=True) if counts]
         for column, values in columns.items()
@@ -112,7 +113,7 @@ def _row(
     row |= {
         "plugin_sha256": first.run.router.plugin_sha256,
         "options": canonical_json(first.run.router.options),
-        **{part: canonical_json(first.record.run[part]) for part in _STATED},
+        **{part: canonical_json(stated[part]) for part in _STATED},
         "measure": canonical_json(settings),
         "corpus_sha256": first.data["sha256"],
         "records": " ".join(result.key for result in results),

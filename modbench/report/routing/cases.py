@@ -4,10 +4,10 @@ one nearest to its optimum."""
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log
-from typing import Any
 
 from modbench.errors import several
 from modbench.records.result import Result
+from modbench.records.sections import Passage, Rule, Weights
 from modbench.report.isoflop.sweep import HEADLINE, SIZE, Sweep
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row
@@ -24,27 +24,27 @@ class RoutingCase:
     record: Result
 
     @property
-    def passage(self) -> dict[str, Any] | None:
+    def passage(self) -> Passage | None:
         """The routing of its passage; None if none was recorded or nothing in it is routed."""
-        passage: dict[str, Any] = self.record.routing.get("passage", {})
-        return passage if passage.get("causal") or passage.get("experts") else None
+        passage = self.record.routing and self.record.routing.passage
+        return passage if passage and (passage.causal or passage.experts) else None
 
     @property
     def has_experts(self) -> bool:
         """Return True if a layer of the run has experts and its passage was recorded."""
         routing = self.record.routing
-        return "passage" in routing and bool(routing.get("causal", {}).get("experts"))
+        return bool(routing and routing.passage and routing.causal.experts)
 
-    def weights(self, rule: str) -> dict[int, dict[str, Any]]:
+    def weights(self, rule: Rule) -> dict[int, Weights]:
         """The histogram of router weights of each layer that has one."""
-        layers = self.record.routing.get(rule, {}).get("depth", [])
-        return {layer["layer"]: layer["gates"] for layer in layers if layer.get("gates")}
+        layers = self.record.routing.rule(rule).depth if self.record.routing else []
+        return {layer.layer: layer.gates for layer in layers if layer.gates}
 
 
 def with_passage(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
     """The cases that have a passage, depth-routed ones first."""
     routed = [case for case in cases if case.passage]
-    return sorted(routed, key=lambda case: not (case.passage or {})["causal"])
+    return sorted(routed, key=lambda case: not (case.passage and case.passage.causal))
 
 
 def with_weights(cases: Iterable[RoutingCase]) -> list[RoutingCase]:

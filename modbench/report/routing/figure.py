@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from modbench.records.sections import ExpertLayer, Routing, Weights
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row
 from modbench.report.plot_style import (
@@ -69,20 +70,27 @@ def expert_figure(board: Board) -> Figure | None:
     for axes, row in panels:
         no_ops = row["_first"].run.router.options.get("no_op_experts")
         no_ops = no_ops if isinstance(no_ops, int) else 0
-        _loads(axes, _routing(row)["causal"]["experts"], no_ops)
+        _loads(axes, _routing(row).causal.experts, no_ops)
         styles |= {"no-op experts, ranked apart": _NO_OP} if no_ops else {}
     _finish(figure, panels, "experts", styles)
     return figure
 
 
-def _routing(row: Row) -> dict[str, Any]:
-    return dict(row["_ok"][0].routing)
+def _routing(row: Row) -> Routing:
+    routing: Routing = row["_ok"][0].routing
+    return routing
+
+
+def _layers(row: Row, part: str) -> list[Any]:
+    """The layers of ``part``, depth or experts, under the causal rule."""
+    routing = row["_ok"][0].routing
+    return list(getattr(routing.causal, part)) if routing else []
 
 
 def _panels(board: Board, part: str) -> tuple[Figure | None, list[tuple[Axes, Row]]]:
     """A figure with a titled panel for each row whose routing has a ``part``; None if there are none."""
     finished = [row for row in board.rows if row["_ok"]]
-    routed = [row for row in finished if _routing(row).get("causal", {}).get(part)]
+    routed = [row for row in finished if _layers(row, part)]
     rows = routed[:MOST_ROWS]
     if not rows:
         return None, []
@@ -103,13 +111,13 @@ def _panels(board: Board, part: str) -> tuple[Figure | None, list[tuple[Axes, Ro
 
 def _positions(axes: Axes, row: Row) -> None:
     routing = _routing(row)
-    together = -(-(len(routing["edges"]) - 1) // _POSITIONS)
-    edges = sorted({*routing["edges"][::together], routing["edges"][-1]})
-    tokens = [(high - low) * routing["windows"] for low, high in pairwise(edges)]
-    layers = routing["causal"]["depth"]
-    for rule, style in (("topk", _TRAINING), ("causal", _CAUSAL)):
-        for layer, color in zip(routing[rule]["depth"], _colors(len(layers)), strict=False):
-            routed = layer["routed"]
+    together = -(-(len(routing.edges) - 1) // _POSITIONS)
+    edges = sorted({*routing.edges[::together], routing.edges[-1]})
+    tokens = [(high - low) * routing.windows for low, high in pairwise(edges)]
+    colors = _colors(len(routing.causal.depth))
+    for rule, style in ((routing.topk, _TRAINING), (routing.causal, _CAUSAL)):
+        for layer, color in zip(rule.depth, colors, strict=False):
+            routed = layer.routed
             sums = (sum(routed[at : at + together]) for at in range(0, len(routed), together))
             shares = [count / of for count, of in zip(sums, tokens, strict=True)]
             axes.stairs(shares, edges, baseline=None, color=color, **style)
@@ -119,12 +127,12 @@ def _positions(axes: Axes, row: Row) -> None:
     _name_side(axes, "tokens selected")
 
 
-def _loads(axes: Axes, layers: list[dict[str, Any]], no_ops: int) -> None:
+def _loads(axes: Axes, layers: list[ExpertLayer], no_ops: int) -> None:
     """Draw loads, busiest first. The last ``no_ops`` experts of a layer are no-ops, ranked apart."""
     for layer, color in zip(layers, _colors(len(layers)), strict=True):
-        real = len(layer["load"]) - no_ops
-        mean = sum(layer["load"]) / len(layer["load"])
-        for experts, style in ((layer["load"][:real], _EXPERT), (layer["load"][real:], _NO_OP)):
+        real = len(layer.load) - no_ops
+        mean = sum(layer.load) / len(layer.load)
+        for experts, style in ((layer.load[:real], _EXPERT), (layer.load[real:], _NO_OP)):
             ratios = [load / mean if mean else 0 for load in sorted(experts, reverse=True)]
             if ratios:
                 axes.plot(range(1, len(ratios) + 1), ratios, color=color, **style)
@@ -151,7 +159,7 @@ def _finish(
 ) -> None:
     """Set ticks; add a legend of the layers and ``styles`` below the panels. The layers of panels that
     differ in them are named in each panel."""
-    layers = [[layer["layer"] for layer in _routing(row)["causal"][part]] for _, row in panels]
+    layers = [[layer.layer for layer in _layers(row, part)] for _, row in panels]
     handles: dict[str, Any] = {}
     for (axes, _), numbers in zip(panels, layers, strict=True):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -233,18 +241,18 @@ def _spread(layers: Sequence[int]) -> list[int]:
     return [layers[index] for index in chosen]
 
 
-def _edges(weights: dict[str, Any]) -> np.ndarray:
-    return (weights["first"] + np.arange(len(weights["all"]) + 1)) * 2.0 ** weights["exponent"]
+def _edges(weights: Weights) -> np.ndarray:
+    return (weights.first + np.arange(len(weights.all) + 1)) * 2.0**weights.exponent
 
 
-def _draw_layer(axes: Axes, causal: dict[str, Any], training: dict[str, Any] | None) -> None:
-    edges, total = _edges(causal), max(sum(causal["all"]), 1)
-    every, selected = (np.array(causal[name]) / total for name in ("all", "selected"))
+def _draw_layer(axes: Axes, causal: Weights, training: Weights | None) -> None:
+    edges, total = _edges(causal), max(sum(causal.all), 1)
+    every, selected = (np.array(counts) / total for counts in (causal.all, causal.selected))
     axes.stairs(every, edges, fill=True, baseline=selected, color=_SKIPPED)
     axes.stairs(selected, edges, fill=True, color=_SELECTED)
     if training is not None:
-        shares = np.array(training["selected"]) / max(sum(training["all"]), 1)
-        shares = shares * 2.0 ** (causal["exponent"] - training["exponent"])  # of bins as wide
+        shares = np.array(training.selected) / max(sum(training.all), 1)
+        shares = shares * 2.0 ** (causal.exponent - training.exponent)  # of bins as wide
         axes.stairs(shares, _edges(training), **_TRAINING_STYLE)
     below = np.cumsum(every)
     first, last = np.searchsorted(below, (_BEYOND, below[-1] - _BEYOND))

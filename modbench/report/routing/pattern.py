@@ -15,6 +15,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from modbench.records.sections import FirstChoice, Passage, Selected
 from modbench.report.plot_style import FONT_FILE, WIDTH, drawn_files, legend_below, sheet
 from modbench.report.routing.cases import MOST_CASES, RoutingCase, with_passage
 
@@ -60,7 +61,7 @@ def pattern_figure(cases: Sequence[RoutingCase]) -> Figure:
     shown = routed[:MOST_CASES]
     of_text: dict[tuple[str, ...], list[RoutingCase]] = {}
     for case in shown:
-        of_text.setdefault(tuple(_passage(case)["texts"]), []).append(case)
+        of_text.setdefault(tuple(_passage(case).texts), []).append(case)
     strips = [
         (stacked, texts, start)
         for texts, stacked in of_text.items()
@@ -88,14 +89,16 @@ def _not_drawn(cases: Iterable[RoutingCase]) -> str:
     return f"not drawn, since experts choose their tokens: {', '.join(names)}" if names else ""
 
 
-def _passage(case: RoutingCase) -> dict[str, Any]:
-    return case.passage or {}
+def _passage(case: RoutingCase) -> Passage:
+    assert case.passage is not None
+    return case.passage
 
 
-def layers_of(case: RoutingCase) -> list[tuple[int, dict[str, Any] | None]]:
+def layers_of(case: RoutingCase) -> list[tuple[int, Selected | FirstChoice | None]]:
     """All layers from the first; None: a dense one."""
     passage = _passage(case)
-    routed = {layer["layer"]: layer for layer in passage["causal"] or passage["experts"]}
+    layers: Sequence[Selected | FirstChoice] = passage.causal or passage.experts
+    routed = {layer.layer: layer for layer in layers}
     return [
         (number, routed.get(number))
         for number in range(max(case.record.run.model.layers, max(routed) + 1))
@@ -105,7 +108,7 @@ def layers_of(case: RoutingCase) -> list[tuple[int, dict[str, Any] | None]]:
 def shares(case: RoutingCase) -> str:
     """Shares of the passage's tokens that depth-routed layers select; empty without such layers."""
     passage = _passage(case)
-    masks = ["".join(layer["selected"] for layer in passage[rule]) for rule in ("causal", "topk")]
+    masks = ["".join(layer.selected for layer in rule) for rule in (passage.causal, passage.topk)]
     if not masks[0]:
         return ""
     causal, training = (f"{100 * mask.count('1') / len(mask):.1f} %" for mask in masks)
@@ -211,16 +214,16 @@ def layer_bars(case: RoutingCase, positions: range) -> Iterator[Bar]:
         top += height
 
 
-def _token_colors(layer: dict[str, Any], positions: range) -> Iterator[tuple[int, Any]]:
+def _token_colors(layer: Selected | FirstChoice, positions: range) -> Iterator[tuple[int, Any]]:
     """The tokens of ``layer`` that are drawn and their colours."""
-    if "first" in layer:
-        experts, count = layer["first"], max(layer["first"]) + 1
+    if isinstance(layer, FirstChoice):
+        experts, count = layer.first, max(layer.first) + 1
         yield from ((p, _expert_color(experts[p], count)) for p in positions if experts[p] >= 0)
         return
-    gates = layer.get("gates")
+    gates = layer.gates
     low, high = (min(gates), max(gates)) if gates else (0, 1)
     for position in positions:
-        if layer["selected"][position] == "1":
+        if layer.selected[position] == "1":
             shade = (gates[position] - low) / (high - low or 1) if gates else 1
             yield position, _SELECTED(_LIGHTEST + (1 - _LIGHTEST) * shade)
 
@@ -233,34 +236,34 @@ def differing(case: RoutingCase, positions: range) -> Iterator[tuple[int, int, b
     """(layer, position, True if the causal rule selects it) of the tokens for which the rules of a
     depth-routed layer differ."""
     passage = _passage(case)
-    training = {layer["layer"]: layer["selected"] for layer in passage["topk"]}
-    for layer in passage["causal"]:
-        selected, other = layer["selected"], training[layer["layer"]]
+    training = {layer.layer: layer.selected for layer in passage.topk}
+    for layer in passage.causal:
+        selected, other = layer.selected, training[layer.layer]
         for position in positions:
             if selected[position] != other[position]:
-                yield layer["layer"], position, selected[position] == "1"
+                yield layer.layer, position, selected[position] == "1"
 
 
 def _handles(cases: Sequence[RoutingCase]) -> dict[str, Any]:
     """The legend of what is drawn of ``cases``."""
     passages = [_passage(case) for case in cases]
-    depth = [layer for passage in passages for layer in passage["causal"]]
-    experts = [layer for passage in passages if not passage["causal"] for layer in passage["experts"]]
+    depth = [layer for passage in passages for layer in passage.causal]
+    experts = [layer for passage in passages if not passage.causal for layer in passage.experts]
     handles: dict[str, Any] = {}
     if depth:
-        darker = " (darker: larger router weight)" * any(layer.get("gates") for layer in depth)
+        darker = " (darker: larger router weight)" * any(layer.gates for layer in depth)
         handles[f"selected, causal rule{darker}"] = Patch(facecolor=_SELECTED(0.9))
         handles["skipped"] = Patch(facecolor=_SKIPPED, edgecolor="0.8")
-        if any(True for c in cases for _ in differing(c, range(len(_passage(c)["texts"])))):
+        if any(True for c in cases for _ in differing(c, range(len(_passage(c).texts)))):
             dot = Line2D([], [], color="0.35", marker="o", markersize=3, linestyle="none")
             handles["training rule decides otherwise"] = dot
     if any(layer is None for case in cases for _, layer in layers_of(case)):
         handles["layer that processes all tokens"] = Patch(facecolor=_DENSE)
     if experts:
-        count = max(max(layer["first"]) for layer in experts) + 1
+        count = max(max(layer.first) for layer in experts) + 1
         named = range(count) if count <= MOST_NAMED else (0, count - 1)
         for expert in named:
             handles[f"first expert: {expert}"] = Patch(facecolor=_expert_color(expert, count))
-        if any(-1 in layer["first"] for layer in experts):
+        if any(-1 in layer.first for layer in experts):
             handles["no-op experts only"] = Patch(facecolor=_SKIPPED, edgecolor="0.8")
     return handles

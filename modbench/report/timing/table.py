@@ -282,7 +282,8 @@ class TimingTable:
 
     def _scheme(self, timing: TimingRecord) -> dict[str, Any]:
         timed = timing.timed
-        train = {name: timed[name] for name in ("sequence", "batch", "precision")}
+        assert timed["router"] is not None  # as of ceilings
+        train = {name: of for name, of in timed.items() if name in ("sequence", "batch", "precision")}
         return {
             "label": self.labels[timing.key],
             "key": timing.key,

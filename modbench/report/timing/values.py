@@ -1,7 +1,7 @@
 """Which timings may be compared: those of one session, one machine and one set of settings;
 and the processor type of runs, which decides on the last digits besides the seed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modbench.errors import UserError
@@ -17,13 +17,13 @@ SETTINGS = ("python", "deterministic")
 ALLOCATOR = ("GLIBC_TUNABLES", "MALLOC_")
 
 
-def machine_in_words(environment: dict[str, Any], parts: Sequence[str] = HARDWARE) -> str:
+def machine_in_words(environment: Mapping[str, Any], parts: Sequence[str] = HARDWARE) -> str:
     """Description of the machine in ``environment``."""
     named = (name for name in parts if environment.get(name) is not None)
     return ", ".join(f"{name} {environment[name]}" for name in named)
 
 
-def settings_of(environment: dict[str, Any], kind: TimingKind) -> dict[str, str]:
+def settings_of(environment: Mapping[str, Any], kind: TimingKind) -> dict[str, str]:
     """Settings in ``environment`` that must be equal in a process of ``kind`` and all others."""
     variables = environment.get("variables", {})
     if kind.endswith("memory"):
@@ -48,11 +48,11 @@ def labels_of(suites: Sequence[SuiteRecord]) -> dict[str, str]:
     labels: dict[str, str] = {}
     taken: set[str] = set()
     for record in reversed(suites):
-        rows = [row for row in record.suite["rows"] if row["label"] not in taken]
+        rows = [row for row in record.suite.rows if row.label not in taken]
         for row in rows:
-            taken.add(row["label"])
-            for key in row["timed"]:
-                labels.setdefault(key, row["label"])
+            taken.add(row.label)
+            for key in row.timed:
+                labels.setdefault(key, row.label)
     return labels
 
 

@@ -179,7 +179,7 @@ def recorded_rate(folder: Path) -> float | None:
             if isinstance(record, RunRecord) and record.status == "ok":
                 seconds = (record.seconds or {}).get("train")
                 if seconds:
-                    rates.append(record.ends[-1]["flops"] / seconds)
+                    rates.append(record.ends[-1].flops / seconds)
     return median(rates) if rates else None
 
 

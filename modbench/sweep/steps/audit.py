@@ -103,7 +103,7 @@ def _run(job: RunJob, scheme: dict[str, Any]) -> AuditRecord:
         probes.append(asdict(replace(finding, figure=finding.figure + note)))
         job.stage.tell()
         job.stage.pause()
-    return AuditRecord(
+    return AuditRecord.made(
         scheme=scheme,
         key=key_of(scheme),
         code=code_version(),

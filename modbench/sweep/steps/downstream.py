@@ -35,8 +35,8 @@ def downstream(
     from modbench.evaluate.downstream.table import add_checkpoint, add_untrained, details, section
     from modbench.evaluate.downstream.validity import batch_shift
 
-    end = next(end for end in job.fields["ends"] if end["budget"] == budget)
-    leak = leak_verdict([*job.findings, *end["audit"]])
+    end = next(end for end in job.fields["ends"] if end.budget == budget)
+    leak = leak_verdict([*job.findings, *end.audit])
     lm = _adapter(model, job)
     files = ResultFiles(job.folder / FILES, job.spec["label"], lm, limit=settings.get("limit"))
     scores: dict[str, Any] = {}

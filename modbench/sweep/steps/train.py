@@ -11,6 +11,8 @@ from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.language_model import LanguageModel
 from modbench.records.probes import LEAK_PROBES
+from modbench.records.record import End
+from modbench.records.record import Finding as Recorded
 from modbench.sweep.costs import outlined
 from modbench.sweep.run_job import RunJob
 from modbench.sweep.steps.training import train_part
@@ -55,7 +57,8 @@ def train(job: RunJob) -> None:
     ends = []
     for end in trained.ends:
         findings = [*of_trained(job.trained_model(end.budget)), counted]
-        ends.append(asdict(end) | {"audit": [asdict(finding) for finding in findings]})
+        audit = [Recorded(**asdict(finding)) for finding in findings]
+        ends.append(End(**asdict(end), audit=audit))
     job.fields["ends"] = ends
 
 

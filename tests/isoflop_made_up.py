@@ -1,13 +1,16 @@
 """Made-up isoFLOP sweeps of known curves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import log
 from typing import Any
 
 from modbench.records.result import Result
+from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite
+from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.sections import Heading, Page
 from modbench.report.table import Table
+from modbench.report.timing.table import TimingTable
 
 BUDGETS = (10**12, 3 * 10**12, 10**13)
 WIDTHS = (32, 48, 64, 96, 128)
@@ -90,6 +93,13 @@ def records(make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others:
         for scheme in schemes
         for record in sweep_records(make, scheme, partial(curve_loss, scheme), **others)
     ]
+
+
+def analysed(found: Sequence[Result], timings: TimingTable | None = None) -> IsoFlopSuite:
+    """The curves of the results of a suite."""
+    suite = isoflop_suite(found, Leaderboard.of(found), timings)
+    assert suite is not None
+    return suite
 
 
 def table_under(page: Page, heading: str) -> list[list[str]]:

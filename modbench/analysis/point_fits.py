@@ -1,18 +1,19 @@
 """Fits of anyone's isoFLOP points: optima of each curve, surfaces, and exponents of the optimum."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import fmean
+from itertools import product
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from modbench.analysis.curve import LEAST_SIZES
-from modbench.analysis.isoflop import DRAWS, FITS, IsoFlop, Optimum, analyse
-from modbench.analysis.noise import Run
-from modbench.analysis.points import Point, Points
-from modbench.analysis.surface import Surface, fit_surface
+from modbench.analysis.curves import optimum_row, points_of, runs_of, surfaces_of
+from modbench.analysis.frames import FIT_COLUMNS, RUN_COLUMNS, frame_of
+from modbench.analysis.isoflop import DRAWS, FITS, analyse
+from modbench.analysis.points import Points
+from modbench.analysis.surface import fit_surface
 from modbench.errors import UserError
 
 #: In ascending order of FLOPs, a new curve starts where they rise by more than this factor. In public
@@ -28,191 +29,141 @@ SAME_SIZE = 1.001
 _NAMED = 1.01
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exponents:
-    """Exponents of N_opt ~ C^size and D_opt ~ C^tokens: a line through the logarithms of the interior
-    optima of ``budgets`` budgets, or those of a surface. None, with the reason in ``void``: too few."""
-
-    group: str
-    fit: str
-    budgets: int
-    size: float | None = None
-    tokens: float | None = None
-    void: str = ""
+#: Budgets are medians of FLOPs, which need not be whole numbers.
+_TYPES = {"budget": "Float64"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointFits:
-    """The fits of the points of a file. A run's scheme is the point's group."""
+    """The fits of the points of a file, whose groups are schemes in the frames; see
+    `modbench.analysis.curves.Curves`.
+
+    Exponents are those of N_opt ~ C^size_exponent and D_opt ~ C^tokens_exponent: of a line through the
+    logarithms of the interior optima of ``budgets`` budgets, or those of a surface. They are missing,
+    with the reason, where there are too few."""
 
     file: str
     fits: Sequence[str]
-    runs: Sequence[Run]  #: repeated points without a seed are one run
-    analysis: IsoFlop
-    points: Mapping[str, int]  #: number of points of each group
-    surfaces: Mapping[str, Surface]  #: by group, fitted to all its points
-    exponents: Sequence[Exponents]
+    points: pd.DataFrame  #: repeated points without a seed are one
+    optima: pd.DataFrame
+    surfaces: pd.DataFrame  #: with the number of ``points`` of the group, to all of which it is fitted
+    exponents: pd.DataFrame
     notes: Sequence[str]
-
-    def budgets(self, group: str) -> list[float]:
-        return sorted({run.budget for run in self.runs if run.scheme == group})
-
-    def curve(self, group: str, budget: float) -> dict[float, list[float]]:
-        """Losses by size, in ascending order of sizes."""
-        losses: dict[float, list[float]] = defaultdict(list)
-        for run in sorted(self.runs, key=lambda run: run.size):
-            if (run.scheme, run.budget) == (group, budget):
-                losses[run.size].append(run.loss)
-        return losses
 
 
 def fit_points(read: Points, fits: Sequence[str] = FITS) -> PointFits:
     """Fit the curves of equal FLOPs of each group. Raises UserError: points that form no curves, no
     curve with three sizes, or the same point twice."""
-    groups: dict[str, list[Point]] = defaultdict(list)
-    for point in read.points:
-        groups[point.group].append(point)
-    curves = {(group, _budget(curve)): curve for group in groups for curve in _curves(groups[group])}
+    groups = dict([*read.frame.groupby("group", sort=False)])
+    curves = [curve for points in groups.values() for curve in _curves(points)]
     notes = [*read.notes]
-    widest = max(max(p.flops for p in curve) / min(p.flops for p in curve) for curve in curves.values())
+    widest = max(curve["FLOPs"].max() / curve["FLOPs"].min() for curve in curves)
     if widest > _NAMED:
         notes.append(
             f"FLOPs within a curve differ by up to {widest - 1:.0%}; its budget is their median."
         )
-    seeded = read.points[0].seed is not None
-    runs = [run for key, curve in curves.items() for run in _runs(*key, curve, seeded)]
-    if not seeded and (repeats := len(read.points) - len(runs)):
+    runs = frame_of((run for curve in curves for run in _runs(curve)), RUN_COLUMNS, _TYPES)
+    total = len(read.frame)
+    if read.frame["seed"].isna().all() and (repeats := total - len(runs)):
         notes.append(
-            f"{repeats} of {len(read.points)} points repeat the size of another point of their curve. "
+            f"{repeats} of {total} points repeat the size of another point of their curve. "
             "Curves are fitted to the mean of such points, since the file has no column of seeds."
         )
-    cells = dict.fromkeys((run.scheme, run.budget, run.size) for run in runs)
-    sizes = Counter((group, budget) for group, budget, _ in cells)
-    ((_, budget), most), *_ = sizes.most_common(1)
-    if most < LEAST_SIZES:
+    points = points_of(runs, _TYPES)
+    sizes = points.groupby(["scheme", "budget"], sort=False).size()
+    if (most := sizes.max()) < LEAST_SIZES:
         raise UserError(
-            f"{read.file} has no curve of three sizes: the most is {most}, at {budget:.3g} FLOPs; add "
-            "sizes at equal FLOPs"
+            f"{read.file} has no curve of three sizes: the most is {most}, at {sizes.idxmax()[1]:.3g} "
+            "FLOPs; add sizes at equal FLOPs"
         )
-    repeated = len(runs) > len(cells)
-    analysis = analyse(runs, draws=DRAWS if repeated else 1, fits=fits)
-    surfaces = {}
-    for group in groups:
-        if (surface := analysis.surfaces.get((group, None))) is not None:
-            # That of the analysis is fitted to the means of repeated points.
-            repeats = len(groups[group]) > sum(of == group for of, *_ in cells)
-            surfaces[group] = _surface(groups[group]) if repeats else surface
-    exponents = [
-        _of_surface(group, surfaces.get(group), curves)
-        if fit == "surface"
-        else _of_optima(group, fit, analysis.optima)
+    isoflop = analyse(runs_of(runs), draws=DRAWS if len(runs) > len(points) else 1, fits=fits)
+    optima = [
+        optimum_row(isoflop, isoflop.optimum(group, budget, fit)) | {"sizes": sizes[group, budget]}
         for group in groups
+        for budget in sorted(sizes[group].index)
         for fit in fits
     ]
+    optima_frame = frame_of(optima, FIT_COLUMNS, _TYPES)
+    surfaces = surfaces_of(isoflop).set_index("scheme", drop=False)
+    for group in surfaces.index:  # that of the analysis is fitted to the means of repeated points
+        if len(of := groups[group]) > sizes[group].sum():
+            for name, value in vars(fit_surface(of["size"], of["tokens"], of["loss"])).items():
+                surfaces.loc[group, name] = value
+    surfaces = surfaces.assign(points=[len(groups[group]) for group in surfaces.index])
     return PointFits(
         file=read.file.name,
         fits=fits,
-        runs=runs,
-        analysis=analysis,
-        points={group: len(points) for group, points in groups.items()},
-        surfaces=surfaces,
-        exponents=exponents,
+        points=points,
+        optima=optima_frame,
+        surfaces=surfaces.reset_index(drop=True),
+        exponents=_exponents([*groups], fits, optima_frame, surfaces),
         notes=notes,
     )
 
 
-def _curves(points: Iterable[Point]) -> list[list[Point]]:
-    curves = _in_steps(points, lambda point: point.flops, STEP)
-    for curve in curves:
-        low, high = curve[0].flops, curve[-1].flops
+def _curves(points: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    for curve in _in_steps(points, "FLOPs", STEP):
+        low, high = curve["FLOPs"].min(), curve["FLOPs"].max()
         if high > WIDEST * low:
             raise UserError(
-                f"the points of group '{curve[0].group}' form no curves of equal FLOPs: from {low:.3g} "
-                f"to {high:.3g} FLOPs, each has at most {STEP - 1:.0%} more than the one before; give "
-                "points at budgets that lie further apart"
+                f"the points of group '{curve['group'].iloc[0]}' form no curves of equal FLOPs: from "
+                f"{low:.3g} to {high:.3g} FLOPs, each has at most {STEP - 1:.0%} more than the one "
+                "before; give points at budgets that lie further apart"
             )
-    return curves
+        yield curve
 
 
-def _in_steps(
-    points: Iterable[Point], value: Callable[[Point], float], step: float
-) -> list[list[Point]]:
-    """``points`` in ascending order of ``value``, cut where it rises by more than a factor ``step``."""
-    ordered = sorted(points, key=value)
-    parts = [ordered[:1]]
-    for before, point in pairwise(ordered):
-        if value(point) > step * value(before):
-            parts.append([])
-        parts[-1].append(point)
-    return parts
+def _in_steps(points: pd.DataFrame, column: str, step: float) -> Iterator[pd.DataFrame]:
+    """``points`` in ascending order of ``column``, cut where it rises by more than a factor ``step``."""
+    ordered = points.sort_values(column, kind="stable")
+    number = (ordered[column] > step * ordered[column].shift()).cumsum()
+    return (part for _, part in ordered.groupby(number))
 
 
-def _budget(curve: Sequence[Point]) -> float:
-    return float(np.median([point.flops for point in curve]))
-
-
-def _runs(group: str, budget: float, curve: Iterable[Point], seeded: bool) -> Iterable[Run]:
-    for points in _in_steps(curve, lambda point: point.size, SAME_SIZE):
-        size = fmean(point.size for point in points)
-        seeds: dict[int | None, list[Point]] = defaultdict(list)
-        for point in sorted(points, key=lambda point: point.line):
-            seeds[point.seed].append(point)
-        for seed, repeats in seeds.items():
-            if seeded and len(repeats) > 1:
-                first, second, *_ = repeats
+def _runs(curve: pd.DataFrame) -> Iterator[Mapping[str, Any]]:
+    """The runs of a curve: one for each size and seed."""
+    for size in _in_steps(curve, "size", SAME_SIZE):
+        for seed, repeats in size.sort_index().groupby("seed", dropna=False):
+            if len(repeats) > 1 and not pd.isna(seed):
+                first, second, *_ = repeats.index
                 raise UserError(
-                    f"line {second.line} repeats group, FLOPs, size and seed of line {first.line}; "
+                    f"line {second} repeats group, FLOPs, size and seed of line {first}; "
                     "remove one of them or correct its seed"
                 )
-            yield Run(
-                scheme=group,
-                budget=budget,
-                size=size,
-                tokens=fmean(point.tokens for point in repeats),
-                loss=fmean(point.loss for point in repeats),
-                seed=seed or 0,
-            )
+            yield {
+                "scheme": curve["group"].iloc[0],
+                "budget": float(curve["FLOPs"].median()),
+                "active_parameters": size["size"].mean(),
+                "train_tokens": repeats["tokens"].mean(),
+                "loss": repeats["loss"].mean(),
+                "seed": 0 if pd.isna(seed) else seed,
+                "status": "ok",
+                "shares_trunk": False,
+            }
 
 
-def _surface(points: Sequence[Point]) -> Surface:
-    columns = ([getattr(point, name) for point in points] for name in ("size", "tokens", "loss"))
-    return fit_surface(*columns)
-
-
-def _of_optima(group: str, fit: str, optima: Iterable[Optimum]) -> Exponents:
-    interior = [
-        (optimum.budget, optimum.size, optimum.tokens)
-        for optimum in optima
-        if (optimum.scheme, optimum.fit) == (group, fit) and optimum.size and optimum.tokens
-    ]
-    if len(interior) < 2:
-        return Exponents(
-            group=group, fit=fit, budgets=len(interior), void="fewer than two interior optima"
-        )
-    flops, sizes, tokens = np.log(np.array(interior)).T
-    away = flops - flops.mean()
-    slope = away / (away**2).sum()
-    return Exponents(
-        group=group,
-        fit=fit,
-        budgets=len(interior),
-        size=float(slope @ sizes),
-        tokens=float(slope @ tokens),
-    )
-
-
-def _of_surface(group: str, surface: Surface | None, curves: Iterable[tuple[str, float]]) -> Exponents:
-    """Exponents where C is proportional to N D (Hoffmann et al. 2022, equation 4)."""
-    budgets = sum(of == group for of, _ in curves)
-    if surface is None:
-        return Exponents(
-            group=group, fit="surface", budgets=budgets, void="fewer than two budgets or six points"
-        )
-    both = surface.alpha + surface.beta
-    return Exponents(
-        group=group,
-        fit="surface",
-        budgets=budgets,
-        size=surface.beta / both,
-        tokens=surface.alpha / both,
-    )
+def _exponents(
+    groups: Sequence[str], fits: Sequence[str], optima: pd.DataFrame, surfaces: pd.DataFrame
+) -> pd.DataFrame:
+    rows = []
+    for group, fit in product(groups, fits):
+        of_fit = optima[(optima["scheme"] == group) & (optima["fit"] == fit)]
+        interior = of_fit.dropna(subset="loss")
+        row = {"scheme": group, "fit": fit, "budgets": len(of_fit if fit == "surface" else interior)}
+        if fit == "surface" and group in surfaces.index:
+            # Where C is proportional to N D (Hoffmann et al. 2022, equation 4).
+            alpha, beta = surfaces.loc[group, ["alpha", "beta"]]
+            row |= {"size_exponent": beta / (alpha + beta), "tokens_exponent": alpha / (alpha + beta)}
+        elif fit == "surface":
+            row["missing_because"] = "fewer than two budgets or six points"
+        elif len(interior) < 2:
+            row["missing_because"] = "fewer than two interior optima"
+        else:
+            names = ["budget", "active_parameters", "train_tokens"]
+            flops, sizes, tokens = np.log(interior[names].to_numpy(float)).T
+            away = flops - flops.mean()
+            slope = away / (away**2).sum()
+            row |= {"size_exponent": slope @ sizes, "tokens_exponent": slope @ tokens}
+        rows.append(row)
+    columns = ("scheme", "fit", "size_exponent", "tokens_exponent", "budgets", "missing_because")
+    return frame_of(rows, columns, {"budgets": "Int64", "missing_because": "string"})

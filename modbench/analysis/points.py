@@ -4,8 +4,10 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from modbench.errors import UserError, is_file, printable
 
@@ -20,28 +22,16 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 #: Name of the group in a file without a column of groups.
 ALL = "all"
-_Line = tuple[int, list[str]]  #: number and cells
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One trained model. ``seed`` is None in a file without a column of seeds."""
-
-    group: str
-    flops: float
-    size: float
-    tokens: float
-    loss: float
-    seed: int | None
-    line: int  #: of the file
 
 
 @dataclass(frozen=True)
 class Points:
-    """The points of ``file`` in its order, and sentences on how they were read."""
+    """The points of ``file``, and sentences on how they were read. Columns of ``frame``: group, size,
+    tokens, FLOPs, loss, and seed, which is missing in a file without seeds; its index is the number of
+    the line."""
 
     file: Path
-    points: Sequence[Point]
+    frame: pd.DataFrame
     notes: Sequence[str]
 
 
@@ -49,26 +39,48 @@ def read_points(file: Path) -> Points:
     """Read the points of ``file``. Missing tokens, or missing FLOPs, follow from C = 6 N D. Blank lines
     and lines that start with ``#`` are skipped. Raises UserError: the file does not exist, is not CSV,
     lacks a column, or holds a cell that is not a positive number."""
-    lines = _lines(file)
-    _, headings = next(lines, (0, []))
+    (_, headings), *lines = [*_lines(file)] or [(0, [])]
     if not headings:
         raise UserError(f"{file} is empty; it needs a line of column names and a line for each point")
     places = _places(file, headings)
-    points = [_point(file, line, headings, places) for line in lines]
-    if not points:
+    for number, cells in lines:
+        if len(cells) != len(headings):
+            raise UserError(
+                f"{file}, line {number}: it has {len(cells)} cells, and the first line names "
+                f"{len(headings)} columns; quote cells that hold a separator"
+            )
+    if not lines:
         raise UserError(f"{file} holds column names and no points; add a line for each point")
+    text = pd.DataFrame([cells for _, cells in lines], index=[number for number, _ in lines], dtype=str)
+    points = {"group": ALL, "seed": pd.NA}
+    for meaning, place in places.items():
+        cells = text[place]
+        points[meaning] = cells if meaning == "group" else pd.to_numeric(cells, errors="coerce")
+        if meaning == "group":
+            continue
+        wanted, is_good = "a positive number", np.isfinite(points[meaning]) & (points[meaning] > 0)
+        if meaning == "seed":
+            wanted, is_good = "an integer", cells.str.fullmatch(r"[+-]?\d+")
+        for number, cell in cells[~is_good].items():
+            raise UserError(
+                f"{file}, line {number}, column '{headings[place]}': '{cell}' is not {wanted}; correct "
+                "it or remove the line"
+            )
     names = (f"{meaning} from '{headings[place]}'" for meaning, place in places.items())
     notes = [f"Columns read: {', '.join(names)}."]
+    frame = pd.DataFrame(points, index=text.index)
     for missing, given in (("tokens", "FLOPs"), ("FLOPs", "tokens")):
         if missing not in places:
+            flops = 6 * frame["size"]
+            frame[missing] = frame[given] / flops if missing == "tokens" else frame[given] * flops
             notes.append(
                 f"The file has no column of {missing}: they follow from size and {given} by the "
                 "convention C = 6 N D."
             )
-    return Points(file, points, notes)
+    return Points(file, frame.astype({"seed": "Int64"}), notes)
 
 
-def _lines(file: Path) -> Iterator[_Line]:
+def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     if not is_file(file):
         raise UserError(f"{file}: no such file; name a CSV file of points")
     try:
@@ -105,42 +117,3 @@ def _places(file: Path, headings: Sequence[str]) -> dict[str, int]:
             f"{', '.join(headings)}, and accepted names are {accepted}"
         )
     return places
-
-
-def _point(file: Path, line: _Line, headings: Sequence[str], places: dict[str, int]) -> Point:
-    number, cells = line
-    if len(cells) != len(headings):
-        raise UserError(
-            f"{file}, line {number}: it has {len(cells)} cells, and the first line names "
-            f"{len(headings)} columns; quote cells that hold a separator"
-        )
-
-    def where(meaning: str) -> str:
-        return f"{file}, line {number}, column '{headings[places[meaning]]}': '{cells[places[meaning]]}'"
-
-    def positive(meaning: str) -> float:
-        try:
-            value = float(cells[places[meaning]])
-        except ValueError:
-            value = -1.0
-        if not (isfinite(value) and value > 0):
-            raise UserError(f"{where(meaning)} is not a positive number; correct it or remove the line")
-        return value
-
-    seed = None
-    if "seed" in places:
-        try:
-            seed = int(cells[places["seed"]])
-        except ValueError:
-            raise UserError(f"{where('seed')} is not an integer; correct it") from None
-    size = positive("size")
-    tokens = positive("tokens") if "tokens" in places else positive("FLOPs") / (6 * size)
-    return Point(
-        group=cells[places["group"]] if "group" in places else ALL,
-        flops=positive("FLOPs") if "FLOPs" in places else 6 * size * tokens,
-        size=size,
-        tokens=tokens,
-        loss=positive("loss"),
-        seed=seed,
-        line=number,
-    )

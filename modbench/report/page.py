@@ -11,10 +11,9 @@ from modbench.records.store import RECORDS, Records, read_bytes, read_suite, ref
 from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
 from modbench.report.html.source import PAGE, SuiteReport
-from modbench.report.isoflop.csv import depths_table, differences_table, optima_table, rates_table
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.isoflop.sweep import Sweep, sweep_of
+from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.board_tables import pairs_table
 from modbench.report.leaderboard.figures import figures
@@ -40,7 +39,7 @@ from modbench.report.timing.values import labels_of, newest_session
 DERIVED = {
     PAGE,
     *("leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
-    *("learning_rates.csv", "depths.csv"),
+    *("learning_rates.csv", "depths.csv"),  # the latter of earlier versions
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
@@ -233,7 +232,7 @@ class _Compared:
     """The comparisons of a suite's results, and the runs whose routing is drawn."""
 
     board: Leaderboard
-    sweep: Sweep | None
+    sweep: IsoFlopSuite | None
     cases: Sequence[RoutingCase]
 
 
@@ -245,7 +244,7 @@ def _compare(
 ) -> _Compared:
     by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
     board = Leaderboard.of(results, by, records.audits, times)
-    sweep = sweep_of(results, board, times)
+    sweep = isoflop_suite(results, board, times)
     return _Compared(board, sweep, cases_of_sweep(sweep) if sweep else cases_of_board(board))
 
 
@@ -298,12 +297,12 @@ def _tables_of_results(compared: _Compared) -> _Contents:
     board, sweep = compared.board, compared.sweep
     if sweep is None:
         return {"leaderboard.csv": board.table(), "differences.csv": pairs_table(board)}
+    curves = sweep.curves
     return {
         "leaderboard.csv": board.table(sweep.on_curve),
-        "learning_rates.csv": rates_table(sweep),
-        "optima.csv": optima_table(sweep) if sweep.has_curves else Table.of([]),
-        "depths.csv": depths_table(sweep),
-        "differences.csv": differences_table(sweep),
+        "learning_rates.csv": Table.of_frame(curves.rates),
+        "optima.csv": Table.of_frame(curves.optima if sweep.has_curves else curves.optima.head(0)),
+        "differences.csv": Table.of_frame(curves.pairs),
     }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tabulate import tabulate
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Group
 
 #: Characters of a cell that are shown: an exception may quote a whole tensor.
@@ -54,6 +55,12 @@ class Table:
         """A table with a row for each of ``records``, which hold their cells by heading."""
         headings = [*records[0]] if records else []
         return cls(headings, [[record[name] for name in headings] for record in records], left)
+
+    @classmethod
+    def of_frame(cls, frame: "pd.DataFrame") -> "Table":
+        """A table with the rows of ``frame``."""
+        cells = frame.astype(object).where(frame.notna(), None)
+        return cls([*frame], cells.to_numpy().tolist())
 
     def to_markdown(self) -> str:
         rule = ["---" if align == "left" else "---:" for align in self._alignment]
@@ -104,6 +111,21 @@ class Table:
     def _lines(self) -> list[list[str]]:
         """Headings and rows as text on one line each."""
         return [[_line(cell) for cell in row] for row in (self.headings, *self.rows)]
+
+
+#: Significant digits of the numbers in files: they are the same on every processor.
+DIGITS = 9
+
+
+def rounded(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """``frame`` with `DIGITS` significant digits in its columns of floats."""
+
+    def shorter(value: float) -> float:
+        return float(f"{value:.{DIGITS}g}")
+
+    floats = [name for name, column in frame.items() if column.dtype.kind == "f"]
+    columns = {name: frame[name].map(shorter, na_action="ignore") for name in floats}
+    return frame.assign(**columns).astype(frame.dtypes)
 
 
 def escaped(text: object) -> str:

@@ -9,10 +9,10 @@ from isoflop_points import optimal_size
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 
-from modbench.analysis.comparison import _needed, difference, family, speed_up
+from modbench.analysis.comparison import _needed, difference, speed_up
 from modbench.analysis.curve import scatter
 from modbench.analysis.difference import Difference, judge
-from modbench.analysis.isoflop import FITS, analyse
+from modbench.analysis.isoflop import FITS, IsoFlop, analyse
 from modbench.analysis.noise import Array, Cell, Run, Spread, bartlett, draw_losses, measure_noise
 from modbench.analysis.surface import Surface
 
@@ -66,6 +66,12 @@ def sweep(
 def verdict_of(difference: Difference) -> str | None:
     """The verdict on one comparison."""
     return judge([difference])[0].verdict
+
+
+def family(isoflop: IsoFlop, pairs: Sequence[tuple[float, str]]) -> dict[tuple[float, str], Difference]:
+    """The judged differences of schemes to the dense one."""
+    minus = [difference(isoflop, scheme, "dense", flops) for flops, scheme in pairs]
+    return dict(zip(pairs, judge([of for of in minus if of is not None]), strict=True))
 
 
 def times_cheaper(factor: float) -> Surface:
@@ -138,7 +144,7 @@ def test_a_verdict_does_not_depend_on_random_numbers(adjusted: float, verdict: s
     """Three comparisons: Holm multiplies the smallest p by three."""
     schemes = {"dense": DENSE, "mod": DENSE, "third": DENSE, "fourth": DENSE}
     runs = sweep(schemes, sd=0.01, shift=0.02)
-    pairs = [(BUDGETS[1], scheme, "dense", None) for scheme in ("mod", "third", "fourth")]
+    pairs = [(BUDGETS[1], scheme) for scheme in ("mod", "third", "fourth")]
     before = family(analyse(runs, draws=10, fits=("parabola",)), pairs)
     error = (before[pairs[0]].interval[1] - before[pairs[0]].value) / stats.t.ppf(  # type: ignore[index]
         0.975, before[pairs[0]].freedom
@@ -171,8 +177,8 @@ def test_scatter_takes_the_place_of_the_noise_where_parabolas_miss_the_curves() 
     assert misfit.is_found
     assert misfit.p is not None
     assert misfit.p < 0.001
-    assert missed.optimum("dense", BUDGETS[1], "parabola").spread == misfit.scatter
-    assert missed.optimum("dense", BUDGETS[0], "parabola").spread == missed.noise.pooled
+    assert missed.optimum("dense", BUDGETS[1]).spread == misfit.scatter
+    assert missed.optimum("dense", BUDGETS[0]).spread == missed.noise.pooled
     minus = difference(missed, "mod", "dense", BUDGETS[1])
     assert minus is not None
     assert minus.freedom == misfit.scatter.freedom == 4
@@ -182,13 +188,13 @@ def test_scatter_takes_the_place_of_the_noise_where_parabolas_miss_the_curves() 
 def test_no_verdict_on_a_missed_curve_where_another_fit_disagrees(moved: float, untold: str) -> None:
     runs = bent_at(sweep({"dense": DENSE, "mod": DENSE}, sd=0.002), "mod", 0.2)
     isoflop = analyse(runs, draws=200, fits=("parabola", "akima"))
-    by_depth = [
-        replace(at, loss=(at.loss or 0.0) + moved) if (at.scheme, at.fit) == ("mod", "akima") else at
-        for at in isoflop.by_depth
-    ]
-    changed = replace(isoflop, by_depth=by_depth, optima=by_depth)
-    pair = (BUDGETS[1], "mod", "dense", None)
-    judged = family(changed, [pair])[pair]
+    optima = {
+        key: replace(at, loss=(at.loss or 0.0) + moved)
+        if (at.scheme, at.fit) == ("mod", "akima")
+        else at
+        for key, at in isoflop.optima.items()
+    }
+    (judged,) = family(replace(isoflop, optima=optima), [(BUDGETS[1], "mod")]).values()
     assert judged.untold == untold
     assert (judged.verdict is None) == bool(untold)
     assert judged.p_adjusted is not None
@@ -307,7 +313,7 @@ def test_grid_off_its_centre_gives_no_number(fit: str) -> None:
         found = isoflop.optimum("dense", flops, fit)
         assert found.verdict == "edge-low"
         assert found.size is found.loss is found.loss_interval is None
-    assert difference(isoflop, "dense", "dense", BUDGETS[1], fit) is None
+    assert difference(isoflop, "dense", "dense", BUDGETS[1]) is None
     assert speed_up(isoflop, "dense", "dense", BUDGETS[1], fit) is None
 
 
@@ -332,7 +338,7 @@ def test_one_seed_gives_no_interval_and_says_so(fit: str) -> None:
         assert found.verdict == "interior"
         assert found.loss_interval is found.size_interval is None
         assert found.void
-    minus = difference(isoflop, "mod", "dense", BUDGETS[1], fit)
+    minus = difference(isoflop, "mod", "dense", BUDGETS[1])
     assert minus is not None
     assert minus.p is minus.interval is None
 
@@ -343,7 +349,7 @@ def test_noise_as_large_as_the_curve_voids_the_interval() -> None:
         for seed in range(10)
         for found in analyse(
             sweep({"dense": DENSE}, sd=0.5, seed=seed), draws=200, fits=("parabola",)
-        ).optima
+        ).optima.values()
     ]
     assert any("of the draws have an interior optimum" in void for void in voids)
 
@@ -356,7 +362,7 @@ def test_verdicts_against_dense_are_rarely_wrong_anywhere_on_the_page(sweeps: in
     for number in range(sweeps):
         runs = sweep(schemes, sd=0.01, shift=0.02, seed=number)
         isoflop = analyse(runs, draws=100, fits=("parabola",))
-        pairs = [(flops, scheme, "dense", None) for flops in BUDGETS for scheme in list(schemes)[1:]]
+        pairs = [(flops, scheme) for flops in BUDGETS for scheme in list(schemes)[1:]]
         judged = family(isoflop, pairs)
         assert len(judged) == 18
         wrong += any(found.verdict in ("better", "worse") for found in judged.values())
@@ -407,5 +413,5 @@ def test_scatter_of_a_true_curve_shows_its_noise() -> None:
     schemes = {str(number): DENSE for number in range(40)}
     isoflop = analyse(sweep(schemes, sd=0.01, width=1.3), draws=20, fits=("parabola",))
     for flops in BUDGETS:  # the middle one has three seeds
-        around = [at.scatter for at in isoflop.optima if at.budget == flops and at.scatter]
+        around = [at.scatter for at in isoflop.best() if at.budget == flops and at.scatter]
         assert np.mean([spread.sd**2 for spread in around]) ** 0.5 == pytest.approx(0.01, rel=0.2)

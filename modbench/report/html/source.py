@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from modbench.records.result import Result
-from modbench.report.isoflop.sweep import Sweep
+from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.entry import Entry
 from modbench.report.plot_style import Mark
@@ -23,7 +23,7 @@ class SuiteReport:
 
     folder: str  #: name of the suite's folder
     board: Leaderboard | None  #: None: no run has finished
-    sweep: Sweep | None
+    sweep: IsoFlopSuite | None
     cases: Sequence[RoutingCase]
     times: TimingTable | None
     looks: Mapping[str, Mark]

@@ -12,7 +12,7 @@ from modbench.report.html.passage import passages
 from modbench.report.html.prose import inline
 from modbench.report.html.source import SuiteReport
 from modbench.report.html.template import data, render
-from modbench.report.isoflop.sweep import Sweep
+from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.leaderboard.differences import TO_BEST
 from modbench.report.leaderboard.metric_cells import ranking_column, si
 from modbench.report.sections import Page
@@ -129,16 +129,16 @@ def _best(report: SuiteReport) -> dict[str, str] | None:
     return {"by": by, "name": first.scheme, "value": shown, "claim": claim}
 
 
-def _best_optimum(sweep: Sweep) -> dict[str, str] | None:
+def _best_optimum(sweep: IsoFlopSuite) -> dict[str, str] | None:
     for budget in reversed(sweep.budgets):
-        lines = sweep.lines(budget)
-        first = next((line for line in lines if line.position and line.optimum.loss is not None), None)
-        if first:
-            untold = [line.to_best.untold for line in lines if line.to_best]
-            claim = _claim(sum(bool(line.group) for line in lines), untold)
-            shown = f"{first.optimum.loss:.4f} nats/token"
+        rows = [row for row in sweep.best(budget) if row.position]
+        if rows:
+            of_best = [of for of in sweep.rows.pairs if (of.budget, of.family) == (budget, "best")]
+            untold = [of.no_verdict_because or "" for of in of_best]
+            claim = _claim(sum(bool(row.group) for row in rows), untold)
+            shown = f"{rows[0].loss:.4f} nats/token"
             by = f"held-out loss at the optimum, {budget:.3g} FLOPs"
-            return {"by": by, "name": first.optimum.scheme, "value": shown, "claim": claim}
+            return {"by": by, "name": rows[0].scheme, "value": shown, "claim": claim}
     return None
 
 

@@ -2,37 +2,44 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from modbench.analysis.isoflop import DIGITS, DIGITS_OF_SURFACES, Interval, Optimum, rounded
+import pandas as pd
+
+from modbench.analysis.frames import rows_of
 from modbench.analysis.point_fits import PointFits
 from modbench.errors import several
-from modbench.report.leaderboard.metric_cells import si
+from modbench.report.isoflop.cells import fits_table
 from modbench.report.sections import Heading, Items, Page, Part
-from modbench.report.table import Table, escaped
+from modbench.report.table import Table, escaped, rounded
 
-_Row = dict[str, Any]
-_SURFACE = ("E", "A", "B", "alpha", "beta", "huber_1e6", "at_edge")
+_NAMES = {"scheme": "group", "active_parameters": "size", "train_tokens": "tokens"}
+_NAMES |= {"active_parameters_low": "size_low", "active_parameters_high": "size_high"}
+_OPTIMA = ["scheme", "budget", "fit", "sizes", "verdict", "active_parameters", "active_parameters_low"]
+_OPTIMA += ["active_parameters_high", "train_tokens", "loss", "loss_low", "loss_high", "curvature"]
+_OPTIMA += ["interior_share", "interval_missing_because"]
 
 
 def points_page(fits: PointFits) -> Page:
     """Optima, surfaces, exponents, and notes on how the points were read."""
-    optima = _optima(fits)
+    optima = rows_of(fits.optima)
     parts: list[Part] = [
         Heading(f"Fits of {escaped(fits.file)}", 1),
         Heading("Optima"),
-        Table.of([_optimum_cells(fits, optimum) for optimum in optima], left=(0, 3, 4)),
-        *_missing_intervals(optima),
+        Table.of([{"group": of.pop("scheme"), **of} for of in fits_table(optima)], left=(0, 3, 4)),
     ]
+    for reason, number in Counter(of.interval_missing_because for of in optima).items():
+        if reason:
+            word = several(number, "optimum").replace("optimums", "optima")
+            parts.append(f"No interval for {word}: {reason}.")
     if "surface" in fits.fits:
         parts += [Heading("Surfaces L(N, D) = E + A / N^alpha + B / D^beta"), *_surfaces(fits)]
     return Page(
         [
             *parts,
             Heading("Exponents: N_opt grows as C^a, D_opt as C^b"),
-            Table.of([_exponent_cells(row) for row in _exponent_rows(fits)], left=(0, 1)),
-            *_missing_exponents(fits),
+            *_exponents(fits),
             Heading("Notes"),
             Items([*map(escaped, fits.notes), "More: `modbench docs isoflop`."]),
         ]
@@ -42,160 +49,73 @@ def points_page(fits: PointFits) -> Page:
 def points_table(fits: PointFits) -> Table:
     """One row per group, budget and fit, with the exponents of the fit. Rows of the surface have its
     parameters."""
-    exponents = {(row["group"], row["fit"]): row for row in _exponent_rows(fits)}
-    surfaces = {(row["group"], "surface"): row for row in _surface_rows(fits)}
-    rows = []
-    for row in map(_optimum_row, _optima(fits)):
-        key = row["group"], row["fit"]
-        row |= {name: exponents[key][name] for name in ("size_exponent", "tokens_exponent")}
-        rows.append(row | {name: surfaces.get(key, {}).get(name) for name in _SURFACE})
-    return Table.of(rows)
+    optima, surfaces, exponents = _frames(fits)
+    of_fit = exponents[["group", "fit", "size_exponent", "tokens_exponent"]]
+    of_surface = surfaces.drop(columns="points").assign(fit="surface")
+    both = optima.merge(of_fit, how="left").merge(of_surface, on=["group", "fit"], how="left")
+    return Table.of_frame(both)
 
 
 def points_json(fits: PointFits) -> str:
     """One JSON document on one line."""
-    document = {
-        "file": fits.file,
-        "optima": [_optimum_row(optimum) for optimum in _optima(fits)],
-        "surfaces": _surface_rows(fits),
-        "exponents": _exponent_rows(fits),
-        "notes": [*fits.notes],
-    }
-    return json.dumps(document, allow_nan=False)
+    names = ("optima", "surfaces", "exponents")
+    frames = ([row._asdict() for row in rows_of(frame)] for frame in _frames(fits))
+    document = {"file": fits.file, **dict(zip(names, frames, strict=True))}
+    return json.dumps(document | {"notes": [*fits.notes]}, allow_nan=False)
 
 
-def _optima(fits: PointFits) -> list[Optimum]:
-    return [
-        fits.analysis.optimum(group, budget, fit)
-        for group in fits.points
-        for budget in fits.budgets(group)
-        for fit in fits.fits
-    ]
-
-
-def _optimum_row(optimum: Optimum) -> _Row:
-    return {
-        "group": optimum.scheme,
-        "budget": optimum.budget,
-        "fit": optimum.fit,
-        "verdict": optimum.verdict,
-        **_with_ends("size", optimum.size, optimum.size_interval),
-        "tokens": optimum.tokens,
-        **_with_ends("loss", optimum.loss, optimum.loss_interval),
-        "interior_share": optimum.interior_share,
-        "interval_missing_because": optimum.void or None,
-    }
-
-
-def _with_ends(name: str, value: float | None, interval: Interval | None) -> _Row:
-    low, high = interval or (None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
-def _surface_rows(fits: PointFits) -> list[_Row]:
-    return [
-        {
-            "group": group,
-            "points": fits.points[group],
-            **{
-                name: rounded(float(value), DIGITS_OF_SURFACES)
-                for name, value in (
-                    ("E", surface.E),
-                    ("A", surface.A),
-                    ("B", surface.B),
-                    ("alpha", surface.alpha),
-                    ("beta", surface.beta),
-                    ("huber_1e6", 1e6 * surface.huber),
-                )
-            },
-            "at_edge": bool(surface.at_edge),
-        }
-        for group, surface in fits.surfaces.items()
-    ]
-
-
-def _exponent_rows(fits: PointFits) -> list[_Row]:
-    return [
-        {
-            "group": exponents.group,
-            "fit": exponents.fit,
-            "size_exponent": _that_holds(exponents.size, exponents.fit),
-            "tokens_exponent": _that_holds(exponents.tokens, exponents.fit),
-            "budgets": exponents.budgets,
-            "missing_because": exponents.void or None,
-        }
-        for exponents in fits.exponents
-    ]
-
-
-def _that_holds(value: float | None, fit: str) -> float | None:
-    """``value`` with the digits that are the same on every processor."""
-    digits = DIGITS_OF_SURFACES if fit == "surface" else DIGITS
-    return None if value is None else rounded(value, digits)
-
-
-def _optimum_cells(fits: PointFits, optimum: Optimum) -> _Row:
-    verdict = str(optimum.verdict)
-    if optimum.interior_share is not None and optimum.interior_share < 0.9995:
-        verdict = f"interior in {100 * optimum.interior_share:.3g} % of draws"
-    return {
-        "group": optimum.scheme,
-        "FLOPs": f"{optimum.budget:.3g}",
-        "sizes": len(fits.curve(optimum.scheme, optimum.budget)),
-        "fit": optimum.fit,
-        "verdict": verdict,
-        "N_opt (95 %)": _with_interval(optimum.size, optimum.size_interval, lambda x: si(x, 3)),
-        "D_opt": None if optimum.tokens is None else si(optimum.tokens, 3),
-        "loss (95 %)": _with_interval(optimum.loss, optimum.loss_interval, lambda x: f"{x:.4f}"),
-    }
-
-
-def _with_interval(
-    value: float | None, interval: Interval | None, text: Callable[[float], str]
-) -> str | None:
-    if value is None:
-        return None
-    return text(value) + (f" ({text(interval[0])} to {text(interval[1])})" if interval else "")
-
-
-def _missing_intervals(optima: Iterable[Optimum]) -> Iterable[str]:
-    for reason, number in Counter(optimum.void for optimum in optima if optimum.void).items():
-        yield f"No interval for {several(number, 'optimum').replace('optimums', 'optima')}: {reason}."
+def _frames(fits: PointFits) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The frames of optima, surfaces and exponents, with the names of the files."""
+    surfaces = fits.surfaces.assign(huber_1e6=1e6 * fits.surfaces["huber"])
+    surfaces = surfaces[["scheme", "points", "E", "A", "B", "alpha", "beta", "huber_1e6", "at_edge"]]
+    frames = (fits.optima[_OPTIMA], surfaces, fits.exponents)
+    optima, surfaces, exponents = (rounded(frame.rename(columns=_NAMES)) for frame in frames)
+    return optima, surfaces, exponents
 
 
 def _surfaces(fits: PointFits) -> Iterable[Part]:
-    rows = _surface_rows(fits)
+    rows = rows_of(fits.surfaces)
     if rows:
-        yield Table.of([_surface_cells(row) for row in rows])
-    if without := [group for group in fits.points if group not in fits.surfaces]:
-        names = ", ".join(map(escaped, without))
-        yield f"No surface for {names}: it needs two budgets and six points."
-    if edges := [row["group"] for row in rows if row["at_edge"]]:
-        names = ", ".join(map(escaped, edges))
-        yield f"Not to be trusted: {names}. An exponent lies at the edge of its range, or A or B is 0."
+        digits = {"E": ".4f", "A": ".4g", "B": ".4g", "alpha": ".4f", "beta": ".4f"}
+        yield Table.of(
+            [
+                {"group": row.scheme, "points": row.points}
+                | {name: f"{getattr(row, name):{form}}" for name, form in digits.items()}
+                | {"mean Huber loss (1e-6)": f"{1e6 * row.huber:.1f}"}
+                for row in rows
+            ]
+        )
+    groups = dict.fromkeys(fits.optima["scheme"])
+    if without := [group for group in groups if group not in {row.scheme for row in rows}]:
+        yield f"No surface for {_named(without)}: it needs two budgets and six points."
+    if edges := [row.scheme for row in rows if row.at_edge]:
+        yield (
+            f"Not to be trusted: {_named(edges)}. An exponent lies at the edge of its range, or A or B "
+            "is 0."
+        )
 
 
-def _surface_cells(row: _Row) -> _Row:
-    digits = {"E": ".4f", "A": ".4g", "B": ".4g", "alpha": ".4f", "beta": ".4f"}
-    cells = {name: f"{row[name]:{form}}" for name, form in digits.items()}
-    huber = {"mean Huber loss (1e-6)": f"{row['huber_1e6']:.1f}"}
-    return {"group": row["group"], "points": row["points"], **cells, **huber}
+def _exponents(fits: PointFits) -> Iterable[Part]:
+    rows = rows_of(fits.exponents)
+    yield Table.of([_exponent_cells(row) for row in rows], left=(0, 1))
+    edges = {of.scheme for of in rows_of(fits.surfaces) if of.at_edge}
+    for row in rows:
+        group = escaped(row.scheme)
+        if row.missing_because:
+            yield f"No exponents of {group} by {row.fit}: {row.missing_because}."
+        elif row.fit == "surface" and row.scheme in edges:
+            yield f"Not to be trusted: the surface of {group}, and so its exponents."
 
 
-def _exponent_cells(row: _Row) -> _Row:
-    size, tokens = row["size_exponent"], row["tokens_exponent"]
+def _exponent_cells(row: Any) -> dict[str, object]:
+    exponents = {"a": row.size_exponent, "b": row.tokens_exponent}
     return {
-        "group": row["group"],
-        "fit": row["fit"],
-        "a": None if size is None else f"{size:.4f}",
-        "b": None if tokens is None else f"{tokens:.4f}",
-        "budgets": row["budgets"],
+        "group": row.scheme,
+        "fit": row.fit,
+        **{name: None if of is None else f"{of:.4f}" for name, of in exponents.items()},
+        "budgets": row.budgets,
     }
 
 
-def _missing_exponents(fits: PointFits) -> Iterable[str]:
-    for exponents in fits.exponents:
-        if exponents.void:
-            yield f"No exponents of {escaped(exponents.group)} by {exponents.fit}: {exponents.void}."
-        elif exponents.fit == "surface" and fits.surfaces[exponents.group].at_edge:
-            yield f"Not to be trusted: the surface of {escaped(exponents.group)}, and so its exponents."
+def _named(groups: Iterable[str]) -> str:
+    return ", ".join(map(escaped, groups))

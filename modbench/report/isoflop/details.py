@@ -1,0 +1,199 @@
+"""Details of an isoFLOP suite's page: sizes, scatter around the curves, all fits, differences between
+any two schemes, learning rates, and what was not finished."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from modbench.analysis.difference import Difference
+from modbench.analysis.isoflop import FITS
+from modbench.records.names import at_depth
+from modbench.report.isoflop.cells import fits_table, told, with_interval
+from modbench.report.isoflop.source import IsoFlopSuite
+from modbench.report.leaderboard.metric_cells import difference_text, p_text, pair_table, si
+from modbench.report.sections import Heading, Items, Part
+from modbench.report.table import Number, Table, escaped
+
+
+def details(suite: IsoFlopSuite) -> list[Part]:
+    """The details of the page."""
+    parts: list[Part] = []
+    if suite.has_curves:
+        for budget in suite.budgets:
+            parts += [Heading(f"Sizes at {budget:.3g} training FLOPs", 3), _sizes(suite, budget)]
+        parts += [*_scatter(suite), Heading("Three fits", 3), _fits(suite), *_pairs(suite)]
+    parts += [Heading("Learning rates", 3), _rates(suite)]
+    if unfinished := _unfinished(suite):
+        parts += [Heading("Not finished", 3), Items(unfinished)]
+    return parts
+
+
+def _sizes(suite: IsoFlopSuite, budget: int) -> Table:
+    """The table of the runs behind the curves of ``budget``."""
+    rows = []
+    for point in suite.rows.points:
+        if point.budget != budget:
+            continue
+        done, number = point.seeds > 0, point.seeds + point.lost
+        lost = f"{point.lost} {point.lost_as}" if number > 1 else point.lost_as
+        loss = "-"
+        if done:
+            low, high = (point.loss_min, point.loss_max) if point.seeds > 1 else (None, None)
+            loss = with_interval(point.loss, ".4f", low, high)
+        shown = [loss] * done + [lost] * bool(point.lost)
+        row = {
+            "scheme": point.scheme,
+            "size": f"{point.width} x {point.layers}",
+            "active parameters": si(point.active_parameters, 3) if done else None,
+            "learning rate": f"{point.learning_rate:g}",
+            "steps": f"{point.train_steps:.0f}" if done else None,
+            "budget spent": f"{100 * (point.train_flops / budget):.2f} %" if done else None,
+            "seeds": point.seeds,
+            "loss": Number(", ".join(shown), point.loss) if done else ", ".join(shown),
+        }
+        rows.append(row)
+    return Table.of(rows, (0, 1)).about(f"Sizes at {budget:.3g} training FLOPs")
+
+
+def _scatter(suite: IsoFlopSuite) -> Iterable[Part]:
+    """The scatter of the points around the curves of each budget, next to the noise between seeds."""
+    rows = [
+        {
+            "FLOPs": f"{row.budget:.3g}",
+            **({"layers": row.depth} if suite.depths else {}),
+            "scatter of one run (nats/token)": f"{row.scatter:.4f}",
+            "degrees of freedom": row.degrees_of_freedom,
+            "p": p_text(row.p),
+            "parabola": "misfit" if row.misfit else "-",
+        }
+        for row in suite.rows.scatter
+    ]
+    if not rows:
+        return
+    yield Heading("Scatter around the curves", 3)
+    yield Table.of(rows, left=(len(rows[0]) - 1,))
+    yield (
+        "Standard deviation of the points around the parabolas, scaled to one run, all schemes "
+        "together, and the F test that it is as large as the noise between seeds. Below a p of 0.05 the "
+        "parabola misses the curve (*misfit*): the scatter then takes the place of the noise in all "
+        "intervals of these curves."
+    )
+
+
+def _fits(suite: IsoFlopSuite) -> Table:
+    """The table of all fits, with further figures of the optima."""
+    best = [row for budget in suite.budgets for fit in FITS for row in suite.best(budget, fit)]
+    best = sorted((row for row in best if row.verdict), key=lambda row: (row.budget, row.scheme))
+    rows = []
+    for row, cells in zip(best, fits_table(best), strict=True):
+        further = {
+            "bits/byte": with_interval(row.bits_per_byte, ".4f"),
+            "nominal forward FLOP/token": with_interval(row.forward_flops_per_token, "si"),
+            "noise floor (nats)": with_interval(row.noise_floor, ".4f"),
+        }
+        layers = {"layers": row.depth if row.best else None} if suite.depths else {}
+        rows.append(cells | layers | further)
+    return Table.of(rows, left=(0, 3, 4)).about("Optima by three fits")
+
+
+def _pairs(suite: IsoFlopSuite) -> Iterable[Part]:
+    """The tables of the differences between any two schemes."""
+    ranked = {(row.budget, row.scheme) for row in suite.rows.optima if row.position}
+    shown: dict[tuple[Any, ...], Any] = {}
+    for pair in sorted(suite.rows.pairs, key=lambda pair: (not pair.family, pair.family == "best")):
+        both = {(pair.budget, pair.scheme), (pair.budget, pair.other)} <= ranked
+        if pair.family or (pair.budget and pair.p is not None and (pair.depth or both)):
+            shown.setdefault((pair.budget, pair.scheme, pair.other, pair.depth), pair)
+    pairs = [*shown.values()]
+    if pairs:
+        yield Heading("Differences between schemes", 3)
+        yield (
+            "At the optima, with the two-sided p of each difference. The adjusted one and a verdict "
+            "have those that belong to a family of comparisons; the others are not tested."
+        )
+        leading = [("FLOPs", [f"{pair.budget:.3g}" for pair in pairs])]
+        if suite.depths:
+            leading.append(("layers", [str(pair.depth or "best") for pair in pairs]))
+        cells = [(of.scheme, of.other, told(of), of.same_processor) for of in pairs]
+        yield pair_table(leading, cells, "nats/token").about("Differences at the optima")
+    if equal := [_equal_cells(pair) for pair in suite.rows.pairs if pair.budget is None]:
+        yield (
+            "Runs of equal shape, budget, learning rate and seed that differ in their router only, all "
+            "budgets together; a cell is one shape at one budget, its seeds averaged, with the 95 % "
+            "t-interval of independent cells. The mean depends on which sizes the grid has, so it is "
+            "not tested. *At the optima*: the value at the optimal sizes of the first scheme, by a line "
+            "over the logarithm of the size, whose slope is *per e-fold*."
+        )
+        yield Table.of(equal, left=(0, 1)).about("Differences at equal shapes")
+
+
+def _equal_cells(pair: Any) -> dict[str, object]:
+    slope, at = pair.per_efold_of_size, pair.at_optima
+    ends = (pair.at_optima_low, pair.at_optima_high)
+    return {
+        "scheme": pair.scheme,
+        "minus": pair.other,
+        "mean difference (nats/token)": difference_text(told(pair), pair.same_processor),
+        "at the optima of the scheme": at and difference_text(Difference(value=at, interval=ends)),
+        "per e-fold of the size": None if slope is None else f"{slope:+z.4f}",
+        "cells": pair.pairs,
+        "lower in": pair.lower_in,
+    }
+
+
+def _rates(suite: IsoFlopSuite) -> Table:
+    places: dict[tuple[str, int | None], list[Any]] = defaultdict(list)
+    for row in suite.rows.rates:
+        places[row.scheme, row.depth].append(row)
+    rows = []
+    for place, tried in places.items():
+        first, best = tried[0], [row for row in tried if row.chosen]
+        losses = (
+            f"{row.learning_rate:g}: {row.status if row.loss is None else f'{row.loss:.4f}'}"
+            for row in tried
+        )
+        stated = first.exponent_stated
+        refined = "" if first.exponent == stated else f" (refined from {stated:g})"
+        checks = "; ".join(law_text(suite, law) for law in laws(suite, *place))
+        if before := "; ".join(law_text(suite, law) for law in laws(suite, *place, valid=False)):
+            checks = f"before it was refined: {before}" + f"; then {checks}" * bool(checks)
+        row = {
+            "scheme": at_depth(*place),
+            "tried at": f"width {first.width}, {first.budget:.3g} FLOPs",
+            "loss by learning rate": ", ".join(losses),
+            "chosen": f"{best[0].learning_rate:g}" if best else "-",
+            "verdict": first.verdict,
+            "law": f"width^{first.exponent:g}{refined}",
+            "check of the law": checks or "not checked",
+        }
+        rows.append(row)
+    return Table.of(rows, left=range(7)).about("Learning rates tried")
+
+
+def laws(suite: IsoFlopSuite, scheme: str, depth: int | None, *, valid: bool = True) -> list[Any]:
+    """The checks of a law, or of the one that the suite states, before it was refined."""
+    laws = suite.rows.laws
+    return [law for law in laws if (law.scheme, law.depth, law.valid) == (scheme, depth, valid)]
+
+
+def law_text(suite: IsoFlopSuite, law: Any) -> str:
+    middle = {(rate.scheme, rate.depth): rate.budget for rate in suite.rows.rates}
+    place = f"width {law.width}"
+    if law.budget != middle[law.scheme, law.depth]:
+        place += f" at {law.budget:g} FLOPs"
+    if law.best_learning_rate == law.learning_rate:
+        return f"{place}: {law.learning_rate:g} by the law, which is best"
+    return (
+        f"{place}: {law.learning_rate:g} by the law, {law.best_learning_rate:g} is better by "
+        f"{law.loses:.4f} nats"
+    )
+
+
+def _unfinished(suite: IsoFlopSuite) -> list[str]:
+    lost = [result for result in suite.results if result.status != "ok"]
+    lost.sort(key=lambda of: (of.scheme, of.budget, of.width, of.learning_rate, of.seed))
+    return [
+        f"**{escaped(of.label)}**, {of.budget:.3g} FLOPs, learning rate {of.learning_rate:g}, seed "
+        f"{of.seed}: {of.status} ({escaped(of.error)})"
+        for of in lost
+    ]

@@ -6,7 +6,7 @@ from math import log
 from typing import Any
 
 from modbench.records.result import Result
-from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite
+from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite, unranked_schemes
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.sections import Heading, Page
 from modbench.report.table import Table
@@ -97,7 +97,7 @@ def records(make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others:
 
 def analysed(found: Sequence[Result], timings: TimingTable | None = None) -> IsoFlopSuite:
     """The curves of the results of a suite."""
-    suite = isoflop_suite(found, Leaderboard.of(found), timings)
+    suite = isoflop_suite(found, unranked_schemes(Leaderboard.of(found)), timings)
     assert suite is not None
     return suite
 

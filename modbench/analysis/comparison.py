@@ -57,9 +57,9 @@ def difference(
     if ours is None or theirs is None or ours.loss is None or theirs.loss is None:
         return None
     value = ours.loss - theirs.loss
-    if ours.void or theirs.void or not (ours.spread and theirs.spread):
+    if any(at.interval_missing_because for at in (ours, theirs)) or not (ours.spread and theirs.spread):
         return Difference(value=value)
-    if ours.depths or theirs.depths:
+    if depth is None and (ours.depths_compared or theirs.depths_compared):
         drawn = ours.drawn_losses - theirs.drawn_losses
         drawn = drawn[np.isfinite(drawn)]
         if len(drawn) < LEAST_INTERIOR * len(ours.drawn_losses):
@@ -114,10 +114,10 @@ def speed_up(
     elif np.isnan(factor):
         return None
     interval: Interval | None = None
-    if fit == HEADLINE and not ours.void and not any(at.void for at in theirs):
+    if not any(at.interval_missing_because for at in (ours, *theirs)) and fit == HEADLINE:
         losses = np.stack([at.drawn_losses for at in theirs], axis=1)
         down = up = 0.0
-        if ours.depths or any(at.depths for at in theirs):
+        if any(at.depths_compared for at in (ours, *theirs)):
             # Both are chosen as the lowest of several: the difference tells by how much to widen.
             same = [at for at in theirs if at.budget == budget]
             drawn = ours.drawn_losses - (same[0].drawn_losses if same else 0.0)
@@ -165,13 +165,15 @@ def in_seconds(
     seconds per FLOP over the scheme's, each at its optimum. ``dense``: its optima by budget; at the
     budget at which it reaches the loss, its size is interpolated between them or, if they have several
     depths, its seconds per FLOP are. Where a time is missing, the reasons are."""
-    known = sorted((at.budget, at.size, at.place) for at in dense if at.size is not None)
+    known = sorted(
+        (at.budget, at.active_parameters, at.place) for at in dense if at.active_parameters is not None
+    )
     budgets, sizes = np.log(np.array([point[:2] for point in known], float)).T
     needed = np.log(faster.factor * ours.budget)
     of_dense = [(place, float(size)) for _, size, place in known]
     if len({place for place, _ in of_dense}) == 1:
         of_dense = [(known[0][2], float(np.exp(np.interp(needed, budgets, sizes))))]
-    wanted = ((ours.place, float(ours.size or 0.0)), *of_dense)
+    wanted = ((ours.place, float(ours.active_parameters or 0.0)), *of_dense)
     seconds = [second for pair in wanted if (second := times.at(*pair)) is not None]
     if len(seconds) < len(wanted):
         reasons = dict.fromkeys(filter(None, (times.missing(*pair) for pair in wanted)))

@@ -155,34 +155,6 @@ def points_of(runs: pd.DataFrame, types: Mapping[str, str] | None = None) -> pd.
     return frame_of(points.reset_index(), POINT_COLUMNS, types)
 
 
-def optimum_row(isoflop: IsoFlop, at: Optimum) -> dict[str, Any]:
-    """The row of `FIT_COLUMNS` of ``at``, at its own depth."""
-    best = isoflop.optimum(at.scheme, at.budget, at.fit)
-    is_best = at.loss is not None and best.depth == at.depth
-    chosen = best if is_best else None
-    return {
-        "budget": at.budget,
-        "fit": at.fit,
-        "scheme": at.scheme,
-        "depth": at.depth,
-        "best": is_best,
-        "verdict": at.verdict,
-        **with_ends("loss", at.loss, at.loss_interval),
-        **with_ends("best_loss", None, chosen.loss_interval if chosen and chosen.depths else None),
-        **with_ends(SIZE, at.size, at.size_interval),
-        "train_tokens": at.tokens,
-        "curvature": at.curvature,
-        "interior_share": at.interior_share,
-        "interval_missing_because": at.void or None,
-        "depth_share": chosen and chosen.depth_share,
-        "depths_compared": " ".join(map(str, chosen.depths)) or None if chosen else None,
-        "noise_used": at.spread and at.spread.sd,
-        "noise_used_freedom": at.spread and at.spread.freedom,
-        "scatter": at.scatter and at.scatter.sd,
-        "scatter_freedom": at.scatter and at.scatter.freedom,
-    }
-
-
 def surfaces_of(isoflop: IsoFlop) -> pd.DataFrame:
     """The surface of each scheme and depth that has one."""
     rows = (
@@ -193,17 +165,8 @@ def surfaces_of(isoflop: IsoFlop) -> pd.DataFrame:
 
 
 def _scatter(isoflop: IsoFlop) -> pd.DataFrame:
-    rows = (
-        {
-            "budget": budget,
-            "depth": depth,
-            "scatter": misfit.scatter.sd,
-            "degrees_of_freedom": misfit.scatter.freedom,
-            "p": misfit.p,
-            "misfit": misfit.is_found,
-        }
-        for (depth, budget), misfit in isoflop.misfits.items()
-    )
+    places = isoflop.misfits.items()
+    rows = ({"budget": budget, "depth": depth, **vars(misfit)} for (depth, budget), misfit in places)
     return frame_of(rows, SCATTER_COLUMNS).sort_values(["budget", "depth"], ignore_index=True)
 
 
@@ -226,7 +189,7 @@ def _optima(fitted: Fitted, pairs: pd.DataFrame) -> pd.DataFrame:
         for place in fitted.rates:
             row = {"budget": budget, "fit": fit, "scheme": place[0], "depth": place[1], "best": False}
             if at := fitted.isoflop.optima.get((place[0], budget, fit, place[1])):
-                row |= optimum_row(fitted.isoflop, at)
+                row |= at.row()
             row |= _of_curve(fitted, place, budget, at)
             if row["best"]:
                 row |= _of_best(fitted, place[0], budget, fit) | {"position": position.get(place[0])}
@@ -272,12 +235,14 @@ def _of_curve(fitted: Fitted, place: Place, budget: int, at: Optimum | None) -> 
             (check["loses"] for check in rates.checks() if check["valid"]), default=None
         ),
     }
-    if at and at.size is not None and at.loss is not None:
+    if at and at.active_parameters is not None and at.loss is not None:
         known = sorted({(getattr(of, SIZE), of.forward_flops_per_token) for of in points if of.seeds})
         sizes, flops = np.log(np.array(known, float)).T
-        row["forward_flops_per_token"] = float(np.exp(np.interp(np.log(at.size), sizes, flops)))
+        row["forward_flops_per_token"] = float(
+            np.exp(np.interp(np.log(at.active_parameters), sizes, flops))
+        )
         row["bits_per_byte"] = at.loss * fitted.bits_per_byte
-        row["seconds_per_flop"] = fitted.times.at(place, at.size)
+        row["seconds_per_flop"] = fitted.times.at(place, at.active_parameters)
     return row
 
 

@@ -149,7 +149,8 @@ class Fitted:
             away: dict[tuple[Any, ...], float] = {}
             for cell in cells:
                 at = self.isoflop.optimum(scheme, cell[0], depth=cell[1])
-                away |= {} if at.size is None else {cell: log(cell[-1] / at.size)}
+                if (size := at.active_parameters) is not None:
+                    away[cell] = log(cell[-1] / size)
             line = line_at_zero(
                 [*away.values()], [means[cell] for cell in away], [len(cells[cell]) for cell in away]
             )

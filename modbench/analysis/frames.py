@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from modbench.analysis.pairs import typed
+
 #: The dense model, with which all schemes are compared.
 DENSE = "vanilla"
 #: Metric on the axis of the curves.
@@ -83,7 +85,7 @@ def frame_of(
     """``rows`` as a frame of ``columns``, each of its type; ``types``: others than `TYPES`."""
     kinds = TYPES | dict(types or {})
     frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else [*rows], columns=[*columns])
-    return frame.astype({name: kinds.get(name, "Float64") for name in frame})
+    return typed(frame, {name: kinds.get(name, "Float64") for name in columns})
 
 
 def rows_of(frame: pd.DataFrame) -> list[Any]:

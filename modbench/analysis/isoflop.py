@@ -67,31 +67,38 @@ Place = tuple[str, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """The optimum of a scheme at a budget by one fit. Size and loss are None unless the verdict is
-    interior. The parabola's loss has a t-interval, if the depth was not chosen; other intervals hold 95
-    % of the interior draws. They are None, with the reason in ``void``, if there are too few of these,
-    if no cell was repeated, or for a surface."""
+    """The optimum of a scheme at a budget and depth by one fit. Size and loss are None unless the
+    verdict is interior. The parabola's loss has a t-interval; other intervals hold 95 % of the interior
+    draws. They are None, with the reason, if there are too few of these, if no cell was repeated, or
+    for a surface."""
 
     scheme: str
     budget: float
     fit: str
     depth: int | None = None  #: layers, in a sweep of several depths
+    best: bool = False  #: the lowest optimum over the depths
     verdict: Verdict
-    size: float | None = None
-    tokens: float | None = None
     loss: float | None = None
-    curvature: float | None = None  #: of a parabola: loss + curvature * log(other size / size)**2
-    size_interval: Interval | None = None
-    loss_interval: Interval | None = None
+    loss_low: float | None = None
+    loss_high: float | None = None
+    active_parameters: float | None = None
+    active_parameters_low: float | None = None
+    active_parameters_high: float | None = None
+    train_tokens: float | None = None
+    curvature: float | None = None  #: of the parabola: loss + curvature * log(size / best size)**2
     interior_share: float | None = None  #: of the draws
-    void: str = ""
-    #: (S,), NaN where a draw isn't interior; empty without an interval
+    interval_missing_because: str | None = None
+    #: Of the best of several depths: the interval of the loss with what the choice of a depth hides, the
+    #: share of the draws that choose this one, and those with an interior optimum and an interval.
+    best_loss_low: float | None = None
+    best_loss_high: float | None = None
+    depth_share: float | None = None
+    depths_compared: str | None = None
+    #: (S,), NaN where a draw isn't interior; those of the lowest depth where one was chosen; empty
+    #: without an interval
     drawn_losses: Array = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
-    depth_share: float | None = None  #: of the draws in which this depth is the best one
-    #: the depths among which this one was chosen, those with an interior optimum and an interval
-    depths: tuple[int | None, ...] = ()
-    scatter: Spread | None = None  #: of the points of the curve around its parabola
-    spread: Spread | None = None  #: of one run: the noise between seeds, or `Misfit.scatter`
+    around: Spread | None = None  #: scatter of the points of the curve around its parabola
+    spread: Spread | None = None  #: of one run: the noise between seeds, or the scatter of a misfit
     factor: float = 0.0  #: variance of the parabola's lowest loss, over that of one run
     seed_weights: Mapping[int, float] = field(default_factory=dict)  #: of the shift of each seed in it
     misfit: bool = False  #: the parabola misses the curves of this depth and budget
@@ -100,24 +107,31 @@ class Optimum:
     def place(self) -> Place:
         return self.scheme, self.depth
 
+    def row(self) -> dict[str, Any]:
+        """The columns `modbench.analysis.frames.FIT_COLUMNS`, and further fields."""
+        return vars(self) | {
+            "noise_used": self.spread and self.spread.sd,
+            "noise_used_freedom": self.spread and self.spread.freedom,
+            "scatter": self.around and self.around.sd,
+            "scatter_freedom": self.around and self.around.freedom,
+        }
+
 
 @dataclass(frozen=True)
 class Misfit:
     """The scatter of one run around the parabolas of one depth and budget, all schemes together, and the
     F test's p-value that it is as large as the noise between seeds; None: the noise is not known."""
 
-    scatter: Spread
+    scatter: float
+    degrees_of_freedom: int
     p: float | None
-
-    @property
-    def is_found(self) -> bool:
-        return self.p is not None and self.p < LEVEL
+    misfit: bool  #: the p is below `LEVEL`, so the scatter takes the place of the noise
 
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The analysis of a sweep. Keys of ``optima``: scheme, budget, fit and depth; without a depth, those
-    at the best one."""
+    """The analysis of a sweep. Keys of ``optima``: scheme, budget, fit and depth; without a depth, the
+    best one."""
 
     noise: Noise
     misfits: Mapping[tuple[int | None, float], Misfit]  #: by depth and budget
@@ -168,8 +182,8 @@ def analyse(
     draws = draws or (DRAWS_OF_DEPTHS if len({depth for _, depth, _ in curves}) > 1 else DRAWS)
 
     def spread_of(scheme: str, depth: int | None, budget: float) -> Spread | None:
-        misfit = misfits.get((depth, budget))
-        return misfit.scatter if misfit and misfit.is_found else noise.of(scheme)
+        of = misfits.get((depth, budget))
+        return Spread(of.scatter, of.degrees_of_freedom) if of and of.misfit else noise.of(scheme)
 
     def of_cell(cell: Cell) -> Spread | None:
         return spread_of(cell.scheme, cell.depth, cell.budget)
@@ -191,14 +205,16 @@ def analyse(
                 budget=budget,
                 fit=fit,
                 depth=depth,
-                scatter=curve.scatter,
+                around=curve.scatter,
                 spread=spread,
-                misfit=misfit is not None and misfit.is_found,
+                misfit=misfit is not None and misfit.misfit,
                 **curve.optimum(fit, some, spread, noise.shift, surfaces.get((scheme, depth))),
             )
     groups = groupby(sorted(optima.values(), key=_scheme_budget_fit), _scheme_budget_fit)
-    best = {(*key, None): _best_depth([*group]) for key, group in groups}
-    return IsoFlop(noise, misfits, surfaces, optima | best)
+    for key, group in groups:
+        best = _best_depth([*group])
+        optima |= {(*key, best.depth): best, (*key, None): best}
+    return IsoFlop(noise, misfits, surfaces, optima)
 
 
 def _scheme_budget_fit(at: Optimum) -> tuple[str, float, str]:
@@ -226,15 +242,16 @@ class _Curve:
         if not point.interior[0]:
             return {"verdict": VERDICTS[int(point.verdicts[0])]}
         size, loss = float(point.sizes[0]), float(point.losses[0])
-        at: dict[str, Any] = {"verdict": "interior", "size": size, "loss": loss}
-        at |= {"tokens": float(np.exp(self._log_tokens(np.log(size))))}
+        at: dict[str, Any] = {"verdict": "interior", "active_parameters": size, "loss": loss}
+        at |= {"train_tokens": float(np.exp(self._log_tokens(np.log(size))))}
         at |= {} if point.curvatures is None else {"curvature": float(point.curvatures[0])}
         if spread is None or fit == "surface":
-            return at | {"void": "a surface has none" if spread else _ONE_SEED}
+            return at | {"interval_missing_because": "a surface has none" if spread else _ONE_SEED}
         drawn = CURVE_FITS[fit](self.sizes, noisy)
         share = at["interior_share"] = float(drawn.interior.mean())
         if share < LEAST_INTERIOR:
-            return at | {"void": f"only {share:.0%} of the draws have an interior optimum"}
+            because = f"only {share:.0%} of the draws have an interior optimum"
+            return at | {"interval_missing_because": because}
         interval = quantiles(drawn.losses[drawn.interior])
         if fit == HEADLINE:
             weights = minimum_weights(self.sizes, size)
@@ -246,8 +263,10 @@ class _Curve:
             parts = [(spread, factor), (shift, square_sum(seed_weights))]
             interval = of_parts(loss, parts).interval or interval
             at |= {"factor": factor, "seed_weights": dict(seed_weights)}
+        at["loss_low"], at["loss_high"] = interval
         sizes = quantiles(drawn.sizes[drawn.interior])
-        return at | {"size_interval": sizes, "loss_interval": interval, "drawn_losses": drawn.losses}
+        at["active_parameters_low"], at["active_parameters_high"] = sizes
+        return at | {"drawn_losses": drawn.losses}
 
     def _log_tokens(self, log_sizes: Array | float) -> Array:
         return np.asarray(PchipInterpolator(np.log(self.sizes), np.log(self.tokens))(log_sizes))
@@ -286,7 +305,7 @@ def _misfits(
         if noise.pooled is not None and noise.pooled.sd > 0:
             ratio = (around.sd / noise.pooled.sd) ** 2
             p = float(fdtrc(around.freedom, noise.pooled.freedom, ratio))
-        misfits[place] = Misfit(around, p)
+        misfits[place] = Misfit(around.sd, around.freedom, p, p is not None and p < LEVEL)
     return misfits
 
 
@@ -304,9 +323,11 @@ def _surface(curves: Sequence[_Curve]) -> Surface | None:
 def _best_depth(group: Sequence[Optimum]) -> Optimum:
     """The lowest of the interior optima of several depths; without any, the first of ``group``."""
     interior = [optimum for optimum in group if optimum.loss is not None]
-    best = min(interior, key=lambda optimum: optimum.loss or 0.0, default=group[0])
-    usable = tuple(optimum for optimum in interior if not optimum.void)
-    if len(usable) < 2 or best.void:
+    if not interior:
+        return group[0]
+    best = replace(min(interior, key=lambda optimum: optimum.loss or 0.0), best=True)
+    usable = [optimum for optimum in interior if not optimum.interval_missing_because]
+    if len(usable) < 2 or best.interval_missing_because:
         return best
     drawn = np.stack([np.where(np.isnan(at.drawn_losses), np.inf, at.drawn_losses) for at in usable])
     lowest = drawn.min(axis=0)
@@ -316,8 +337,9 @@ def _best_depth(group: Sequence[Optimum]) -> Optimum:
     down, up = widening(lowest[chosen], best.loss or 0.0)
     return replace(
         best,
-        loss_interval=(low - down, high + up),
+        best_loss_low=low - down,
+        best_loss_high=high + up,
         drawn_losses=np.where(chosen, lowest, np.nan),
         depth_share=float(best_draws.sum() / chosen.sum()),
-        depths=tuple(optimum.depth for optimum in usable),
+        depths_compared=" ".join(str(optimum.depth) for optimum in usable),
     )

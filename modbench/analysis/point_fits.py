@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from modbench.analysis.curve import LEAST_SIZES
-from modbench.analysis.curves import optimum_row, points_of, runs_of, surfaces_of
+from modbench.analysis.curves import points_of, runs_of, surfaces_of
 from modbench.analysis.frames import FIT_COLUMNS, RUN_COLUMNS, frame_of
 from modbench.analysis.isoflop import DRAWS, FITS, analyse
 from modbench.analysis.points import Points
@@ -78,7 +78,7 @@ def fit_points(read: Points, fits: Sequence[str] = FITS) -> PointFits:
         )
     isoflop = analyse(runs_of(runs), draws=DRAWS if len(runs) > len(points) else 1, fits=fits)
     optima = [
-        optimum_row(isoflop, isoflop.optimum(group, budget, fit)) | {"sizes": sizes[group, budget]}
+        isoflop.optimum(group, budget, fit).row() | {"sizes": sizes[group, budget]}
         for group in groups
         for budget in sorted(sizes[group].index)
         for fit in fits

@@ -55,7 +55,7 @@ def _linear(columns: Array, losses: Array, steps: int) -> tuple[float, Array]:
         residuals = losses - (columns * terms).sum(axis=1)
         root = np.sqrt(DELTA / np.maximum(np.abs(residuals), DELTA))
         new, _ = nnls(columns * root[:, None], losses * root)
-        done = np.allclose(new, terms, rtol=1e-11, atol=0)
+        done = (np.abs(new - terms) <= 1e-11 * np.abs(terms)).all()
         terms = new
         if done:
             break

@@ -13,7 +13,7 @@ from modbench.report.downstream.page import downstream_section
 from modbench.report.html.source import PAGE, SuiteReport
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite
+from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite, unranked_schemes
 from modbench.report.leaderboard.board import Leaderboard
 from modbench.report.leaderboard.board_tables import pairs_table
 from modbench.report.leaderboard.figures import figures
@@ -244,7 +244,7 @@ def _compare(
 ) -> _Compared:
     by = rank_by or (records.suites[-1].suite["rank_by"] if records.suites else "heldout_loss")
     board = Leaderboard.of(results, by, records.audits, times)
-    sweep = isoflop_suite(results, board, times)
+    sweep = isoflop_suite(results, unranked_schemes(board), times)
     return _Compared(board, sweep, cases_of_sweep(sweep) if sweep else cases_of_board(board))
 
 

@@ -172,16 +172,16 @@ def test_scatter_takes_the_place_of_the_noise_where_parabolas_miss_the_curves() 
     schemes = {"dense": DENSE, "mod": DENSE}
     runs = sweep(schemes, sd=0.002)
     fine, missed = (analyse(of, draws=200) for of in (runs, bent_at(runs, "mod", 0.2)))
-    assert not fine.misfits[None, BUDGETS[1]].is_found
+    assert not fine.misfits[None, BUDGETS[1]].misfit
     misfit = missed.misfits[None, BUDGETS[1]]
-    assert misfit.is_found
+    assert misfit.misfit
     assert misfit.p is not None
     assert misfit.p < 0.001
-    assert missed.optimum("dense", BUDGETS[1]).spread == misfit.scatter
+    assert missed.optimum("dense", BUDGETS[1]).spread == Spread(misfit.scatter, 4)
     assert missed.optimum("dense", BUDGETS[0]).spread == missed.noise.pooled
     minus = difference(missed, "mod", "dense", BUDGETS[1])
     assert minus is not None
-    assert minus.freedom == misfit.scatter.freedom == 4
+    assert minus.freedom == misfit.degrees_of_freedom == 4
 
 
 @pytest.mark.parametrize(("moved", "untold"), [(0.0, ""), (2.0, "misfit")])
@@ -217,9 +217,9 @@ def test_optimum_without_noise_is_near_the_truth(fit: str) -> None:
         size, loss = optimum(DENSE, flops)
         found = isoflop.optimum("dense", flops, fit)
         assert found.verdict == "interior"
-        assert found.size == pytest.approx(size, rel=0.03)
+        assert found.active_parameters == pytest.approx(size, rel=0.03)
         assert found.loss == pytest.approx(loss, abs=1e-3)
-        assert found.tokens == pytest.approx(flops / 6 / size, rel=0.03)
+        assert found.train_tokens == pytest.approx(flops / 6 / size, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_intervals_contain_the_truth_as_often_as_they_say(fit: str, least: float
         runs = sweep({"dense": DENSE}, sd=0.01, seed=number)
         isoflop = analyse(runs, draws=1000 if fit == "akima" else 100, fits=(fit,))
         for flops in BUDGETS:
-            interval = isoflop.optimum("dense", flops, fit).loss_interval
-            if interval is not None:
-                hits.append(interval[0] <= optimum(DENSE, flops)[1] <= interval[1])
+            found = isoflop.optimum("dense", flops, fit)
+            if found.loss_low is not None:
+                hits.append(found.loss_low <= optimum(DENSE, flops)[1] <= found.loss_high)
     assert len(hits) > 0.95 * 3 * sweeps
     assert least <= np.mean(hits) <= most
 
@@ -247,14 +247,13 @@ def test_difference_is_paired_by_seed() -> None:
     schemes = {"dense": DENSE, "mod": times_cheaper(1.2)}
     isoflop = analyse(sweep(schemes, sd=0.003, shift=0.2))
     found = difference(isoflop, "mod", "dense", BUDGETS[1])
-    alone = isoflop.optimum("mod", BUDGETS[1], "parabola").loss_interval
+    alone = isoflop.optimum("mod", BUDGETS[1])
     assert found is not None
-    assert alone is not None
     truth = optimum(schemes["mod"], BUDGETS[1])[1] - optimum(DENSE, BUDGETS[1])[1]
     assert found.interval is not None
     assert verdict_of(found) == "better"
     assert found.interval[0] <= truth <= found.interval[1]
-    assert found.interval[1] - found.interval[0] < 0.1 * (alone[1] - alone[0])
+    assert found.interval[1] - found.interval[0] < 0.1 * (alone.loss_high - alone.loss_low)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +311,7 @@ def test_grid_off_its_centre_gives_no_number(fit: str) -> None:
     for flops in BUDGETS:
         found = isoflop.optimum("dense", flops, fit)
         assert found.verdict == "edge-low"
-        assert found.size is found.loss is found.loss_interval is None
+        assert found.active_parameters is found.loss is found.loss_low is None
     assert difference(isoflop, "dense", "dense", BUDGETS[1]) is None
     assert speed_up(isoflop, "dense", "dense", BUDGETS[1], fit) is None
 
@@ -327,7 +326,7 @@ def test_surface_gives_no_number_where_the_curve_is_open_down() -> None:
     isoflop = analyse([*bent, *(run for run in runs if run.budget == BUDGETS[1])], draws=20)
     for flops in (BUDGETS[0], BUDGETS[2]):
         found = isoflop.optimum("dense", flops, "surface")
-        assert (found.verdict, found.loss, found.size) == ("open-down", None, None)
+        assert (found.verdict, found.loss, found.active_parameters) == ("open-down", None, None)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -336,22 +335,22 @@ def test_one_seed_gives_no_interval_and_says_so(fit: str) -> None:
     for flops in BUDGETS:
         found = isoflop.optimum("dense", flops, fit)
         assert found.verdict == "interior"
-        assert found.loss_interval is found.size_interval is None
-        assert found.void
+        assert found.loss_low is found.active_parameters_low is None
+        assert found.interval_missing_because
     minus = difference(isoflop, "mod", "dense", BUDGETS[1])
     assert minus is not None
     assert minus.p is minus.interval is None
 
 
 def test_noise_as_large_as_the_curve_voids_the_interval() -> None:
-    voids = [
-        found.void
+    reasons = [
+        found.interval_missing_because or ""
         for seed in range(10)
         for found in analyse(
             sweep({"dense": DENSE}, sd=0.5, seed=seed), draws=200, fits=("parabola",)
         ).optima.values()
     ]
-    assert any("of the draws have an interior optimum" in void for void in voids)
+    assert any("of the draws have an interior optimum" in because for because in reasons)
 
 
 @pytest.mark.parametrize("sweeps", [100, pytest.param(400, marks=pytest.mark.full)])
@@ -413,5 +412,5 @@ def test_scatter_of_a_true_curve_shows_its_noise() -> None:
     schemes = {str(number): DENSE for number in range(40)}
     isoflop = analyse(sweep(schemes, sd=0.01, width=1.3), draws=20, fits=("parabola",))
     for flops in BUDGETS:  # the middle one has three seeds
-        around = [at.scatter for at in isoflop.best() if at.budget == flops and at.scatter]
+        around = [at.around for at in isoflop.best() if at.budget == flops and at.around]
         assert np.mean([spread.sd**2 for spread in around]) ** 0.5 == pytest.approx(0.01, rel=0.2)

@@ -134,7 +134,9 @@ def _equal_cells(pair: Any) -> dict[str, object]:
         "scheme": pair.scheme,
         "minus": pair.other,
         "mean difference (nats/token)": difference_text(told(pair), pair.same_processor),
-        "at the optima of the scheme": at and difference_text(Difference(value=at, interval=ends)),
+        "at the optima of the scheme": None
+        if at is None
+        else difference_text(Difference(value=at, interval=ends)),
         "per e-fold of the size": None if slope is None else f"{slope:+z.4f}",
         "cells": pair.pairs,
         "lower in": pair.lower_in,

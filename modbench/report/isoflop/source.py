@@ -13,6 +13,7 @@ from modbench.analysis.comparison import Times
 from modbench.analysis.curves import Curves, curves_of
 from modbench.analysis.frames import rows_of
 from modbench.analysis.isoflop import HEADLINE
+from modbench.analysis.pairs import typed
 from modbench.records.metrics import METRICS
 from modbench.records.record import canonical_json
 from modbench.records.result import Place, Result
@@ -56,7 +57,7 @@ def results_frame(results: Sequence[Result]) -> pd.DataFrame:
         }
         for result in results
     ]
-    return pd.DataFrame(rows, columns=[*_TYPES]).astype(_TYPES)
+    return typed(pd.DataFrame(rows, columns=[*_TYPES]), _TYPES)
 
 
 def on_curves(results: Sequence[Result]) -> list[Result]:
@@ -134,30 +135,29 @@ class IsoFlopSuite:
 
 
 def isoflop_suite(
-    results: Sequence[Result], board: Leaderboard, timings: TimingTable | None = None
+    results: Sequence[Result], unranked: Mapping[str, str], timings: TimingTable | None = None
 ) -> IsoFlopSuite | None:
-    """The isoFLOP curves of a suite; None if it has none. ``board``: the table of its results, whose
-    audits tell which schemes may be ranked."""
+    """The isoFLOP curves of a suite; None if it has none. ``unranked``: its schemes that may not be
+    ranked, with the reason."""
     if not (results := on_curves(results)):
         return None
     by_place: dict[Place, list[Result]] = defaultdict(list)
     for result in results:
         by_place[result.place].append(result)
-    reasons = unranked(board)
     curves = curves_of(
         results_frame(results),
         {place: _newest_plan(of) for place, of in by_place.items()},
         margin=float(_newest_plan(results)["margin"]),
         compare=results[0].suite["compare"],
         interim=bool(results[0].suite["left"]),
-        unranked=reasons,
+        unranked=unranked,
         times=step_times(timings, results),
     )
     frames = {name: rounded(of) for name, of in vars(curves).items() if isinstance(of, pd.DataFrame)}
-    return IsoFlopSuite(results, replace(curves, **frames), reasons)
+    return IsoFlopSuite(results, replace(curves, **frames), unranked)
 
 
-def unranked(board: Leaderboard) -> dict[str, str]:
+def unranked_schemes(board: Leaderboard) -> dict[str, str]:
     """The schemes that may not be ranked, with the reason."""
     rows = (entry.row for entry in board.entries)
     return {

@@ -27,9 +27,9 @@ from modbench.analysis.frames import (
     with_ends,
 )
 from modbench.analysis.isoflop import FITS, HEADLINE, IsoFlop, Optimum, Place, analyse
+from modbench.analysis.learning_rate import Plan, Rates
 from modbench.analysis.noise import Noise, Run
 from modbench.analysis.pairs import pairs_frame
-from modbench.analysis.rates import Plan, Rates
 
 #: Groups of schemes that may be the best one of a budget.
 BEST, NOT_SEPARABLE = "best", "not separable"

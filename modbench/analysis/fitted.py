@@ -16,8 +16,8 @@ from modbench.analysis.comparison import Times, difference
 from modbench.analysis.difference import line_at_zero, mean_difference
 from modbench.analysis.frames import DENSE, SIZE, with_ends
 from modbench.analysis.isoflop import HEADLINE, IsoFlop, Place
+from modbench.analysis.learning_rate import Rates
 from modbench.analysis.pairs import Pair
-from modbench.analysis.rates import Rates
 
 #: Budget, scheme, the other scheme, and the depth of both; None: each at its best depth.
 Compared = tuple[float, str, str, int | None]

@@ -34,12 +34,10 @@ def fit(
         fit: fits to make; by default all three
     """
     from modbench.analysis.isoflop import FITS
-    from modbench.analysis.point_fits import fit_points
-    from modbench.analysis.points import read_points
+    from modbench.analysis.points import fit_points, read_points
     from modbench.records.store import write_files
     from modbench.report.plot_style import drawn_files
-    from modbench.report.points.figure import points_figure
-    from modbench.report.points.page import points_json, points_page, points_table
+    from modbench.report.points import points_figure, points_json, points_page, points_table
 
     chosen = flat(fit) or FITS
     fits = fit_points(read_points(file), [name for name in FITS if name in chosen])

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from isoflop_points import BUDGETS, CHINCHILLA, csv_of, optimal_size, points_of, public_sets
 
-from modbench.analysis.point_fits import PointFits, fit_points
-from modbench.analysis.points import Points, read_points
+from modbench.analysis.points import PointFits, Points, fit_points, read_points
 
 #: Mean Huber loss (delta 1e-3, in 1e-6) of the best published fit of each public set: the README of
 #: Open-Athena/vpnls, which goes with arXiv 2603.22339.

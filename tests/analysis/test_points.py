@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from modbench.analysis.point_fits import fit_points
-from modbench.analysis.points import Points, read_points
+from modbench.analysis.points import Points, fit_points, read_points
 from modbench.errors import UserError
 
 GOOD = "size,tokens,loss\n" + "".join(f"{n}e6,{100 // n}e9,3\n" for n in (1, 2, 5))

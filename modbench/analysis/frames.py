@@ -60,13 +60,13 @@ LAW_COLUMNS = (
 #: is as large as the noise between seeds.
 SCATTER_COLUMNS = ("budget", "depth", "scatter", "degrees_of_freedom", "p", "misfit")
 #: Columns of `Curves.surfaces`: L(N, D) = E + A / N^alpha + B / D^beta.
-SURFACE_COLUMNS = ("scheme", "depth", "E", "A", "B", "alpha", "beta", "huber", "at_edge")
+SURFACE_COLUMNS = (*("scheme", "depth", "points", "E", "A", "B", "alpha", "beta", "huber", "at_edge"),)
 #: Types of the columns that are no decimal numbers.
 _TYPES = {
     "boolean": ("best", "chosen", "valid", "misfit", "at_edge", "shares_trunk"),
     "Int64": (
         *("budget", "depth", "width", "layers", "position", "runs", "sizes", "sizes_planned", "seeds"),
-        *("seed", "lost", "noise_used_freedom", "scatter_freedom", "degrees_of_freedom"),
+        *("points", "seed", "lost", "noise_used_freedom", "scatter_freedom", "degrees_of_freedom"),
     ),
     "string": (
         *("fit", "scheme", "verdict", "group", "status", "processor", "speed_up_bound", "lost_as"),

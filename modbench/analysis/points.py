@@ -153,7 +153,7 @@ class PointFits:
     fits: Sequence[str]
     points: pd.DataFrame  #: repeated points without a seed are one
     optima: pd.DataFrame
-    surfaces: pd.DataFrame  #: with the number of ``points`` of the group, to all of which it is fitted
+    surfaces: pd.DataFrame  #: fitted to all points of a group
     exponents: pd.DataFrame
     notes: Sequence[str]
 
@@ -196,7 +196,6 @@ def fit_points(read: Points, fits: Sequence[str] = FITS) -> PointFits:
         if len(of := groups[group]) > sizes[group].sum():
             for name, value in vars(fit_surface(of["size"], of["tokens"], of["loss"])).items():
                 surfaces.loc[group, name] = value
-    surfaces = surfaces.assign(points=[len(groups[group]) for group in surfaces.index])
     return PointFits(
         file=read.file.name,
         fits=fits,

@@ -34,6 +34,7 @@ class Surface:
     beta: float
     huber: float
     at_edge: bool = False
+    points: int = 0  #: that it is fitted to
 
     def loss(self, sizes: Any, tokens: Any) -> Array:
         """Loss in nats of models of ``sizes`` parameters trained on ``tokens`` tokens."""
@@ -99,5 +100,6 @@ def fit_surface(sizes: Any, tokens: Any, losses: Any) -> Surface:
         alpha=float(alpha),
         beta=float(beta),
         huber=huber,
-        at_edge=edge or a == 0 or b == 0,
+        at_edge=bool(edge or a == 0 or b == 0),
+        points=len(y),
     )

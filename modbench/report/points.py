@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from modbench.analysis.frames import rows_of
 from modbench.analysis.points import PointFits
 from modbench.errors import several
-from modbench.report.isoflop.cells import fits_table
+from modbench.report.isoflop.cells import SURFACES, fits_table, surface_parts
 from modbench.report.isoflop.curve_figures import draw_curve, draw_optimum
 from modbench.report.plot_style import (
     GREY,
@@ -48,14 +48,14 @@ def points_page(fits: PointFits) -> Page:
     parts: list[Part] = [
         Heading(f"Fits of {escaped(fits.file)}", 1),
         Heading("Optima"),
-        Table.of([{"group": of.pop("scheme"), **of} for of in fits_table(optima)], left=(0, 3, 4)),
+        Table.of(fits_table(optima, "group"), left=(0, 3, 4)),
     ]
     for reason, number in Counter(of.interval_missing_because for of in optima).items():
         if reason:
             word = several(number, "optimum").replace("optimums", "optima")
             parts.append(f"No interval for {word}: {reason}.")
     if "surface" in fits.fits:
-        parts += [Heading("Surfaces L(N, D) = E + A / N^alpha + B / D^beta"), *_surfaces(fits)]
+        parts += _surfaces(fits)
     return Page(
         [
             *parts,
@@ -95,25 +95,11 @@ def _frames(fits: PointFits) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 
 
 def _surfaces(fits: PointFits) -> Iterable[Part]:
-    rows = rows_of(fits.surfaces)
-    if rows:
-        digits = {"E": ".4f", "A": ".4g", "B": ".4g", "alpha": ".4f", "beta": ".4f"}
-        yield Table.of(
-            [
-                {"group": row.scheme, "points": row.points}
-                | {name: f"{getattr(row, name):{form}}" for name, form in digits.items()}
-                | {"mean Huber loss (1e-6)": f"{1e6 * row.huber:.1f}"}
-                for row in rows
-            ]
-        )
-    groups = dict.fromkeys(fits.optima["scheme"])
-    if without := [group for group in groups if group not in {row.scheme for row in rows}]:
-        yield f"No surface for {_named(without)}: it needs two budgets and six points."
-    if edges := [row.scheme for row in rows if row.at_edge]:
-        yield (
-            f"Not to be trusted: {_named(edges)}. An exponent lies at the edge of its range, or A or B "
-            "is 0."
-        )
+    yield Heading(SURFACES)
+    yield from surface_parts(rows_of(fits.surfaces), "group")
+    known = {*fits.surfaces["scheme"]}
+    if without := [group for group in dict.fromkeys(fits.optima["scheme"]) if group not in known]:
+        yield f"No surface for {', '.join(map(escaped, without))}: it needs two budgets and six points."
 
 
 def _exponents(fits: PointFits) -> Iterable[Part]:
@@ -136,10 +122,6 @@ def _exponent_cells(row: Any) -> dict[str, object]:
         **{name: None if of is None else f"{of:.4f}" for name, of in exponents.items()},
         "budgets": row.budgets,
     }
-
-
-def _named(groups: Iterable[str]) -> str:
-    return ", ".join(map(escaped, groups))
 
 
 def points_figure(fits: PointFits) -> Figure:

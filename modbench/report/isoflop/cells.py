@@ -1,19 +1,21 @@
 """Cells of optima, of a suite's curves and of anyone's points, and their table by all fits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from modbench.analysis.difference import Difference
 from modbench.errors import several
+from modbench.records.names import at_depth
 from modbench.report.leaderboard.metric_cells import si
-from modbench.report.table import Number
+from modbench.report.sections import Part
+from modbench.report.table import Number, Table, escaped
 
 
-def fits_table(rows: Iterable[Any]) -> list[dict[str, object]]:
-    """The cells of a table of the optima ``rows``, by heading."""
+def fits_table(rows: Iterable[Any], name: str = "scheme") -> list[dict[str, object]]:
+    """The cells of a table of the optima ``rows``, whose groups are called ``name``, by heading."""
     return [
         {
-            "scheme": row.scheme,
+            name: row.scheme,
             "FLOPs": f"{row.budget:.3g}",
             "sizes": row.sizes,
             "fit": row.fit,
@@ -81,3 +83,26 @@ def told(pair: Any) -> Difference:
         p_adjusted=pair.p_adjusted,
         verdict=pair.verdict,
     )
+
+
+#: Heading of `surface_parts`.
+SURFACES = "Surfaces L(N, D) = E + A / N^alpha + B / D^beta"
+
+
+def surface_parts(rows: Sequence[Any], name: str = "scheme") -> Iterable[Part]:
+    """The table of the surfaces ``rows``, whose groups are called ``name``, and a sentence on those that
+    ended at an edge."""
+    digits = {"E": ".4f", "A": ".4g", "B": ".4g", "alpha": ".4f", "beta": ".4f"}
+    cells = [
+        {name: at_depth(row.scheme, row.depth), "points": row.points}
+        | {term: f"{getattr(row, term):{form}}" for term, form in digits.items()}
+        | {"mean Huber loss (1e-6)": f"{1e6 * row.huber:.1f}"}
+        for row in rows
+    ]
+    if cells:
+        yield Table.of(cells).about("Surfaces")
+    if edges := [escaped(at_depth(row.scheme, row.depth)) for row in rows if row.at_edge]:
+        yield (
+            f"Not to be trusted: {', '.join(edges)}. An exponent lies at the edge of its range, or A or "
+            "B is 0."
+        )

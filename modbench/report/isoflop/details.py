@@ -8,7 +8,7 @@ from typing import Any
 from modbench.analysis.difference import Difference
 from modbench.analysis.isoflop import FITS
 from modbench.records.names import at_depth
-from modbench.report.isoflop.cells import fits_table, told, with_interval
+from modbench.report.isoflop.cells import SURFACES, fits_table, surface_parts, told, with_interval
 from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.leaderboard.metric_cells import difference_text, p_text, pair_table, si
 from modbench.report.sections import Heading, Items, Part
@@ -21,7 +21,10 @@ def details(suite: IsoFlopSuite) -> list[Part]:
     if suite.has_curves:
         for budget in suite.budgets:
             parts += [Heading(f"Sizes at {budget:.3g} training FLOPs", 3), _sizes(suite, budget)]
-        parts += [*_scatter(suite), Heading("Three fits", 3), _fits(suite), *_pairs(suite)]
+        parts += [*_scatter(suite), Heading("Three fits", 3), _fits(suite)]
+        if surfaces := suite.rows.surfaces:
+            parts += [Heading(SURFACES, 3), *surface_parts(surfaces)]
+        parts += _pairs(suite)
     parts += [Heading("Learning rates", 3), _rates(suite)]
     if unfinished := _unfinished(suite):
         parts += [Heading("Not finished", 3), Items(unfinished)]

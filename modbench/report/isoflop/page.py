@@ -320,13 +320,6 @@ def _notes(suite: IsoFlopSuite) -> Iterable[str]:
             "scheme's, of training steps that `modbench time` measured, interpolated between the timed "
             "shapes. Its interval is that of the FLOPs and does not contain the spread of the times."
         )
-    for of in suite.rows.surfaces:
-        edge = ", an exponent or a term at the edge of its range" if of.at_edge else ""
-        yield (
-            f"Surface of {escaped(at_depth(of.scheme, of.depth))}: E {of.E:.3f}, A {of.A:.4g}, B "
-            f"{of.B:.4g}, alpha {of.alpha:.3f}, beta {of.beta:.3f}; mean Huber loss "
-            f"{of.huber:.2e}{edge}."
-        )
     done = [result for result in suite.results if result.status == "ok"]
     runs = Counter(result.scheme for result in done)
     idle = Counter(result.scheme for result in done if idle_layers([result]))

@@ -158,15 +158,16 @@ class Rates:
         return bool(run.learning_rate == self.at(run.width))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of `modbench.analysis.curves.Curves.rates`."""
-        for rate, run in self.middle.items():
+        """Rows of `modbench.analysis.curves.Curves.rates`; if none was tried, one without a rate."""
+        tried: Iterable[tuple[float | None, Any]] = self.middle.items() or [(None, None)]
+        for rate, run in tried:
             yield {
                 "width": self.plan["middle_width"],
                 "budget": self.plan["middle_budget"],
                 "learning_rate": rate,
-                "loss": run.loss,
-                "status": run.status,
-                "chosen": rate == self.choice.best,
+                "loss": run and run.loss,
+                "status": run and run.status,
+                "chosen": rate is not None and rate == self.choice.best,
                 "verdict": self.choice.verdict,
                 "exponent": self.exponent,
                 "exponent_stated": float(self.plan["exponent"]),

@@ -62,7 +62,7 @@ def pairs_frame(pairs: Iterable[Pair], better: Literal["lower", "higher"] = "low
 
 def typed(frame: "pd.DataFrame", types: Mapping[str, str]) -> "pd.DataFrame":
     """``frame`` with its columns of ``types``. Budgets from 9.3e18 FLOPs on are too large for Int64."""
-    is_large = "budget" in frame and frame["budget"].dropna().max() >= 2**63
+    is_large = "budget" in frame and max(frame["budget"].dropna(), default=0) >= 2**63
     return frame.astype({**types, **({"budget": "Float64"} if is_large else {})})
 
 

@@ -156,6 +156,7 @@ def _rates(suite: IsoFlopSuite) -> Table:
         losses = (
             f"{row.learning_rate:g}: {row.status if row.loss is None else f'{row.loss:.4f}'}"
             for row in tried
+            if row.learning_rate is not None
         )
         stated = first.exponent_stated
         refined = "" if first.exponent == stated else f" (refined from {stated:g})"

@@ -181,9 +181,8 @@ def learning_rates(suite: IsoFlopSuite, look_of: Marks) -> Figure:
         axes.set_xscale("log")
         axes.margins(x=0.08)  # room for the outermost labels
         _plain_numbers(axes)
-        ticks = sorted(
-            {row.learning_rate for (of, _), rows in rates.items() if of == depth for row in rows}
-        )
+        of_depth = (row.learning_rate for (of, _), rows in rates.items() if of == depth for row in rows)
+        ticks = sorted({rate for rate in of_depth if rate is not None})
         axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
         axes.set_xlabel("peak learning rate")
         if depth is not None:

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from modbench.analysis.frames import rows_of
 from modbench.analysis.points import PointFits
 from modbench.errors import several
-from modbench.report.isoflop.cells import SURFACES, fits_table, surface_parts
 from modbench.report.isoflop.curve_figures import draw_curve, draw_optimum
+from modbench.report.isoflop.tables import SURFACES, fits_table, surface_parts
 from modbench.report.plot_style import (
     GREY,
     HEIGHT,

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from modbench.analysis.isoflop import HEADLINE
 from modbench.analysis.noise import Array
 from modbench.errors import several
-from modbench.report.isoflop.cells import loss_ends
 from modbench.report.isoflop.source import IsoFlopSuite
+from modbench.report.isoflop.tables import loss_ends
 from modbench.report.plot_style import (
     GREY,
     HEIGHT,

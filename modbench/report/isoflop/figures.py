@@ -18,7 +18,6 @@ from modbench.analysis.frames import DENSE
 from modbench.analysis.isoflop import HEADLINE
 from modbench.errors import several
 from modbench.records.names import at_depth
-from modbench.report.isoflop.cells import loss_ends
 from modbench.report.isoflop.curve_figures import (
     LOSS,
     Handles,
@@ -31,6 +30,7 @@ from modbench.report.isoflop.curve_figures import (
     panels_of,
 )
 from modbench.report.isoflop.source import IsoFlopSuite
+from modbench.report.isoflop.tables import loss_ends
 from modbench.report.plot_style import (
     DOTTED,
     GREY,

@@ -11,7 +11,11 @@ from modbench.analysis.frames import DENSE
 from modbench.analysis.isoflop import HEADLINE
 from modbench.errors import several
 from modbench.records.names import at_depth
-from modbench.report.isoflop.cells import (
+from modbench.report.isoflop.source import IsoFlopSuite
+from modbench.report.isoflop.tables import (
+    details,
+    law_text,
+    laws,
     loss_ends,
     size_cell,
     sizes_text,
@@ -19,8 +23,6 @@ from modbench.report.isoflop.cells import (
     verdict_text,
     with_interval,
 )
-from modbench.report.isoflop.details import details, law_text, laws
-from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.layers import idle_layers
 from modbench.report.leaderboard.columns import OPTIMA, Column
 from modbench.report.leaderboard.metric_cells import (

@@ -73,10 +73,10 @@ def curves_of(
         times: seconds per FLOP of training steps that were timed
     """
     loss = results["heldout_loss"].where(results["status"] == "ok")
-    is_whole = (results[SIZE].dropna() % 1 == 0).all()
-    # A size names the random numbers of its draws, 64 other ones than 64.0.
-    size = results[SIZE].astype("Int64" if is_whole else "Float64")
-    results = results.assign(**{SIZE: size}, loss=loss)
+    # A budget and a size name the random numbers of their draws, 64 other ones than 64.0.
+    known = {name: results[name].dropna() for name in ("budget", SIZE)}
+    whole = [name for name, of in known.items() if (of % 1 == 0).all() and max(of, default=0) < 2**63]
+    results = results.astype(dict.fromkeys(whole, "Int64")).assign(loss=loss)
     by_place: dict[Place, list[Any]] = defaultdict(list)
     rows = rows_of(results)
     for run in rows:

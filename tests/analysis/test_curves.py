@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from isoflop_made_up import BUDGETS, PLAN, Make, records
 
@@ -47,3 +48,11 @@ def test_budgets_may_be_larger_than_whole_numbers_of_64_bits(make: Make) -> None
     assert [*large.optima["budget"].unique()] == [1e21, 3e21, 1e22]
     assert large.optima["loss"].tolist() == small.optima["loss"].tolist()
     assert large.pairs["value"].tolist() == small.pairs["value"].tolist()
+
+
+def test_draws_do_not_depend_on_the_type_of_a_column(make: Make) -> None:
+    frame = results_frame(records(make))
+    plans = {(scheme, None): PLAN for scheme in ("vanilla", "mod")}
+    floats = frame.astype({"budget": "float64", "active_parameters": "float64"})
+    one, other = (curves_of(of, plans, margin=0.01).optima for of in (frame, floats))
+    pd.testing.assert_frame_equal(one, other)

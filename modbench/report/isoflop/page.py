@@ -234,14 +234,13 @@ def _aspect(suite: IsoFlopSuite, row: Any) -> str | None:
 
 def _minus_dense(suite: IsoFlopSuite, row: Any, depth: int | None) -> str | None:
     """The difference of an optimum to the dense model's, at ``depth`` or at the best depths."""
-    place = (row.budget, row.scheme, DENSE, depth)
-    pairs = [of for of in suite.rows.pairs if (of.budget, of.scheme, of.other, of.depth) == place]
-    if not pairs:
+    pair = suite.to_dense.get((row.budget, row.scheme, depth))
+    if pair is None:
         return None
-    first = told(pairs[0])
-    if not (pairs[0].family or "").startswith("dense"):  # a verdict of a family that the suite states
-        first = replace(first, verdict=None)
-    return difference_text(first, pairs[0].same_processor)
+    minus = told(pair)
+    if not (pair.family or "").startswith("dense"):  # a verdict of a family that the suite states
+        minus = replace(minus, verdict=None)
+    return difference_text(minus, pair.same_processor)
 
 
 def _reasons(suite: IsoFlopSuite, best: Sequence[Any]) -> Iterable[str]:

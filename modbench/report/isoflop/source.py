@@ -11,7 +11,7 @@ import pandas as pd
 
 from modbench.analysis.comparison import Times
 from modbench.analysis.curves import Curves, curves_of
-from modbench.analysis.frames import rows_of
+from modbench.analysis.frames import DENSE, rows_of
 from modbench.analysis.isoflop import HEADLINE
 from modbench.analysis.pairs import typed
 from modbench.records.metrics import METRICS
@@ -81,6 +81,12 @@ class IsoFlopSuite:
         """The rows of the frames of ``curves``, with None for what is missing."""
         frames = {name: of for name, of in vars(self.curves).items() if isinstance(of, pd.DataFrame)}
         return SimpleNamespace(**{name: rows_of(frame) for name, frame in frames.items()})
+
+    @cached_property
+    def to_dense(self) -> dict[tuple[int, str, int | None], Any]:
+        """The differences to the dense model by budget, scheme and depth; those of its family first."""
+        pairs = [pair for pair in self.rows.pairs if pair.other == DENSE]
+        return {(pair.budget, pair.scheme, pair.depth): pair for pair in reversed(pairs)}
 
     @cached_property
     def schemes(self) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from modbench.hf.retrofit.apply import upcycle as upcycle
     from modbench.ledger import Ledger as Ledger
     from modbench.ledger import Workload as Workload
+    from modbench.report.frames import curves as curves
     from modbench.report.frames import pairs as pairs
     from modbench.report.frames import results as results
     from modbench.routing.depth_router import DepthRouter as DepthRouter
@@ -36,6 +37,7 @@ _WHERE = {
     "Router": "modbench.routing.router",
     "Workload": "modbench.ledger",
     "count": "modbench.accounting.count",
+    "curves": "modbench.report.frames",
     "pairs": "modbench.report.frames",
     "results": "modbench.report.frames",
     "family_ledger": "modbench.hf.families",

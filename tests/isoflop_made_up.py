@@ -1,13 +1,16 @@
 """Made-up isoFLOP sweeps of known curves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import log
 from typing import Any
 
 from modbench.records.result import Result
+from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite, unranked_schemes
+from modbench.report.leaderboard.board import board_of
 from modbench.report.markdown import Page
 from modbench.report.table import Table
+from modbench.report.timing.table import TimingTable
 
 BUDGETS = (10**12, 3 * 10**12, 10**13)
 WIDTHS = (32, 48, 64, 96, 128)
@@ -92,12 +95,16 @@ def records(make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others:
     ]
 
 
+def analysed(found: Sequence[Result], timings: TimingTable | None = None) -> IsoFlopSuite:
+    """The curves of the results of a suite."""
+    suite = isoflop_suite(found, unranked_schemes(board_of(found)), timings)
+    assert suite is not None
+    return suite
+
+
 def table_under(page: Page, heading: str) -> list[list[str]]:
     """The cells of the first table under ``heading``."""
-    number = next(
-        number
-        for number, part in enumerate(page.parts)
-        if isinstance(part, str) and f"# {heading}\n" in f"{part}\n"
-    )
+    texts = [f"{part}\n" if isinstance(part, str) else "" for part in page.parts]
+    number = next(number for number, text in enumerate(texts) if f"# {heading}\n" in text)
     table = next(part for part in page.parts[number:] if isinstance(part, Table))
     return [["-" if cell is None else str(cell) for cell in row] for row in table.rows]

@@ -52,18 +52,27 @@ def at(flops: str) -> str:
 
 
 def optima(suite: str, fit: str = FITS[0]) -> list[Line]:
-    """The lines of ``fit`` that have an optimum, in the order of the page."""
+    """The lines of ``fit`` that have an optimum, each at its best depth, in the order of the page."""
     lines = read(f"{suite}/optima.csv")
-    return [line for line in lines if line["fit"] == fit and line["loss"]]
+    return [line for line in lines if line["fit"] == fit and line["best"] == "True"]
 
 
-def number(line: Line, name: str, form: str = ".4f") -> str:
-    """A number with its 95 % interval, where it has one; an unknown end is a question mark."""
+def minus_dense(suite: str) -> dict[tuple[str, str], Line]:
+    """The tested differences to the dense model by budget and scheme."""
+    lines = read(f"{suite}/differences.csv")
+    return {(line["budget"], line["scheme"]): line for line in lines if line["family"] == "dense"}
+
+
+def number(line: Line, name: str, form: str = ".4f", prefix: str | None = None) -> str:
+    """A number with its 95 % interval, where it has one; an unknown end is a question mark.
+    ``prefix``: of the interval's columns, by default the name and an underscore."""
     if not line[name]:
         return "-"
-    ends = [line.get(f"{name}_low", ""), line.get(f"{name}_high", "")]
-    low, high = (f"{float(end):{form}}" if end else "?" for end in ends)
-    return f"{float(line[name]):{form}}" + (f" [{low}, {high}]" if any(ends) else "")
+    prefix = f"{name}_" if prefix is None else prefix
+    ends = [line.get(f"{prefix}low", ""), line.get(f"{prefix}high", "")]
+    low, high = (f"{float(end):{form}}" if end not in ("", "0.0", "inf") else "?" for end in ends)
+    has_interval = any(ends) and (low, high) != ("?", "?")
+    return f"{float(line[name]):{form}}" + (f" [{low}, {high}]" if has_interval else "")
 
 
 def speed_up(line: Line, *, interval: bool = True) -> str:
@@ -77,20 +86,24 @@ def speed_up(line: Line, *, interval: bool = True) -> str:
 def finding() -> str:
     """Of each scheme and budget: the difference to the dense model, its verdict, and the speed-up."""
     lines = {(line["scheme"], line["budget"]): line for line in optima("isoflop-cpu")}
-    budgets = sorted({budget for _, budget in lines}, key=float)
+    budgets, pairs = sorted({budget for _, budget in lines}, key=float), minus_dense("isoflop-cpu")
     schemes = dict.fromkeys(scheme for scheme, _ in lines if scheme != DENSE)
     heads = ["scheme", *(f"minus dense, {at(budget)}" for budget in budgets)]
     heads += [f"dense needs, {at(budget)}" for budget in budgets]
     rows = []
     for scheme in schemes:
         of = [lines[scheme, budget] for budget in budgets]
-        minus = [f"{float(line['difference']):+.3f} {line['difference_verdict']}" for line in of]
+        told = [pairs[budget, scheme] for budget in budgets]
+        minus = [f"{float(line['value']):+.3f} {line['verdict']}" for line in told]
         rows.append((scheme, *minus, *(speed_up(line, interval=False) for line in of)))
     return Table(heads, rows).to_markdown()
 
 
 def isoflop() -> str:
     """One row per budget and scheme."""
+    pairs = minus_dense("isoflop-cpu")
+    none = dict.fromkeys(("value", "p_adjusted", "verdict"), "")
+    told = [(line, pairs.get((line["budget"], line["scheme"]), none)) for line in optima("isoflop-cpu")]
     rows = [
         {
             "FLOPs": at(line["budget"]),
@@ -98,15 +111,13 @@ def isoflop() -> str:
             "scheme": line["scheme"],
             "loss at the optimum (nats/token)": number(line, "loss"),
             "bits/byte": number(line, "bits_per_byte"),
-            "minus dense": number(line, "difference"),
-            "adjusted p": f"{float(line['difference_p_adjusted']):.2g}"
-            if line["difference_p_adjusted"]
-            else "-",
-            "verdict": line["difference_verdict"] or "-",
+            "minus dense": number(minus, "value", prefix=""),
+            "adjusted p": f"{float(minus['p_adjusted']):.2g}" if minus["p_adjusted"] else "-",
+            "verdict": minus["verdict"] or "-",
             "speed-up at equal loss": speed_up(line),
             "active parameters": f"{float(line['active_parameters']) / 1e3:,.0f} k",
         }
-        for line in optima("isoflop-cpu")
+        for line, minus in told
     ]
     return Table.of(rows, left=(1, 2, 7)).to_markdown()
 
@@ -115,11 +126,11 @@ def control() -> str:
     """MoD minus its random control: at the optima by budget, and of runs of equal shape."""
     rows = []
     for line in read("isoflop-cpu/differences.csv"):
-        if (line["scheme"], line["minus"]) == (MOD, RANDOM):
+        if (line["scheme"], line["other"]) == (MOD, RANDOM):
             where = (
                 f"at the optima, {at(line['budget'])} FLOPs" if line["budget"] else "runs of equal shape"
             )
-            rows.append((where, number(line, "difference"), f"{float(line['p']):.2g}"))
+            rows.append((where, number(line, "value", prefix=""), f"{float(line['p']):.2g}"))
             if not line["budget"]:
                 rows.append(("the same at MoD's optimal sizes", number(line, "at_optima"), "-"))
                 slope = f"{float(line['per_efold_of_size']):+.4f}"
@@ -129,25 +140,18 @@ def control() -> str:
 
 def turned(line: Line) -> Line:
     """A difference as MoD minus its control, where it is the other way round."""
-    if (line["scheme"], line["minus"]) != (RANDOM, MOD):
+    if (line["scheme"], line["other"]) != (RANDOM, MOD):
         return line
-    low, high = (f"{-float(line[f'difference_{end}'])}" for end in ("high", "low"))
-    ends = {"difference_low": low, "difference_high": high}
-    return {
-        **line,
-        "scheme": MOD,
-        "minus": RANDOM,
-        "difference": f"{-float(line['difference'])}",
-        **ends,
-    }
+    value, high, low = (f"{-float(line[name])}" for name in ("value", "low", "high"))
+    return {**line, "scheme": MOD, "other": RANDOM, "value": value, "low": low, "high": high}
 
 
 def depth() -> str:
     """MoD and its control minus dense by depth, with the other fits' differences."""
     order = (f"{MOD} minus {DENSE}", f"{RANDOM} minus {DENSE}", f"{MOD} minus {RANDOM}")
     losses = {
-        (line["budget"], line["scheme"], line["layers"], line["fit"]): float(line["loss"])
-        for line in read("isoflop-depth/depths.csv")
+        (line["budget"], line["scheme"], line["depth"], line["fit"]): float(line["loss"])
+        for line in read("isoflop-depth/optima.csv")
         if line["loss"]
     }
     best = {
@@ -159,22 +163,22 @@ def depth() -> str:
     def others(line: Line) -> Iterator[str]:
         for fit in FITS[1:]:
             sides = []
-            for scheme in (line["scheme"], line["minus"]):
+            for scheme in (line["scheme"], line["other"]):
                 found = best.get((line["budget"], scheme, fit))
-                if line["layers"]:
-                    found = losses.get((line["budget"], scheme, line["layers"], fit))
+                if line["depth"]:
+                    found = losses.get((line["budget"], scheme, line["depth"], fit))
                 sides.append(found)
             ours, theirs = sides
             yield "-" if ours is None or theirs is None else f"{ours - theirs:+.4f}"
 
     rows = []
     for line in map(turned, read("isoflop-depth/differences.csv")):
-        if line["budget"] and f"{line['scheme']} minus {line['minus']}" in order:
+        if line["budget"] and f"{line['scheme']} minus {line['other']}" in order:
             row = {
                 "FLOPs": at(line["budget"]),
-                "layers": line["layers"] or "best of each",
-                "difference": f"{line['scheme']} minus {line['minus']}",
-                "nats/token": number(line, "difference", "+.4f"),
+                "layers": line["depth"] or "best of each",
+                "difference": f"{line['scheme']} minus {line['other']}",
+                "nats/token": number(line, "value", "+.4f", prefix=""),
             }
             by_fit = dict(zip(("by Akima interpolation", "by the surface"), others(line), strict=True))
             rows.append(row | by_fit)

@@ -1,6 +1,6 @@
 """Comparisons of schemes at their optima of equal training FLOPs: loss differences and speed-ups."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,7 +12,6 @@ from modbench.analysis.difference import (
     Difference,
     Interval,
     drawn_difference,
-    judge,
     of_parts,
 )
 from modbench.analysis.isoflop import (
@@ -20,10 +19,12 @@ from modbench.analysis.isoflop import (
     LEAST_INTERIOR,
     IsoFlop,
     Optimum,
+    Place,
     square_sum,
     widening,
 )
 from modbench.analysis.noise import Array
+from modbench.errors import several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +45,21 @@ def difference(
     scheme: str,
     reference: str,
     budget: float,
-    fit: str = HEADLINE,
     margin: float | None = MARGIN,
     depth: int | None = None,
 ) -> Difference | None:
     """Compare two schemes at their optima of ``budget``, each at ``depth`` layers or at its best depth;
-    None if either lacks an optimum there. An interval needs those of both optima, by the parabola. It
-    is a t-interval; where a scheme chose among several depths, it is by draws that choose again. A
+    None if either lacks one there, by the parabola. An interval needs those of both optima. It is a
+    t-interval; where a scheme chose among several depths, it is by draws that choose again. A
     difference of curves that the parabola misses is `MISFIT` where another fit's lies outside of its
     interval."""
-    ours, theirs = (isoflop.optimum(name, budget, fit, depth) for name in (scheme, reference))
-    if ours.loss is None or theirs.loss is None:
+    ours, theirs = (isoflop.optima.get((name, budget, HEADLINE, depth)) for name in (scheme, reference))
+    if ours is None or theirs is None or ours.loss is None or theirs.loss is None:
         return None
     value = ours.loss - theirs.loss
-    if fit != HEADLINE or ours.void or theirs.void or not (ours.spread and theirs.spread):
+    if any(at.interval_missing_because for at in (ours, theirs)) or not (ours.spread and theirs.spread):
         return Difference(value=value)
-    if ours.depths or theirs.depths:
+    if depth is None and (ours.depths_compared or theirs.depths_compared):
         drawn = ours.drawn_losses - theirs.drawn_losses
         drawn = drawn[np.isfinite(drawn)]
         if len(drawn) < LEAST_INTERIOR * len(ours.drawn_losses):
@@ -82,48 +82,25 @@ def difference(
 
 def _agree(isoflop: IsoFlop, ours: Optimum, theirs: Optimum, interval: Interval) -> bool:
     """Return True if no other fit of the same curves gives a difference outside of ``interval``."""
-    for fit in {optimum.fit for optimum in isoflop.by_depth} - {HEADLINE}:
-        first, second = (isoflop.optimum(*of.at_budget, fit, of.depth).loss for of in (ours, theirs))
+    for fit in {optimum.fit for optimum in isoflop.optima.values()} - {HEADLINE}:
+        optima = (isoflop.optimum(of.scheme, of.budget, fit, of.depth) for of in (ours, theirs))
+        first, second = (optimum.loss for optimum in optima)
         known = first is not None and second is not None
         if known and not interval[0] <= (first or 0.0) - (second or 0.0) <= interval[1]:
             return False
     return True
 
 
-#: Budget, scheme, reference, and the depth of both; None: each at its best depth.
-Compared = tuple[float, str, str, int | None]
-
-
-def family(
-    isoflop: IsoFlop, pairs: Iterable[Compared], margin: float = MARGIN, untold: str = ""
-) -> dict[Compared, Difference]:
-    """The differences of a family of ``pairs``, with verdicts adjusted for their number; without those
-    pairs that can't be compared. ``untold``: why none gets a verdict."""
-    known = {(at.budget, at.scheme, at.depth) for at in isoflop.by_depth if at.fit == HEADLINE}
-    known |= {(at.budget, at.scheme, None) for at in isoflop.optima if at.fit == HEADLINE}
-    compared = {
-        (budget, scheme, reference, depth): difference(
-            isoflop, scheme, reference, budget, HEADLINE, margin, depth
-        )
-        for budget, scheme, reference, depth in pairs
-        if {(budget, scheme, depth), (budget, reference, depth)} <= known
-    }
-    tested = {
-        pair: replace(minus, untold=untold or minus.untold)
-        for pair, minus in compared.items()
-        if minus is not None and minus.p is not None
-    }
-    return dict(zip(tested, judge([*tested.values()]), strict=True))
-
-
-def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: str) -> SpeedUp | None:
+def speed_up(
+    isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: str = HEADLINE
+) -> SpeedUp | None:
     """Effective speed-up at equal loss: the budget at which the reference's optimum reaches the loss of
     the scheme's optimum, over ``budget``. Losses between the reference's budgets are interpolated
     monotonically (PCHIP) in log FLOPs and never extrapolated. Where a depth was chosen, the interval is
     widened as that of the difference is. None where an optimum is missing."""
     ours = isoflop.optimum(scheme, budget, fit)
-    optima = [at for at in isoflop.optima if (at.scheme, at.fit) == (reference, fit)]
-    theirs = sorted((at for at in optima if at.loss is not None), key=lambda at: at.budget)
+    optima = [at for at in isoflop.best(fit) if at.scheme == reference and at.loss is not None]
+    theirs = sorted(optima, key=lambda at: at.budget)
     if ours.loss is None or len(theirs) < 2:
         return None
     budgets = np.array([at.budget for at in theirs])
@@ -137,10 +114,10 @@ def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: 
     elif np.isnan(factor):
         return None
     interval: Interval | None = None
-    if fit == HEADLINE and not ours.void and not any(at.void for at in theirs):
+    if not any(at.interval_missing_because for at in (ours, *theirs)) and fit == HEADLINE:
         losses = np.stack([at.drawn_losses for at in theirs], axis=1)
         down = up = 0.0
-        if ours.depths or any(at.depths for at in theirs):
+        if any(at.depths_compared for at in (ours, *theirs)):
             # Both are chosen as the lowest of several: the difference tells by how much to widen.
             same = [at for at in theirs if at.budget == budget]
             drawn = ours.drawn_losses - (same[0].drawn_losses if same else 0.0)
@@ -151,6 +128,68 @@ def speed_up(isoflop: IsoFlop, scheme: str, reference: str, budget: float, fit: 
         if ends[0] is not None and ends[1] is not None:
             interval = ends[0], ends[1]
     return SpeedUp(factor=float(factor), bound=bound, interval=interval)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds per training FLOP: (active parameters, seconds per FLOP) of each timed shape in ascending
+    order, by scheme and depth."""
+
+    steps: Mapping[Place, Sequence[tuple[float, float]]]
+
+    def at(self, place: Place, size: float) -> float | None:
+        """Seconds per FLOP of ``place`` at ``size`` active parameters, interpolated linearly in log size
+        between the timed shapes; None outside them."""
+        sizes, seconds = np.array(self.steps.get(place, np.empty((0, 2)))).T
+        if not len(sizes) or not sizes[0] <= size <= sizes[-1]:
+            return None
+        return float(np.interp(np.log(size), np.log(sizes), seconds))
+
+    def missing(self, place: Place, size: float) -> str:
+        """Why there is no time of ``place`` at ``size``; empty if there is one."""
+        name = place[0] if place[1] is None else f"{place[0]} at {several(place[1], 'layer')}"
+        if not (steps := self.steps.get(place)):
+            return f"the shapes of {name} aren't timed"
+        if steps[0][0] <= size <= steps[-1][0]:
+            return ""
+        return (
+            f"an optimum of {name} has {size:.3g} active parameters, and its timed shapes have "
+            f"{steps[0][0]:.3g} to {steps[-1][0]:.3g}"
+        )
+
+
+def in_seconds(
+    times: Times, faster: SpeedUp, ours: Optimum, dense: Sequence[Optimum]
+) -> dict[str, float | str | None]:
+    """The columns of the speed-up ``faster`` at the optimum ``ours`` in seconds: times the dense model's
+    seconds per FLOP over the scheme's, each at its optimum. ``dense``: its optima by budget; at the
+    budget at which it reaches the loss, its size is interpolated between them or, if they have several
+    depths, its seconds per FLOP are. Where a time is missing, the reasons are."""
+    known = sorted(
+        (at.budget, at.active_parameters, at.place) for at in dense if at.active_parameters is not None
+    )
+    budgets, sizes = np.log(np.array([point[:2] for point in known], float)).T
+    needed = np.log(faster.factor * ours.budget)
+    of_dense = [(place, float(size)) for _, size, place in known]
+    if len({place for place, _ in of_dense}) == 1:
+        of_dense = [(known[0][2], float(np.exp(np.interp(needed, budgets, sizes))))]
+    wanted = ((ours.place, float(ours.active_parameters or 0.0)), *of_dense)
+    seconds = [second for pair in wanted if (second := times.at(*pair)) is not None]
+    if len(seconds) < len(wanted):
+        reasons = dict.fromkeys(filter(None, (times.missing(*pair) for pair in wanted)))
+        return {"speed_up_seconds_missing_because": "; ".join(reasons)}
+    own, *at_optima = seconds
+    of_dense_seconds = at_optima[0]
+    if len(at_optima) > 1:
+        of_dense_seconds = float(np.interp(needed, budgets, at_optima))
+    ratio = of_dense_seconds / own
+    low, high = faster.interval or (None, None)
+    return {
+        "speed_up_seconds": faster.factor * ratio,
+        "speed_up_seconds_low": low and low * ratio,
+        "speed_up_seconds_high": high and high * ratio,
+        "dense_seconds_per_flop": of_dense_seconds,
+    }
 
 
 def _end(drawn: Array, share: float) -> float | None:

@@ -27,11 +27,13 @@ LEAST_SIZES = 3
 @dataclass(frozen=True)
 class Minima:
     """One minimum for each of S curves. ``verdicts`` (S,) indexes `VERDICTS`; ``sizes`` and ``losses``
-    (S,) are NaN where the verdict isn't interior."""
+    (S,) are NaN where the verdict isn't interior. ``curvatures`` (S,): of parabolas, whose loss at a
+    size is ``lowest + curvature * log(size / best size)**2``."""
 
     verdicts: NDArray[np.int64]
     sizes: Array
     losses: Array
+    curvatures: Array | None = None
 
     @property
     def interior(self) -> NDArray[np.bool_]:
@@ -42,36 +44,21 @@ def parabola(sizes: Any, losses: Any) -> Minima:
     """Minimum of the least-squares parabola in log size. ``sizes`` (P,), ``losses`` (S, P)."""
     x, y = _checked(sizes, losses)
     if len(x) < LEAST_SIZES:
-        return _none("too-few", len(y))
-    middle, square, slope, constant = parabola_through(x, y)
+        return nothing("too-few", len(y))
+    middle = x.mean()
+    square, slope, constant = np.linalg.pinv(_terms(x, middle)) @ y.T
     with np.errstate(divide="ignore", invalid="ignore"):
         vertex = middle - slope / (2 * square)
         lowest = constant - slope**2 / (4 * square)
     flat = np.abs(square) <= 1e-12 * np.abs(constant)
     verdicts = np.select([flat | (square < 0), vertex <= x[0], vertex >= x[-1]], [3, 1, 2], 0)
-    return _minima(verdicts, vertex, lowest)
+    return minima(verdicts, vertex, lowest, square)
 
 
-def parabola_through(x: Array, y: Array) -> tuple[float, Array, Array, Array]:
-    """Least-squares parabola ``square * (x - middle)**2 + slope * (x - middle) + constant`` of each row
-    of ``y`` (S, P) at ``x`` (P,): the middle, and the three coefficients (S,).
-
-    It sums the products with orthogonal polynomials itself: a linear algebra library rounds otherwise on
-    another processor."""
-    middle = float(x.mean())
-    rows = _rows_of_parabola(x)
-    square, slope, constant = ((y * row).sum(axis=1) for row in rows)
-    return middle, square, slope, constant
-
-
-def _rows_of_parabola(x: Array) -> tuple[Array, Array, Array]:
-    """The weights (P,) of the losses in each coefficient of `parabola_through`."""
-    first = x - x.mean()
-    length = (first**2).sum()
-    skew, spread = (first**3).sum() / length, length / len(x)
-    second = first**2 - skew * first - spread
-    square = second / (second**2).sum()
-    return square, first / length - skew * square, 1 / len(x) - spread * square
+def _terms(log_sizes: Any, middle: float) -> Array:
+    """The square, linear and constant term of a parabola at ``log_sizes``, on the last axis."""
+    away = np.asarray(log_sizes - middle)
+    return np.stack([away**2, away, np.ones_like(away)], axis=-1)
 
 
 def minimum_weights(sizes: Any, size: float) -> Array:
@@ -79,9 +66,7 @@ def minimum_weights(sizes: Any, size: float) -> Array:
     they are the derivatives of the lowest loss, too: there, a shift of the minimum changes nothing
     (delta method)."""
     x = np.log(np.asarray(sizes, float))
-    square, slope, constant = _rows_of_parabola(x)
-    away = float(np.log(size) - x.mean())
-    return np.asarray(constant + away * slope + away**2 * square)
+    return np.asarray(_terms(np.log(size), x.mean()) @ np.linalg.pinv(_terms(x, x.mean())))
 
 
 def scatter(sizes: Any, losses: Any, seeds: Any) -> Spread | None:
@@ -90,15 +75,11 @@ def scatter(sizes: Any, losses: Any, seeds: Any) -> Spread | None:
     runs each, so that the distances are scaled to those of one run. It contains the noise between
     seeds, and what a parabola misses of the curve."""
     x, (y,) = _checked(sizes, losses)
-    if len(x) <= LEAST_SIZES:
-        return None
-    x = x - x.sum() / len(x)
-    square = x**2 - (x**2).sum() / len(x)
-    square = square - x * (x * square).sum() / (x**2).sum()
-    rest = y - y.sum() / len(y)
-    for term in (x, square):  # orthogonal polynomials: each takes its part out
-        rest = rest - term * (term * rest).sum() / (term**2).sum()
     freedom = len(x) - LEAST_SIZES
+    if freedom < 1:
+        return None
+    terms = _terms(x, x.mean())
+    rest = y - terms @ (np.linalg.pinv(terms) @ y)
     return Spread(float(np.sqrt((np.asarray(seeds) * rest**2).sum() / freedom)), freedom)
 
 
@@ -106,7 +87,7 @@ def akima(sizes: Any, losses: Any) -> Minima:
     """Minimum of the Akima interpolation in log size. ``sizes`` (P,), ``losses`` (S, P)."""
     x, y = _checked(sizes, losses)
     if len(x) < LEAST_SIZES:
-        return _none("too-few", len(y))
+        return nothing("too-few", len(y))
     cubic = Akima1DInterpolator(x, y.T)
     c3, c2, c1, c0 = cubic.c  # each (P - 1, S)
     width = np.diff(x)[:, None]
@@ -125,7 +106,7 @@ def akima(sizes: Any, losses: Any) -> Minima:
     lowest = np.take_along_axis(values, best[None], axis=0)[0]
     ends_higher = np.where(at <= x[0], 1, np.where(at >= x[-1], 2, 0))
     concave = (ends_higher > 0) & (y[:, 1:-1].min(axis=1) >= np.maximum(y[:, 0], y[:, -1]))
-    return _minima(np.where(concave, 3, ends_higher), at, lowest)
+    return minima(np.where(concave, 3, ends_higher), at, lowest)
 
 
 #: The fits by name, in the order of their columns.
@@ -139,13 +120,15 @@ def _checked(sizes: Any, losses: Any) -> tuple[Array, Array]:
     return x, y
 
 
-def _none(verdict: Verdict, rows: int) -> Minima:
-    nothing = np.full(rows, np.nan)
-    return Minima(np.full(rows, VERDICTS.index(verdict)), nothing, nothing)
+def nothing(verdict: Verdict, rows: int) -> Minima:
+    """``rows`` curves without a minimum, because of ``verdict``."""
+    unknown = np.full(rows, np.nan)
+    return minima(np.full(rows, VERDICTS.index(verdict)), unknown, unknown)
 
 
-def _minima(verdicts: Any, log_sizes: Array, losses: Array) -> Minima:
+def minima(verdicts: Any, log_sizes: Array, losses: Array, curvatures: Array | None = None) -> Minima:
+    """`Minima` at ``log_sizes`` where the verdict is interior; all three have shape (S,)."""
     inside = verdicts == 0
     with np.errstate(invalid="ignore", over="ignore"):
         sizes = np.exp(np.where(inside, log_sizes, np.nan))
-    return Minima(np.asarray(verdicts), sizes, np.where(inside, losses, np.nan))
+    return Minima(np.asarray(verdicts), sizes, np.where(inside, losses, np.nan), curvatures)

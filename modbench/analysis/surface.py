@@ -34,6 +34,7 @@ class Surface:
     beta: float
     huber: float
     at_edge: bool = False
+    points: int = 0  #: that it is fitted to
 
     def loss(self, sizes: Any, tokens: Any) -> Array:
         """Loss in nats of models of ``sizes`` parameters trained on ``tokens`` tokens."""
@@ -55,7 +56,7 @@ def _linear(columns: Array, losses: Array, steps: int) -> tuple[float, Array]:
         residuals = losses - (columns * terms).sum(axis=1)
         root = np.sqrt(DELTA / np.maximum(np.abs(residuals), DELTA))
         new, _ = nnls(columns * root[:, None], losses * root)
-        done = np.allclose(new, terms, rtol=1e-11, atol=0)
+        done = (np.abs(new - terms) <= 1e-11 * np.abs(terms)).all()
         terms = new
         if done:
             break
@@ -99,5 +100,6 @@ def fit_surface(sizes: Any, tokens: Any, losses: Any) -> Surface:
         alpha=float(alpha),
         beta=float(beta),
         huber=huber,
-        at_edge=edge or a == 0 or b == 0,
+        at_edge=bool(edge or a == 0 or b == 0),
+        points=len(y),
     )

@@ -34,12 +34,11 @@ def fit(
         fit: fits to make; by default all three
     """
     from modbench.analysis.isoflop import FITS
-    from modbench.analysis.point_fits import fit_points
-    from modbench.analysis.points import read_points
+    from modbench.analysis.points import fit_points, read_points
     from modbench.records.store import write_files
     from modbench.report.plot_style import drawn_files
-    from modbench.report.points.figure import points_figure
-    from modbench.report.points.page import points_json, points_page, points_table
+    from modbench.report.points import points_figure, points_json, points_page, points_table
+    from modbench.report.table import to_csv
 
     chosen = flat(fit) or FITS
     fits = fit_points(read_points(file), [name for name in FITS if name in chosen])
@@ -50,7 +49,7 @@ def fit(
         raise UserError(f"--out {folder} is a file; name a folder") from None
     except OSError as error:
         raise UserError(f"--out {folder} can't be made ({error.strerror}); name another") from None
-    table = points_table(fits).to_csv()
+    table = to_csv(points_table(fits))
     name = f"{file.stem}.fit"
     written = {f"{name}.csv": table.encode(), **drawn_files({name: lambda: points_figure(fits)})}
     write_files(folder, written)

@@ -8,7 +8,7 @@ from pathlib import Path
 from modbench.errors import UserError
 from modbench.records.result import results_of
 from modbench.records.store import RECORDS, Records, read_suite, refuse_links
-from modbench.report.isoflop.sweep import Sweep, sweep_of
+from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite, unranked_schemes
 from modbench.report.leaderboard.board import Board, board_of
 from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import labels_of, newest_session
@@ -21,7 +21,7 @@ class Compared:
 
     records: Records
     board: Board | None
-    sweep: Sweep | None
+    sweep: IsoFlopSuite | None
     times: TimingTable | None
 
     @cached_property
@@ -64,4 +64,5 @@ def compared_of(
         return Compared(records, None, None, times)
     by = rank_by or (records.suites[-1].suite.rank_by if records.suites else "heldout_loss")
     board = board_of(results, by, records.audits, times)
-    return Compared(records, board, sweep_of(results, board, times), times)
+    sweep = isoflop_suite(results, unranked_schemes(board), times)
+    return Compared(records, board, sweep, times)

@@ -9,6 +9,7 @@ from modbench.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from modbench.analysis.curves import Curves
     from modbench.report.compared import Compared
 
 
@@ -34,7 +35,20 @@ def pairs(folder: str | Path) -> "pd.DataFrame":
     no records of runs."""
     compared = _compared(folder)
     assert compared.board is not None
-    return compared.sweep.pairs if compared.sweep else compared.board.pairs
+    return compared.sweep.curves.pairs if compared.sweep else compared.board.pairs
+
+
+def curves(folder: str | Path) -> "Curves":
+    """The isoFLOP curves of ``folder`` as frames: ``points`` (means over seeds of each size), ``optima``
+    (of each scheme, budget, depth and fit, with intervals; a parabola is ``loss + curvature *
+    log(size / active_parameters) ** 2``), ``rates`` (learning rates tried), ``laws`` (checks of their
+    law), ``scatter``, ``surfaces``, ``pairs`` (as `pairs`), ``runs`` (those of the curves), and
+    ``noise``. `modbench.analysis.frames` has the columns. Raises UserError: there are no records of
+    runs, or they are of no isoFLOP suite."""
+    sweep = _compared(folder).sweep
+    if sweep is None:
+        raise UserError(f"{folder} has no isoFLOP curves; see `modbench docs isoflop`")
+    return sweep.curves
 
 
 def _compared(folder: str | Path) -> "Compared":

@@ -19,12 +19,11 @@ from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
 from modbench.report.frame import RESULT, shape_columns, typed
 from modbench.report.html.index import PAGE
-from modbench.report.isoflop.csv import depths_table, differences_table, optima_table, rates_table
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
 from modbench.report.leaderboard.figures import figures
 from modbench.report.leaderboard.page import leaderboard_page
-from modbench.report.markdown import Page, page
+from modbench.report.markdown import Page
 from modbench.report.plot_style import Mark, marks
 from modbench.report.routing.cases import RoutingCase, cases_of_board, cases_of_sweep
 from modbench.report.routing.figure import weight_files
@@ -38,7 +37,7 @@ from modbench.report.timing.table import TimingTable
 DERIVED = {
     PAGE,
     *("runs.csv", "leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
-    *("learning_rates.csv", "depths.csv"),
+    *("learning_rates.csv", "depths.csv"),  # the latter of earlier versions
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
 }
@@ -177,8 +176,8 @@ def contents_of(
     if compared.board is None and times is None:
         say(f"{folder}: no run has finished yet; there is nothing to report")
         return {}
-    if compared.board:
-        compared = replace(compared, board=compared.board.shown())
+    board, sweep = compared.board, compared.sweep
+    compared = replace(compared, board=board and board.shown(), sweep=sweep and sweep.shown())
     if csv:
         return _tables_of_results(compared) | (_tables_of_times(times) if times else {})
     look_of = marks(compared.routers)
@@ -252,8 +251,7 @@ def _of_results(compared: Compared, cases: Sequence[RoutingCase], look_of: dict[
         shown = leaderboard_page(board, drawn)
     else:
         drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
-        scores = page("downstream", downstream=downstream_section(board))
-        shown = isoflop_page(sweep, scores.parts, drawn)
+        shown = isoflop_page(sweep, downstream_section(board), drawn)
     return {**_tables_of_results(compared), "leaderboard.md": shown, **drawn}
 
 
@@ -266,10 +264,9 @@ def _tables_of_results(compared: Compared) -> _Contents:
         return runs | {"leaderboard.csv": board.frame(), "differences.csv": board.pairs}
     return runs | {
         "leaderboard.csv": board.frame(sweep.on_curve),
-        "learning_rates.csv": rates_table(sweep),
-        "optima.csv": optima_table(sweep) if sweep.has_curves else Table.of([]),
-        "depths.csv": depths_table(sweep),
-        "differences.csv": differences_table(sweep),
+        "learning_rates.csv": sweep.curves.rates,
+        "optima.csv": sweep.curves.optima if sweep.has_curves else sweep.curves.optima.head(0),
+        "differences.csv": sweep.curves.pairs,
     }
 
 

@@ -40,18 +40,18 @@ def analysed(schemes: Mapping[str, Mapping[int, float]], seed: int, sd: float = 
 
 def test_the_best_depth_is_the_one_of_least_loss() -> None:
     isoflop = analysed({"dense": CLEAR}, seed=0, sd=0.003)
-    best = isoflop.optimum("dense", FLOPS, "parabola")
+    best = isoflop.optimum("dense", FLOPS)
     assert best.depth == 4
     assert best.depth_share == pytest.approx(1.0)
-    assert best.depths == (2, 4, 8)
-    assert best.loss == isoflop.optimum("dense", FLOPS, "parabola", depth=4).loss
-    assert isoflop.optimum("dense", FLOPS, "parabola", depth=8).loss == pytest.approx(
+    assert best.depths_compared == "2 4 8"
+    assert best.loss == isoflop.optimum("dense", FLOPS, depth=4).loss
+    assert isoflop.optimum("dense", FLOPS, depth=8).loss == pytest.approx(
         (best.loss or 0) + 0.1, abs=0.02
     )
 
 
 def test_draws_choose_among_depths_that_are_close() -> None:
-    best = analysed({"dense": CLOSE}, seed=1).optimum("dense", FLOPS, "parabola")
+    best = analysed({"dense": CLOSE}, seed=1).optimum("dense", FLOPS)
     assert best.depth_share is not None
     assert 0.2 < best.depth_share < 1
 
@@ -65,8 +65,8 @@ def test_a_depth_whose_loss_still_falls_at_its_end_is_not_chosen() -> None:
         for run in runs
     ]
     isoflop = analyse(falling, draws=100, fits=("parabola",))
-    assert isoflop.optimum("dense", FLOPS, "parabola", depth=8).verdict == "edge-high"
-    assert isoflop.optimum("dense", FLOPS, "parabola").depth == 4
+    assert isoflop.optimum("dense", FLOPS, depth=8).verdict == "edge-high"
+    assert isoflop.optimum("dense", FLOPS).depth == 4
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,8 @@ def test_a_depth_whose_loss_still_falls_at_its_end_is_not_chosen() -> None:
 def test_intervals_of_the_best_depth_contain_the_truth(depths: Mapping[int, float]) -> None:
     hits = []
     for number in range(400):
-        interval = analysed({"dense": depths}, number).optimum("dense", FLOPS, "parabola").loss_interval
-        assert interval is not None
-        hits.append(interval[0] <= optimum(DENSE, FLOPS)[1] <= interval[1])
+        best = analysed({"dense": depths}, number).optimum("dense", FLOPS)
+        hits.append(best.best_loss_low <= optimum(DENSE, FLOPS)[1] <= best.best_loss_high)
     assert 0.92 <= np.mean(hits) <= 0.98
 
 
@@ -124,10 +123,10 @@ def test_a_speed_up_carries_the_choice_of_the_depth() -> None:
         )
     ]
     isoflop = analyse(runs, draws=2000, fits=("parabola",))
-    best = isoflop.optimum("mod", FLOPS, "parabola")
-    assert len(best.depths) == 3
+    best = isoflop.optimum("mod", FLOPS)
+    assert best.depths_compared == "2 4 8"
     chosen = speed_up(isoflop, "mod", "dense", FLOPS, "parabola")
-    optima = [replace(at, depths=()) for at in isoflop.optima]
+    optima = {key: replace(at, depths_compared=None) for key, at in isoflop.optima.items()}
     without = speed_up(replace(isoflop, optima=optima), "mod", "dense", FLOPS, "parabola")
     assert chosen is not None
     assert without is not None

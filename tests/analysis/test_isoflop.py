@@ -9,10 +9,10 @@ from isoflop_points import optimal_size
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 
-from modbench.analysis.comparison import _needed, difference, family, speed_up
+from modbench.analysis.comparison import _needed, difference, speed_up
 from modbench.analysis.curve import scatter
 from modbench.analysis.difference import Difference, judge
-from modbench.analysis.isoflop import FITS, analyse
+from modbench.analysis.isoflop import FITS, IsoFlop, analyse
 from modbench.analysis.noise import Array, Cell, Run, Spread, bartlett, draw_losses, measure_noise
 from modbench.analysis.surface import Surface
 
@@ -66,6 +66,12 @@ def sweep(
 def verdict_of(difference: Difference) -> str | None:
     """The verdict on one comparison."""
     return judge([difference])[0].verdict
+
+
+def family(isoflop: IsoFlop, pairs: Sequence[tuple[float, str]]) -> dict[tuple[float, str], Difference]:
+    """The judged differences of schemes to the dense one."""
+    minus = [difference(isoflop, scheme, "dense", flops) for flops, scheme in pairs]
+    return dict(zip(pairs, judge([of for of in minus if of is not None]), strict=True))
 
 
 def times_cheaper(factor: float) -> Surface:
@@ -138,7 +144,7 @@ def test_a_verdict_does_not_depend_on_random_numbers(adjusted: float, verdict: s
     """Three comparisons: Holm multiplies the smallest p by three."""
     schemes = {"dense": DENSE, "mod": DENSE, "third": DENSE, "fourth": DENSE}
     runs = sweep(schemes, sd=0.01, shift=0.02)
-    pairs = [(BUDGETS[1], scheme, "dense", None) for scheme in ("mod", "third", "fourth")]
+    pairs = [(BUDGETS[1], scheme) for scheme in ("mod", "third", "fourth")]
     before = family(analyse(runs, draws=10, fits=("parabola",)), pairs)
     error = (before[pairs[0]].interval[1] - before[pairs[0]].value) / stats.t.ppf(  # type: ignore[index]
         0.975, before[pairs[0]].freedom
@@ -166,29 +172,29 @@ def test_scatter_takes_the_place_of_the_noise_where_parabolas_miss_the_curves() 
     schemes = {"dense": DENSE, "mod": DENSE}
     runs = sweep(schemes, sd=0.002)
     fine, missed = (analyse(of, draws=200) for of in (runs, bent_at(runs, "mod", 0.2)))
-    assert not fine.misfits[None, BUDGETS[1]].is_found
+    assert not fine.misfits[None, BUDGETS[1]].misfit
     misfit = missed.misfits[None, BUDGETS[1]]
-    assert misfit.is_found
+    assert misfit.misfit
     assert misfit.p is not None
     assert misfit.p < 0.001
-    assert missed.optimum("dense", BUDGETS[1], "parabola").spread == misfit.scatter
-    assert missed.optimum("dense", BUDGETS[0], "parabola").spread == missed.noise.pooled
+    assert missed.optimum("dense", BUDGETS[1]).spread == Spread(misfit.scatter, 4)
+    assert missed.optimum("dense", BUDGETS[0]).spread == missed.noise.pooled
     minus = difference(missed, "mod", "dense", BUDGETS[1])
     assert minus is not None
-    assert minus.freedom == misfit.scatter.freedom == 4
+    assert minus.freedom == misfit.degrees_of_freedom == 4
 
 
 @pytest.mark.parametrize(("moved", "untold"), [(0.0, ""), (2.0, "misfit")])
 def test_no_verdict_on_a_missed_curve_where_another_fit_disagrees(moved: float, untold: str) -> None:
     runs = bent_at(sweep({"dense": DENSE, "mod": DENSE}, sd=0.002), "mod", 0.2)
     isoflop = analyse(runs, draws=200, fits=("parabola", "akima"))
-    by_depth = [
-        replace(at, loss=(at.loss or 0.0) + moved) if (at.scheme, at.fit) == ("mod", "akima") else at
-        for at in isoflop.by_depth
-    ]
-    changed = replace(isoflop, by_depth=by_depth, optima=by_depth)
-    pair = (BUDGETS[1], "mod", "dense", None)
-    judged = family(changed, [pair])[pair]
+    optima = {
+        key: replace(at, loss=(at.loss or 0.0) + moved)
+        if (at.scheme, at.fit) == ("mod", "akima")
+        else at
+        for key, at in isoflop.optima.items()
+    }
+    (judged,) = family(replace(isoflop, optima=optima), [(BUDGETS[1], "mod")]).values()
     assert judged.untold == untold
     assert (judged.verdict is None) == bool(untold)
     assert judged.p_adjusted is not None
@@ -211,9 +217,9 @@ def test_optimum_without_noise_is_near_the_truth(fit: str) -> None:
         size, loss = optimum(DENSE, flops)
         found = isoflop.optimum("dense", flops, fit)
         assert found.verdict == "interior"
-        assert found.size == pytest.approx(size, rel=0.03)
+        assert found.active_parameters == pytest.approx(size, rel=0.03)
         assert found.loss == pytest.approx(loss, abs=1e-3)
-        assert found.tokens == pytest.approx(flops / 6 / size, rel=0.03)
+        assert found.train_tokens == pytest.approx(flops / 6 / size, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +236,9 @@ def test_intervals_contain_the_truth_as_often_as_they_say(fit: str, least: float
         runs = sweep({"dense": DENSE}, sd=0.01, seed=number)
         isoflop = analyse(runs, draws=1000 if fit == "akima" else 100, fits=(fit,))
         for flops in BUDGETS:
-            interval = isoflop.optimum("dense", flops, fit).loss_interval
-            if interval is not None:
-                hits.append(interval[0] <= optimum(DENSE, flops)[1] <= interval[1])
+            found = isoflop.optimum("dense", flops, fit)
+            if found.loss_low is not None:
+                hits.append(found.loss_low <= optimum(DENSE, flops)[1] <= found.loss_high)
     assert len(hits) > 0.95 * 3 * sweeps
     assert least <= np.mean(hits) <= most
 
@@ -241,14 +247,13 @@ def test_difference_is_paired_by_seed() -> None:
     schemes = {"dense": DENSE, "mod": times_cheaper(1.2)}
     isoflop = analyse(sweep(schemes, sd=0.003, shift=0.2))
     found = difference(isoflop, "mod", "dense", BUDGETS[1])
-    alone = isoflop.optimum("mod", BUDGETS[1], "parabola").loss_interval
+    alone = isoflop.optimum("mod", BUDGETS[1])
     assert found is not None
-    assert alone is not None
     truth = optimum(schemes["mod"], BUDGETS[1])[1] - optimum(DENSE, BUDGETS[1])[1]
     assert found.interval is not None
     assert verdict_of(found) == "better"
     assert found.interval[0] <= truth <= found.interval[1]
-    assert found.interval[1] - found.interval[0] < 0.1 * (alone[1] - alone[0])
+    assert found.interval[1] - found.interval[0] < 0.1 * (alone.loss_high - alone.loss_low)
 
 
 @pytest.mark.parametrize(
@@ -306,8 +311,8 @@ def test_grid_off_its_centre_gives_no_number(fit: str) -> None:
     for flops in BUDGETS:
         found = isoflop.optimum("dense", flops, fit)
         assert found.verdict == "edge-low"
-        assert found.size is found.loss is found.loss_interval is None
-    assert difference(isoflop, "dense", "dense", BUDGETS[1], fit) is None
+        assert found.active_parameters is found.loss is found.loss_low is None
+    assert difference(isoflop, "dense", "dense", BUDGETS[1]) is None
     assert speed_up(isoflop, "dense", "dense", BUDGETS[1], fit) is None
 
 
@@ -321,7 +326,7 @@ def test_surface_gives_no_number_where_the_curve_is_open_down() -> None:
     isoflop = analyse([*bent, *(run for run in runs if run.budget == BUDGETS[1])], draws=20)
     for flops in (BUDGETS[0], BUDGETS[2]):
         found = isoflop.optimum("dense", flops, "surface")
-        assert (found.verdict, found.loss, found.size) == ("open-down", None, None)
+        assert (found.verdict, found.loss, found.active_parameters) == ("open-down", None, None)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -330,22 +335,22 @@ def test_one_seed_gives_no_interval_and_says_so(fit: str) -> None:
     for flops in BUDGETS:
         found = isoflop.optimum("dense", flops, fit)
         assert found.verdict == "interior"
-        assert found.loss_interval is found.size_interval is None
-        assert found.void
-    minus = difference(isoflop, "mod", "dense", BUDGETS[1], fit)
+        assert found.loss_low is found.active_parameters_low is None
+        assert found.interval_missing_because
+    minus = difference(isoflop, "mod", "dense", BUDGETS[1])
     assert minus is not None
     assert minus.p is minus.interval is None
 
 
 def test_noise_as_large_as_the_curve_voids_the_interval() -> None:
-    voids = [
-        found.void
+    reasons = [
+        found.interval_missing_because or ""
         for seed in range(10)
         for found in analyse(
             sweep({"dense": DENSE}, sd=0.5, seed=seed), draws=200, fits=("parabola",)
-        ).optima
+        ).optima.values()
     ]
-    assert any("of the draws have an interior optimum" in void for void in voids)
+    assert any("of the draws have an interior optimum" in because for because in reasons)
 
 
 @pytest.mark.parametrize("sweeps", [100, pytest.param(400, marks=pytest.mark.full)])
@@ -356,7 +361,7 @@ def test_verdicts_against_dense_are_rarely_wrong_anywhere_on_the_page(sweeps: in
     for number in range(sweeps):
         runs = sweep(schemes, sd=0.01, shift=0.02, seed=number)
         isoflop = analyse(runs, draws=100, fits=("parabola",))
-        pairs = [(flops, scheme, "dense", None) for flops in BUDGETS for scheme in list(schemes)[1:]]
+        pairs = [(flops, scheme) for flops in BUDGETS for scheme in list(schemes)[1:]]
         judged = family(isoflop, pairs)
         assert len(judged) == 18
         wrong += any(found.verdict in ("better", "worse") for found in judged.values())
@@ -407,5 +412,5 @@ def test_scatter_of_a_true_curve_shows_its_noise() -> None:
     schemes = {str(number): DENSE for number in range(40)}
     isoflop = analyse(sweep(schemes, sd=0.01, width=1.3), draws=20, fits=("parabola",))
     for flops in BUDGETS:  # the middle one has three seeds
-        around = [at.scatter for at in isoflop.optima if at.budget == flops and at.scatter]
+        around = [at.around for at in isoflop.best() if at.budget == flops and at.around]
         assert np.mean([spread.sd**2 for spread in around]) ** 0.5 == pytest.approx(0.01, rel=0.2)

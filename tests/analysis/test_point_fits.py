@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from isoflop_points import CHINCHILLA, csv_of, optimal_size, points_of, public_sets
+from isoflop_points import BUDGETS, CHINCHILLA, csv_of, optimal_size, points_of, public_sets
 
-from modbench.analysis.point_fits import PointFits, fit_points
-from modbench.analysis.points import Points, read_points
+from modbench.analysis.points import PointFits, Points, fit_points, read_points
 
 #: Mean Huber loss (delta 1e-3, in 1e-6) of the best published fit of each public set: the README of
 #: Open-Athena/vpnls, which goes with arXiv 2603.22339.
@@ -39,16 +39,13 @@ def fitted(folder: Path, points: list[tuple[float, float, float]]) -> PointFits:
 
 
 def exponents(fits: PointFits, fit: str) -> tuple[float, float]:
-    (found,) = (one for one in fits.exponents if one.fit == fit)
-    assert found.size is not None
-    assert found.tokens is not None
-    return found.size, found.tokens
+    (found,) = fits.exponents[fits.exponents["fit"] == fit].itertuples()
+    return found.size_exponent, found.tokens_exponent
 
 
-def fitted_size(fits: PointFits, budget: float, fit: str) -> float:
-    size = fits.analysis.optimum("all", budget, fit).size
-    assert size is not None
-    return size
+def optima(fits: PointFits) -> dict[tuple[float, str], Any]:
+    """The optima by budget and fit."""
+    return {(row.budget, row.fit): row for row in fits.optima.itertuples()}
 
 
 @pytest.mark.parametrize(("sizes", "bias"), [(15, 1.30e-2), (5, 1.62e-2)])
@@ -58,11 +55,12 @@ def test_optima_of_a_known_surface_are_found_within_the_stated_bias(
     """Within 4x of the optimum, the parabola's optimal tokens are too few by ``bias`` (Czech et al.
     2026), so its sizes are too large by as much. The grid of the surface's minimum is 0.35 % wide."""
     fits = fitted(tmp_path, points_of(sizes=sizes))
-    for budget in fits.budgets("all"):
+    for budget in BUDGETS:
         true = optimal_size(CHINCHILLA, budget)
-        assert true / fitted_size(fits, budget, "parabola") - 1 == pytest.approx(-bias, abs=1e-4)
-        assert fitted_size(fits, budget, "akima") == pytest.approx(true, rel=1e-2)
-        assert fitted_size(fits, budget, "surface") == pytest.approx(true, rel=3.5e-3)
+        size = {fit: optima(fits)[budget, fit].active_parameters for fit in fits.fits}
+        assert true / size["parabola"] - 1 == pytest.approx(-bias, abs=1e-4)
+        assert size["akima"] == pytest.approx(true, rel=1e-2)
+        assert size["surface"] == pytest.approx(true, rel=3.5e-3)
 
 
 def test_exponents_and_surface_of_a_known_surface_are_found(tmp_path: Path) -> None:
@@ -72,16 +70,15 @@ def test_exponents_and_surface_of_a_known_surface_are_found(tmp_path: Path) -> N
     for fit in ("parabola", "akima", "surface"):
         expected = CHINCHILLA.beta / both, CHINCHILLA.alpha / both
         assert exponents(fits, fit) == pytest.approx(expected, rel=1e-6)
+    (surface,) = fits.surfaces.to_dict("records")
     for field in ("E", "A", "B", "alpha", "beta"):
-        assert getattr(fits.surfaces["all"], field) == pytest.approx(
-            getattr(CHINCHILLA, field), rel=1e-6
-        )
+        assert surface[field] == pytest.approx(getattr(CHINCHILLA, field), rel=1e-6)
 
 
 def test_exponents_need_two_interior_optima_and_a_surface_two_budgets(tmp_path: Path) -> None:
     fits = fitted(tmp_path, points_of(budgets=(1e18,)))
-    assert fits.surfaces == {}
-    assert [one.void for one in fits.exponents] == [
+    assert fits.surfaces.empty
+    assert [*fits.exponents["missing_because"]] == [
         "fewer than two interior optima",
         "fewer than two interior optima",
         "fewer than two budgets or six points",
@@ -98,11 +95,10 @@ def test_seeds_give_intervals_that_contain_the_optimum(tmp_path: Path) -> None:
     file = tmp_path / "points.csv"
     file.write_text(csv_of("N,C,loss,seed", rows))
     fits = fit_points(read_points(file))
-    assert fits.points == {"all": 30}
+    assert [*fits.surfaces["points"]] == [30]
     for budget in (1e18, 1e19):
-        optimum = fits.analysis.optimum("all", budget, "parabola")
-        assert optimum.size_interval is not None
-        low, high = optimum.size_interval
+        optimum = optima(fits)[budget, "parabola"]
+        low, high = optimum.active_parameters_low, optimum.active_parameters_high
         assert low < optimal_size(CHINCHILLA, budget) * 1.016 < high < 1.5 * low
 
 
@@ -113,7 +109,8 @@ def test_each_group_has_its_own_fits(tmp_path: Path) -> None:
     file = tmp_path / "points.csv"
     file.write_text(csv_of("group,N,C,loss", rows))
     fits = fit_points(read_points(file), ["surface"])
-    assert [round(fits.surfaces[group].E, 4) for group in ("a", "b")] == [1.69, 1.0]
+    assert [*fits.surfaces["scheme"]] == ["a", "b"]
+    assert [*fits.surfaces["E"].round(4)] == [1.69, 1.0]
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +119,14 @@ def public() -> Points:
 
 
 def of_set(public: Points, experiment: str, fit: str) -> PointFits:
-    points = [point for point in public.points if point.group == experiment]
-    return fit_points(replace(public, points=points), [fit])
+    points = public.frame[public.frame["group"] == experiment]
+    return fit_points(replace(public, frame=points), [fit])
 
 
 @pytest.mark.parametrize("experiment", LOSSES)
 def test_public_sets_are_fitted_as_well_as_published(public: Points, experiment: str) -> None:
-    surface = of_set(public, experiment, "surface").surfaces[experiment]
-    assert round(surface.huber * 1e6, 1) <= LOSSES[experiment]
+    (huber,) = of_set(public, experiment, "surface").surfaces["huber"]
+    assert round(huber * 1e6, 1) <= LOSSES[experiment]
 
 
 @pytest.mark.parametrize(("experiment", "fit"), EXPONENTS)

@@ -1,16 +1,17 @@
 """Reading isoFLOP points, and the curves that they form."""
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
-from modbench.analysis.point_fits import fit_points
-from modbench.analysis.points import Point, Points, read_points
+from modbench.analysis.points import Points, fit_points, read_points
 from modbench.errors import UserError
 
 GOOD = "size,tokens,loss\n" + "".join(f"{n}e6,{100 // n}e9,3\n" for n in (1, 2, 5))
-POINT = Point(group="all", flops=1e18, size=1e8, tokens=1e9, loss=3.0, seed=None, line=2)
+POINT = {"group": "all", "FLOPs": 1e18, "size": 1e8, "tokens": 1e9, "loss": 3.0, "seed": None}
 
 
 def read(folder: Path, text: str | bytes) -> Points:
@@ -19,8 +20,9 @@ def read(folder: Path, text: str | bytes) -> Points:
     return read_points(file)
 
 
-def read_in(*points: Point) -> Points:
-    return Points(Path("points.csv"), points, [])
+def read_in(*points: Mapping[str, Any]) -> Points:
+    frame = pd.DataFrame([POINT | dict(point) for point in points], index=range(2, 2 + len(points)))
+    return Points(Path("points.csv"), frame.astype({"seed": "Int64"}), [])
 
 
 @pytest.mark.parametrize(
@@ -34,17 +36,15 @@ def read_in(*points: Point) -> Points:
     ],
 )
 def test_columns_are_found_by_name(tmp_path: Path, text: str) -> None:
-    (point,) = read(tmp_path, text).points
-    assert replace(point, line=0) == replace(POINT, flops=1.2e18, tokens=2e9, loss=3.5, line=0)
+    (point,) = read(tmp_path, text).frame.to_dict("records")
+    assert point.pop("seed") is None
+    assert point == {"group": "all", "FLOPs": 1.2e18, "size": 1e8, "tokens": 2e9, "loss": 3.5}
 
 
 def test_groups_seeds_and_lines_are_read(tmp_path: Path) -> None:
     text = "scheme,size,tokens,loss,seed\n# mine\nmod,1e8,2e9,3.5,0\nvanilla,1e8,2e9,3.6,1\n"
-    points = read(tmp_path, text).points
-    assert [(point.group, point.seed, point.line) for point in points] == [
-        ("mod", 0, 3),
-        ("vanilla", 1, 4),
-    ]
+    points = read(tmp_path, text).frame[["group", "seed"]]
+    assert [*points.itertuples(name=None)] == [(3, "mod", 0), (4, "vanilla", 1)]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_missing_column_follows_from_6_n_d_and_a_note_says_so(
 ) -> None:
     given = 2e9 if missing == "FLOPs" else 1.2e18
     made = read(tmp_path, f"{headings}\n1e8,{given},3\n")
-    assert (made.points[0].flops, made.points[0].tokens) == pytest.approx((1.2e18, 2e9))
+    assert [*made.frame.loc[2, ["FLOPs", "tokens"]]] == pytest.approx([1.2e18, 2e9])
     assert f"no column of {missing}" in made.notes[-1]
     assert "C = 6 N D" in made.notes[-1]
 
@@ -87,22 +87,23 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, text: str | bytes
 
 def test_points_of_nearly_equal_flops_form_a_curve() -> None:
     flops = [0.91, 1.0, 1.1, 1.37, 1.5]  # steps of 10 %, 10 %, 25 %, 9 %
-    points = [replace(POINT, flops=f * 1e18, size=s * 1e8) for f in flops for s in (1, 2, 4)]
+    points = [{"FLOPs": f * 1e18, "size": s * 1e8} for f in flops for s in (1, 2, 4)]
     fits = fit_points(read_in(*points), ["parabola"])
-    assert fits.budgets("all") == [1e18, pytest.approx(1.435e18)]
+    assert [*fits.optima["budget"]] == [1e18, pytest.approx(1.435e18)]
     assert "differ by up to 21%" in fits.notes[0]
 
 
 def test_repeated_points_without_seeds_are_one_point_and_no_measure_of_noise() -> None:
-    points = [replace(POINT, size=s, loss=3 + abs(s / 2e8 - 1)) for s in (1e8, 2e8, 4e8)]
-    again = replace(POINT, size=2e8 + 2, loss=3.5)
+    points = [{"size": s, "loss": 3 + abs(s / 2e8 - 1)} for s in (1e8, 2e8, 4e8)]
+    again = {"size": 2e8 + 2, "loss": 3.5}
     fits = fit_points(read_in(*points, again), ["parabola"])
-    assert fits.curve("all", 1e18) == {1e8: [3.5], 2e8 + 1: [3.25], 4e8: [4.0]}
-    assert fits.analysis.noise.pooled is None
+    curve = fits.points[["active_parameters", "loss", "seeds"]].itertuples(index=False, name=None)
+    assert [*curve] == [(1e8, 3.5, 1), (2e8 + 1, 3.25, 1), (4e8, 4.0, 1)]
+    assert fits.optima["noise_used"].isna().all()
     assert "1 of 4 points repeat" in fits.notes[0]
 
 
 def test_a_seed_that_is_given_twice_is_refused() -> None:
-    points = [replace(POINT, size=s, seed=0, line=n) for n, s in enumerate((1e8, 2e8, 4e8, 2e8), 2)]
+    points = [{"size": size, "seed": 0} for size in (1e8, 2e8, 4e8, 2e8)]
     with pytest.raises(UserError, match="line 5 repeats group, FLOPs, size and seed of line 3"):
         fit_points(read_in(*points))

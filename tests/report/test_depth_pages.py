@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from math import log
 
-from isoflop_made_up import BUDGETS, Make, curve_loss, run, sweep_records, table_under
+from isoflop_made_up import BUDGETS, Make, analysed, curve_loss, run, sweep_records, table_under
 
 from modbench.records.result import Result
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.isoflop.sweep import Sweep, sweep_of
-from modbench.report.leaderboard.board import board_of
+from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.table import Table
 
 #: How much higher the loss of a scheme is at each depth than at its best one, in nats.
@@ -35,24 +34,18 @@ def records(
     ]
 
 
-def swept(found: list[Result]) -> Sweep:
-    sweep = sweep_of(found, board_of(found))
-    assert sweep is not None
-    return sweep
+#: Curves of `records` that were analysed, by their edge.
+_ANALYSED: dict[tuple[str, int] | None, IsoFlopSuite] = {}
 
 
-#: Sweeps of `records` that were analysed, by their edge.
-_ANALYSED: dict[tuple[str, int] | None, Sweep] = {}
-
-
-def deep(make: Make, edge: tuple[str, int] | None = None) -> Sweep:
-    """The sweep of `records`, analysed once for all tests."""
+def deep(make: Make, edge: tuple[str, int] | None = None) -> IsoFlopSuite:
+    """The curves of `records`, analysed once for all tests."""
     if edge not in _ANALYSED:
-        _ANALYSED[edge] = swept(records(make, edge=edge))
+        _ANALYSED[edge] = analysed(records(make, edge=edge))
     return _ANALYSED[edge]
 
 
-def depth_rows(sweep: Sweep, budget: str = "3e+12") -> dict[tuple[str, str], list[str]]:
+def depth_rows(sweep: IsoFlopSuite, budget: str = "3e+12") -> dict[tuple[str, str], list[str]]:
     """The rows of the table of all depths by scheme and depth."""
     caption = f"Optima at each depth, {budget} training FLOPs"
     tables = [part for part in isoflop_page(sweep).parts if isinstance(part, Table)]
@@ -97,7 +90,7 @@ def test_scheme_whose_rate_at_its_best_depth_is_at_the_edge_is_not_ranked(make: 
     edge = [run(make, "mod", 64, BUDGETS[1], depth=4, plan=plan, rate=0.02, loss=4.5)]
     edge += sweep_records(make, "mod", lambda w, b: curve_loss("mod", w, b), depth=4, plan=plan)
     others = records(make, {"vanilla": LOSSES["vanilla"], "mod": {8: 0.2}})
-    page = isoflop_page(swept([*others, *edge]))
+    page = isoflop_page(analysed([*others, *edge]))
     mod = next(row for row in table_under(page, MIDDLE) if row[1] == "mod")
     assert mod[0] == "not ranked"
     assert "learning rate: edge" in mod[-1]

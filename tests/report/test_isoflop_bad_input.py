@@ -163,3 +163,13 @@ def test_a_run_without_its_loss_yet_is_not_done(sweep: Sweep) -> None:
     assert {line[1]: line[6] for line in sizes} == {
         f"{width} x 4": "2" if width == 96 else "3" for width in WIDTHS
     }
+
+
+def test_suite_without_a_rate_that_worked_shows_what_was_lost(sweep: Sweep) -> None:
+    for status in ("failed", "diverged"):
+        for rate in PLAN["learning_rates"]:
+            sweep.add(status, 64, BUDGETS[1], rate=rate, status=status)
+    page = sweep.page()
+    assert "No scheme has a learning rate yet" in page
+    assert re.search(r"\| failed \| width 64, 3e\+12 FLOPs \| +\| - \| open \|", page)
+    assert "0.0025: diverged, 0.005: diverged, 0.01: diverged" in page

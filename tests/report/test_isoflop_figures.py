@@ -4,30 +4,20 @@ from functools import partial
 from math import inf, log
 
 import pytest
-from isoflop_made_up import BUDGETS, Make, curve_loss, records, run, sweep_records
+from isoflop_made_up import BUDGETS, Make, analysed, curve_loss, records, run, sweep_records
 from matplotlib.path import Path
 
 from modbench.analysis.comparison import SpeedUp
-from modbench.records.result import Result
-from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.figures import (
     curves,
     losses_at_optimum,
     normalised,
     speed_ups,
-    sweep_marks,
+    suite_marks,
 )
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.isoflop.sweep import Sweep, sweep_of
-from modbench.report.leaderboard.board import board_of
 
 pytestmark = pytest.mark.figures
-
-
-def swept(found: list[Result]) -> Sweep:
-    sweep = sweep_of(found, board_of(found))
-    assert sweep is not None
-    return sweep
 
 
 def test_unknown_ends_of_a_speed_up_are_shown_as_unknown(
@@ -35,13 +25,13 @@ def test_unknown_ends_of_a_speed_up_are_shown_as_unknown(
 ) -> None:
     open_ended = SpeedUp(factor=1.05, bound="", interval=(0.0, inf))
     monkeypatch.setattr(
-        "modbench.report.isoflop.sweep.speed_up",
+        "modbench.analysis.curves.speed_up",
         lambda *pair: open_ended if pair[-1] == "parabola" else None,
     )
-    sweep = swept(records(make))
+    sweep = analysed(records(make))
     assert "| 1.05 (? to ?) |" in isoflop_page(sweep).to_markdown()
-    assert ",1.05,,,," in optima_table(sweep).to_csv()
-    figure = speed_ups(sweep, sweep_marks(sweep))
+    assert {*sweep.curves.optima["speed_up_low"].dropna()} == {0.0}
+    figure = speed_ups(sweep, suite_marks(sweep))
     assert figure is not None
     arrows = [line for line in figure.axes[0].lines if isinstance(line.get_marker(), Path)]
     assert [list(line.get_xdata()) for line in arrows] == [[1.05], [1.05]]
@@ -52,10 +42,10 @@ def test_unknown_ends_of_a_speed_up_are_shown_as_unknown(
 def test_one_bad_scheme_leaves_room_for_the_others_and_has_hollow_markers(make: Make) -> None:
     bad = sweep_records(make, "bad", lambda width, _: 4 + 5 * log(width / 16))
     lost = run(make, "lost", 64, BUDGETS[1], status="diverged")
-    sweep = swept([*records(make), *bad, lost])
+    sweep = analysed([*records(make), *bad, lost])
     for figure in (
-        curves(sweep, sweep_marks(sweep)),
-        normalised(sweep, sweep_marks(sweep)),
+        curves(sweep, suite_marks(sweep)),
+        normalised(sweep, suite_marks(sweep)),
     ):
         assert figure is not None
         for axes in figure.axes:
@@ -71,10 +61,10 @@ def test_one_bad_scheme_leaves_room_for_the_others_and_has_hollow_markers(make: 
 def test_optima_of_schemes_with_equal_losses_are_apart(make: Make) -> None:
     names = ("vanilla", "one", "two")
     found = [one for name in names for one in sweep_records(make, name, partial(curve_loss, "vanilla"))]
-    sweep = swept(found)
-    figure = losses_at_optimum(sweep, sweep_marks(sweep))
+    sweep = analysed(found)
+    figure = losses_at_optimum(sweep, suite_marks(sweep))
     assert figure is not None
-    markers = {mark.marker for mark in sweep_marks(sweep).values()}
+    markers = {mark.marker for mark in suite_marks(sweep).values()}
     lines = [line for line in figure.axes[0].lines if line.get_marker() in markers]
     places = [float(x) for line in lines for x in line.get_xdata()]
     assert len(set(places)) == len(names) * len(sweep.budgets)

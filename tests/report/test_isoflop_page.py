@@ -6,28 +6,39 @@ from collections import Counter
 from functools import partial
 from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from isoflop_made_up import BUDGETS, WIDTHS, Make, curve_loss, records, run, sweep_records, table_under
+from isoflop_made_up import (
+    BUDGETS,
+    WIDTHS,
+    Make,
+    analysed,
+    curve_loss,
+    records,
+    run,
+    sweep_records,
+    table_under,
+)
 from made_up_records import replace, store
 
 from modbench.records.line import as_json
 from modbench.records.result import Result
-from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.isoflop.pairs import of_equal_runs
-from modbench.report.isoflop.sweep import sweep_of
 from modbench.report.leaderboard.board import board_of
 from modbench.report.markdown import Page
 from modbench.report.page import DERIVED, write_report
-from modbench.report.table import to_csv
 
 
 def page_of(found: list[Result]) -> Page:
-    sweep = sweep_of(found, board_of(found))
-    assert sweep is not None
-    return isoflop_page(sweep)
+    return isoflop_page(analysed(found))
+
+
+def of_equal_runs(found: list[Result]) -> Any:
+    """The only difference of runs with equal settings."""
+    (pair,) = (pair for pair in analysed(found).rows.pairs if pair.budget is None)
+    return pair
 
 
 def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
@@ -52,9 +63,8 @@ def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:
 
 def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
     board = board_of(records(make))
-    sweep = sweep_of(records(make), board)
-    assert sweep is not None
-    runs = list(csv.DictReader(io.StringIO(to_csv(board.frame(sweep.on_curve)))))
+    suite = analysed(records(make))
+    runs = list(csv.DictReader(io.StringIO(board.frame(suite.on_curve).to_csv())))
     assert {row["position"] for row in runs} == {""}
     assert {row["label"] for row in runs} == {"vanilla", "mod"}
     of_curve = [
@@ -69,12 +79,11 @@ def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
     size = np.log([float(row["active_parameters"]) for row in of_curve])
     loss = [float(row["heldout_loss"]) for row in of_curve]
     square, slope, constant = np.polyfit(size, loss, 2)
-    optima = csv.DictReader(io.StringIO(optima_table(sweep).to_csv()))
-    key = (str(BUDGETS[1]), "parabola", "mod")
-    (row,) = (row for row in optima if (row["budget"], row["fit"], row["scheme"]) == key)
-    assert float(row["active_parameters"]) == pytest.approx(np.exp(-slope / (2 * square)), rel=1e-6)
-    assert float(row["loss"]) == pytest.approx(constant - slope**2 / (4 * square), rel=1e-9)
-    assert all(0.999 < float(row["budget_spent"]) <= 1 for row in of_curve)
+    (optimum,) = (row for row in suite.best(BUDGETS[1]) if row.scheme == "mod")
+    assert optimum.active_parameters == pytest.approx(np.exp(-slope / (2 * square)), rel=1e-6)
+    assert optimum.loss == pytest.approx(constant - slope**2 / (4 * square), rel=1e-8)
+    assert optimum.curvature == pytest.approx(square)
+    assert all(0.999 < float(row["budget_spent"]) < 1 for row in of_curve)
 
 
 @pytest.mark.figures
@@ -107,14 +116,14 @@ def test_any_two_schemes_are_compared_at_their_optima_and_run_by_run(make: Make,
     schemes = ("vanilla", "mod", "mod:gaussian")
     write_report(store(tmp_path, records(make, schemes)))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "differences.csv").read_text())))
-    found = {(row["budget"], row["scheme"], row["minus"]): row for row in rows}
+    found = {(row["budget"], row["scheme"], row["other"]): row for row in rows}
     for budget in BUDGETS:
         row = found[str(budget), "mod:gaussian", "mod"]  # mod is the best scheme
-        assert float(row["difference"]) == pytest.approx(0.3, abs=1e-3)
+        assert float(row["value"]) == pytest.approx(0.3, abs=1e-3)
         assert (row["verdict"], row["family"], row["runs"]) == ("worse", "best", "")
     equal = found["", "mod", "mod:gaussian"]
-    assert float(equal["difference"]) == pytest.approx(-0.3, abs=1e-9)
-    assert (equal["runs"], equal["cells"]) == ("25", "15")  # without trials of learning rates
+    assert float(equal["value"]) == pytest.approx(-0.3, abs=1e-9)
+    assert (equal["runs"], equal["pairs"]) == ("25", "15")  # without trials of learning rates
     assert (equal["lower_in"], equal["verdict"]) == ("15", "")
     assert float(equal["per_efold_of_size"]) == pytest.approx(0, abs=1e-9)
     assert float(equal["at_optima"]) == pytest.approx(-0.3)
@@ -136,11 +145,10 @@ def test_scheme_that_fails_the_audit_is_not_ranked(make: Make) -> None:
 def test_runs_with_the_seed_of_the_learning_rates_are_on_no_curve(make: Make) -> None:
     plan = {"seed": 7, "seed_on_curve": False}
     found = sweep_records(make, "mod", partial(curve_loss, "mod"), rate_seed=7, plan=plan)
-    sweep = sweep_of(found, board_of(found))
-    assert sweep is not None
-    assert sweep.rates["mod", None].choice.best == 0.005
-    assert {result.seed for result in sweep.curve_records()} == {0, 1, 2}
-    assert "0.00354 by the law, which is best" in str(sweep.law(("mod", None)))
+    curves = analysed(found).curves
+    assert [*curves.rates.loc[curves.rates["chosen"], "learning_rate"]] == [0.005]
+    assert {*curves.runs["seed"]} == {0, 1, 2}
+    assert "0.00354 by the law, which is best" in page_of(found).to_markdown()
 
 
 def with_lower_loss(found: list[Result], width: int, rate: float, lower: float) -> list[Result]:
@@ -181,10 +189,10 @@ def test_curves_are_those_of_the_refined_exponent(make: Make) -> None:
     law = {32: 0.0141, 48: 0.00769, 64: 0.005, 96: 0.00272, 128: 0.00177}
     new = [run(make, "mod", width, middle, rate=law[width], plan=plan) for width in WIDTHS]
     found = [*checks, *old, *new]
-    sweep = sweep_of(found, board_of(found))
-    assert sweep is not None
-    assert sweep.rates["mod", None].exponent == pytest.approx(-1.5, abs=0.01)
-    assert {(r.width, r.learning_rate) for r in sweep.curve_records()} == set(law.items())
+    curves = analysed(found).curves
+    assert curves.rates["exponent"].unique() == pytest.approx([-1.5], abs=0.01)
+    points = curves.points[["width", "learning_rate"]]
+    assert {*points.itertuples(index=False, name=None)} == set(law.items())
     page = page_of(found)
     assert "refined from -0.5" in " ".join(table_under(page, "Learning rates")[0])
 
@@ -206,26 +214,15 @@ def test_schemes_of_other_processor_types_are_marked_at_their_budget(make: Make)
     text = page.to_markdown()
     assert text.count("‡: the two rows did not run on one processor type") == 1
     assert "‡: the two" not in page_of(found).to_markdown()
-    sweep = sweep_of(moved, board_of(moved))
-    assert sweep is not None
-    rows = list(csv.DictReader(io.StringIO(optima_table(sweep).to_csv())))
-    types = {
-        row["processor"] for row in rows if (row["scheme"], row["budget"]) == ("mod", str(BUDGETS[0]))
-    }
+    types = {row.processor for row in analysed(moved).best(BUDGETS[0]) if row.scheme == "mod"}
     assert types == {"cpu Another CPU, threads 2; cpu Imaginary CPU, threads 2"}
 
 
 def test_seeds_of_a_cell_are_averaged_before_the_interval(make: Make) -> None:
     """Three seeds at the middle budget make one cell each, so they don't narrow the interval."""
-    found = records(make, ("vanilla", "mod"))
-    sweep = sweep_of(found, board_of(found))
-    assert sweep is not None
-    (pair,) = of_equal_runs(sweep)
-    assert (pair.runs, pair.difference.pairs) == (25, 15)
-    one = records(make, ("vanilla", "mod"), seeds=(0,))
-    alone = sweep_of(one, board_of(one))
-    assert alone is not None
-    assert of_equal_runs(alone)[0].difference.pairs == 15
+    pair = of_equal_runs(records(make, ("vanilla", "mod")))
+    assert (pair.runs, pair.pairs) == (25, 15)
+    assert of_equal_runs(records(make, ("vanilla", "mod"), seeds=(0,))).pairs == 15
 
 
 def test_slope_of_the_cells_is_the_change_per_e_fold_of_the_size(make: Make) -> None:
@@ -233,7 +230,5 @@ def test_slope_of_the_cells_is_the_change_per_e_fold_of_the_size(make: Make) -> 
         return curve_loss("vanilla", width, budget) - 0.02 * log(12 * width**2)
 
     found = [*records(make, ("vanilla",)), *sweep_records(make, "mod", tilted)]
-    sweep = sweep_of(found, board_of(found))
-    assert sweep is not None
-    (pair,) = of_equal_runs(sweep)
-    assert pair.slope == pytest.approx(-0.02, abs=0.003)  # the optima grow with the budget
+    slope = of_equal_runs(found).per_efold_of_size
+    assert slope == pytest.approx(-0.02, abs=0.003)  # the optima grow with the budget

@@ -1,26 +1,20 @@
 """Speed-up in seconds of an isoFLOP suite, from made-up step times of some of its shapes."""
 
-import csv
-import io
 from collections.abc import Sequence
 from math import exp, log
 
-import numpy as np
 import pytest
-from isoflop_made_up import BUDGETS, WIDTHS, Make, records, table_under
+from isoflop_made_up import BUDGETS, WIDTHS, Make, analysed, records, table_under
 from made_up_records import replace, suite_record
 from timings_made_up import make_case, make_timing
 
-from modbench.analysis.comparison import SpeedUp
+from modbench.analysis.comparison import SpeedUp, Times, in_seconds
 from modbench.analysis.isoflop import Optimum
 from modbench.records.record import TimingRecord
 from modbench.records.result import Result
 from modbench.records.run import Timed
-from modbench.report.isoflop.csv import optima_table
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.isoflop.seconds import SecondsSpeedUp, StepTimes, in_seconds
-from modbench.report.isoflop.sweep import Sweep, sweep_of
-from modbench.report.leaderboard.board import board_of
+from modbench.report.isoflop.source import IsoFlopSuite, step_times
 from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import labels_of
 
@@ -52,11 +46,12 @@ def found(make: Make) -> list[Result]:
     return records(make)
 
 
-def swept(found: Sequence[Result], timings: Sequence[TimingRecord]) -> Sweep:
-    table = TimingTable(timings, labels_of([suite_record(found)]), "fake") if timings else None
-    sweep = sweep_of(found, board_of(found), table)
-    assert sweep is not None
-    return sweep
+def table_of(found: Sequence[Result], timings: Sequence[TimingRecord]) -> TimingTable:
+    return TimingTable(timings, labels_of([suite_record(found)]), "fake")
+
+
+def swept(found: Sequence[Result], timings: Sequence[TimingRecord]) -> IsoFlopSuite:
+    return analysed(found, table_of(found, timings))
 
 
 def interpolated(scheme: str, size: float) -> float:
@@ -72,29 +67,22 @@ def test_speed_up_in_seconds_is_that_in_flops_times_the_ratio_of_seconds_per_flo
 ) -> None:
     timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
     sweep = swept(found, timings)
-    text = optima_table(sweep).to_csv()
-    rows = {
-        (int(row["budget"]), row["scheme"]): row
-        for row in csv.DictReader(io.StringIO(text))
-        if row["fit"] == "parabola"
-    }
+    rows = {(row.budget, row.scheme): row for row in sweep.rows.optima if row.fit == "parabola"}
     row = rows[BUDGETS[1], "mod"]
-    own = interpolated("mod", float(row["active_parameters"]))
+    own = interpolated("mod", row.active_parameters)
     # Dense reaches the loss of mod at 2.7 times the budget: at the size that is its optimum there.
-    between = [float(rows[budget, "vanilla"]["active_parameters"]) for budget in BUDGETS[1:]]
-    share = log(float(row["speed_up"])) / log(BUDGETS[2] / BUDGETS[1])
+    between = [rows[budget, "vanilla"].active_parameters for budget in BUDGETS[1:]]
+    share = log(row.speed_up) / log(BUDGETS[2] / BUDGETS[1])
     dense = interpolated("vanilla", exp((1 - share) * log(between[0]) + share * log(between[1])))
-    assert float(row["seconds_per_flop"]) == pytest.approx(own)
-    assert float(row["dense_seconds_per_flop"]) == pytest.approx(dense)
+    assert row.seconds_per_flop == pytest.approx(own)
+    assert row.dense_seconds_per_flop == pytest.approx(dense)
     for end in ("", "_low", "_high"):
-        flops, seconds = row[f"speed_up{end}"], row[f"speed_up_seconds{end}"]
-        assert bool(flops) == bool(seconds)
-        if flops:
-            assert float(seconds) == pytest.approx(float(flops) * dense / own)
-    assert rows[BUDGETS[1], "vanilla"]["speed_up_seconds"] == ""
+        seconds = getattr(row, f"speed_up_seconds{end}")
+        assert seconds == pytest.approx(getattr(row, f"speed_up{end}") * dense / own)
+    assert rows[BUDGETS[1], "vanilla"].speed_up_seconds is None
     page = isoflop_page(sweep)
     shown = table_under(page, "3e+12 training FLOPs")[0][5]
-    assert shown.startswith(f"{float(row['speed_up_seconds']):.2f}")
+    assert shown.startswith(f"{row.speed_up_seconds:.2f}")
     assert "Speed-up in seconds: the one in FLOPs times" in page.to_markdown()
 
 
@@ -127,8 +115,9 @@ def test_times_of_a_scheme_with_other_options_do_not_count(
         assert what.router is not None
         router = replace(what.router, options={"every": 7})
         others.append(make_timing("training", replace(what, router=router), one.measured))
-    assert swept(found, others).times.measured == {}
-    assert set(swept(found, timings).times.measured) == {("vanilla", None), ("mod", None)}
+    assert step_times(table_of(found, others), found).steps == {}
+    both = {("vanilla", None), ("mod", None)}
+    assert set(step_times(table_of(found, timings), found).steps) == both
 
 
 def test_doubtful_times_do_not_count(found: list[Result]) -> None:
@@ -136,14 +125,14 @@ def test_doubtful_times_do_not_count(found: list[Result]) -> None:
     for one in steps_of(found, "mod", WIDTHS):
         measured = {**one.measured, "machine": {"overloaded": True, "others": 3.0}}
         timings.append(make_timing("training", Timed.of(one.timed), measured))
-    assert set(swept(found, timings).times.measured) == {("vanilla", None)}
+    assert set(step_times(table_of(found, timings), found).steps) == {("vanilla", None)}
 
 
 def test_times_with_other_threads_than_the_runs_do_not_count(found: list[Result]) -> None:
     timings = [*steps_of(found, "vanilla", WIDTHS), *steps_of(found, "mod", WIDTHS)]
     others = [replace(one, environment=one.environment | {"threads": 7}) for one in timings]
     sweep = swept(found, others)
-    assert sweep.times.measured == {}
+    assert not sweep.is_timed
     assert "seconds" not in isoflop_page(sweep).to_markdown().partition("## Details")[0]
 
 
@@ -154,22 +143,19 @@ def test_seconds_of_dense_optima_at_several_depths_are_interpolated_between_them
             budget=budget,
             fit="parabola",
             verdict="interior",
-            size=100.0,
+            active_parameters=100.0,
             loss=3.0,
-            drawn_losses=np.zeros(1),
             depth=depth,
         )
 
     seconds = {("vanilla", 2): 1e-9, ("vanilla", 4): 3e-9, ("mod", 4): 4e-9}
-    times = StepTimes({place: [(50.0, s), (200.0, s)] for place, s in seconds.items()}, "fake")
+    times = Times({place: [(50.0, s), (200.0, s)] for place, s in seconds.items()})
     dense = [optimum("vanilla", 1e12, 2), optimum("vanilla", 4e12, 4)]
     faster = SpeedUp(factor=2.0, bound="", interval=None)  # at 2e12 FLOPs, half of the way in logarithms
     told = in_seconds(times, faster, optimum("mod", 1e12, 4), dense)
-    assert isinstance(told, SecondsSpeedUp)
-    assert told.dense_seconds_per_flop == pytest.approx(2e-9)
-    assert told.factor == pytest.approx(2 * 2 / 4)
-    without = StepTimes(
-        {place: steps for place, steps in times.measured.items() if place[1] == 4}, "fake"
-    )
-    (reason,) = in_seconds(without, faster, optimum("mod", 1e12, 4), dense)  # type: ignore[misc]
-    assert reason.startswith("the shapes of vanilla at 2 layers aren't timed")
+    assert told["dense_seconds_per_flop"] == pytest.approx(2e-9)
+    assert told["speed_up_seconds"] == pytest.approx(2 * 2 / 4)
+    without = Times({place: steps for place, steps in times.steps.items() if place[1] == 4})
+    told = in_seconds(without, faster, optimum("mod", 1e12, 4), dense)
+    reason = "the shapes of vanilla at 2 layers aren't timed"
+    assert told == {"speed_up_seconds_missing_because": reason}

@@ -6,7 +6,6 @@ from timings_made_up import times_of
 from modbench.report.leaderboard.board import Board, board_of
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.page import leaderboard_page
-from modbench.report.sections import Part
 from modbench.report.table import Table, escaped
 
 
@@ -14,7 +13,7 @@ def _text(board: Board, drawn: Collection[str] = ()) -> str:
     return leaderboard_page(board, drawn).to_markdown()
 
 
-def _tables(parts: Iterable[Part]) -> list[Table]:
+def _tables(parts: Iterable[str | Table]) -> list[Table]:
     return [part for part in parts if isinstance(part, Table)]
 
 

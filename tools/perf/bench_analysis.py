@@ -37,7 +37,7 @@ def test_fitting_a_suite(benchmark: BenchmarkFixture, reach: Reach) -> None:
     runs, began = sweep(), time.process_time()
     found = benchmark.pedantic(analyse, args=(runs,), kwargs={"draws": DRAWS}, rounds=1, iterations=1)
     assert len(found.optima) == SCHEMES * len(BUDGETS) * len(FITS)
-    assert all(one.loss_interval for one in found.optima)
+    assert all(optimum.loss_low for optimum in found.best())
     what = f"fitting {SCHEMES} schemes x {len(BUDGETS)} budgets x {SIZES} sizes x {SEEDS} seeds"
     reach(f"{what}, {DRAWS} draws", benchmark.stats.stats.total, 20, "s")
     reach.shown(f"{what}, processor time", time.process_time() - began, "s")

@@ -1,8 +1,7 @@
-"""Figures of the curves of an isoFLOP sweep: loss against size, with the optima."""
+"""Figures of isoFLOP curves: loss against size, with the optima."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from modbench.analysis.curve import parabola_through
-from modbench.analysis.isoflop import IsoFlop, Optimum
+from modbench.analysis.isoflop import HEADLINE
 from modbench.analysis.noise import Array
 from modbench.errors import several
-from modbench.report.isoflop.sweep import HEADLINE, Sweep
+from modbench.report.isoflop.source import IsoFlopSuite
+from modbench.report.isoflop.tables import loss_ends
 from modbench.report.plot_style import (
     GREY,
     HEIGHT,
@@ -32,24 +31,8 @@ Handles = dict[str, Any]
 Marks = Mapping[str, Mark]
 Point = tuple[Axes, float, float, Mark]  #: panel, place on its x axis, loss
 #: An optimum: hollow and behind the points, so that it hides none.
-_STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "markerfacecolor": "none"}
+STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "markerfacecolor": "none", "zorder": 1.8}
 LOSS = "held-out loss, causal rule (nats/token)"
-_SIZE = "active parameters"
-
-
-@dataclass
-class _Drawn:
-    """Kinds of curves in a figure: with an optimum inside of their grid, and without."""
-
-    inside: bool = False
-    outside: bool = False
-
-
-_Points = dict[tuple[str, int, int | None], dict[float, list[float]]]
-
-
-def of_sweep(sweep: Sweep, look_of: Marks) -> dict[str, Mark]:
-    return {scheme: look_of[scheme] for scheme in sweep.schemes}
 
 
 def panels_of(number: int, height: float = HEIGHT, **shared: Any) -> tuple[Figure, list[Axes]]:
@@ -58,140 +41,149 @@ def panels_of(number: int, height: float = HEIGHT, **shared: Any) -> tuple[Figur
     return figure, list(figure.subplots(1, number, squeeze=False, **shared).flat)
 
 
-def curves(sweep: Sweep, look_of: Marks) -> Figure:
+def curves(suite: IsoFlopSuite, look_of: Marks) -> Figure:
     """Loss against active parameters, a panel per budget: means of seeds, the parabola of each curve
-    with an interior optimum, and the optimum with its intervals. Other curves have hollow markers."""
-    look_of = of_sweep(sweep, look_of)
-    points = _points(sweep)
-    figure, panels = panels_of(len(sweep.budgets))
-    drawn = _Drawn()
-    handles: Handles = {scheme: handle(look_of[scheme]) for scheme in sorted({s for s, *_ in points})}
+    with an interior optimum, and the optimum with its intervals. Other curves have hollow markers. In a
+    suite of several depths, a row per budget, a panel per depth, and a last panel with the envelope, the
+    lowest parabola over the depths of each scheme."""
+    optima = {
+        (row.scheme, row.budget, row.depth): row
+        for row in suite.rows.optima
+        if row.fit == HEADLINE and row.verdict
+    }
+    points: dict[Any, list[Any]] = defaultdict(list)
+    measured = (point for point in suite.rows.points if point.seeds)
+    for point in sorted(measured, key=lambda point: point.active_parameters):
+        points[point.scheme, point.budget, point.depth].append(point)
+    depths: list[int | None] = sorted({depth for *_, depth in points if depth}) or [None]
+    if suite.depths:
+        columns = len(depths) + 1
+        figure = sheet(WIDTH * (0.35 + 0.5 * columns), HEIGHT * len(suite.budgets))
+        grid = figure.subplots(len(suite.budgets), columns, squeeze=False, sharex=True, sharey="row")
+    else:
+        figure, panels = panels_of(len(suite.budgets))
+        grid = np.array(panels)[:, None]
     cut = False  # a point above the panel
-    for axes, budget in zip(panels, sweep.budgets, strict=True):
-        good, every = _draw_panel(axes, points, sweep.analysis, look_of, (budget, None), drawn)
+    for row, budget in zip(grid, suite.budgets, strict=True):
+        good, every = list[float](), list[Point]()
+        for axes, depth in zip(row, depths, strict=False):
+            drawn = {scheme: points.get((scheme, budget, depth)) for scheme in suite.schemes}
+            for scheme, curve in drawn.items():
+                if not curve:
+                    continue
+                optimum, mark = optima[scheme, budget, depth], look_of[scheme]
+                draw_curve(axes, curve, optimum, mark.color, marker=mark.marker, markersize=5.5)
+                if optimum.loss is not None:
+                    ends = (optimum.loss_low, optimum.loss_high)
+                    draw_optimum(axes, optimum, ends, color=mark.color, capsize=3, **STAR)
+                    good += [point.loss for point in curve]
+                every += [(axes, point.active_parameters, point.loss, mark) for point in curve]
+            if not any(drawn.values()):
+                axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center")
+            named = f"{several(depth, 'layer')}, {budget:.3g}" if depth else f"{budget:.3g} training"
+            axes.set_title(f"{named} FLOPs")
+        if suite.depths:
+            _draw_envelopes(row[-1], suite, budget, (points, optima), look_of)
         cut = cut_above(good, every) or cut
+    inside = any(optimum.loss is not None for optimum in optima.values())
+    for axes in grid[:, 0] if suite.depths else grid[0]:
+        axes.set_ylabel(f"{LOSS}\nmean and range of seeds" + "; lines: parabolas" * inside)
+    for axes in grid.flat:
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
-        axes.set_xlabel(_SIZE)
-        axes.set_title(f"{budget:.3g} training FLOPs")
-    panels[0].set_ylabel(f"{LOSS}\nmean and range of seeds" + "; lines: parabolas" * drawn.inside)
-    _add_optimum(handles, drawn)
-    add_legend(figure, handles, drawn.outside, cut)
+        axes.set_xlabel("active parameters")
+    handles: Handles = {scheme: handle(look_of[scheme]) for scheme in sorted({of for of, *_ in points})}
+    if inside:
+        handles["optimum, 95 %"] = Line2D([], [], color="0.2", linestyle="none", **STAR)
+    outside = any(optimum.loss is None for optimum in optima.values())
+    add_legend(figure, handles, outside, cut)
     return figure
 
 
-def depth_curves(sweep: Sweep, look_of: Marks) -> Figure:
-    """Loss against active parameters: a row per budget, a panel per depth as `curves` has it, and a last
-    panel with the envelope, the lowest parabola over the depths of each scheme."""
-    look_of = of_sweep(sweep, look_of)
-    points = _points(sweep)
-    depths = [depth for depth in sweep.depths if any(at == depth for *_, at in points)]
-    rows, columns = len(sweep.budgets), len(depths) + 1
-    figure = sheet(WIDTH * (0.35 + 0.5 * columns), HEIGHT * rows)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row")
-    drawn = _Drawn()
-    handles: Handles = {scheme: handle(look_of[scheme]) for scheme in sorted({s for s, *_ in points})}
-    cut = False
-    for row, budget in enumerate(sweep.budgets):
-        good, every = list[float](), list[Point]()
-        for column, depth in enumerate(depths):
-            axes, number = panels[row, column], row * columns + column
-            at = budget, depth
-            of_depth = _draw_panel(axes, points, sweep.analysis, look_of, at, drawn)
-            good += of_depth[0]
-            every += of_depth[1]
-            if not of_depth[1]:
-                axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center")
-            axes.set_title(f"{several(depth, 'layer')}, {budget:.3g} FLOPs")
-        axes = panels[row, -1]
-        for number, (scheme, mark) in enumerate(look_of.items()):
-            _draw_envelope(axes, sweep, points, (scheme, budget), mark)
-            best = sweep.optimum(scheme, budget, HEADLINE)
-            if best and best.loss is not None:
-                text = f"{scheme}: {several(best.depth or 0, 'layer')}"
-                style: dict[str, Any] = {
-                    "fontsize": 9,
-                    "color": mark.color,
-                    "ha": "center",
-                    "va": "bottom",
-                }
-                axes.text(0.5, 1.02 + 0.06 * number, text, transform=axes.transAxes, **style)
-        above = 6 + 13 * len(look_of)  # points: room for the best depths, which stand above the panel
-        axes.set_title(f"lowest of all depths, {budget:.3g} FLOPs", pad=above)
-        cut = cut_above(good, every) or cut
-        panels[row, 0].set_ylabel(f"{LOSS}\nmean and range of seeds; lines: parabolas")
-    panels[0, 0].set_xscale("log")
-    for axes in panels.flat:
-        written_out(axes.xaxis, *axes.get_xlim())
-        axes.set_xlabel(_SIZE)
-    _add_optimum(handles, drawn)
-    add_legend(figure, handles, drawn.outside, cut)
-    return figure
-
-
-def _draw_envelope(
-    axes: Axes, sweep: Sweep, points: _Points, curve: tuple[str, int], mark: Mark
-) -> None:
-    """The least of the parabolas of ``curve``, a scheme and a budget, at the depths with an interior
-    optimum; and the best optimum."""
-    scheme, budget = curve
-    fits = []
-    for depth in sweep.depths:
-        optimum = sweep.optimum(scheme, budget, HEADLINE, depth)
-        if optimum and optimum.loss is not None:
-            of_depth = points[scheme, budget, depth]
-            fits.append((np.log([min(of_depth), max(of_depth)]), _parabola(of_depth)))
-    if not fits:
-        return
-    ends = np.array([of_fit for of_fit, _ in fits])
-    fine = np.linspace(ends.min(), ends.max(), 401)
-    losses = np.array(
-        [np.where((low <= fine) & (fine <= high), fit(fine), np.inf) for (low, high), fit in fits]
-    )
-    for number, row in enumerate(losses):  # a line for each depth, so that none joins two of them
-        lowest = np.isfinite(row) & (losses.argmin(axis=0) == number)
-        axes.plot(np.exp(fine), np.where(lowest, row, np.nan), color=mark.color, linewidth=1.3)
-    best = sweep.analysis.optimum(scheme, budget, HEADLINE)
-    draw_optimum(axes, best.size or 1.0, best, mark)
-
-
-def _points(sweep: Sweep) -> _Points:
-    """The losses of each curve (scheme, budget, depth) by size."""
-    points: _Points = defaultdict(lambda: defaultdict(list))
-    for run in sweep.runs:
-        points[run.scheme, int(run.budget), run.depth][run.size].append(run.loss)
-    return points
-
-
-def _draw_panel(
+def _draw_envelopes(
     axes: Axes,
-    points: _Points,
-    analysis: IsoFlop,
+    suite: IsoFlopSuite,
+    budget: int,
+    curves: tuple[Mapping[Any, Sequence[Any]], Mapping[Any, Any]],
     look_of: Marks,
-    at: tuple[int, int | None],
-    drawn: _Drawn,
-) -> tuple[list[float], list[Point]]:
-    """Draw the curves of all schemes ``at`` a budget and a depth. Return the
-    losses of curves with an optimum, and the points of all; ``drawn`` is updated."""
-    good, every = list[float](), list[Point]()
-    budget, depth = at
-    for scheme, mark in look_of.items():
-        curve = points.get((scheme, budget, depth))
-        if not curve:
+) -> None:
+    """Draw the least of each scheme's parabolas at the depths with an interior optimum, and the best
+    optimum. ``curves``: points and optima."""
+    points, optima = curves
+    for number, scheme in enumerate(suite.schemes):
+        keys = [(scheme, budget, depth) for depth in suite.depths]
+        known = [key for key in keys if key in optima and optima[key].loss is not None]
+        if not known:
             continue
-        optimum = analysis.optimum(scheme, budget, HEADLINE, depth)
-        drawn.inside = drawn.inside or optimum.loss is not None
-        drawn.outside = drawn.outside or optimum.loss is None
-        _draw_curve(axes, curve, optimum, mark)
-        means = {x: float(np.mean(losses)) for x, losses in curve.items()}
-        every += [(axes, x, mean, mark) for x, mean in means.items()]
-        good += means.values() if optimum.loss is not None else ()
-    return good, every
+        sizes = [np.log([point.active_parameters for point in points[key]]) for key in known]
+        fine = np.linspace(min(map(np.min, sizes)), max(map(np.max, sizes)), 401)
+        losses = np.array(
+            [
+                np.where((of.min() <= fine) & (fine <= of.max()), parabola(optima[key])(fine), np.inf)
+                for key, of in zip(known, sizes, strict=True)
+            ]
+        )
+        color = look_of[scheme].color
+        for line, row in enumerate(losses):  # a line for each depth, so that none joins two of them
+            lowest = np.isfinite(row) & (losses.argmin(axis=0) == line)
+            axes.plot(np.exp(fine), np.where(lowest, row, np.nan), color=color, linewidth=1.3)
+        best = next(optima[key] for key in known if optima[key].best)
+        draw_optimum(axes, best, loss_ends(best), color=color, capsize=3, **STAR)
+        style: dict[str, Any] = {"fontsize": 9, "color": color, "ha": "center", "va": "bottom"}
+        text = f"{scheme}: {several(best.depth, 'layer')}"
+        axes.text(0.5, 1.02 + 0.06 * number, text, transform=axes.transAxes, **style)
+    above = 6 + 13 * len(suite.schemes)  # points: room for the best depths, which stand above the panel
+    axes.set_title(f"lowest of all depths, {budget:.3g} FLOPs", pad=above)
 
 
-def _add_optimum(handles: Handles, drawn: _Drawn) -> None:
-    if drawn.inside:
-        handles["optimum, 95 %"] = Line2D([], [], color="0.2", linestyle="none", **_STAR)
+def parabola(optimum: Any) -> Callable[[Array], Array]:
+    """The parabola of an optimum as a function of the logarithms of sizes."""
+    return lambda log_sizes: np.asarray(
+        optimum.loss + optimum.curvature * (log_sizes - np.log(optimum.active_parameters)) ** 2
+    )
+
+
+def draw_curve(axes: Axes, curve: Sequence[Any], optimum: Any, color: Any, **style: Any) -> None:
+    """Draw the points ``curve`` with the range of their seeds and, by the fit of ``optimum``, the
+    parabola. Points without an interior optimum are hollow, and joined by dashes."""
+    sizes = np.array([point.active_parameters for point in curve])
+    means = np.array([point.loss for point in curve])
+    ranges = [[point.loss - point.loss_min, point.loss_max - point.loss] for point in curve]
+    inside, has_line = optimum.loss is not None, optimum.curvature is not None
+    axes.errorbar(
+        sizes,
+        means,
+        yerr=np.clip(np.array(ranges).T, 0, None),
+        color=color,
+        markerfacecolor=color if inside else "white",
+        linestyle="none" if has_line else "-" if inside else (0, (2, 2)),
+        linewidth=0.8,
+        elinewidth=1,
+        **style,
+    )
+    if has_line:
+        fine = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 101)
+        axes.plot(np.exp(fine), parabola(optimum)(fine), color=color, linewidth=1.3)
+
+
+def draw_optimum(
+    axes: Axes,
+    optimum: Any,
+    ends: tuple[float | None, float | None],
+    x: float | None = None,
+    **style: Any,
+) -> None:
+    """Draw an optimum with the interval ``ends`` of its loss; at ``x``, or at its size with that
+    interval."""
+    errors: dict[str, Any] = {}
+    loss, size = optimum.loss, optimum.active_parameters
+    low, high = optimum.active_parameters_low, optimum.active_parameters_high
+    # The interval of an interpolation may lie on one side of the optimum.
+    if ends[0] is not None and ends[1] is not None:
+        errors["yerr"] = [[max(0, loss - ends[0])], [max(0, ends[1] - loss)]]
+    if low is not None and x is None:
+        errors["xerr"] = [[max(0, size - low)], [max(0, high - size)]]
+    axes.errorbar([x or size], [loss], **errors, linestyle="none", **style)
 
 
 def add_legend(figure: Figure, handles: Handles, outside: bool, cut: bool) -> None:
@@ -214,55 +206,3 @@ def cut_above(good: list[float], points: list[Point]) -> bool:
     for axes in dict.fromkeys(axes for axes, *_ in points):
         axes.set_ylim(top=top)
     return True
-
-
-def _draw_curve(axes: Axes, curve: dict[float, list[float]], optimum: Optimum, mark: Mark) -> None:
-    sizes = np.array(sorted(curve))
-    means = np.array([np.mean(curve[size]) for size in sizes])
-    low = np.array([min(curve[size]) for size in sizes])
-    high = np.array([max(curve[size]) for size in sizes])
-    inside = optimum.size is not None
-    axes.errorbar(
-        sizes,
-        means,
-        yerr=[means - low, high - means],
-        color=mark.color,
-        marker=mark.marker,
-        markerfacecolor=mark.color if inside else "white",
-        linestyle="none",
-        markersize=5.5,
-        elinewidth=1,
-    )
-    if optimum.size is None:
-        axes.plot(sizes, means, color=mark.color, linewidth=0.8, linestyle=(0, (2, 2)))
-        return
-    fine = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 101)
-    axes.plot(np.exp(fine), _parabola(curve)(fine), color=mark.color, linewidth=1.3)
-    draw_optimum(axes, optimum.size, optimum, mark)
-
-
-def _parabola(curve: Mapping[float, Sequence[float]]) -> Callable[[Array], Array]:
-    """The parabola of ``curve``, losses by size, as a function of the logarithms of sizes."""
-    sizes = np.array(sorted(curve))
-    means = np.array([np.mean(curve[size]) for size in sizes])
-    middle, square, slope, constant = parabola_through(np.log(sizes), np.atleast_2d(means))
-
-    def loss(log_sizes: Array) -> Array:
-        away = log_sizes - middle
-        return np.asarray(square * away**2 + slope * away + constant)
-
-    return loss
-
-
-def draw_optimum(axes: Axes, x: float, optimum: Optimum, mark: Mark, *, star: bool = True) -> None:
-    """The optimum at ``x`` as a star, or as ``mark``, with the interval of its loss; that of its size if
-    ``x`` is it."""
-    loss = optimum.loss or 0.0
-    errors: dict[str, Any] = {}
-    if optimum.loss_interval:
-        errors["yerr"] = [[loss - optimum.loss_interval[0]], [optimum.loss_interval[1] - loss]]
-    if optimum.size_interval and x == optimum.size:
-        errors["xerr"] = [[x - optimum.size_interval[0]], [optimum.size_interval[1] - x]]
-    style: dict[str, Any] = dict(_STAR) if star else {"marker": mark.marker, "markersize": 6}
-    style |= {"color": mark.color, "capsize": 3, "linestyle": "none", "zorder": 1.8 if star else 4}
-    axes.errorbar([x], [loss], **errors, **style)

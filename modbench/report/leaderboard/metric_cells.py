@@ -5,14 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modbench.analysis.difference import FEW_SEEDS, INTERIM, MISFIT
-from modbench.errors import several
+from modbench.analysis.difference import INTERIM
 from modbench.records.metrics import METRICS
 from modbench.report.leaderboard.board import TO_DENSE, Board
 from modbench.report.leaderboard.columns import FIRST, MINUS, Column
 from modbench.report.leaderboard.rows import Row, center, spread
 from modbench.report.table import Number, Table
-from modbench.report.timing.values import MARK, ROUNDING, time_marks
+from modbench.report.timing.values import MARK, time_marks
 
 _FIELD = re.compile(r"\{(\w+):([^}]*)\}")
 _UNITS = {"ms": 1e-3, "MB": 1e6}
@@ -84,11 +83,6 @@ def metric_text(row: Row, name: str, form: str) -> str:
     return shown + (f" ± {text(half)}" if half else "") + (f" ({marks})" if marks else "")
 
 
-PROCESSORS = (
-    f"{MARK}: the two rows did not run on one processor type (processor, precision, number of threads), "
-    f"so rounding differs, too; that alone changed losses by {ROUNDING} nats per token (rms), a seed by "
-    "several times as much."
-)
 _SMALLEST = 1e-4
 
 
@@ -110,50 +104,6 @@ def p_text(p: float | None) -> str:
     if p is None:
         return "-"
     return Number(f"{p:.2g}" if p >= _SMALLEST else f"below {_SMALLEST:g}", p)
-
-
-#: What each family of comparisons consists of.
-_FAMILIES = {
-    "dense": "all those with the dense row",
-    "best": "all those with the first row",
-    "dense, equal depth": "all those with the dense model at equal depth",
-}
-
-
-def family_text(family: str, tests: int) -> str:
-    """The sentence on the verdicts of a family of ``tests`` comparisons."""
-    name = _FAMILIES.get(family, f"the {family} ones that the suite states")
-    return (
-        f"Verdicts are adjusted by Holm's method for {several(tests, 'comparison')}: {name}. A wrong "
-        "*better* or *worse* among them has a probability of 5 % at most. Intervals are those of single "
-        "comparisons, so one that excludes 0 may still be *undecided*."
-    )
-
-
-#: Why differences have no verdict, by what a cell says.
-REASONS = {
-    FEW_SEEDS: "*few seeds*: no verdict is given with fewer than three seeds a row, unless the noise "
-    "that is pooled over all rows has eight degrees of freedom",
-    MISFIT: "*misfit*: parabolas miss these curves by more than the noise, and another fit gives a "
-    "difference outside of the interval",
-}
-
-
-def untold_text(pairs: Iterable[Mapping[str, Any]]) -> str:
-    """The sentence on the reasons why some of ``pairs`` have no verdict; empty if all have one."""
-    reasons = dict.fromkeys(pair["no_verdict_because"] for pair in pairs)
-    text = "; ".join(REASONS[reason] for reason in reasons if reason in REASONS)
-    return f"{text}." if text else ""
-
-
-def interim_text(suite: Mapping[str, Any]) -> str:
-    """The sentence of the page of an unfinished suite; empty if its runs are finished."""
-    if not suite["left"]:
-        return ""
-    return (
-        f"**Interim:** {suite['left']} of {several(suite['wanted'], 'run')} of this suite are left, so "
-        "intervals stand here without verdicts."
-    )
 
 
 def pair_table(

@@ -8,7 +8,7 @@ from math import log
 from modbench.errors import several
 from modbench.records.result import Result
 from modbench.records.sections import Passage, Rule, Weights
-from modbench.report.isoflop.sweep import HEADLINE, SIZE, Sweep
+from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row
 
@@ -67,29 +67,31 @@ def cases_of_board(board: Board) -> list[RoutingCase]:
     ]
 
 
-def cases_of_sweep(sweep: Sweep) -> list[RoutingCase]:
+def cases_of_sweep(sweep: IsoFlopSuite) -> list[RoutingCase]:
     """Of each scheme, the first seed of the size nearest to its optimum at the largest budget; the size
     with the lowest loss if the curve has no interior optimum."""
     cases = []
+    results = {(result.key, result.budget, result.scheme): result for result in sweep.results}
+    points = [point for point in sweep.rows.points if point.seeds]
     for scheme in sweep.schemes:
-        records = [record for record in sweep.curve_records() if record.scheme == scheme]
-        if not records:
+        if not (budgets := [point.budget for point in points if point.scheme == scheme]):
             continue
-        budget = max(record.budget for record in records)
-        optimum = sweep.optimum(scheme, budget, HEADLINE)
-        best = optimum.size if optimum else None
-
-        def order(record: Result, best: float | None = best) -> float:
-            size: float = record.metrics[SIZE]
-            return abs(log(size / best)) if best else float(record.metrics["heldout_loss"])
-
-        at_budget = [record for record in records if record.budget == budget]
-        if optimum and best:
-            at_budget = [record for record in at_budget if record.depth == optimum.depth]
-        size = min(at_budget, key=order).metrics[SIZE]
-        of_size = [record for record in at_budget if record.metrics[SIZE] == size]
-        nearest = min(of_size, key=lambda record: record.seed)
-        model = nearest.model
-        shape = f"width {model['width']}, {several(model['layers'], 'layer')}"
-        cases.append(RoutingCase(f"{scheme}: {shape}, {budget:.3g} training FLOPs", nearest))
+        budget = max(budgets)
+        best = next(row for row in sweep.best(budget) if row.scheme == scheme)
+        sizes = [
+            (abs(log(of.active_parameters / best.active_parameters)) if best.best else of.loss_min, of)
+            for of in points
+            if (of.scheme, of.budget) == (scheme, budget) and (of.depth == best.depth or not best.best)
+        ]
+        _, nearest = min(sizes, key=lambda size: size[0])
+        runs = [
+            run
+            for run in sweep.rows.runs
+            if (run.scheme, run.budget, run.loss is None) == (scheme, budget, False)
+            and (run.depth, run.active_parameters) == (nearest.depth, nearest.active_parameters)
+        ]
+        first = min(runs, key=lambda run: run.seed)
+        shape = f"width {first.width}, {several(first.layers, 'layer')}"
+        name = f"{scheme}: {shape}, {budget:.3g} training FLOPs"
+        cases.append(RoutingCase(name, results[first.key, budget, scheme]))
     return cases

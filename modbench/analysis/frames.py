@@ -1,0 +1,102 @@
+"""Frames of isoFLOP curves: their columns, and rows of them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from modbench.analysis.pairs import typed
+
+#: The dense model, with which all schemes are compared.
+DENSE = "vanilla"
+#: Metric on the axis of the curves.
+SIZE = "active_parameters"
+#: Metrics of which points have the mean.
+MEANS = ("train_tokens", "train_steps", "train_flops", "forward_flops_per_token")
+#: Columns of a curve's optimum by one fit. Ends of intervals hold 95 %; those of ``best_loss`` contain
+#: what the choice of the best depth hides. The parabola is ``loss + curvature * log(size /
+#: active_parameters)**2``. Shares are of the draws of noise; ``noise_used`` and ``scatter`` are standard
+#: deviations of one run, the latter around the parabola.
+FIT_COLUMNS = (
+    *("budget", "fit", "scheme", "depth", "best", "verdict", "loss", "loss_low", "loss_high"),
+    *("best_loss_low", "best_loss_high", SIZE, f"{SIZE}_low", f"{SIZE}_high", "train_tokens"),
+    *("curvature", "interior_share", "interval_missing_because", "depth_share", "depths_compared"),
+    *("noise_used", "noise_used_freedom", "scatter", "scatter_freedom", "sizes"),
+)
+#: Columns of `Curves.optima`. ``position`` is that in the order of the losses, of schemes that may be
+#: ranked. ``noise`` is pooled over all schemes, the ``noise_floor`` two standard deviations of one run
+#: of the scheme. An end of a speed-up is 0 or infinite where it lies beyond the dense model's budgets.
+OPTIMA_COLUMNS = (
+    *FIT_COLUMNS,
+    *("position", "group", "bits_per_byte", "forward_flops_per_token", "runs"),
+    *("sizes_planned", "sizes_lost", "curve_missing_because", "noise", "noise_floor", "processor"),
+    *("speed_up", "speed_up_low", "speed_up_high", "speed_up_bound", "speed_up_seconds"),
+    *("speed_up_seconds_low", "speed_up_seconds_high", "speed_up_seconds_missing_because"),
+    *("seconds_per_flop", "dense_seconds_per_flop", "learning_rate_verdict"),
+    "learning_rate_law_loses",
+)
+#: Columns of the results that the curves are made of.
+RUN_COLUMNS = (
+    *("scheme", "depth", "budget", "width", "layers", SIZE, "learning_rate", "seed", "status", "loss"),
+    *("key", "processor", "settings", "shares_trunk", *MEANS),
+)
+#: Columns of `Curves.points`: means over the ``seeds`` with a loss; ``lost`` are those without one.
+POINT_COLUMNS = (
+    *("scheme", "depth", "budget", "width", "layers", SIZE, "learning_rate", "seeds", "loss"),
+    *("loss_min", "loss_max", *MEANS, "lost", "lost_as"),
+)
+#: Columns of `Curves.rates` and `Curves.laws`. The verdict on the choice is interior, edge (of the
+#: rates tried) or open. The law for other widths has the ``exponent``, after its check; ``loses`` are
+#: the nats per token that the loss of its rate is higher. A law that isn't ``valid`` was refined.
+RATE_COLUMNS = (
+    *("scheme", "depth", "width", "budget", "learning_rate", "loss", "status", "chosen", "verdict"),
+    *("exponent", "exponent_stated"),
+)
+LAW_COLUMNS = (
+    *("scheme", "depth", "budget", "width", "exponent", "valid", "learning_rate"),
+    *("best_learning_rate", "loses"),
+)
+#: Columns of `Curves.scatter`: of one run around the parabolas of all schemes, with the F test that it
+#: is as large as the noise between seeds.
+SCATTER_COLUMNS = ("budget", "depth", "scatter", "degrees_of_freedom", "p", "misfit")
+#: Columns of `Curves.surfaces`: L(N, D) = E + A / N^alpha + B / D^beta.
+SURFACE_COLUMNS = (*("scheme", "depth", "points", "E", "A", "B", "alpha", "beta", "huber", "at_edge"),)
+#: Types of the columns that are no decimal numbers.
+_TYPES = {
+    "boolean": ("best", "chosen", "valid", "misfit", "at_edge", "shares_trunk"),
+    "Int64": (
+        *("budget", "depth", "width", "layers", "position", "runs", "sizes", "sizes_planned", "seeds"),
+        *("points", "seed", "lost", "noise_used_freedom", "scatter_freedom", "degrees_of_freedom"),
+    ),
+    "string": (
+        *("fit", "scheme", "verdict", "group", "status", "processor", "speed_up_bound", "lost_as"),
+        *("depths_compared", "sizes_lost", "learning_rate_verdict", "interval_missing_because"),
+        *("curve_missing_because", "speed_up_seconds_missing_because", "key", "settings"),
+    ),
+}
+TYPES = {name: kind for kind, names in _TYPES.items() for name in names}
+
+
+def frame_of(
+    rows: pd.DataFrame | Iterable[Mapping[str, Any]],
+    columns: Iterable[str],
+    types: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """``rows`` as a frame of ``columns``, each of its type; ``types``: others than `TYPES`."""
+    kinds = TYPES | dict(types or {})
+    frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else [*rows], columns=[*columns])
+    return typed(frame, {name: kinds.get(name, "Float64") for name in columns})
+
+
+def rows_of(frame: pd.DataFrame) -> list[Any]:
+    """The rows of ``frame`` as named tuples, with None for what is missing."""
+    known = frame.astype(object).where(frame.notna(), None)
+    return list(known.itertuples(index=False, name="Row"))
+
+
+def with_ends(
+    name: str, value: float | None, interval: tuple[float, float] | None
+) -> dict[str, float | None]:
+    """The columns of ``value`` and of the ends of its interval."""
+    low, high = interval or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}

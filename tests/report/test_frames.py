@@ -1,5 +1,6 @@
 """`modbench.results` and `modbench.pairs`: typed, unrounded frames of what a report shows."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,10 @@ def test_pairs_are_those_of_differences_csv(tmp_path: Path) -> None:
     np.testing.assert_allclose(pairs["p"].astype(float), stored["p"], rtol=1e-8)
 
 
-def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
-    for read in (modbench.results, modbench.pairs):
+def test_a_folder_without_results_or_curves_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no isoFLOP curves"):
+        modbench.curves(store(tmp_path / "one", [make_record("mod")]))
+    for read in (modbench.results, modbench.pairs, modbench.curves):
         with pytest.raises(UserError, match="there are no records"):
             read(tmp_path / "nowhere")
 
@@ -71,3 +74,20 @@ def test_the_example_of_the_page_runs(
     exec(block, names)
     assert "token_choice" in capsys.readouterr().out
     assert len(names["runs"]) == 12
+
+
+def test_the_notebook_draws_the_curves_and_the_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    monkeypatch.chdir(ROOT)
+    notebook = json.loads((ROOT / "examples" / "figures_of_your_own.ipynb").read_text())
+    names: dict[str, Any] = {}
+    drawn = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            drawn.append(names.get("axes"))
+    points, differences = drawn[1], drawn[2]
+    schemes = names["curves"].optima["scheme"].nunique()
+    assert (len(points.lines), len(differences.containers)) == (2 * schemes, schemes - 1)
+    pyplot.close("all")

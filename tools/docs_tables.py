@@ -1,17 +1,24 @@
-"""Fills the tables of README.md and docs/ that come from the committed results: ``python
-tools/docs_tables.py``; ``--check`` compares only. The sentences around them are written by hand.
-"""
+"""Fills the tables of README.md and docs/ that come from the committed results, and checks what the
+sentences there claim: ``python tools/docs_tables.py``; ``--check`` writes nothing.
+
+A person's words stand between ``<!-- claim mod vanilla 3e12,1e13 undecided -->`` and ``<!-- end -->``:
+the schemes that are compared, with what, the budgets and the verdict, which is one of the frame of pairs
+or "not tested". Several schemes or budgets are joined by commas; a suite other than isoflop-cpu stands
+before them, with a slash at its end."""
 
 import argparse
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 import gpu_estimates
 from suite_keys import filled
 
+import modbench
 from modbench.plan.units import shown as in_units
 from modbench.records.run_name import budget_text
 from modbench.records.store import read_suite
@@ -291,6 +298,24 @@ TEXTS: dict[str, Callable[[], str]] = {
 }
 
 
+_CLAIM = re.compile(r"<!-- claim (?:(\S+)/ )?(\S+) (\S+) (\S+) ([a-z ]+?) -->")
+
+
+def wrong_claims(page: str, results: Path = RESULTS) -> list[str]:
+    """A sentence for each claim of ``page`` with another verdict than the committed results have."""
+    wrong = []
+    for suite, schemes, other, budgets, stated in _CLAIM.findall(page):
+        pairs = modbench.pairs(results / (suite or "isoflop-cpu"))
+        at_optima = pairs[(pairs["other"] == other) & pairs["depth"].isna()]
+        for scheme, budget in product(schemes.split(","), budgets.split(",")):
+            of = at_optima[(at_optima["scheme"] == scheme) & (at_optima["budget"] == float(budget))]
+            found = {*of["verdict"].dropna()} or {"not tested" if len(of) else "no such pair"}
+            if found != {stated}:
+                what = f"{scheme} against {other} at {budget} FLOPs is claimed to be {stated}"
+                wrong.append(f"{what}; the results say: {', '.join(sorted(found))}")
+    return wrong
+
+
 def page_text(page: str, without: Collection[str] = ()) -> str:
     """``page`` with its blocks filled, but for those named ``without``."""
     names = [name for name in TEXTS if f"<!-- {name} -->" in page and name not in without]
@@ -304,6 +329,9 @@ def main() -> int:
     for name in PAGES:
         page = ROOT / name
         text = page_text(page.read_text())
+        for sentence in wrong_claims(text):
+            print(f"{name}: {sentence}", file=sys.stderr)
+            code = 1
         if only_check and text != page.read_text():
             print(f"{name} differs; run python tools/docs_tables.py", file=sys.stderr)
             code = 1

@@ -1,9 +1,11 @@
 """README.md and docs/: their tables are those of the committed results, their prose has no number."""
 
 import re
+from pathlib import Path
 
 import pytest
-from docs_tables import PAGES, ROOT, TEXTS, page_text, quick
+from docs_tables import PAGES, ROOT, TEXTS, page_text, quick, wrong_claims
+from made_up_records import make_record, store
 
 from modbench.report.leaderboard.columns import FIRST
 
@@ -14,6 +16,31 @@ READING = (ROOT / "docs" / "reading_the_table.md").read_text()
 def test_the_tables_are_those_of_the_committed_results(page: str) -> None:
     text = (ROOT / page).read_text()
     assert page_text(text, without=("planned",)) == text, "run python tools/docs_tables.py"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_sentence_claims_another_verdict_than_the_results_have(page: str) -> None:
+    assert wrong_claims((ROOT / page).read_text()) == []
+
+
+def test_a_verdict_that_changes_makes_the_sentence_about_it_wrong(tmp_path: Path) -> None:
+    claims = "<!-- claim s/ mod,other vanilla 1e12 better -->Both are better.<!-- end -->"
+    losses = {"vanilla": 5.0, "mod": 4.5, "other": 4.6}
+
+    def stored(name: str, **changed: float) -> Path:
+        runs = [
+            make_record(label, seed=seed, loss=loss + seed / 100)
+            for label, loss in (losses | changed).items()
+            for seed in range(3)
+        ]
+        return store(tmp_path / name / "s", runs).parent
+
+    assert wrong_claims(claims, stored("before")) == []
+    (sentence,) = wrong_claims(claims, stored("after", other=5.4))
+    assert sentence.startswith("other against vanilla at 1e12 FLOPs")
+    assert sentence.endswith("the results say: worse")
+    (unknown,) = wrong_claims("<!-- claim s/ mod vanilla 2e12 better -->", tmp_path / "before")
+    assert unknown.endswith("no such pair")
 
 
 @pytest.mark.slow

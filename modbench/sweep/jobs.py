@@ -1,107 +1,69 @@
-"""The jobs of what is left, the records that they make, and the record of what a suite wants."""
+"""What the commands `run` and `time` have in common: the jobs of the runs that are left, the record of
+what a suite wants, jobs with progress, and the report at the end."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from rich.console import Console
 
-from modbench.measure.config import MeasureConfig
-from modbench.measure.environment import code_version, environment
+from modbench.errors import several
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
-from modbench.records.record import AnyRecord, MeasurementRecord, RunRecord, SuiteRecord, rank_of
-from modbench.records.run import RouterCode, Run
+from modbench.records.record import SuiteRecord, rank_of
+from modbench.records.run import RouterCode
 from modbench.records.store import append_record
-from modbench.sweep.job import Identity, Job, identities_of
+from modbench.shipped import committed_results
+from modbench.sweep.executor import Executor, Tell
+from modbench.sweep.job import Job, RunJob, folder_of, made_by
+from modbench.sweep.loop import Failure, Loop
+from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.rows import Rows
 from modbench.sweep.suite import Suite
-from modbench.sweep.tables import KeepConfig, stated_comparisons
-from modbench.sweep.track import TrackConfig
+from modbench.sweep.tables import stated_comparisons
 from modbench.sweep.wanted import Left, Wanted, plan_of
 
 
-def folder_of(suite: Path, key: str) -> Path:
-    """The folder of a run: its checkpoint, its weights and its log."""
-    return suite.resolve() / "runs" / key
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Settings that all jobs of a command have in common."""
-
-    suite: str  #: its name
-    folder: Path  #: ``results/<suite>``
-    audit: bool  #: of the scheme, once
-    threads: int
-    workers: int  #: jobs that run at the same time
-    wait: bool  #: pause while another process measures
-    curve_tokens: int = MeasureConfig.curve_tokens
-    keep: str = KeepConfig.weights
-    points: int | None = None  #: weights to keep along the learning curve
-    track: TrackConfig = field(default_factory=TrackConfig)
-
-    @classmethod
-    def of(cls, suite: Suite, **others: Any) -> "Asked":
-        """The wishes of ``suite``; ``others``: what it does not state."""
-        return cls(
-            suite=suite.header.name,
-            audit="audit" in suite.measure.steps,
-            curve_tokens=suite.measure.curve_tokens,
-            keep=suite.keep.weights,
-            points=suite.measure.downstream_checkpoints,
-            track=suite.track,
-            **others,
-        )
+def jobs_of(suite: Suite, **others: Any) -> "partial[RunJob]":
+    """What makes the jobs of ``suite``; ``others``: fields that it does not state."""
+    return partial(
+        RunJob,
+        suite=suite.header.name,
+        audit="audit" in suite.measure.steps,
+        curve_tokens=suite.measure.curve_tokens,
+        keep=suite.keep.weights,
+        points=suite.measure.downstream_checkpoints,
+        track=suite.track,
+        timeout=suite.axes.cell_timeout,
+        **others,
+    )
 
 
 def run_jobs(
     left: Sequence[Left],
     names: Mapping[str, str],
-    asked: Asked,
+    make: "partial[RunJob]",
+    folder: Path,
     plugins_of: Callable[[RouterCode], Sequence[str]],
-    data: dict[str, Any],
-) -> list[Job]:
-    """A job for each run of ``left``. ``names``: displayed, by key; ``plugins_of``: the files that
-    register a router; ``data``: for records of jobs that crash."""
-    jobs = []
-    for item in left:
-        run = item.wanted.run
-        job_folder = folder_of(asked.folder, run.key)
-        spec = {
-            "job": "run",
-            "suite": asked.suite,
-            "label": item.wanted.label,
-            "run": run.as_json(),
-            "data": data,
-            "evaluations": run.train.evaluations,
-            "checkpoint_seconds": run.train.checkpoint_seconds,
-            "curve_tokens": asked.curve_tokens,
-            "train": item.train,
-            "audit": asked.audit,
-            "measurements": list(item.measurements),
-            "keep": asked.keep,
-            "points": asked.points,
-            "track": asdict(asked.track),
-            "plugins": list(plugins_of(run.router)),
-            "results": str(asked.folder.resolve()),
-            "folder": str(job_folder),
-            "hf_folder": getattr(run.model, "folder", None),
-            "threads": asked.threads,
-            "workers": asked.workers,
-            "wait": asked.wait,
-        }
-        jobs.append(
-            Job(
-                identities=identities_of(run, item.train, list(item.measurements)),
-                title=names[run.key],
-                spec=spec,
-                log=job_folder / "log.txt",
-            )
+) -> list[RunJob]:
+    """A job for each run of ``left``, in ``folder`` (results/<suite>). ``names``: displayed, by key;
+    ``plugins_of``: the files that register a router."""
+    results = folder.resolve()
+    return [
+        make(
+            label=item.wanted.label,
+            title=names[item.wanted.run.key],
+            folder=folder_of(results, item.wanted.run.key),
+            results=results,
+            plugins=tuple(plugins_of(item.wanted.run.router)),
+            run=item.wanted.run,
+            train=item.train,
+            measurements=item.measurements,
         )
-    return jobs
+        for item in left
+    ]
 
 
 def store_suite(
@@ -118,6 +80,8 @@ def store_suite(
     newest = max(stored, key=rank_of, default=None)
     if newest is None or newest.key != key_of(suite):
         import torch
+
+        from modbench.measure.environment import environment
 
         now = datetime.now(UTC)
         made = made_by(environment(torch.float32), now)
@@ -157,73 +121,40 @@ def suite_of(
     } | ({"compare": compared} if compared else {})
 
 
-def crash_record(
-    spec: dict[str, Any], identity: Identity, status: Any, error: str, started: datetime
-) -> AnyRecord:
-    """The record ``identity`` of the job ``spec``, which ended before it made it."""
-    if spec["job"] == "timing":
-        from modbench.sweep.timing_job import timing_record
-
-        return timing_record(spec, spec["machine"], status, error, started)
-    machine = environment(torch.float32)
-    # The other entries describe this process, not the one that crashed.
-    known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": spec["threads"]}
-    made: dict[str, Any] = {"machine": known, "status": status, "error": error, "started": started}
-    made["workers"] = spec["workers"]
-    if identity[0] == "run":
-        return run_record(Run.of(spec["run"]), spec["data"], **made)
-    subject = next(s for s in spec["measurements"] if key_of(s) == identity[1])
-    return measurement_record(subject, {}, **made)
+def run_all(
+    rows: Rows,
+    folder: Path,
+    jobs: Sequence[Job],
+    total: int,
+    unit: str,
+    executor: Executor,
+    err: Console,
+) -> list[Failure]:
+    """Run ``jobs`` on ``executor``, of ``total`` with those that were done before; show progress on
+    ``err``. Returns the failures. Raises KeyboardInterrupt: a signal stopped the command."""
+    with show_progress(err) as progress:
+        progress.begin(rows.suite.header.name, total=total, done=total - len(jobs), unit=unit)
+        return Loop(folder, executor, progress).run(jobs)
 
 
-def run_record(
-    run: Run,
-    data: dict[str, Any],
-    machine: dict[str, Any],
-    status: Any,
-    error: str | None,
-    started: datetime,
-    **fields: Any,
-) -> RunRecord:
-    """The record of ``run``, which ends now. ``fields``: its other fields; none for a crash."""
-    nothing: dict[str, Any] = {"metrics": {}, "ends": [], "curve": []}
-    return RunRecord(
-        run=run.as_json(),
-        key=run.key,
-        data=data,
-        status=status,
-        error=error,
-        **made_by(machine, started),
-        **nothing | fields,
-    )
+def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: str, tell: Tell) -> int:
+    """Write the report, show its ``page`` and name the ``failures``. Returns the exit code: 0, 1 if a
+    job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
+    results, not failures."""
+    # Loads matplotlib and scipy.
+    from modbench.report.committed import next_to_committed
+    from modbench.report.page import write_report
 
-
-def measurement_record(
-    subject: dict[str, Any],
-    result: dict[str, Any],
-    machine: dict[str, Any],
-    status: Any,
-    error: str | None,
-    started: datetime,
-    **fields: Any,
-) -> MeasurementRecord:
-    """The record of the measurement ``subject``, which ends now."""
-    return MeasurementRecord(
-        measurement=subject,
-        key=key_of(subject),
-        result=result,
-        status=status,
-        error=error,
-        **made_by(machine, started),
-        **fields,
-    )
-
-
-def made_by(machine: dict[str, Any], started: datetime) -> dict[str, Any]:
-    """The fields of a record that ends now, on ``machine``, with this code."""
-    return {
-        "code": code_version(),
-        "environment": machine,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    report = write_report(folder, say=tell)
+    if page in report.pages:
+        show_page(report.pages[page])
+    if page == "leaderboard.md" and (committed := committed_results(folder.name)):
+        show_page(next_to_committed(folder, committed))
+    for path in report.paths:
+        print(path)
+    for failure in failures:
+        tell(f"{failure.title} {failure.status}: {failure.error}; its log: {failure.log}")
+    failed = [failure for failure in failures if failure.status == "failed"]
+    if failed:
+        tell(f"{several(len(failed), 'job')} failed; run the same command again to retry")
+    return 2 if rows.mistakes or any(failure.refused for failure in failed) else 1 if failed else 0

@@ -13,16 +13,14 @@ from modbench.errors import UserError, several
 from modbench.records.finished import Finished, finished
 from modbench.records.record import DONE, TimingKind
 from modbench.records.store import remove_leftovers
-from modbench.sweep.claim import make_folder, suite_lock
-from modbench.sweep.command import end_of_command, run_jobs_of
-from modbench.sweep.engine import Devices, Failure, refuse_missing_devices
-from modbench.sweep.job import Job, has_weights
-from modbench.sweep.jobs import Asked, folder_of, run_jobs, store_suite
-from modbench.sweep.launch.launcher import Launcher
-from modbench.sweep.launch.ray import Ray
-from modbench.sweep.launch.slurm import Slurm
-from modbench.sweep.launch.watch import AT_ONCE
+from modbench.sweep.executor import AT_ONCE, Executor
+from modbench.sweep.job import RunJob, TimeJob, folder_of, has_weights
+from modbench.sweep.jobs import end_of_command, jobs_of, run_all, run_jobs, store_suite
+from modbench.sweep.lease import make_folder, suite_lease
+from modbench.sweep.local import Devices, Local, refuse_missing_devices
+from modbench.sweep.loop import Failure
 from modbench.sweep.progress import say
+from modbench.sweep.ray import Ray
 from modbench.sweep.refuse import (
     check_tasks,
     check_unchanged,
@@ -30,9 +28,11 @@ from modbench.sweep.refuse import (
     refuse_more_passes,
 )
 from modbench.sweep.rows import Rows, resolve
+from modbench.sweep.slurm import Slurm
 from modbench.sweep.suite import load_suite
 from modbench.sweep.timings import TimingPlan, refuse_blocking_launches
 from modbench.sweep.track import check_trackers
+from modbench.sweep.unchanged import Said
 from modbench.sweep.wanted import (
     Conditions,
     Left,
@@ -48,24 +48,7 @@ from modbench.sweep.wanted import (
 )
 from modbench.timing.system_load import parallel
 
-EngineName = Literal["local", "slurm", "ray"]
-
-
-def launcher_of(
-    engine: EngineName, request: Mapping[str, str], folder: Path, workers: int
-) -> Launcher | None:
-    """The launcher of ``engine`` for jobs in ``folder`` (results/<suite>); None: this machine.
-    ``workers``: most jobs at a time; 0 for no limit. ``request``: what each job asks the engine for.
-    Raises UserError: the engine has no such request."""
-    if engine == "slurm":
-        return Slurm(folder, request, workers)
-    if engine == "ray":
-        return Ray(request, workers)
-    if request:
-        raise UserError(
-            f"--request {' '.join(request)} is for --engine slurm or ray; --engine local has --workers"
-        )
-    return None
+EngineName = Literal["local", "inline", "slurm", "ray"]
 
 
 def run_suite(
@@ -84,16 +67,17 @@ def run_suite(
     request: Mapping[str, str] | None = None,
     dry_run: bool = False,
     rehearsed: bool = False,
+    said: Said | None = None,
 ) -> int:
     """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``settings``: in
-    place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``:
-    tasks that its trained runs are scored on, and nothing is trained. ``wait``: pause while another
-    process of modbench measures on this machine. ``shard``: see `Shard.parsed`. ``engine`` and what each
-    job may ``request`` of it: see `launcher_of`. ``dry_run``: print the script of Slurm and run nothing;
-    ``rehearsed``: see `modbench.sweep.rehearse`.
-    Returns the exit code of `modbench.sweep.command.end_of_command`. Raises UserError: an error in the
-    suite, the data or the folder, or in the plugins of all rows, or an engine that isn't there or can't
-    do what is requested, before anything has run."""
+    place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``: tasks that its trained
+    runs are scored on, and nothing is trained. ``wait``: pause while another process of modbench
+    measures on this machine. ``shard``: see `Shard.parsed`. ``engine``: what runs the jobs, and what
+    each may ``request`` of it. ``dry_run``: print the script of Slurm and run nothing; ``rehearsed``:
+    see `modbench.sweep.rehearse`. ``said``: hears what is said. Returns the exit code of
+    `modbench.sweep.jobs.end_of_command`. Raises UserError: an error in the suite, the data or the
+    folder, or in the plugins of all rows, or an engine that isn't there or can't do what is requested,
+    before anything has run."""
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
@@ -118,19 +102,28 @@ def run_suite(
     folder = results / suite.header.name
     if dry_run and engine != "slurm":
         raise UserError(f"--dry-run prints the script of --engine slurm; --engine {engine} has none")
-    launcher = launcher_of(engine, request or {}, folder, workers)
-    if launcher and not dry_run:
-        launcher.check()
-    if launcher:  # each of its tasks has an allocation of its own
-        conditions: Conditions = _OfOtherMachines(workers=1, retry=retry_oom)
-    else:
+    if request and engine not in ("slurm", "ray"):
+        raise UserError(
+            f"--request {' '.join(request)} is for --engine slurm or ray; --engine {engine} has "
+            "--workers"
+        )
+    executor: Local | Slurm | Ray
+    if engine in ("local", "inline"):
         refuse_missing_devices(ranks)
         if not measure and {"timing", "memory"} & {*suite.measure.steps}:
             refuse_blocking_launches()
-        workers = workers or max(1, parallel()[0] // ranks)
+        workers = 1 if engine == "inline" else workers or max(1, parallel()[0] // ranks)
+        executor = Local(workers, Devices.here(), inline=engine == "inline")
         conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
-    command = _Command(rows, folder, only, conditions, tasks, part, launcher, wait=wait)
-    return command.print_script() if dry_run else command.run()
+    else:  # each task has an allocation of its own
+        executor = (
+            Slurm(folder, request or {}, workers) if engine == "slurm" else Ray(request or {}, workers)
+        )
+        if not dry_run:
+            executor.check()
+        conditions = _OfOtherMachines(workers=1, retry=retry_oom)
+    command = _Command(rows, folder, only, conditions, tasks, part, executor, wait=wait)
+    return command.print_script() if dry_run else command.run(said or Said())
 
 
 class _OfOtherMachines(Conditions):
@@ -153,7 +146,7 @@ class _Command:
         conditions: Conditions,
         tasks: Sequence[dict[str, Any]],
         shard: Shard,
-        launcher: Launcher | None,
+        executor: Executor,
         *,
         wait: bool,
     ) -> None:
@@ -163,59 +156,58 @@ class _Command:
         self.conditions = conditions
         self.tasks = tasks
         self.shard = shard
-        self.launcher = launcher
+        self.executor = executor
         self.wait = wait
         self.err = Console(stderr=True)
 
     def tell(self, sentence: str) -> None:
         say(self.err, sentence)
 
-    def run(self) -> int:
+    def run(self, said: Said) -> int:
         """Run all that is left; write the report and show its first table; see
-        `modbench.sweep.command.end_of_command`."""
-        suite = self.rows.suite
+        `modbench.sweep.jobs.end_of_command`. ``said`` has what a command with nothing left says."""
+        name = self.rows.suite.header.name
         failures = list[Failure]()
         for mistake in self.rows.mistakes:
             self.tell(f"{mistake}; the other rows are run")
-        for sentence in self.rows.additions(self.only):
+        additions = self.rows.additions(self.only)
+        for sentence in additions:
             self.tell(sentence)
         make_folder(self.folder)
         remove_leftovers(self.folder)
         tried = set[str]()
         jobs, total = self.jobs_left()
         if not jobs:
-            self.tell(f"{suite.header.name}: {total} of {several(total, 'run')} done")
+            self.tell(f"{name}: {total} of {several(total, 'run')} done")
         while jobs:
-            failures += self.engine_run(jobs, total, "run", self.conditions.workers)
+            failures += run_all(self.rows, self.folder, jobs, total, "run", self.executor, self.err)
             tried |= {job.key for job in jobs}
             # Losses tell the learning rates of an isoFLOP suite's next runs, and another process may
             # have ended in the middle of a run that it worked on.
             jobs, total = self.jobs_left()
             jobs = [job for job in jobs if job.key not in tried]
-        if self.launcher:
-            self.tell_of_timings()
-        elif not self.tasks and self.timings_left():
-            with suite_lock(self.folder, self.tell):
+        if self.executor.here and not self.tasks and self.timings_left():
+            with suite_lease(self.folder, self.tell):
                 if timed := self.timings_left():  # another command may have measured some
-                    failures += self.engine_run(timed, len(timed), "process", 1)
+                    count = len(timed)
+                    failures += run_all(
+                        self.rows, self.folder, timed, count, "process", Local(), self.err
+                    )
+        said.only(() if self.tasks else (*additions, f"{name}: {total} of {several(total, 'run')} done"))
+        if not self.executor.here:
+            self.tell_of_timings()
         return end_of_command(self.rows, self.folder, failures, "leaderboard.md", self.tell)
 
     def print_script(self) -> int:
         """Print the script of Slurm for the jobs that are left. Returns 0."""
-        assert isinstance(self.launcher, Slurm)
+        assert isinstance(self.executor, Slurm)
         jobs, total = self.jobs_left(store=False)
         self.tell(f"{several(len(jobs), 'task')} of {several(total, 'run')} left; nothing is submitted")
         if jobs:
-            print(self.launcher.script(jobs[:AT_ONCE]), end="")
+            print(self.executor.script(jobs[:AT_ONCE]), end="")
         return 0
 
-    def engine_run(self, jobs: Sequence[Job], total: int, unit: str, workers: int) -> list[Failure]:
-        """Run ``jobs``, of ``total`` with those that were done before."""
-        devices = Devices.here() if unit == "run" and not self.launcher else Devices()
-        of = (self.rows, self.folder, jobs, total, unit, workers, self.err, devices, self.launcher)
-        return run_jobs_of(*of)
-
-    def jobs_left(self, *, store: bool = True) -> tuple[list[Job], int]:
+    def jobs_left(self, *, store: bool = True) -> tuple[list[RunJob], int]:
         """Record what the suite wants, unless ``store`` is False; prepare the data once; return the jobs
         that are left of the runs with the labels ``only``, and the number of all of these runs."""
         rows = self.rows
@@ -252,18 +244,18 @@ class _Command:
         if not left:
             return [], total
         left = [self.with_weights(item, names) for item in left]
-        of_jobs = Asked.of(
+        make = jobs_of(
             suite,
-            folder=self.folder,
-            threads=self.launcher.threads if self.launcher else parallel()[1],
+            data=data,
+            threads=self.executor.threads,
             workers=self.conditions.workers,
             wait=self.wait,
         )
-        return run_jobs(left, names, of_jobs, rows.plugins_of, data), total
+        return run_jobs(left, names, make, self.folder, rows.plugins_of), total
 
     def has_weights(self, item: Left) -> bool:
         run = item.wanted.run
-        return has_weights(folder_of(self.folder, run.key), run, list(item.measurements))
+        return has_weights(folder_of(self.folder, run.key), run, item.measurements)
 
     def with_weights(self, item: Left, names: Mapping[str, str]) -> Left:
         """``item``; it is trained again if the weights to be measured are gone."""
@@ -299,7 +291,7 @@ class _Command:
                 f"{self.rows.suite.header.name}` on the machine that is to be measured"
             )
 
-    def timings_left(self) -> list[Job]:
+    def timings_left(self) -> list[TimeJob]:
         """The processes that time what [measure] steps ask for."""
         kinds = self.timing_kinds()
         if not kinds:

@@ -3,11 +3,12 @@
 import sys
 import time
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
 
-from modbench.sweep.worker import (
+from modbench.sweep.process import (
     ALLOCATOR,
     MEMORY_ALLOCATOR,
     DiedError,
@@ -16,21 +17,22 @@ from modbench.sweep.worker import (
 
 pytestmark = pytest.mark.processes
 
-#: A stand-in for the worker: runs ``body`` with its specification and the function that sends events.
+#: A worker whose answer to a question ``body`` finds, with the function that sends events.
 BODY = """
 import json, os, signal, sys, time
-from modbench.sweep.worker import event_writer, follow_parent
-spec = json.loads(sys.stdin.readline())
-follow_parent()
-say = event_writer()
+from modbench.sweep import worker
+def answer(spec, say):
 {body}
-say({{"event": "result", "result": result}})
+    return result
+worker.QUESTIONS = {{"machine": "answering:answer"}}
+sys.modules["answering"] = sys.modules[__name__]
+sys.exit(worker.main(sys.argv[1:]))
 """
 
 
 def run(body: str, place: Path, kind: str = "time", **settings: Any) -> dict[str, Any]:
-    command = (sys.executable, "-c", BODY.format(body=body))
-    spec = {"job": "timing", "measures": kind, "threads": 3}
+    command = (sys.executable, "-c", BODY.format(body=indent(body, "    ")))
+    spec = {"job": "machine", "measures": kind, "threads": 3}
     return run_worker(spec, log=place / "log", command=command, **settings)
 
 
@@ -50,7 +52,7 @@ def test_memory_is_measured_with_an_allocator_of_its_own(
 
 def test_what_is_printed_is_no_event_and_goes_to_the_log(tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
-    printed = '{"event": "result", "result": {"status": "forged"}}'
+    printed = '{"event": "end", "answer": {"status": "forged"}}'
     sends = "say({'event': 'phase', 'phase': 'p'}); result = {}"
     body = f"print('{printed}'); os.write(2, b'to stderr'); {sends}"
     assert run(body, tmp_path, hear=heard.append) == {}

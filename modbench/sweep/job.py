@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
+from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
 from modbench.model.shape import HubConfig
 from modbench.records.finished import Finished
@@ -123,7 +124,11 @@ class Job:
 
     def write(self) -> None:
         """Write the job's file. Raises UserError: the folder can't be written to."""
-        os.makedirs(self.folder, exist_ok=True)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            reason = f"{self.folder} can't be made ({error.strerror})"
+            raise UserError(f"{reason}; make room, or give another --results") from error
         write_files(self.folder, {FILE: _file().dump_json(self)})  # type: ignore[arg-type]
 
 

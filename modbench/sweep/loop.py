@@ -51,10 +51,6 @@ class _Followed:
     gone: float | None = None  #: since when its executor no longer has it
     silent: str = ""  #: why it was ended
 
-    @property
-    def refused(self) -> bool:
-        return bool(self.events.end) and self.events.end["code"] == 2  # type: ignore[index]
-
 
 class Loop:
     """Runs jobs of ``folder`` (results/<suite>) on ``executor`` and reports to ``progress``."""
@@ -137,11 +133,11 @@ class Loop:
             time.sleep(min(left, _POLL_SECONDS))
 
     def _note(self, records: Iterable[Finished]) -> set[Path]:
-        """Note which jobs ``records`` are of, and return their folders."""
+        """Note which jobs ``records`` are of, and return their folders. What failed elsewhere is left."""
         folders = set()
         for record in records:
             folder = self._jobs.get(identity := identity_of(record))
-            if folder is not None:
+            if folder and (record.status != "failed" or folder in self._followed):
                 self._recorded[folder][identity] = record
                 folders.add(folder)
         return folders
@@ -224,9 +220,10 @@ class Loop:
                 self._back(followed)
             return
         try:
-            now = time.monotonic()
-            followed.gone = followed.gone or now
-            if not self._executor.here and now - followed.gone <= _LATE_SECONDS:
+            if followed.gone is None:  # another look, now that no process can store its record
+                followed.gone = time.monotonic()
+                return
+            if not self._executor.here and time.monotonic() - followed.gone <= _LATE_SECONDS:
                 return
             status, error = ("failed", end["error"]) if end.get("code") else self._executor.death(job)
             if followed.silent:
@@ -253,9 +250,10 @@ class Loop:
         self._progress.ended(job.key, status, wall, error)
         if status in ("failed", "oom"):
             log = job.log if job.log.exists() else self._executor.log(job.folder) or job.log
-            refused = followed.refused
-            failure = Failure(title=job.title, status=status, error=error, log=log, refused=refused)
-            self._failures.append(failure)
+            refused = (followed.events.end or {}).get("code") == 2
+            self._failures.append(
+                Failure(title=job.title, status=status, error=error, log=log, refused=refused)
+            )
 
     def _hand_over(self, alive: set[Path]) -> None:
         """Submit jobs that no process works on, as many as the executor takes."""
@@ -280,6 +278,7 @@ class Loop:
         for job in chosen:
             job.write()
             Events(job.folder).clear()
+        began = time.monotonic()
         try:
             taken = self._executor.submit(chosen, self._progress.note)
         except UserError as refusal:  # such as a limit on an array, or on the jobs of a user
@@ -295,3 +294,4 @@ class Loop:
             followed = self._followed[job.folder] = _Followed(job, True, Events(job.folder))
             if self._executor.here:
                 self._began(followed)
+                followed.began = began

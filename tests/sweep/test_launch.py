@@ -144,6 +144,25 @@ def test_what_another_process_works_on_or_is_queued_is_waited_for(tmp_path: Path
     assert "claimed: another process works on it" in said
 
 
+def test_what_another_process_has_failed_at_is_tried(tmp_path: Path) -> None:
+    engine = Recorder()
+    (job,) = jobs_of(tmp_path, "diverged")
+    lease = Lease(job.folder)
+    assert lease.take()
+
+    def other() -> None:
+        time.sleep(0.5)
+        record(job, "failed")
+        lease.release()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    failures, _ = run(tmp_path, [job], engine)
+    thread.join()
+    assert failures == []
+    assert engine.arrays == [["diverged"]]
+
+
 def test_what_was_queued_and_is_gone_is_submitted(tmp_path: Path) -> None:
     engine = Recorder()
     jobs = jobs_of(tmp_path, "diverged")

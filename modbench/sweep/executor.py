@@ -25,6 +25,7 @@ class Executor(Protocol):
     """Runs the worker of each job on the file in its folder. Folders name jobs."""
 
     here: bool  #: its workers run on this machine: what they stored is seen at once
+    inline: bool  #: and in the process of the command
     threads: int  #: of each job
     trouble: str  #: a sentence on what it can't do or tell at present; empty: all is well
 

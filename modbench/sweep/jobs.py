@@ -132,7 +132,7 @@ def run_all(
 ) -> list[Failure]:
     """Run ``jobs`` on ``executor``, of ``total`` with those that were done before; show progress on
     ``err``. Returns the failures. Raises KeyboardInterrupt: a signal stopped the command."""
-    with show_progress(err) as progress:
+    with show_progress(err, live=not executor.inline) as progress:
         progress.begin(rows.suite.header.name, total=total, done=total - len(jobs), unit=unit)
         return Loop(folder, executor, progress).run(jobs)
 

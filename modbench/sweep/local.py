@@ -125,7 +125,7 @@ class Local:
 
     def __init__(self, workers: int = 1, devices: Devices | None = None, inline: bool = False) -> None:
         self.threads = parallel()[1]
-        self.workers = workers
+        self.workers, self.inline = workers, inline
         self._devices = devices or Devices()
         self._start: Callable[..., Any] = InProcess if inline else process.Process
         self._running: dict[Path, Any] = {}

@@ -133,7 +133,8 @@ class Loop:
             time.sleep(min(left, _POLL_SECONDS))
 
     def _note(self, records: Iterable[Finished]) -> set[Path]:
-        """Note which jobs ``records`` are of, and return their folders. What failed elsewhere is left."""
+        """Note which jobs ``records`` are of, and return their folders. What failed elsewhere is
+        left."""
         folders = set()
         for record in records:
             folder = self._jobs.get(identity := identity_of(record))

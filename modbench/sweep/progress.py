@@ -41,7 +41,7 @@ class Progress:
     `rich.progress`. Elsewhere: a line per phase, and one in ten seconds of training. Jobs are named by
     their keys."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, live: bool = True) -> None:
         self._console = console
         self._running: dict[str, _Job] = {}
         self._waited: set[str] = set()
@@ -58,7 +58,7 @@ class Progress:
             transient=True,
             speed_estimate_period=_WINDOW_SECONDS,
             get_time=lambda: time.monotonic(),
-            disable=not console.is_interactive,
+            disable=not (live and console.is_interactive),
         )
         self._all = self._added("")
 
@@ -148,7 +148,7 @@ class Progress:
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, text: str) -> None:
-        if not self._console.is_interactive:
+        if self.bars.disable:
             self.note(text)
 
     def _state(self) -> str:
@@ -164,9 +164,9 @@ class Progress:
 
 
 @contextmanager
-def show_progress(console: Console) -> Iterator[Progress]:
-    """Show progress on ``console``."""
-    progress = Progress(console)
+def show_progress(console: Console, live: bool = True) -> Iterator[Progress]:
+    """Show progress on ``console``; unless ``live``, in lines on a terminal, too."""
+    progress = Progress(console, live)
     with progress.bars:
         yield progress
 

@@ -29,7 +29,7 @@ class Ray:
     """Executor of Ray, ``workers`` tasks at a time (0: no limit). ``request``: num_cpus and num_gpus of
     each; by default 1 CPU, and 1 GPU where the cluster has any."""
 
-    here = False
+    here = inline = False
 
     def __init__(self, request: Mapping[str, str], workers: int) -> None:
         if unknown := {*request} - {"num_cpus", "num_gpus"}:

@@ -1,7 +1,7 @@
 """`modbench run`: a suite file to records, table and plots."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +11,10 @@ from rich.console import Console
 from modbench import kernels
 from modbench.errors import UserError, several
 from modbench.records.finished import Finished, finished
-from modbench.records.record import DONE, TimingKind
+from modbench.records.record import TimingKind
 from modbench.records.store import remove_leftovers
 from modbench.sweep.executor import AT_ONCE, Executor
-from modbench.sweep.job import RunJob, TimeJob, folder_of, has_weights
+from modbench.sweep.job import Job, RunJob, folder_of, has_weights
 from modbench.sweep.jobs import end_of_command, jobs_of, run_all, run_jobs, store_suite
 from modbench.sweep.lease import make_folder, suite_lease
 from modbench.sweep.local import Devices, Local, refuse_missing_devices
@@ -89,7 +89,7 @@ def run_suite(
         named = tuple(dict.fromkeys((*suite_tasks, *measure)))
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
-    part = Shard.parsed(shard)
+    Shard.parsed(shard)  # a wrong one is refused before anything runs
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
     # A wrong name is refused before anything runs.
@@ -121,47 +121,40 @@ def run_suite(
         )
         if not dry_run:
             executor.check()
-        conditions = _OfOtherMachines(workers=1, retry=retry_oom)
-    command = _Command(rows, folder, only, conditions, tasks, part, executor, wait=wait)
+        conditions = Conditions(elsewhere=True, retry=retry_oom)
+    command = _Command(
+        rows=rows,
+        folder=folder,
+        only=only,
+        conditions=conditions,
+        tasks=tasks,
+        shard=Shard.parsed(shard),
+        executor=executor,
+        wait=wait,
+    )
     return command.print_script() if dry_run else command.run(said or Said())
 
 
-class _OfOtherMachines(Conditions):
-    """Conditions of jobs on machines whose GPUs this one doesn't know: a job that ran out of memory is
-    tried again on request only."""
-
-    def is_done(self, record: Finished) -> bool:
-        return record.status in DONE or (record.status == "oom" and not self.retry)
-
-
+@dataclass(kw_only=True)
 class _Command:
     """One call of `modbench run` on ``folder`` (results/<suite>). ``tasks``: settings of the only tasks
     to score trained runs on; empty: all that is left is done."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        folder: Path,
-        only: Sequence[str],
-        conditions: Conditions,
-        tasks: Sequence[dict[str, Any]],
-        shard: Shard,
-        executor: Executor,
-        *,
-        wait: bool,
-    ) -> None:
-        self.rows = rows
-        self.folder = folder
-        self.only = only
-        self.conditions = conditions
-        self.tasks = tasks
-        self.shard = shard
-        self.executor = executor
-        self.wait = wait
-        self.err = Console(stderr=True)
+    rows: Rows
+    folder: Path
+    only: Sequence[str]
+    conditions: Conditions
+    tasks: Sequence[dict[str, Any]]
+    shard: Shard
+    executor: Executor
+    wait: bool
+    err: Console = field(default_factory=lambda: Console(stderr=True))
 
     def tell(self, sentence: str) -> None:
         say(self.err, sentence)
+
+    def run_all(self, jobs: Sequence[Job], total: int, unit: str, on: Executor) -> list[Failure]:
+        return run_all(self.rows, self.folder, jobs, total, unit, on, self.err)
 
     def run(self, said: Said) -> int:
         """Run all that is left; write the report and show its first table; see
@@ -180,22 +173,27 @@ class _Command:
         if not jobs:
             self.tell(f"{name}: {total} of {several(total, 'run')} done")
         while jobs:
-            failures += run_all(self.rows, self.folder, jobs, total, "run", self.executor, self.err)
+            failures += self.run_all(jobs, total, "run", self.executor)
             tried |= {job.key for job in jobs}
             # Losses tell the learning rates of an isoFLOP suite's next runs, and another process may
             # have ended in the middle of a run that it worked on.
             jobs, total = self.jobs_left()
             jobs = [job for job in jobs if job.key not in tried]
-        if self.executor.here and not self.tasks and self.timings_left():
-            with suite_lease(self.folder, self.tell):
-                if timed := self.timings_left():  # another command may have measured some
-                    count = len(timed)
-                    failures += run_all(
-                        self.rows, self.folder, timed, count, "process", Local(), self.err
-                    )
+        of_step: dict[str, TimingKind] = {"timing": "training", "memory": "training_memory"}
+        steps = () if self.tasks else self.rows.suite.measure.steps
+        kinds = [kind for step, kind in of_step.items() if step in steps]
+        if kinds and self.executor.here:
+            plan = TimingPlan.of(self.rows, self.folder, self.only)
+            if plan.left(kinds, repetitions=1):
+                with suite_lease(self.folder, self.tell):
+                    if timed := plan.left(kinds, repetitions=1):  # another command may have some
+                        failures += self.run_all(timed, len(timed), "process", Local())
         said.only(() if self.tasks else (*additions, f"{name}: {total} of {several(total, 'run')} done"))
-        if not self.executor.here:
-            self.tell_of_timings()
+        if kinds and not self.executor.here:
+            self.tell(
+                f"times and memory are not measured by this engine; run `modbench time {name}` on the "
+                "machine that is to be measured"
+            )
         return end_of_command(self.rows, self.folder, failures, "leaderboard.md", self.tell)
 
     def print_script(self) -> int:
@@ -277,27 +275,6 @@ class _Command:
                 f"{', '.join(lacking)}"
             )
         return known
-
-    def timing_kinds(self) -> list[TimingKind]:
-        """The kinds of timings that [measure] steps ask for."""
-        kinds: dict[str, TimingKind] = {"timing": "training", "memory": "training_memory"}
-        return [kind for step, kind in kinds.items() if step in self.rows.suite.measure.steps]
-
-    def tell_of_timings(self) -> None:
-        """Tell that an engine of other machines takes none."""
-        if not self.tasks and self.timing_kinds():
-            self.tell(
-                f"times and memory are not measured by this engine; run `modbench time "
-                f"{self.rows.suite.header.name}` on the machine that is to be measured"
-            )
-
-    def timings_left(self) -> list[TimeJob]:
-        """The processes that time what [measure] steps ask for."""
-        kinds = self.timing_kinds()
-        if not kinds:
-            return []
-        plan = TimingPlan.of(self.rows, self.folder, self.only)
-        return plan.left(kinds, repetitions=1)
 
 
 def gpu_name() -> str | None:

@@ -50,7 +50,7 @@ class Slurm:
     """Executor of Slurm for the jobs in ``folder`` (results/<suite>), ``workers`` of an array at a time
     (0: no limit). ``request``: long options of sbatch by name."""
 
-    here = False
+    here = inline = False
 
     def __init__(self, folder: Path, request: Mapping[str, str], workers: int) -> None:
         self._folder = folder.resolve() / "slurm"

@@ -40,6 +40,7 @@ QUESTIONS = {
 }
 #: Exit codes: stopped, its state is stored; and another process holds the lease.
 STOPPED, HELD = 130, 75
+_AGAIN = "MODBENCH_STARTED_AGAIN"  #: environment variable: the process has started itself once more
 #: Seconds to store a checkpoint once the parent has ended.
 _GRACE_SECONDS = 30.0
 #: Records that are older than the job's file, by more than what clocks of machines differ by, were read
@@ -54,8 +55,9 @@ def main(words: Sequence[str], log: Path | None = None) -> int:
     folder, patience = Path(words[0]), float(words[1]) if len(words) > 1 else 0.0
     spec = json.loads((folder / FILE).read_bytes())
     environment = environment_of(spec["threads"], spec.get("measures", ""))
-    if environment != dict(os.environ):  # of Slurm; glibc reads its settings as a process starts
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    again = os.environ.pop(_AGAIN, None)
+    if environment != dict(os.environ) and not again:  # glibc reads its settings as a process starts
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment | {_AGAIN: "1"})
     if stat.S_ISFIFO(os.fstat(0).st_mode):
         _follow_parent()
     told = [2]

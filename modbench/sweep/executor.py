@@ -4,7 +4,6 @@ folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from modbench.errors import UserError
 from modbench.sweep.job import Job
@@ -21,34 +20,41 @@ PATIENCE = 90.0
 AT_ONCE, FEW = 1000, 500
 
 
-class Executor(Protocol):
-    """Runs the worker of each job on the file in its folder. Folders name jobs."""
+class Executor:
+    """Runs the worker of each job on the file in its folder; folders name jobs. This base is of machines
+    that share the folder."""
 
-    here: bool  #: its workers run on this machine: what they stored is seen at once
-    inline: bool  #: and in the process of the command
-    threads: int  #: of each job
-    trouble: str  #: a sentence on what it can't do or tell at present; empty: all is well
+    here = False  #: True: its workers run on this machine, so that what they stored is seen at once
+    inline = False  #: True: in the process of the command
+    threads = 1  #: of each job
+    trouble = ""  #: a sentence on what it can't do or tell at present; empty: all is well
 
     def room(self, alive: int) -> int:
         """The most jobs to submit now, where ``alive`` wait or run."""
+        return AT_ONCE if alive <= FEW else 0
 
     def submit(self, jobs: Sequence[Job], tell: Tell) -> Sequence[Job]:
         """Hand over ``jobs``; return those that it took. Raises UserError: it refuses."""
+        raise NotImplementedError
 
     def alive(self) -> set[Path]:
         """The folders of the jobs that wait or run."""
+        raise NotImplementedError
 
     def end(self, folder: Path) -> None:
         """Kill the worker of a job that makes no progress."""
 
     def held(self, folder: Path) -> bool:
         """Return True if the worker has ended since another process holds the lease."""
+        return False
 
     def death(self, job: Job) -> tuple[str, str]:
         """Status and error of a job whose worker ended without a word."""
+        return "failed", "its task ended without a record"
 
     def log(self, folder: Path) -> Path | None:
         """Its own log of a job that has written none; None: it keeps none."""
+        return None
 
     def stop(self, hurry: Callable[[], bool], tell: Tell) -> None:
         """End what would not outlive the command, and tell what does. ``hurry`` returns True once the

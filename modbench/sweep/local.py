@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from modbench.errors import UserError
 from modbench.sweep import process
-from modbench.sweep.executor import Tell
+from modbench.sweep.executor import Executor, Tell
 from modbench.sweep.job import Job, TimeJob
 from modbench.sweep.worker import HELD, STOPPED, serve
 from modbench.timing.system_load import parallel
@@ -117,11 +117,11 @@ class InProcess:
         return "failed", self._error
 
 
-class Local:
+class Local(Executor):
     """Executor of this machine: ``workers`` jobs at a time, each on one of ``devices``, if there are
     any; ``inline``: in this process, one after the other."""
 
-    here, trouble = True, ""
+    here = True
 
     def __init__(self, workers: int = 1, devices: Devices | None = None, inline: bool = False) -> None:
         self.threads = parallel()[1]
@@ -168,9 +168,6 @@ class Local:
     def death(self, job: Job) -> tuple[str, str]:
         died: tuple[str, str] = self._ended[job.folder].death()
         return died
-
-    def log(self, folder: Path) -> Path | None:
-        return None
 
     def stop(self, hurry: Callable[[], bool], tell: Tell) -> None:
         """Ask the workers to store their checkpoints and end; kill those that don't in time, or all of

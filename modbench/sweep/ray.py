@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, several
-from modbench.sweep.executor import AT_ONCE, FEW, PASSED, PATIENCE, Tell, whole
+from modbench.sweep.executor import PASSED, PATIENCE, Executor, Tell, whole
 from modbench.sweep.job import LOG, Job, read_job
 from modbench.sweep.process import FILE, Process, python_path
 
@@ -25,11 +25,9 @@ class StoppedError(Exception):
     """A task's process was asked to stop, and its job has stored a checkpoint."""
 
 
-class Ray:
+class Ray(Executor):
     """Executor of Ray, ``workers`` tasks at a time (0: no limit). ``request``: num_cpus and num_gpus of
     each; by default 1 CPU, and 1 GPU where the cluster has any."""
-
-    here = inline = False
 
     def __init__(self, request: Mapping[str, str], workers: int) -> None:
         if unknown := {*request} - {"num_cpus", "num_gpus"}:
@@ -38,7 +36,6 @@ class Ray:
             )
         self.threads = whole(request, "num_cpus", 1)
         self._gpus = whole(request, "num_gpus", 0, least=0) if "num_gpus" in request else None
-        self.trouble = ""
         self._workers = workers
         self._tasks: dict[Any, Path] = {}
         self._waiting: deque[Path] = deque()
@@ -100,9 +97,6 @@ class Ray:
         self._start()
         return {*self._tasks.values(), *self._waiting}
 
-    def room(self, alive: int) -> int:
-        return AT_ONCE if alive <= FEW else 0
-
     def submit(self, jobs: Sequence[Job], tell: Tell) -> Sequence[Job]:
         self._waiting += [job.folder for job in jobs]
         self._start()
@@ -115,20 +109,11 @@ class Ray:
         for task in [task for task, of in self._tasks.items() if of == folder]:
             ray.cancel(task)
 
-    def held(self, folder: Path) -> bool:
-        return False
-
-    def death(self, job: Job) -> tuple[str, str]:
-        return "failed", "its task ended without a record"
-
     def _start(self) -> None:
         """Make tasks of jobs that wait, up to the number at a time."""
         while self._waiting and (not self._workers or len(self._tasks) < self._workers):
             folder = self._waiting.popleft()
             self._tasks[self._remote.remote(str(folder))] = folder
-
-    def log(self, folder: Path) -> Path | None:
-        return None  # Ray keeps them on its nodes
 
     def stop(self, hurry: Callable[[], bool], tell: Tell) -> None:
         import ray

@@ -26,7 +26,7 @@ from modbench.records.record import RunRecord
 from modbench.records.run import Run
 from modbench.records.store import read_records, record_files, write_files
 from modbench.sweep import worker
-from modbench.sweep.executor import AT_ONCE, FEW, PASSED, PATIENCE, Tell, whole
+from modbench.sweep.executor import PASSED, PATIENCE, Executor, Tell, whole
 from modbench.sweep.job import LOG, Job, RunJob
 from modbench.sweep.lease import Lease
 from modbench.sweep.process import python_path
@@ -46,18 +46,15 @@ _ASK_SECONDS = 10.0  #: between two questions to Slurm's controller, which answe
 _SAMPLE = 200  #: files of records to take rates from
 
 
-class Slurm:
+class Slurm(Executor):
     """Executor of Slurm for the jobs in ``folder`` (results/<suite>), ``workers`` of an array at a time
     (0: no limit). ``request``: long options of sbatch by name."""
-
-    here = inline = False
 
     def __init__(self, folder: Path, request: Mapping[str, str], workers: int) -> None:
         self._folder = folder.resolve() / "slurm"
         self._request = request
         self._workers = workers
         self.threads = whole(request, "cpus-per-task", 1)
-        self.trouble = ""
         self._alive: dict[Path, str] = {}  #: the number of each job's task; empty: not known yet
         self._asked: float | None = None
 
@@ -73,9 +70,6 @@ class Slurm:
         self.alive()
         if self.trouble:  # it would submit what is queued already
             raise UserError(f"--engine {self.trouble}; try again once it answers")
-
-    def room(self, alive: int) -> int:
-        return AT_ONCE if alive <= FEW else 0
 
     def alive(self) -> set[Path]:
         if self._asked is None or time.monotonic() - self._asked > _ASK_SECONDS:
@@ -112,12 +106,6 @@ class Slurm:
 
     def end(self, folder: Path) -> None:
         subprocess.run(["scancel", self._alive.get(folder, "")], capture_output=True)
-
-    def held(self, folder: Path) -> bool:
-        return False
-
-    def death(self, job: Job) -> tuple[str, str]:
-        return "failed", "its task ended without a record"
 
     def log(self, folder: Path) -> Path | None:
         logs = [

@@ -16,7 +16,7 @@ from rich.console import Console
 from modbench.errors import UserError
 from modbench.records.store import append_record, read_suite
 from modbench.sweep import loop
-from modbench.sweep.executor import Tell
+from modbench.sweep.executor import Executor, Tell
 from modbench.sweep.job import FILE, Job, RunJob
 from modbench.sweep.lease import Lease
 from modbench.sweep.loop import Failure, Loop
@@ -32,13 +32,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_LATE_SECONDS", 2.0)
 
 
-class Recorder:
+class Recorder(Executor):
     """Records each job as it is submitted, with the first word of its title as its status; loses those
     called lost, and keeps those called kept."""
-
-    here = False
-    threads = 1
-    trouble = ""
 
     def __init__(self, refusals: int = 0, most: int = 1000) -> None:
         self.most = most
@@ -72,12 +68,6 @@ class Recorder:
     def end(self, folder: Path) -> None:
         self.ended.append(folder)
         self.has.discard(folder)
-
-    def held(self, folder: Path) -> bool:
-        return False
-
-    def death(self, job: Job) -> tuple[str, str]:
-        return "failed", "its task ended without a record"
 
     def log(self, folder: Path) -> Path | None:
         return folder / "engine.txt"

@@ -1,6 +1,5 @@
 """Scores on one of lm-eval's tasks, of the trained model, the untrained one and the last checkpoints."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 #: Folder of lm-eval's own files, next to the weights.
 FILES = "lm-eval"
-_TOLD_SECONDS = 5.0  #: as in `modbench.sweep.run_job`
 
 
 def downstream(
@@ -67,14 +65,10 @@ def _adapter(model: LanguageModel, work: RunWork) -> "RoutedLM":
     from modbench.evaluate.routed_lm import RoutedLM
 
     lm = RoutedLM(model, work.data.tokenizer, sequence=work.train.sequence)
-    told = time.monotonic()
 
     def watch() -> None:
-        nonlocal told
         work.stage.check()
-        if time.monotonic() - told > _TOLD_SECONDS:
-            told = time.monotonic()
-            work.stage.tell()
+        work.stage.tell()
 
     lm.passes.watch = watch
     return lm

@@ -1,6 +1,6 @@
 """`modbench run`: a suite file to records, table and plots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,11 @@ from modbench import kernels
 from modbench.errors import UserError, several
 from modbench.records.finished import Finished, finished
 from modbench.records.record import TimingKind
+from modbench.records.run import RouterCode
 from modbench.records.store import remove_leftovers
+from modbench.sweep.command import end_of_command, run_all, store_suite
 from modbench.sweep.executor import AT_ONCE, Executor
 from modbench.sweep.job import Job, RunJob, folder_of, has_weights
-from modbench.sweep.jobs import end_of_command, jobs_of, run_all, run_jobs, store_suite
 from modbench.sweep.lease import make_folder, suite_lease
 from modbench.sweep.local import Devices, Local, refuse_missing_devices
 from modbench.sweep.loop import Failure
@@ -29,7 +30,7 @@ from modbench.sweep.refuse import (
 )
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.slurm import Slurm
-from modbench.sweep.suite import load_suite
+from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.timings import TimingPlan, refuse_blocking_launches
 from modbench.sweep.track import check_trackers
 from modbench.sweep.unchanged import Said
@@ -75,7 +76,7 @@ def run_suite(
     measures on this machine. ``shard``: see `Shard.parsed`. ``engine``: what runs the jobs, and what
     each may ``request`` of it. ``dry_run``: print the script of Slurm and run nothing; ``rehearsed``:
     see `modbench.sweep.rehearse`. ``said``: hears what is said. Returns the exit code of
-    `modbench.sweep.jobs.end_of_command`. Raises UserError: an error in the suite, the data or the
+    `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the data or the
     folder, or in the plugins of all rows, or an engine that isn't there or can't do what is requested,
     before anything has run."""
     if workers < 0:
@@ -158,7 +159,7 @@ class _Command:
 
     def run(self, said: Said) -> int:
         """Run all that is left; write the report and show its first table; see
-        `modbench.sweep.jobs.end_of_command`. ``said`` has what a command with nothing left says."""
+        `modbench.sweep.command.end_of_command`. ``said`` has what a command with nothing left says."""
         name = self.rows.suite.header.name
         failures = list[Failure]()
         for mistake in self.rows.mistakes:
@@ -275,6 +276,46 @@ class _Command:
                 f"{', '.join(lacking)}"
             )
         return known
+
+
+def jobs_of(suite: Suite, **others: Any) -> "partial[RunJob]":
+    """What makes the jobs of ``suite``; ``others``: fields that it does not state."""
+    return partial(
+        RunJob,
+        suite=suite.header.name,
+        audit="audit" in suite.measure.steps,
+        curve_tokens=suite.measure.curve_tokens,
+        keep=suite.keep.weights,
+        points=suite.measure.downstream_checkpoints,
+        track=suite.track,
+        timeout=suite.axes.cell_timeout,
+        **others,
+    )
+
+
+def run_jobs(
+    left: Sequence[Left],
+    names: Mapping[str, str],
+    make: "partial[RunJob]",
+    folder: Path,
+    plugins_of: Callable[[RouterCode], Sequence[str]],
+) -> list[RunJob]:
+    """A job for each run of ``left``, in ``folder`` (results/<suite>). ``names``: displayed, by key;
+    ``plugins_of``: the files that register a router."""
+    results = folder.resolve()
+    return [
+        make(
+            label=item.wanted.label,
+            title=names[item.wanted.run.key],
+            folder=folder_of(results, item.wanted.run.key),
+            results=results,
+            plugins=tuple(plugins_of(item.wanted.run.router)),
+            run=item.wanted.run,
+            train=item.train,
+            measurements=item.measurements,
+        )
+        for item in left
+    ]
 
 
 def gpu_name() -> str | None:

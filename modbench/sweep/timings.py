@@ -20,8 +20,8 @@ from modbench.records.run import Timed
 from modbench.records.store import read_suite, remove_leftovers
 from modbench.report.timing.values import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
+from modbench.sweep.command import end_of_command, run_all, store_suite
 from modbench.sweep.job import TimeJob, identity_of
-from modbench.sweep.jobs import end_of_command, run_all, store_suite
 from modbench.sweep.lease import suite_lease
 from modbench.sweep.local import Local
 from modbench.sweep.process import DiedError, run_worker

@@ -25,10 +25,10 @@ from modbench.records.store import recorded_suites
 from modbench.report.compare import Comparison, Pairing
 from modbench.routing.registry import code_sha256, foreign_routers
 from modbench.sweep.job import RunJob
-from modbench.sweep.jobs import run_jobs
 from modbench.sweep.local import Local
 from modbench.sweep.loop import Loop
 from modbench.sweep.progress import clock, say, show_progress
+from modbench.sweep.run import run_jobs
 from modbench.sweep.wanted import Left, Wanted
 from modbench.timing.system_load import parallel
 

@@ -25,9 +25,9 @@ from modbench.report.page import Report, write_report
 from modbench.sweep import run
 from modbench.sweep.executor import AT_ONCE
 from modbench.sweep.job import done_of, run_identity, run_record
-from modbench.sweep.jobs import jobs_of, run_jobs
 from modbench.sweep.lease import Lease
 from modbench.sweep.rows import resolve
+from modbench.sweep.run import jobs_of, run_jobs
 from modbench.sweep.slurm import Slurm
 from modbench.sweep.suite import Suite
 from modbench.sweep.wanted import Conditions, expand, left_of, titles

@@ -15,7 +15,7 @@ from targets import Reach
 from modbench.records.line import canonical_json, key_of
 from modbench.records.store import read_suite
 from modbench.report.page import Report
-from modbench.sweep import jobs, run
+from modbench.sweep import command, run
 from modbench.sweep.job import Job
 from modbench.sweep.loop import Failure, Loop
 from modbench.sweep.rows import resolve
@@ -155,7 +155,7 @@ class _Clocked(Loop):
 def test_runs_at_a_time(
     benchmark: BenchmarkFixture, reach: Reach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "Loop", _Clocked)
+    monkeypatch.setattr(command, "Loop", _Clocked)
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(200_000)))

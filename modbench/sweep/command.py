@@ -1,9 +1,8 @@
-"""What the commands `run` and `time` have in common: the jobs of the runs that are left, the record of
-what a suite wants, jobs with progress, and the report at the end."""
+"""What the commands `run` and `time` have in common: the record of what a suite wants, jobs with
+progress, and the report at the end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +12,15 @@ from modbench.errors import several
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
 from modbench.records.record import SuiteRecord, rank_of
-from modbench.records.run import RouterCode
 from modbench.records.store import append_record
 from modbench.shipped import committed_results
 from modbench.sweep.executor import Executor, Tell
-from modbench.sweep.job import Job, RunJob, folder_of, made_by
+from modbench.sweep.job import Job, made_by
 from modbench.sweep.loop import Failure, Loop
 from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.rows import Rows
-from modbench.sweep.suite import Suite
 from modbench.sweep.tables import stated_comparisons
-from modbench.sweep.wanted import Left, Wanted, plan_of
-
-
-def jobs_of(suite: Suite, **others: Any) -> "partial[RunJob]":
-    """What makes the jobs of ``suite``; ``others``: fields that it does not state."""
-    return partial(
-        RunJob,
-        suite=suite.header.name,
-        audit="audit" in suite.measure.steps,
-        curve_tokens=suite.measure.curve_tokens,
-        keep=suite.keep.weights,
-        points=suite.measure.downstream_checkpoints,
-        track=suite.track,
-        timeout=suite.axes.cell_timeout,
-        **others,
-    )
-
-
-def run_jobs(
-    left: Sequence[Left],
-    names: Mapping[str, str],
-    make: "partial[RunJob]",
-    folder: Path,
-    plugins_of: Callable[[RouterCode], Sequence[str]],
-) -> list[RunJob]:
-    """A job for each run of ``left``, in ``folder`` (results/<suite>). ``names``: displayed, by key;
-    ``plugins_of``: the files that register a router."""
-    results = folder.resolve()
-    return [
-        make(
-            label=item.wanted.label,
-            title=names[item.wanted.run.key],
-            folder=folder_of(results, item.wanted.run.key),
-            results=results,
-            plugins=tuple(plugins_of(item.wanted.run.router)),
-            run=item.wanted.run,
-            train=item.train,
-            measurements=item.measurements,
-        )
-        for item in left
-    ]
+from modbench.sweep.wanted import Wanted, plan_of
 
 
 def store_suite(

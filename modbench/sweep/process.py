@@ -92,12 +92,20 @@ class Events:
         content = content[: content.rfind(b"\n") + 1]
         added = content.removeprefix(self._content)
         self._content = content
-        events = [json.loads(line) for line in added.splitlines()]
+        events = [event for line in added.splitlines() if (event := _event(line))]
         for event in events:
             self.phase = event.get("phase", self.phase)
             if event["event"] == "end" or event.get("phase") == "start":
                 self.end = event if event["event"] == "end" else None
         return events
+
+
+def _event(line: bytes) -> Event | None:
+    """The event of ``line``; None if it is none: a full disk may have cut one off."""
+    with contextlib.suppress(ValueError):
+        event = json.loads(line)
+        return event if isinstance(event, dict) and "event" in event else None
+    return None
 
 
 class Process:

@@ -83,7 +83,6 @@ def serve(folder: Path, patience: float = 0.0, *, began: float) -> tuple[int, st
     another process holds it; ``began``: when the work on it began, on the monotonic clock. Returns 0, or
     130 if stopped, 75 if another process holds the lease, 2 for a user's or a plugin author's mistake,
     else 1; and a sentence on it."""
-
     content = (folder / FILE).read_bytes()
     spec = json.loads(content)
     events = Events(folder)

@@ -10,8 +10,10 @@ import pytest
 
 from modbench.sweep.process import (
     ALLOCATOR,
+    EVENTS,
     MEMORY_ALLOCATOR,
     DiedError,
+    Events,
     run_worker,
 )
 
@@ -77,3 +79,22 @@ def test_what_a_worker_forked_ends_with_it(end: str, tmp_path: Path) -> None:
 def test_a_worker_with_progress_is_not_ended(tmp_path: Path) -> None:
     body = "for _ in range(12): time.sleep(1); say({'event': 'phase', 'phase': 'p'})\nresult = {}"
     assert run(body, tmp_path, timeout=10) == {}
+
+
+def test_events_are_read_as_they_come_and_damaged_ones_are_left_out(tmp_path: Path) -> None:
+    """Also from a file that has begun anew since it had become large."""
+    written, read = Events(tmp_path), Events(tmp_path)
+    assert read.new() == []
+    written.say({"event": "phase", "phase": "train"})
+    with (tmp_path / EVENTS).open("a") as file:
+        file.write('{"event": "st')  # a full disk
+    assert read.new() == [{"event": "phase", "phase": "train"}]
+    written.say({"event": "lost", "with": "the line that it follows"})
+    steps = [{"event": "step", "step": step, "text": "x" * 400} for step in range(200)]
+    seen = []
+    for step in steps:
+        written.say(step)
+        seen += [event for event in read.new() if event["event"] == "step"]
+    assert [event["step"] for event in seen] == [*range(200)]
+    assert (tmp_path / EVENTS).stat().st_size < 40_000
+    assert Events(tmp_path).new()[0] == {"event": "phase", "phase": "train"}

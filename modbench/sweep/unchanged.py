@@ -21,6 +21,7 @@ from modbench.data.cache_folder import cache_folder
 from modbench.errors import UserError
 from modbench.records.store import write_files
 from modbench.routing.registry import code_sha256
+from modbench.shipped import committed_results
 from modbench.sweep.suite import Suite, load_suite
 
 #: Variables that change results, or where they are measured.
@@ -35,6 +36,9 @@ def digest_of(name: str, results: Path, arguments: Mapping[str, Any]) -> str:
     folder = results / suite.header.name
     source = Path(suite.source)
     points = {point.value.partition(":")[0] for point in entry_points(group="modbench.routers")}
+    places = [folder, folder / "records", *_inputs(suite)]
+    if committed := committed_results(suite.header.name):
+        places.append(committed / "records")
     plugins = [*map(Path, arguments["plugins"])]
     foreign = [find_spec(module.partition(".")[0]) for module in points]
     codes = {Path(spec.origin) for spec in foreign if spec and spec.origin} | {*plugins}
@@ -45,8 +49,8 @@ def digest_of(name: str, results: Path, arguments: Mapping[str, Any]) -> str:
         [version(package) for package in ("torch", "tokenizers", "lm-eval")],
         (platform.node(), os.cpu_count(), sorted(_states(Path("/proc/driver/nvidia/gpus")))),
         sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES)),
-        (os.getcwd(), sys.stdout.isatty() and shutil.get_terminal_size().columns),
-        [sorted(_states(place)) for place in (folder, folder / "records", *_inputs(suite))],
+        (os.getcwd(), str(folder), sys.stdout.isatty() and shutil.get_terminal_size().columns),
+        [sorted(_states(place)) for place in places],
     ]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 

@@ -1,15 +1,13 @@
 """`modbench` in the test's own process, its workers included: a command that trains two tiny schemes
-takes a second in place of seventeen. Specifications and events pass through JSON, as between
-processes."""
+takes a second in place of seventeen."""
 
 import io
-import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,8 +19,8 @@ from modbench.audit.fresh import differs_in_a_fresh_process
 from modbench.cli.main import main
 from modbench.cli.messages import Messages
 from modbench.routing import registry
-from modbench.sweep import engine, work, worker
-from modbench.sweep.worker import Worker
+from modbench.sweep import loop, process, work, worker
+from modbench.sweep.process import Process
 from modbench.timing.stopwatch import matmul_rate
 
 #: Seconds after which a test takes what it waits for to hang: long enough for a busy machine.
@@ -30,50 +28,26 @@ PATIENCE = 120.0
 _ONE_AT_A_TIME = threading.RLock()
 
 
-class InlineWorker:
-    """A `modbench.sweep.worker.Worker` whose job is done when it has been made."""
+class InlineProcess:
+    """A `modbench.sweep.process.Process` whose job is done when it has been made."""
 
-    def __init__(
-        self,
-        spec: dict[str, Any],
-        *,
-        log: Path,
-        hear: Callable[[dict[str, Any]], None],
-        timeout: float = 0.0,
-        command: object = None,
-    ) -> None:
-        self.started = datetime.now(UTC)
-        self.result: dict[str, Any] | None = None
+    def __init__(self, folder: Path, *, log: Path, patience: float = 0.0, **_: Any) -> None:
         self._log = log
-
-        def say(event: dict[str, Any]) -> None:
-            event = json.loads(json.dumps(event))
-            if event["event"] == "result":
-                self.result = event["result"]
-            else:
-                with redirect_stdout(stdout), redirect_stderr(stderr):
-                    hear(event)
-
         log.parent.mkdir(parents=True, exist_ok=True)
         with _ONE_AT_A_TIME, log.open("a") as output:
-            stdout, stderr, self._log_start = sys.stdout, sys.stderr, output.tell()
+            self._log_start = output.tell()
             with redirect_stdout(output), redirect_stderr(output), _state_of_torch():
-                self.code = worker.work(json.loads(json.dumps(spec)), say)
+                self.code, sentence = worker.serve(folder, patience, began=time.monotonic())
+                print(f"modbench: {sentence}" if sentence else "", file=sys.stderr)
 
     def ended(self) -> bool:
-        return True
-
-    def over(self) -> bool:
         return True
 
     def close(self) -> None:
         pass
 
-    def error(self) -> str:
-        return worker.error_of(self._log, self._log_start, self.code)
-
-    def out_of_memory(self) -> bool:
-        return False
+    def death(self) -> tuple[str, str]:
+        return "failed", process.error_of(self._log, self._log_start, self.code)
 
 
 @contextmanager
@@ -107,11 +81,9 @@ def own_routers() -> Iterator[None]:
 def inline_workers() -> Iterator[None]:
     """Have jobs done in this process, and forget the routers of plugin files."""
     with (
-        patch.object(engine, "Worker", InlineWorker),
-        patch.object(engine, "_POLL_SECONDS", 0.0),
-        patch.object(engine, "_WAIT_SECONDS", 0.0),
-        patch.object(worker, "Worker", InlineWorker),
-        patch.object(worker, "_POLL_SECONDS", 0.0),
+        patch.object(process, "Process", InlineProcess),
+        patch.object(process, "_POLL_SECONDS", 0.0),
+        patch.multiple(loop, _POLL_SECONDS=0.0, _WAIT_SECONDS=0.0),
         patch.object(work, "matmul_rate", lambda *of: 1e9),  # takes longer than the training
         patch.object(fresh, "differs_in_a_fresh_process", lambda *of: ""),  # tests/audit has it
     ):
@@ -121,10 +93,9 @@ def inline_workers() -> Iterator[None]:
 @contextmanager
 def processes() -> Iterator[None]:
     """Have jobs done in processes of their own, as a user's are."""
-    real = {"Worker": Worker, "_POLL_SECONDS": 0.2}
     with (
-        patch.multiple(engine, **real, _WAIT_SECONDS=1.0),
-        patch.multiple(worker, **real),
+        patch.multiple(process, Process=Process, _POLL_SECONDS=0.1),
+        patch.multiple(loop, _POLL_SECONDS=0.2, _WAIT_SECONDS=1.0),
         patch.object(work, "matmul_rate", matmul_rate),
         patch.object(fresh, "differs_in_a_fresh_process", differs_in_a_fresh_process),
     ):

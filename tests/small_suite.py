@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from inline import InlineWorker, modbench_inline
+from inline import InlineProcess, modbench_inline
 
 import modbench
 from modbench.records.store import read_suite
-from modbench.sweep import worker
+from modbench.sweep import process
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"width": 16, "layers": 1, "heads": 2},
@@ -77,11 +77,11 @@ def start(place: Path, *words: str) -> "subprocess.Popen[str]":
 def modbench_says(place: Path, *words: str) -> tuple[int, str]:
     """Exit code and output of `modbench WORDS` in ``place``, in this process; in tests marked
     ``processes`` in one of its own."""
-    if worker.Worker is InlineWorker:
+    if process.Process is InlineProcess:
         return modbench_inline(place, *words)
-    process = start(place, *words)
-    out, _ = process.communicate(timeout=900)  # the longest has 20 runs
-    return process.returncode, out
+    command = start(place, *words)
+    out, _ = command.communicate(timeout=900)  # the longest has 20 runs
+    return command.returncode, out
 
 
 def finished(folder: Path) -> dict[str, Any]:

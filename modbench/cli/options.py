@@ -82,6 +82,23 @@ def suite_settings(
     return settings
 
 
+def requested(pairs: Iterable[str]) -> dict[str, str]:
+    """The settings NAME=VALUE of ``pairs``; NAME alone has an empty value. Raises UserError: one is no
+    such pair, or is given twice."""
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        name = name.removeprefix("--")
+        if not name or "\n" in pair:
+            raise UserError(
+                f"--request {pair}: it must be NAME=VALUE, such as partition=gpu, or NAME alone"
+            )
+        if name in settings:
+            raise UserError(f"--request {name} is given twice; give it once")
+        settings[name] = value
+    return settings
+
+
 def _toml(text: str) -> Any:
     """The TOML value ``text``; the text itself where it is none."""
     try:

@@ -1,7 +1,7 @@
 """The command `modbench run`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -17,6 +17,7 @@ from modbench.cli.options import (
     Tasks,
     flat,
     names_of,
+    requested,
     suite_settings,
 )
 
@@ -35,7 +36,7 @@ def run(
     budget: Budgets = None,
     wait: bool = True,
     shard: Annotated[str | None, arg(metavar="K/N", help_behavior_hint="")] = None,
-    engine: Literal["local", "slurm", "ray"] = "local",
+    engine: Literal["local", "inline", "slurm", "ray"] = "local",
     request: Requests = (),
     dry_run: bool = False,
     rehearse: Annotated[bool, arg(help_behavior_hint="")] = False,
@@ -59,7 +60,8 @@ def run(
         wait: pause training while another process of modbench measures on this machine
         shard: run every N-th run only, such as 2/4, on machines without a common folder; join the
             records with `modbench merge`
-        engine: what runs the jobs: this machine, or Slurm or Ray (modbench docs clusters)
+        engine: what runs the jobs: processes of this machine; inline: this process, one job after the
+            other, for breakpoint() in a router; Slurm or Ray (modbench docs clusters)
         request: what each job asks of --engine slurm, by options of sbatch such as partition=gpu gpus=1,
             or of ray: num_gpus=1
         dry_run: print the script of --engine slurm and submit nothing
@@ -68,22 +70,27 @@ def run(
         retry: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on
             another GPU
     """
-    from modbench.sweep.launch.launcher import requested
-    from modbench.sweep.run import run_suite
+    from modbench.sweep.unchanged import Said, digest_of
 
-    return run_suite(
-        suite,
-        settings=suite_settings(set, seeds, budget),
-        results=results,
-        plugins=flat(plugin),
-        workers=workers,
-        only=flat(only),
-        measure=names_of(measure),
-        retry_oom=retry is not None,
-        wait=wait,
-        shard=shard,
-        engine=engine,
-        request=requested(flat(request)),
-        dry_run=dry_run,
-        rehearsed=rehearse,
-    )
+    arguments: dict[str, Any] = {
+        "settings": suite_settings(set, seeds, budget),
+        "plugins": flat(plugin),
+        "workers": workers,
+        "only": flat(only),
+        "measure": names_of(measure),
+        "retry_oom": retry is not None,
+        "wait": wait,
+        "shard": shard,
+        "engine": engine,
+        "request": requested(flat(request)),
+    }
+    trial: dict[str, Any] = {"dry_run": dry_run, "rehearsed": rehearse}
+    if not any(trial.values()) and Said.again(digest_of(suite, results, arguments)):
+        return 0
+    from modbench.sweep.run import run_suite  # loads torch
+
+    with Said() as said:
+        code = run_suite(suite, results=results, said=said, **arguments, **trial)
+    if code == 0 and not any(trial.values()):
+        said.keep(digest_of(suite, results, arguments))
+    return code

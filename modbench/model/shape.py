@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 from modbench.errors import UserError
@@ -72,7 +72,8 @@ Shape: TypeAlias = ModelConfig | HubConfig
 
 def shape_json(shape: Shape) -> dict[str, Any]:
     """Return ``shape`` as a record states it: fields that are None, and folders, are left out."""
-    return {key: value for key, value in asdict(shape).items() if value is not None and key != "folder"}
+    stated = {field.name: getattr(shape, field.name) for field in fields(shape)}
+    return {key: value for key, value in stated.items() if value is not None and key != "folder"}
 
 
 def shape_of(where: str, value: Mapping[str, Any]) -> Shape:

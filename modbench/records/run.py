@@ -8,7 +8,7 @@ torch.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NotRequired
 
@@ -61,6 +61,9 @@ class RouterCode:
     #: of the plugin file, or of the installed package; None: a router of modbench
     plugin_sha256: str | None = None
 
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "options": self.options, "plugin_sha256": self.plugin_sha256}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -82,7 +85,7 @@ class Run:
         """The run as a record holds it. A field that is None is left out: fields that are added later
         leave the keys of older runs unchanged while they are None."""
         return {
-            "router": asdict(self.router),
+            "router": self.router.as_json(),
             "model": shape_json(self.model),
             "data": {name: value for name, value in self.data.settings().items() if value is not None},
             "train": self.train.as_json(),
@@ -150,12 +153,14 @@ class Timed:
         return key_of(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        stated = asdict(self) | {"model": shape_json(self.model)}
-        if self.micro_batch is None:
-            del stated["micro_batch"]
-        if not self.recompute:
-            del stated["recompute"]
-        return stated
+        stated: dict[str, Any] = {
+            "router": self.router and self.router.as_json(),
+            "model": shape_json(self.model),
+            **{name: getattr(self, name) for name in ("sequence", "batch", "precision")},
+        }
+        if self.micro_batch is not None:
+            stated["micro_batch"] = self.micro_batch
+        return stated | ({"recompute": True} if self.recompute else {})
 
     @classmethod
     def of(cls, value: Mapping[str, Any], folder: str | None = None) -> "Timed":

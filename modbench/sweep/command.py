@@ -1,50 +1,97 @@
-"""Parts of `modbench run` and `modbench time`: run jobs with progress, and end with the report."""
+"""What the commands `run` and `time` have in common: the record of what a suite wants, jobs with
+progress, and the report at the end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from modbench.errors import several
+from modbench.records.finished import Finished
+from modbench.records.line import key_of
+from modbench.records.record import SuiteRecord, rank_of
+from modbench.records.store import append_record
 from modbench.shipped import committed_results
-from modbench.sweep.engine import Devices, Engine, Failure
-from modbench.sweep.job import Job
-from modbench.sweep.launch.launcher import Launcher
-from modbench.sweep.launch.watch import Watched
+from modbench.sweep.executor import Executor, Tell
+from modbench.sweep.job import Job, made_by
+from modbench.sweep.loop import Failure, Loop
 from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.rows import Rows
+from modbench.sweep.tables import stated_comparisons
+from modbench.sweep.wanted import Wanted, plan_of
 
-Tell = Callable[[str], None]
+
+def store_suite(
+    rows: Rows,
+    wanted: Sequence[Wanted],
+    planned: Sequence[Wanted],
+    measures: Sequence[tuple[str, dict[str, Any]]],
+    folder: Path,
+    records: Sequence[Finished],
+) -> None:
+    """Record what the suite wants, unless the newest of ``records`` of a suite states the same."""
+    suite = suite_of(rows, wanted, planned, measures)
+    stored = [record for record in records if record.kind == "suite"]
+    newest = max(stored, key=rank_of, default=None)
+    if newest is None or newest.key != key_of(suite):
+        import torch
+
+        from modbench.measure.environment import environment
+
+        now = datetime.now(UTC)
+        made = made_by(environment(torch.float32), now)
+        made |= {name: now.isoformat(timespec="microseconds") for name in ("started", "finished")}
+        number = 1 + max((record.number or 0 for record in stored), default=0)
+        append_record(folder, SuiteRecord.made(suite=suite, key=key_of(suite), number=number, **made))
 
 
-def run_jobs_of(
+def suite_of(
+    rows: Rows,
+    wanted: Sequence[Wanted],
+    planned: Sequence[Wanted],
+    measures: Sequence[tuple[str, dict[str, Any]]],
+) -> dict[str, Any]:
+    """Return what the suite wants, as its record states it. ``planned``: see
+    `modbench.sweep.wanted.expand_planned`; its shapes are timed before all runs are known."""
+    header = rows.suite.header
+    stated = dict[str, dict[str, Any]]()
+    for item in [*planned, *wanted]:
+        row = stated.setdefault(item.label, {"label": item.label, "runs": [], "timed": []})
+        if plan := plan_of(rows, item.name):
+            row["isoflop"] = plan
+        if (key := item.run.timed.key) not in row["timed"]:
+            row["timed"].append(key)
+    for item in wanted:
+        if (key := item.run.key) not in stated[item.label]["runs"]:
+            stated[item.label]["runs"].append(key)
+    settings: dict[str, Any] = {kind: of for kind, of in measures if kind != "downstream"}
+    tasks = [of for kind, of in measures if kind == "downstream"]
+    compared = stated_comparisons(rows.suite.comparisons, rows.suite.axes.budgets)
+    return {
+        "name": header.name,
+        "version": header.version,
+        "rank_by": header.rank_by,
+        "rows": list(stated.values()),
+        "wanted": settings | ({"downstream": tasks} if tasks else {}),
+    } | ({"compare": compared} if compared else {})
+
+
+def run_all(
     rows: Rows,
     folder: Path,
     jobs: Sequence[Job],
     total: int,
     unit: str,
-    workers: int,
+    executor: Executor,
     err: Console,
-    devices: Devices | None = None,
-    launcher: Launcher | None = None,
 ) -> list[Failure]:
-    """Run ``jobs``, ``workers`` at a time, of ``total`` with those that were done before; show progress
-    on ``err``; each on one of ``devices``, if there are any; or on ``launcher``. Returns the failures.
-    Raises KeyboardInterrupt: a signal stopped the command."""
-    with show_progress(err) as progress:
+    """Run ``jobs`` on ``executor``, of ``total`` with those that were done before; show progress on
+    ``err``. Returns the failures. Raises KeyboardInterrupt: a signal stopped the command."""
+    with show_progress(err, live=not executor.inline) as progress:
         progress.begin(rows.suite.header.name, total=total, done=total - len(jobs), unit=unit)
-        timeout = rows.suite.axes.cell_timeout
-        if launcher:
-            watched = Watched(folder=folder, launcher=launcher, progress=progress, timeout=timeout)
-            return watched.run(jobs)
-        engine = Engine(
-            folder=folder,
-            progress=progress,
-            workers=workers,
-            timeout=timeout,
-            devices=devices or Devices(),
-        )
-        return engine.run(jobs)
+        return Loop(folder, executor, progress).run(jobs)
 
 
 def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: str, tell: Tell) -> int:

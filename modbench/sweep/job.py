@@ -1,84 +1,186 @@
-"""A job: what one worker process does, and the records that it makes. It can be kept in a file, so that
-another process, on another machine, runs it (`modbench.sweep.task`)."""
+"""A job: what one worker does, and the records that it stores. It stands in a file in its folder, so
+that a worker on any machine reads it. Loads no torch."""
 
-import json
 import os
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
+
+from modbench.errors import UserError
+from modbench.measure.config import MeasureConfig
+from modbench.model.shape import HubConfig
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
-from modbench.records.record import DONE
-from modbench.records.run import Run
+from modbench.records.record import (
+    DONE,
+    PROTOCOL,
+    AnyRecord,
+    MeasurementRecord,
+    RunRecord,
+    TimingKind,
+    TimingRecord,
+)
+from modbench.records.run import Run, Timed
 from modbench.records.store import write_files
+from modbench.sweep.tables import KeepConfig
+from modbench.sweep.track import TrackConfig
 from modbench.trained.weights_folder import POINTS, weights_of
 
 #: Kind of record and key; of a timing its session, what it measures and its repetition, too.
 Identity = tuple[str, str, str | None, str | None, int | None]
-FILE = "job.json"  #: in the job's folder
+FILE, LOG = "job.json", "log.txt"  #: in the job's folder
+Of = TypeVar("Of", bound="Job")
 
 
 def identity_of(line: Finished) -> Identity:
-    """The identity of the job whose record ``line`` is."""
+    """The identity of the record ``line``."""
     return line.kind, line.key, line.session, line.measures, line.repetition
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Job:
-    """One worker process: its specification, and the records that it makes."""
-
-    identities: tuple[Identity, ...]  #: of the records, in order; see `identity_of`
-    title: str
-    spec: dict[str, Any]
-    log: Path
-
-    @property
-    def key(self) -> str:
-        """Names it among the jobs that run."""
-        return str(self.identities[0])
-
-    @property
-    def claimed(self) -> Path | None:
-        """The folder whose claim it needs; None for a timing, which is alone on its machine."""
-        return Path(self.spec["folder"]) if "folder" in self.spec else None
-
-    @property
-    def ranks(self) -> int:
-        """Processes that train its run together, each on a device of its own."""
-        train = self.spec.get("run", {}).get("train", {})
-        return prod((train.get("parallel") or {}).values())
-
-    def left(self, done: set[Identity]) -> "Job | None":
-        """The part of a run's job that is not ``done``; None if there is none. A run whose weights are
-        gone is trained again if it is to be measured."""
-        run = Run.of(self.spec["run"])
-        subjects = [s for s in self.spec["measurements"] if measurement_identity(s) not in done]
-        trained = not self.spec["train"] or run_identity(run) in done
-        if trained and subjects and not has_weights(Path(self.spec["folder"]), run, subjects):
-            trained = False
-        if trained and not subjects:
-            return None
-        spec = self.spec | {"train": not trained, "measurements": subjects}
-        return replace(self, spec=spec, identities=identities_of(run, not trained, subjects))
 
 
 def run_identity(run: Run) -> Identity:
     return "run", run.key, None, None, None
 
 
-def measurement_identity(subject: dict[str, Any]) -> Identity:
+def measurement_identity(subject: Mapping[str, Any]) -> Identity:
     return "measurement", key_of(subject), None, str(subject["measures"]), None
 
 
-def identities_of(run: Run, train: bool, subjects: list[dict[str, Any]]) -> tuple[Identity, ...]:
-    """The records that a run's job makes, in order."""
-    trained = (run_identity(run),) if train else ()
-    return (*trained, *map(measurement_identity, subjects))
+def done_of(records: Sequence[Finished]) -> set[Identity]:
+    """The identities of ``records`` that need not be made again."""
+    return {identity_of(record) for record in records if record.status in DONE}
 
 
-def has_weights(folder: Path, run: Run, subjects: list[dict[str, Any]]) -> bool:
+def folder_of(suite: Path, key: str) -> Path:
+    """The folder of a run of ``suite`` (results/<suite>): its job, checkpoint, weights and log."""
+    return suite / "runs" / key
+
+
+def _stored(run: Run) -> dict[str, Any]:
+    """The JSON of ``run`` with what its key leaves out."""
+    watched = {name: getattr(run.train, name) for name in ("evaluations", "checkpoint_seconds")}
+    return {"stated": run.as_json(), "watched": watched, "hf": getattr(run.model, "folder", None)}
+
+
+def _run_of(value: Any) -> Run:
+    run = Run.of(value["stated"])
+    model = replace(run.model, folder=value["hf"]) if isinstance(run.model, HubConfig) else run.model
+    return replace(run, model=model, train=replace(run.train, **value["watched"]))
+
+
+_Run = Annotated[Run, PlainValidator(_run_of), PlainSerializer(_stored)]
+_Timed = Annotated[
+    Timed,
+    PlainValidator(lambda value: Timed.of(value["stated"], value["hf"])),
+    PlainSerializer(lambda of: {"stated": of.as_json(), "hf": getattr(of.model, "folder", None)}),
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """What all jobs have. ``timeout``: seconds without an event after which its worker is ended;
+    ``directory``: the working directory, which paths of texts and plugins are relative to."""
+
+    suite: str
+    label: str  #: of its row
+    title: str  #: displayed
+    folder: Path  #: its file, lease, events and log
+    results: Path  #: results/<suite>
+    plugins: Sequence[str] = ()
+    threads: int = 1
+    timeout: float = 1800.0
+    directory: str = field(default_factory=os.getcwd)
+
+    @property
+    def key(self) -> str:
+        """Names it and what it still does."""
+        return str(self.identities[0])
+
+    @property
+    def log(self) -> Path:
+        return self.folder / LOG
+
+    @property
+    def ranks(self) -> int:
+        """Processes that do it together, each on a device of its own."""
+        return 1
+
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """The records that it stores, in order."""
+        raise NotImplementedError
+
+    def left(self: Of, done: set[Identity]) -> Of | None:
+        """The part that is not ``done``; None if there is none."""
+        return None if done.issuperset(self.identities) else self
+
+    def failure(self, identity: Identity, status: Any, error: str, started: datetime) -> AnyRecord:
+        """The record ``identity`` of a worker that ended before it stored it."""
+        raise NotImplementedError
+
+    def write(self) -> None:
+        """Write the job's file. Raises UserError: the folder can't be written to."""
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            reason = f"{self.folder} can't be made ({error.strerror})"
+            raise UserError(f"{reason}; make room, or give another --results") from error
+        write_files(self.folder, {FILE: _file().dump_json(self)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunJob(Job):
+    """Audits and trains a run, if ``train``, and takes measurements of its weights."""
+
+    job: Literal["run"] = "run"
+    run: _Run
+    train: bool
+    measurements: tuple[dict[str, Any], ...] = ()  #: subjects of `MeasurementRecord`
+    audit: bool = False  #: of the scheme, once
+    data: dict[str, Any]  #: of the text, as a record states it
+    curve_tokens: int = MeasureConfig.curve_tokens
+    keep: str = KeepConfig.weights
+    points: int | None = None  #: weights to keep along the learning curve
+    track: TrackConfig = field(default_factory=TrackConfig)
+    workers: int = 1  #: jobs that run at the same time
+    wait: bool = True  #: pause while another process measures
+
+    @property
+    def ranks(self) -> int:
+        return self.run.train.ranks
+
+    @cached_property
+    def identities(self) -> tuple[Identity, ...]:
+        trained = (run_identity(self.run),) if self.train else ()
+        return (*trained, *map(measurement_identity, self.measurements))
+
+    def left(self, done: set[Identity]) -> "RunJob | None":
+        """See `Job.left`. A run whose weights are gone is trained again if it is to be measured."""
+        subjects = tuple(s for s in self.measurements if measurement_identity(s) not in done)
+        train = self.train and run_identity(self.run) not in done
+        if subjects and not train and not has_weights(self.folder, self.run, subjects):
+            train = True
+        return replace(self, train=train, measurements=subjects) if train or subjects else None
+
+    def failure(self, identity: Identity, status: Any, error: str, started: datetime) -> AnyRecord:
+        import torch
+
+        from modbench.measure.environment import environment
+
+        machine = environment(torch.float32)
+        # The other entries describe this process, not the one that ended.
+        known = {name: machine[name] for name in ("cpu", "gpu", "torch")} | {"threads": self.threads}
+        if identity[0] == "run":
+            return run_record(self.run, self.data, known, status, error, started, workers=self.workers)
+        subject = next(s for s in self.measurements if measurement_identity(s) == identity)
+        return measurement_record(subject, {}, known, status, error, started, workers=self.workers)
+
+
+def has_weights(folder: Path, run: Run, subjects: Sequence[Mapping[str, Any]]) -> bool:
     """Return True if ``folder`` holds the weights of ``run`` that ``subjects`` measure."""
     budgets = {subject["budget"] for subject in subjects if subject["measures"] != "audit"}
     points = max(subject["settings"].get("checkpoints", 1) for subject in subjects)
@@ -87,43 +189,114 @@ def has_weights(folder: Path, run: Run, subjects: list[dict[str, Any]]) -> bool:
     return all(weights_of(folder, run, budget).is_file() for budget in budgets)
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobFile:
-    """A run's job as a file in its folder. ``timeout``: seconds without progress after which its worker
-    is ended. ``directory``: the working directory, which paths of texts and plugins are relative to."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TimeJob(Job):
+    """Measures times or memory of a scheme, alone on its machine."""
 
-    job: Job
-    timeout: float
-    directory: str
+    job: Literal["time"] = "time"
+    measures: TimingKind
+    session: str
+    timed: _Timed
+    time: dict[str, Any]  #: fields of `modbench.timing.config.TimeConfig`
+    repetition: int
+    machine: dict[str, Any]  #: environment of a process that measures
+    earlier: dict[str, Any] | None = None  #: what an earlier process of this job has measured
 
-    def write(self) -> None:
-        """Raises UserError: the folder can't be written to."""
-        job = self.job
-        content = {
-            "identities": job.identities,
-            "title": job.title,
-            "spec": job.spec,
-            "log": str(job.log),
-            "timeout": self.timeout,
-            "directory": self.directory,
-        }
-        folder = Path(job.spec["folder"])
-        os.makedirs(folder, exist_ok=True)
-        write_files(folder, {FILE: json.dumps(content).encode()})
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        return (("timing", self.timed.key, self.session, self.measures, self.repetition),)
 
-    @classmethod
-    def read(cls, folder: Path) -> "JobFile":
-        """The job of ``folder``."""
-        content = json.loads((folder / FILE).read_bytes())
-        job = Job(
-            identities=tuple(tuple(identity) for identity in content["identities"]),
-            title=content["title"],
-            spec=content["spec"],
-            log=Path(content["log"]),
+    def failure(self, identity: Identity, status: Any, error: str, started: datetime) -> AnyRecord:
+        return self.record(self.machine, status, error, started)
+
+    def record(
+        self,
+        machine: dict[str, Any],
+        status: Any,
+        error: str | None,
+        started: datetime,
+        *,
+        asked_bytes: int | None = None,
+        measured: dict[str, Any] | None = None,
+    ) -> TimingRecord:
+        """The record of the measurement, which finishes now."""
+        stated = self.timed.as_json()
+        return TimingRecord.made(
+            session=self.session,
+            measures=self.measures,
+            timed=stated,
+            time=self.time,
+            protocol=PROTOCOL,
+            key=key_of(stated),
+            repetition=self.repetition,
+            status=status,
+            error=error,
+            asked_bytes=asked_bytes,
+            measured=measured or {},
+            **made_by(machine, started, "milliseconds"),
         )
-        return cls(job=job, timeout=content["timeout"], directory=content["directory"])
 
 
-def done_of(records: list[Finished]) -> set[Identity]:
-    """The identities of ``records`` that need not be made again."""
-    return {identity_of(record) for record in records if record.status in DONE}
+@cache
+def _file() -> TypeAdapter[RunJob | TimeJob]:
+    return TypeAdapter(Annotated[RunJob | TimeJob, Field(discriminator="job")])
+
+
+def read_job(content: bytes) -> RunJob | TimeJob:
+    """The job of a file with ``content``."""
+    return _file().validate_json(content)
+
+
+def run_record(
+    run: Run,
+    data: dict[str, Any],
+    machine: dict[str, Any],
+    status: Any,
+    error: str | None,
+    started: datetime,
+    **fields: Any,
+) -> RunRecord:
+    """The record of ``run``, which ends now. ``fields``: its other fields; none for a crash."""
+    nothing: dict[str, Any] = {"metrics": {}, "ends": [], "curve": []}
+    return RunRecord.made(
+        run=run.as_json(),
+        key=run.key,
+        data=data,
+        status=status,
+        error=error,
+        **made_by(machine, started),
+        **nothing | fields,
+    )
+
+
+def measurement_record(
+    subject: dict[str, Any],
+    result: dict[str, Any],
+    machine: dict[str, Any],
+    status: Any,
+    error: str | None,
+    started: datetime,
+    **fields: Any,
+) -> MeasurementRecord:
+    """The record of the measurement ``subject``, which ends now."""
+    return MeasurementRecord.made(
+        measurement=subject,
+        key=key_of(subject),
+        result=result,
+        status=status,
+        error=error,
+        **made_by(machine, started),
+        **fields,
+    )
+
+
+def made_by(machine: dict[str, Any], started: datetime, precision: str = "seconds") -> dict[str, Any]:
+    """The fields of a record that ends now, on ``machine``, with this code."""
+    from modbench.measure.environment import code_version
+
+    return {
+        "code": code_version(),
+        "environment": machine,
+        "started": started.isoformat(timespec=precision),
+        "finished": datetime.now(UTC).isoformat(timespec=precision),
+    }

@@ -3,17 +3,16 @@ the table of results."""
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table as RichTable
-from rich.text import Text
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.progress import TaskID, TextColumn
+from rich.table import Column
 
 from modbench.errors import printable, several
 from modbench.report.table import Table
@@ -23,101 +22,118 @@ if TYPE_CHECKING:
 
 #: Seconds between two lines of a job, since a log keeps all of them.
 _LINE_SECONDS = 10.0
-#: Rates are means over this many events, which come at most twice a second.
-_WINDOW = 40
-_COLUMNS = ("step", "loss", "FLOPs", "tokens/s", "util.", "left")
+#: Rates are means over the events of this time.
+_WINDOW_SECONDS = 30.0
+#: What is shown of a job, and how it is introduced.
+_FIGURES = {"step": "", "loss": "loss ", "FLOPs": "", "rate": "", "use": "util. ", "left": "left "}
 
 
 @dataclass
 class _Job:
     title: str
+    task: TaskID
     phase: str = "starting"
-    figures: dict[str, str] = field(default_factory=lambda: {"step": "starting"})  #: by column
     peak: float | None = None  #: FLOP/s of a matmul on its machine
-    window: deque[tuple[float, int, int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    begun: bool = False  #: its first step of this process was seen
     told: float | None = None  #: time of its last line
-
-    def update(self, event: Mapping[str, Any], now: float) -> None:
-        figures = dict(self.figures)  # replaced at the end: another thread draws the table
-        if event.get("phase", self.phase) != self.phase:
-            self.phase = figures["step"] = event["phase"]
-            self.window.clear()
-            figures |= dict.fromkeys(("tokens/s", "util.", "left"), "")
-        if event.get("event") == "machine":
-            self.peak = event["flops_per_second"]
-        elif event.get("event") == "step":
-            step, steps = event["step"], event["steps"]
-            figures["step"] = f"{self.phase} {step}/{steps}"
-            if "loss" in event:
-                figures["loss"] = f"{event['loss']:.3f}"
-            if "budget" in event:
-                budget, unit = _scaled(event["budget"])
-                spent = event["flops"] / event["budget"]
-                figures["FLOPs"] = f"{spent * budget:.3g}/{budget:.3g} {unit}FLOP ({_percent(spent)})"
-            self.window.append((now, step, event.get("flops", 0), event.get("tokens", 0)))
-            figures |= self._rates(steps)
-        self.figures = figures
-
-    def _rates(self, total_steps: int) -> dict[str, str]:
-        (since, *before), (now, *after) = self.window[0], self.window[-1]
-        if now <= since:  # one step, or several at once
-            return {}
-        steps, flops, tokens = ((b - a) / (now - since) for a, b in zip(before, after, strict=True))
-        return {
-            "tokens/s": "{:.3g}{}".format(*_scaled(tokens)) if tokens else "",
-            "util.": _percent(flops / self.peak) if flops and self.peak else "",
-            "left": clock((total_steps - after[0]) / steps) if steps else "",
-        }
 
 
 class Progress:
-    """Shows what the engine reports. On a terminal: a table with a row per running job, and a line for
-    the suite. Elsewhere: a line per phase, and one in ten seconds of training. Jobs are named by their
-    keys."""
+    """Shows what the loop reports. On a terminal: a line per running job, and one for the suite, by
+    `rich.progress`. Elsewhere: a line per phase, and one in ten seconds of training. Jobs are named by
+    their keys."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, live: bool = True) -> None:
         self._console = console
         self._running: dict[str, _Job] = {}
         self._waited: set[str] = set()
-        self._suite = ""
-        self._total = 0
-        self._done = 0
-        self.unit = "run"
-        self._done_before, self._since = 0, time.monotonic()
-        self.live = Live(get_renderable=self._table, console=console, transient=True)
+        self._done = self._done_before = self._total = 0
+        self._suite, self.unit, self._since = "", "run", time.monotonic()
+        one_line = Column(no_wrap=True, overflow="ellipsis")
+        columns = [
+            TextColumn("{task.description}", markup=False, table_column=one_line),
+            *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in _FIGURES),
+        ]
+        self.bars = Bars(
+            *columns,
+            console=console,
+            transient=True,
+            speed_estimate_period=_WINDOW_SECONDS,
+            get_time=lambda: time.monotonic(),
+            disable=not (live and console.is_interactive),
+        )
+        self._all = self._added("")
+
+    def _added(self, title: str) -> TaskID:
+        empty: dict[str, Any] = dict.fromkeys(_FIGURES, "")
+        return self.bars.add_task(title, total=None, **empty)
 
     def begin(self, suite: str, *, total: int, done: int, unit: str = "run") -> None:
         """Begin with ``done`` of ``total`` jobs done before."""
-        self._suite = suite
-        self._total = total
-        self._done = done
-        self.unit = unit
-        self._done_before, self._since = done, time.monotonic()
+        self._suite, self._total, self.unit = suite, total, unit
+        self._done = self._done_before = done
+        self._since = time.monotonic()
         self._line(f"{suite}: {self._state()}")
 
     def started(self, key: str, title: str) -> None:
-        self._running[key] = _Job(title)
+        self._running[key] = _Job(title, self._added(title))
         self._line(f"{title}: started")
 
     def event(self, key: str, event: Mapping[str, Any]) -> None:
-        """Show an event of the job's worker: a phase, a step or the machine's matmul rate. Others are
-        ignored."""
+        """Show an event of the job's worker: a phase, a step, the step that it resumed from, or the
+        machine's matmul rate. Others are ignored."""
         job = self._running.get(key)
         if job is None:  # it arrived after the job's end
             return
-        phase = job.phase
+        before = job.phase
+        if event["event"] == "machine":
+            job.peak = event["flops_per_second"]
+        elif event["event"] == "resumed" and event["step"]:
+            self.note(f"{job.title}: resumed from step {event['step']}")
+        elif event["event"] == "step":
+            self._step(job, event)
+        elif event.get("phase", before) != before:
+            job.phase = event["phase"]
+            self.bars.update(job.task, step=job.phase, rate="", use="", left="")
         now = time.monotonic()
-        job.update(event, now)
-        if job.phase != phase or job.told is None or now - job.told >= _LINE_SECONDS:
+        if job.phase != before or job.told is None or now - job.told >= _LINE_SECONDS:
             job.told = now
-            known = [f"{name} {job.figures[name]}" for name in _COLUMNS if job.figures.get(name)]
-            self._line(f"{job.title}: {', '.join(known).removeprefix('step ')}")
+            fields = self.bars.tasks[self.bars.task_ids.index(job.task)].fields
+            figures = [name + fields[key] for key, name in _FIGURES.items() if fields[key]]
+            self._line(f"{job.title}: {', '.join(figures) or job.phase}")
+
+    def _step(self, job: _Job, event: Mapping[str, Any]) -> None:
+        step, spent = event["step"], event.get("flops", 0)
+        if not job.begun:  # what earlier processes have done is no rate of this one
+            job.begun = True
+            self.bars.reset(job.task, total=event.get("budget"), completed=spent)
+        job.phase = event["phase"]
+        figures: dict[str, Any] = {"step": f"{job.phase} {step}/{event['steps']}"}
+        if "loss" in event:
+            figures["loss"] = f"{event['loss']:.3f}"
+        if "budget" in event:
+            budget, unit = _scaled(event["budget"])
+            share = spent / event["budget"]
+            figures["FLOPs"] = f"{share * budget:.3g}/{budget:.3g} {unit}FLOP ({_percent(share)})"
+        self.bars.update(job.task, completed=spent, total=event.get("budget"), **figures)
+        task = self.bars.tasks[self.bars.task_ids.index(job.task)]
+        if task.speed:
+            per_second = "{:.3g}{} tokens/s".format(*_scaled(task.speed * event["tokens"] / spent))
+            use = _percent(task.speed / job.peak) if job.peak else ""
+            left = clock(task.time_remaining or 0.0)
+            self.bars.update(job.task, rate=per_second, use=use, left=left)
 
     def ended(self, key: str, status: str, seconds: float, error: str) -> None:
-        job = self._running.pop(key)
         self._done += 1
+        title = self._running[key].title
+        self.stopped(key)
         why = f" ({error})" if error else ""
-        self.note(f"{job.title}: {status} after {clock(seconds)}{why}; {self._state()}")
+        self.note(f"{title}: {status} after {clock(seconds)}{why}; {self._state()}")
+
+    def stopped(self, key: str) -> None:
+        """A job has stopped before its end; another process may go on with it."""
+        if job := self._running.pop(key, None):
+            self.bars.remove_task(job.task)
 
     def elsewhere(self, title: str) -> None:
         """Another process has recorded a job."""
@@ -134,7 +150,7 @@ class Progress:
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, text: str) -> None:
-        if not self._console.is_interactive:
+        if self.bars.disable:
             self.note(text)
 
     def _state(self) -> str:
@@ -144,26 +160,16 @@ class Progress:
         if new and self._done < self._total:
             left = (self._total - self._done) * (time.monotonic() - self._since) / new
             about = f", about {clock(left)} left"
-        return f"{self._done} of {several(self._total, self.unit)} done{about}"
-
-    def _table(self) -> Group:
-        """The table, without columns that are empty, and the suite's line."""
-        rows = [(job.title, job.figures) for job in list(self._running.values())]
-        shown = [name for name in _COLUMNS if any(figures.get(name) for _, figures in rows)]
-        table = RichTable(self.unit, box=None, pad_edge=False, collapse_padding=True)
-        for name in shown:
-            table.add_column(name, justify="left" if name == "step" else "right", no_wrap=name != "step")
-        for title, figures in rows:
-            texts = [title, *(figures.get(name) or "-" for name in shown)]
-            table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts))
-        return Group(table, Text(f"{self._suite}: {self._state()}"))
+        state = f"{self._done} of {several(self._total, self.unit)} done{about}"
+        self.bars.update(self._all, description=f"{self._suite}: {state}")
+        return state
 
 
 @contextmanager
-def show_progress(console: Console) -> Iterator[Progress]:
-    """Show progress on ``console``."""
-    progress = Progress(console)
-    with progress.live if console.is_interactive else nullcontext():
+def show_progress(console: Console, live: bool = True) -> Iterator[Progress]:
+    """Show progress on ``console``; unless ``live``, in lines on a terminal, too."""
+    progress = Progress(console, live)
+    with progress.bars:
         yield progress
 
 

@@ -1,19 +1,16 @@
 """A run that several processes train together ([train] parallel): the job's process starts `torchrun`,
-whose processes run `main`. They share the run's folder; the first one reports by files in it.
+whose processes run `main` on the job's file. They share the run's folder, and report by files in it.
 
-    ranks.json          the job, for the processes
-    rank-events.jsonl   events of training
-    rank-outcome.json   what training gave, or why it ended
+    rank-events.jsonl   events of training; the last one has what it gave, or why it ended
     rank-stop           asks the processes to store a checkpoint and end
 """
 
-import json
 import os
 import subprocess
 import sys
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +19,13 @@ import torch
 
 from modbench.data.token_data import load
 from modbench.errors import UserError
-from modbench.records.run import Run
 from modbench.routing.plugin_fault import at, raised
-from modbench.sweep.claim import born
-from modbench.sweep.engine import refuse_missing_devices
-from modbench.sweep.run_job import RunJob, Stage, prepare_process
+from modbench.sweep.job import RunJob, read_job
+from modbench.sweep.local import refuse_missing_devices
+from modbench.sweep.process import FILE, Event, Events
+from modbench.sweep.run_job import RunWork, Stage, prepare_process
 from modbench.sweep.steps.training import restored, train_part
+from modbench.sweep.track import TrackConfig
 from modbench.train.loop import DivergedError, StoppedError, Trained
 from modbench.train.numerics import make_deterministic
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
@@ -36,156 +34,130 @@ from modbench.train.rank_group import RankGroup
 #: Times that a process which was killed is replaced, and all go on from the checkpoint.
 RESTARTS = 3
 _POLL_SECONDS = 0.2
-_TOLD_SECONDS = 5.0  #: between two events that say that the processes live
-_SPEC, _EVENTS, _OUTCOME, _STOP = "ranks.json", "rank-events.jsonl", "rank-outcome.json", "rank-stop"
+_EVENTS, _STOP = "rank-events.jsonl", "rank-stop"
+_OWNER = "MODBENCH_OWNER"  #: environment variable: process id and start of the job's process
 
 
 class OutOfMemoryError(RuntimeError):
     """A process of the run had not enough memory."""
 
 
-def train_by_ranks(job: RunJob) -> Trained:
-    """Train the run of ``job`` in as many processes as it asks for.
+def train_by_ranks(work: RunWork) -> Trained:
+    """Train the run of ``work`` in as many processes as it asks for.
 
     Raises:
         StoppedError: a stop was requested; the state of training is saved.
         DivergedError: a loss or a weight is not finite.
         UserError: there are fewer GPUs than processes, or the processes ended without an outcome.
     """
-    ranks = job.train.ranks
+    ranks = work.train.ranks
     refuse_missing_devices(ranks)
-    for name in (_EVENTS, _OUTCOME, _STOP):
-        (job.folder / name).unlink(missing_ok=True)
-    owner = psutil.Process()
-    spec = job.spec | {"owner": [owner.pid, born(owner)]}
-    (job.folder / _SPEC).write_text(json.dumps(spec))
+    files = [work.folder / name for name in (_EVENTS, _STOP)]
+    for file in files:
+        file.unlink(missing_ok=True)
     # A restart by torchrun itself may hang where the processes meet again (seen with PyTorch 2.13).
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
-    command += ["--nproc-per-node", str(ranks), "-m", "modbench.sweep.rank", str(job.folder / _SPEC)]
-    read = 0
-    for _ in range(1 + RESTARTS):
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-            read = _follow(process, job, read)
-        if (job.folder / _OUTCOME).exists():
-            break
+    command += ["--nproc-per-node", str(ranks), "-m", "modbench.sweep.rank", str(work.folder)]
+    owner = {**os.environ, _OWNER: f"{os.getpid()} {_born(os.getpid())}"}
+    events = Events(work.folder, _EVENTS)
     try:
-        return _outcome(job.folder)
+        for _ in range(1 + RESTARTS):
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=owner) as process:
+                while process.poll() is None:
+                    if work.stage.stopped():
+                        files[1].touch()
+                    _pass_on(events, work)
+                    work.stage.tell()
+                    time.sleep(_POLL_SECONDS)
+            _pass_on(events, work)
+            if events.end:
+                return _outcome(events.end)
     finally:
-        for name in (_SPEC, _EVENTS, _OUTCOME, _STOP):
-            (job.folder / name).unlink(missing_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
+    raise UserError(
+        f"a process that trains the run ended each of {1 + RESTARTS} times; see {work.job.log}"
+    )
 
 
-def _follow(process: subprocess.Popen[bytes], job: RunJob, read: int) -> int:
-    """Pass events on, from byte ``read``, and ask for a stop, until ``process`` ends; return the byte
-    after the last event."""
-    told = time.monotonic()
-    while process.poll() is None:
-        if job.stage.stopped():
-            (job.folder / _STOP).touch()
-        read = _pass_on(job, read)
-        if time.monotonic() - told > _TOLD_SECONDS:
-            job.stage.tell()
-            told = time.monotonic()
-        time.sleep(_POLL_SECONDS)
-    return _pass_on(job, read)
+def _pass_on(events: Events, work: RunWork) -> None:
+    for event in events.new():
+        if event["event"] != "end":
+            work.say(event)
 
 
-def _pass_on(job: RunJob, read: int) -> int:
-    """Send the whole lines of events after byte ``read``; return the byte after them."""
-    path = job.folder / _EVENTS
-    if not path.exists():
-        return read
-    with path.open("rb") as file:
-        file.seek(read)
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            read += len(line)
-            job.say(json.loads(line))
-    return read
-
-
-def _outcome(folder: Path) -> Trained:
-    try:
-        outcome = json.loads((folder / _OUTCOME).read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"a process that trains the run ended each of {1 + RESTARTS} times; see {folder / 'log.txt'}"
-        ) from None
-    match outcome["status"]:
+def _outcome(end: Event) -> Trained:
+    match end["status"]:
         case "ok":
-            return restored(outcome["trained"])
+            return restored(end["trained"])
         case "stopped":
             raise StoppedError
         case "diverged":
-            raise DivergedError(outcome["error"])
+            raise DivergedError(end["error"])
         case "oom":
-            raise OutOfMemoryError(outcome["error"])
-    raise UserError(outcome["error"])
+            raise OutOfMemoryError(end["error"])
+    raise UserError(end["error"])
 
 
 def main() -> int:
-    """One of the processes, started by torchrun. Only the first one reports."""
-    spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
-    folder = Path(spec["folder"])
-    run = Run.of(spec["run"])
+    """One of the processes, started by torchrun. Only the first one reports events."""
+    folder = Path(sys.argv[1])
+    job = read_job((folder / FILE).read_bytes())
+    assert isinstance(job, RunJob)
     on = "cuda" if torch.cuda.is_available() else "cpu"
     if on == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    ranks = RankGroup.joined(run.train, on)
-
-    def say(event: dict[str, Any]) -> None:
-        if ranks.leads:
-            with (folder / _EVENTS).open("a") as file:
-                file.write(json.dumps(event) + "\n")
+    ranks = RankGroup.joined(job.run.train, on)
+    events = Events(folder, _EVENTS)
+    pid, born = os.environ[_OWNER].split()
 
     def stop() -> bool:
-        if _ended(spec["owner"]):  # another process may take the run over
+        if _born(int(pid)) != born:  # another process may take the run over
             os._exit(1)
         return (folder / _STOP).exists()
 
-    def report(**outcome: Any) -> None:
-        half = folder / f"{_OUTCOME}.{ranks.number}"
-        half.write_text(json.dumps(outcome))
-        half.replace(folder / _OUTCOME)
+    def report(status: str, error: str = "", **more: Any) -> None:
+        events.say({"event": "end", "status": status, "error": error, **more})
 
     try:
-        prepare_process(run.router, spec["plugins"], spec["threads"])
+        prepare_process(job.run.router, job.plugins, job.threads)
         make_deterministic()
-        job = RunJob(spec | {"track": {}}, load(run.data), Stage(say, stop, pauses=False))
-        trained = train_part(job, ranks)
+        stage = Stage(events.say if ranks.leads else lambda event: None, stop, pauses=False)
+        untracked = replace(job, track=TrackConfig())
+        trained = train_part(RunWork(untracked, load(job.run.data), stage), ranks)
     except StoppedError:
-        report(status="stopped")
+        report("stopped")
     except DivergedError as error:
-        report(status="diverged", error=str(error))
+        report("diverged", str(error))
     except UserError as error:
-        report(status="refused", error=str(error))
+        report("refused", str(error))
         return 2
     except Exception as error:
         failed = failed_allocation(error)
         if failed is not None:
-            report(status="oom", error=out_of_memory_sentence(failed))
+            report("oom", out_of_memory_sentence(failed))
             return 1
         if at(error):  # else another process may have been killed, and all start again
             traceback.print_exception(error)
             fault = raised(error, remedy="fix it and run again")
-            report(status="refused", error=f"router '{run.router.name}' {fault}")
+            report("refused", f"router '{job.run.router.name}' {fault}")
             return 2
         raise
     else:
         if ranks.leads:
-            report(status="ok", trained=asdict(trained))
+            report("ok", trained=asdict(trained))
     torch.distributed.destroy_process_group()
     return 0
 
 
-def _ended(owner: list[float]) -> bool:
-    """True if the process that started the training has ended."""
-    pid, since = owner
+def _born(pid: int) -> str:
+    """The start of the process ``pid`` on a clock that cannot be set, Linux's ticks since the boot,
+    which tells it from a later one of the same number; empty: it has ended."""
     try:
-        return born(psutil.Process(int(pid))) != since
-    except psutil.NoSuchProcess:
-        return True
+        # The name, in brackets, may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "" if Path("/proc/self").exists() or not psutil.pid_exists(pid) else "alive"
 
 
 if __name__ == "__main__":

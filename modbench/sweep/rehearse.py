@@ -23,7 +23,7 @@ from modbench.model.language_model import LanguageModel
 from modbench.records.run import Run
 from modbench.routing.registry import build_router, load_plugin
 from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
-from modbench.sweep.engine import refuse_missing_devices
+from modbench.sweep.local import refuse_missing_devices
 from modbench.sweep.plan import Tell, text_tokens
 from modbench.sweep.refuse import refuse_more_passes
 from modbench.sweep.rows import Rows

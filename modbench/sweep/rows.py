@@ -21,8 +21,8 @@ from modbench.plan.search import Read, solved
 from modbench.records.run import RouterCode
 from modbench.records.run_name import RunName
 from modbench.sweep.isoflop import IsoFlopConfig
+from modbench.sweep.process import DiedError, Say, run_worker
 from modbench.sweep.suite import Scheme, Suite, check_labels
-from modbench.sweep.worker import DiedError, Say, run_worker
 
 #: Seconds without progress after which the worker of a plugin is ended.
 PLUGIN_SECONDS = 120.0

@@ -1,7 +1,7 @@
 """`modbench run`: a suite file to records, table and plots."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,18 +11,17 @@ from rich.console import Console
 from modbench import kernels
 from modbench.errors import UserError, several
 from modbench.records.finished import Finished, finished
-from modbench.records.record import DONE, TimingKind
+from modbench.records.record import TimingKind
+from modbench.records.run import RouterCode
 from modbench.records.store import remove_leftovers
-from modbench.sweep.claim import make_folder, suite_lock
-from modbench.sweep.command import end_of_command, run_jobs_of
-from modbench.sweep.engine import Devices, Failure, refuse_missing_devices
-from modbench.sweep.job import Job, has_weights
-from modbench.sweep.jobs import Asked, folder_of, run_jobs, store_suite
-from modbench.sweep.launch.launcher import Launcher
-from modbench.sweep.launch.ray import Ray
-from modbench.sweep.launch.slurm import Slurm
-from modbench.sweep.launch.watch import AT_ONCE
+from modbench.sweep.command import end_of_command, run_all, store_suite
+from modbench.sweep.executor import AT_ONCE, Executor
+from modbench.sweep.job import Job, RunJob, folder_of, has_weights
+from modbench.sweep.lease import make_folder, suite_lease
+from modbench.sweep.local import Devices, Local, refuse_missing_devices
+from modbench.sweep.loop import Failure
 from modbench.sweep.progress import say
+from modbench.sweep.ray import Ray
 from modbench.sweep.refuse import (
     check_tasks,
     check_unchanged,
@@ -30,9 +29,11 @@ from modbench.sweep.refuse import (
     refuse_more_passes,
 )
 from modbench.sweep.rows import Rows, resolve
-from modbench.sweep.suite import load_suite
+from modbench.sweep.slurm import Slurm
+from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.timings import TimingPlan, refuse_blocking_launches
 from modbench.sweep.track import check_trackers
+from modbench.sweep.unchanged import Said
 from modbench.sweep.wanted import (
     Conditions,
     Left,
@@ -48,24 +49,7 @@ from modbench.sweep.wanted import (
 )
 from modbench.timing.system_load import parallel
 
-EngineName = Literal["local", "slurm", "ray"]
-
-
-def launcher_of(
-    engine: EngineName, request: Mapping[str, str], folder: Path, workers: int
-) -> Launcher | None:
-    """The launcher of ``engine`` for jobs in ``folder`` (results/<suite>); None: this machine.
-    ``workers``: most jobs at a time; 0 for no limit. ``request``: what each job asks the engine for.
-    Raises UserError: the engine has no such request."""
-    if engine == "slurm":
-        return Slurm(folder, request, workers)
-    if engine == "ray":
-        return Ray(request, workers)
-    if request:
-        raise UserError(
-            f"--request {' '.join(request)} is for --engine slurm or ray; --engine local has --workers"
-        )
-    return None
+EngineName = Literal["local", "inline", "slurm", "ray"]
 
 
 def run_suite(
@@ -84,16 +68,17 @@ def run_suite(
     request: Mapping[str, str] | None = None,
     dry_run: bool = False,
     rehearsed: bool = False,
+    said: Said | None = None,
 ) -> int:
     """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``settings``: in
-    place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``:
-    tasks that its trained runs are scored on, and nothing is trained. ``wait``: pause while another
-    process of modbench measures on this machine. ``shard``: see `Shard.parsed`. ``engine`` and what each
-    job may ``request`` of it: see `launcher_of`. ``dry_run``: print the script of Slurm and run nothing;
-    ``rehearsed``: see `modbench.sweep.rehearse`.
-    Returns the exit code of `modbench.sweep.command.end_of_command`. Raises UserError: an error in the
-    suite, the data or the folder, or in the plugins of all rows, or an engine that isn't there or can't
-    do what is requested, before anything has run."""
+    place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``: tasks that its trained
+    runs are scored on, and nothing is trained. ``wait``: pause while another process of modbench
+    measures on this machine. ``shard``: see `Shard.parsed`. ``engine``: what runs the jobs, and what
+    each may ``request`` of it. ``dry_run``: print the script of Slurm and run nothing; ``rehearsed``:
+    see `modbench.sweep.rehearse`. ``said``: hears what is said. Returns the exit code of
+    `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the data or the
+    folder, or in the plugins of all rows, or an engine that isn't there or can't do what is requested,
+    before anything has run."""
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
@@ -105,7 +90,7 @@ def run_suite(
         named = tuple(dict.fromkeys((*suite_tasks, *measure)))
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
-    part = Shard.parsed(shard)
+    Shard.parsed(shard)  # a wrong one is refused before anything runs
     check_trackers(suite.track)
     rows = resolve(suite, plugins)
     # A wrong name is refused before anything runs.
@@ -118,104 +103,110 @@ def run_suite(
     folder = results / suite.header.name
     if dry_run and engine != "slurm":
         raise UserError(f"--dry-run prints the script of --engine slurm; --engine {engine} has none")
-    launcher = launcher_of(engine, request or {}, folder, workers)
-    if launcher and not dry_run:
-        launcher.check()
-    if launcher:  # each of its tasks has an allocation of its own
-        conditions: Conditions = _OfOtherMachines(workers=1, retry=retry_oom)
-    else:
+    if request and engine not in ("slurm", "ray"):
+        raise UserError(
+            f"--request {' '.join(request)} is for --engine slurm or ray; --engine {engine} has "
+            "--workers"
+        )
+    executor: Local | Slurm | Ray
+    if engine in ("local", "inline"):
         refuse_missing_devices(ranks)
         if not measure and {"timing", "memory"} & {*suite.measure.steps}:
             refuse_blocking_launches()
-        workers = workers or max(1, parallel()[0] // ranks)
+        workers = 1 if engine == "inline" else workers or max(1, parallel()[0] // ranks)
+        executor = Local(workers, Devices.here(), inline=engine == "inline")
         conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
-    command = _Command(rows, folder, only, conditions, tasks, part, launcher, wait=wait)
-    return command.print_script() if dry_run else command.run()
+    else:  # each task has an allocation of its own
+        executor = (
+            Slurm(folder, request or {}, workers) if engine == "slurm" else Ray(request or {}, workers)
+        )
+        if not dry_run:
+            executor.check()
+        conditions = Conditions(elsewhere=True, retry=retry_oom)
+    command = _Command(
+        rows=rows,
+        folder=folder,
+        only=only,
+        conditions=conditions,
+        tasks=tasks,
+        shard=Shard.parsed(shard),
+        executor=executor,
+        wait=wait,
+    )
+    return command.print_script() if dry_run else command.run(said or Said())
 
 
-class _OfOtherMachines(Conditions):
-    """Conditions of jobs on machines whose GPUs this one doesn't know: a job that ran out of memory is
-    tried again on request only."""
-
-    def is_done(self, record: Finished) -> bool:
-        return record.status in DONE or (record.status == "oom" and not self.retry)
-
-
+@dataclass(kw_only=True)
 class _Command:
     """One call of `modbench run` on ``folder`` (results/<suite>). ``tasks``: settings of the only tasks
     to score trained runs on; empty: all that is left is done."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        folder: Path,
-        only: Sequence[str],
-        conditions: Conditions,
-        tasks: Sequence[dict[str, Any]],
-        shard: Shard,
-        launcher: Launcher | None,
-        *,
-        wait: bool,
-    ) -> None:
-        self.rows = rows
-        self.folder = folder
-        self.only = only
-        self.conditions = conditions
-        self.tasks = tasks
-        self.shard = shard
-        self.launcher = launcher
-        self.wait = wait
-        self.err = Console(stderr=True)
+    rows: Rows
+    folder: Path
+    only: Sequence[str]
+    conditions: Conditions
+    tasks: Sequence[dict[str, Any]]
+    shard: Shard
+    executor: Executor
+    wait: bool
+    err: Console = field(default_factory=lambda: Console(stderr=True))
 
     def tell(self, sentence: str) -> None:
         say(self.err, sentence)
 
-    def run(self) -> int:
+    def run_all(self, jobs: Sequence[Job], total: int, unit: str, on: Executor) -> list[Failure]:
+        return run_all(self.rows, self.folder, jobs, total, unit, on, self.err)
+
+    def run(self, said: Said) -> int:
         """Run all that is left; write the report and show its first table; see
-        `modbench.sweep.command.end_of_command`."""
-        suite = self.rows.suite
+        `modbench.sweep.command.end_of_command`. ``said`` has what a command with nothing left says."""
+        name = self.rows.suite.header.name
         failures = list[Failure]()
         for mistake in self.rows.mistakes:
             self.tell(f"{mistake}; the other rows are run")
-        for sentence in self.rows.additions(self.only):
+        additions = self.rows.additions(self.only)
+        for sentence in additions:
             self.tell(sentence)
         make_folder(self.folder)
         remove_leftovers(self.folder)
         tried = set[str]()
         jobs, total = self.jobs_left()
         if not jobs:
-            self.tell(f"{suite.header.name}: {total} of {several(total, 'run')} done")
+            self.tell(f"{name}: {total} of {several(total, 'run')} done")
         while jobs:
-            failures += self.engine_run(jobs, total, "run", self.conditions.workers)
+            failures += self.run_all(jobs, total, "run", self.executor)
             tried |= {job.key for job in jobs}
             # Losses tell the learning rates of an isoFLOP suite's next runs, and another process may
             # have ended in the middle of a run that it worked on.
             jobs, total = self.jobs_left()
             jobs = [job for job in jobs if job.key not in tried]
-        if self.launcher:
-            self.tell_of_timings()
-        elif not self.tasks and self.timings_left():
-            with suite_lock(self.folder, self.tell):
-                if timed := self.timings_left():  # another command may have measured some
-                    failures += self.engine_run(timed, len(timed), "process", 1)
+        of_step: dict[str, TimingKind] = {"timing": "training", "memory": "training_memory"}
+        steps = () if self.tasks else self.rows.suite.measure.steps
+        kinds = [kind for step, kind in of_step.items() if step in steps]
+        if kinds and self.executor.here:
+            plan = TimingPlan.of(self.rows, self.folder, self.only)
+            if plan.left(kinds, repetitions=1):
+                with suite_lease(self.folder, self.tell):
+                    if timed := plan.left(kinds, repetitions=1):  # another command may have some
+                        failures += self.run_all(timed, len(timed), "process", Local())
+        said.only(() if self.tasks else (*additions, f"{name}: {total} of {several(total, 'run')} done"))
+        if kinds and not self.executor.here:
+            self.tell(
+                f"times and memory are not measured by this engine; run `modbench time {name}` on the "
+                "machine that is to be measured"
+            )
         return end_of_command(self.rows, self.folder, failures, "leaderboard.md", self.tell)
 
     def print_script(self) -> int:
         """Print the script of Slurm for the jobs that are left. Returns 0."""
-        assert isinstance(self.launcher, Slurm)
+        assert isinstance(self.executor, Slurm)
         jobs, total = self.jobs_left(store=False)
         self.tell(f"{several(len(jobs), 'task')} of {several(total, 'run')} left; nothing is submitted")
         if jobs:
-            print(self.launcher.script(jobs[:AT_ONCE]), end="")
+            print(self.executor.script(jobs[:AT_ONCE]), end="")
         return 0
 
-    def engine_run(self, jobs: Sequence[Job], total: int, unit: str, workers: int) -> list[Failure]:
-        """Run ``jobs``, of ``total`` with those that were done before."""
-        devices = Devices.here() if unit == "run" and not self.launcher else Devices()
-        of = (self.rows, self.folder, jobs, total, unit, workers, self.err, devices, self.launcher)
-        return run_jobs_of(*of)
-
-    def jobs_left(self, *, store: bool = True) -> tuple[list[Job], int]:
+    def jobs_left(self, *, store: bool = True) -> tuple[list[RunJob], int]:
         """Record what the suite wants, unless ``store`` is False; prepare the data once; return the jobs
         that are left of the runs with the labels ``only``, and the number of all of these runs."""
         rows = self.rows
@@ -252,18 +243,18 @@ class _Command:
         if not left:
             return [], total
         left = [self.with_weights(item, names) for item in left]
-        of_jobs = Asked.of(
+        make = jobs_of(
             suite,
-            folder=self.folder,
-            threads=self.launcher.threads if self.launcher else parallel()[1],
+            data=data,
+            threads=self.executor.threads,
             workers=self.conditions.workers,
             wait=self.wait,
         )
-        return run_jobs(left, names, of_jobs, rows.plugins_of, data), total
+        return run_jobs(left, names, make, self.folder, rows.plugins_of), total
 
     def has_weights(self, item: Left) -> bool:
         run = item.wanted.run
-        return has_weights(folder_of(self.folder, run.key), run, list(item.measurements))
+        return has_weights(folder_of(self.folder, run.key), run, item.measurements)
 
     def with_weights(self, item: Left, names: Mapping[str, str]) -> Left:
         """``item``; it is trained again if the weights to be measured are gone."""
@@ -286,26 +277,45 @@ class _Command:
             )
         return known
 
-    def timing_kinds(self) -> list[TimingKind]:
-        """The kinds of timings that [measure] steps ask for."""
-        kinds: dict[str, TimingKind] = {"timing": "training", "memory": "training_memory"}
-        return [kind for step, kind in kinds.items() if step in self.rows.suite.measure.steps]
 
-    def tell_of_timings(self) -> None:
-        """Tell that an engine of other machines takes none."""
-        if not self.tasks and self.timing_kinds():
-            self.tell(
-                f"times and memory are not measured by this engine; run `modbench time "
-                f"{self.rows.suite.header.name}` on the machine that is to be measured"
-            )
+def jobs_of(suite: Suite, **others: Any) -> "partial[RunJob]":
+    """What makes the jobs of ``suite``; ``others``: fields that it does not state."""
+    return partial(
+        RunJob,
+        suite=suite.header.name,
+        audit="audit" in suite.measure.steps,
+        curve_tokens=suite.measure.curve_tokens,
+        keep=suite.keep.weights,
+        points=suite.measure.downstream_checkpoints,
+        track=suite.track,
+        timeout=suite.axes.cell_timeout,
+        **others,
+    )
 
-    def timings_left(self) -> list[Job]:
-        """The processes that time what [measure] steps ask for."""
-        kinds = self.timing_kinds()
-        if not kinds:
-            return []
-        plan = TimingPlan.of(self.rows, self.folder, self.only)
-        return plan.left(kinds, repetitions=1)
+
+def run_jobs(
+    left: Sequence[Left],
+    names: Mapping[str, str],
+    make: "partial[RunJob]",
+    folder: Path,
+    plugins_of: Callable[[RouterCode], Sequence[str]],
+) -> list[RunJob]:
+    """A job for each run of ``left``, in ``folder`` (results/<suite>). ``names``: displayed, by key;
+    ``plugins_of``: the files that register a router."""
+    results = folder.resolve()
+    return [
+        make(
+            label=item.wanted.label,
+            title=names[item.wanted.run.key],
+            folder=folder_of(results, item.wanted.run.key),
+            results=results,
+            plugins=tuple(plugins_of(item.wanted.run.router)),
+            run=item.wanted.run,
+            train=item.train,
+            measurements=item.measurements,
+        )
+        for item in left
+    ]
 
 
 def gpu_name() -> str | None:

@@ -2,14 +2,11 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 
 from modbench.data.token_data import TokenData
@@ -17,20 +14,20 @@ from modbench.errors import UserError
 from modbench.hf.models import model_of
 from modbench.measure.loss import heldout_windows
 from modbench.model.language_model import LanguageModel
-from modbench.model.shape import HubConfig
 from modbench.records.record import AnyRecord, AuditRecord, Finding
-from modbench.records.run import RouterCode, Run
+from modbench.records.run import RouterCode
 from modbench.records.store import append_record, read_audit, read_run
 from modbench.routing.registry import check_source, load_plugin
-from modbench.sweep.claim import Claim
-from modbench.sweep.track import TrackConfig, Trackers
+from modbench.sweep.job import RunJob
+from modbench.sweep.lease import Lease
+from modbench.sweep.process import Say
+from modbench.sweep.track import Trackers
 from modbench.timing.system_load import measured_elsewhere, measuring
 from modbench.train.checkpoint import DamagedError, load_weights
 from modbench.train.loop import StoppedError
 from modbench.train.numerics import device, precision
 from modbench.trained.weights_folder import weights_of
 
-Say = Callable[[dict[str, Any]], None]
 #: Seconds between two checks of a wait: too short to notice when a job is stopped.
 _POLL_SECONDS = 0.1
 #: Seconds between two events of a wait, which tell the parent that this process is alive.
@@ -39,10 +36,16 @@ _TOLD_SECONDS = 5.0
 
 class Stage:
     """Reports a job's steps to ``say``, ends it when ``stop`` returns True, and pauses it while another
-    process measures, unless ``pauses`` is False. ``seconds``: wall time of each step, waits apart."""
+    process measures, unless ``pauses`` is False. ``seconds``: wall time of each step, waits apart; the
+    first one is since ``began``, by the monotonic clock."""
 
     def __init__(
-        self, say: Say, stop: Callable[[], bool] = lambda: False, *, pauses: bool = True
+        self,
+        say: Say,
+        stop: Callable[[], bool] = lambda: False,
+        *,
+        pauses: bool = True,
+        began: float | None = None,
     ) -> None:
         self.say = say
         self._stop = stop
@@ -52,7 +55,7 @@ class Stage:
         self._name = "start"
         self._before = "start"
         self._told = 0.0
-        self._since = time.monotonic() - (time.time() - psutil.Process().create_time())
+        self._since = time.monotonic() if began is None else began
 
     def begin(self, name: str) -> None:
         """Pause if needed, then begin another step. Raises StoppedError: a stop was requested."""
@@ -138,47 +141,41 @@ class Stage:
         self._name, self._since = name, now
 
 
-class RunJob:
-    """A run while it is worked on: what training and measurements need, and what they have found.
+class RunWork:
+    """The run of ``job`` while it is worked on: what training and measurements need, and what they have
+    found. ``lease``: under which records are stored; None: it stores none."""
 
-    ``spec``: see `modbench.sweep.jobs.run_jobs`.
-    """
-
-    def __init__(
-        self, spec: dict[str, Any], data: TokenData, stage: Stage, claim: Claim | None = None
-    ) -> None:
-        self.spec = spec
-        self.claim = claim
+    def __init__(self, job: RunJob, data: TokenData, stage: Stage, lease: Lease | None = None) -> None:
+        self.job = job
+        self.run = job.run
+        self.train = job.run.train
+        self.folder = job.folder
         self.data = data
         self.stage = stage
-        run = Run.of(spec["run"])
-        watched = {name: spec[name] for name in ("evaluations", "checkpoint_seconds")}
-        model = run.model
-        if isinstance(model, HubConfig):
-            model = replace(model, folder=spec["hf_folder"])
-        self.run = replace(run, model=model, train=replace(run.train, **watched))
-        self.train = self.run.train
-        self.results, self.folder = Path(spec["results"]), Path(spec["folder"])
+        self._lease = lease
         self.device = device()
         self.dtype = precision(self.train.precision, self.device)
-        self.title = f"{spec['suite']}/{spec['label']}"
-        self.trackers = Trackers(
-            TrackConfig(**spec["track"]), spec["suite"], spec["label"], self.run, self.folder
-        )
+        self.trackers = Trackers(job.track, job.suite, job.label, self.run, self.folder)
         self.decodes = True  #: False: the audit has found that decoding differs from a full forward pass
         self.audit_key: str | None = None  #: of its scheme
         self.findings: list[Finding] = []  #: of the audit
         self.fields: dict[str, Any] = {}  #: by field of the run's record; a lost run keeps them
-        if not spec["train"] and (record := read_run(self.results, run.key)):
+        #: Seconds that earlier jobs have trained it; None: not known before training begins.
+        self.earlier_seconds: float | None = None
+        if not job.train and (record := read_run(job.results, self.run.key)):
             self.fields["ends"] = record.ends
-            if audit := read_audit(self.results, record.audit_key or ""):
+            if audit := read_audit(job.results, record.audit_key or ""):
                 self.audited(audit)
 
     def store(self, record: AnyRecord) -> None:
         """Store ``record``. Raises LostError: another process has taken over the run."""
-        if self.claim:
-            self.claim.check()
-        append_record(self.results, record)
+        self.check()
+        append_record(self.job.results, record)
+
+    def check(self) -> None:
+        """Raises LostError: another process has taken over the run."""
+        if self._lease:
+            self._lease.check()
 
     def audited(self, audit: AuditRecord) -> None:
         """Use the ``audit`` of its scheme."""
@@ -211,12 +208,14 @@ class RunJob:
         return heldout_windows(self.data.heldout_N, sequence=self.train.sequence, tokens=tokens)
 
     def say(self, event: dict[str, Any]) -> None:
-        """Send an event to the parent and to the trackers."""
+        """Tell observers and trackers of an event."""
+        if event["event"] == "resumed" and self.earlier_seconds is None:
+            self.earlier_seconds = event["seconds"]
         self.stage.say(event)
         self.trackers.event(event)
 
 
-def prepare_process(router: RouterCode | None, plugins: list[str], threads: int) -> None:
+def prepare_process(router: RouterCode | None, plugins: Sequence[str], threads: int) -> None:
     """Set the threads of this process and load ``plugins``. Raises UserError: a plugin raises, or the
     code of ``router`` has changed since the command began."""
     torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modbench.records.run import Timed
-from modbench.sweep.worker import DiedError, Say, run_worker
+from modbench.sweep.process import DiedError, Say, run_worker
 from modbench.timing.config import TimeConfig
 
 #: A step is timed if it takes at most this many seconds at the rate of a large matmul. A real step takes

@@ -1,16 +1,17 @@
 """A measurement of `modbench time`: one process takes it, and appends its record."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from modbench.hf.config import is_predicted
-from modbench.measure.environment import code_version, environment
-from modbench.records.line import key_of
-from modbench.records.record import PROTOCOL, TimingRecord
+from modbench.measure.environment import environment
 from modbench.records.run import Timed
 from modbench.records.store import append_record
-from modbench.sweep.run_job import Say, Stage, prepare_process
+from modbench.sweep.job import TimeJob
+from modbench.sweep.lease import Lease
+from modbench.sweep.process import Say
+from modbench.sweep.run_job import Stage, prepare_process
 from modbench.timing import footprint
 from modbench.timing.benchmark_case import BenchmarkTarget
 from modbench.timing.clock import measured_ceilings, measured_times, no_result, out_of_memory
@@ -25,72 +26,43 @@ _MEMORY: dict[str, Any] = {
 }
 
 
-def run_timing(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Take the measurement of ``spec`` (see `modbench.sweep.timings.TimingPlan`), alone on this machine,
-    and append its record; return its status, error and seconds; or, if an error has ended this
-    process's use of the GPU, ``earlier``: what the specification of the process that goes on needs.
-    Raises UserError: invalid plugin, router, option or shape."""
+def run_timing(job: TimeJob, say: Say, lease: Lease, began: float) -> dict[str, Any]:
+    """Take the measurement of ``job``, alone on this machine, and store its record under ``lease``;
+    return the seconds by step; or, if an error has ended this process's use of the GPU, ``earlier``:
+    what the job of the process that goes on needs. ``began``: see `modbench.sweep.run_job.Stage`. Raises
+    UserError: invalid plugin, router, option or shape."""
     started = datetime.now(UTC)
-    stage = Stage(say)
-    target = _target(spec)
+    stage = Stage(say, began=began)
+    target = _target(job.timed, job.time, job.plugins, job.threads)
     machine = environment(target.dtype)  # an error of the GPU may prevent it later
-    with stage.measuring(spec["title"]):
+    with stage.measuring(f"{job.suite}/{job.label}"):
         say({"event": "phase", "phase": "measuring"})
-        outcome = _measured(spec, target, say)
+        outcome = _measured(job, target, say)
     if "earlier" in outcome:
         return outcome
-    record = timing_record(spec, machine, started=started, **outcome)
-    append_record(Path(spec["results"]), record)
-    return {"status": record.status, "error": record.error, "seconds": stage.end()}
-
-
-def timing_record(
-    spec: dict[str, Any],
-    machine: dict[str, Any],
-    status: Any,
-    error: str | None,
-    started: datetime,
-    *,
-    asked_bytes: int | None = None,
-    measured: dict[str, Any] | None = None,
-) -> TimingRecord:
-    """The record of the measurement of ``spec``, which finishes now."""
-    return TimingRecord.made(
-        session=spec["session"],
-        measures=spec["measures"],
-        timed=spec["timed"],
-        time=spec["time"],
-        protocol=PROTOCOL,
-        key=key_of(spec["timed"]),
-        repetition=spec["repetition"],
-        code=code_version(),
-        environment=machine,
-        status=status,
-        error=error,
-        asked_bytes=asked_bytes,
-        measured=measured or {},
-        started=started.isoformat(timespec="milliseconds"),
-        finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
-    )
+    record = job.record(machine, started=started, **outcome)
+    lease.check()
+    append_record(job.results, record)
+    return {"seconds": stage.end()}
 
 
 def describe_machine(spec: dict[str, Any], say: Say) -> dict[str, Any]:
     """The environment of a process that measures; its parent does not use the GPU."""
-    return {"environment": environment(_target(spec).dtype)}
+    target = _target(Timed.of(spec["timed"]), spec["time"], (), spec["threads"])
+    return {"environment": environment(target.dtype)}
 
 
-def _target(spec: dict[str, Any]) -> BenchmarkTarget:
-    timed, time = Timed.of(spec["timed"], spec.get("hf_folder")), TimeConfig(**spec["time"])
-    prepare_process(timed.router, spec["plugins"], spec["threads"])
+def _target(timed: Timed, time: dict[str, Any], plugins: Sequence[str], threads: int) -> BenchmarkTarget:
+    prepare_process(timed.router, plugins, threads)
     make_deterministic()
-    return BenchmarkTarget.of(timed, time)
+    return BenchmarkTarget.of(timed, TimeConfig(**time))
 
 
-def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[str, Any]:
+def _measured(job: TimeJob, target: BenchmarkTarget, say: Say) -> dict[str, Any]:
     """Status, error, asked_bytes and measured of a timing record, or ``earlier``. Of several failed
     cases the first is stated."""
     outcome: dict[str, Any] = {"status": "ok", "error": None, "asked_bytes": None, "measured": {}}
-    kind = spec["measures"]
+    kind: Any = job.measures
     try:
         if kind in _MEMORY:
             measure, predict = _MEMORY[kind]
@@ -98,9 +70,9 @@ def _measured(spec: dict[str, Any], target: BenchmarkTarget, say: Say) -> dict[s
             if is_predicted(target.config):
                 measured["predicted"] = predict(target)
         elif kind == "ceiling":
-            measured = measured_ceilings(target, spec["threads"], say)
+            measured = measured_ceilings(target, job.threads, say)
         else:
-            measured = measured_times(kind, target, spec["threads"], say, spec.get("earlier"))
+            measured = measured_times(kind, target, job.threads, say, job.earlier)
             if "next" in measured:
                 return {"earlier": measured}
     except Exception as error:

@@ -20,15 +20,15 @@ from modbench.records.run import Timed
 from modbench.records.store import read_suite, remove_leftovers
 from modbench.report.timing.values import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
-from modbench.sweep.claim import suite_lock
-from modbench.sweep.command import end_of_command, run_jobs_of
-from modbench.sweep.job import Job, identity_of
-from modbench.sweep.jobs import store_suite
+from modbench.sweep.command import end_of_command, run_all, store_suite
+from modbench.sweep.job import TimeJob, identity_of
+from modbench.sweep.lease import suite_lease
+from modbench.sweep.local import Local
+from modbench.sweep.process import DiedError, run_worker
 from modbench.sweep.progress import say
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
-from modbench.sweep.worker import DiedError, run_worker
 
 #: What `modbench time` takes of each scheme, and of the machine.
 KINDS: tuple[TimingKind, ...] = (
@@ -67,7 +67,7 @@ def time_suite(
         tell(f"{mistake}; the other rows are timed")
     for sentence in rows.additions(only):
         tell(sentence)
-    with suite_lock(folder):
+    with suite_lease(folder):
         remove_leftovers(folder)
         records = finished(folder)
         wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
@@ -76,7 +76,7 @@ def time_suite(
             tell(plan.begins)
         times = suite.time.repetitions
         jobs, total = plan.left(KINDS, times), len(plan.jobs(KINDS, times))
-        failures = run_jobs_of(rows, folder, jobs, total, "process", 1, err) if jobs else []
+        failures = run_all(rows, folder, jobs, total, "process", Local(), err) if jobs else []
         return end_of_command(rows, folder, failures, "timings.md", tell)
 
 
@@ -115,12 +115,12 @@ class TimingPlan:
             begins=begins,
         )
 
-    def left(self, kinds: Sequence[TimingKind], repetitions: int) -> list[Job]:
+    def left(self, kinds: Sequence[TimingKind], repetitions: int) -> list[TimeJob]:
         """The processes of `jobs` without a record."""
         done = {identity_of(line) for line in finished(self.folder) if line.status in (*DONE, "oom")}
         return [job for job in self.jobs(kinds, repetitions) if job.identities[0] not in done]
 
-    def jobs(self, kinds: Sequence[TimingKind], repetitions: int) -> list[Job]:
+    def jobs(self, kinds: Sequence[TimingKind], repetitions: int) -> list[TimeJob]:
         """All processes of the session for ``kinds`` in their order: repetition by repetition, so that a
         drift of the machine affects all schemes alike; each repetition begins with another scheme;
         memory comes last, once."""
@@ -139,29 +139,24 @@ class TimingPlan:
             processes += [(kind, timed, 1) for kind in memory if kind in kinds]
         return [self._job(*process) for process in processes]
 
-    def _job(self, kind: TimingKind, timed: Timed, repetition: int) -> Job:
-        time = self.rows.suite.time.resolved(timed.sequence)
+    def _job(self, kind: TimingKind, timed: Timed, repetition: int) -> TimeJob:
+        suite = self.rows.suite
         label = self.labels[timed.key] if timed.router else "machine"
-        spec = {
-            "job": "timing",
-            "measures": kind,
-            "session": self.session,
-            "title": f"{self.rows.suite.header.name}/{label}",
-            "timed": timed.as_json(),
-            "time": time.of_a_process(),
-            "hf_folder": getattr(timed.model, "folder", None),
-            "repetition": repetition,
-            "machine": self.machine,
-            "plugins": self.rows.plugins_of(timed.router),
-            "results": str(self.folder.resolve()),
-            "threads": _threads(self.rows),
-        }
-
-        return Job(
-            identities=(("timing", timed.key, self.session, kind, repetition),),
+        return TimeJob(
+            suite=suite.header.name,
+            label=label,
             title=f"{label}, {kind.replace('_', ' ')} {repetition}",
-            spec=spec,
-            log=self.folder / "timings" / f"{timed.key}.txt",
+            folder=self.folder.resolve() / "timings" / timed.key / f"{kind}-{repetition}",
+            results=self.folder.resolve(),
+            plugins=tuple(self.rows.plugins_of(timed.router)),
+            threads=_threads(self.rows),
+            timeout=suite.axes.cell_timeout,
+            measures=kind,
+            session=self.session,
+            timed=timed,
+            time=suite.time.resolved(timed.sequence).of_a_process(),
+            repetition=repetition,
+            machine=self.machine,
         )
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from modbench.errors import UserError
@@ -46,8 +47,7 @@ class Trackers:
     def __init__(self, config: TrackConfig, suite: str, label: str, run: Run, folder: Path) -> None:
         self._config = config
         self._folder = folder
-        budget = run.schedule.budgets[-1]
-        title = f"{label}-{budget:.3g}-seed{run.seed}-{folder.name[:8]}"
+        title = f"{label}-{run.schedule.budgets[-1]:.3g}-seed{run.seed}-{folder.name[:8]}"
         self._named: dict[str, Any] = {
             "project": config.project or suite,
             "group": suite,
@@ -61,24 +61,21 @@ class Trackers:
     def event(self, event: Mapping[str, Any]) -> None:
         """Log a training step, a point of the learning curve, or metrics, one step after the last. A
         process that took no step logs none, since that would purge the steps of earlier ones."""
-        kind = event["event"]
-        if kind == "metrics":
-            self._step = max(self._step, event["metrics"].get("train_steps", 0))
-            values = {
-                f"metrics/{name}": float(number)
-                for name, value in event["metrics"].items()
-                if isinstance(
-                    number := value["median"] if isinstance(value, dict) else value, int | float
-                )
-            }
-            if self._step:
-                self._log(self._step + 1, values)
-        elif kind == "point":
-            self._log(event["step"], {"heldout/loss": event["heldout_loss"]})
-        elif kind == "step" and "loss" in event:
-            self._step = event["step"]
-            values = {f"train/{name}": float(event[name]) for name in ("loss", "flops", "tokens")}
-            self._log(event["step"], values)
+        match event["event"]:
+            case "metrics":
+                self._step = max(self._step, event["metrics"].get("train_steps", 0))
+                medians = {
+                    name: value["median"] if isinstance(value, dict) else value
+                    for name, value in event["metrics"].items()
+                }
+                values = {n: v for n, v in medians.items() if isinstance(v, int | float)}
+                if self._step:
+                    self._log(self._step + 1, "metrics", values)
+            case "point":
+                self._log(event["step"], "heldout", {"loss": event["heldout_loss"]})
+            case "step" if "loss" in event:
+                self._step = event["step"]
+                self._log(event["step"], "train", {n: event[n] for n in ("loss", "flops", "tokens")})
 
     def close(self) -> None:
         """End the trackers."""
@@ -86,50 +83,51 @@ class Trackers:
             with suppress(Exception):
                 run.finish()
 
-    def _log(self, step: int, values: Mapping[str, float]) -> None:
+    def _log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        named = {f"{kind}/{name}": float(value) for name, value in values.items()}
+        start = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
         for name in list(self._runs):
             try:
-                run = self._runs[name] = self._runs[name] or self._start(name, step)
-                run.log(dict(values), step=step)
+                if self._runs[name] is None:
+                    self._runs[name] = start[name](self._folder, self._named, self._config, step)
+                self._runs[name].log(named, step=step)
             except Exception as error:
                 why = " ".join(str(error).split())
                 print(f"modbench: {name} failed ({why}); the run goes on without it", file=sys.stderr)
                 del self._runs[name]
 
-    def _start(self, name: str, step: int) -> Any:
-        if name == "tensorboard":
-            return _EventFiles(self._folder / "tensorboard" / self._named["name"], step)
-        if name == "wandb":  # a run in the run's folder, whose id is the run's key
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it uses the network, offline too
-            import wandb
 
-            # Captured output and threads that sample the machine would disturb the measurements.
-            quiet = {"console": "off", "silent": True, "disable_git": True, "x_disable_stats": True}
-            return wandb.init(
-                **self._named,
-                id=self._folder.name,
-                dir=str(self._folder),
-                mode=self._config.wandb,
-                resume="allow",
-                settings=wandb.Settings(**quiet, init_timeout=30, finish_timeout=10),
-            )
-        # A dashboard shows one database, so the suite's runs share it.
-        os.environ.setdefault("TRACKIO_DIR", str(self._folder.parent / "trackio"))
-        import trackio
+def _tensorboard(folder: Path, named: Mapping[str, Any], config: TrackConfig, step: int) -> Any:
+    """Event files. Later steps of an interrupted process are purged."""
+    from torch.utils.tensorboard import SummaryWriter
 
-        unsampled = {"auto_log_cpu": False, "auto_log_gpu": False}
-        return trackio.init(**self._named, resume="allow", embed=False, **unsampled)
+    place = str(folder / "tensorboard" / named["name"])
+    writer = SummaryWriter(place, purge_step=step, flush_secs=10)
 
-
-class _EventFiles:
-    """Event files of TensorBoard. Later steps of an interrupted process are purged."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=step, flush_secs=10)
-        self.finish = self._writer.close
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
+
+    return SimpleNamespace(log=log, finish=writer.close)
+
+
+def _wandb(folder: Path, named: Mapping[str, Any], config: TrackConfig, step: int) -> Any:
+    """A run in the run's folder, whose id is the run's key."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it uses the network, offline too
+    import wandb
+
+    # Captured output and threads that sample the machine would disturb the measurements.
+    quiet = {"console": "off", "silent": True, "disable_git": True, "x_disable_stats": True}
+    settings = wandb.Settings(**quiet, init_timeout=30, finish_timeout=10)
+    own = {"id": folder.name, "dir": str(folder), "mode": config.wandb, "settings": settings}
+    return wandb.init(**named, **own, resume="allow")
+
+
+def _trackio(folder: Path, named: Mapping[str, Any], config: TrackConfig, step: int) -> Any:
+    """A run in the database of the folder of runs: a dashboard shows one, so the suite's runs share
+    it."""
+    os.environ.setdefault("TRACKIO_DIR", str(folder.parent / "trackio"))
+    import trackio
+
+    unsampled = {"auto_log_cpu": False, "auto_log_gpu": False}
+    return trackio.init(**named, resume="allow", embed=False, **unsampled)

@@ -24,9 +24,11 @@ from modbench.records.run import RouterCode
 from modbench.records.store import recorded_suites
 from modbench.report.compare import Comparison, Paired, means, metrics_of, same_machine, unequal
 from modbench.routing.registry import code_sha256, foreign_routers
-from modbench.sweep.engine import Engine
-from modbench.sweep.jobs import Asked, run_jobs
+from modbench.sweep.job import RunJob
+from modbench.sweep.local import Local
+from modbench.sweep.loop import Loop
 from modbench.sweep.progress import clock, say, show_progress
+from modbench.sweep.run import run_jobs
 from modbench.sweep.wanted import Left, Wanted
 from modbench.timing.system_load import parallel
 
@@ -148,25 +150,20 @@ def _trained(
             f"{run_name(first)} was trained on other text (sha256 {first.data['sha256'][:12]}) than "
             f"{run.data.source} is now ({data['sha256'][:12]}); restore that text"
         )
-    asked = Asked(
-        suite=folder.name,
-        folder=folder,
-        audit=False,
-        threads=environment.get("threads") or parallel()[1],
-        workers=1,
-        wait=True,
+    left = Left(
+        wanted=Wanted(label=first.label, run=run), train=True, measurements=_measurements(recorded)
     )
-    measurements = _measurements(recorded)
-    left = Left(wanted=Wanted(label=first.label, run=run), train=True, measurements=measurements)
 
     def plugins_of(router: RouterCode) -> list[str]:
         return _files_of(router, plugins)
 
+    threads = environment.get("threads") or parallel()[1]
+    make = partial(RunJob, suite=folder.name, data=data, threads=threads)
     names = {run.key: f"{first.label}#{first.seed}"}
-    (job,) = run_jobs([left], names, asked, plugins_of, data)
+    (job,) = run_jobs([left], names, make, folder, plugins_of)
     with _kernels_of(environment), show_progress(console) as progress:
         progress.begin(folder.name, total=1, done=0, unit="run")
-        failures = Engine(folder=folder, progress=progress).run([job])
+        failures = Loop(folder, Local(), progress).run([job])
     for failure in failures:
         say(console, f"{failure.title} {failure.status}: {failure.error}")
     return not failures

@@ -234,16 +234,20 @@ def titles(runs: Iterable[Wanted]) -> dict[str, str]:
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """Conditions under which a job that ran out of memory is tried again: fewer ``workers`` at a time,
-    another ``gpu``, or ``retry``, the user's wish."""
+    another ``gpu``, or ``retry``, the user's wish. ``elsewhere``: on machines whose GPUs this one
+    doesn't know, where that wish alone counts."""
 
     workers: int = 1
     gpu: str | None = None
     retry: bool = False
+    elsewhere: bool = False
 
     def is_done(self, record: Finished) -> bool:
         """Return True if ``record`` need not be made again."""
         if record.status != "oom":
             return record.status in DONE
+        if self.elsewhere:
+            return not self.retry
         crowded = record.workers is not None and self.workers < record.workers
         return not (self.retry or crowded or record.gpu != self.gpu)
 

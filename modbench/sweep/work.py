@@ -6,11 +6,9 @@ Work that has a record is not done again; a measurement that fails leaves the tr
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,11 +17,11 @@ from modbench.data.token_data import load
 from modbench.errors import UserError
 from modbench.hf.config import is_predicted
 from modbench.measure.environment import environment
-from modbench.records.run import Run
-from modbench.sweep.claim import Claim
 from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
-from modbench.sweep.jobs import measurement_record, run_record
-from modbench.sweep.run_job import RunJob, Say, Stage, prepare_process
+from modbench.sweep.job import RunJob, measurement_record, run_record
+from modbench.sweep.lease import Lease
+from modbench.sweep.process import Say
+from modbench.sweep.run_job import RunWork, Stage, prepare_process
 from modbench.sweep.steps.audit import audit
 from modbench.sweep.steps.downstream import downstream
 from modbench.sweep.steps.heldout import heldout
@@ -37,121 +35,118 @@ from modbench.train.out_of_memory import failed_allocation, out_of_memory_senten
 from modbench.trained.weights_folder import DESCRIPTION
 
 
-def run_job(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Do what ``spec`` asks for and append the records; return status and error of the first that is
-    not ok, and the seconds by step. ``say`` receives events of steps.
+def run_job(job: RunJob, say: Say, lease: Lease, began: float) -> dict[str, Any]:
+    """Do ``job`` and store its records under ``lease``; return the seconds by step, and ``lost``, status
+    and error of an audit that had not enough memory. ``say`` receives events of steps; ``began``: see
+    `Stage`.
 
     Raises:
-        UserError: a plugin, router or corpus differs from what the run states, a folder can't be
-            written, or another process works on this run.
+        UserError: a plugin, router or corpus differs from what the run states, or a folder can't be
+            written.
         StoppedError: a stop signal arrived; the state is saved.
+        LostError: another process took the lease over; nothing is written any more.
     """
     stops: list[int] = []
-    with stop_signals(stops.append), _held(spec, stops) as claim:
-        stage = Stage(say, lambda: bool(stops), pauses=spec["wait"])
-        run = Run.of(spec["run"])
-        prepare_process(run.router, spec["plugins"], spec["threads"])
+
+    def stop() -> bool:
+        lease.watch()
+        return bool(stops)
+
+    with stop_signals(stops.append):
+        stage = Stage(say, stop, pauses=job.wait, began=began)
+        prepare_process(job.run.router, job.plugins, job.threads)
         make_deterministic()
-        job = RunJob(spec, load(run.data), stage, claim)
+        work = RunWork(job, load(job.run.data), stage, lease)
         try:
-            outcomes = list(_outcomes(job))
+            lost = _all(work)
         finally:
-            job.trackers.close()
-        lost = [outcome for outcome in outcomes if outcome[0] != "ok"]
-        status, error = lost[0] if lost else ("ok", None)
-        _tidy(job)
-        return {"status": status, "error": error, "seconds": stage.end()}
-
-
-def _held(spec: Mapping[str, Any], stops: list[int]) -> AbstractContextManager[Claim]:
-    """Hold the claim of the run, which the process that started this one has made. If another process
-    takes over, this one stops."""
-    claim = Claim(Path(spec["claim"]["path"]), spec["claim"]["token"])
-    return claim.kept(lambda: stops.append(0))
+            work.trackers.close()
+        _tidy(work)
+        return {"seconds": stage.end()} | ({"lost": lost} if lost else {})
 
 
 _Outcome = tuple[str, str | None]
 
 
-def _outcomes(job: RunJob) -> Iterator[_Outcome]:
-    """Train if it is asked for, then measure; store a record of each and yield its status and error. The
-    first that is not ok ends it."""
-    asked = [subject["measures"] for subject in job.spec["measurements"]]
-    if job.spec["audit"] and (job.spec["train"] or "audit" in asked):
-        job.stage.begin("audit")
-        status, error = _outcome(lambda: audit(job))
-        if status != "ok":  # a later command audits the scheme; the run needs less memory
-            yield status, f"audit: {error}"
+def _all(work: RunWork) -> _Outcome | None:
+    """Audit and train if it is asked for, then measure; store a record of each. The first that is not ok
+    ends it, but for an audit: a later command audits the scheme, and the run needs less memory. Returns
+    the outcome of such an audit."""
+    job, lost = work.job, None
+    asked = [subject["measures"] for subject in job.measurements]
+    if job.audit and (job.train or "audit" in asked):
+        work.stage.begin("audit")
+        status, error = _outcome(lambda: audit(work))
+        if status != "ok":
+            lost = status, f"audit: {error}"
             asked = [measures for measures in asked if measures != "audit"]
-            release_memory(job.device)
-    works = [partial(_train, job)] if job.spec["train"] else []
-    subjects = [each for each in job.spec["measurements"] if each["measures"] in asked]
-    works += [partial(_measure, job, subject) for subject in subjects]
-    for work in works:
-        outcome = work()
-        yield outcome
-        if outcome[0] != "ok":
-            return
+            release_memory(work.device)
+    if job.train and _train(work) != "ok":
+        return lost
+    for subject in job.measurements:
+        if subject["measures"] in asked and _measure(work, subject) != "ok":
+            break
+    return lost
 
 
-def _train(job: RunJob) -> _Outcome:
-    """Train the run and store its record."""
+def _train(work: RunWork) -> str:
+    """Train the run and store its record; return its status."""
     started = datetime.now(UTC)
-    job.stage.begin("train")
-    job.say({"event": "machine", "flops_per_second": matmul_rate(job.dtype, job.device)})
-    status, error = _outcome(lambda: train(job))
+    work.stage.begin("train")
+    work.say({"event": "machine", "flops_per_second": matmul_rate(work.dtype, work.device)})
+    status, error = _outcome(lambda: train(work))
     if status == "oom":
-        error = f"{error}{_advice(job)}"
+        error = f"{error}{_advice(work)}"
     record = run_record(
-        job.run,
-        job.data.summary(),
-        environment(job.dtype) | {"world_size": job.train.ranks},
+        work.run,
+        work.data.summary(),
+        environment(work.dtype) | {"world_size": work.train.ranks},
         status,
         error,
         started,
-        audit_key=job.audit_key,
-        workers=job.spec["workers"],
-        seconds=job.stage.spent(),
-        **job.fields,
+        audit_key=work.audit_key,
+        workers=work.job.workers,
+        seconds=work.stage.spent(),
+        **work.fields,
     )
-    job.store(record)
-    return status, error
+    work.store(record)
+    return status
 
 
-def _advice(job: RunJob) -> str:
+def _advice(work: RunWork) -> str:
     """What to change for a run whose memory can be predicted."""
     with suppress(UserError):  # a router that reads values, which a prediction lacks
-        if is_predicted(job.run.model):
-            measured = measured_pass(job.run, outlined(job.run))
+        if is_predicted(work.run.model):
+            measured = measured_pass(work.run, outlined(work.run))
             there = room() or psutil.virtual_memory().total
-            return f"; {smaller_pass(job.run, measured, there)}"
+            return f"; {smaller_pass(work.run, measured, there)}"
     return "; take a smaller model, or fewer sequences in [train] micro_batch"
 
 
-def _measure(job: RunJob, subject: dict[str, Any]) -> _Outcome:
-    """Take the measurement ``subject`` and store its record."""
+def _measure(work: RunWork, subject: dict[str, Any]) -> str:
+    """Take the measurement ``subject`` and store its record; return its status."""
     started = datetime.now(UTC)
     result = dict[str, Any]()
-    job.stage.begin(subject["measures"])
-    status, error = _outcome(lambda: result.update(_result(job, subject)))
+    work.stage.begin(subject["measures"])
+    status, error = _outcome(lambda: result.update(_result(work, subject)))
     record = measurement_record(
         subject,
         result,
-        environment(job.dtype),
+        environment(work.dtype),
         status,
         error,
         started,
-        workers=job.spec["workers"],
-        seconds=job.stage.spent(),
+        workers=work.job.workers,
+        seconds=work.stage.spent(),
     )
-    job.store(record)
-    return status, error
+    work.store(record)
+    return status
 
 
-def _outcome(work: Callable[[], object]) -> _Outcome:
-    """Do ``work``; return status and error."""
+def _outcome(do: Callable[[], object]) -> _Outcome:
+    """Call ``do``; return status and error."""
     try:
-        work()
+        do()
     except DivergedError as reason:
         return "diverged", str(reason)
     except Exception as reason:
@@ -162,30 +157,30 @@ def _outcome(work: Callable[[], object]) -> _Outcome:
     return "ok", None
 
 
-def _result(job: RunJob, subject: Mapping[str, Any]) -> dict[str, Any]:
+def _result(work: RunWork, subject: Mapping[str, Any]) -> dict[str, Any]:
     """The result of the measurement ``subject``. Raises DivergedError: a metric is not finite."""
     kind = subject["measures"]
     settings = subject["settings"]
     budget = subject["budget"]
     if kind == "audit":
-        return {"audit_key": job.audit_key}
+        return {"audit_key": work.audit_key}
     measure = {"heldout": heldout, "downstream": downstream}[kind]
-    result = measure(job.trained_model(budget), job, settings, budget)
+    result = measure(work.trained_model(budget), work, settings, budget)
     metrics = result.get("metrics", {})
     for name, value in metrics.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise DivergedError(f"{name} of the trained model is {value}")
-    job.say({"event": "metrics", "metrics": metrics})
+    work.say({"event": "metrics", "metrics": metrics})
     return result
 
 
-def _tidy(job: RunJob) -> None:
+def _tidy(work: RunWork) -> None:
     """Remove what the run no longer needs: its checkpoint, and weights that the suite doesn't keep."""
-    (job.folder / "checkpoint.pt").unlink(missing_ok=True)
-    if job.spec["keep"] == "none":
-        for path in job.folder.glob("*.safetensors"):
+    (work.folder / "checkpoint.pt").unlink(missing_ok=True)
+    if work.job.keep == "none":
+        for path in work.folder.glob("*.safetensors"):
             path.unlink()
-        shutil.rmtree(job.folder / "points", ignore_errors=True)
-        (job.folder / DESCRIPTION).unlink(missing_ok=True)
-    elif job.spec["keep"] != "all" and not job.spec["points"]:
-        shutil.rmtree(job.folder / "points", ignore_errors=True)
+        shutil.rmtree(work.folder / "points", ignore_errors=True)
+        (work.folder / DESCRIPTION).unlink(missing_ok=True)
+    elif work.job.keep != "all" and not work.job.points:
+        shutil.rmtree(work.folder / "points", ignore_errors=True)

@@ -1,7 +1,7 @@
 """The [train] table of a suite. Imports no torch."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, Literal
 
@@ -36,7 +36,8 @@ class TrainConfig:
 
     def as_json(self) -> dict[str, Any]:
         """The fields that alter weights, as a record holds them."""
-        stated = {name: value for name, value in asdict(self).items() if name not in _ALTER_NOTHING}
+        names = [field.name for field in fields(self) if field.name not in _ALTER_NOTHING]
+        stated = {name: getattr(self, name) for name in names}
         if self.micro_batches == 1:
             del stated["micro_batch"]
         if not self.recompute:

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,6 @@ class Trained:
     miscounted: str  #: where the ledger differs from the counter; empty if nowhere
     recharged: str  #: where the ledger, asked again, differs from what it charged; empty if nowhere
     curve: list[dict[str, Any]]
-    earlier_seconds: float = field(compare=False)  #: of training before this process resumed it
 
 
 class _Run:
@@ -317,16 +316,18 @@ def train_model(
     that is spent. Three steps are counted (`modbench.train.counted`).
 
     ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives the events
-    ``step``, every `PROGRESS_SECONDS`, and ``point``. ``origin`` names text and code: a checkpoint of
-    another origin is not used. Raise a `DivergedError` if a loss is not finite, or a weight is not at a
-    point of the learning curve; a `StoppedError` once ``stop()`` returns True and the state is saved:
-    call again to continue. ``ranks``: the processes that train the model together; each calls this with
-    the same arguments, the first one writes.
+    ``resumed``, with the step and the seconds of earlier processes, ``step``, every `PROGRESS_SECONDS`,
+    and ``point``. ``origin`` names text and code: a checkpoint of another origin is not used. Raise a
+    `DivergedError` if a loss is not finite, or a weight is not at a point of the learning curve; a
+    `StoppedError` once ``stop()`` returns True and the state is saved: call again to continue. What
+    ``stop()`` raises ends the training without another checkpoint. ``ranks``: the processes that train
+    the model together; each calls this with the same arguments, the first one writes.
     """
     run = _Run(model, batches, train, schedule, dtype, clock, ranks)
     path = folder / "checkpoint.pt"
     checkpoint.remove_leftovers(folder)
     run.resume(path, origin)
+    say({"event": "resumed", "step": run.step, "seconds": run.earlier})
     saved = time.monotonic()
     #: seconds of a checkpoint
     cost = _BYTES * sum(parameter.numel() for parameter in model.parameters()) / _WRITTEN
@@ -365,7 +366,7 @@ def train_model(
             done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
             say({"event": "step", **done, **spent})
             reported = now
-        due = (now - saved >= train.checkpoint_seconds or ends) and affordable()
+        due = (now - saved >= train.checkpoint_seconds or ends) and affordable() and not stop()
         if due if ranks.count == 1 else any(ranks.sums([int(due and ranks.leads)])):
             run.save(path, origin)
             saved = time.monotonic()
@@ -378,5 +379,4 @@ def train_model(
         miscounted=run.counts.figure(),
         recharged=", ".join(filter(None, ranks.all(run.charges.asked_again(model, run.load)))),
         curve=run.curve,
-        earlier_seconds=run.earlier,
     )

@@ -1,7 +1,7 @@
 """Learning rate over a run, and the budgets at which the run is measured. Imports no torch."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from modbench.errors import UserError
@@ -66,7 +66,7 @@ class Schedule:
 
     def as_json(self) -> dict[str, Any]:
         """The fields that alter weights, as a record holds them."""
-        fields = asdict(self) | {"budgets": list(self.budgets)}
+        stated = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.kind == "cosine":
-            del fields["decay"]
-        return fields
+            del stated["decay"]
+        return stated | {"budgets": list(self.budgets)}

@@ -9,17 +9,18 @@ sys.path.append(str(Path(__file__).parents[1] / "sweep"))
 from drive_engine import FAKE, fake_job, fakes_left
 from rich.console import Console
 
-from modbench.sweep.launch import ray, slurm
-from modbench.sweep.launch.watch import Watched
+from modbench.sweep import ray, slurm
+from modbench.sweep.loop import Loop
 from modbench.sweep.progress import Progress
-from modbench.sweep.run import launcher_of
+
+RUN_IN_RAY = ray.run_in_ray
 
 
-def run_fake(folder: str) -> bool:
-    from modbench.sweep import task, worker
+def run_fake(folder: str) -> None:
+    from modbench.sweep import process
 
-    worker.COMMAND = FAKE
-    return task.run_task(Path(folder))
+    process.COMMAND = FAKE
+    RUN_IN_RAY(folder)
 
 
 def drive(engine: str, folder: Path, labels: list[str]) -> int:
@@ -29,14 +30,11 @@ def drive(engine: str, folder: Path, labels: list[str]) -> int:
     progress = Progress(Console(stderr=True, width=200))
     left = fakes_left(folder, labels)
     progress.begin(folder.name, total=len(labels), done=len(labels) - len(left))
-    launcher = launcher_of(engine, {}, folder, 0)
-    launcher.check()
-    jobs = [fake_job(item, folder, 1) for item in left]
-    for job in jobs:
-        job.spec["suite"] = folder.name
-    watched = Watched(folder=folder, launcher=launcher, progress=progress, timeout=300.0)
+    executor = slurm.Slurm(folder, {}, 0) if engine == "slurm" else ray.Ray({}, 0)
+    executor.check()
+    jobs = [fake_job(item, folder, timeout=300.0) for item in left]
     try:
-        return len(watched.run(jobs))
+        return len(Loop(folder, executor, progress).run(jobs))
     except KeyboardInterrupt:
         return 130
 

@@ -9,10 +9,10 @@ from modbench.data.config import DataConfig
 from modbench.model.config import ModelConfig
 from modbench.records.finished import finished
 from modbench.records.run import RouterCode, Run
-from modbench.sweep import worker
-from modbench.sweep.engine import Engine, Failure
-from modbench.sweep.job import Job, identities_of
-from modbench.sweep.jobs import folder_of
+from modbench.sweep import process
+from modbench.sweep.job import RunJob, folder_of
+from modbench.sweep.local import Local
+from modbench.sweep.loop import Failure, Loop
 from modbench.sweep.progress import Progress
 from modbench.sweep.wanted import Conditions, Left, Wanted, left_of
 from modbench.train.config import TrainConfig
@@ -38,27 +38,20 @@ def key_of(label: str) -> str:
     return fake_run(label).run.key
 
 
-def fake_job(item: Left, folder: Path, threads: int) -> Job:
+def fake_job(item: Left, folder: Path, threads: int = 1, timeout: float = 1800.0) -> RunJob:
     run = item.wanted.run
-    own = folder_of(folder, run.key)
-    spec = {
-        "job": "run",
-        "label": item.wanted.label,
-        "run": run.as_json(),
-        "data": DATA,
-        "train": item.train,
-        "measurements": list(item.measurements),
-        "plugins": [],
-        "results": str(folder),
-        "folder": str(own),
-        "threads": threads,
-        "workers": 1,
-    }
-    return Job(
-        identities=identities_of(run, item.train, list(item.measurements)),
+    return RunJob(
+        suite=folder.name,
+        label=item.wanted.label,
         title=item.wanted.label,
-        spec=spec,
-        log=own / "log.txt",
+        folder=folder_of(folder, run.key),
+        results=folder,
+        threads=threads,
+        timeout=timeout,
+        run=run,
+        train=item.train,
+        measurements=item.measurements,
+        data=DATA,
     )
 
 
@@ -77,18 +70,18 @@ def fakes_left(folder: Path, labels: list[str]) -> list[Left]:
 
 
 def run_fakes(
-    folder: Path, labels: list[str], console: Console, *, threads: int = 1, **settings: object
+    folder: Path, labels: list[str], console: Console, *, threads: int = 1, timeout: float = 1800.0
 ) -> list[Failure]:
     """Run what is left of the runs called ``labels``; return the failures."""
     progress = Progress(console)
     left = fakes_left(folder, labels)
     progress.begin(folder.name, total=len(labels), done=len(labels) - len(left), unit="run")
-    engine = Engine(**{"folder": folder, "progress": progress, **settings})
-    return engine.run([fake_job(item, folder, threads) for item in left])
+    jobs = [fake_job(item, folder, threads, timeout) for item in left]
+    return Loop(folder, Local(), progress).run(jobs)
 
 
 def drive(folder: Path, labels: list[str]) -> int:
-    worker.COMMAND = FAKE
+    process.COMMAND = FAKE
     try:
         run_fakes(folder, labels, Console(stderr=True))
     except KeyboardInterrupt:

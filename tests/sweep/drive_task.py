@@ -1,11 +1,16 @@
-"""`drive_task.py LIST INDEX`: `python -m modbench.sweep.task` with the fake worker."""
+"""`drive_task.py LIST INDEX`: a task of Slurm, with fake jobs."""
 
+import os
 import sys
+from pathlib import Path
 
-from drive_engine import FAKE
+sys.path.append(str(Path(__file__).parent))
 
-from modbench.sweep import task, worker
+import fake_worker
+
+from modbench.sweep import slurm
 
 if __name__ == "__main__":
-    worker.COMMAND = FAKE
-    sys.exit(task.main(sys.argv[1:]))
+    fake_worker.install()
+    slurm.PATIENCE = float(os.environ.get("FAKE_PATIENCE", slurm.PATIENCE))
+    sys.exit(slurm.main(sys.argv[1:]))

@@ -31,7 +31,8 @@ from modbench.records.run import RouterCode, Run
 from modbench.records.store import read_suite
 from modbench.routing.build import build_model
 from modbench.routing.router import Router
-from modbench.sweep.run_job import RunJob, Stage
+from modbench.sweep.job import RunJob
+from modbench.sweep.run_job import RunWork, Stage
 from modbench.sweep.steps import audit as audit_step
 from modbench.sweep.steps.audit import scheme_of
 from modbench.sweep.steps.train import of_trained
@@ -65,22 +66,25 @@ def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
 
 
-def take_audit(run: Run, folder: Path, stage: Stage | None = None) -> RunJob:
+def work_of(run: Run, folder: Path, stage: Stage | None = None) -> RunWork:
+    job = RunJob(
+        suite="s",
+        label="vanilla",
+        title="vanilla",
+        folder=folder,
+        results=folder / "s",
+        run=run,
+        train=True,
+        data={},
+    )
+    return RunWork(job, small_text(), stage or Stage(lambda event: None))
+
+
+def take_audit(run: Run, folder: Path, stage: Stage | None = None) -> RunWork:
     """Take the audit of ``run``, as its own process does."""
-    spec = {
-        "suite": "s",
-        "label": "vanilla",
-        "run": run.as_json(),
-        "evaluations": 1,
-        "checkpoint_seconds": 30.0,
-        "train": True,
-        "track": {},
-        "results": str(folder / "s"),
-        "folder": str(folder),
-    }
-    job = RunJob(spec, small_text(), stage or Stage(lambda event: None))
-    audit_step.audit(job)
-    return job
+    work = work_of(run, folder, stage)
+    audit_step.audit(work)
+    return work
 
 
 def with_router(**fields: Any) -> Run:
@@ -279,3 +283,13 @@ def test_an_audit_that_is_lost_or_asked_for_later_is_run_alone(tmp_path: Path) -
         row = (folder / "leaderboard.csv").read_text().splitlines()[1]
         assert ",passed " in row
     assert len(read_suite(folder).runs) == 1
+
+
+def test_the_seconds_of_earlier_jobs_are_those_before_the_first_process_of_this_one(
+    tmp_path: Path,
+) -> None:
+    """A process of several that was replaced goes on from seconds that this job has spent."""
+    work = work_of(RUN, tmp_path)
+    for step, seconds in ((3, 2.0), (7, 9.0)):
+        work.say({"event": "resumed", "step": step, "seconds": seconds})
+    assert work.earlier_seconds == 2.0

@@ -9,7 +9,8 @@ import pytest
 from modbench.errors import UserError
 from modbench.records.finished import finished
 from modbench.records.store import append_record
-from modbench.sweep.jobs import run_record, store_suite
+from modbench.sweep.command import store_suite
+from modbench.sweep.job import run_record
 from modbench.sweep.refuse import check_unchanged
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite

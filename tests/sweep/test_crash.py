@@ -6,7 +6,7 @@ import pytest
 from small_suite import modbench_says, write_suite
 
 from modbench.records.store import read_suite
-from modbench.sweep.worker import error_of
+from modbench.sweep.process import error_of
 
 PLUGIN = """
 import sys

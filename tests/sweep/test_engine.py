@@ -14,10 +14,9 @@ from rich.console import Console
 
 from modbench.records.finished import Finished
 from modbench.records.store import append_record, read_suite
-from modbench.sweep import worker
-from modbench.sweep.jobs import crash_record
+from modbench.sweep import process
+from modbench.sweep.process import KILLED
 from modbench.sweep.wanted import Conditions, left_of
-from modbench.sweep.worker import KILLED
 
 pytestmark = pytest.mark.processes
 
@@ -26,7 +25,7 @@ DRIVER = Path(__file__).with_name("drive_engine.py")
 
 @pytest.fixture(autouse=True)
 def _fake_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "COMMAND", FAKE)
+    monkeypatch.setattr(process, "COMMAND", FAKE)
 
 
 def run(folder: Path, *labels: str, **settings: object) -> tuple[list, str]:
@@ -97,12 +96,12 @@ def test_a_failed_cell_is_tried_again_and_a_diverged_one_is_not(tmp_path: Path) 
 def test_a_kill_by_hand_is_a_failure_and_one_by_the_kernel_is_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "out_of_memory_kills", lambda: 0)  # not those of the machine
+    monkeypatch.setattr(process, "out_of_memory_kills", lambda: 0)  # not those of the machine
     (failure,), _ = run(tmp_path / "s", "killed")
     assert failure.status == "failed"
     assert failure.error == KILLED
     kills = iter(range(10))
-    monkeypatch.setattr(worker, "out_of_memory_kills", lambda: next(kills))
+    monkeypatch.setattr(process, "out_of_memory_kills", lambda: next(kills))
     (failure,), _ = run(tmp_path / "s", "killed")
     assert failure.status == "oom"
     assert failure.error == KILLED
@@ -118,9 +117,9 @@ def test_a_cell_that_hangs_is_ended_and_the_others_go_on(tmp_path: Path) -> None
 def test_a_cell_that_is_killed_after_its_record_has_that_records_status(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     (item,) = fakes_left(folder, ["recorded"])
-    job = fake_job(item, folder, 1)
+    job = fake_job(item, folder)
     how = ("failed", "an old story", datetime.now(UTC))
-    append_record(folder, crash_record(job.spec, job.identities[0], *how))
+    append_record(folder, job.failure(job.identities[0], *how))
     (old,) = (folder / "records").iterdir()
     old.rename(old.with_name("zzzz.jsonl"))  # names are random; this one comes last
     assert run(folder, "recorded")[0] == []
@@ -192,6 +191,27 @@ def test_a_run_that_another_process_works_on_is_waited_for(tmp_path: Path) -> No
     assert "slow: another process works on it" in said
     assert sorted(starts(folder)) == ["a", "b", "slow", "slow"]
     assert statuses(folder) == [("a", "ok"), ("b", "ok"), ("slow", "ok")]
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_stopped_loses_its_job_and_stores_nothing_when_it_wakes(
+    tmp_path: Path,
+) -> None:
+    """After the minute that a lease lives."""
+    folder = tmp_path / "s"
+    first = start_driver(folder, "slow")
+    wait_for(folder / "slow.pid")
+    worker = int((folder / "slow.pid").read_text())
+    os.kill(worker, signal.SIGSTOP)
+    _, said = start_driver(folder, "slow").communicate(timeout=300)
+    assert "slow: another process works on it" in said
+    (record,) = (folder / "records").iterdir()
+    assert starts(folder) == ["slow", "slow"]
+    os.kill(worker, signal.SIGCONT)
+    first.communicate(timeout=PATIENCE)
+    assert first.returncode == 0
+    assert [*(folder / "records").iterdir()] == [record]
+    assert not (folder / "runs" / key_of("slow") / "half_way").exists()
 
 
 def test_a_job_that_dies_while_it_measures_keeps_its_training(tmp_path: Path) -> None:

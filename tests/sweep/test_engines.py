@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -12,20 +13,16 @@ from small_suite import write_suite
 
 import modbench
 from modbench.cli.main import main
+from modbench.cli.options import requested
 from modbench.records.run import Run
 from modbench.records.store import append_record
-from modbench.sweep.job import Job
-from modbench.sweep.jobs import run_record
-from modbench.sweep.launch.launcher import requested
-from modbench.sweep.launch.slurm import Slurm, planned_flops, recorded_rate, time_limit
+from modbench.sweep.job import RunJob, run_record
+from modbench.sweep.slurm import Slurm, planned_flops, recorded_rate, time_limit
 from modbench.train.schedule import Schedule
 
 
-def jobs_of(folder: Path, *labels: str) -> list[Job]:
-    jobs = [fake_job(left, folder, 1) for left in fakes_left(folder, list(labels))]
-    for job in jobs:
-        job.spec["suite"] = "s"
-    return jobs
+def jobs_of(folder: Path, *labels: str) -> list[RunJob]:
+    return [fake_job(left, folder) for left in fakes_left(folder, list(labels))]
 
 
 def command(place: Path, name: str, script: str) -> None:
@@ -60,7 +57,7 @@ def test_the_script_is_one_array_over_a_list(place: Path, monkeypatch: pytest.Mo
         "#SBATCH --open-mode=append",
         "#SBATCH --requeue",
         f"export PYTHONPATH={Path(modbench.__file__).parent.parent}",
-        f"exec {sys.executable} -P -m modbench.sweep.task {place}/s/slurm/x1/jobs.txt "
+        f"exec {sys.executable} -P -m modbench.sweep.slurm {place}/s/slurm/x1/jobs.txt "
         '"$SLURM_ARRAY_TASK_ID"',
     ]
 
@@ -68,8 +65,7 @@ def test_the_script_is_one_array_over_a_list(place: Path, monkeypatch: pytest.Mo
 def test_the_time_limit_follows_from_planned_flops_and_recorded_rates(place: Path) -> None:
     (job,) = jobs_of(place / "s", "a")
     assert time_limit([job], None) == 240
-    budgets = (10**15,)
-    job.spec["run"]["schedule"] |= {"budgets": budgets}
+    job = replace(job, run=replace(job.run, schedule=Schedule(budgets=(10**15,))))
     end = {"budget": 1, "steps": 1, "tokens": 1, "flops": 10**12, "flops_nominal": 1, "audit": []}
     machine = {"cpu": None, "gpu": None, "threads": 1, "torch": "0"}
     made = run_record(
@@ -95,22 +91,28 @@ def test_a_list_is_frozen_and_found_by_the_name_of_its_array(place: Path) -> Non
     command(place, "squeue", "true")
     jobs = jobs_of(place / "s", "a", "b", "c")
     slurm = Slurm(place / "s", {}, workers=0)
-    said = slurm.submit(jobs)
-    assert said.startswith("slurm: array 12 of 3 tasks")
+    said: list[str] = []
+    assert slurm.submit(jobs, said.append) == jobs
+    assert said[-1].startswith("slurm: array 12 of 3 tasks")
     (listed,) = (place / "s" / "slurm").glob("*/jobs.txt")
-    assert listed.read_text().splitlines() == [str(job.claimed) for job in jobs]
+    assert listed.read_text().splitlines() == [str(job.folder) for job in jobs]
     given = (place / "given").read_text()
     assert given == listed.with_name("array.sh").read_text()
     # Another command finds two of them queued, next to an array that is none of ours.
     name = f"modbench-s-{listed.parent.name}"
-    command(place, "squeue", f"echo '0 {name}'; echo '2 {name}'; echo '1 theirs'; echo 'N/A {name}'")
+    lines = (f"0 {name} 7_0", f"2 {name} 7_2", "1 theirs 8_1", f"N/A {name} 7")
+    command(place, "squeue", "; ".join(f"echo '{line}'" for line in lines))
     second = Slurm(place / "s", {}, workers=0)
-    assert second.active() == {jobs[0].claimed, jobs[2].claimed}
-    assert second.submit(jobs).startswith("slurm: array 12 of 1 task")
-    assert second.active() == {job.claimed for job in jobs}
+    assert second.alive() == {jobs[0].folder, jobs[2].folder}
+    command(place, "scancel", f"echo $@ > {place}/cancelled")
+    second.end(jobs[2].folder)
+    assert (place / "cancelled").read_text() == "7_2\n"
+    assert second.submit(jobs, said.append) == jobs[1:2]
+    assert said[-1].startswith("slurm: array 12 of 1 task")
+    assert second.alive() == {job.folder for job in jobs}
     command(place, "squeue", "exit 1")  # the controller is away: what was known counts
     second._asked = None
-    assert second.active() == {job.claimed for job in jobs}
+    assert second.alive() == {job.folder for job in jobs}
 
 
 def refused(place: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:

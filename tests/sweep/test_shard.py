@@ -7,8 +7,8 @@ import pytest
 from small_suite import modbench_says, write_suite
 
 from modbench.records.store import read_suite
-from modbench.sweep.engine import Devices
-from modbench.sweep.worker import _environment
+from modbench.sweep.local import Devices
+from modbench.sweep.process import environment_of
 
 
 def test_the_shares_of_two_machines_are_all_runs_once_they_are_merged(tmp_path: Path) -> None:
@@ -38,7 +38,9 @@ def test_a_device_is_held_by_one_job_of_any_command(
     taken = [first.take(), second.take()]
     assert taken == [("test-0",), ("test-1",)]
     assert first.take() is second.take() is None
+    assert first.free() == 0
     first.give(["test-0"])
+    assert second.free() == 1
     assert second.take() == ("test-0",)
     second.give(["test-0", "test-1"])
     assert second.take(3) is None
@@ -47,6 +49,5 @@ def test_a_device_is_held_by_one_job_of_any_command(
 
 
 def test_a_job_sees_its_device_only() -> None:
-    spec = {"threads": 1, "device": "3"}
-    assert _environment(spec)["CUDA_VISIBLE_DEVICES"] == "3"
+    assert environment_of(1, device="3")["CUDA_VISIBLE_DEVICES"] == "3"
     assert Devices.here().take() == ()  # without a GPU jobs need none

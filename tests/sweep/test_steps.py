@@ -33,7 +33,6 @@ def trained(miscounted: str = "", counted: int = 3, unseen: int = 0, recharged: 
         miscounted=miscounted,
         recharged=recharged,
         curve=[],
-        earlier_seconds=0.0,
     )
 
 

@@ -1,4 +1,4 @@
-"""Jobs as files, run by tasks of Slurm or Ray."""
+"""Workers of jobs as tasks of Slurm, without the command that handed them over."""
 
 import json
 import os
@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from drive_engine import FAKE, fake_job, fakes_left
+from drive_engine import FAKE, fake_job, fakes_left, run_fakes
+from rich.console import Console
 
 from modbench.records.store import read_suite
-from modbench.sweep import worker
-from modbench.sweep.claim import Claims
-from modbench.sweep.job import Job, JobFile
-from modbench.sweep.task import LATEST, run_task
+from modbench.sweep import process
+from modbench.sweep.lease import Lease
+from modbench.sweep.process import EVENTS, Events
 from modbench.trained.weights_folder import WEIGHTS
 
 pytestmark = pytest.mark.processes
@@ -25,23 +25,16 @@ DRIVER = Path(__file__).with_name("drive_task.py")
 
 
 @pytest.fixture(autouse=True)
-def _fake_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(worker, "COMMAND", FAKE)
+def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 def written(suite: Path, label: str) -> Path:
     """The folder of the job of a fake run, which its file is in."""
     (left,) = fakes_left(suite, [label])
-    job = fake_job(left, suite, 1)
-    spec = job.spec | {"suite": suite.name}
-    file = JobFile(
-        job=Job(identities=job.identities, title=job.title, spec=spec, log=job.log),
-        timeout=120.0,
-        directory=os.getcwd(),
-    )
-    file.write()
-    return Path(spec["folder"])
+    job = fake_job(left, suite)
+    job.write()
+    return job.folder
 
 
 def starts(suite: Path) -> int:
@@ -54,6 +47,14 @@ def in_a_process(folder: Path, **settings: object) -> "subprocess.Popen[str]":
     listed.write_text(f"/nowhere\n{folder}\n")
     command = [sys.executable, str(DRIVER), str(listed), "1"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings)
+
+
+def run_task(folder: Path, patience: float = 90.0) -> bool:
+    """Do the job of ``folder``, in a process; return True if it ended well, or another process does
+    it."""
+    task = in_a_process(folder, env={**os.environ, "FAKE_PATIENCE": str(patience)})
+    task.communicate(timeout=120)
+    return task.returncode == 0
 
 
 def wait_for(file: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_task_runs_its_job_once(tmp_path: Path) -> None:
     assert run_task(folder)
     assert starts(tmp_path / "s") == 1
     assert [record.status for record in read_suite(tmp_path / "s").runs] == ["ok"]
-    assert not (folder / LATEST).exists()
+    assert json.loads((folder / EVENTS).read_text().splitlines()[-1])["code"] == 0
 
 
 def test_a_crash_is_recorded_from_the_jobs_file(tmp_path: Path) -> None:
@@ -81,22 +82,25 @@ def test_a_crash_is_recorded_from_the_jobs_file(tmp_path: Path) -> None:
     assert record.data == {"sha256": "0", "train_tokens": 1, "heldout_tokens": 1}
 
 
-def test_a_task_leaves_a_job_to_the_process_that_holds_its_claim(tmp_path: Path) -> None:
+def test_a_task_leaves_a_job_to_the_process_that_holds_its_lease(tmp_path: Path) -> None:
     folder = written(tmp_path / "s", "a")
-    claim = Claims().take(folder)
-    assert claim is not None
+    lease = Lease(folder)
+    assert lease.take()
     assert run_task(folder, patience=1.0)
     assert starts(tmp_path / "s") == 0
-    claim.release()
+    lease.release()
     assert run_task(folder, patience=1.0)
     assert starts(tmp_path / "s") == 1
 
 
-def test_what_is_recorded_is_not_done_again_and_lost_weights_are_trained_again(tmp_path: Path) -> None:
-    """As after a task that was killed between its training and its measurement."""
+def test_what_is_recorded_is_not_done_again_and_lost_weights_are_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a worker that was killed between its training and its measurement."""
     suite = tmp_path / "s"
-    folder = written(suite, "measured, killed")
-    assert not run_task(folder)
+    monkeypatch.setattr(process, "COMMAND", FAKE)
+    run_fakes(suite, ["measured, killed"], Console(quiet=True))
+    (folder,) = (suite / "runs").iterdir()
     assert [record.status for record in read_suite(suite).runs] == ["ok"]
     (folder / WEIGHTS).touch()
     assert run_task(folder)
@@ -125,8 +129,7 @@ def test_a_task_that_is_stopped_stores_a_checkpoint_and_is_queued_again_if_it_st
     path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
     task = in_a_process(folder, env={**os.environ, **slurm, "PATH": path})
     wait_for(suite / "slow.pid")
-    wait_for(folder / LATEST)
-    assert "phase" in json.loads((folder / LATEST).read_text())
+    assert "train" in [event.get("phase") for event in Events(folder).new()]
     task.send_signal(signal.SIGTERM)
     _, said = task.communicate(timeout=120)
     assert task.returncode == 130, said
@@ -139,10 +142,8 @@ def test_a_task_that_is_stopped_stores_a_checkpoint_and_is_queued_again_if_it_st
 
 
 @pytest.mark.parametrize("room", [100, 600])
-def test_a_full_disk_ends_a_task_with_one_sentence_and_loses_nothing(
-    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The limit on a file's size stands for the disk's: room for no claim, or for no record."""
+def test_a_full_disk_ends_a_task_with_one_sentence_and_loses_nothing(tmp_path: Path, room: int) -> None:
+    """The limit on a file's size stands for the disk's: room for no lease, or for no record."""
     suite = tmp_path / "s"
     folder = written(suite, "a")
 
@@ -156,7 +157,6 @@ def test_a_full_disk_ends_a_task_with_one_sentence_and_loses_nothing(
     assert "Traceback" not in said
     assert read_suite(suite).runs == []
     assert not [*suite.rglob("*.tmp")]
-    monkeypatch.setattr(Claims.__init__, "__defaults__", (0.5,))  # that of a claim cut short
     assert run_task(folder)
     assert [record.status for record in read_suite(suite).runs] == ["ok"]
 

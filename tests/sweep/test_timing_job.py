@@ -1,6 +1,7 @@
 """Measurements of `modbench time`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from modbench.records.record import PROTOCOL, TimingRecord
 from modbench.records.run import RouterCode, Timed
 from modbench.records.store import read_suite
 from modbench.sweep import timing_job
+from modbench.sweep.job import TimeJob
+from modbench.sweep.lease import Lease
 from modbench.sweep.timing_job import run_timing
 from modbench.timing import benchmark_case, clock, system_load
 from modbench.timing.benchmark_case import BenchmarkTarget
@@ -21,7 +24,7 @@ SAID = "out of memory, asked for 2,147,483,648 bytes (Tried to allocate 2.00 GiB
 
 
 @pytest.fixture
-def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimeJob:
     """A measurement of a tiny model on a machine that need not be quiet."""
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(system_load, "QUIET_SECONDS", 0.0)
@@ -39,25 +42,31 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "decode_past": [8],
         "decode_batches": [1],
     }
-    return {
-        "title": "tiny/mod",
-        "session": "1",
-        "job": "timing",
-        "measures": "training",
-        "timed": timed.as_json(),
-        "time": time,
-        "repetition": 1,
-        "plugins": [],
-        "results": str(tmp_path / "results"),
-        "threads": 1,
-    }
+    return TimeJob(
+        suite="tiny",
+        label="mod",
+        title="mod, training 1",
+        folder=tmp_path / "job",
+        results=tmp_path / "results",
+        session="1",
+        measures="training",
+        timed=timed,
+        time=time,
+        repetition=1,
+        machine={},
+    )
 
 
-def record_of(spec: dict[str, Any], **changes: Any) -> TimingRecord:
-    """The record that the measurement appends."""
-    result = run_timing(spec | changes, lambda event: None)
-    (record,) = read_suite(Path(spec["results"])).timings
-    assert (result["status"], result["error"]) == (record.status, record.error)
+def ends(job: TimeJob) -> dict[str, Any]:
+    """What the process of ``job`` returns."""
+    with Lease(job.folder).held() as lease:
+        return run_timing(job, lambda event: None, lease, began=0.0)
+
+
+def record_of(job: TimeJob, **changes: Any) -> TimingRecord:
+    """The record that the measurement stores."""
+    ends(replace(job, **changes))
+    (record,) = read_suite(job.results).timings
     return record
 
 
@@ -72,8 +81,8 @@ def failing_step(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     ("kind", "cases"),
     [("training", ["forward", "train"]), ("inference", ["prefill 8 x 1", "decode after 8 x 1"])],
 )
-def test_a_measurement_is_one_record(kind: str, cases: list[str], spec: dict[str, Any]) -> None:
-    record = record_of(spec, measures=kind)
+def test_a_measurement_is_one_record(kind: str, cases: list[str], job: TimeJob) -> None:
+    record = record_of(job, measures=kind)
     assert (record.status, record.error, record.measures) == ("ok", None, kind)
     assert [case["name"] for case in record.measured["cases"]] == cases
 
@@ -89,12 +98,12 @@ def test_a_case_that_fails_leaves_the_others_timed(
     error: Exception,
     status: str,
     sentence: str,
-    spec: dict[str, Any],
+    job: TimeJob,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     failing_step(monkeypatch, error)
-    record = record_of(spec)
+    record = record_of(job)
     assert record.status == status
     assert record.error is not None
     assert record.error.startswith(sentence)
@@ -103,21 +112,19 @@ def test_a_case_that_fails_leaves_the_others_timed(
     assert ("Traceback" in capsys.readouterr().err) == (status == "failed")
 
 
-def test_a_model_that_does_not_fit_is_a_record(
-    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_does_not_fit_is_a_record(job: TimeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(self: BenchmarkTarget) -> Any:
         raise LACK
 
     monkeypatch.setattr(BenchmarkTarget, "build", build)
-    record = record_of(spec)
+    record = record_of(job)
     assert (record.status, record.error, record.asked_bytes) == ("oom", SAID, 2**31)
     assert record.measured == {}
 
 
 @pytest.mark.parametrize("kind", ["training_memory", "inference_memory"])
-def test_memory_is_recorded_with_its_prediction(kind: str, spec: dict[str, Any]) -> None:
-    record = record_of(spec, measures=kind)
+def test_memory_is_recorded_with_its_prediction(kind: str, job: TimeJob) -> None:
+    record = record_of(job, measures=kind)
     measured, predicted = record.measured["measured"], record.measured["predicted"]
     assert measured.keys() == predicted.keys()
     assert measured["parameters"] == predicted["parameters"]
@@ -125,36 +132,34 @@ def test_memory_is_recorded_with_its_prediction(kind: str, spec: dict[str, Any])
 
 @pytest.mark.parametrize("kind", ["training", "training_memory"])
 def test_lack_of_memory_next_to_another_process_on_the_gpu_is_tried_again(
-    kind: str, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    kind: str, job: TimeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build(self: BenchmarkTarget) -> Any:
         raise LACK
 
     monkeypatch.setattr(BenchmarkTarget, "build", build)
     monkeypatch.setattr(timing_job, "gpu_processes", lambda: ["process 7 (40000 MiB)"])
-    record = record_of(spec, measures=kind)
+    record = record_of(job, measures=kind)
     assert (record.status, record.asked_bytes) == ("failed", None)
     assert "process 7 (40000 MiB)" in (record.error or "")
 
 
-def test_what_an_error_left_undone_is_handed_on(
-    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_an_error_left_undone_is_handed_on(job: TimeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a record; the process that goes on stores that of both."""
     right = timing_job.measured_times
     monkeypatch.setattr(timing_job, "measured_times", lambda *given: right(*given) | {"next": 1})
-    result = run_timing(spec, lambda event: None)
-    assert not Path(spec["results"]).exists()
+    result = ends(job)
+    assert not job.results.exists()
     assert [case["phase"] for case in result["earlier"]["cases"]] == ["forward", "train"]
     monkeypatch.setattr(timing_job, "measured_times", right)
-    record = record_of(spec, earlier=json.loads(json.dumps(result["earlier"])))
+    record = record_of(job, earlier=json.loads(json.dumps(result["earlier"])))
     assert record.status == "ok"
     assert record.protocol == PROTOCOL
     assert [case["phase"] for case in record.measured["cases"]] == ["forward", "train", "train"]
 
 
 def test_the_machine_of_a_record_is_that_before_an_error_of_the_gpu(
-    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    job: TimeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch may find no GPU after it."""
     gpus = ["Imaginary GPU"]
@@ -168,5 +173,5 @@ def test_the_machine_of_a_record_is_that_before_an_error_of_the_gpu(
         return {}
 
     monkeypatch.setattr(clock, "_case", case)
-    record = record_of(spec)
+    record = record_of(job)
     assert (record.status, record.environment["gpu"]) == ("failed", "Imaginary GPU")

@@ -15,9 +15,9 @@ from modbench.records.record import TimingRecord
 from modbench.records.store import read_suite
 from modbench.report.timing.table import TimingTable
 from modbench.report.timing.values import labels_of
+from modbench.sweep import process, worker
 from modbench.sweep import timings as verb
-from modbench.sweep import worker
-from modbench.sweep.claim import suite_lock
+from modbench.sweep.lease import suite_lease
 from modbench.sweep.rows import resolve
 from modbench.sweep.run import run_suite
 from modbench.sweep.suite import load_suite
@@ -29,9 +29,9 @@ Time = Callable[..., int]
 @pytest.fixture
 def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
     """Runs a suite with the given labels; ``tmp_path``/log has what was asked of the workers."""
-    monkeypatch.setattr(worker, "JOBS", fake_worker.JOBS)
-    fake = (sys.executable, fake_worker.__file__)
-    monkeypatch.setattr(worker, "COMMAND", fake)
+    for name, fake in (("JOBS", None), ("QUESTIONS", None), ("_fault", fake_worker.fault)):
+        monkeypatch.setattr(worker, name, fake or getattr(fake_worker, name))
+    monkeypatch.setattr(process, "COMMAND", (sys.executable, fake_worker.__file__))
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
 
@@ -225,7 +225,7 @@ def test_other_code_begins_another_session(
 
 def test_two_at_once_are_refused(tmp_path: Path, time: Time) -> None:
     with (
-        suite_lock(tmp_path / "results" / "fake"),
+        suite_lease(tmp_path / "results" / "fake"),
         pytest.raises(UserError, match="another `modbench` is at work"),
     ):
         time("a")
@@ -236,34 +236,29 @@ def test_a_run_waits_for_another_that_measures(tmp_path: Path) -> None:
     held = threading.Event()
 
     def measure() -> None:
-        with suite_lock(tmp_path):
+        with suite_lease(tmp_path):
             held.set()
             threading.Event().wait(0.5)
 
     other = threading.Thread(target=measure)
     other.start()
     held.wait()
-    with suite_lock(tmp_path, said.append):
+    with suite_lease(tmp_path, said.append):
         assert said == [
             f"another `modbench` is at work in {tmp_path} and measures times; this one goes on once it "
             "has ended"
         ]
 
 
-def jobs_of(suite: str) -> list[dict]:
-    """The specifications of all processes."""
-    rows = resolve(load_suite(suite))
-    plan = TimingPlan.of(rows, Path("nowhere"))
-    return [job.spec for job in plan.jobs(KINDS, rows.suite.time.repetitions)]
-
-
 def test_budgets_and_seeds_are_timed_once(tmp_path: Path) -> None:
     write_suite(tmp_path, "a", "b")
-    jobs = jobs_of(str(tmp_path / "suite.toml"))
-    timed = [job["timed"] for job in jobs if job["measures"] == "training_memory"]
-    assert [of["router"]["name"] for of in timed] == ["vanilla", "mod"]
-    assert (timed[0]["sequence"], timed[0]["batch"], timed[0]["precision"]) == (16, 1, "auto")
+    rows = resolve(load_suite(str(tmp_path / "suite.toml")))
+    jobs = TimingPlan.of(rows, Path("nowhere")).jobs(KINDS, rows.suite.time.repetitions)
+    timed = [job.timed for job in jobs if job.measures == "training_memory"]
+    assert [of.router.name for of in timed if of.router] == ["vanilla", "mod"]
+    assert (timed[0].sequence, timed[0].batch, timed[0].precision) == (16, 1, "auto")
     assert len(jobs) == 3 * 5 + 4
+    assert len({job.folder for job in jobs}) == len(jobs)
 
 
 def test_every_shape_of_isoflop_grids_is_timed_once_and_a_new_run_ends(

@@ -8,7 +8,7 @@ import pytest
 from modbench.errors import UserError
 from modbench.records.run import Run
 from modbench.routing.registry import build_router
-from modbench.sweep.jobs import suite_of
+from modbench.sweep.command import suite_of
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.timings import TimingPlan

@@ -3,34 +3,38 @@
 import sys
 import time
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
 
-from modbench.sweep.worker import (
+from modbench.sweep.process import (
     ALLOCATOR,
+    EVENTS,
     MEMORY_ALLOCATOR,
     DiedError,
+    Events,
     run_worker,
 )
 
 pytestmark = pytest.mark.processes
 
-#: A stand-in for the worker: runs ``body`` with its specification and the function that sends events.
+#: A worker whose answer to a question ``body`` finds, with the function that sends events.
 BODY = """
 import json, os, signal, sys, time
-from modbench.sweep.worker import event_writer, follow_parent
-spec = json.loads(sys.stdin.readline())
-follow_parent()
-say = event_writer()
+from modbench.sweep import worker
+def answer(spec, say):
 {body}
-say({{"event": "result", "result": result}})
+    return result
+worker.QUESTIONS = {{"machine": "answering:answer"}}
+sys.modules["answering"] = sys.modules[__name__]
+sys.exit(worker.main(sys.argv[1:]))
 """
 
 
 def run(body: str, place: Path, kind: str = "time", **settings: Any) -> dict[str, Any]:
-    command = (sys.executable, "-c", BODY.format(body=body))
-    spec = {"job": "timing", "measures": kind, "threads": 3}
+    command = (sys.executable, "-c", BODY.format(body=indent(body, "    ")))
+    spec = {"job": "machine", "measures": kind, "threads": 3}
     return run_worker(spec, log=place / "log", command=command, **settings)
 
 
@@ -50,7 +54,7 @@ def test_memory_is_measured_with_an_allocator_of_its_own(
 
 def test_what_is_printed_is_no_event_and_goes_to_the_log(tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
-    printed = '{"event": "result", "result": {"status": "forged"}}'
+    printed = '{"event": "end", "answer": {"status": "forged"}}'
     sends = "say({'event': 'phase', 'phase': 'p'}); result = {}"
     body = f"print('{printed}'); os.write(2, b'to stderr'); {sends}"
     assert run(body, tmp_path, hear=heard.append) == {}
@@ -75,3 +79,22 @@ def test_what_a_worker_forked_ends_with_it(end: str, tmp_path: Path) -> None:
 def test_a_worker_with_progress_is_not_ended(tmp_path: Path) -> None:
     body = "for _ in range(12): time.sleep(1); say({'event': 'phase', 'phase': 'p'})\nresult = {}"
     assert run(body, tmp_path, timeout=10) == {}
+
+
+def test_events_are_read_as_they_come_and_damaged_ones_are_left_out(tmp_path: Path) -> None:
+    """Also from a file that has begun anew since it had become large."""
+    written, read = Events(tmp_path), Events(tmp_path)
+    assert read.new() == []
+    written.say({"event": "phase", "phase": "train"})
+    with (tmp_path / EVENTS).open("a") as file:
+        file.write('{"event": "st')  # a full disk
+    assert read.new() == [{"event": "phase", "phase": "train"}]
+    written.say({"event": "lost", "with": "the line that it follows"})
+    steps = [{"event": "step", "step": step, "text": "x" * 400} for step in range(200)]
+    seen = []
+    for step in steps:
+        written.say(step)
+        seen += [event for event in read.new() if event["event"] == "step"]
+    assert [event["step"] for event in seen] == [*range(200)]
+    assert (tmp_path / EVENTS).stat().st_size < 40_000
+    assert Events(tmp_path).new()[0] == {"event": "phase", "phase": "train"}

@@ -1,5 +1,5 @@
 """A plain loop in a process of its own, without modbench's settings: with the C library's defaults,
-which modbench's runs change (`modbench.sweep.worker.ALLOCATOR`)."""
+which modbench's runs change (`modbench.sweep.process.ALLOCATOR`)."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from modbench.model.config import ModelConfig
-from modbench.sweep.worker import ALLOCATOR
+from modbench.sweep.process import ALLOCATOR
 
 
 class PlainLoopApart:

@@ -1,6 +1,7 @@
 """Peak memory of training steps of every built-in scheme: what the plan says of it beforehand, against a
 fresh process that takes them, as `modbench time` does."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from targets import Reach
 from modbench.model.config import ModelConfig
 from modbench.records.run import RouterCode, Timed
 from modbench.records.store import read_suite
-from modbench.sweep.worker import run_worker
+from modbench.sweep.job import TimeJob
+from modbench.sweep.process import Process
 from modbench.timing.benchmark_case import BenchmarkTarget
 from modbench.timing.config import TimeConfig
 from modbench.timing.footprint import predicted_training
@@ -50,21 +52,28 @@ def test_predicted_against_measured_peak(
         batch=SEQUENCES,
         precision=precision,
     )
-    spec = {
-        "job": "timing",
-        "measures": "training_memory",
-        "session": "bench",
-        "title": router,
-        "timed": timed.as_json(),
-        "time": asdict(TimeConfig()),
-        "repetition": 1,
-        "plugins": [],
-        "results": str(tmp_path),
-        "threads": pytestconfig.getoption("--perf-threads"),
-    }
+    job = TimeJob(
+        suite="bench",
+        label=router,
+        title=router,
+        folder=tmp_path / "job",
+        results=tmp_path,
+        threads=pytestconfig.getoption("--perf-threads"),
+        measures="training_memory",
+        session="bench",
+        timed=timed,
+        time=asdict(TimeConfig()),
+        repetition=1,
+        machine={},
+    )
 
     def weighed() -> dict[str, Any]:
-        run_worker(spec, log=tmp_path / "log.txt")
+        job.write()
+        how = {"log": job.log, "threads": job.threads, "measures": job.measures}
+        worker = Process(job.folder, **how)
+        while not worker.ended():
+            time.sleep(0.1)
+        worker.close()
         return read_suite(tmp_path).timings[-1].measured
 
     found = benchmark.pedantic(weighed, rounds=1, iterations=1)

@@ -17,18 +17,18 @@ from bench_sweep import GRID, finish, suite_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
+from modbench.measure import environment as environments
 from modbench.records.finished import Watch
 from modbench.records.run import Run
 from modbench.records.store import append_record, read_suite
 from modbench.report.page import Report, write_report
-from modbench.sweep import jobs as job_records
 from modbench.sweep import run
-from modbench.sweep.claim import Claims
-from modbench.sweep.job import JobFile, done_of, run_identity
-from modbench.sweep.jobs import Asked, run_jobs, run_record
-from modbench.sweep.launch.slurm import Slurm
-from modbench.sweep.launch.watch import AT_ONCE
+from modbench.sweep.executor import AT_ONCE
+from modbench.sweep.job import done_of, run_identity, run_record
+from modbench.sweep.lease import Lease
 from modbench.sweep.rows import resolve
+from modbench.sweep.run import jobs_of, run_jobs
+from modbench.sweep.slurm import Slurm
 from modbench.sweep.suite import Suite
 from modbench.sweep.wanted import Conditions, expand, left_of, titles
 
@@ -70,21 +70,20 @@ def test_many_jobs_are_listed_and_submitted(
         rows = resolve(suite)
         wanted = expand(rows)
         left = left_of(wanted, suite.measure.wanted(), [], Conditions(), audit=True)
-        asked = Asked.of(suite, folder=folder, threads=1, workers=1, wait=True)
-        jobs = run_jobs(left, titles(wanted), asked, rows.plugins_of, DATA)
+        jobs = run_jobs(left, titles(wanted), jobs_of(suite, data=DATA), folder, rows.plugins_of)
         began = time.process_time()
         for first in range(0, len(jobs), AT_ONCE):
             assert "--array=0-999" in Slurm(folder, {}, 0).script(jobs[first : first + AT_ONCE])
         rendered = time.process_time() - began
         began = time.process_time()
         for job in jobs[:AT_ONCE]:
-            JobFile(job=job, timeout=60.0, directory=str(tmp_path)).write()
+            job.write()
         return len(jobs), rendered, time.process_time() - began
 
     measured = benchmark.pedantic(apart, args=(listed,), rounds=1, iterations=1)
     seconds, memory, (jobs, rendered, written) = measured
     assert jobs == MANY
-    reach(f"listing {MANY:,} jobs that are left", seconds - rendered - written, 60, "s of CPU")
+    reach(f"listing {MANY:,} jobs that are left", seconds - rendered - written, 20, "s of CPU")
     reach(f"listing {MANY:,} jobs, memory", memory, 4, "GB")
     reach(f"rendering the scripts of all arrays of {AT_ONCE:,}", rendered, 20, "s")
     reach(f"writing the files of {AT_ONCE:,} jobs", written, 20, "s")
@@ -103,7 +102,7 @@ def test_many_runs_are_found_finished(
 
     seconds, memory, code = benchmark.pedantic(apart, args=(recognise,), rounds=1, iterations=1)
     assert code == 0
-    reach(f"recognising {MANY:,} finished runs", seconds, 90, "s of CPU")
+    reach(f"recognising {MANY:,} finished runs", seconds, 30, "s of CPU")
     reach(f"recognising {MANY:,} finished runs, memory", memory, 3, "GB")
     seconds, memory, _ = apart(lambda: write_report(tmp_path / suite.header.name, csv=True) and None)
     reach.shown(f"report --csv of {MANY:,} runs with a measurement each", seconds, "s of CPU")
@@ -123,23 +122,23 @@ def machine(folder: Path, runs: list[Run], number: int) -> None:
             done.update(done_of(watch.new()))
 
     def work(seed: int) -> None:
-        claims, draw = Claims(), random.Random(seed)
+        draw = random.Random(seed)
         order = draw.sample(jobs, len(jobs))
         while order:
             identity, item = order.pop()
             if identity in done:
                 continue
-            claim = claims.take(folder / "runs" / identity[1])
-            if claim is None:
+            lease = Lease(folder / "runs" / identity[1])
+            if not lease.take():
                 order.insert(draw.randrange(len(order) + 1), (identity, item))
-                time.sleep(draw.uniform(0.5, 1.5))  # as an engine waits
+                time.sleep(draw.uniform(0.5, 1.5))  # as a loop waits
                 read()
                 continue
             read()
             if identity not in done:
                 how = ("diverged", "simulated", datetime.now(UTC))
                 append_record(folder, run_record(item, DATA, environment, *how))
-            claim.release()
+            lease.release()
 
     threads = [threading.Thread(target=work, args=(WORKERS * number + n,)) for n in range(WORKERS)]
     for thread in threads:
@@ -153,7 +152,7 @@ def test_many_workers_lose_nothing_and_do_nothing_twice(
 ) -> None:
     # It calls git; a real job does so once in minutes.
     version = {"version": "0", "commit": None, "dirty": None}
-    monkeypatch.setattr(job_records, "code_version", lambda: version)
+    monkeypatch.setattr(environments, "code_version", lambda: version)
     runs = [wanted.run for wanted in expand(resolve(suite_of(GRID)))[:JOBS]]
     context = multiprocessing.get_context("fork")
 

@@ -16,8 +16,8 @@ from modbench.records.line import canonical_json, key_of
 from modbench.records.store import read_suite
 from modbench.report.page import Report
 from modbench.sweep import command, run
-from modbench.sweep.engine import Engine, Failure
 from modbench.sweep.job import Job
+from modbench.sweep.loop import Failure, Loop
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.wanted import expand_planned
@@ -140,7 +140,7 @@ def finish(suite: Suite, folder: Path) -> None:
         (folder / "records" / f"{number:016x}.jsonl").write_text(f"{line}\n")
 
 
-class _Clocked(Engine):
+class _Clocked(Loop):
     """Notes the wall time of its runs."""
 
     wall = 0.0
@@ -155,7 +155,7 @@ class _Clocked(Engine):
 def test_runs_at_a_time(
     benchmark: BenchmarkFixture, reach: Reach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "Engine", _Clocked)
+    monkeypatch.setattr(command, "Loop", _Clocked)
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(200_000)))

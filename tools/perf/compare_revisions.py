@@ -23,7 +23,7 @@ from pathlib import Path
 
 from comparison import Comparison, Medians, compare, medians_of
 
-from modbench.sweep.worker import ALLOCATOR
+from modbench.sweep.process import ALLOCATOR
 from modbench.timing.system_load import SLACK, core_count
 
 BENCHMARKS = "tools/perf/bench_*.py"

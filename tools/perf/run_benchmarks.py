@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from modbench.sweep.worker import ALLOCATOR
+from modbench.sweep.process import ALLOCATOR
 
 ROOT = Path(__file__).parents[2]
 

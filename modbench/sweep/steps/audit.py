@@ -2,6 +2,7 @@
 and runs of other budgets and seeds refer to it by its key."""
 
 import inspect
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,8 +25,8 @@ from modbench.records.record import AuditRecord
 from modbench.records.run import Run
 from modbench.records.store import append_record, read_audit
 from modbench.routing.registry import build_router, code_sha256, router_class
-from modbench.sweep.claim import claimed
-from modbench.sweep.run_job import RunJob
+from modbench.sweep.lease import Lease, LostError
+from modbench.sweep.run_job import RunWork
 from modbench.timing.footprint import release_memory
 from modbench.train.numerics import device
 
@@ -35,20 +36,23 @@ SEED = 0
 LONGEST = 256
 
 
-def audit(job: RunJob) -> None:
+def audit(work: RunWork) -> None:
     """Take the audit that is stored, or run and store it. Of processes that begin at the same time, one
     runs it and the others wait. Raises StoppedError: a stop was requested."""
-    scheme = scheme_of(job.run)
+    scheme = scheme_of(work.run)
     key = key_of(scheme)
-    waiting = partial(job.stage.wait, "waiting for another run to audit this scheme")
-    with claimed(job.results / "runs" / f"audit-{key}", waiting):
-        job.stage.pause()
-        stored = read_audit(job.results, key)
+    waiting = partial(work.stage.wait, "waiting for another run to audit this scheme")
+    results = work.job.results
+    with Lease(results / "runs" / f"audit-{key}").held(waiting) as lease:
+        work.stage.pause()
+        stored = read_audit(results, key)
         if stored is None:
-            stored = _run(job, scheme)
-            append_record(job.results, stored)
-    job.audited(stored)
-    release_memory(job.device)
+            stored = _run(work, scheme)
+            with suppress(LostError):  # another process stores it
+                lease.check()
+                append_record(results, stored)
+    work.audited(stored)
+    release_memory(work.device)
 
 
 def scheme_of(run: Run) -> dict[str, Any]:
@@ -88,21 +92,21 @@ def _shape(run: Run) -> Shape:
     return stretched(run.model, run.train.sequence + LONGEST)
 
 
-def _run(job: RunJob, scheme: dict[str, Any]) -> AuditRecord:
+def _run(work: RunWork, scheme: dict[str, Any]) -> AuditRecord:
     started = datetime.now(UTC)
-    router = job.run.router
-    shape, note = _shape(job.run), ""
+    router = work.run.router
+    shape, note = _shape(work.run), ""
     if isinstance(shape, ModelConfig):
         shape, note = fitting(shape, build_router(router.name, router.options))
     fresh = model_of(shape, router.name, router.options, SEED)
-    model = warm_up(fresh, SEED, job.train.sequence)
+    model = warm_up(fresh, SEED, work.train.sequence)
     probes = []
     shapes = [tuple(shape) for shape in scheme["shapes"]]
     trained = tuple(scheme["trained"])
     for finding in findings(model, shapes=shapes, trained=trained, seed=SEED):
         probes.append(asdict(replace(finding, figure=finding.figure + note)))
-        job.stage.tell()
-        job.stage.pause()
+        work.stage.tell()
+        work.stage.pause()
     return AuditRecord.made(
         scheme=scheme,
         key=key_of(scheme),

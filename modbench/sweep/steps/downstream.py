@@ -1,6 +1,5 @@
 """Scores on one of lm-eval's tasks, of the trained model, the untrained one and the last checkpoints."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from modbench.model.language_model import LanguageModel
 from modbench.records.metrics import METRICS
 from modbench.records.probes import leak_verdict
-from modbench.sweep.run_job import RunJob
+from modbench.sweep.run_job import RunWork
 from modbench.train.checkpoint import load_weights, point_weights
 
 if TYPE_CHECKING:
@@ -17,11 +16,10 @@ if TYPE_CHECKING:
 
 #: Folder of lm-eval's own files, next to the weights.
 FILES = "lm-eval"
-_TOLD_SECONDS = 5.0  #: as in `modbench.sweep.run_job`
 
 
 def downstream(
-    model: LanguageModel, job: RunJob, settings: dict[str, Any], budget: int
+    model: LanguageModel, work: RunWork, settings: dict[str, Any], budget: int
 ) -> dict[str, Any]:
     """Score the task of ``settings`` (see `modbench.measure.config.MeasureConfig.task`) under the causal
     rule. Write lm-eval's result and sample files into the run's folder.
@@ -35,52 +33,48 @@ def downstream(
     from modbench.evaluate.downstream.table import add_checkpoint, add_untrained, details, section
     from modbench.evaluate.downstream.validity import batch_shift
 
-    end = next(end for end in job.fields["ends"] if end.budget == budget)
-    leak = leak_verdict([*job.findings, *end.audit])
-    lm = _adapter(model, job)
-    files = ResultFiles(job.folder / FILES, job.spec["label"], lm, limit=settings.get("limit"))
+    end = next(end for end in work.fields["ends"] if end.budget == budget)
+    leak = leak_verdict([*work.findings, *end.audit])
+    lm = _adapter(model, work)
+    files = ResultFiles(work.folder / FILES, work.job.label, lm, limit=settings.get("limit"))
     scores: dict[str, Any] = {}
-    for evaluation in _evaluated(lm, job, settings):
+    for evaluation in _evaluated(lm, work, settings):
         shift = batch_shift(lm, evaluation.tasks)
         files.add(evaluation, details(evaluation, shift, leak))
         scores |= section(evaluation, shift)
-    for evaluation in _evaluated(_adapter(job.fresh_model(), job), job, settings):
+    for evaluation in _evaluated(_adapter(work.fresh_model(), work), work, settings):
         add_untrained(scores, evaluation)
-    for earlier in _checkpoints(job, settings):
-        for evaluation in _evaluated(_adapter(earlier, job), job, settings):
+    for earlier in _checkpoints(work, settings):
+        for evaluation in _evaluated(_adapter(earlier, work), work, settings):
             add_checkpoint(scores, evaluation)
     return {"downstream": scores, "metrics": _metrics(scores)}
 
 
-def _checkpoints(job: RunJob, settings: dict[str, Any]) -> "Iterator[LanguageModel]":
+def _checkpoints(work: RunWork, settings: dict[str, Any]) -> "Iterator[LanguageModel]":
     """The models of the last points of the learning curve that are scored, the trained one left out."""
     number = settings.get("checkpoints", 1)
-    points = sorted(point_weights(job.folder, 0).parent.glob("*.safetensors"))
+    points = sorted(point_weights(work.folder, 0).parent.glob("*.safetensors"))
     for path in points[-number:-1]:
-        model = job.fresh_model()
-        load_weights(path, model, key=job.run.key)
+        model = work.fresh_model()
+        load_weights(path, model, key=work.run.key)
         yield model
 
 
-def _adapter(model: LanguageModel, job: RunJob) -> "RoutedLM":
+def _adapter(model: LanguageModel, work: RunWork) -> "RoutedLM":
     """The model for lm-eval; it reports progress, and stops when a stop is requested."""
     from modbench.evaluate.routed_lm import RoutedLM
 
-    lm = RoutedLM(model, job.data.tokenizer, sequence=job.train.sequence)
-    told = time.monotonic()
+    lm = RoutedLM(model, work.data.tokenizer, sequence=work.train.sequence)
 
     def watch() -> None:
-        nonlocal told
-        job.stage.check()
-        if time.monotonic() - told > _TOLD_SECONDS:
-            told = time.monotonic()
-            job.stage.tell()
+        work.stage.check()
+        work.stage.tell()
 
     lm.passes.watch = watch
     return lm
 
 
-def _evaluated(lm: "RoutedLM", job: RunJob, settings: dict[str, Any]) -> "Iterator[Evaluation]":
+def _evaluated(lm: "RoutedLM", work: RunWork, settings: dict[str, Any]) -> "Iterator[Evaluation]":
     from modbench.evaluate.downstream import evaluate
 
     folders = {name: Path(settings[name]) if name in settings else None for name in ("data", "include")}
@@ -91,7 +85,7 @@ def _evaluated(lm: "RoutedLM", job: RunJob, settings: dict[str, Any]) -> "Iterat
         num_fewshot=settings.get("fewshot"),
         data_dir=folders["data"],
         include=folders["include"],
-        data=job.run.data,
+        data=work.run.data,
     )
 
 

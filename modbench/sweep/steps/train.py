@@ -14,7 +14,7 @@ from modbench.records.probes import LEAK_PROBES
 from modbench.records.record import End
 from modbench.records.record import Finding as Recorded
 from modbench.sweep.costs import outlined
-from modbench.sweep.run_job import RunJob
+from modbench.sweep.run_job import RunWork
 from modbench.sweep.steps.training import train_part
 from modbench.train.compiled import programs
 from modbench.train.config import TrainConfig
@@ -22,44 +22,44 @@ from modbench.train.loop import Trained
 from modbench.trained.weights_folder import Description, write_description
 
 
-def train(job: RunJob) -> None:
+def train(work: RunWork) -> None:
     """Train; store weights, costs, the learning curve, and what each budget took with its findings.
 
     Raises:
         StoppedError: a stop was requested; the state of training is saved.
         DivergedError: a loss or a weight is not finite.
     """
-    run = job.run
+    run = work.run
     model = outlined(run)  # training builds the model, and a GPU has no room for two
-    job.fields["flops_source"] = model.flops_source
-    job.fields["metrics"] = _costs(model, job.train)
-    if job.train.ranks > 1:
+    work.fields["flops_source"] = model.flops_source
+    work.fields["metrics"] = _costs(model, work.train)
+    if work.train.ranks > 1:
         from modbench.sweep.rank import train_by_ranks
 
-        trained = train_by_ranks(job)
+        trained = train_by_ranks(work)
     else:
-        trained = train_part(job)
-    job.stage.seconds["train"] += trained.earlier_seconds
-    job.fields["curve"] = trained.curve
+        trained = train_part(work)
+    work.stage.seconds["train"] += work.earlier_seconds or 0.0
+    work.fields["curve"] = trained.curve
     if trained.left_behind:
-        job.fields["left_behind"] = trained.left_behind
+        work.fields["left_behind"] = trained.left_behind
     if (made := programs())["graphs"]:
-        job.fields["programs"] = made
+        work.fields["programs"] = made
     description = Description(
-        suite=job.spec["suite"],
-        label=job.spec["label"],
+        suite=work.job.suite,
+        label=work.job.label,
         run=run,
-        tokenizer=job.data.tokenizer,
+        tokenizer=work.data.tokenizer,
     )
-    write_description(job.folder, description)
-    job.stage.begin("checks")
+    write_description(work.folder, description)
+    work.stage.begin("checks")
     counted = counted_steps(trained)
     ends = []
     for end in trained.ends:
-        findings = [*of_trained(job.trained_model(end.budget)), counted]
+        findings = [*of_trained(work.trained_model(end.budget)), counted]
         audit = [Recorded(**asdict(finding)) for finding in findings]
         ends.append(End(**asdict(end), audit=audit))
-    job.fields["ends"] = ends
+    work.fields["ends"] = ends
 
 
 def _costs(model: LanguageModel, train: TrainConfig) -> dict[str, Any]:

@@ -7,20 +7,20 @@ from modbench.data.batches import Batches
 from modbench.measure.environment import code_version
 from modbench.measure.loss import heldout_loss
 from modbench.model.language_model import LanguageModel
-from modbench.sweep.run_job import RunJob
+from modbench.sweep.run_job import RunWork
 from modbench.train import checkpoint
 from modbench.train.loop import End, Trained, train_model
 from modbench.train.ranks import ALONE, Ranks
 from modbench.trained.weights_folder import weights_of
 
 
-def train_part(job: RunJob, ranks: Ranks = ALONE) -> Trained:
-    """Train the run of ``job`` and store its weights; ``ranks``: the processes that do it together, this
-    being one. Raises as `modbench.train.loop.train_model`."""
-    model = job.fresh_model()
-    run = job.run
-    curve_WT = job.windows(job.spec["curve_tokens"])
-    token_bytes_V = job.data.token_bytes_V
+def train_part(work: RunWork, ranks: Ranks = ALONE) -> Trained:
+    """Train the run of ``work`` and store its weights; ``ranks``: the processes that do it together,
+    this being one. Raises as `modbench.train.loop.train_model`."""
+    model = work.fresh_model()
+    run = work.run
+    curve_WT = work.windows(work.job.curve_tokens)
+    token_bytes_V = work.data.token_bytes_V
 
     def evaluate(model: LanguageModel) -> float:
         return heldout_loss(model, curve_WT, token_bytes_V, selection="causal").nats_per_token
@@ -29,42 +29,43 @@ def train_part(job: RunJob, ranks: Ranks = ALONE) -> Trained:
         """The model as one process would have it; all processes call this together."""
         if ranks.count == 1:
             return model
-        plain = job.fresh_model()
+        plain = work.fresh_model()
         plain.load_state_dict(ranks.model_state(model))
         return plain
 
     def say(event: dict[str, Any]) -> None:
-        keep = None if job.spec["keep"] == "all" else job.spec["points"] or 0
+        keep = None if work.job.keep == "all" else work.job.points or 0
         if event["event"] == "point" and keep != 0:
             trained = whole()
             if ranks.leads:
-                checkpoint.save_point(job.folder, trained, step=event["step"], keep=keep, key=run.key)
-        job.say(event)
+                checkpoint.save_point(work.folder, trained, step=event["step"], keep=keep, key=run.key)
+        work.say(event)
 
     def at_end(end: End) -> None:
+        work.check()
         trained = whole()
         if ranks.leads:
-            checkpoint.save_weights(weights_of(job.folder, run, end.budget), trained, key=run.key)
+            checkpoint.save_weights(weights_of(work.folder, run, end.budget), trained, key=run.key)
 
     return train_model(
         model,
         Batches(
-            job.data.train_N,
-            sequence=job.train.sequence,
-            batch=job.train.batch,
+            work.data.train_N,
+            sequence=work.train.sequence,
+            batch=work.train.batch,
             seed=run.seed,
         ),
-        job.train,
+        work.train,
         run.schedule,
-        dtype=job.dtype,
+        dtype=work.dtype,
         evaluate=evaluate,
-        folder=job.folder,
+        folder=work.folder,
         say=say,
         at_end=at_end,
-        origin=f"text {job.data.sha256[:12]}, modbench {modbench.__version__} "
+        origin=f"text {work.data.sha256[:12]}, modbench {modbench.__version__} "
         f"{code_version()['commit']}",
-        stop=job.stage.stopped,
-        clock=job.stage.seconds_of_step,
+        stop=work.stage.stopped,
+        clock=work.stage.seconds_of_step,
         ranks=ranks,
     )
 

@@ -2,18 +2,21 @@
 
 import os
 import socket
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modbench.errors import UserError, several
-from modbench.sweep.job import Job
-from modbench.sweep.launch.launcher import PASSED, python_path, whole
+from modbench.sweep.executor import PASSED, PATIENCE, Executor, Tell, whole
+from modbench.sweep.job import LOG, Job, read_job
+from modbench.sweep.process import FILE, Process, python_path
 
 #: A task that fails as often as this takes its worker or its node with it.
 _RETRIES = 3
-_STOP_SECONDS = 30.0  #: for checkpoints: an engine gives its worker 20 s
+_STOP_SECONDS, _WORKER_SECONDS = 30.0, 20.0  #: for checkpoints: of all tasks, and of a worker
+_POLL_SECONDS = 0.2  #: too short a delay to notice
 _CONNECT_SECONDS = 10.0  #: a slow network answers sooner
 _REMEDY = "set RAY_ADDRESS to the cluster's HOST:PORT, which `ray start --head` prints"
 
@@ -22,8 +25,8 @@ class StoppedError(Exception):
     """A task's process was asked to stop, and its job has stored a checkpoint."""
 
 
-class Ray:
-    """Launcher of Ray, ``workers`` tasks at a time (0: no limit). ``request``: num_cpus and num_gpus of
+class Ray(Executor):
+    """Executor of Ray, ``workers`` tasks at a time (0: no limit). ``request``: num_cpus and num_gpus of
     each; by default 1 CPU, and 1 GPU where the cluster has any."""
 
     def __init__(self, request: Mapping[str, str], workers: int) -> None:
@@ -33,13 +36,13 @@ class Ray:
             )
         self.threads = whole(request, "num_cpus", 1)
         self._gpus = whole(request, "num_gpus", 0, least=0) if "num_gpus" in request else None
-        self.trouble = ""
         self._workers = workers
         self._tasks: dict[Any, Path] = {}
         self._waiting: deque[Path] = deque()
         self._remote: Any = None
 
     def check(self) -> None:
+        """Raises UserError: there is no Ray, or it can't do what was requested."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
@@ -79,7 +82,7 @@ class Ray:
         )
         self._remote = task(run_in_ray)
 
-    def active(self) -> set[Path]:
+    def alive(self) -> set[Path]:
         import ray
 
         waiting = [*self._tasks]
@@ -94,10 +97,17 @@ class Ray:
         self._start()
         return {*self._tasks.values(), *self._waiting}
 
-    def submit(self, jobs: Sequence[Job]) -> str:
-        self._waiting += [job.claimed for job in jobs if job.claimed]
+    def submit(self, jobs: Sequence[Job], tell: Tell) -> Sequence[Job]:
+        self._waiting += [job.folder for job in jobs]
         self._start()
-        return f"ray: {several(len(jobs), 'task')} submitted"
+        tell(f"ray: {several(len(jobs), 'task')} submitted")
+        return jobs
+
+    def end(self, folder: Path) -> None:
+        import ray
+
+        for task in [task for task, of in self._tasks.items() if of == folder]:
+            ray.cancel(task)
 
     def _start(self) -> None:
         """Make tasks of jobs that wait, up to the number at a time."""
@@ -105,10 +115,7 @@ class Ray:
             folder = self._waiting.popleft()
             self._tasks[self._remote.remote(str(folder))] = folder
 
-    def log(self, folder: Path) -> Path | None:
-        return None  # Ray keeps them on its nodes
-
-    def stopped(self) -> str:
+    def stop(self, hurry: Callable[[], bool], tell: Tell) -> None:
         import ray
 
         running = [*self._tasks]
@@ -117,7 +124,7 @@ class Ray:
         if running:
             ray.wait(running, num_returns=len(running), timeout=_STOP_SECONDS)
         ray.shutdown()
-        return f"ray: {several(len(running), 'task')} stopped, each with a checkpoint if it ran"
+        tell(f"ray: {several(len(running), 'task')} stopped, each with a checkpoint if it ran")
 
 
 def _check_address(address: str, host: str, port: int) -> None:
@@ -130,11 +137,20 @@ def _check_address(address: str, host: str, port: int) -> None:
         ) from error
 
 
-def run_in_ray(folder: str) -> bool:
-    """Run the job of ``folder`` in a worker process of Ray. Raises StoppedError: asked to stop."""
-    from modbench.sweep.task import run_task
-
+def run_in_ray(name: str) -> None:
+    """Run the worker of the job in the folder ``name``, as a process of its own: one of Ray's runs
+    several tasks. Raises StoppedError: asked to stop."""
+    folder = Path(name)
+    job = read_job((folder / FILE).read_bytes())
+    worker = Process(folder, log=folder / LOG, threads=job.threads, patience=PATIENCE)
     try:
-        return run_task(Path(folder))
+        while not worker.ended():
+            time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        raise StoppedError(folder) from None
+        worker.ask_to_stop()
+        deadline = time.monotonic() + _WORKER_SECONDS
+        while not worker.ended() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        raise StoppedError(name) from None
+    finally:
+        worker.close()

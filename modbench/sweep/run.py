@@ -171,6 +171,7 @@ class _Command:
         remove_leftovers(self.folder)
         tried = set[str]()
         jobs, total = self.jobs_left()
+        left = jobs
         if not jobs:
             self.tell(f"{name}: {total} of {several(total, 'run')} done")
         while jobs:
@@ -178,8 +179,8 @@ class _Command:
             tried |= {job.key for job in jobs}
             # Losses tell the learning rates of an isoFLOP suite's next runs, and another process may
             # have ended in the middle of a run that it worked on.
-            jobs, total = self.jobs_left()
-            jobs = [job for job in jobs if job.key not in tried]
+            left, total = self.jobs_left()
+            jobs = [job for job in left if job.key not in tried]
         of_step: dict[str, TimingKind] = {"timing": "training", "memory": "training_memory"}
         steps = () if self.tasks else self.rows.suite.measure.steps
         kinds = [kind for step, kind in of_step.items() if step in steps]
@@ -189,7 +190,8 @@ class _Command:
                 with suite_lease(self.folder, self.tell):
                     if timed := plan.left(kinds, repetitions=1):  # another command may have some
                         failures += self.run_all(timed, len(timed), "process", Local())
-        said.only(() if self.tasks else (*additions, f"{name}: {total} of {several(total, 'run')} done"))
+        done = (*additions, f"{name}: {total} of {several(total, 'run')} done")
+        said.only(() if self.tasks or left else done)
         if kinds and not self.executor.here:
             self.tell(
                 f"times and memory are not measured by this engine; run `modbench time {name}` on the "

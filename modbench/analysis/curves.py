@@ -77,6 +77,11 @@ def curves_of(
     known = {name: results[name].dropna() for name in ("budget", SIZE)}
     whole = [name for name, of in known.items() if (of % 1 == 0).all() and max(of, default=0) < 2**63]
     results = results.astype(dict.fromkeys(whole, "Int64")).assign(loss=loss)
+    if "budget" not in whole:  # too large for them: what names a budget is a float, too
+        plans = {
+            of: {**plan, "middle_budget": float(plan["middle_budget"])} for of, plan in plans.items()
+        }
+        compare = [{**pair, "budget": float(pair["budget"])} for pair in compare]
     by_place: dict[Place, list[Any]] = defaultdict(list)
     rows = rows_of(results)
     for run in rows:

@@ -84,7 +84,9 @@ def frame_of(
 ) -> pd.DataFrame:
     """``rows`` as a frame of ``columns``, each of its type; ``types``: others than `TYPES`."""
     kinds = TYPES | dict(types or {})
-    frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else [*rows], columns=[*columns])
+    if not isinstance(rows, pd.DataFrame):
+        rows = pd.DataFrame([*rows], columns=[*columns], dtype=object)
+    frame = rows.reindex(columns=[*columns])
     return typed(frame, {name: kinds.get(name, "Float64") for name in columns})
 
 

@@ -57,11 +57,12 @@ def pairs_frame(pairs: Iterable[Pair], better: Literal["lower", "higher"] = "low
         for number, told in zip(numbers, judge(of_family, better) if family else of_family, strict=True):
             judged[number] = told
     rows = [pair_row(names, told) for (names, _), told in zip(pairs, judged, strict=True)]
-    return typed(pd.DataFrame(rows, columns=[*COLUMNS]), COLUMNS)
+    return typed(pd.DataFrame(rows, columns=[*COLUMNS], dtype=object), COLUMNS)
 
 
 def typed(frame: "pd.DataFrame", types: Mapping[str, str]) -> "pd.DataFrame":
-    """``frame`` with its columns of ``types``. Budgets from 9.3e18 FLOPs on are too large for Int64."""
+    """``frame`` with its columns of ``types``. Columns of objects keep integers that a float can't hold;
+    budgets from 9.3e18 FLOPs on are too large for Int64."""
     is_large = "budget" in frame and max(frame["budget"].dropna(), default=0) >= 2**63
     return frame.astype({**types, **({"budget": "Float64"} if is_large else {})})
 

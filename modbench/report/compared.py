@@ -35,11 +35,15 @@ class Compared:
 
 
 def compared_of(
-    folder: Path, rank_by: str | None = None, say: Callable[[str], object] = lambda text: None
+    folder: Path,
+    rank_by: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
+    *,
+    curves: bool = True,
 ) -> Compared:
     """The comparisons of ``folder`` (``results/<suite>``). ``rank_by``: the metric that ranks the table;
     by default the one of the newest record of the suite. ``say``: called with a sentence for each file
-    that is damaged, and left out.
+    that is damaged, and left out. ``curves``: make those of isoFLOP suites.
 
     Raises:
         UserError: no records, a link in the folder, an unusable ``rank_by``, or timings of one session
@@ -64,5 +68,5 @@ def compared_of(
         return Compared(records, None, None, times)
     by = rank_by or (records.suites[-1].suite.rank_by if records.suites else "heldout_loss")
     board = board_of(results, by, records.audits, times)
-    sweep = isoflop_suite(results, unranked_schemes(board), times)
+    sweep = isoflop_suite(results, unranked_schemes(board), times) if curves else None
     return Compared(records, board, sweep, times)

@@ -29,6 +29,8 @@ LAYER = ("added", "gate_scale")
 #: The column of the results themselves, which no file has.
 RESULT = "_result"
 
+_NAMED = dict.fromkeys(("shape", "plugin_sha256", "error", "flops_source"), "string")
+_NAMED |= dict.fromkeys((*SHAPE, "depth"), "Int64")
 _TYPES = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
 
 
@@ -74,11 +76,15 @@ def results_frame(
     scheme. Nothing is rounded; a missing figure is NA."""
     results = list(results)
     shapes = shape_columns([result.model for result in results])
-    return typed(
+    frame = typed(
         [
             {**_names(result, shape), **_figures(result, times(result)), RESULT: result}
             for result, shape in zip(results, shapes, strict=True)
         ]
+    )
+    # A column without any value has its type, too.
+    return frame.astype(
+        {of: kind for of, kind in _NAMED.items() if of in frame and frame[of].isna().all()}
     )
 
 

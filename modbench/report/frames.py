@@ -23,7 +23,7 @@ def results(folder: str | Path) -> "pd.DataFrame":
     of ``modbench time``. Raises UserError: there are no records of runs."""
     from modbench.report.frame import RESULT
 
-    board = _compared(folder).board
+    board = _compared(folder, curves=False).board
     assert board is not None  # _compared refuses
     return board.runs.drop(columns=RESULT)
 
@@ -51,10 +51,10 @@ def curves(folder: str | Path) -> "Curves":
     return sweep.curves
 
 
-def _compared(folder: str | Path) -> "Compared":
+def _compared(folder: str | Path, *, curves: bool = True) -> "Compared":
     from modbench.report.compared import compared_of
 
-    compared = compared_of(Path(folder))
+    compared = compared_of(Path(folder), curves=curves)
     if compared.board is None:
         raise UserError(f"{folder}: no run has finished yet; there are no results")
     return compared

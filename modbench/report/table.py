@@ -111,10 +111,10 @@ DIGITS = 9
 
 
 def rounded(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """``frame`` with `DIGITS` significant digits in its columns of floats."""
+    """``frame`` with `DIGITS` significant digits in its columns of floats. A budget names its row."""
 
     shown = frame.copy()
-    for name in shown.columns[shown.dtypes == "Float64"]:
+    for name in shown.columns[(shown.dtypes == "Float64") & (shown.columns != "budget")]:
         shown[name] = shown[name].map(rounded_value, na_action="ignore").astype("Float64")
     return shown
 

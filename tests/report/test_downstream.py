@@ -221,3 +221,10 @@ def test_the_statistics_of_the_page_on_tasks_run() -> None:
     names: dict[str, Any] = {"margins_of_mod": [1.0, 2.0, 3.0], "margins_of_dense": [1.0, 1.0, 1.0]}
     exec(snippet("tasks.md", "mean_with_stderr"), names)
     assert names["mean"] == 2.0
+
+
+def test_the_name_of_a_task_may_hold_colons_and_start_that_of_another(fakes: Any) -> None:
+    scores = {"arc": row(0.3, part_of="arc"), "arc:hard:v2": row(0.2, part_of="arc:hard:v2")}
+    (line,) = lines_of(board_of([fakes.make_record("mod", downstream=scores)]))
+    assert (line["arc:acc"], line["arc:hard:v2:acc"]) == ("0.3", "0.2")
+    assert line["arc:hard:v2:version"] == "1.0"

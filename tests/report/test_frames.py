@@ -91,3 +91,22 @@ def test_the_notebook_draws_the_curves_and_the_differences(monkeypatch: pytest.M
     schemes = names["curves"].optima["scheme"].nunique()
     assert (len(points.lines), len(differences.containers)) == (2 * schemes, schemes - 1)
     pyplot.close("all")
+
+
+def test_a_budget_that_no_float_holds_names_the_same_rows_everywhere(tmp_path: Path) -> None:
+    budget = 1234567890123456789
+    runs = [
+        make_record(label, seed=seed, loss=loss, train={"budget": budget})
+        for label, loss in (("vanilla", 5.0), ("mod", 4.5))
+        for seed in range(3)
+    ]
+    folder = store(tmp_path, runs)
+    write_report(folder)
+    assert {*modbench.pairs(folder)["budget"]} == {*modbench.results(folder)["budget"]} == {budget}
+    assert f",{budget}," in (folder / "differences.csv").read_text()
+
+
+def test_a_column_without_a_value_has_its_type(tmp_path: Path) -> None:
+    frame = modbench.results(store(tmp_path, [make_record("mod")]))
+    types = {name: str(frame[name].dtype) for name in ("error", "shape", "depth")}
+    assert types == {"error": "string", "shape": "string", "depth": "Int64"}

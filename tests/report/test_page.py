@@ -79,6 +79,25 @@ def test_check_names_the_first_byte_that_differs_and_writes_nothing(tmp_path, fa
     assert _bytes(folder) == {n: of for n, of in before.items() if n != "loss_vs_training_flops.svg"}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "equal"),
+    [
+        ("4.9,", "4.90000001,", True),
+        ("4.9,", "4.91,", False),
+        ("1000000000000,", "1000000000001,", False),
+        ("4.9,", '"4.9",', False),
+    ],
+)
+def test_check_allows_another_last_digit_of_a_decimal_number_only(tmp_path, fakes, six, old, new, equal):
+    folder = fakes.store(tmp_path, six)
+    write_report(folder)
+    path = folder / "runs.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert (first_difference(folder) is None) == equal
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_bytes_follow_from_the_set_of_records_alone(tmp_path, fakes, six, seed):
     records = _many(fakes, six)

@@ -52,6 +52,7 @@ def rows_of(runs: pd.DataFrame, audits: Audits, times: Mapping[str, Times]) -> l
     columns = {str(name): plain(runs[name]) for name in runs.columns if name != RESULT}
     names = scheme_names(results)
     shape = list(shape_columns([result.model for result in results])[0])
+    tasks = sorted({task for result in results for task in result.downstream})
     rows = []
     for label, of_label in groups.items():
         budgets = [f"{results[numbers[0]].budget:.6g} FLOP" for numbers in of_label.values()]
@@ -62,7 +63,7 @@ def rows_of(runs: pd.DataFrame, audits: Audits, times: Mapping[str, Times]) -> l
             of_row = {column: [values[n] for n in numbers] for column, values in columns.items()}
             timed = times.get(results[numbers[0]].run.timed.key, {})
             seeds = [results[number] for number in numbers]
-            row = _row(name, seeds, of_row, shape, audits, timed)
+            row = _row(name, seeds, of_row, shape, tasks, audits, timed)
             rows.append(row | {"label": names[_scheme(seeds[0])]})
     return sorted(rows, key=lambda row: str(row["_name"]))
 
@@ -72,6 +73,7 @@ def _row(
     results: Sequence[Result],
     columns: Mapping[str, list[Any]],
     shape: Iterable[str],
+    tasks: Sequence[str],
     audits: Audits,
     timed: Times,
 ) -> Row:
@@ -121,8 +123,8 @@ def _row(
     layers = [column for column in columns if column.startswith(tuple(f"{of}_layer_" for of in LAYER))]
     layers.sort(key=lambda column: (int(column.rpartition("_")[2]), column))
     row |= {column: _mean(_known(finished[column])) for column in layers}
-    tasks = dict(_tasks(finished))
-    row |= {"leak_audit": leak_of(ok, audits)} if tasks else {}
+    scores = dict(_tasks(finished, tasks))
+    row |= {"leak_audit": leak_of(ok, audits)} if scores else {}
     row |= {
         "_name": name,
         "_first": first,
@@ -135,7 +137,7 @@ def _row(
         "_why": reason,
     }
     remarks = list(_remarks(row))
-    return row | tasks | {"note": "; ".join(filter(None, [row["note"], *remarks]))}
+    return row | scores | {"note": "; ".join(filter(None, [row["note"], *remarks]))}
 
 
 def _status(results: Sequence[Result]) -> str:
@@ -175,14 +177,15 @@ def _interval(name: str, values: Sequence[Any]) -> Row:
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _tasks(columns: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Any]]:
-    """The columns of downstream tasks: scores as means over seeds with their interval, which with one
-    seed is over items; settings that all seeds share; mean costs; the largest batch shift."""
+def _tasks(columns: Mapping[str, Sequence[Any]], tasks: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The columns of downstream ``tasks``: scores as means over seeds with their interval, which with
+    one seed is over items; settings that all seeds share; mean costs; the largest batch shift."""
     for column, values in columns.items():
-        part = column.partition(":")[2]  # .partition(":")
-        known = _known(values)
-        if not part:
+        # A task may have a colon in its name, and be the start of another one's.
+        starts = [f"{task}:" for task in tasks if column.startswith(f"{task}:")]
+        if not starts:
             continue
+        part, known = column.removeprefix(max(starts, key=len)), _known(values)
         if part in TASK_SETTINGS:
             yield column, known[0] if len(set(known)) == 1 else None
         elif part == "batch_shift_nats":

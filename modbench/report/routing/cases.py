@@ -71,7 +71,7 @@ def cases_of_sweep(sweep: IsoFlopSuite) -> list[RoutingCase]:
     """Of each scheme, the first seed of the size nearest to its optimum at the largest budget; the size
     with the lowest loss if the curve has no interior optimum."""
     cases = []
-    results = {(result.key, result.budget, result.scheme): result for result in sweep.results}
+    results = {(of.key, float(of.budget), of.scheme): of for of in sweep.results}
     points = [point for point in sweep.rows.points if point.seeds]
     for scheme in sweep.schemes:
         if not (budgets := [point.budget for point in points if point.scheme == scheme]):
@@ -93,5 +93,5 @@ def cases_of_sweep(sweep: IsoFlopSuite) -> list[RoutingCase]:
         first = min(runs, key=lambda run: run.seed)
         shape = f"width {first.width}, {several(first.layers, 'layer')}"
         name = f"{scheme}: {shape}, {budget:.3g} training FLOPs"
-        cases.append(RoutingCase(name, results[first.key, budget, scheme]))
+        cases.append(RoutingCase(name, results[first.key, float(budget), scheme]))
     return cases

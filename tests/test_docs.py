@@ -2,11 +2,14 @@
 
 import re
 import shlex
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from modbench.cli.main import COMMANDS, main
+from modbench.timing.config import TimeConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 GUIDE = (DOCS / "writing_a_router.md").read_text()
@@ -174,3 +177,11 @@ def test_every_file_that_a_page_names_exists() -> None:
 def test_every_command_is_on_the_page_of_commands() -> None:
     rows = re.findall(r"^\| `modbench ([\w-]+)", (DOCS / "commands.md").read_text(), flags=re.MULTILINE)
     assert set(rows) == set(COMMANDS)
+
+
+def test_the_table_of_timing_has_the_keys_and_defaults_of_the_code() -> None:
+    page = (DOCS / "timing.md").read_text()
+    (block,) = re.findall(r"```toml\n(\[time\]\n.*?)```", page, flags=re.DOTALL)
+    stated = tomllib.loads(block)["time"]
+    assert TimeConfig(**stated) == TimeConfig()
+    assert set(stated) == {field.name for field in fields(TimeConfig)}

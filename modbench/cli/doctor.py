@@ -10,8 +10,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-#: GB of memory that the largest rows of the gpu suite need.
-_ROOM = 40
+#: GB of memory that the largest rows of the gpu suite need, by `modbench plan gpu --price`.
+_ROOM = 62
 _ASKED = "index,name,driver_version,compute_cap,memory.total,memory.used,mig.mode.current,compute_mode"
 
 
@@ -59,10 +59,7 @@ def _torch(bad: str) -> Iterator[tuple[str, str]]:
     yield "ok", f"PyTorch {torch.__version__}, {f'for CUDA {built}' if built else 'for CPUs'}"
     yield from ((bad, f"PyTorch says: {' '.join(str(one.message).split())}") for one in caught)
     if os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
-        yield (
-            bad,
-            "CUDA_LAUNCH_BLOCKING is set: each kernel is waited for, and no time is right; unset it",
-        )
+        yield bad, "CUDA_LAUNCH_BLOCKING is set: kernels wait, and no time is right; unset it"
     if not there:
         why = "update the driver, or install a PyTorch built for it" if built else "PyTorch is for CPUs"
         yield bad, f"no GPU that PyTorch can use: {why}; on the CPU: nox -s bench, modbench run quick"
@@ -78,16 +75,16 @@ def _cards(bad: str) -> Iterator[tuple[str, str]]:
     """What nvidia-smi says of each card; PyTorch would take memory on it to ask."""
     cards = _nvidia(f"--query-gpu={_ASKED}")
     if not cards:
-        yield "note", "nvidia-smi is missing: memory, load and driver of the GPUs are not known"
+        yield "note", "nvidia-smi is missing or fails: memory, load and driver of GPUs are not known"
     for index, name, driver, capability, *memory, mig, mode in cards:
         total, used = (int(each) * 2**20 / 1e9 if each.isdigit() else 0 for each in memory)
         yield "ok", f"GPU {index}: {name}, driver {driver}, {total - used:.0f} of {total:.0f} GB free"
-        if float(capability) < 8:
+        if capability.partition(".")[0].isdigit() and float(capability) < 8:
             yield bad, f"GPU {index} is too old for bfloat16; use a newer one, or precision = 'float32'"
         if mig == "Enabled":
             yield "note", f"GPU {index} is split (MIG): a part is timed, and its clocks are not known"
-        if total < _ROOM:
-            less = "set train.micro_batch lower, or run --only '*/124M'"
+        if 0 < total < _ROOM:
+            less = "use --set train.micro_batch=2, or name rows of 124M after --only"
             yield "note", f"GPU {index} is too small for the largest rows of the gpu suite; {less}"
         if used > total / 10:
             yield "note", f"GPU {index} is in use: rows may not fit and times are too long; free it"
@@ -98,8 +95,11 @@ def _cards(bad: str) -> Iterator[tuple[str, str]]:
 
 
 def _nvidia(query: str) -> list[list[str]]:
-    """The fields of each line that nvidia-smi prints; none if it is missing or fails."""
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    """The fields of each line on the GPUs of this process; none if nvidia-smi is missing or fails."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"] + [f"--id={visible}"] * bool(
+        visible
+    )
     with suppress(OSError, subprocess.CalledProcessError):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return [line.split(", ") for line in done.stdout.splitlines()]

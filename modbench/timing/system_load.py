@@ -131,7 +131,8 @@ def gpu_processes() -> list[str]:
     here = psutil.Process()
     family = {str(p.pid) for p in (here, *here.parents(), *here.children(recursive=True))}
     others = [(pid, mebibytes) for pid, mebibytes in listed if pid not in family]
-    if others and torch.cuda.is_initialized() and str(here.pid) not in dict(listed):
+    # A process that has allocated has a context; PyTorch is initialised by asking for the uuid alone.
+    if others and torch.cuda.memory_reserved() and str(here.pid) not in dict(listed):
         others.pop()  # in a container, where this process has another number: one of them is it
     return [f"process {pid} ({mebibytes} MiB)" for pid, mebibytes in others]
 

@@ -146,7 +146,7 @@ def test_flops_on_a_gpu_are_those_of_the_ledger(router: str, recompute: bool) ->
 
 @pytest.mark.parametrize(("rows", "again"), [(8_192, 0), (10_496, 0), (10_497, 1)])
 def test_logits_are_computed_twice_only_where_memory_asks_for_it(rows: int, again: int) -> None:
-    """All logits of gpu.toml's pass fit a GPU at once."""
+    """Those of a pass of gpu.toml, of 8,192 rows, fit a GPU at once."""
     with fake_cuda():
         x_ND = torch.empty(rows, 64, device=CUDA, requires_grad=True)
         weight_VD = torch.empty(50_304, 64, device=CUDA, requires_grad=True)

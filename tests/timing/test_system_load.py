@@ -117,7 +117,8 @@ def put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Card], 
         script.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: card.is_ours)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2**20 * card.is_ours)
         properties = SimpleNamespace(uuid="the-uuid")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
 

@@ -14,17 +14,11 @@ from modbench.train.numerics import device
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
     pytest.mark.filterwarnings("default"),
-    pytest.mark.usefixtures("_any_kernels"),
+    pytest.mark.usefixtures("as_in_a_cell"),
 ]
 SHAPE: ModelConfig = SIZES["124M"].model
 TOKENS: int = SIZES["124M"].sequence
 SEQUENCES = 16
-
-
-@pytest.fixture
-def _any_kernels(as_in_a_cell: None) -> None:
-    """As `modbench time` takes them by default, and not the deterministic ones alone, as runs train."""
-    torch.use_deterministic_algorithms(False)
 
 
 def trained(router: str, **options: object) -> Trained:

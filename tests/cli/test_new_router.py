@@ -54,6 +54,7 @@ def test_package_has_the_name_everywhere(place: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_wheel_of_the_package_is_listed_and_passes_its_own_tests(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from modbench.errors import UserError, known_names
 from modbench.evaluate.hub_lm import check_vocabulary, load_hub_lm
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.model.context import Selection
+from modbench.train.numerics import pin_attention
 from modbench.trained.load import leak_of, load_trained
 from modbench.trained.weights_folder import DESCRIPTION
 
@@ -50,6 +51,7 @@ def load_lm(
     """
     if not _has(device):
         raise UserError(f"device '{device}' is not available; use cpu, or cuda where there is a GPU")
+    pin_attention()
     folder = Path(run)
     if (folder / "config.json").is_file() and not (folder / DESCRIPTION).is_file():
         if rule != "causal":

@@ -98,8 +98,9 @@ def continue_prompts(
     logits_BV = reader.start()
     while True:
         kept, tokens = [], []
+        logits_BV = logits_BV.float().cpu()  # one wait for all rows
         for row, number in enumerate(numbers):
-            token = _choose(logits_BV[row].float().cpu(), temperatures[number], generators[number])
+            token = _choose(logits_BV[row], temperatures[number], generators[number])
             if goes_on(number, token):
                 kept.append(row)
                 tokens.append(token)

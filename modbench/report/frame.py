@@ -102,8 +102,10 @@ def _names(result: Result, shape: Mapping[str, Any]) -> dict[str, Any]:
         "plugin_sha256": run.router.plugin_sha256,
         **{name: shape.get(name) for name in SHAPE},
     }
+    programs = result.record.programs or {}
     return names | {
         **{name: value for name, value in shape.items() if name not in names},
+        **{f"compiled_{name}": count for name, count in programs.items()},
         "depth": result.depth,
         "budget": result.budget,
         "point": "decay" if run.schedule.shares_trunk else "end",

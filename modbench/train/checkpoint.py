@@ -40,12 +40,13 @@ def load(path: Path) -> dict[str, Any] | None:
     """Load the checkpoint at ``path``; None if there is none. Raise a `DamagedError` if the file
     differs from what `save` wrote; a `UserError` if it can't be read."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            saved = file.read(path.stat().st_size - _DIGEST_BYTES)
+            digest = file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); remove it and run again") from error
-    saved, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(saved).digest() != digest:
         raise DamagedError("its content differs from its sha256")
     state: dict[str, Any] = torch.load(io.BytesIO(saved), weights_only=True, map_location="cpu")

@@ -39,14 +39,18 @@ def attention_backend(on: torch.device) -> str:
     return next((name for name, enabled in chosen.items() if enabled and on.type == "cuda"), "math")
 
 
+def pin_attention() -> None:
+    """Exclude cuDNN's attention in this process. A deterministic backward pass excludes it, and it makes
+    a plan of half a second for each length of a decoded text."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def make_deterministic() -> None:
     """Make results equal, to the bit, on the same machine type with the same number of threads; of
     training and of what is timed, so that both run the same kernels."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # torch.use_deterministic_algorithms does the same, and imports the compiler, which takes seconds.
     torch.set_deterministic_debug_mode("error")
-    # A deterministic backward pass leaves cuDNN's attention out; so do all others: each length of a
-    # decoded text would take a plan of its own, of half a second.
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    pin_attention()
     # Filling fresh memory, which the flag turns on, only helps to find reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

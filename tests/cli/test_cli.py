@@ -203,3 +203,9 @@ def test_a_full_disk_gets_one_sentence(
     assert main(["run", "quick"]) == 2
     said = f"modbench: {file or 'the output'}: No space left on device\n"
     assert capsys.readouterr().err == said
+
+
+def test_gpus_have_the_numbers_of_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    main(["--version"])
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

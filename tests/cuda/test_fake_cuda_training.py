@@ -14,6 +14,7 @@ from no_card import why_not
 if reason := why_not():
     pytest.skip(reason, allow_module_level=True)
 
+import numpy as np
 import torch
 import torch._dynamo as dynamo
 from fake_cuda import CUDA, SCHEMES, Watch, built, fake_cuda, on_cuda, tokens
@@ -21,15 +22,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from modbench.counting.counter import FlopCounter
+from modbench.data.batches import Batches
 from modbench.kernels.cross_entropy import cross_entropy, recomputes_logits
 from modbench.ledger import Workload
 from modbench.model.block import Block
 from modbench.model.language_model import LanguageModel
+from modbench.model.trace import Trace
 from modbench.routing.balance import load_of
 from modbench.routing.registry import preset_options, router_names
+from modbench.train import loop
 from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.optimizer import build_optimizer
+from modbench.train.ranks import ALONE
+from modbench.train.schedule import Schedule
 from modbench.train.step import parts_of, passes, training_step
 
 # torch.compile's own.
@@ -124,6 +130,39 @@ def test_a_compiled_step_is_one_program(scheme: str, monkeypatch: pytest.MonkeyP
     assert set(watch.waits) == waits
 
 
+def steps_of_a_run(model: LanguageModel, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take two steps as `modbench run` does, the first one counted. The host's wait for loss and counts
+    is noted, and answered with nominal counts."""
+    loads: list[Workload] = []
+
+    def read(loss: Tensor, traces: list[Any]) -> tuple[float, list[Any]]:
+        watch.note("loss and counts")
+        return 1.0, [model.expected_counts(loads[0]) for _ in traces]
+
+    monkeypatch.setattr(Trace, "read", staticmethod(read))
+    monkeypatch.setattr(loop._Run, "count", lambda run, number: None)  # tested with FLOPs, below
+    monkeypatch.setattr(loop._Run, "batch", lambda run, step: batch_of(run.model))
+    text = Batches(np.zeros(1000, dtype=np.uint16), sequence=128, batch=4, seed=0)
+    schedule = Schedule(budgets=(10**12,))
+    run = loop._Run(model, text, TRAIN, schedule, torch.bfloat16, lambda: 0.0, ALONE)
+    run.losses = eager(model)
+    loads.append(run.load)
+    for _ in range(2):
+        run.take_step(run.steps_left(), lambda: False)
+
+
+@pytest.mark.parametrize("router", router_names())
+def test_a_step_of_a_run_waits_once_more_for_loss_and_counts(
+    router: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = built(router).train()
+    with fake_cuda(uneven=True) as watch:
+        on_cuda(model)
+        steps_of_a_run(model, watch, monkeypatch)
+    assert watch.waits.pop("loss and counts in _Run.take_step") == 2
+    assert set(watch.waits) == stated_waits(router)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("router", router_names())
 def test_flops_on_a_gpu_are_those_of_the_ledger(router: str, recompute: bool) -> None:
@@ -179,6 +218,21 @@ def test_a_new_host_read_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         on_cuda(model)
         with pytest.raises(DataDependentOutputException):
             step(model)
+
+
+def test_a_host_read_between_two_steps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = loop.training_step
+
+    def training_step(*given: Any, **more: Any) -> Any:
+        loss, traces = right(*given, **more)
+        return loss * float(loss.item() > 0), traces
+
+    monkeypatch.setattr(loop, "training_step", training_step)
+    model = built("vanilla").train()
+    with fake_cuda() as watch:
+        on_cuda(model)
+        with pytest.raises(DataDependentOutputException):
+            steps_of_a_run(model, watch, monkeypatch)
 
 
 def test_a_mask_in_attention_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,6 +243,14 @@ def test_clocks_of_a_gpu_are_shown_and_its_power_cap_is_no_mark() -> None:
     assert "| half | - |" in page
 
 
+def test_programs_of_compiled_steps_are_shown() -> None:
+    timing = timed("mod", make_case())
+    timing.measured["programs"] = {"graphs": 3, "breaks": 1}
+    (row,) = rows_of(timing).values()
+    assert (row["graphs"], row["breaks"]) == (3, 1)
+    assert "mod 3, 1 break." in timing_page(table_of(timing)).to_markdown()
+
+
 def test_two_versions_of_the_measurement_are_never_mixed() -> None:
     """The newest version counts, whenever it was measured; an older one says so."""
     old = timed("vanilla", make_case(), session="old", started="2026-01-01T00:20:00+00:00")

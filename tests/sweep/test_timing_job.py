@@ -85,6 +85,7 @@ def test_a_measurement_is_one_record(kind: str, cases: list[str], job: TimeJob) 
     record = record_of(job, measures=kind)
     assert (record.status, record.error, record.measures) == ("ok", None, kind)
     assert [case["name"] for case in record.measured["cases"]] == cases
+    assert record.environment["deterministic"]  # as runs are
 
 
 @pytest.mark.parametrize(

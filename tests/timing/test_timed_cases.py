@@ -13,7 +13,7 @@ from timed_made_up import subject
 from modbench.ledger import Workload
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
-from modbench.timing import benchmark_case, footprint
+from modbench.timing import benchmark_case, clock, footprint, stopwatch
 from modbench.timing.benchmark_case import (
     BenchmarkCase,
     BenchmarkTarget,
@@ -22,7 +22,7 @@ from modbench.timing.benchmark_case import (
 )
 from modbench.timing.clock import balance, ceilings, measured_times
 from modbench.timing.config import TimeConfig
-from modbench.timing.stopwatch import Stopwatch
+from modbench.timing.stopwatch import Samples, Stopwatch
 
 
 def full(*values: str) -> Any:
@@ -115,12 +115,20 @@ def test_balance_names_how_layers_routed() -> None:
     [("training", ["forward", "train"]), ("inference", ["prefill 24 x 1", "decode after 8 x 1"])],
 )
 def test_all_cases_of_a_kind_are_timed_and_the_machine_monitored(
-    kind: Literal["training", "inference"], names: list[str]
+    kind: Literal["training", "inference"], names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[dict[str, Any]] = []
-    of = subject("mod", decode_past=[8], decode_batches=[1])
+    warm: list[float] = []
+
+    def sampled(*given: Any, warm_up: float, **more: Any) -> Samples:
+        warm.append(warm_up)
+        return stopwatch.sampled(*given, **more)
+
+    monkeypatch.setattr(clock, "sampled", sampled)
+    of = subject("mod", decode_past=[8], decode_batches=[1], warm_up_seconds=2.0)
     found = measured_times(kind, of, 1, events.append)
     assert [case["name"] for case in found["cases"]] == names
+    assert warm == [2.0 / 5] * 2
     assert all(len(case["seconds"]) == 3 and min(case["seconds"]) > 0 for case in found["cases"])
     assert [event["step"] for event in events] == [1, 2]
     assert events[-1]["steps"] == 2

@@ -59,6 +59,7 @@ def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = 
         host_bound=HOST_BOUND,
         dtypes=sorted({row["dtype"] for row in rows}),
         compiled=any(row["compiled"] for row in rows),
+        programs=sorted({(row["label"], row["graphs"], row["breaks"]) for row in rows if row["graphs"]}),
         others=others,
         codes=sorted({made_by(timing.code) for timing in timings.timings}),
     )

@@ -125,7 +125,9 @@ COLUMNS = (
     *("speed_up", "promised_speed_up", "realised_efficiency"),
     "dense",  #: what it is compared with: timed at the same shape, or interpolated
     "efficiency_marks",  #: reasons to doubt its time or the dense time
-    *("joules", "balance", "compiled", "dtype", "asked_bytes", "error"),
+    *("joules", "balance", "compiled"),
+    *("graphs", "breaks"),  #: programs of torch.compile, and places where they return to Python
+    *("dtype", "asked_bytes", "error"),
 )
 _TEXTS = dict.fromkeys(("phase", "dense", "efficiency_marks", "balance", "dtype", "error"), "")
 _MARKS = ("stable", "loaded", "throttled", "host_bound")
@@ -241,6 +243,7 @@ class TimingTable:
             flops_executed=executed,
             balance=timing.measured["balance"],
             compiled=timing.measured["compiled"],
+            **timing.measured.get("programs", {}),
             dtype=timing.environment["dtype"],
         )
         if len(seconds) < FEWEST:

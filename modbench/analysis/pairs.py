@@ -38,7 +38,7 @@ COLUMNS = {
     "at_optima_high": "Float64",
     "same_processor": "boolean",
 }
-#: What names a pair, and its difference before it is judged.
+#: Names of a pair, and its difference before the verdict.
 Pair = tuple[Mapping[str, Any], Difference]
 
 

@@ -73,7 +73,7 @@ NO_BLOCKS = "the probe reads blocks of modbench's decoder, and this is a model o
 GROUPED = ModelConfig(vocabulary=97, width=48, heads=6, kv_heads=2, mlp="gelu")
 GROUPED_TOKENS = (2, 19)
 
-#: What a probe returns for each verdict, in the same order; over several shapes the last one counts.
+#: Return values of a probe for each verdict, in the same order; over several shapes the last one counts.
 _RISING: tuple[bool | Unchecked | None, ...] = (None, True, "unchecked", False)
 _VERDICTS = get_args(Verdict)
 

@@ -79,7 +79,7 @@ def capacity(subject: Subject, tokens_BT: Tensor) -> Outcome:
 
 @dataclass(frozen=True)
 class _Number:
-    """How many tokens a layer selects, or experts it gives each token, in each text, and the nominal
+    """Number of tokens a layer selects, or experts it gives each token, in each text, and the nominal
     number. ``far``: too far from it in each text, in the same way. ``learned``: losses or `update` of
     the router can move it."""
 

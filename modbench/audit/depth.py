@@ -210,7 +210,8 @@ def updates(
 
 
 def gated(layer: nn.Module, x_ND: Tensor, delta_ND: Tensor) -> Tensor:
-    """What the gate multiplies: ``delta_ND``, or ``x_ND + delta_ND`` if ``layer`` declares it."""
+    """Return the tensor that the gate multiplies: ``delta_ND``, or ``x_ND + delta_ND`` if ``layer``
+    declares it."""
     return x_ND + delta_ND if getattr(layer, "adds_residual", False) else delta_ND
 
 

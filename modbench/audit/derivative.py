@@ -31,7 +31,7 @@ UNTIED = 1e-2
 
 @dataclass(frozen=True)
 class Slope:
-    """How the output of a layer changes along one direction. ``off``: the difference of its derivative
+    """Change of the output of a layer along one direction. ``off``: the difference of its derivative
     and a central difference, relative to the larger one. ``smooth``: central differences agree."""
 
     layer: int

@@ -1,12 +1,30 @@
 """The command `modbench convert`."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench.cli.messages import tell
 from modbench.cli.options import Amount, Plugins, RouterOptions, flat, parsed_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Training of the converted model."""
+
+    budget: Annotated[float, arg(metavar="FLOPS")]  #: training FLOPs, counted step by step
+    #: router: parameters of routers alone; all: all of them
+    train: Literal["router", "all"] = "all"
+    #: fraction of the budget in which the capacity falls from all tokens to its value
+    anneal: float = 0.5
+    #: peak learning rate (default: 1e-4, or 1e-3 for routers alone)
+    learning_rate: Amount = None
+    batch: int = 8  #: sequences in a step
+    sequence: int = 256  #: tokens of a sequence
+    seed: int = 0  #: seed of routers and of the order of the text
 
 
 def convert(
@@ -15,15 +33,9 @@ def convert(
     *,
     router: Annotated[str, arg(metavar="NAME[:PRESET]")] = "mod",
     data: Annotated[str, arg(metavar="TEXT")],
-    budget: Annotated[float, arg(metavar="FLOPS")],
     out: Annotated[Path, arg(metavar="FOLDER")],
     option: RouterOptions = (),
-    train: Literal["router", "all"] = "all",
-    anneal: float = 0.5,
-    learning_rate: Amount = None,
-    batch: int = 8,
-    sequence: int = 256,
-    seed: int = 0,
+    training: OmitArgPrefixes[TrainingOptions],
     device: str = "cpu",
     plugin: Plugins = (),
 ) -> int:
@@ -38,15 +50,9 @@ def convert(
             that start as copies of each MLP
         data: a .txt file, a .jsonl file with a document per line in "text", or pypi-en-v1, the built-in
             corpus
-        budget: training FLOPs, counted step by step
         out: folder to write; it must be new or empty
         option: options of the router
-        train: router: parameters of routers alone; all: all of them
-        anneal: fraction of the budget in which the capacity falls from all tokens to its value
-        learning_rate: peak learning rate (default: 1e-4, or 1e-3 for routers alone)
-        batch: sequences in a step
-        sequence: tokens of a sequence
-        seed: seed of routers and of the order of the text
+        training: training of the converted model
         device: device of PyTorch
         plugin: Python files that register routers
     """
@@ -57,33 +63,25 @@ def convert(
 
     for file in flat(plugin):
         load_plugin(file)
-    conversion = Conversion(
-        router=router,
-        options=parsed_options(option),
-        budget=budget,
-        train=train,
-        anneal=anneal,
-        learning_rate=learning_rate,
-        batch=batch,
-        sequence=sequence,
-        seed=seed,
-    )
+    conversion = Conversion(router=router, options=parsed_options(option), **vars(training))
 
     def written(into: Path) -> str:
-        result = run(folder, conversion, data, into, device=device, say=tell)
-        losses = ""
-        if result["heldout_loss"] is not None:
-            losses = (
-                f"held-out loss {result['heldout_loss_before']:.4f} before, "
-                f"{result['heldout_loss']:.4f} after; "
-            )
-        return (
-            f"{result['steps']} steps, {result['flops']:.4g} FLOPs; {losses}largest difference of a "
-            f"logit at step 0 {result['largest_logit_difference']:.1e}; after `import "
-            "modbench.hf.retrofit`, load it with "
-            f"transformers.AutoModelForCausalLM.from_pretrained('{out}')"
-        )
+        return _sentence(run(folder, conversion, data, into, device=device, say=tell), out)
 
     tell(new_folder(out, written))
     print(out)
     return 0
+
+
+def _sentence(result: Mapping[str, Any], out: Path) -> str:
+    losses = ""
+    if result["heldout_loss"] is not None:
+        losses = (
+            f"held-out loss {result['heldout_loss_before']:.4f} before, {result['heldout_loss']:.4f} "
+            "after; "
+        )
+    return (
+        f"{result['steps']} steps, {result['flops']:.4g} FLOPs; {losses}largest difference of a logit "
+        f"at step 0 {result['largest_logit_difference']:.1e}; after `import modbench.hf.retrofit`, load "
+        f"it with transformers.AutoModelForCausalLM.from_pretrained('{out}')"
+    )

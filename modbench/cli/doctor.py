@@ -72,7 +72,7 @@ def _torch(bad: str) -> Iterator[tuple[str, str]]:
 
 
 def _cards(bad: str) -> Iterator[tuple[str, str]]:
-    """What nvidia-smi says of each card; PyTorch would take memory on it to ask."""
+    """Check each card by nvidia-smi: asking PyTorch would take memory on it."""
     cards = _nvidia(f"--query-gpu={_ASKED}")
     if not cards:
         yield "note", "nvidia-smi is missing or fails: memory, load and driver of GPUs are not known"

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from modbench.cli.messages import tell
-from modbench.cli.options import Plugins, Results, Run, flat
+from modbench.cli.options import Run, Trained
 
 
 def export(
@@ -15,8 +15,7 @@ def export(
     *,
     to: Literal["hf", "modbench"],
     out: Annotated[Path, arg(metavar="FOLDER")],
-    results: Results = Path("my-results"),
-    plugin: Plugins = (),
+    common: OmitArgPrefixes[Trained],
 ) -> int:
     """Write the model and the tokenizer of a trained run into a folder.
 
@@ -28,12 +27,11 @@ def export(
         to: hf: for Hugging Face transformers, which has vanilla as Llama and token_choice as Mixtral,
             and with modbench.hf.retrofit depth routing; modbench: for `modbench.load`
         out: folder to write; it must be new or empty
-        results: folder that holds one folder per suite
-        plugin: Python files that register routers
+        common: folder of trained runs, and their plugins
     """
     from modbench.trained.export import export as write
     from modbench.trained.load import load_trained
 
-    tell(write(load_trained(run, flat(plugin), results=results), to, out))
+    tell(write(load_trained(run, common.plugins, results=common.results), to, out))
     print(out)
     return 0

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-#: What each command does, in the order of the help.
+#: Description of each command, in the order of the help.
 COMMANDS = {
     "check": "Try a new router in under a minute: FLOPs, audit and 20 training steps.",
     "run": "Train and measure what has no record yet of a suite; write its table and plots.",

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,7 +21,7 @@ RouterOptions = Annotated[Several[str], arg(metavar="NAME=VALUE ...", help_behav
 Labels = Annotated[Several[str], arg(metavar="LABEL ...", help_behavior_hint="")]
 #: Names of tasks, also joined by commas; see `names_of`.
 Tasks = Annotated[Several[str], arg(metavar="NAME[,NAME...] ...", help_behavior_hint="")]
-#: What records may name; see `modbench.evaluate.outside`.
+#: Outside names that records may use; see `modbench.evaluate.outside`.
 Allow = Annotated[Several[str], arg(metavar="NAME ...", help_behavior_hint="")]
 Suite = Annotated[Positional[str], arg(metavar="SUITE")]
 #: A trained model: SUITE/LABEL@BUDGET#SEED in the results folder, or a path of `modbench.load`.
@@ -34,6 +35,44 @@ Budgets = Annotated[str | None, arg(metavar="FLOPS[,FLOPS...]", help_behavior_hi
 #: Numbers whose help text says what holds by default.
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Amount = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Folder of trained runs, and their plugins."""
+
+    results: Results = Path("my-results")  #: folder that holds one folder per suite
+    plugin: Plugins = ()  #: Python files that register routers
+
+    @property
+    def plugins(self) -> tuple[Path, ...]:
+        return flat(self.plugin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOptions:
+    """Results, routers, and values in place of those of the suite file."""
+
+    results: Results = Path("my-results")  #: folder that holds one folder per suite
+    #: Python files that register routers; a router that the suite does not name gets a row
+    plugin: Plugins = ()
+    #: labels of rows, or names of runs such as mod@1e11#0; by default all
+    only: Labels = ()
+    #: settings in place of those of the suite file, such as train.learning_rate=3e-3
+    set: Settings = ()
+    seeds: Seeds = None  #: seeds in place of the suite's, such as 0,1
+    budget: Budgets = None  #: training FLOPs of a run in place of the suite's, such as 1e12
+
+    def asked(self, suite: str) -> dict[str, Any]:
+        """The fields of `modbench.sweep.request.SuiteRequest` for ``suite``. Raises UserError: see
+        `suite_settings`."""
+        return {
+            "name": suite,
+            "results": self.results,
+            "settings": suite_settings(self.set, self.seeds, self.budget),
+            "plugins": flat(self.plugin),
+            "only": flat(self.only),
+        }
 
 
 def flat(values: Iterable[Iterable[T]]) -> tuple[T, ...]:

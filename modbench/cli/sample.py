@@ -5,12 +5,11 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from modbench.cli.options import Plugins, Results, Run, Several, flat
+from modbench.cli.options import Run, Several, Trained, flat
 from modbench.errors import UserError, printable, several
 
 
@@ -23,9 +22,7 @@ class Drawing:
     seed: int = 0  #: of the draws; without effect at temperature 0
 
 
-def sample_run(
-    run: str, prompts: Sequence[str], *, results: Path, plugins: Sequence[Path], drawing: Drawing
-) -> list[str]:
+def sample_run(run: str, prompts: Sequence[str], common: Trained, drawing: Drawing) -> list[str]:
     """Return each of ``prompts`` with the text that the model of ``run`` generates after it; for ``run``
     see `modbench.trained.load.load_trained`. Speed and cache size are printed on standard error. Raises
     UserError: the run can't be loaded, a prompt is not text, or ``drawing`` has a field out of range."""
@@ -43,14 +40,14 @@ def sample_run(
     from modbench.routing.plugin_fault import authors_code
     from modbench.trained.load import load_trained
 
-    loaded = load_trained(run, plugins, results=results)
+    loaded = load_trained(run, common.plugins, results=common.results)
     model = loaded.model
     tokenizer = loaded.tokenizer
-    trained = loaded.sequence
+    positions = loaded.sequence
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     longest = max(map(len, ids), default=0) + drawing.tokens
-    if longest > trained:
-        words = f"modbench: positions from {trained} to {longest} were never trained"
+    if longest > positions:
+        words = f"modbench: positions from {positions} to {longest} were never trained"
         print(words, file=sys.stderr)
     cache = Cache(len(ids))
     torch.set_num_threads(1)
@@ -81,8 +78,7 @@ def sample(
     *,
     prompt: Annotated[Several[str], arg(metavar="TEXT ...", help_behavior_hint="(required)")] = (),
     drawing: OmitArgPrefixes[Drawing],
-    results: Results = Path("my-results"),
-    plugin: Plugins = (),
+    common: OmitArgPrefixes[Trained],
 ) -> int:
     """Print how the model of a trained run continues a prompt.
 
@@ -93,13 +89,11 @@ def sample(
             label may be left out; of several seeds the first is taken); or a folder of weights
         prompt: texts to continue
         drawing: how tokens are sampled
-        results: folder that holds one folder per suite
-        plugin: Python files that register routers
+        common: folder of trained runs, and their plugins
     """
-
     prompts = flat(prompt)
     if not prompts:
         raise UserError("sample needs --prompt, such as --prompt 'In the beginning'")
-    for text in sample_run(run, prompts, results=results, plugins=flat(plugin), drawing=drawing):
+    for text in sample_run(run, prompts, common, drawing):
         print(printable(text))
     return 0

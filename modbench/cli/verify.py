@@ -1,11 +1,10 @@
 """The command `modbench verify`."""
 
-from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from modbench.cli.options import Allow, Count, Plugins, Results, flat
+from modbench.cli.options import Allow, Count, Trained, flat
 from modbench.errors import UserError
 
 
@@ -16,8 +15,7 @@ def verify(
     all: bool = False,
     sample: Count = None,
     within: Annotated[float, arg(metavar="NATS")] = 0.05,
-    results: Results = Path("my-results"),
-    plugin: Plugins = (),
+    common: OmitArgPrefixes[Trained],
     allow: Allow = (),
 ) -> int:
     """Train recorded runs again, and say which metrics come out equal. Nothing is stored.
@@ -30,8 +28,7 @@ def verify(
         all: the runs of all suites in the results folder
         sample: number of runs to draw at random; by default all
         within: difference in held-out loss that another machine may make, in nats per token
-        results: folder that names such as quick/mod begin in
-        plugin: Python files of the routers, as they were when recorded
+        common: folder of trained runs, and their plugins: routers as they were when recorded
         allow: texts, tokenizers, data sets, tasks and folders of tasks that records may name
     """
     if all == bool(names):
@@ -42,9 +39,9 @@ def verify(
 
     return verify_runs(
         names,
-        results=results,
+        results=common.results,
         sample=sample,
         within=within,
-        plugins=flat(plugin),
+        plugins=common.plugins,
         allow=flat(allow),
     )

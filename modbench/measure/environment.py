@@ -83,7 +83,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-#: What nvidia-smi is asked, and the names of the answers in a record.
+#: Queries of nvidia-smi, and the names of the answers in a record.
 _ASKED = {
     "name": "gpu",
     "driver_version": "driver",
@@ -94,8 +94,8 @@ _ASKED = {
 
 
 def _nvidia(gpu: str) -> dict[str, str]:
-    """What nvidia-smi says of ``gpu`` (a UUID, since CUDA_VISIBLE_DEVICES may renumber GPUs, or a
-    number); {} without it."""
+    """Return the answers of nvidia-smi on ``gpu`` (a UUID, since CUDA_VISIBLE_DEVICES may renumber GPUs,
+    or a number); {} without it."""
     line = _output(
         "nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader"
     )

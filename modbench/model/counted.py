@@ -33,7 +33,7 @@ _counted: WeakKeyDictionary[nn.Module, dict[object, Any]] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part stands: its depth, and the model's width."""
+    """Position of a part: its depth, and the model's width."""
 
     layer: int
     width: int

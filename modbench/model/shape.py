@@ -66,7 +66,7 @@ def refuse_hub_code(config: Mapping[str, Any]) -> None:
                 refuse_hub_code(inner)
 
 
-#: What fixes the shape of a model, without routing.
+#: Fields that fix the shape of a model, without routing.
 Shape: TypeAlias = ModelConfig | HubConfig
 
 

@@ -1,4 +1,4 @@
-"""What all records share: a line of canonical JSON, its key and digest, types of numbers, and the
+"""Parts that all records share: a line of canonical JSON, its key and digest, types of numbers, and the
 sentence on what is wrong. Loads no torch."""
 
 import hashlib
@@ -256,7 +256,7 @@ _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
 
 def _fault(line: bytes) -> str | None:
-    """What is wrong with ``line`` as a whole; None: a single field is."""
+    """Return the fault of ``line`` as a whole; None if a single field is at fault."""
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError:

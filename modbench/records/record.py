@@ -254,7 +254,7 @@ class AuditedRouter(TypedDict):
 
 
 class Scheme(TypedDict):
-    """What the findings of an audit depend on."""
+    """Everything that the findings of an audit depend on."""
 
     router: AuditedRouter
     model: dict[str, Any]

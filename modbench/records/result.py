@@ -258,8 +258,8 @@ def _state(
 
 
 def _rows(suites: Iterable[SuiteRecord], state: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """What names a run of a `Result`, by key: a dictionary for each of its rows in the last suite that
-    names it."""
+    """Return the names of a run of a `Result`, by key: a dictionary for each of its rows in the last
+    suite that names it."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for record in suites:
         suite = record.suite

@@ -128,7 +128,7 @@ class Routing(Part):
 
 
 class RoutedLayer(Part):
-    """What a routed layer does to the held-out tokens that it selects under the causal rule."""
+    """Updates of a routed layer to the held-out tokens that it selects under the causal rule."""
 
     layer: Layer
     #: mean norm of its update over that of the residual stream; 0 without tokens

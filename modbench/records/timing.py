@@ -22,7 +22,7 @@ from modbench.records.run import TimedJson
 #: Version of what `modbench time` measures, raised when times change in meaning: those of two are never
 #: compared. 2: warm-up by time, no garbage collection, ceilings in a row, load of usable cores.
 PROTOCOL = 2
-#: What a process of `modbench time` measures.
+#: Measurements that a process of `modbench time` takes.
 TimingKind = Literal["training", "inference", "ceiling", "training_memory", "inference_memory"]
 
 

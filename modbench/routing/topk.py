@@ -67,7 +67,8 @@ def counts_to_host(counts: Tensor, nominal: Sequence[int]) -> list[int]:
 
 
 def nonzero_indices(mask: Tensor, total: int) -> Tensor:
-    """Where ``mask``, taken as one row, is true: (``total``,), as many as it is known to have."""
+    """Return the indices at which ``mask``, taken as one row, is true: (``total``,), the number that it
+    is known to have."""
     if mask.is_meta:
         return mask.new_empty(total, dtype=torch.long)
     return mask.flatten().nonzero().squeeze(1)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -28,6 +28,7 @@ from modbench.sweep.refuse import (
     refuse_before_preparing,
     refuse_more_passes,
 )
+from modbench.sweep.request import RunRequest
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.slurm import Slurm
 from modbench.sweep.suite import Suite, load_suite
@@ -49,40 +50,18 @@ from modbench.sweep.wanted import (
 )
 from modbench.timing.system_load import parallel
 
-EngineName = Literal["local", "inline", "slurm", "ray"]
 
-
-def run_suite(
-    name: str,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    results: Path,
-    plugins: Sequence[Path] = (),
-    workers: int = 0,
-    only: Sequence[str] = (),
-    measure: Sequence[str] = (),
-    retry_oom: bool = False,
-    wait: bool = True,
-    shard: str | None = None,
-    engine: EngineName = "local",
-    request: Mapping[str, str] | None = None,
-    dry_run: bool = False,
-    rehearsed: bool = False,
-    said: Said | None = None,
-) -> int:
-    """Do what is left of suite ``name``, and write its report into ``results``/<suite>. ``settings``: in
-    place of those of the file (`modbench.sweep.suite.load_suite`). ``measure``: tasks that its trained
-    runs are scored on, and nothing is trained. ``wait``: pause while another process of modbench
-    measures on this machine. ``shard``: see `Shard.parsed`. ``engine``: what runs the jobs, and what
-    each may ``request`` of it. ``dry_run``: print the script of Slurm and run nothing; ``rehearsed``:
-    see `modbench.sweep.rehearse`. ``said``: hears what is said. Returns the exit code of
-    `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the data or the
-    folder, or in the plugins of all rows, or an engine that isn't there or can't do what is requested,
-    before anything has run."""
+def run_suite(request: RunRequest, said: Said | None = None) -> int:
+    """Do what is left of the suite of ``request``, and write its report into its folder of results.
+    ``said``: hears what is said. Returns the exit code of `modbench.sweep.command.end_of_command`.
+    Raises UserError: an error in the suite, the data or the folder, or in the plugins of all rows, or an
+    engine that isn't there or can't do what is requested, before anything has run."""
+    workers, engine, only = request.workers, request.engine, request.only
+    measure, resources = request.measure, request.resources
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 1 or more, or 0 for one per core")
     kernels.mode()  # a wrong name is refused before anything runs
-    suite = load_suite(name, settings)
+    suite = load_suite(request.name, request.settings)
     tasks = [suite.measure.task(task) for task in measure]
     if measure:
         steps = dict.fromkeys((*suite.measure.steps, "downstream"))
@@ -90,22 +69,22 @@ def run_suite(
         named = tuple(dict.fromkeys((*suite_tasks, *measure)))
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
-    Shard.parsed(shard)  # a wrong one is refused before anything runs
+    shard = Shard.parsed(request.shard)  # a wrong one is refused before anything runs
     check_trackers(suite.track)
-    rows = resolve(suite, plugins)
+    rows = resolve(suite, request.plugins)
     # A wrong name is refused before anything runs.
     runs = chosen([*expand(rows), *expand_planned(rows)], only, rows.mistakes)
     ranks = max(item.run.train.ranks for item in runs)
-    if rehearsed:
+    if request.rehearse:
         from modbench.sweep.rehearse import rehearse
 
         return rehearse(rows, only, partial(say, Console(stderr=True)))
-    folder = results / suite.header.name
-    if dry_run and engine != "slurm":
+    folder = request.results / suite.header.name
+    if request.dry_run and engine != "slurm":
         raise UserError(f"--dry-run prints the script of --engine slurm; --engine {engine} has none")
-    if request and engine not in ("slurm", "ray"):
+    if resources and engine not in ("slurm", "ray"):
         raise UserError(
-            f"--request {' '.join(request)} is for --engine slurm or ray; --engine {engine} has "
+            f"--request {' '.join(resources)} is for --engine slurm or ray; --engine {engine} has "
             "--workers"
         )
     executor: Local | Slurm | Ray
@@ -115,25 +94,23 @@ def run_suite(
             refuse_blocking_launches()
         workers = 1 if engine == "inline" else workers or max(1, parallel()[0] // ranks)
         executor = Local(workers, Devices.here(), inline=engine == "inline")
-        conditions = Conditions(workers=workers, gpu=gpu_name(), retry=retry_oom)
+        conditions = Conditions(workers=workers, gpu=gpu_name(), retry=request.retry_oom)
     else:  # each task has an allocation of its own
-        executor = (
-            Slurm(folder, request or {}, workers) if engine == "slurm" else Ray(request or {}, workers)
-        )
-        if not dry_run:
+        executor = Slurm(folder, resources, workers) if engine == "slurm" else Ray(resources, workers)
+        if not request.dry_run:
             executor.check()
-        conditions = Conditions(elsewhere=True, retry=retry_oom)
+        conditions = Conditions(elsewhere=True, retry=request.retry_oom)
     command = _Command(
         rows=rows,
         folder=folder,
         only=only,
         conditions=conditions,
         tasks=tasks,
-        shard=Shard.parsed(shard),
+        shard=shard,
         executor=executor,
-        wait=wait,
+        wait=request.wait,
     )
-    return command.print_script() if dry_run else command.run(said or Said())
+    return command.print_script() if request.dry_run else command.run(said or Said())
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@ same measurements, fewer of them."""
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from modbench.sweep.lease import suite_lease
 from modbench.sweep.local import Local
 from modbench.sweep.process import DiedError, run_worker
 from modbench.sweep.progress import say
+from modbench.sweep.request import TimeRequest
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
@@ -40,29 +41,19 @@ KINDS: tuple[TimingKind, ...] = (
 )
 
 
-def time_suite(
-    name: str,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    results: Path,
-    plugins: Sequence[Path] = (),
-    only: Sequence[str] = (),
-    repetitions: int | None = None,
-    again: bool = False,
-) -> int:
-    """Finish the last session of this machine, code and settings, or begin a new one (always if
-    ``again``); then write the report into ``results``/<suite>. ``settings``: in place of those of the
-    suite file (`modbench.sweep.suite.load_suite`). Returns the exit code, see
+def time_suite(request: TimeRequest) -> int:
+    """Finish the last session of this machine, code and settings, or begin a new one; then write the
+    report of the suite of ``request`` into its folder of results. Returns the exit code, see
     `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the plugins of all
     rows or the folder, before anything has run."""
-    suite = load_suite(name, settings)
-    if repetitions is not None:
+    suite, only = load_suite(request.name, request.settings), request.only
+    if (repetitions := request.repetitions) is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
-    rows = resolve(suite, plugins)
-    folder = results / suite.header.name
+    rows = resolve(suite, request.plugins)
+    folder = request.results / suite.header.name
     err = Console(stderr=True)
     tell = partial(say, err)
-    plan = TimingPlan.of(rows, folder, only, again=again)
+    plan = TimingPlan.of(rows, folder, only, again=request.again)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are timed")
     for sentence in rows.additions(only):

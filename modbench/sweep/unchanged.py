@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import entry_points, version
@@ -22,29 +22,28 @@ from modbench.errors import UserError
 from modbench.records.store import write_files
 from modbench.routing.registry import code_sha256
 from modbench.shipped import committed_results
+from modbench.sweep.request import RunRequest
 from modbench.sweep.suite import Suite, load_suite
 
 #: Variables that change results, or where they are measured.
 _VARIABLES = ("MODBENCH_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "MALLOC_", "GLIBC_", "PYTORCH_", "TORCH_")
 
 
-def digest_of(name: str, results: Path, arguments: Mapping[str, Any]) -> str:
-    """The hash of the suite ``name`` with its texts and tasks, its folder in ``results``, the
-    ``arguments`` of the command, code, versions, machine and terminal. Raises UserError: an error in the
-    suite."""
-    suite = load_suite(name, arguments["settings"])
-    folder = results / suite.header.name
+def digest_of(request: RunRequest) -> str:
+    """The hash of the suite of ``request`` with its texts and tasks, its folder of results, the rest of
+    the request, code, versions, machine and terminal. Raises UserError: an error in the suite."""
+    suite = load_suite(request.name, request.settings)
+    folder = request.results / suite.header.name
     source = Path(suite.source)
     points = {point.value.partition(":")[0] for point in entry_points(group="modbench.routers")}
     places = [folder, folder / "records", *_inputs(suite)]
     if committed := committed_results(suite.header.name):
         places.append(committed / "records")
-    plugins = [*map(Path, arguments["plugins"])]
     foreign = [find_spec(module.partition(".")[0]) for module in points]
-    codes = {Path(spec.origin) for spec in foreign if spec and spec.origin} | {*plugins}
+    codes = {Path(spec.origin) for spec in foreign if spec and spec.origin} | {*request.plugins}
     parts = [
-        {key: str(value) for key, value in arguments.items()},
-        (source.read_text() if source.is_file() else name),
+        {key: str(value) for key, value in vars(request).items()},
+        (source.read_text() if source.is_file() else request.name),
         sorted(code_sha256(file) for file in {*codes, Path(modbench.__file__)} if file.is_file()),
         [version(package) for package in ("torch", "tokenizers", "lm-eval")],
         (platform.node(), os.cpu_count(), sorted(_states(Path("/proc/driver/nvidia/gpus")))),

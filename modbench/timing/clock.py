@@ -254,7 +254,7 @@ def _case(
     watch: Stopwatch,
     gpu: Gpu | None,
 ) -> dict[str, Any]:
-    """What was measured; nothing if the case does not apply to the model."""
+    """Measure a case; return {} if the case does not apply to the model."""
     if (prepared := case.prepare()) is None:
         return {}
     run, before = prepared

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from trained_runs import RUNS, add_records, model_of, record_of, save_trained
 
+from modbench.cli.options import Trained
 from modbench.cli.sample import Drawing, sample_run
 from modbench.data import token_data
 from modbench.train.checkpoint import save_weights
@@ -34,7 +35,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sample(results: Path) -> Callable[..., list[str]]:
     def run(name: str = "tiny/mod", prompt: str = "And", **drawing: Any) -> list[str]:
         drawn = Drawing(**{"tokens": 3, **drawing})
-        return sample_run(name, [prompt], results=results, plugins=[], drawing=drawn)
+        return sample_run(name, [prompt], Trained(results=results), drawn)
 
     return run
 

@@ -18,6 +18,7 @@ from modbench.report.timing.values import labels_of
 from modbench.sweep import process, worker
 from modbench.sweep import timings as verb
 from modbench.sweep.lease import suite_lease
+from modbench.sweep.request import RunRequest, TimeRequest
 from modbench.sweep.rows import resolve
 from modbench.sweep.run import run_suite
 from modbench.sweep.suite import load_suite
@@ -42,9 +43,11 @@ def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
         (tmp_path / "suite.toml").write_text(text.replace(*change) if change[0] else text)
         (tmp_path / "log").write_text("")
         return verb.time_suite(
-            str(tmp_path / "suite.toml"),
-            results=tmp_path / "results",
-            **arguments,  # type: ignore[arg-type]
+            TimeRequest(
+                name=str(tmp_path / "suite.toml"),
+                results=tmp_path / "results",
+                **arguments,  # type: ignore[arg-type]
+            )
         )
 
     return run
@@ -175,7 +178,7 @@ def test_a_run_that_ends_with_times_of_blocking_launches_is_refused_before_it_tr
     path = tmp_path / "suite.toml"
     path.write_text(f'{path.read_text()}\n[measure]\nsteps = ["train", "{step}"]\n')
     with pytest.raises(UserError, match="CUDA_LAUNCH_BLOCKING"):
-        run_suite(str(path), results=tmp_path / "results")
+        run_suite(RunRequest(name=str(path), results=tmp_path / "results"))
     assert not (tmp_path / "results").exists()
 
 
@@ -286,7 +289,8 @@ def test_the_real_worker_gives_times_memory_and_ceilings(
     text = text.replace("repetitions = 3", "samples = 3\nwarm_up_seconds = 0")
     (tmp_path / "suite.toml").write_text(text)
     results = tmp_path / "results"
-    assert verb.time_suite(str(tmp_path / "suite.toml"), results=results, repetitions=1) == 0
+    name = str(tmp_path / "suite.toml")
+    assert verb.time_suite(TimeRequest(name=name, results=results, repetitions=1)) == 0
     timings = timings_of(results / "fake")
     assert [timing.status for timing in timings] == ["ok"] * 9
     assert str(tmp_path) not in "".join(timing.line() for timing in timings)

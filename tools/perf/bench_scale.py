@@ -26,6 +26,7 @@ from modbench.sweep import run
 from modbench.sweep.executor import AT_ONCE
 from modbench.sweep.job import done_of, run_identity, run_record
 from modbench.sweep.lease import Lease
+from modbench.sweep.request import RunRequest
 from modbench.sweep.rows import resolve
 from modbench.sweep.run import jobs_of, run_jobs
 from modbench.sweep.slurm import Slurm
@@ -98,7 +99,7 @@ def test_many_runs_are_found_finished(
     monkeypatch.setattr("modbench.report.page.write_report", lambda *given, **named: Report([], {}))
 
     def recognise() -> int:
-        return run.run_suite("many", results=tmp_path)
+        return run.run_suite(RunRequest(name="many", results=tmp_path))
 
     seconds, memory, code = benchmark.pedantic(apart, args=(recognise,), rounds=1, iterations=1)
     assert code == 0

@@ -18,6 +18,7 @@ from modbench.report.page import Report
 from modbench.sweep import command, run
 from modbench.sweep.job import Job
 from modbench.sweep.loop import Failure, Loop
+from modbench.sweep.request import RunRequest
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.wanted import expand_planned
@@ -103,7 +104,7 @@ def test_finished_sweep(
     spent = time.process_time()
 
     def recognise() -> int:
-        return run.run_suite("many", results=tmp_path)
+        return run.run_suite(RunRequest(name="many", results=tmp_path))
 
     assert benchmark.pedantic(recognise, rounds=3, warmup_rounds=1, iterations=1) == 0
     what = f"recognising {RUNS:,} finished runs, {'isoFLOP grids' if suite.isoflop else 'a grid'}"
@@ -163,7 +164,8 @@ def test_runs_at_a_time(
     def swept(name: str, seeds: list[int]) -> tuple[list[dict[str, float]], float]:
         """Run a run per seed, all at a time; return the seconds of their steps, and the wall time."""
         Path(f"{name}.toml").write_text(TRAINED.format(name=name, seeds=seeds))
-        assert run.run_suite(f"{name}.toml", results=tmp_path, workers=len(seeds)) == 0
+        request = RunRequest(name=f"{name}.toml", results=tmp_path, workers=len(seeds))
+        assert run.run_suite(request) == 0
         records = read_suite(tmp_path / name)
         measured = {record.measurement.run: record for record in records.measurements}
         seconds = [{**(r.seconds or {}), **(measured[r.key].seconds or {})} for r in records.runs]

@@ -30,7 +30,7 @@ _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where the task, group or tag ``name`` and its members come from. ``files``: their YAML files;
+    """Source of the task, group or tag ``name`` and its members. ``files``: their YAML files;
     ``data_dir``: folder of local files; ``include``: folder of a user's YAML files."""
 
     name: str

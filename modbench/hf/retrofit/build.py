@@ -36,7 +36,7 @@ class UpcycledExperts(nn.Module):
     def __init__(self, options: ExpertScheme, model: ModelConfig, layer: int) -> None:
         super().__init__()
         self.experts = RoutedExperts(options, model, layer)
-        #: What the layer that is running knows of its tokens.
+        #: Pass or context of the layer while it runs.
         self.current: Pass | Context | None = None
 
     def forward(self, hidden_states: Tensor) -> Tensor:

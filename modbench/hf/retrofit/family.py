@@ -29,7 +29,7 @@ from modbench.model.trace import Trace
 class RetrofittedModel:
     """The part of a retrofitted model's class that comes before the class of its family."""
 
-    #: What the routers reported of the last forward pass.
+    #: Reports of the routers on the last forward pass.
     routing: Trace
     #: Route evenly, whatever the scores, so that an untrained model can be timed.
     forced_balance = False

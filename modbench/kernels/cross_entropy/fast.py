@@ -20,7 +20,7 @@ TILE = 256
 def cross_entropy(
     x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: plain.Reduction = "mean"
 ) -> Tensor:
-    """As `plain.cross_entropy`."""
+    """Like `plain.cross_entropy`."""
     rows = part_rows(len(weight_VD), x_ND.device)
     if len(x_ND) <= rows:
         return plain.cross_entropy(x_ND, weight_VD, targets_N, reduction)

@@ -59,7 +59,7 @@ def easy_items(config: DataConfig) -> tuple[Item, ...]:
 
 @lru_cache(maxsize=4)
 def hard_items(config: DataConfig) -> tuple[Item, ...]:
-    """As `easy_items`."""
+    """Like `easy_items`."""
     built = tuple(build_items(read_heldout(config), hard=True))
     enough("modbench_mixture_hard", config, built)
     return built

@@ -22,9 +22,7 @@ from modbench.data.config import DataConfig
 from modbench.measure.config import STEPS, MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.routing.registry import installed_modules, router_class
-from modbench.sweep.isoflop import IsoFlopConfig
-from modbench.sweep.suite import Scheme
-from modbench.sweep.tables import Axes, Comparison, Header, KeepConfig
+from modbench.sweep.tables import Axes, Comparison, Header, IsoFlopConfig, KeepConfig, Scheme
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
@@ -47,7 +45,7 @@ TABLES: dict[str, type] = {
     "compare": Comparison,
 }
 #: Bounds from here on keep arithmetic finite; no user comes near them.
-_FAR = 10**30
+_FAR = 2**32
 _BOUNDS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 _TYPES = {int: "integer", float: "number", str: "string", bool: "true, false", dict: "table"}
 
@@ -113,13 +111,15 @@ def values(hint: Any) -> str:
             for (kind, sign), name in zip(_BOUNDS.items(), ("ge", "gt", "le", "lt"), strict=True)
             if isinstance(bound, kind) and getattr(bound, name) < _FAR
         ]
-        return " ".join([values(arguments[0]), " and ".join(bounds)])
+        return " ".join([values(arguments[0]), " and ".join(bounds)]).rstrip()
     if origin is Literal:
         return ", ".join(f'`"{value}"`' for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(values(one) for one in arguments if one is not NoneType)
     if origin is tuple:
-        return f"list of {values(arguments[0])}s"
+        word, *bounds = values(arguments[0]).split(" ", 1)
+        plural = word if word.startswith("`") else f"{word}s"
+        return " ".join(["list of", plural, *bounds])
     return _TYPES[origin or hint]
 
 

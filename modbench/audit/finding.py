@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar, get_type_hints
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.train.out_of_memory import return_freed_memory
-from modbench.typed import checked
+from modbench.typed import built
 
 #: Largest relative difference of two float64 results that counts as rounding. It leaves room for
 #: routers that compute their scores in float32.
@@ -193,8 +193,7 @@ class Subject(Audited[RoutedDecoder]):
         taken = set[str]()
         for name, value in wanted.items():
             try:
-                hint = get_type_hints(type(router))[name]
-                other = replace(router, **{name: checked(name, value, hint)})  # type: ignore[type-var]
+                other = built("router", {**router.options(), name: value}, type(router))
                 outline(self.model.config, other)
             except Exception:  # a router's own code runs here: it rejects the option
                 continue

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from modbench.errors import UserError, known_names
+from annotated_types import Ge
+
+from modbench.errors import UserError
 from modbench.evaluate.tasks.names import check_names
+from modbench.typed import Count, Natural
 
+Step = Literal["audit", "train", "heldout", "downstream", "memory", "timing"]
 #: Names of what a suite can ask for, with their meanings for the docs. ``train`` is always among it.
-STEPS = {
+STEPS: dict[Step, str] = {
     "audit": "Audit of the scheme. It runs once, is stored as a record of its own, and runs of other "
     "budgets and seeds refer to it.",
     "train": "Train to the budget, and check cheaply: the FLOPs of the first, the last and one random "
@@ -27,14 +31,14 @@ class MeasureConfig:
     """Measurements of a suite: held-out text, downstream tasks, time and memory. Raises UserError: a
     field is out of range, with the value and what would be right."""
 
-    #: what is done: audit, train, heldout, downstream, memory, timing; train is required
-    steps: tuple[str, ...] = tuple(STEPS)
-    heldout_tokens: int | Literal["all"] = 65_536  #: held-out tokens of the final loss
-    curve_tokens: int = 8_192  #: held-out tokens of each point of the learning curve
+    #: what is done; train is required
+    steps: tuple[Step, ...] = tuple(STEPS)
+    heldout_tokens: Count | Literal["all"] = 65_536  #: held-out tokens of the final loss
+    curve_tokens: Count = 8_192  #: held-out tokens of each point of the learning curve
     #: tasks, groups and tags of lm-eval and of modbench by name (`modbench docs evaluation`)
     downstream: tuple[str, ...] = ("modbench_cloze",)
-    downstream_limit: int | None = None  #: items per task; None: all
-    downstream_fewshot: int | None = None  #: examples before each item; None: as the task says
+    downstream_limit: Count | None = None  #: items per task; None: all
+    downstream_fewshot: Natural | None = None  #: examples before each item; None: as the task says
     #: folder of local files in place of the hub, relative to the working directory; a file there is also
     #: a task of its own; None: the hub
     downstream_data: str | None = None
@@ -43,35 +47,17 @@ class MeasureConfig:
     downstream_include: str | None = None
     #: points at the end of the learning curve that are scored, 2 or more, the trained model included,
     #: for a signal-to-noise ratio; None: the trained model only
-    downstream_checkpoints: int | None = None
+    downstream_checkpoints: Annotated[int, Ge(2)] | None = None
 
     def __post_init__(self) -> None:
-        # JSON specifications hold a list.
-        object.__setattr__(self, "steps", tuple(self.steps))
-        object.__setattr__(self, "downstream", tuple(self.downstream))
-        for name in self.steps:
-            if name not in STEPS:
-                raise UserError(f"steps names '{name}', which is not known; {known_names(name, STEPS)}")
-            if self.steps.count(name) > 1:
-                raise UserError(f"steps names '{name}' twice; remove one")
+        for key in ("steps", "downstream"):
+            names = getattr(self, key)
+            for name in names:
+                if names.count(name) > 1:
+                    raise UserError(f"{key} names '{name}' twice; remove one")
         if "train" not in self.steps:
             raise UserError(f"steps is {list(self.steps)}; 'train' must be there")
-        for task in self.downstream:
-            if self.downstream.count(task) > 1:
-                raise UserError(f"measure downstream names '{task}' twice; remove one")
         check_names(self.downstream, include=self.include, data_dir=self.data_dir)
-        for name in ("heldout_tokens", "curve_tokens", "downstream_limit"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"measure {name} is {value}; it must be 1 or more")
-        if self.downstream_fewshot is not None and self.downstream_fewshot < 0:
-            raise UserError(
-                f"measure downstream_fewshot is {self.downstream_fewshot}; it must be 0 or more"
-            )
-        if self.downstream_checkpoints is not None and self.downstream_checkpoints < 2:
-            raise UserError(
-                f"measure downstream_checkpoints is {self.downstream_checkpoints}; it must be 2 or more"
-            )
 
     @property
     def data_dir(self) -> Path | None:

@@ -6,82 +6,20 @@ exponent fitted again if it fails; it is checked once more at the largest budget
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import count
-from math import isfinite, log
+from math import log
 from typing import Any
 
 from modbench.analysis.learning_rate import (
     RateChoice,
     choose_rate,
-    is_geometric,
     neighbours,
     rate_at,
     refined_exponent,
 )
-from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.plan.family import Family
-
-
-@dataclass(frozen=True, kw_only=True)
-class IsoFlopConfig(Family):
-    """The [isoflop] table of a suite: the family of shapes, and the learning rates. Raises UserError: a
-    field is out of range."""
-
-    learning_rates: tuple[float, ...] = (2.5e-3, 5e-3, 1e-2)  #: three or more, by one ratio
-    #: seed of the runs that choose and check a rate; None: one that no curve has, from 100
-    rate_seed: int | None = None
-    extensions: int = 2  #: further rates to try while the best one is at an end
-    exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
-    refine: bool = True  #: fit the exponent again if it fails its check at the ends of the middle budget
-    #: move the grids of other budgets by one step of spacing if the middle one's optimum asks for it
-    recentre: bool = False
-    #: loss in nats per token that the law may lose at either end: above the noise of a single run
-    law_margin: float = 0.03
-    margin: float = 0.01  #: difference in nats per token within which two schemes are equivalent
-    passes: float = 4.0  #: most passes over the training text
-    #: depths: each scheme has a curve over size for each of them; in place of [model] layers
-    layers: tuple[int, ...] | None = None
-    #: [isoflop.at.8]: keys of [isoflop] that differ at 8 layers; all but layers, aspect, margin, passes
-    at: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_depths()
-        rates = self.learning_rates
-        if len(rates) < 3 or rates[0] <= 0 or not is_geometric(rates):
-            raise UserError(
-                f"learning_rates is {list(rates)}; it must be three or more that ascend by one ratio, "
-                "such as [0.0025, 0.005, 0.01]"
-            )
-        if self.rate_seed is not None and not 0 <= self.rate_seed < 2**32:
-            raise UserError(f"rate_seed is {self.rate_seed}; it must lie in [0, 2**32)")
-        if self.extensions < 0:
-            raise UserError(f"extensions is {self.extensions}; it must be 0 or more")
-        if not isfinite(self.exponent):
-            raise UserError(f"exponent is {self.exponent}; it must be finite")
-        for name in ("law_margin", "margin", "passes"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
-
-    def _check_depths(self) -> None:
-        if self.layers is not None:
-            if not self.layers or min(self.layers) < 1 or len(set(self.layers)) < len(self.layers):
-                raise UserError(
-                    f"layers is {list(self.layers)}; it must be a list of different numbers, 1 or more"
-                )
-            if self.aspect is not None:
-                raise UserError("layers and aspect both give the depth; remove one of them")
-        if unknown := self.at.keys() - set(map(str, self.layers or ())):
-            raise UserError(
-                f"at has keys for {min(unknown)} layers, which layers does not list; remove them, or "
-                "add that depth to layers"
-            )
-
-    def of_depth(self, depth: int | None) -> "IsoFlopConfig":
-        """The settings at ``depth`` layers; None: without curves of several depths."""
-        return self if depth is None else replace(self, **self.at.get(str(depth), {}), at={})
+from modbench.sweep.tables import DepthConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +47,12 @@ def middle_of(grids: Mapping[int, Sequence[ModelConfig]]) -> Middle:
     return Middle(grids[budget][len(grids[budget]) // 2], budget)
 
 
-def chosen_rate(config: IsoFlopConfig, losses: Mapping[float, float | None]) -> RateChoice:
+def chosen_rate(config: DepthConfig, losses: Mapping[float, float | None]) -> RateChoice:
     """The choice among the rates whose ``losses`` at the middle are known; None: diverged."""
     return choose_rate(config.learning_rates, losses, config.extensions)
 
 
-def rate_seed(config: IsoFlopConfig, seeds: Sequence[int]) -> int:
+def rate_seed(config: DepthConfig, seeds: Sequence[int]) -> int:
     """The seed of the runs that choose and check learning rates."""
     if config.rate_seed is not None:
         return config.rate_seed
@@ -122,7 +60,7 @@ def rate_seed(config: IsoFlopConfig, seeds: Sequence[int]) -> int:
 
 
 def trials(
-    config: IsoFlopConfig,
+    config: DepthConfig,
     grids: Mapping[int, Sequence[ModelConfig]],
     seeds: Sequence[int],
     losses: Mapping[float, float | None],
@@ -135,7 +73,7 @@ def trials(
 
 
 def ends(
-    config: IsoFlopConfig,
+    config: DepthConfig,
     grids: Mapping[int, Sequence[ModelConfig]],
     seeds: Sequence[int],
     best: float,
@@ -150,7 +88,7 @@ def ends(
 
 
 def points(
-    config: IsoFlopConfig,
+    config: DepthConfig,
     grids: Mapping[int, Sequence[ModelConfig]],
     seeds: Sequence[int],
     losses: Mapping[float, float | None],
@@ -187,7 +125,7 @@ def points(
 
 
 def law_of(
-    config: IsoFlopConfig,
+    config: DepthConfig,
     grids: Mapping[int, Sequence[ModelConfig]],
     seeds: Sequence[int],
     best: float,
@@ -236,7 +174,7 @@ def _by_width(
 
 
 def _around(
-    config: IsoFlopConfig,
+    config: DepthConfig,
     middle: Middle,
     best: float,
     shape: ModelConfig,
@@ -254,19 +192,21 @@ def _point(shape: ModelConfig, budget: int, rate: float, seed: int) -> Point:
     return Point(shape=shape, budget=budget, learning_rate=rate, seed=seed)
 
 
-def stated(config: IsoFlopConfig, middle: Middle, seeds: Sequence[int]) -> dict[str, Any]:
+def stated(
+    config: DepthConfig, margin: float, middle: Middle, seeds: Sequence[int], depth: int | None
+) -> dict[str, Any]:
     """The entry ``isoflop`` in the suite of each record, so that a report needs records only."""
     seed = rate_seed(config, seeds)
     return {
         "learning_rates": list(config.learning_rates),
         "extensions": config.extensions,
         "exponent": config.exponent,
-        "margin": config.margin,
+        "margin": margin,
         "middle_width": middle.shape.width,
         "middle_budget": middle.budget,
         "seed": seed,
         "seed_on_curve": seed in seeds,
         "sizes": config.sizes,
-        **({"depth": middle.shape.layers} if config.layers else {}),
+        **({"depth": depth} if depth else {}),
         **({"refine": True, "law_margin": config.law_margin} if config.refine else {}),
     }

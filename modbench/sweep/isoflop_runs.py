@@ -22,7 +22,7 @@ from modbench.sweep.isoflop import (
     trials,
 )
 from modbench.sweep.rows import Resolved, Rows
-from modbench.sweep.suite import Scheme
+from modbench.sweep.tables import Scheme
 from modbench.train.schedule import Schedule
 
 

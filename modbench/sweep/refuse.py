@@ -99,10 +99,10 @@ def _check_plan(rows: Rows, records: Sequence[Finished], folder: Path) -> None:
     assert isoflop is not None
     margins = {record.margin for record in records if record.margin is not None}
     settings = [("margin", margins, isoflop.margin, "a margin chosen after the results proves nothing")]
-    for depth in isoflop.layers or (None,):
+    for depth, config in rows.suite.depths.items():
         laws = {law for record in records for of, law in record.exponents if of == depth}
         name = "exponent" if depth is None else f"exponent at {several(depth, 'layer')}"
-        settings.append((name, laws, isoflop.of_depth(depth).exponent, "a curve must not hold both"))
+        settings.append((name, laws, config.exponent, "a curve must not hold both"))
     for name, stated, now, why in settings:
         if others := stated - {now}:
             raise UserError(

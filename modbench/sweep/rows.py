@@ -20,9 +20,9 @@ from modbench.plan.family import isoflop_grid
 from modbench.plan.search import Read, solved
 from modbench.records.run import RouterCode
 from modbench.records.run_name import RunName
-from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.process import DiedError, Say, run_worker
-from modbench.sweep.suite import Scheme, Suite, check_labels
+from modbench.sweep.suite import Suite, check_labels
+from modbench.sweep.tables import DepthConfig, Scheme
 
 #: Seconds without progress after which the worker of a plugin is ended.
 PLUGIN_SECONDS = 120.0
@@ -294,7 +294,7 @@ def describe_row(
         refuse_split(decoder, config.parallel)
         return flops_per_step(decoder, config), decoder.parameter_count("active")
 
-    isoflop, model = IsoFlopConfig(**family), ModelConfig(**base)
+    isoflop, model = DepthConfig(**family), ModelConfig(**base)
     step_tokens = config.batch * config.sequence
 
     def search(read: Read, shift: int = 0) -> list[ModelConfig]:
@@ -318,7 +318,7 @@ def describe_row(
 
 
 def _grids(
-    isoflop: IsoFlopConfig, budgets: Sequence[int], shapes: Sequence[ModelConfig], read: Read
+    isoflop: DepthConfig, budgets: Sequence[int], shapes: Sequence[ModelConfig], read: Read
 ) -> dict[str, Any]:
     """The grids of ``budgets``, all ``shapes`` one after the other, as fields of `Resolved`. Raises
     UserError: a budget buys too few steps of its largest shape."""

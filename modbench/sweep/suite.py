@@ -1,8 +1,9 @@
-"""Suite files: strict TOML that states schemes, shapes, budgets and measurements. Imports no torch."""
+"""Suites: what a file states (`modbench.sweep.tables`), with what follows from it; and the checks of
+tables against each other. Imports no torch."""
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,82 +15,23 @@ from modbench.hf.config import hub_keys, hub_of, refuse_sizes
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
-from modbench.records.names import LABEL, LABEL_WORDS, at_depth
+from modbench.records.names import LABEL, LABEL_WORDS
 from modbench.shipped import shipped_suites
-from modbench.sweep.isoflop import IsoFlopConfig
 from modbench.sweep.tables import (
     Axes,
     Comparison,
+    DepthConfig,
     Header,
+    IsoFlopConfig,
     KeepConfig,
-    check_comparisons,
-    check_schedule,
-    check_seeds,
+    Scheme,
+    SuiteFile,
+    stated_comparisons,
 )
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
-from modbench.typed import built, checked, checked_fields
-
-#: Keys of [isoflop] that are the same at all depths.
-_OF_ALL_DEPTHS = ("layers", "at", "aspect", "margin", "passes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scheme:
-    """A row of the table: a router with options, and its own training settings."""
-
-    #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin. With a model
-    #: of transformers: it is retrofitted; none: it stays as it is
-    router: str
-    label: str = ""  #: its name in tables and plots; the router's name if empty
-    options: dict[str, Any] = field(
-        default_factory=dict
-    )  #: options of the router (`modbench docs routers`)
-    #: keys of [model] that differ for this scheme; or a model of transformers, { hf = FOLDER or FILE }
-    model: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
-    seeds: tuple[int, ...] | None = None  #: in place of [sweep] seeds; None: those. Not with [isoflop]
-    #: overrides that of [isoflop]; with [isoflop] layers also by depth, as { 4 = 30.0, 8 = 16.0 }
-    tokens_per_parameter: float | dict[str, float] | None = None
-    layers: tuple[int, ...] | None = None  #: those of [isoflop] layers that it has; None: all
-
-    def __post_init__(self) -> None:
-        if not self.label:
-            object.__setattr__(self, "label", self.router)
-        if self.seeds is not None:
-            check_seeds(self.seeds)
-        if not LABEL.fullmatch(self.router):  # records of other routers are refused
-            raise UserError(f"router is {self.router!r}; it must be {LABEL_WORDS}")
-
-    @property
-    def depth(self) -> int | None:
-        """The depth of its curves, once the suite is `at_depths`; None: the suite has one depth."""
-        return self.layers[0] if self.layers else None
-
-    @property
-    def name(self) -> str:
-        """Its label, with its depth if the suite has several."""
-        return at_depth(self.label, self.depth)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tables:
-    """The tables of a suite file, not yet checked."""
-
-    suite: dict[str, Any]
-    model: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
-    measure: dict[str, Any] = field(default_factory=dict)
-    time: dict[str, Any] = field(default_factory=dict)
-    keep: dict[str, Any] = field(default_factory=dict)
-    track: dict[str, Any] = field(default_factory=dict)
-    isoflop: dict[str, Any] | None = None
-    sweep: dict[str, Any]
-    shapes: tuple[dict[str, Any], ...] = ()
-    schemes: tuple[dict[str, Any], ...]
-    compare: tuple[dict[str, Any], ...] = ()
+from modbench.typed import Loc, built, overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +53,9 @@ class Suite:
     hubs: dict[str, HubConfig]  #: models of transformers by the label of their scheme
     schemes: tuple[Scheme, ...]  #: with [isoflop] layers, each scheme once for each of its depths
     #: sizes around a centre per scheme and budget, in place of shapes
-    isoflop: IsoFlopConfig | None = None
-    comparisons: tuple[Comparison, ...] = ()  #: empty: all rows are compared
+    isoflop: IsoFlopConfig | None
+    depths: dict[int | None, DepthConfig]  #: settings of [isoflop] by `Scheme.depth`
+    comparisons: tuple[Comparison, ...]  #: empty: all rows are compared
 
     def seeds_of(self, scheme: Scheme) -> tuple[int, ...]:
         """The seeds of ``scheme``."""
@@ -130,27 +73,25 @@ class Suite:
         """The training settings of ``scheme``."""
         return replace(self.train, **scheme.train)
 
-    def family_of(self, scheme: Scheme) -> IsoFlopConfig:
+    def family_of(self, scheme: Scheme) -> DepthConfig:
         """The family of shapes of ``scheme``; only for a suite with isoFLOP grids."""
-        assert self.isoflop is not None
-        family = self.isoflop.of_depth(scheme.depth)
-        if scheme.tokens_per_parameter is None:
+        family, centre = self.depths[scheme.depth], scheme.tokens_per_parameter
+        if centre is None:
             return family
-        assert not isinstance(scheme.tokens_per_parameter, dict)  # `at_depths` took the depth's number
-        return replace(family, tokens_per_parameter=scheme.tokens_per_parameter)
+        assert not isinstance(centre, dict)  # `at_depths` took the depth's number
+        return replace(family, tokens_per_parameter=centre)
 
     def at_depths(self, scheme: Scheme) -> list[Scheme]:
         """``scheme`` once for each of its depths; itself without [isoflop] layers."""
         if self.isoflop is None or self.isoflop.layers is None:
             return [scheme]
         centre = scheme.tokens_per_parameter
-        by_depth = centre if isinstance(centre, dict) else {}
         return [
             replace(
                 scheme,
                 layers=(depth,),
                 model={**scheme.model, "layers": depth},
-                tokens_per_parameter=by_depth.get(str(depth)) if by_depth else centre,
+                tokens_per_parameter=centre.get(str(depth)) if isinstance(centre, dict) else centre,
             )
             for depth in scheme.layers or self.isoflop.layers
         ]
@@ -181,218 +122,237 @@ def load_suite(name: str, settings: Mapping[str, Any] | None = None) -> Suite:
         raise UserError(f"suite {source} isn't TOML ({error}); fix it there") from error
     except OSError as error:
         raise UserError(f"suite {source} can't be read ({error.strerror}); check the file") from error
-    for key, value in (settings or {}).items():
-        _set(content, key, value)
-    suite = parse_suite(content, source)
-    for name in settings or {}:
-        table, _, key = name.partition(".")
-        if all(key in row.get(table, {}) for row in _stated_by_rows(suite)):
+    for setting, value in (settings or {}).items():
+        table, _, key = setting.partition(".")
+        if not key or not isinstance(content.setdefault(table, {}), dict):
             raise UserError(
-                f"setting {name} changes no row: each of suite {source} states its own {key}; change it "
-                "there, in a copy of the file"
+                f"--set {setting}: it must be TABLE.KEY=VALUE with a table of suite files such as "
+                "train, for example train.learning_rate=3e-3"
+            )
+        content[table][key] = value
+    suite = parse_suite(content, source)
+    for setting in settings or {}:
+        table, _, key = setting.partition(".")
+        own = [{"sweep": {"seeds": s.seeds} if s.seeds else {}, **asdict(s)} for s in suite.schemes]
+        if table in ("model", "train", "sweep") and all(key in row[table] for row in own):
+            raise UserError(
+                f"setting {setting} changes no row: each of suite {source} states its own {key}; change "
+                "it there, in a copy of the file"
             )
     return suite
-
-
-def _stated_by_rows(suite: Suite) -> list[dict[str, Any]]:
-    """The keys that each row states for itself, by table."""
-    return [
-        {"model": s.model, "train": s.train, "sweep": {} if s.seeds is None else {"seeds": s.seeds}}
-        for s in suite.schemes
-    ]
-
-
-def _set(content: dict[str, Any], name: str, value: Any) -> None:
-    """Give ``content`` the ``value`` of "TABLE.KEY". Raises UserError: ``name`` has no such form."""
-    table, _, key = name.partition(".")
-    if not key or not isinstance(content.setdefault(table, {}), dict):
-        raise UserError(
-            f"--set {name}: it must be TABLE.KEY=VALUE with a table of suite files such as train, for "
-            "example train.learning_rate=3e-3"
-        )
-    content[table][key] = value
 
 
 def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
     """Build the suite of the TOML document ``content``; ``source`` names it in messages. Raises
     UserError: see `load_suite`."""
-    tables: _Tables = built(f"suite {source}", content, _Tables)
-    where = f"suite {source}:"
-
-    def table(name: str, kind: type) -> Any:
-        return built(f"{where} [{name}]", getattr(tables, name), kind)
-
-    data = _data(where, tables.data)
-    axes = table("sweep", Axes)
-    keep = table("keep", KeepConfig)
-    measure = table("measure", MeasureConfig)
-    train = table("train", TrainTable)
-    stated_shapes = {} if "hf" in tables.model else _shapes(where, tables, data)
-    schemes = []
-    hubs = dict[str, HubConfig]()
-    for number, entries in enumerate(tables.schemes, start=1):
-        hub = hub_keys(f"{where} [[schemes]] {number}", entries, tables.model)
-        stated = entries if hub is None else {"router": TRANSFORMERS, **entries}
-        scheme: Scheme = built(f"{where} [[schemes]] {number}", stated, Scheme)
-        at = f"{where} [[schemes]] '{scheme.label}' train" if scheme.train else f"{where} [train]"
-        overrides = checked_fields(at, scheme.train, TrainTable)
-        check_schedule(at, replace(train, **overrides), axes.budgets, measure, keep.weights)
-        at = f"{where} [[schemes]] '{scheme.label}' model"
-        if hub is not None:
-            sequence = overrides.get("sequence", train.sequence)
-            hubs[scheme.label] = hub_of(at, hub, data.vocabulary, sequence)
-            schemes.append(replace(scheme, train=overrides))
-            continue
-        model = checked_fields(at, scheme.model, ModelConfig, without=("vocabulary",))
-        for keys in stated_shapes.values():
-            built(at, {**keys, **model}, ModelConfig)
-        schemes.append(replace(scheme, model=model, train=overrides))
-    check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
-    isoflop = None if tables.isoflop is None else _isoflop(where, table("isoflop", IsoFlopConfig))
-    _refuse_contradictions(where, tables, schemes)
-    if hubs:
-        refuse_sizes(where, tables.isoflop is not None, bool(tables.shapes), next(iter(hubs)))
-    time = table("time", TimeConfig)
-    if time.compile == "auto":  # what is timed is what is trained
-        time = replace(time, compile=train.compile)
-    suite = Suite(
-        source=source,
-        header=table("suite", Header),
-        data=data,
-        train=train,
-        measure=measure,
-        time=time,
-        keep=keep,
-        track=table("track", TrackConfig),
-        axes=axes,
-        shapes={label: ModelConfig(**keys) for label, keys in stated_shapes.items()}
-        or {"": next(iter(hubs.values()))},
-        stated=stated_shapes,
-        hubs=hubs,
-        schemes=(),
-        isoflop=isoflop,
-    )
-    for scheme in schemes:
-        _check_depths(where, isoflop, scheme)
-    suite = replace(suite, schemes=tuple(chain.from_iterable(map(suite.at_depths, schemes))))
-    for scheme in suite.schemes if isoflop else ():
-        try:
-            suite.family_of(scheme)
-        except UserError as error:
-            raise UserError(f"{where} [[schemes]] '{scheme.name}': {error}") from error
-    comparisons = tuple(
-        built(f"{where} [[compare]] {number}", table, Comparison)
-        for number, table in enumerate(tables.compare, start=1)
-    )
-    depths: dict[str, set[int | None]] = {}
-    for scheme in suite.schemes:
-        for size in suite.shapes:
-            label = f"{scheme.label}/{size}" if size and scheme.label not in hubs else scheme.label
-            depths.setdefault(label, set()).add(scheme.depth)
-    check_comparisons(where, comparisons, depths, axes.budgets)
-    return replace(suite, comparisons=comparisons)
-
-
-def _data(where: str, table: dict[str, Any]) -> DataConfig:
-    """The [data] table, with the vocabulary of its tokenizer's file."""
-    data: DataConfig = built(f"{where} [data]", table, DataConfig)
+    where = f"suite {source}"
+    file = built(where, content, SuiteFile, _place)
+    where += ":"
     try:
-        return with_tokenizer(data, table.get("vocabulary"))
+        data = with_tokenizer(file.data, content.get("data", {}).get("vocabulary"))
     except UserError as error:
         raise UserError(f"{where} [data]: {error}") from error
+    check_schedule(f"{where} [train]", file.train, file)
+    stated = {} if "hf" in file.model else _stated_shapes(where, file, data)
+    schemes = list[Scheme]()
+    hubs = dict[str, HubConfig]()
+    for number, entries in enumerate(file.schemes, start=1):
+        at = f"{where} [[schemes]] {number}"
+        hub = hub_keys(at, entries, file.model)
+        scheme = built(at, entries if hub is None else {"router": TRANSFORMERS, **entries}, Scheme)
+        at = f"{where} [[schemes]] '{scheme.label}'"
+        train = overrides(f"{at} train", scheme.train, TrainTable, asdict(file.train))
+        if train:
+            check_schedule(f"{at} train", replace(file.train, **train), file)
+        model = dict[str, Any]()
+        if hub is not None:
+            sequence = train.get("sequence", file.train.sequence)
+            hubs[scheme.label] = hub_of(f"{at} model", hub, data.vocabulary, sequence)
+            model = scheme.model
+        elif "vocabulary" in scheme.model:
+            raise UserError(f"{at} model has a vocabulary, and [data] determines it; remove it")
+        for keys in stated.values() if hub is None else ():
+            model = overrides(f"{at} model", scheme.model, ModelConfig, keys)
+        schemes.append(replace(scheme, model=model, train=train))
+    check_labels(f"{where} [[schemes]]", [scheme.label for scheme in schemes])
+    _refuse_contradictions(where, file, content, schemes)
+    if hubs:
+        refuse_sizes(where, file.isoflop is not None, bool(file.shapes), next(iter(hubs)))
+    time = file.time
+    if time.compile == "auto":  # what is timed is what is trained
+        time = replace(time, compile=file.train.compile)
+    suite = Suite(
+        source=source,
+        header=file.suite,
+        data=data,
+        train=file.train,
+        measure=file.measure,
+        time=time,
+        keep=file.keep,
+        track=file.track,
+        axes=file.sweep,
+        shapes={label: ModelConfig(**keys) for label, keys in stated.items()}
+        or {"": next(iter(hubs.values()))},
+        stated=stated,
+        hubs=hubs,
+        schemes=(),
+        isoflop=file.isoflop,
+        depths=_depths(where, file.isoflop),
+        comparisons=file.compare,
+    )
+    suite = replace(suite, schemes=tuple(chain.from_iterable(map(suite.at_depths, schemes))))
+    _check_comparisons(where, suite)
+    return suite
 
 
-def _refuse_contradictions(where: str, tables: _Tables, schemes: list[Scheme]) -> None:
-    """Raise a `UserError` for settings that only an isoFLOP suite has, or that it chooses itself."""
-    if tables.isoflop is None:
-        for scheme in schemes:
-            if scheme.tokens_per_parameter is not None:
-                raise UserError(
-                    f"{where} [[schemes]] '{scheme.label}' has tokens_per_parameter, which only a suite "
-                    "with [isoflop] uses; remove it, or add [isoflop]"
-                )
-        return
-    if tables.shapes:
-        raise UserError(f"{where} [[shapes]] and [isoflop] both give sizes; remove one of them")
-    for key in ("aspect", "layers"):
-        models = (tables.model, *(scheme.model for scheme in schemes))
-        if tables.isoflop.get(key) is not None and any("layers" in model for model in models):
-            raise UserError(
-                f"{where} [model] layers and [isoflop] {key} both give the depth; remove one"
-            )
-    for at, settings in [("[train]", tables.train), *((f"'{s.label}' train", s.train) for s in schemes)]:
-        if "learning_rate" in settings:
-            raise UserError(
-                f"{where} {at} has a learning_rate, and [isoflop] chooses it from its learning_rates; "
-                "remove it"
-            )
-    for scheme in schemes:
-        if scheme.seeds is not None:
-            raise UserError(
-                f"{where} [[schemes]] '{scheme.label}' has seeds, and curves have those of [sweep]; "
-                "remove them"
-            )
-        if "width" in scheme.model:
-            raise UserError(
-                f"{where} [[schemes]] '{scheme.label}' has a width, and [isoflop] chooses it; remove it"
-            )
+def _place(path: Loc) -> str:
+    """Return the ``path`` of a key as a TOML file has it: " [train] batch" or " [[compare]] 2 a"."""
+    if not path:
+        return ""
+    table, *rest = path
+    if rest and isinstance(rest[0], int):
+        table, rest = f"[{table}]", [rest[0] + 1, *rest[1:]]
+    return ": " + " ".join(map(str, [f"[{table}]", *rest]))
 
 
-def _isoflop(where: str, isoflop: IsoFlopConfig) -> IsoFlopConfig:
-    """``isoflop`` with checked settings of its depths."""
-    at = {}
-    for depth, keys in isoflop.at.items():
-        table: Any = checked(f"{where} [isoflop] at {depth}", keys, dict[str, Any])
-        at[depth] = checked_fields(
-            f"{where} [isoflop.at.{depth}]", table, IsoFlopConfig, without=_OF_ALL_DEPTHS
-        )
-    isoflop = replace(isoflop, at=at)
-    for depth in at:
-        try:
-            isoflop.of_depth(int(depth))
-        except UserError as error:
-            raise UserError(f"{where} [isoflop.at.{depth}]: {error}") from error
-    return isoflop
-
-
-def _check_depths(where: str, isoflop: IsoFlopConfig | None, scheme: Scheme) -> None:
-    """Raises UserError: ``scheme`` names depths that [isoflop] layers does not list."""
-    at = f"{where} [[schemes]] '{scheme.label}'"
-    depths = isoflop.layers if isoflop and isoflop.layers else ()
-    centre = scheme.tokens_per_parameter
-    by_depth = centre if isinstance(centre, dict) else {}
-    for key, of in (("layers", scheme.layers or ()), ("tokens_per_parameter", by_depth)):
-        if unknown := sorted({*map(str, of)} - {*map(str, depths)}):
-            raise UserError(
-                f"{at} {key} has {unknown[0]}, which [isoflop] layers does not list; remove it, or add "
-                "it there"
-            )
-
-
-def _shapes(where: str, tables: _Tables, data: DataConfig) -> dict[str, dict[str, Any]]:
+def _stated_shapes(where: str, file: SuiteFile, data: DataConfig) -> dict[str, dict[str, Any]]:
     """The stated keys of each shape, by label, with the vocabulary of the data's tokenizer."""
     shapes = []
-    for number, table in enumerate(tables.shapes or ({},), start=1):
-        at = f"{where} [[shapes]] {number}" if tables.shapes else f"{where} [model]"
-        overrides = dict(table)
-        label = checked(f"{at} label", overrides.pop("label", ""), str)
-        keys = {"vocabulary": data.vocabulary, **tables.model, **overrides}
-        model = built(at, keys, ModelConfig)
-        if model.vocabulary != data.vocabulary:
+    for number, table in enumerate(file.shapes or ({},), start=1):
+        at = f"{where} [[shapes]] {number}" if file.shapes else f"{where} [model]"
+        own = dict(table)
+        label = own.pop("label", "")
+        keys = {"vocabulary": data.vocabulary, **file.model, **own}
+        keys = overrides(at, keys, ModelConfig, {})
+        if keys["vocabulary"] != data.vocabulary:
             raise UserError(
-                f"{at} vocabulary is {model.vocabulary}, but the tokenizer of [data] has "
+                f"{at} vocabulary is {keys['vocabulary']}, but the tokenizer of [data] has "
                 f"{data.vocabulary}; leave it out, the data determines it"
             )
-        shapes.append((label, checked_fields(at, keys, ModelConfig)))
-    if tables.shapes:
+        shapes.append((label, keys))
+    if file.shapes:
         check_labels(f"{where} [[shapes]]", [label for label, _ in shapes])
     return dict(shapes)
 
 
-def check_labels(where: str, labels: list[str]) -> None:
+def _depths(where: str, isoflop: IsoFlopConfig | None) -> dict[int | None, DepthConfig]:
+    """The settings of [isoflop] at each depth, with those of [isoflop.at]."""
+    if isoflop is None:
+        return {}
+    common = {field.name: getattr(isoflop, field.name) for field in fields(DepthConfig)}
+    return {
+        depth: built(
+            f"{where} [isoflop.at.{depth}]", common | isoflop.at.get(str(depth), {}), DepthConfig
+        )
+        for depth in isoflop.layers or (None,)
+    }
+
+
+def check_labels(where: str, labels: Sequence[Any]) -> None:
     """Raises UserError: a label is malformed, or two are equal; the sentence starts with ``where``."""
     for label in labels:
-        if not LABEL.fullmatch(label):
+        if not isinstance(label, str) or not LABEL.fullmatch(label):
             raise UserError(f"{where}: label is {label!r}; it must be {LABEL_WORDS}")
         if labels.count(label) > 1:
             raise UserError(f"{where}: two have the label '{label}'; give each its own label")
+
+
+def check_schedule(at: str, train: TrainTable, file: SuiteFile) -> None:
+    """Raises UserError: the schedule of ``train`` does not fit the other tables of ``file``, or
+    micro-batches don't make a batch."""
+    if train.batch % train.ranks:
+        raise UserError(
+            f"{at} parallel has {train.ranks} processes; they must divide batch, which is {train.batch}"
+        )
+    if (train.batch // train.ranks) % train.rows:
+        raise UserError(
+            f"{at} micro_batch is {train.micro_batch}; it must divide the sequences of a process, which "
+            f"are {train.batch // train.ranks}"
+        )
+    budgets = file.sweep.budgets
+    try:
+        train.schedule_of(budgets if train.schedule == "trapezoid" else budgets[:1])
+    except UserError as error:
+        raise UserError(f"{at}: {error}") from error
+    if train.schedule == "trapezoid" and file.measure.downstream_checkpoints is not None:
+        raise UserError(
+            f"{at} schedule is 'trapezoid', and [measure] downstream_checkpoints needs 'cosine'; remove "
+            "one of them"
+        )
+    if train.schedule == "trapezoid" and file.keep.weights == "all":
+        raise UserError(
+            f"{at} schedule is 'trapezoid', whose decays' points can't all be kept; set [keep] "
+            "weights = 'budgets', or schedule = 'cosine'"
+        )
+
+
+def _refuse_contradictions(
+    where: str, file: SuiteFile, content: Mapping[str, Any], schemes: Sequence[Scheme]
+) -> None:
+    """Raises UserError: a setting that only an isoFLOP suite has, or that it chooses itself."""
+    isoflop = file.isoflop
+    depths = {str(depth) for depth in isoflop.layers or ()} if isoflop else set[str]()
+    refused = [(f"{where} [train]", "learning_rate", content.get("train", {}))] if isoflop else []
+    for scheme in schemes:
+        at = f"{where} [[schemes]] '{scheme.label}'"
+        centre = scheme.tokens_per_parameter
+        if isoflop is None and centre is not None:
+            raise UserError(
+                f"{at} has tokens_per_parameter, which only a suite with [isoflop] uses; remove it, or "
+                "add [isoflop]"
+            )
+        by_depth = centre if isinstance(centre, dict) else {}
+        for key, own in (("layers", scheme.layers or ()), ("tokens_per_parameter", by_depth)):
+            if unknown := sorted({*map(str, own)} - depths):
+                raise UserError(
+                    f"{at} {key} has {unknown[0]}, which [isoflop] layers does not list; remove it, or "
+                    "add it there"
+                )
+        if isoflop is not None:
+            refused.append((f"{at} train", "learning_rate", scheme.train))
+            refused.append((f"{at} model", "width", scheme.model))
+            refused.append((at, "seeds", {} if scheme.seeds is None else {"seeds": scheme.seeds}))
+    sources = {"learning_rate": "its learning_rates", "width": "its budgets", "seeds": "[sweep] seeds"}
+    for at, key, table in refused:
+        if key in table:
+            raise UserError(f"{at} has {key}, which [isoflop] takes from {sources[key]}; remove it")
+    if isoflop is not None and file.shapes:
+        raise UserError(f"{where} [[shapes]] and [isoflop] both give sizes; remove one of them")
+    for key in ("aspect", "layers"):
+        models = (file.model, *(scheme.model for scheme in schemes))
+        if getattr(isoflop, key, None) is not None and any("layers" in model for model in models):
+            raise UserError(
+                f"{where} [model] layers and [isoflop] {key} both give the depth; remove one"
+            )
+
+
+def _check_comparisons(where: str, suite: Suite) -> None:
+    """Raises UserError: a row, budget or depth that ``suite`` does not have, a row with itself, or two
+    comparisons of the same."""
+    depths: dict[str, set[int | None]] = {}
+    for scheme in suite.schemes:
+        for size in suite.shapes:
+            label = f"{scheme.label}/{size}" if size and scheme.label not in suite.hubs else scheme.label
+            depths.setdefault(label, set()).add(scheme.depth)
+    seen = set[tuple[frozenset[str], int, int | None]]()
+    budgets = suite.axes.budgets
+    for number, pair in enumerate(suite.comparisons, start=1):
+        at = f"{where} [[compare]] {number}"
+        for key in ("a", "b"):
+            if (label := getattr(pair, key)) not in depths:
+                raise UserError(
+                    f"{at} {key} is '{label}', which is no row; {known_names(label, depths)}"
+                )
+            if pair.depth is not None and pair.depth not in depths[label]:
+                raise UserError(
+                    f"{at} depth is {pair.depth}, at which '{label}' has no curve; remove it"
+                )
+        if pair.a == pair.b:
+            raise UserError(f"{at} compares '{pair.a}' with itself; name another row")
+        if pair.budget is not None and pair.budget not in budgets:
+            raise UserError(f"{at} budget is {pair.budget:g}, which [sweep] budgets lacks; add it there")
+        for stated in stated_comparisons([pair], budgets):
+            same = (frozenset((pair.a, pair.b)), stated["budget"], pair.depth)
+            if same in seen:
+                raise UserError(f"{at} compares '{pair.a}' with '{pair.b}' a second time; remove it")
+            seen.add(same)

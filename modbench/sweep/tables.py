@@ -1,16 +1,30 @@
-"""Tables of a suite file: [suite], [sweep], [keep] and [[compare]]; and the schedule
-of [train]. Imports no torch."""
+"""The tables of a suite file as typed objects, each checked by itself; pydantic reads them
+(`modbench.typed.built`). Imports no torch."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from modbench.errors import UserError, known_names
+from modbench.analysis.learning_rate import is_geometric
+from modbench.data.config import DataConfig
+from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
+from modbench.plan.family import Family
 from modbench.records.metrics import ranking_metric
-from modbench.records.names import NAME
+from modbench.records.names import LABEL, LABEL_WORDS, NAME, at_depth
+from modbench.sweep.track import TrackConfig
+from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
-from modbench.typed import Positive
+from modbench.typed import Count, Natural, Positive, Seed
+
+
+def check_distinct(**lists: Sequence[int] | None) -> None:
+    """Raises UserError: one of ``lists`` is empty, or has an entry twice."""
+    for name, values in lists.items():
+        if values is not None and not values:
+            raise UserError(f"{name} is empty; give it at least one entry")
+        if values is not None and len(set(values)) < len(values):
+            raise UserError(f"{name} is {list(values)}; an entry appears twice, remove one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +49,12 @@ class Header:
 class Axes:
     """The [sweep] table: each scheme runs at each budget (training FLOPs) with each seed."""
 
-    budgets: tuple[int, ...]  #: training FLOPs of a run, convention `model`; 1e13 is an integer here
-    seeds: tuple[int, ...] = (0,)  #: of the initial weights and of the order of the data
-    cell_timeout: float = 1800.0  #: seconds without progress after which a run's process is ended
+    budgets: tuple[Count, ...]  #: training FLOPs of a run, convention `model`; 1e13 is an integer here
+    seeds: tuple[Seed, ...] = (0,)  #: of the initial weights and of the order of the data
+    cell_timeout: Positive = 1800.0  #: seconds without progress after which a run's process is ended
 
     def __post_init__(self) -> None:
-        if self.cell_timeout <= 0:
-            raise UserError(f"cell_timeout is {self.cell_timeout}; it must be above 0 seconds")
-        _check_distinct("budgets", self.budgets)
-        check_seeds(self.seeds)
-
-
-def _check_distinct(name: str, values: tuple[int, ...]) -> None:
-    if not values:
-        raise UserError(f"{name} is empty; give it at least one entry")
-    if len(set(values)) < len(values):
-        raise UserError(f"{name} is {list(values)}; an entry appears twice, remove one")
-
-
-def check_seeds(seeds: tuple[int, ...]) -> None:
-    _check_distinct("seeds", seeds)
-    if min(seeds) < 0 or max(seeds) >= 2**32:
-        raise UserError(f"seeds is {list(seeds)}; a seed must lie in [0, 2**32)")
+        check_distinct(budgets=self.budgets, seeds=self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +64,91 @@ class KeepConfig:
     #: weights that stay after a run was measured, so that more can be measured later: of its budgets;
     #: all, with those of the points of its learning curve; or none
     weights: Literal["budgets", "all", "none"] = "budgets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthConfig(Family):
+    """The family of shapes of an isoFLOP grid, and its learning rates: the keys of [isoflop] that a
+    depth may have for itself. Raises UserError: a field is out of range."""
+
+    learning_rates: tuple[Positive, ...] = (2.5e-3, 5e-3, 1e-2)  #: three or more, by one ratio
+    #: seed of the runs that choose and check a rate; None: one that no curve has, from 100
+    rate_seed: Seed | None = None
+    extensions: Natural = 2  #: further rates to try while the best one is at an end
+    exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
+    refine: bool = True  #: fit the exponent again if it fails its check at the ends of the middle budget
+    #: move the grids of other budgets by one step of spacing if the middle one's optimum asks for it
+    recentre: bool = False
+    #: loss in nats per token that the law may lose at either end: above the noise of a single run
+    law_margin: Positive = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.learning_rates) < 3 or not is_geometric(self.learning_rates):
+            raise UserError(
+                f"learning_rates is {list(self.learning_rates)}; it must be three or more that ascend "
+                "by one ratio, such as [0.0025, 0.005, 0.01]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoFlopConfig(DepthConfig):
+    """The [isoflop] table of a suite. Raises UserError: a field is out of range."""
+
+    margin: Positive = 0.01  #: difference in nats per token within which two schemes are equivalent
+    passes: Positive = 4.0  #: most passes over the training text
+    #: depths: each scheme has a curve over size for each of them; in place of [model] layers
+    layers: tuple[Count, ...] | None = None
+    #: [isoflop.at.8]: keys of [isoflop] that differ at 8 layers; all but layers, aspect, margin, passes
+    at: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_distinct(layers=self.layers)
+        aspects = [self.aspect, *(keys.get("aspect") for keys in self.at.values())]
+        if self.layers and any(aspects):
+            raise UserError("layers and aspect both give the depth; remove one of them")
+        if unknown := self.at.keys() - set(map(str, self.layers or ())):
+            raise UserError(
+                f"at has keys for {min(unknown)} layers, which layers does not list; remove them, or "
+                "add that depth to layers"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A row of the table: a router with options, and its own training settings."""
+
+    #: NAME, or NAME:PRESET; ``options`` override the preset's; of a plugin: with --plugin. With a model
+    #: of transformers: it is retrofitted; none: it stays as it is
+    router: str
+    label: str = ""  #: its name in tables and plots; the router's name if empty
+    #: options of the router (`modbench docs routers`)
+    options: dict[str, Any] = field(default_factory=dict)
+    #: keys of [model] that differ for this scheme; or a model of transformers, { hf = FOLDER or FILE }
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)  #: keys of [train] that differ for this scheme
+    seeds: tuple[Seed, ...] | None = None  #: in place of [sweep] seeds; None: those. Not with [isoflop]
+    #: overrides that of [isoflop]; with [isoflop] layers also by depth, as { 4 = 30.0, 8 = 16.0 }
+    tokens_per_parameter: Positive | dict[str, Positive] | None = None
+    layers: tuple[int, ...] | None = None  #: those of [isoflop] layers that it has; None: all
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.router)
+        check_distinct(seeds=self.seeds)
+        if not LABEL.fullmatch(self.router):  # records of other routers are refused
+            raise UserError(f"router is {self.router!r}; it must be {LABEL_WORDS}")
+
+    @property
+    def depth(self) -> int | None:
+        """The depth of its curves, once the suite is `at_depths`; None: the suite has one depth."""
+        return self.layers[0] if self.layers else None
+
+    @property
+    def name(self) -> str:
+        """Its label, with its depth if the suite has several."""
+        return at_depth(self.label, self.depth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,38 +165,6 @@ class Comparison:
     depth: int | None = None  #: with [isoflop] layers, the depth of both; None: each at its best depth
 
 
-def check_comparisons(
-    where: str,
-    comparisons: Sequence[Comparison],
-    depths: dict[str, set[int | None]],
-    budgets: Sequence[int],
-) -> None:
-    """Raises UserError: a row, budget or depth that the suite does not have, a row with itself, or two
-    comparisons of the same. ``depths``: of each row; ``where``: the start of the sentence."""
-    seen = set[tuple[frozenset[str], int, int | None]]()
-    for number, pair in enumerate(comparisons, start=1):
-        at = f"{where} [[compare]] {number}"
-        for key in ("a", "b"):
-            if (label := getattr(pair, key)) not in depths:
-                raise UserError(
-                    f"{at} {key} is '{label}', which is no row; {known_names(label, depths)}"
-                )
-        if pair.a == pair.b:
-            raise UserError(f"{at} compares '{pair.a}' with itself; name another row")
-        if pair.budget is not None and pair.budget not in budgets:
-            raise UserError(f"{at} budget is {pair.budget:g}, which [sweep] budgets lacks; add it there")
-        for label in (pair.a, pair.b):
-            if pair.depth is not None and pair.depth not in depths[label]:
-                raise UserError(
-                    f"{at} depth is {pair.depth}, at which '{label}' has no curve; remove it"
-                )
-        for stated in stated_comparisons([pair], budgets):
-            same = (frozenset((pair.a, pair.b)), stated["budget"], pair.depth)
-            if same in seen:
-                raise UserError(f"{at} compares '{pair.a}' with '{pair.b}' a second time; remove it")
-            seen.add(same)
-
-
 def stated_comparisons(pairs: Sequence[Comparison], budgets: Sequence[int]) -> list[dict[str, Any]]:
     """The ``pairs`` at each budget, as the record of a suite states them."""
     fields = [
@@ -124,30 +175,21 @@ def stated_comparisons(pairs: Sequence[Comparison], budgets: Sequence[int]) -> l
     return [{key: value for key, value in pair.items() if value is not None} for pair in fields]
 
 
-def check_schedule(
-    at: str, train: TrainTable, budgets: Sequence[int], measure: MeasureConfig, keep: str
-) -> None:
-    """Raises UserError: the schedule has no place in the suite, or micro-batches don't make a batch."""
-    if train.batch % train.ranks:
-        raise UserError(
-            f"{at} parallel has {train.ranks} processes; they must divide batch, which is {train.batch}"
-        )
-    if (train.batch // train.ranks) % train.rows:
-        raise UserError(
-            f"{at} micro_batch is {train.micro_batch}; it must divide the sequences of a process, which "
-            f"are {train.batch // train.ranks}"
-        )
-    try:
-        train.schedule_of(budgets if train.schedule == "trapezoid" else budgets[:1])
-    except UserError as error:
-        raise UserError(f"{at}: {error}") from error
-    if train.schedule == "trapezoid" and measure.downstream_checkpoints is not None:
-        raise UserError(
-            f"{at} schedule is 'trapezoid', and [measure] downstream_checkpoints needs 'cosine'; remove "
-            "one of them"
-        )
-    if train.schedule == "trapezoid" and keep == "all":
-        raise UserError(
-            f"{at} schedule is 'trapezoid', whose decays' points can't all be kept; set [keep] "
-            "weights = 'budgets', or schedule = 'cosine'"
-        )
+@dataclass(frozen=True, kw_only=True)
+class SuiteFile:
+    """The tables of a suite file. What [model], [[shapes]] and [[schemes]] may state depends on each
+    other and on [data]: `modbench.sweep.suite` checks them."""
+
+    suite: Header
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainTable = field(default_factory=TrainTable)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    time: TimeConfig = field(default_factory=TimeConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    isoflop: IsoFlopConfig | None = None
+    sweep: Axes
+    shapes: tuple[dict[str, Any], ...] = ()
+    schemes: tuple[dict[str, Any], ...]
+    compare: tuple[Comparison, ...] = ()

@@ -18,7 +18,8 @@ from modbench.records.run_name import RunName, shortest
 from modbench.sweep.isoflop import middle_of, stated
 from modbench.sweep.isoflop_runs import grids_of, isoflop_runs, router_code
 from modbench.sweep.rows import Rows
-from modbench.sweep.suite import Scheme, Suite
+from modbench.sweep.suite import Suite
+from modbench.sweep.tables import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,8 @@ def plan_of(rows: Rows, name: str) -> dict[str, Any] | None:
     if suite.isoflop is None:
         return None
     scheme = next(scheme for scheme in suite.schemes if scheme.name == name)
-    return stated(suite.family_of(scheme), middle_of(grids_of(rows, scheme)), suite.axes.seeds)
+    middle = middle_of(grids_of(rows, scheme))
+    return stated(suite.family_of(scheme), suite.isoflop.margin, middle, suite.axes.seeds, scheme.depth)
 
 
 def losses_of(records: Iterable[Finished]) -> dict[str, float | None]:

@@ -4,50 +4,39 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from modbench.errors import UserError
-
-#: The smallest value of a field.
-_LEAST = {
-    **dict.fromkeys(("repetitions", "samples", "prefill_batch", "decode_tokens"), 1),
-    **dict.fromkeys(("warm_up_seconds", "steps_in_a_row", "threads"), 0),
-}
+from modbench.typed import Count, Natural, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConfig:
     """Cases, and how often each is timed. The forward pass and the training step use [train]'s batch and
     sequence. A decode sample is ``decode_tokens`` consecutive tokens, since a depth-routed layer selects
-    only one in several. Raises UserError: a field is out of range, with the value and what would be
-    right."""
+    only one in several. Ranges are checked where a suite is read. Raises UserError: too few samples for
+    an interquartile range."""
 
-    repetitions: int = 5  #: fresh processes per scheme
-    samples: int = 10  #: timed runs per case and process
-    warm_up_seconds: float = 0.5  #: of untimed runs before them; a fifth of it on a CPU
-    steps_in_a_row: int = 20  #: training steps that a GPU takes without a wait between them; 0: none
-    prefill: tuple[int, ...] = ()  #: prompt lengths; (): a quarter of [train]'s sequence, and all of it
-    prefill_batch: int = 1  #: prompts per batch
-    decode_past: tuple[int, ...] = ()  #: cached tokens; (): an eighth of the sequence, half, all
-    decode_batches: tuple[int, ...] = (1, 4)  #: sequences per batch, combined with each past
-    decode_tokens: int = 16  #: tokens per decode sample
+    repetitions: Count = 5  #: fresh processes per scheme
+    samples: Count = 10  #: timed runs per case and process
+    warm_up_seconds: NotNegative = 0.5  #: of untimed runs before them; a fifth of it on a CPU
+    steps_in_a_row: Natural = 20  #: training steps that a GPU takes without a wait between them; 0: none
+    prefill: tuple[
+        Count, ...
+    ] = ()  #: prompt lengths; (): a quarter of [train]'s sequence, and all of it
+    prefill_batch: Count = 1  #: prompts per batch
+    decode_past: tuple[Count, ...] = ()  #: cached tokens; (): an eighth of the sequence, half, all
+    decode_batches: tuple[Count, ...] = (1, 4)  #: sequences per batch, combined with each past
+    decode_tokens: Count = 16  #: tokens per decode sample
     forced_balance: bool = True  #: balanced routing, whatever the scores of untrained routers
     compile: Literal["auto", "on", "off"] = "auto"  #: torch.compile of training; auto: as [train]
-    threads: int = 0  #: CPU threads; 0: as many as a run has: one, or with a GPU all cores
+    threads: Natural = 0  #: CPU threads; 0: as many as a run has: one, or with a GPU all cores
 
     def __post_init__(self) -> None:
         for name in ("prefill", "decode_past", "decode_batches"):
-            values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)
-            if min(values, default=1) < 1:
-                raise UserError(f"time {name} is {list(values)}; each must be 1 or more")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise UserError(f"time {name} is {getattr(self, name)}; it must be {least} or more")
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has a list
         if self.repetitions * self.samples < 3:
             raise UserError(
                 f"time repetitions is {self.repetitions} and samples {self.samples}; they must multiply "
                 "to 3 or more, for a median and an interquartile range"
             )
-        if self.compile not in ("auto", "on", "off"):
-            raise UserError(f"time compile is '{self.compile}'; it must be 'auto', 'on' or 'off'")
 
     def resolved(self, sequence: int) -> "TimeConfig":
         """Fill in the lengths that default to fractions of ``sequence``."""

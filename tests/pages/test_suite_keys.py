@@ -10,7 +10,8 @@ from suite_keys import DOCS, TABLES, blocks, filled, key_table, own_meanings
 from modbench.errors import UserError
 from modbench.sweep.refuse import refuse_more_passes
 from modbench.sweep.rows import resolve
-from modbench.sweep.suite import Suite, _Tables, parse_suite
+from modbench.sweep.suite import Suite, parse_suite
+from modbench.sweep.tables import SuiteFile
 from modbench.sweep.wanted import expand
 
 PAGE = (DOCS / "suites.md").read_text()
@@ -32,7 +33,7 @@ def test_the_tables_of_the_page_are_those_of_the_code(name: str) -> None:
 
 
 def test_the_page_has_every_table_of_a_suite_file() -> None:
-    known = set(_Tables.__dataclass_fields__)
+    known = set(SuiteFile.__dataclass_fields__)
     assert known == {*TABLES, "shapes"}
     headings = set(re.findall(r"^### \[+(\w+)\]+$", PAGE, flags=re.MULTILINE))
     assert headings == known

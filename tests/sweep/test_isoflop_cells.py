@@ -6,10 +6,11 @@ import pytest
 
 from modbench.analysis.learning_rate import refined_exponent
 from modbench.model.config import ModelConfig
-from modbench.sweep.isoflop import IsoFlopConfig, Point, points, rate_seed, shift_of
+from modbench.sweep.isoflop import Point, points, rate_seed, shift_of
+from modbench.sweep.tables import DepthConfig
 
-CONFIG = IsoFlopConfig(refine=False, rate_seed=0)
-REFINED = IsoFlopConfig(rate_seed=9)
+CONFIG = DepthConfig(refine=False, rate_seed=0)
+REFINED = DepthConfig(rate_seed=9)
 SEEDS = (0, 1, 2)
 
 
@@ -115,15 +116,15 @@ def test_grids_move_towards_the_optimum(losses: tuple[float | None, ...], steps:
 
 
 def test_rates_have_a_seed_that_no_curve_has_by_default() -> None:
-    assert rate_seed(IsoFlopConfig(), [0, 1, 2]) == 100
-    assert rate_seed(IsoFlopConfig(), [0, 100, 101]) == 102
-    assert rate_seed(IsoFlopConfig(rate_seed=0), [0, 1]) == 0
+    assert rate_seed(DepthConfig(), [0, 1, 2]) == 100
+    assert rate_seed(DepthConfig(), [0, 100, 101]) == 102
+    assert rate_seed(DepthConfig(rate_seed=0), [0, 1]) == 0
 
 
 @pytest.mark.parametrize(("lost", "refined"), [(0.02, False), (0.04, True)])
 def test_the_law_is_refined_beyond_its_own_margin_only(lost: float, refined: bool) -> None:
     """0.02 nats is more than the margin of comparisons, and within the noise of one run."""
-    config = IsoFlopConfig(exponent=-0.5)
+    config = DepthConfig(exponent=-0.5)
     tried: dict[int, dict[float, float | None]] = {
         32: {0.00354: 4.0 + lost, 0.00707: 4.0 + lost, 0.0141: 4.0},
         128: {0.00177: 4.0, 0.00354: 4.0 + lost, 0.00707: 4.0 + lost},

@@ -110,12 +110,12 @@ def test_grids_of_other_budgets_follow_the_optimum_of_the_middle_one() -> None:
         ({"shapes": [{"label": "a"}]}, r"\[\[shapes\]\] and \[isoflop\] both give sizes; remove one"),
         (
             {"schemes": [{"router": "mod", "train": {"learning_rate": 0.1}}]},
-            "'mod' train has a learning_rate",
+            "'mod' train has learning_rate, which",
         ),
         ({"isoflop": {"sizes": 4}}, r"\[isoflop\]: sizes is 4; it must be an odd number"),
         (
             {"schemes": [{"router": "mod", "model": {"width": 64}}]},
-            r"'mod' has a width, and \[isoflop\] chooses it",
+            "'mod' model has width, which",
         ),
     ],
 )

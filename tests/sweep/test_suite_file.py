@@ -106,14 +106,20 @@ def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
     [
         ("[train]", "[trian]", "has no 'trian'; did you mean 'train'?"),
         ("batch = 4", "batch = 0", "[train] batch is 0; it should be greater than or equal to 1"),
+        (
+            "[train]",
+            '[measure]\nsteps = ["helout"]\n[train]',
+            "[measure] steps is ['helout']; it should be",
+        ),
         ("heads = 4", "heads = 5", "[model]: model width 32 with 5 heads"),
         (
             "heads = 4",
             "vocabulary = 300",
             "[model] vocabulary is 300, but the tokenizer of [data] has 257",
         ),
-        ("[1e13,", "[1.5,", "[sweep] budgets is (1.5, 20000000000000); it should be"),
+        ("[1e13,", "[1.5,", "[sweep] budgets is [1.5, 20000000000000]; it should be"),
         ('label = "mod 25 %"', 'label = "<script>"', "[[schemes]]: label is '<script>'"),
+        ("[train]", "[[shapes]]\nlabel = [1]\n[train]", "[[shapes]]: label is [1]; it must be"),
         ("options =", "option =", "[[schemes]] 2 has no 'option'; did you mean 'options'?"),
         ('name = "mine"', 'name = "../mine"', "[suite]: name is '../mine'; it becomes a folder's name"),
         (

@@ -15,12 +15,13 @@ from modbench.records.record import SuiteRecord, rank_of
 from modbench.records.store import append_record
 from modbench.shipped import committed_results
 from modbench.sweep.executor import Executor, Tell
+from modbench.sweep.isoflop import stated as stated_isoflop
 from modbench.sweep.job import Job, made_by
 from modbench.sweep.loop import Failure, Loop
 from modbench.sweep.progress import show_page, show_progress
 from modbench.sweep.rows import Rows
 from modbench.sweep.tables import stated_comparisons
-from modbench.sweep.wanted import Wanted, plan_of
+from modbench.sweep.wanted import Wanted
 
 
 def store_suite(
@@ -56,11 +57,14 @@ def suite_of(
     """Return what the suite wants, as its record states it. ``planned``: see
     `modbench.sweep.wanted.expand_planned`; its shapes are timed before all runs are known."""
     header = rows.suite.header
+    suite = rows.suite
+    schemes = [s for s in suite.schemes if s.name in rows.resolved] if suite.isoflop else []
+    plans = {scheme.name: stated_isoflop(rows, scheme) for scheme in schemes}
     stated = dict[str, dict[str, Any]]()
     for item in [*planned, *wanted]:
         row = stated.setdefault(item.label, {"label": item.label, "runs": [], "timed": []})
-        if plan := plan_of(rows, item.name):
-            row["isoflop"] = plan
+        if item.name in plans:
+            row["isoflop"] = plans[item.name]
         if (key := item.run.timed.key) not in row["timed"]:
             row["timed"].append(key)
     for item in wanted:

@@ -1,28 +1,28 @@
-"""IsoFLOP suites: which sizes, budgets, learning rates and seeds of a scheme are run. Imports no torch.
+"""The experimental design of isoFLOP suites: which sizes, budgets, learning rates and seeds of a scheme
+are run, and in which order they follow from each other's losses. Imports no torch."""
 
-The learning rate is chosen at the middle size of the middle budget; all other sizes follow from it by a
-law in the width. The law is checked at the ends of the middle budget before the curves run, and its
-exponent fitted again if it fails; it is checked once more at the largest budget.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import count
 from math import log
 from typing import Any
 
-from modbench.analysis.learning_rate import (
-    RateChoice,
-    choose_rate,
-    neighbours,
-    rate_at,
-    refined_exponent,
-)
+from modbench.analysis.learning_rate import choose_rate, neighbours, rate_at, refined_exponent
 from modbench.model.config import ModelConfig
-from modbench.sweep.tables import DepthConfig
+from modbench.records.line import key_of
+from modbench.records.run import RouterCode, Run
+from modbench.sweep.rows import Resolved, Rows
+from modbench.sweep.tables import DepthConfig, Scheme
+from modbench.train.schedule import Schedule
+
+Grids = Mapping[int, Sequence[ModelConfig]]  #: shapes in ascending order, by budget
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Point:
     """One run of a scheme."""
 
@@ -32,24 +32,108 @@ class Point:
     seed: int
 
 
+Losses = Mapping[Point, float | None]  #: of runs that are done; None: diverged
+
+
+@dataclass(frozen=True)
+class Wants:
+    """Runs that settle the learning ``rates`` before any curve, and others."""
+
+    rates: Sequence[Point]
+    others: Sequence[Point]
+
+
 @dataclass(frozen=True)
 class Middle:
-    """Where learning rates are tried."""
+    """The middle size of the middle budget of grids."""
 
     shape: ModelConfig
     budget: int
 
-
-def middle_of(grids: Mapping[int, Sequence[ModelConfig]]) -> Middle:
-    """The middle size of the middle budget of ``grids``: shapes in ascending order by budget."""
-    budgets = sorted(grids)
-    budget = budgets[len(budgets) // 2]
-    return Middle(grids[budget][len(grids[budget]) // 2], budget)
+    @classmethod
+    def of(cls, grids: Grids) -> "Middle":
+        budget = sorted(grids)[len(grids) // 2]
+        return cls(grids[budget][len(grids[budget]) // 2], budget)
 
 
-def chosen_rate(config: DepthConfig, losses: Mapping[float, float | None]) -> RateChoice:
-    """The choice among the rates whose ``losses`` at the middle are known; None: diverged."""
-    return choose_rate(config.learning_rates, losses, config.extensions)
+def design(
+    config: DepthConfig, grids_at: Callable[[int], Grids], sizes: Sequence[float], seeds: Sequence[int]
+) -> Generator[Wants, Losses, None]:
+    """Yield all runs that are wanted so far, and expect the losses of those that are done; what follows
+    from a loss waits for it. ``grids_at``: the grids whose centre is so many steps of spacing larger,
+    except at the middle budget; ``sizes``: active parameters of the shapes there."""
+    grids = grids_at(0)
+    middle = Middle.of(grids)
+    at_middle = grids[middle.budget]
+    rates = list[Point]()
+    best = 0.0
+
+    def on_law(shape: ModelConfig, exponent: float) -> float:
+        return rate_at(best, middle.shape.width, shape.width, exponent)
+
+    def around(shape: ModelConfig, budget: int, exponent: float) -> list[Point]:
+        """The rate of the law, and its neighbours."""
+        rate = on_law(shape, exponent)
+        near = (rate, *neighbours(config.learning_rates, rate))
+        return [Point(shape, budget, each, rate_seed(config, seeds)) for each in near]
+
+    def wants(others: Sequence[Point]) -> Wants:
+        of_rates = set(rates)
+        return Wants(rates, [point for point in dict.fromkeys(others) if point not in of_rates])
+
+    # The learning rate: at the middle size and budget, until the best one has worse neighbours.
+    tried: dict[float, float | None] = {}
+    while wanted := (choice := choose_rate(config.learning_rates, tried, config.extensions)).wanted:
+        rates = [
+            Point(middle.shape, middle.budget, rate, rate_seed(config, seeds))
+            for rate in sorted([*tried, *wanted])
+        ]
+        losses = yield wants([])
+        tried = {point.learning_rate: losses[point] for point in rates if point in losses}
+        if len(tried) < len(rates):
+            return
+    if choice.best is None:
+        return
+    best = choice.best
+
+    # Its law in the width: checked at the ends of the middle budget, and fitted again if it fails there.
+    exponent = config.exponent
+    check = around(at_middle[-1], middle.budget, exponent)
+    if config.refine:
+        check = around(at_middle[0], middle.budget, exponent) + check
+        rates = list(dict.fromkeys([*rates, *check]))
+        losses = yield wants([])
+        if not losses.keys() >= {*check}:
+            return
+        by_width: dict[int, dict[float, float | None]] = defaultdict(dict)
+        for point in check:
+            by_width[point.shape.width][point.learning_rate] = losses[point]
+        exponent = refined_exponent(exponent, best, middle.shape.width, by_width, config.law_margin)
+
+    # The curve of the middle budget, with all seeds: its optimum may move the grids of the others.
+    curve = [
+        Point(shape, middle.budget, on_law(shape, exponent), seed)
+        for shape in at_middle
+        for seed in seeds
+    ]
+    if config.recentre:
+        losses = yield wants([*curve, *check])
+        first = curve[:: len(seeds)]
+        if not losses.keys() >= {*first}:
+            return
+        grids = grids_at(shift_of(sizes, [losses[point] for point in first], config.spacing))
+
+    # The curves of the other budgets, with one seed.
+    curves = list[Point]()
+    for budget, shapes in sorted(grids.items()):
+        one_seed = [Point(shape, budget, on_law(shape, exponent), seeds[0]) for shape in shapes]
+        curves += curve if budget == middle.budget else one_seed
+
+    # The law once more, at the middle size of the largest budget.
+    largest = max(grids)
+    if config.refine and largest != middle.budget:
+        check = around(grids[largest][len(grids[largest]) // 2], largest, exponent)
+    yield wants([*curves, *check])
 
 
 def rate_seed(config: DepthConfig, seeds: Sequence[int]) -> int:
@@ -57,89 +141,6 @@ def rate_seed(config: DepthConfig, seeds: Sequence[int]) -> int:
     if config.rate_seed is not None:
         return config.rate_seed
     return next(seed for seed in count(100) if seed not in seeds)
-
-
-def trials(
-    config: DepthConfig,
-    grids: Mapping[int, Sequence[ModelConfig]],
-    seeds: Sequence[int],
-    losses: Mapping[float, float | None],
-) -> list[Point]:
-    """The runs that try learning rates, given the ``losses`` of those tried so far."""
-    middle, wanted = middle_of(grids), chosen_rate(config, losses).wanted
-    rates = sorted([*losses, *wanted])
-    seed = rate_seed(config, seeds)
-    return [_point(middle.shape, middle.budget, rate, seed) for rate in rates]
-
-
-def ends(
-    config: DepthConfig,
-    grids: Mapping[int, Sequence[ModelConfig]],
-    seeds: Sequence[int],
-    best: float,
-) -> list[Point]:
-    """The runs that check the law of the learning rate, given the ``best`` one at the middle: its rate
-    and the neighbours, at the smallest and the largest size of the middle budget."""
-    middle = middle_of(grids)
-    shapes = grids[middle.budget]
-    checked = (shapes[0], shapes[-1]) if config.refine else (shapes[-1],)
-    at = ((shape, middle.budget, config.exponent) for shape in checked)
-    return [point for shape_at in at for point in _around(config, middle, best, *shape_at, seeds)]
-
-
-def points(
-    config: DepthConfig,
-    grids: Mapping[int, Sequence[ModelConfig]],
-    seeds: Sequence[int],
-    losses: Mapping[float, float | None],
-    checks: Mapping[tuple[int, float], float | None] | None = None,
-) -> list[Point]:
-    """The runs of a scheme that are known, given the ``losses`` of the learning rates tried so far, and
-    of the ``checks`` of their law by width and rate.
-
-    First the learning rates. Once one is chosen: the check of the law (`ends`), and, once that is done
-    and the exponent refined: every size of every budget with the first of ``seeds``, those of the middle
-    budget with all; and the same check at the middle size of the largest budget. Without `refine`, the
-    check waits for nothing."""
-    middle, choice = middle_of(grids), chosen_rate(config, losses)
-    runs = trials(config, grids, seeds, losses)
-    if choice.verdict == "open" or choice.best is None:
-        return runs
-    check = ends(config, grids, seeds, choice.best)
-    exponent = law_of(config, grids, seeds, choice.best, checks or {})
-    if exponent is None:
-        return list(dict.fromkeys([*runs, *check]))
-    runs += check if config.refine else []
-    for budget, shapes in sorted(grids.items()):
-        for shape in shapes:
-            rate = rate_at(choice.best, middle.shape.width, shape.width, exponent)
-            for seed in seeds if budget == middle.budget else seeds[:1]:
-                runs.append(_point(shape, budget, rate, seed))
-    largest = max(grids)
-    if not config.refine:
-        runs += check
-    elif largest != middle.budget:
-        shape = grids[largest][len(grids[largest]) // 2]
-        runs += _around(config, middle, choice.best, shape, largest, exponent, seeds)
-    return list(dict.fromkeys(runs))
-
-
-def law_of(
-    config: DepthConfig,
-    grids: Mapping[int, Sequence[ModelConfig]],
-    seeds: Sequence[int],
-    best: float,
-    checks: Mapping[tuple[int, float], float | None],
-) -> float | None:
-    """The exponent of the law of learning rates that the curves follow; None while a run of its check is
-    not among ``checks``."""
-    if not config.refine:
-        return config.exponent
-    tried = _by_width(ends(config, grids, seeds, best), checks)
-    width = middle_of(grids).shape.width
-    if tried is None:
-        return None
-    return refined_exponent(config.exponent, best, width, tried, config.law_margin)
 
 
 def shift_of(sizes: Sequence[float], losses: Sequence[float | None], spacing: float) -> int:
@@ -160,53 +161,110 @@ def shift_of(sizes: Sequence[float], losses: Sequence[float | None], spacing: fl
     return {"edge-low": -1, "edge-high": 1}.get(verdict, 0)
 
 
-def _by_width(
-    check: Sequence[Point], losses: Mapping[tuple[int, float], float | None]
-) -> dict[int, dict[float, float | None]] | None:
-    """The ``losses`` of the runs of ``check`` by width and rate; None if one is missing."""
-    tried: dict[int, dict[float, float | None]] = {}
-    for point in check:
-        width, rate = point.shape.width, point.learning_rate
-        if (width, rate) not in losses:
-            return None
-        tried.setdefault(width, {})[rate] = losses[width, rate]
-    return tried
+def isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] | None) -> list[Run]:
+    """The runs of ``scheme`` that are known now that those of ``done`` are; None: as if the middle
+    learning rate is best, its law holds and no grid moves."""
+    suite = rows.suite
+    config = suite.family_of(scheme)
+    table = suite.training_of(scheme)
+    router = router_code(rows.resolved[scheme.name])
+    middle = Middle.of(grids_of(rows, scheme))
+    middle_rate = config.learning_rates[len(config.learning_rates) // 2]
+
+    @cache
+    def run_of(point: Point) -> Run:
+        return Run(
+            router=router,
+            model=point.shape,
+            data=suite.data,
+            train=replace(table, learning_rate=point.learning_rate).config(),
+            schedule=_on_curve(table.schedule_of((point.budget,)), min(suite.axes.budgets)),
+            seed=point.seed,
+        )
+
+    def losses_of(points: Sequence[Point]) -> Losses:
+        if done is not None:
+            keys = {point: run_of(point).key for point in points}
+            return {point: done[key] for point, key in keys.items() if key in done}
+        laws = {
+            point: rate_at(middle_rate, middle.shape.width, point.shape.width, config.exponent)
+            for point in points
+        }
+        return {point: abs(log(point.learning_rate / law)) for point, law in laws.items()}
+
+    stages = design(
+        replace(config, recentre=config.recentre and done is not None),
+        partial(grids_of, rows, scheme),
+        rows.resolved[scheme.name].grid_sizes[suite.axes.budgets.index(middle.budget)],
+        suite.axes.seeds,
+    )
+    wants = next(stages)
+    with suppress(StopIteration):
+        while True:
+            wants = stages.send(losses_of([*wants.rates, *wants.others]))
+    rates, others = ([run_of(point) for point in points] for points in (wants.rates, wants.others))
+    return [*rates, *(others if table.schedule == "cosine" else _on_trunks(others))]
 
 
-def _around(
-    config: DepthConfig,
-    middle: Middle,
-    best: float,
-    shape: ModelConfig,
-    budget: int,
-    exponent: float,
-    seeds: Sequence[int],
-) -> list[Point]:
-    """The runs of ``shape`` with the law's rate and its neighbours."""
-    rate = rate_at(best, middle.shape.width, shape.width, exponent)
-    rates = (rate, *neighbours(config.learning_rates, rate))
-    return [_point(shape, budget, each, rate_seed(config, seeds)) for each in rates]
+def router_code(row: Resolved) -> RouterCode:
+    """The router of ``row`` as its runs state it."""
+    options = json.loads(json.dumps(row.options))  # lists for tuples, as records have them
+    return RouterCode(name=row.name, options=options, plugin_sha256=row.plugin_sha256)
 
 
-def _point(shape: ModelConfig, budget: int, rate: float, seed: int) -> Point:
-    return Point(shape=shape, budget=budget, learning_rate=rate, seed=seed)
+def _on_curve(schedule: Schedule, smallest: int) -> Schedule:
+    """``schedule`` of a run of one budget. That of a trapezoid warms up for as many FLOPs as at the
+    ``smallest`` budget, so that all points are alike, whether they share a trunk or not."""
+    if schedule.kind == "cosine":
+        return schedule
+    return replace(schedule, warmup=round(schedule.warmup * smallest / schedule.budgets[0], 12))
 
 
-def stated(
-    config: DepthConfig, margin: float, middle: Middle, seeds: Sequence[int], depth: int | None
-) -> dict[str, Any]:
-    """The entry ``isoflop`` in the suite of each record, so that a report needs records only."""
+def _on_trunks(runs: Sequence[Run]) -> list[Run]:
+    """``runs`` of trapezoids, those that differ in their budget only as one."""
+    trunks: dict[str, Run] = {}
+    for run in runs:
+        alike = key_of(run.as_json() | {"schedule": None})
+        others = trunks[alike].schedule.budgets if alike in trunks else ()
+        budgets = tuple(sorted({*others, *run.schedule.budgets}))
+        warm_up = run.schedule.warmup * run.schedule.budgets[0]  # FLOPs
+        schedule = replace(run.schedule, budgets=budgets, warmup=round(warm_up / budgets[0], 12))
+        trunks[alike] = replace(run, schedule=schedule)
+    return list(trunks.values())
+
+
+def grids_of(rows: Rows, scheme: Scheme, shift: int = 0) -> dict[int, list[ModelConfig]]:
+    """The isoFLOP grid of ``scheme`` at each budget; those of other budgets than the middle one moved by
+    ``shift`` steps, if there are such grids."""
+    row = rows.resolved[scheme.name]
+    budgets = rows.suite.axes.budgets
+    middle = sorted(budgets)[len(budgets) // 2]
+    grids = {}
+    for number, budget in enumerate(budgets):
+        shapes = row.grids[number]
+        if budget != middle and str(shift) in row.shifted:
+            shapes = row.shifted[str(shift)][number]
+        grids[budget] = [ModelConfig(**shape) for shape in shapes]
+    return grids
+
+
+def stated(rows: Rows, scheme: Scheme) -> dict[str, Any]:
+    """The entry ``isoflop`` of ``scheme`` in the suite's record, so that a report needs records only."""
+    assert rows.suite.isoflop is not None
+    config = rows.suite.family_of(scheme)
+    seeds = rows.suite.axes.seeds
+    middle = Middle.of(grids_of(rows, scheme))
     seed = rate_seed(config, seeds)
     return {
         "learning_rates": list(config.learning_rates),
         "extensions": config.extensions,
         "exponent": config.exponent,
-        "margin": margin,
+        "margin": rows.suite.isoflop.margin,
         "middle_width": middle.shape.width,
         "middle_budget": middle.budget,
         "seed": seed,
         "seed_on_curve": seed in seeds,
         "sizes": config.sizes,
-        **({"depth": depth} if depth else {}),
+        **({"depth": scheme.depth} if scheme.depth else {}),
         **({"refine": True, "law_margin": config.law_margin} if config.refine else {}),
     }

@@ -15,8 +15,7 @@ from modbench.records.names import at_depth
 from modbench.records.record import DONE
 from modbench.records.run import Run
 from modbench.records.run_name import RunName, shortest
-from modbench.sweep.isoflop import middle_of, stated
-from modbench.sweep.isoflop_runs import grids_of, isoflop_runs, router_code
+from modbench.sweep.isoflop import isoflop_runs, router_code
 from modbench.sweep.rows import Rows
 from modbench.sweep.suite import Suite
 from modbench.sweep.tables import Scheme
@@ -152,16 +151,6 @@ def _grid_runs(rows: Rows) -> list[Wanted]:
                     )
                     runs.append(Wanted(label=label, run=run))
     return runs
-
-
-def plan_of(rows: Rows, name: str) -> dict[str, Any] | None:
-    """The learning rates of isoFLOP grids that the suite's record states for scheme ``name``."""
-    suite = rows.suite
-    if suite.isoflop is None:
-        return None
-    scheme = next(scheme for scheme in suite.schemes if scheme.name == name)
-    middle = middle_of(grids_of(rows, scheme))
-    return stated(suite.family_of(scheme), suite.isoflop.margin, middle, suite.axes.seeds, scheme.depth)
 
 
 def losses_of(records: Iterable[Finished]) -> dict[str, float | None]:

@@ -1,12 +1,13 @@
 """Which cells an isoFLOP suite has, at each stage of its learning rates."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
 from modbench.analysis.learning_rate import refined_exponent
 from modbench.model.config import ModelConfig
-from modbench.sweep.isoflop import Point, points, rate_seed, shift_of
+from modbench.sweep.isoflop import Point, design, rate_seed, shift_of
 from modbench.sweep.tables import DepthConfig
 
 CONFIG = DepthConfig(refine=False, rate_seed=0)
@@ -25,20 +26,37 @@ GRIDS = {
 }
 
 
+RATES = {(48, 0.0025): 3.0, (48, 0.005): 2.9, (48, 0.01): 3.0}
+Known = Mapping[tuple[int, float], float | None]  # losses at the middle budget by width and rate
+
+
+def points(config: DepthConfig, known: Known) -> list[Point]:
+    """The runs that are wanted once those of ``known`` are done."""
+    stages = design(config, lambda shift: GRIDS, [], SEEDS)
+    wants = next(stages)
+    while True:
+        found = [*wants.rates, *wants.others]
+        by_point = {(p.shape.width, p.learning_rate): p for p in found if p.budget == 300}
+        try:
+            wants = stages.send({by_point[key]: known[key] for key in by_point.keys() & known.keys()})
+        except StopIteration:
+            return found
+
+
 def test_learning_rates_at_the_middle_come_first() -> None:
-    found = points(CONFIG, GRIDS, SEEDS, {})
+    found = points(CONFIG, {})
     assert {(point.shape.width, point.budget, point.seed) for point in found} == {(48, 300, 0)}
     assert [point.learning_rate for point in found] == [0.0025, 0.005, 0.01]
 
 
 def test_edge_extends_the_grid_before_anything_else_is_run() -> None:
-    found = points(CONFIG, GRIDS, SEEDS, {0.0025: 3.0, 0.005: 2.9, 0.01: 2.8})
+    found = points(CONFIG, {(48, 0.0025): 3.0, (48, 0.005): 2.9, (48, 0.01): 2.8})
     assert [point.learning_rate for point in found] == [0.0025, 0.005, 0.01, 0.02]
     assert {point.budget for point in found} == {300}
 
 
 def test_chosen_rate_gives_all_sizes_and_the_check_of_its_law() -> None:
-    found = points(CONFIG, GRIDS, SEEDS, {0.0025: 3.0, 0.005: 2.9, 0.01: 3.0})
+    found = points(CONFIG, RATES)
     assert len(found) == len(set(found)) == 2 + 5 * 3 + 5 + 5 + 2
     of_largest = [point for point in found if (point.shape.width, point.budget) == (96, 300)]
     assert sorted((point.learning_rate, point.seed) for point in of_largest) == [
@@ -49,10 +67,7 @@ def test_chosen_rate_gives_all_sizes_and_the_check_of_its_law() -> None:
         (0.00708, 0),
     ]
     small = next(point for point in found if (point.shape.width, point.budget) == (16, 100))
-    assert small == Point(shape=GRIDS[100][0], budget=100, learning_rate=0.00866, seed=0)
-
-
-RATES = {0.0025: 3.0, 0.005: 2.9, 0.01: 3.0}
+    assert small == Point(GRIDS[100][0], 100, 0.00866, 0)
 
 
 def checks_of(smallest: tuple[float, ...], largest: tuple[float, ...]) -> dict[tuple[int, float], float]:
@@ -63,7 +78,7 @@ def checks_of(smallest: tuple[float, ...], largest: tuple[float, ...]) -> dict[t
 
 
 def test_the_law_is_checked_at_both_ends_before_any_curve_runs() -> None:
-    found = points(REFINED, GRIDS, SEEDS, RATES)
+    found = points(REFINED, RATES)
     widths = {(point.shape.width, point.budget, point.seed) for point in found}
     assert widths == {(24, 300, 9), (48, 300, 9), (96, 300, 9)}
     assert len(found) == 9
@@ -74,7 +89,7 @@ def test_the_law_is_checked_at_both_ends_before_any_curve_runs() -> None:
 
 def test_a_law_that_holds_keeps_its_exponent_and_is_checked_at_the_largest_budget() -> None:
     held = checks_of((3.0, 2.9, 3.0), (3.0, 2.995, 2.99))  # loses less than the margin of 0.01
-    found = points(REFINED, GRIDS, SEEDS, RATES, held)
+    found = points(REFINED, RATES | held)
     assert len(found) == 9 + 5 * 3 + 5 + 5 + 3
     curve = {point.shape.width: point.learning_rate for point in found if point.budget == 900}
     assert curve[128] == 0.00306  # .005 x (128 / 48) ** -.5
@@ -84,7 +99,7 @@ def test_a_law_that_holds_keeps_its_exponent_and_is_checked_at_the_largest_budge
 
 def test_a_law_that_fails_gets_another_exponent() -> None:
     failed = checks_of((3.0, 2.9, 2.8), (2.8, 2.9, 3.0))  # best: twice and half the law's rate
-    found = points(REFINED, GRIDS, SEEDS, RATES, failed)
+    found = points(REFINED, RATES | failed)
     of_curve = {p.shape.width: p.learning_rate for p in found if (p.budget, p.seed) == (300, 0)}
     # log(2 x 2 ** .5) / log(1 / 2) = -1.5, but for the rounding of the rates
     assert of_curve == {24: 0.0141, 32: 0.00917, 48: 0.005, 64: 0.00325, 96: 0.00177}
@@ -93,11 +108,11 @@ def test_a_law_that_fails_gets_another_exponent() -> None:
 def test_one_missing_check_keeps_the_curves_waiting() -> None:
     known = checks_of((3.0, 2.9, 2.8), (2.8, 2.9, 3.0))
     known.pop((96, 0.00708))
-    assert {point.budget for point in points(REFINED, GRIDS, SEEDS, RATES, known)} == {300}
+    assert {point.budget for point in points(REFINED, RATES | known)} == {300}
 
 
 def test_all_rates_diverged_leaves_the_scheme_without_curves() -> None:
-    found = points(CONFIG, GRIDS, SEEDS, dict.fromkeys((0.0025, 0.005, 0.01)))
+    found = points(CONFIG, dict.fromkeys(RATES))
     assert {point.budget for point in found} == {300}
     assert len(found) == 3
 

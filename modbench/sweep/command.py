@@ -1,5 +1,5 @@
-"""What the commands `run` and `time` have in common: the record of what a suite wants, jobs with
-progress, and the report at the end."""
+"""Steps that the commands `run` and `time` share: the record of what a suite wants, jobs with progress,
+and the report at the end."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

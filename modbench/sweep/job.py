@@ -82,7 +82,7 @@ _Timed = Annotated[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """What all jobs have. ``timeout``: seconds without an event after which its worker is ended;
+    """Common fields of jobs. ``timeout``: seconds without an event after which its worker is ended;
     ``directory``: the working directory, which paths of texts and plugins are relative to."""
 
     suite: str
@@ -200,7 +200,7 @@ class TimeJob(Job):
     time: dict[str, Any]  #: fields of `modbench.timing.config.TimeConfig`
     repetition: int
     machine: dict[str, Any]  #: environment of a process that measures
-    earlier: dict[str, Any] | None = None  #: what an earlier process of this job has measured
+    earlier: dict[str, Any] | None = None  #: measurements of an earlier process of this job
 
     @property
     def identities(self) -> tuple[Identity, ...]:

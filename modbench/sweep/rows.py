@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -102,7 +103,7 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
             except UserError as error:
                 where = f"suite {suite.source}: [[schemes]] '{scheme.name}'"
                 raise UserError(f"{where}: {error}") from error
-            rows.resolved[scheme.name] = Resolved(**row)
+            rows.resolved[scheme.name] = row
     return rows
 
 
@@ -123,7 +124,7 @@ def _add(rows: Rows, file: Path | None, answer: dict[str, Any] | UserError) -> N
             where = f"suite {rows.suite.source}: [[schemes]] '{name}'"
             rows.mistakes.append(UserError(f"{where}: {row}"))
         else:
-            rows.resolved[name] = Resolved(**row, plugin=str(file.resolve()) if file else None)
+            rows.resolved[name] = Resolved(**row | {"plugin": str(file.resolve()) if file else None})
 
 
 def _like(suite: Suite, pattern: str) -> Scheme | None:
@@ -145,7 +146,7 @@ def _sizes(suite: Suite, scheme: Scheme) -> dict[str, Any]:
     if suite.isoflop is None:
         return {"shapes": shapes}
     family = asdict(suite.family_of(scheme))
-    return {"shapes": [], "family": family, "base": shapes[0], "budgets": list(suite.axes.budgets)}
+    return {"shapes": shapes, "family": family, "budgets": list(suite.axes.budgets)}
 
 
 _Asked = tuple[Path | None, Sequence[Scheme]]
@@ -238,7 +239,7 @@ def describe_rows(spec: dict[str, Any], say: Say) -> dict[str, Any]:
         row_name = Scheme(**scheme).name
         say({"event": "phase", "phase": f"row '{row_name}'"})
         try:
-            rows[row_name] = describe_row(scheme, spec["train"], **sizes)
+            rows[row_name] = asdict(describe_row(scheme, spec["train"], **sizes))
         except UserError as error:
             rows[row_name] = str(error)
     return {"rows": rows, "fresh": fresh}
@@ -250,12 +251,11 @@ def describe_row(
     *,
     shapes: Sequence[Mapping[str, Any]],
     family: Mapping[str, Any] | None = None,
-    base: Mapping[str, Any] | None = None,
     budgets: Sequence[int] = (),
-) -> dict[str, Any]:
-    """The fields of `Resolved` of ``scheme`` at each of ``shapes``, or with the grids of ``family``
-    around ``base`` for ``budgets``. Imports torch and the router. Raises UserError: an unknown router or
-    option, a wrong value, or a budget without a grid."""
+) -> Resolved:
+    """Build the router of ``scheme`` and read its FLOPs at each of ``shapes``, or with ``family`` at the
+    grids around the only one for ``budgets``. Imports torch and the router. Raises UserError: an unknown
+    router or option, a wrong value, or a budget without a grid."""
     from modbench.hf.models import outline_of
     from modbench.routing.build import outline
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
@@ -264,76 +264,77 @@ def describe_row(
     from modbench.train.ranks import refuse_split
 
     config = TrainTable(**{**train, **scheme["train"]}).config()
-    if scheme["router"] == TRANSFORMERS:
-        models = [outline_of(HubConfig(**shape), TRANSFORMERS, {}) for shape in shapes]
-        each = [flops_per_step(model, config) for model in models]
-        return {"name": TRANSFORMERS, "options": {}, "flops": each, "plugin_sha256": None}
-    name, preset = preset_options(scheme["router"])
-    router = build_router(name, {**preset, **scheme["options"]})
-    if any("config" in shape for shape in shapes):  # of a model of transformers, which is retrofitted
-        models = [outline_of(HubConfig(**shape), name, router.options()) for shape in shapes]
-        each = [flops_per_step(model, config) for model in models]
+    row = Resolved(name=TRANSFORMERS, options={}, plugin_sha256=None, flops=[])
+    if scheme["router"] != TRANSFORMERS:
+        name, preset = preset_options(scheme["router"])
+        router = build_router(name, {**preset, **scheme["options"]})
         sha256 = plugin_sha256(name)
-        return {"name": name, "options": router.options(), "flops": each, "plugin_sha256": sha256}
-    flops: list[int | str] = []
-    for shape in shapes:
-        try:
-            decoder = outline(ModelConfig(**shape), router)
-            refuse_split(decoder, config.parallel)
-            flops.append(flops_per_step(decoder, config))
-        except UserError as error:
-            flops.append(str(error))
-    described: dict[str, Any] = {"name": name, "options": router.options(), "flops": flops}
-    described["plugin_sha256"] = plugin_sha256(name)
-    if family is None or base is None:
-        return described
+        row = Resolved(name=name, options=router.options(), plugin_sha256=sha256, flops=[])
+    if any("config" in shape for shape in shapes):  # of models of transformers
+        hubs = [outline_of(HubConfig(**shape), row.name, row.options) for shape in shapes]
+        return replace(row, flops=[flops_per_step(hub, config) for hub in hubs])
 
     @cache
     def read(model: ModelConfig) -> tuple[int, int]:
+        """FLOPs of a training step, and active parameters."""
         decoder = outline(model, router)
         refuse_split(decoder, config.parallel)
         return flops_per_step(decoder, config), decoder.parameter_count("active")
 
-    isoflop, model = DepthConfig(**family), ModelConfig(**base)
-    step_tokens = config.batch * config.sequence
+    models = [ModelConfig(**shape) for shape in shapes]
+    if family is not None:
+        step_tokens = config.batch * config.sequence
+        return _with_grids(row, DepthConfig(**family), models[0], budgets, read, step_tokens)
+    for model in models:
+        try:
+            row.flops.append(read(model)[0])
+        except UserError as error:
+            row.flops.append(str(error))
+    return row
+
+
+def _with_grids(
+    row: Resolved,
+    isoflop: DepthConfig,
+    base: ModelConfig,
+    budgets: Sequence[int],
+    read: Read,
+    step_tokens: int,
+) -> Resolved:
+    """Return ``row`` with the grids around ``base``. Raises UserError: a budget is too small for one, or
+    buys too few steps of its largest shape."""
 
     def search(read: Read, shift: int = 0) -> list[ModelConfig]:
         # At equal FLOPs, tokens per parameter fall with the square of the size.
         centred = isoflop.tokens_per_parameter / isoflop.spacing ** (2 * shift)
         moved = replace(isoflop, tokens_per_parameter=centred)
-        grids = (isoflop_grid(moved, model, budget, read, step_tokens) for budget in budgets)
+        grids = (isoflop_grid(moved, base, budget, read, step_tokens) for budget in budgets)
         return list(chain.from_iterable(grids))
 
+    def by_budget(shapes: Sequence[ModelConfig]) -> list[list[ModelConfig]]:
+        starts = range(0, len(shapes), isoflop.sizes)
+        grids = [list(shapes[start : start + isoflop.sizes]) for start in starts]
+        for budget, grid in zip(budgets, grids, strict=True):
+            steps = budget // max(step_and_active(shape)[0] for shape in grid)
+            if steps < LEAST_STEPS:
+                raise UserError(
+                    f"budget {budget:g} buys only {several(steps, 'training step')} of width "
+                    f"{grid[-1].width}, too few to spend it within 0.5 %; raise it, or lower "
+                    f"batch or sequence ({LEAST_STEPS} do)"
+                )
+        return grids
+
     found, step_and_active = solved(search, read, isoflop.layer_step, isoflop.layer_step)
-    described |= _grids(isoflop, budgets, found, step_and_active)
-    described["shifted"] = {}
+    grids = by_budget(found)
+    shifted = dict[str, list[list[dict[str, Any]]]]()
     for shift in (-1, 1) if isoflop.recentre else ():
-        try:
-            shapes_of_shift = search(step_and_active, shift)
-            grids = _grids(isoflop, budgets, shapes_of_shift, step_and_active)["grids"]
-        except UserError:  # too small or too few steps: the grids stay where they are
-            continue
-        described["shifted"][str(shift)] = grids
-    return described
-
-
-def _grids(
-    isoflop: DepthConfig, budgets: Sequence[int], shapes: Sequence[ModelConfig], read: Read
-) -> dict[str, Any]:
-    """The grids of ``budgets``, all ``shapes`` one after the other, as fields of `Resolved`. Raises
-    UserError: a budget buys too few steps of its largest shape."""
-    fields: dict[str, Any] = {"grids": [], "grid_flops": [], "grid_sizes": []}
-    for number, budget in enumerate(budgets):
-        grid = shapes[number * isoflop.sizes :][: isoflop.sizes]
-        of_grid = [read(shape) for shape in grid]
-        steps = budget // max(flops for flops, _ in of_grid)
-        if steps < LEAST_STEPS:
-            raise UserError(
-                f"budget {budget:g} buys only {several(steps, 'training step')} of width "
-                f"{grid[-1].width}, too few to spend it within 0.5 %; raise it, or lower "
-                f"batch or sequence ({LEAST_STEPS} do)"
-            )
-        fields["grids"].append([asdict(shape) for shape in grid])
-        fields["grid_flops"].append([flops for flops, _ in of_grid])
-        fields["grid_sizes"].append([active for _, active in of_grid])
-    return fields
+        with suppress(UserError):  # too small or too few steps: the grids stay where they are
+            moved = by_budget(search(step_and_active, shift))
+            shifted[str(shift)] = [[asdict(shape) for shape in grid] for grid in moved]
+    return replace(
+        row,
+        grids=[[asdict(shape) for shape in grid] for grid in grids],
+        grid_flops=[[step_and_active(shape)[0] for shape in grid] for grid in grids],
+        grid_sizes=[[step_and_active(shape)[1] for shape in grid] for grid in grids],
+        shifted=shifted,
+    )

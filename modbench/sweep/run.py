@@ -258,7 +258,7 @@ class _Command:
 
 
 def jobs_of(suite: Suite, **others: Any) -> "partial[RunJob]":
-    """What makes the jobs of ``suite``; ``others``: fields that it does not state."""
+    """Return a maker of jobs of ``suite``; ``others``: fields that it does not state."""
     return partial(
         RunJob,
         suite=suite.header.name,

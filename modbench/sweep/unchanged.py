@@ -75,7 +75,7 @@ def _states(place: Path) -> Iterator[tuple[str, int, int]]:
 
 
 class Said:
-    """What a command says on both streams, for the next one that finds nothing left."""
+    """Keeps the output of a command for the next one that finds nothing left."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[str, str]] = []

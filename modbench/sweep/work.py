@@ -114,7 +114,7 @@ def _train(work: RunWork) -> str:
 
 
 def _advice(work: RunWork) -> str:
-    """What to change for a run whose memory can be predicted."""
+    """Return advice on memory; that of a prediction, if the run has one."""
     with suppress(UserError):  # a router that reads values, which a prediction lacks
         if is_predicted(work.run.model):
             measured = measured_pass(work.run, outlined(work.run))

@@ -33,6 +33,20 @@ def small(place: Path, seeds: int = 1, budget: float = 3e8) -> None:
     )
 
 
+def curves(place: Path) -> None:
+    """Write a suite with an isoFLOP curve, whose sizes follow the losses of its learning rates."""
+    write_suite(
+        place,
+        "curves",
+        "vanilla",
+        model={"layers": 1, "heads": 1, "width": None},
+        train={"sequence": 32, "batch": 2},
+        measure={"heldout_tokens": 512, "curve_tokens": 256},
+        sweep={"budgets": [3e9], "seeds": [0]},
+        isoflop={"sizes": 5, "width_step": 2, "passes": 1000, "refine": False, "rate_seed": 0},
+    )
+
+
 def run(place: Path, results: str, *words: str) -> str:
     code, out = modbench_says(place, "run", "suite.toml", "--results", results, *words)
     assert code == 0, out

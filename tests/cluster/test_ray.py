@@ -109,7 +109,7 @@ def test_the_tasks_of_a_command_end_with_it_and_the_next_one_goes_on(
         assert statuses(folder) == [("slow", "ok")]
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(15, marks=pytest.mark.full)])
 def test_kills_change_no_result(tmp_path: Path, ray: RayCluster, rounds: int) -> None:
     draw = random.Random(rounds)
 

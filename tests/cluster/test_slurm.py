@@ -12,6 +12,7 @@ import pytest
 from engine_checks import (
     comparable,
     content,
+    curves,
     fault_rounds,
     run,
     small,
@@ -61,6 +62,16 @@ def test_an_array_gives_the_records_of_this_machine(tmp_path: Path, slurm: Slurm
     assert comparable(folder) == comparable(tmp_path / "here" / "small")
     assert "2 of 2 runs done" in run(tmp_path, "there", "--engine", "slurm")
     assert len(tasks(folder)) == 2
+
+
+def test_an_isoflop_suite_goes_on_where_losses_decide(tmp_path: Path, slurm: SlurmCluster) -> None:
+    curves(tmp_path)
+    run(tmp_path, "here", "--workers", "1")
+    run(tmp_path, "there", "--engine", "slurm")
+    folder = tmp_path / "there" / "curves"
+    assert comparable(folder) == comparable(tmp_path / "here" / "curves")
+    assert len({*tasks(folder)}) > 5  # learning rates first, then sizes
+    assert len([*(folder / "slurm").iterdir()]) > 1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +142,7 @@ def test_two_submissions_at_once_run_each_job_once(tmp_path: Path, slurm: SlurmC
     assert len(tasks(folder)) == 6
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(15, marks=pytest.mark.full)])
 def test_kills_change_no_result(tmp_path: Path, slurm: SlurmCluster, rounds: int) -> None:
     draw = random.Random(rounds)
 

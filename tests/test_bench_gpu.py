@@ -36,6 +36,7 @@ SMALL = {
     "decode_past": "[8]",
     "decode_batches": "[1]",
     "budgets": "[2e8]",
+    "device": '"auto"',
 }
 
 

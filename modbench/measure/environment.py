@@ -76,6 +76,14 @@ def _gpu() -> dict[str, Any]:
     return _nvidia(first) or {"gpu": torch.cuda.get_device_name(0)}
 
 
+def gpu_has_bfloat16() -> bool:
+    """Return False if nvidia-smi says that the first GPU has no bfloat16. PyTorch would use the GPU."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    query = ("nvidia-smi", f"--id={first}", "--query-gpu=compute_cap", "--format=csv,noheader")
+    capability = (_output(*query) or "").partition(".")[0]
+    return not capability.isdigit() or int(capability) >= 8
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -82,8 +82,9 @@ _Timed = Annotated[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """Common fields of jobs. ``timeout``: seconds without an event after which its worker is ended;
-    ``directory``: the working directory, which paths of texts and plugins are relative to."""
+    """Fields of all jobs. ``timeout``: seconds without an event after which its worker is ended;
+    ``device``: see `modbench.train.numerics.check_device`; ``directory``: the working directory, which
+    paths of texts and plugins are relative to."""
 
     suite: str
     label: str  #: of its row
@@ -93,6 +94,7 @@ class Job:
     plugins: Sequence[str] = ()
     threads: int = 1
     timeout: float = 1800.0
+    device: str = "auto"
     directory: str = field(default_factory=os.getcwd)
 
     @property

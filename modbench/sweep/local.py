@@ -82,6 +82,17 @@ class Devices:
         return cls(tuple(names[:count]))
 
 
+def refuse_machine(wanted: str, precision: str) -> None:
+    """Raise a `UserError` for this machine: see `modbench.train.numerics.check_device`. The command does
+    not use its GPU."""
+    import torch
+
+    from modbench.measure.environment import gpu_has_bfloat16
+    from modbench.train.numerics import check_device
+
+    check_device(wanted, precision, bfloat16=not torch.cuda.is_available() or gpu_has_bfloat16())
+
+
 def refuse_missing_devices(ranks: int) -> None:
     """Raise a `UserError` if this machine has GPUs, but fewer than ``ranks``."""
     import torch

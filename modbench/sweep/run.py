@@ -18,7 +18,7 @@ from modbench.sweep.command import end_of_command, run_all, store_suite
 from modbench.sweep.executor import AT_ONCE, Executor
 from modbench.sweep.job import Job, RunJob, folder_of, has_weights
 from modbench.sweep.lease import make_folder, suite_lease
-from modbench.sweep.local import Devices, Local, refuse_missing_devices
+from modbench.sweep.local import Devices, Local, refuse_machine, refuse_missing_devices
 from modbench.sweep.loop import Failure
 from modbench.sweep.progress import say
 from modbench.sweep.ray import Ray
@@ -89,6 +89,7 @@ def run_suite(request: RunRequest, said: Said | None = None) -> int:
         )
     executor: Local | Slurm | Ray
     if engine in ("local", "inline"):
+        refuse_machine(suite.axes.device, suite.train.precision)
         refuse_missing_devices(ranks)
         if not measure and {"timing", "memory"} & {*suite.measure.steps}:
             refuse_blocking_launches()
@@ -268,6 +269,7 @@ def jobs_of(suite: Suite, **others: Any) -> "partial[RunJob]":
         points=suite.measure.downstream_checkpoints,
         track=suite.track,
         timeout=suite.axes.cell_timeout,
+        device=suite.axes.device,
         **others,
     )
 

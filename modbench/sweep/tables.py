@@ -52,6 +52,8 @@ class Axes:
     budgets: tuple[Count, ...]  #: training FLOPs of a run, convention `model`; 1e13 is an integer here
     seeds: tuple[Seed, ...] = (0,)  #: of the initial weights and of the order of the data
     cell_timeout: Positive = 1800.0  #: seconds without progress after which a run's process is ended
+    #: cuda: the suite is made for a GPU, and a machine without one is refused; auto: any machine
+    device: Literal["auto", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
         check_distinct(budgets=self.budgets, seeds=self.seeds)

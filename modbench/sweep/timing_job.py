@@ -17,7 +17,7 @@ from modbench.timing.benchmark_case import BenchmarkTarget
 from modbench.timing.clock import measured_ceilings, measured_times, no_result, out_of_memory
 from modbench.timing.config import TimeConfig
 from modbench.timing.system_load import gpu_processes
-from modbench.train.numerics import make_deterministic
+from modbench.train.numerics import check_device, make_deterministic
 
 #: Measurements of memory, with their predictions.
 _MEMORY: dict[str, Any] = {
@@ -33,6 +33,7 @@ def run_timing(job: TimeJob, say: Say, lease: Lease, began: float) -> dict[str, 
     UserError: invalid plugin, router, option or shape."""
     started = datetime.now(UTC)
     stage = Stage(say, began=began)
+    check_device(job.device, job.timed.precision)
     target = _target(job.timed, job.time, job.plugins, job.threads)
     machine = environment(target.dtype)  # an error of the GPU may prevent it later
     with stage.measuring(f"{job.suite}/{job.label}"):

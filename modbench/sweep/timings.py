@@ -23,7 +23,7 @@ from modbench.routing.registry import code_sha256
 from modbench.sweep.command import end_of_command, run_all, store_suite
 from modbench.sweep.job import TimeJob, identity_of
 from modbench.sweep.lease import suite_lease
-from modbench.sweep.local import Local
+from modbench.sweep.local import Local, refuse_machine
 from modbench.sweep.process import DiedError, run_worker
 from modbench.sweep.progress import say
 from modbench.sweep.request import TimeRequest
@@ -91,6 +91,7 @@ class TimingPlan:
         every budget. Raises UserError: as `modbench.sweep.wanted.expand` and `chosen`; or nothing can be
         measured here."""
         refuse_blocking_launches()
+        refuse_machine(rows.suite.axes.device, rows.suite.train.precision)
         items = chosen(expand_planned(rows), only, rows.mistakes)
         timed = {item.run.timed.key: item.run.timed for item in items}
         labels = {item.run.timed.key: item.label for item in reversed(items)}
@@ -142,6 +143,7 @@ class TimingPlan:
             plugins=tuple(self.rows.plugins_of(timed.router)),
             threads=_threads(self.rows),
             timeout=suite.axes.cell_timeout,
+            device=suite.axes.device,
             measures=kind,
             session=self.session,
             timed=timed,

@@ -30,7 +30,7 @@ from modbench.sweep.worker import stop_signals
 from modbench.timing.footprint import release_memory
 from modbench.timing.stopwatch import matmul_rate
 from modbench.train.loop import DivergedError
-from modbench.train.numerics import make_deterministic
+from modbench.train.numerics import check_device, make_deterministic
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 from modbench.trained.weights_folder import DESCRIPTION
 
@@ -55,6 +55,7 @@ def run_job(job: RunJob, say: Say, lease: Lease, began: float) -> dict[str, Any]
     with stop_signals(stops.append):
         stage = Stage(say, stop, pauses=job.wait, began=began)
         prepare_process(job.run.router, job.plugins, job.threads)
+        check_device(job.device, job.run.train.precision)
         make_deterministic()
         work = RunWork(job, load(job.run.data), stage, lease)
         try:

@@ -6,16 +6,40 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from modbench.errors import UserError
+
 
 def device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def has_bfloat16(on: torch.device) -> bool:
+    """Return True unless ``on`` is a GPU that would only emulate bfloat16."""
+    return on.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def check_device(wanted: str, precision: str, *, bfloat16: bool | None = None) -> None:
+    """Raise a `UserError`: no GPU where ``wanted`` is "cuda"; or ``precision`` is "bfloat16" on a GPU
+    without it. ``bfloat16``: whether the GPU has it; None: PyTorch is asked, which uses the GPU."""
+    on = device()
+    if wanted == "cuda" and on.type != "cuda":
+        raise UserError(
+            "the suite is made for a GPU ([sweep] device) and PyTorch finds none here; `modbench doctor "
+            "--gpu` names the reason, `modbench run quick` runs on a CPU, and --set sweep.device=auto "
+            "runs this suite there"
+        )
+    if precision == "bfloat16" and not (has_bfloat16(on) if bfloat16 is None else bfloat16):
+        raise UserError(
+            "the GPU has no bfloat16 (compute capability below 8), and [train] precision asks for it; "
+            "use a newer GPU, or --set train.precision=float32"
+        )
+
+
 def precision(wanted: str, on: torch.device) -> torch.dtype:
     """The dtype of matmuls: ``"auto"`` is bfloat16 on GPUs and on CPUs with bfloat16 instructions."""
     if wanted == "auto":
-        pays = on.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+        pays = has_bfloat16(on) if on.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if pays else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 

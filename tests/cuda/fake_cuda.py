@@ -127,7 +127,7 @@ def fake_cuda(*, uneven: bool = False) -> Iterator[Watch]:
             (torch.nn.functional, "scaled_dot_product_attention", attend),
             (sdpa, "SDPA", attend),  # what a FlopCounter calls and puts back
             (amp, "amp_definitely_not_available", lambda: False),
-            (torch.cuda, "is_bf16_supported", lambda *_: True),
+            (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
             *_readers(watch, uneven),
         ):
             stack.enter_context(patch.object(place, name, stand_in))

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from modbench.data.batches import Batches
+from modbench.errors import UserError
 from modbench.measure.environment import environment
 from modbench.model.config import ModelConfig
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
+from modbench.sweep import local
 from modbench.timing import clock, footprint
-from modbench.train import loop
+from modbench.train import loop, numerics
 from modbench.train.config import TrainConfig
 from modbench.train.ranks import ALONE
 from modbench.train.schedule import Schedule
@@ -152,3 +154,31 @@ def test_the_environment_names_gpu_and_driver(
     assert (found["gpu"], found["gpu_memory_bytes"]) == ("H100", 80 * 2**30)
     assert found["driver"] == ("580.1" if installed else None)
     assert found.get("gpu_clock_max") == ("1980 MHz" if installed else None)
+
+
+@pytest.mark.parametrize(("capability", "there"), [("7.5", False), ("8.0", True), ("12.0", True)])
+def test_a_card_without_bfloat16_is_refused_where_a_suite_asks_for_it(
+    capability: str, there: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By nvidia-smi in the command, which does not use the GPU, and by PyTorch in a worker."""
+    nvidia = tmp_path / "nvidia-smi"
+    nvidia.write_text(f"#!/bin/sh\ncase $2 in *compute_cap) echo {capability};; esac\n")
+    nvidia.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: there)
+    assert numerics.precision("auto", CUDA) == (torch.bfloat16 if there else torch.float32)
+    for check in (local.refuse_machine, numerics.check_device):
+        check("cuda", "float32")
+        if there:
+            check("cuda", "bfloat16")
+        else:
+            with pytest.raises(UserError, match="precision=float32"):
+                check("cuda", "bfloat16")
+
+
+def test_a_worker_on_a_machine_without_a_gpu_refuses_a_suite_for_one() -> None:
+    """Of a cluster, whose nodes differ from the machine of the command."""
+    numerics.check_device("auto", "bfloat16")
+    with pytest.raises(UserError, match="GPU"):
+        numerics.check_device("cuda", "float32")

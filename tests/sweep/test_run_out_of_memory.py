@@ -82,3 +82,13 @@ def test_a_model_without_prediction_that_memory_does_not_hold_is_out_of_memory(
     assert str(record.error).endswith(
         "; take a smaller model, or fewer sequences in [train] micro_batch"
     )
+
+
+def test_a_worker_without_a_gpu_refuses_a_suite_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes of a cluster differ from the machine of the command."""
+    monkeypatch.setattr("modbench.sweep.run.refuse_machine", lambda wanted, precision: None)
+    write_suite(tmp_path, "small", "vanilla", sweep={"budgets": [1e8], "device": "cuda"})
+    code, out = modbench_says(tmp_path, "run", "suite.toml")
+    assert (code, "made for a GPU" in out) == (2, True)

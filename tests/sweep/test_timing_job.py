@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from modbench.errors import UserError
 from modbench.model.config import ModelConfig
 from modbench.records.record import PROTOCOL, TimingRecord
 from modbench.records.run import RouterCode, Timed
@@ -68,6 +69,11 @@ def record_of(job: TimeJob, **changes: Any) -> TimingRecord:
     ends(replace(job, **changes))
     (record,) = read_suite(job.results).timings
     return record
+
+
+def test_a_machine_without_a_gpu_measures_no_suite_for_one(job: TimeJob) -> None:
+    with pytest.raises(UserError, match="GPU"):
+        ends(replace(job, device="cuda"))
 
 
 def failing_step(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -10,6 +10,7 @@ import fake_worker
 import pytest
 from timing_suite import ISOFLOP, write_suite
 
+from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.records.record import TimingRecord
 from modbench.records.store import read_suite
@@ -180,6 +181,17 @@ def test_a_run_that_ends_with_times_of_blocking_launches_is_refused_before_it_tr
     with pytest.raises(UserError, match="CUDA_LAUNCH_BLOCKING"):
         run_suite(RunRequest(name=str(path), results=tmp_path / "results"))
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "time"])
+def test_a_suite_for_a_gpu_is_refused_without_one(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_suite(tmp_path, "a")
+    suite, folder = str(tmp_path / "suite.toml"), tmp_path / "results"
+    assert main([command, suite, "--results", str(folder), "--set", "sweep.device=cuda"]) == 2
+    assert "sweep.device=auto" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_what_failed_is_told_and_tried_again(

@@ -77,7 +77,7 @@ def _sentence(result: Mapping[str, Any], out: Path) -> str:
     losses = ""
     if result["heldout_loss"] is not None:
         losses = (
-            f"held-out loss {result['heldout_loss_before']:.4f} before, {result['heldout_loss']:.4f} "
+            f"validation loss {result['heldout_loss_before']:.4f} before, {result['heldout_loss']:.4f} "
             "after; "
         )
     return (

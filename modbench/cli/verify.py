@@ -27,7 +27,7 @@ def verify(
             records
         all: the runs of all suites in the results folder
         sample: number of runs to draw at random; by default all
-        within: difference in held-out loss that another machine may make, in nats per token
+        within: difference in validation loss that another machine may make, in nats per token
         common: folder of trained runs, and their plugins: routers as they were when recorded
         allow: texts, tokenizers, data sets, tasks and folders of tasks that records may name
     """

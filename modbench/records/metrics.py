@@ -31,11 +31,11 @@ class Metric:
 # fmt: off
 _TABLE = (
     Metric("heldout_loss", "nats/token", "lower", "quality",
-           "held-out cross-entropy under the causal selection rule"),
+           "validation loss: cross-entropy on held-out text under the causal selection rule"),
     Metric("heldout_bits_per_byte", "bits/byte", "lower", "quality",
-           "the same loss per byte of held-out text, comparable across tokenizers"),
+           "validation loss per byte of held-out text, comparable across tokenizers"),
     Metric("heldout_loss_leaky", "nats/token", "none", "quality",
-           "held-out cross-entropy under the training rule, which may look at later tokens"),
+           "validation loss under the training rule, which may look at later tokens"),
     Metric("leak", "nats/token", "none", "quality",
            "causal loss minus leaky loss: the gain from looking ahead; may be below 0 "
            "where the training rule drops tokens that the causal rule keeps"),

@@ -60,7 +60,7 @@ def design(
     config: DepthConfig, grids_at: Callable[[int], Grids], sizes: Sequence[float], seeds: Sequence[int]
 ) -> Generator[Wants, Losses, None]:
     """Yield all runs that are wanted so far, and expect the losses of those that are done; what follows
-    from a loss waits for it. ``grids_at``: the grids whose centre is so many steps of spacing larger,
+    from a loss waits for it. ``grids_at``: the grids whose centre is some steps of spacing larger,
     except at the middle budget; ``sizes``: active parameters of the shapes there."""
     grids = grids_at(0)
     middle = Middle.of(grids)

@@ -61,7 +61,7 @@ def folder_of(suite: Path, key: str) -> Path:
 
 
 def _stored(run: Run) -> dict[str, Any]:
-    """The JSON of ``run`` with what its key leaves out."""
+    """The JSON of ``run`` with the fields that its key excludes."""
     watched = {name: getattr(run.train, name) for name in ("evaluations", "checkpoint_seconds")}
     return {"stated": run.as_json(), "watched": watched, "hf": getattr(run.model, "folder", None)}
 

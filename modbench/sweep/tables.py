@@ -98,7 +98,7 @@ class IsoFlopConfig(DepthConfig):
     """The [isoflop] table of a suite. Raises UserError: a field is out of range."""
 
     margin: Positive = 0.01  #: difference in nats per token within which two schemes are equivalent
-    passes: Positive = 4.0  #: most passes over the training text
+    passes: Positive = 4.0  #: most epochs of the training text
     #: depths: each scheme has a curve over size for each of them; in place of [model] layers
     layers: tuple[Count, ...] | None = None
     #: [isoflop.at.8]: keys of [isoflop] that differ at 8 layers; all but layers, aspect, margin, passes

@@ -70,7 +70,7 @@ _ALTER_NOTHING = ("evaluations", "checkpoint_seconds")
 class TrainTable(TrainConfig):
     """The [train] table: the settings and those of the schedule, whose budgets [sweep] gives."""
 
-    #: learning rate over a run; trapezoid: one run is measured at all budgets, which share its trunk
+    #: learning rate over a run; trapezoid (WSD): one run is measured at all budgets, which share a trunk
     schedule: Kind = "cosine"
     warmup: Share = 0.1  #: fraction of the smallest budget in which the learning rate rises linearly
     final_learning_rate: Share = 0.1  #: fraction of the peak at the end of the cosine, or of a decay

@@ -59,9 +59,9 @@ class Middle:
 def design(
     config: DepthConfig, grids_at: Callable[[int], Grids], sizes: Sequence[float], seeds: Sequence[int]
 ) -> Generator[Wants, Losses, None]:
-    """Yield all runs that are wanted so far, and expect the losses of those that are done; what follows
-    from a loss waits for it. ``grids_at``: the grids whose centre is some steps of spacing larger,
-    except at the middle budget; ``sizes``: active parameters of the shapes there."""
+    """Yield all runs that are wanted so far; expect the losses of those that are done. A stage waits for
+    the losses that decide it. ``grids_at``: the grids whose centres are moved by a number of steps of
+    ``spacing``, except at the middle budget; ``sizes``: active parameters of the shapes there."""
     grids = grids_at(0)
     middle = Middle.of(grids)
     at_middle = grids[middle.budget]

@@ -73,29 +73,20 @@ def verify(
     seconds = sum(sum((result.record.seconds or {}).values()) for _, result in chosen)
     runs = several(len(chosen), "run")
     say(console, f"training {runs} again, which took {clock(seconds)} when recorded")
-    found = {_title(*one): _checked(*one, within, plugins, console) for one in chosen}
+    found = dict[str, str]()
+    for side, result in chosen:
+        title = f"{side.folder.name}/{run_name(result)}"
+        try:
+            found[title] = _compared(side, result, within, plugins, console)
+        except UserError as error:  # the others go on
+            say(console, f"{title}: {error}")
+            found[title] = NOT_VERIFIED
     count = Counter(found.values())
     parts = [f"{count[words]} {words}" for words in (EQUAL, WITHIN) if count[words]]
     failed = [title for title, words in found.items() if words == NOT_VERIFIED]
     parts += [f"not verified: {', '.join(failed)}"] if failed else []
     print(f"{runs}: {'; '.join(parts)}")
     return 1 if failed else 0
-
-
-def _title(side: Named, result: Result) -> str:
-    return f"{side.folder.name}/{run_name(result)}"
-
-
-def _checked(
-    side: Named, result: Result, within: float, plugins: Sequence[Path], console: Console
-) -> str:
-    """Train the run of ``result`` again and print what comes out: `EQUAL`, `WITHIN` or `NOT_VERIFIED`. A
-    run that can't be trained here is none of the first two, and the others go on."""
-    try:
-        return _compared(side, result, within, plugins, console)
-    except UserError as error:
-        say(console, f"{_title(side, result)}: {error}")
-        return NOT_VERIFIED
 
 
 def _drawn(sides: Sequence[Named], sample: int | None) -> list[tuple[Named, Result]]:
@@ -112,6 +103,8 @@ def _drawn(sides: Sequence[Named], sample: int | None) -> list[tuple[Named, Resu
 def _compared(
     side: Named, result: Result, within: float, plugins: Sequence[Path], console: Console
 ) -> str:
+    """Train the run of ``result`` again and print what comes out: `EQUAL`, `WITHIN` or `NOT_VERIFIED`.
+    Raises UserError: it can't be trained here."""
     recorded = [other for other in side.results if other.key == result.key]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / side.folder.resolve().name
@@ -153,14 +146,10 @@ def _trained(
     left = Left(
         wanted=Wanted(label=first.label, run=run), train=True, measurements=_measurements(recorded)
     )
-
-    def plugins_of(router: RouterCode) -> list[str]:
-        return _files_of(router, plugins)
-
     threads = environment.get("threads") or parallel()[1]
     make = partial(RunJob, suite=folder.name, data=data, threads=threads)
     names = {run.key: f"{first.label}#{first.seed}"}
-    (job,) = run_jobs([left], names, make, folder, plugins_of)
+    (job,) = run_jobs([left], names, make, folder, partial(_files_of, plugins=plugins))
     with _kernels_of(environment), show_progress(console) as progress:
         progress.begin(folder.name, total=1, done=0, unit="run")
         failures = Loop(folder, Local(), progress).run([job])
@@ -216,13 +205,11 @@ def _sentence(pairs: Paired) -> str:
         others = [name for name in of_kind if name in unequal(pairs)]
         count = f"{len(of_kind) - len(others)} of {len(of_kind)}" if others else f"{len(of_kind)}"
         parts.append(f"{count} {kind} metrics {equal}")
-        parts += [_difference(name, *means(pairs, name)) for name in others]
+        for name in others:
+            recorded, again = means(pairs, name)
+            part = abs(again - recorded) / max(abs(recorded), abs(again))
+            parts.append(f"{name} {recorded:.6g} | {again:.6g} (relative difference {part:.1g})")
     return "; ".join(parts)
-
-
-def _difference(name: str, recorded: float, again: float) -> str:
-    share = abs(again - recorded) / max(abs(recorded), abs(again))
-    return f"{name} {recorded:.6g} | {again:.6g} (relative difference {share:.1g})"
 
 
 def _agrees(pairs: Paired, within: float) -> bool:

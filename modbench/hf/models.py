@@ -1,7 +1,7 @@
 """Builds the model of a row: our decoder with a router, or a model of transformers, with a depth router
 or without."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,10 +45,12 @@ def outline_of(
     return _wrapped(shape, _built(shape, device), _depth_scheme(router, options))
 
 
-def outlined_like(model: LanguageModel, shape: Shape, device: str = "meta") -> LanguageModel:
-    """Build `outline_of` ``shape`` with the router of ``model``."""
+def outlined_like(
+    model: LanguageModel, shape: Shape, device: str = "meta", only: Sequence[int] | None = None
+) -> LanguageModel:
+    """Build `outline_of` ``shape`` with the router of ``model``. ``only``: layers of our decoder."""
     if isinstance(model, RoutedDecoder) and isinstance(shape, ModelConfig):
-        return outline(shape, model.router, device)
+        return outline(shape, model.router, device, only)
     router = getattr(model, "router", None)
     return outline_of(shape, model.scheme, {} if router is None else router.options(), device)
 

@@ -1,21 +1,16 @@
 """Memory of one GPU in a training step, from shapes."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Literal
 
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.hf.models import outlined_like
-from modbench.ledger import Workload
-from modbench.model.config import ModelConfig
 from modbench.model.language_model import LanguageModel
-from modbench.model.shape import Shape
-from modbench.plan.activations import Compute, Kernels, training_activations
-from modbench.plan.search import extrapolated, period_of
+from modbench.plan.activations import Compute, training_activations
+from modbench.plan.without_values import Kernels
 from modbench.routing.expert_bank import ExpertBank
 
 #: Bytes per parameter of weights, gradients and optimizer. ``fp32``: float32 weights under autocast and
@@ -127,35 +122,14 @@ class Measured:
 
     @cache  # noqa: B019
     def _run(self, sequences: int) -> int:
-        load = Workload.uniform(sequences, self._length, "train")
-
-        @cache
-        def read(model: Shape) -> tuple[int, int]:
-            """Peak of a pass, and FLOPs."""
-            decoder = outlined_like(self._decoder, model)
-            recipe = self._recipe
-            peak = training_activations(
-                decoder,
-                sequences,
-                self._length,
-                compute=self._compute,
-                kernels=self._kernels,
-                checkpoint=recipe.checkpoint,
-            )
-            return peak, decoder.ledger(load).total()
-
-        model = self._decoder.config
-        period = period_of(getattr(self._decoder, "router", None))
-        # The peak grows by the same bytes with each group of layers, once they exceed all else; autocast
-        # keeps copies of weights, too, which may exceed the activations in deep models only.
-        if self._compute != "autocast" and isinstance(model, ModelConfig):
-            with suppress(UserError):  # no model with so few layers
-                shallow, _ = read(replace(model, layers=period + model.layers % period))
-                peaks = {extrapolated(read, n * period, period)(model) for n in (1, 2)}
-                peak, flops = peaks.pop()
-                if not peaks and peak > shallow and flops == self._decoder.ledger(load).total():
-                    return peak
-        return read(model)[0]
+        return training_activations(
+            self._decoder,
+            sequences,
+            self._length,
+            compute=self._compute,
+            kernels=self._kernels,
+            checkpoint=self._recipe.checkpoint,
+        )
 
     def largest_micro_batch(self, room: int) -> int:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""

@@ -1,9 +1,9 @@
 """The search for shapes by what they cost, which is read from few layers where layers repeat."""
 
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from math import inf, log
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
@@ -14,13 +14,21 @@ Read = Callable[[ModelConfig], tuple[int, ...]]
 
 def largest(cost: Callable[[int], float], limit: float, guess: int = 1) -> int:
     """Return the largest number from 1 whose cost, which grows with it, is at most ``limit``; 0 if there
-    is none. The search goes outwards from ``guess``."""
-    below, above, step = guess - 1, guess, 1
-    while cost(above) <= limit:
-        below, above, step = above, above + step, 2 * step
-    while 0 < below < guess and cost(below) > limit:
-        below, above, step = max(0, below - step), below, 2 * step
-    return below + bisect_right(range(below + 1, above), limit, key=cost)
+    is none. From ``guess``, the search follows the power of the number by which costs have grown."""
+    below, above, number, power = 0, inf, guess, 3.0
+    earlier: tuple[int, float] | None = None
+    while above - below > 1:
+        value = cost(number)
+        if earlier is not None and value != earlier[1]:
+            power = max(1.0, log(value / earlier[1]) / log(number / earlier[0]))
+        earlier = number, value
+        if value <= limit:
+            below = number
+        else:
+            above = number
+        aim = number * min(8.0, (limit / value) ** (1 / power))
+        number = int(min(above - 1, max(below + 1, aim)))
+    return below
 
 
 def period_of(router: object) -> int:

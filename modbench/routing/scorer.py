@@ -66,7 +66,7 @@ def run_scorer(
         kind = x_D.device.type
         dtype = torch.promote_types(x_D.dtype, torch.float32)
         weight_dtype = next((p.dtype for p in scorer.parameters() if p.is_floating_point()), dtype)
-        off = x_D.is_meta or not torch.is_autocast_enabled(kind)
+        off = kind == "meta" or not torch.is_autocast_enabled(kind)
         with nullcontext() if off else torch.autocast(kind, enabled=False):
             scores: Tensor = call(x_D.to(weight_dtype))
         return scores.to(dtype) if isinstance(scores, Tensor) else scores

@@ -32,12 +32,15 @@ class Noise(nn.Module):
     def initialise(self, seed: int) -> None:
         self.key.fill_(stream(seed, f"layers.{self.layer}.{self.name}noise").initial_seed() & 0x7FFFFFFF)
 
-    @torch._disable_dynamo
     def generator(self, context: Context) -> torch.Generator:
         """Return the generator of this pass, on the device of the layer. It reads a buffer, for which
         the host waits."""
         if self.key.is_meta or type(self.key) is not Tensor:  # no values, as when FLOPs are counted
             return torch.Generator()
+        return self._seeded(context)
+
+    @torch._disable_dynamo
+    def _seeded(self, context: Context) -> torch.Generator:
         key = f"{self.name}draw"
         shown = context.trace.tensors.get((self.layer, key))
         if shown is None:

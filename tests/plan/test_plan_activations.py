@@ -3,6 +3,8 @@
 B sequences, T tokens, V vocabulary.
 """
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,8 +19,10 @@ from modbench.model.block import Block
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.layer import Layer
-from modbench.plan.activations import Compute, Live, training_activations
+from modbench.plan import activations
+from modbench.plan.activations import Compute, training_activations
 from modbench.plan.memory import Measured, Recipe
+from modbench.plan.without_values import Live
 from modbench.routing import registry
 from modbench.routing.build import build_model, meta_decoder
 from modbench.routing.expert_router import ExpertRouter
@@ -191,17 +195,39 @@ class Thinning(Router):
         return Counting(model, layer, "counts_to_host") if layer >= 9 else Block(model, layer)
 
 
-@pytest.mark.parametrize("router", ["vanilla", "mod", "thinning"])
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("router", ["token_choice", "mod", "thinning"])
 @pytest.mark.parametrize("compute", ["bfloat16", "autocast"])
-def test_deep_models_are_extrapolated_exactly(
-    router: str, compute: Compute, monkeypatch: pytest.MonkeyPatch
+def test_two_copies_of_layers_that_repeat_give_the_bytes_of_all(
+    router: str, compute: Compute, checkpoint: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With autocast and checkpoints, copies of weights are more than the activations of deep models."""
     monkeypatch.setitem(registry._registered, "thinning", Thinning)
-    decoder = meta_decoder(router, {}, replace(AWKWARD, layers=12))
-    measured = Measured(decoder, LENGTH, Recipe(checkpoint=True), compute=compute)
-    full = training_activations(decoder, SEQUENCES, LENGTH, compute=compute, checkpoint=True)
-    assert measured.memory(SEQUENCES).activations == full
+    decoder = meta_decoder(router, {}, replace(AWKWARD, layers=13))
+
+    def peak() -> int:
+        return training_activations(decoder, 3, LENGTH, compute=compute, checkpoint=checkpoint)
+
+    of_copies = peak()
+    assert activations._repeated(decoder, Workload.uniform(3, LENGTH, "train"))[2] > 2
+    monkeypatch.setattr(activations, "_repeated", lambda *_: (0, 0, 0))
+    assert of_copies == peak()
+
+
+def test_a_pass_imports_no_compiler() -> None:
+    """Which takes longer than all passes of a plan."""
+    steps = (
+        "import sys",
+        "from modbench.model.config import ModelConfig",
+        "from modbench.plan.activations import training_activations",
+        "from modbench.routing.build import meta_decoder",
+        "shape = ModelConfig(vocabulary=64, width=32, layers=2, heads=4)",
+        f"for router in {(*ROUTERS, 'token_choice:switch', 'token_choice:olmoe', 'mod:gaussian')}:",
+        "    training_activations(meta_decoder(router, {}, shape), 2, 64, compute='autocast')",
+        "print(*{'torch._dynamo', 'sympy'}.intersection(sys.modules))",
+    )
+    command = [sys.executable, "-c", "\n".join(steps)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "\n"
 
 
 @pytest.mark.usefixtures("_plugin")

@@ -47,6 +47,11 @@ class ClusterOptions:
     checkpoint: bool = False  #: activation checkpointing: keep only the input of each layer
     micro_batch: int = 1  #: sequences per GPU in one forward pass
 
+    def described(self, price: float | None) -> Cluster:
+        """The GPUs, an hour of one at ``price``."""
+        gpu = described_gpu(self.gpu, self.peak_tflops, self.memory_gb)
+        return Cluster(gpu=gpu, gpus=self.gpus, utilisation=self.utilisation, price=price)
+
 
 def plan(
     suite: Annotated[Positional[str | None], arg(metavar="[SUITE]", help_behavior_hint="")] = None,
@@ -96,7 +101,7 @@ def plan(
         seeds: seeds in place of the suite's, such as 0,1
         results: folder whose step times of this machine are used, if `modbench time` took them there
         time: measure training steps of the suite that have no step time
-        price: of one GPU per hour: with a suite, print its hours and costs on --gpu, and the memory of
+        price: of one GPU per hour: print costs; with a suite, also its hours on --gpu, and the memory of
             its largest runs; nothing is measured
     """
     if (suite is None) == (not router):
@@ -119,11 +124,8 @@ def plan(
             if value is not None:
                 raise UserError(f"--{name} has no effect with a suite; leave it out")
         settings = suite_settings(set, seeds, budget)
-        if price is not None:
-            return _cost_of_suite(suite, settings, flat(plugin), cluster, price)
-        return _plan_suite(suite, settings, flat(plugin), results, time, format)
-    if price is not None:
-        raise UserError("--price needs a suite; leave it out")
+        priced = None if price is None else cluster.described(price)
+        return _plan_suite(suite, settings, flat(plugin), results, time, format, priced)
     if set or seeds is not None:
         raise UserError("--set and --seeds need a suite; leave them out")
     from modbench.plan.memory import Recipe
@@ -141,11 +143,7 @@ def plan(
         tokens=None if tokens is None else amount(tokens, "tokens"),
         budget=None if budget is None else amount(budget, "budget"),
         tokens_per_parameter=20.0 if tokens_per_parameter is None else tokens_per_parameter,
-        cluster=Cluster(
-            gpu=described_gpu(cluster.gpu, cluster.peak_tflops, cluster.memory_gb),
-            gpus=cluster.gpus,
-            utilisation=cluster.utilisation,
-        ),
+        cluster=cluster.described(price),
         recipe=Recipe(
             state=cluster.state,
             shard=cluster.gpus if cluster.shard is None else cluster.shard,
@@ -165,27 +163,16 @@ def _plan_suite(
     results: Path,
     time: bool,
     format: str,
+    priced: Cluster | None,
 ) -> int:
+    from modbench.sweep.costs import costs
     from modbench.sweep.plan import as_json, as_table, plan_suite
 
-    made = plan_suite(suite, settings=settings, plugins=plugins, results=results, time=time, tell=tell)
+    if priced and format == "json":
+        raise UserError("--price prints a table; leave out --format json")
+    given: dict[str, Any] = {"settings": settings, "plugins": plugins, "results": results}
+    made = plan_suite(suite, **given, time=time and not priced, tell=tell)
     print(as_json(made) if format == "json" else as_table(made))
-    return 2 if made.left_out else 0
-
-
-def _cost_of_suite(
-    suite: str,
-    settings: Mapping[str, Any],
-    plugins: tuple[Path, ...],
-    cluster: ClusterOptions,
-    price: float,
-) -> int:
-    from modbench.sweep.costs import Rate, costs
-    from modbench.sweep.plan import as_table, plan_suite
-
-    gpu = described_gpu(cluster.gpu, cluster.peak_tflops, cluster.memory_gb)
-    rate = Rate(cluster=Cluster(gpu=gpu, utilisation=cluster.utilisation), price=price)
-    made = plan_suite(suite, settings=settings, plugins=plugins, time=False, tell=tell)
-    print(as_table(made))
-    print(f"\n{costs(made.wanted, made.flops, rate)}")
+    if priced:
+        print(f"\n{costs(made.wanted, made.flops, priced)}")
     return 2 if made.left_out else 0

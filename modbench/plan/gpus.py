@@ -69,23 +69,26 @@ def utilisation_at(width: int) -> float:
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """``gpus`` GPUs of one kind. ``utilisation`` is the assumed model FLOPs utilisation (MFU); None: by
-    the width of the model (`utilisation_at`). Raise a `UserError` for no GPU, or a utilisation outside
-    (0, 1]."""
+    the width of the model (`utilisation_at`). ``price``: of an hour of one GPU. Raise a `UserError` for
+    no GPU, a utilisation outside (0, 1], or a price of 0 or less."""
 
     gpu: Gpu = field(default_factory=lambda: GPUS["h100"])
     gpus: int = 8
     utilisation: float | None = None
+    price: float | None = None
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
             raise UserError(f"gpus is {self.gpus}; it must be 1 or more")
         if self.utilisation is not None and not 0 < self.utilisation <= 1:
             raise UserError(f"utilisation is {self.utilisation}; it must lie in (0, 1]")
+        if self.price is not None and not self.price > 0:
+            raise UserError(f"--price is {self.price:g}; it must be above 0")
 
     def at(self, width: int) -> float:
         """The utilisation assumed of a model of ``width``."""
         return utilisation_at(width) if self.utilisation is None else self.utilisation
 
-    def days(self, flops: int, width: int) -> float:
-        """Days that ``flops`` of a model of ``width`` take."""
-        return flops / (self.gpus * self.gpu.flops * self.at(width)) / 86_400
+    def hours(self, flops: float, width: int) -> float:
+        """Hours of one GPU that ``flops`` of a model of ``width`` take."""
+        return flops / (self.gpu.flops * self.at(width)) / 3600

@@ -35,6 +35,7 @@ class Scheme:
     training_flops: int
     dense_flops: int
     days: float
+    price: float | None  #: of all GPU-hours; None without a price of one
     memory: Memory
     largest_micro_batch: int  #: sequences that fit the GPU's memory; may be 0
 
@@ -106,6 +107,7 @@ def _scheme(of: Plan, name: str, options: Mapping[str, Any], model: ModelConfig,
     of_sequence = convention_flops(routed, training, convention)
     flops = spent_on(tokens, of_sequence, sequence)
     measured = Measured(routed, sequence, recipe)
+    hours = of.cluster.hours(flops, model.width)
     return Scheme(
         router=name,
         model=model,
@@ -116,7 +118,8 @@ def _scheme(of: Plan, name: str, options: Mapping[str, Any], model: ModelConfig,
         training_flops_per_token=of_sequence / sequence,
         training_flops=flops,
         dense_flops=spent_on(tokens, convention_flops(dense, training, convention), sequence),
-        days=of.cluster.days(flops, model.width),
+        days=hours / 24 / of.cluster.gpus,
+        price=None if of.cluster.price is None else hours * of.cluster.price,
         memory=measured.memory(recipe.micro_batch),
         largest_micro_batch=measured.largest_micro_batch(of.cluster.gpu.memory),
     )
@@ -162,6 +165,8 @@ def _column(plan: Plan, scheme: Scheme) -> Iterator[tuple[str, str]]:
         yield "share of the budget", f"{scheme.training_flops / plan.budget:.2%}"
     yield "ratio to dense", f"{scheme.training_flops / scheme.dense_flops:.4f}"
     yield "days", f"{scheme.days:.4g}"
+    if scheme.price is not None:
+        yield "price of all GPU-hours", f"{scheme.price:,.0f}"
     for field in fields(Memory):
         yield f"memory per GPU, {field.name}", _gb(getattr(scheme.memory, field.name))
     yield "memory per GPU, total", _gb(scheme.memory.total)

@@ -2,9 +2,7 @@
 from shapes and a data sheet alone."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from modbench.errors import UserError
 from modbench.hf.config import is_predicted
 from modbench.hf.models import outline_of
 from modbench.model.language_model import LanguageModel
@@ -18,18 +16,6 @@ from modbench.train.out_of_memory import free_bytes
 
 #: Numbers of GPUs that hours are stated for.
 _GPUS = (1, 8, 64, 256)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """``price`` per hour of one GPU of ``cluster``. Raises UserError: a price of 0 or less."""
-
-    cluster: Cluster
-    price: float
-
-    def __post_init__(self) -> None:
-        if not self.price > 0:
-            raise UserError(f"--price is {self.price:g}; it must be above 0")
 
 
 def outlined(run: Run) -> LanguageModel:
@@ -66,27 +52,25 @@ def smaller_pass(run: Run, measured: Measured, there: int) -> str:
     return "set [train] recompute = true or parallel, or take a smaller model"
 
 
-def costs(runs: Sequence[Wanted], flops: int, rate: Rate) -> str:
+def costs(runs: Sequence[Wanted], flops: int, cluster: Cluster) -> str:
     """Hours and costs of ``runs``, which take ``flops`` in all, and memory, as text."""
-    cluster, gpu = rate.cluster, rate.cluster.gpu
-    parts = [(item.run.schedule.budgets[-1], cluster.at(item.run.model.width)) for item in runs]
+    gpu, price = cluster.gpu, cluster.price or 0.0
+    parts = [(item.run.schedule.budgets[-1], item.run.model.width) for item in runs]
     # The runs' shares of all FLOPs, each at the speed of its width.
-    seconds = (
-        flops / sum(share for share, _ in parts) * sum(share / at for share, at in parts) / gpu.flops
-    )
+    each = flops / sum(budget for budget, _ in parts)
+    of_one = sum(cluster.hours(each * budget, width) for budget, width in parts)
     most = sum(item.run.train.ranks for item in runs)
     needed = max(item.run.train.ranks for item in runs)
-    hours = {count: seconds / min(count, most) / 3600 for count in _GPUS if count >= needed}
-    price = seconds / 3600 * rate.price
-    used = sorted({f"{at:.0%}" for _, at in parts}, key=lambda text: float(text[:-1]))
-    between = used[0] if len(used) == 1 else f"{used[0]} to {used[-1]}"
+    hours = {count: of_one / min(count, most) for count in _GPUS if count >= needed}
+    ats = sorted({cluster.at(width) for _, width in parts})
+    between = " to ".join(dict.fromkeys(f"{at:.0%}" for at in (ats[0], ats[-1])))
     how = ", assumed by the width of a model" if cluster.utilisation is None else ""
     rows = [(f"{count:,}", f"{of:,.1f}") for count, of in hours.items()]
     table = Table(("GPUs", "hours"), rows).to_text()
     return "\n".join(
         [
-            f"{gpu.name} at {between} of {gpu.flops / 1e12:,.0f} TFLOP/s{how}; {rate.price:g} per hour: "
-            f"{price:,.0f} in all",
+            f"{gpu.name} at {between} of {gpu.flops / 1e12:,.0f} TFLOP/s{how}; {price:g} per hour: "
+            f"{of_one * price:,.0f} in all",
             table,
             "",
             f"memory of a pass of each scheme's largest model, of {gpu.memory / 1e9:.0f} GB:",

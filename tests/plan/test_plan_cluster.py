@@ -36,7 +36,7 @@ def test_figures_given_replace_the_data_sheet() -> None:
     assert described_gpu("mine", peak_tflops=1, memory_gb=2).memory == 2 * 10**9
 
 
-def test_days_are_flops_over_what_the_cluster_does_in_a_day() -> None:
-    cluster = Cluster(gpu=described_gpu("a100-80gb"), gpus=10, utilisation=0.5)
-    # 10 x 312e12 x 0.5 x 86,400 in a day.
-    assert cluster.days(134_784 * 10**15, width=64) == pytest.approx(1.0)
+def test_hours_are_flops_over_what_a_gpu_does_in_an_hour() -> None:
+    cluster = Cluster(gpu=described_gpu("a100-80gb"), utilisation=0.5)
+    # 312e12 x 0.5 x 3,600 in an hour.
+    assert cluster.hours(5616 * 10**14, width=64) == pytest.approx(1.0)

@@ -1,6 +1,7 @@
 """Whole plans, and how they are printed."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -40,6 +41,14 @@ def test_a_plan_by_hand() -> None:
     routing = 2 * 64 * (32 + 32 * 16 + 16)
     assert routed.forward_flops_per_token == (half + routing) / 64
     assert routed.dense_flops == dense.training_flops > routed.training_flops
+
+
+def test_a_price_is_that_of_all_gpu_hours() -> None:
+    made = planned("vanilla", cluster=replace(CLUSTER, price=3.0))
+    (scheme,) = made.schemes
+    assert scheme.price == pytest.approx(scheme.days * 2 * 24 * 3.0)
+    assert "price of all GPU-hours" in as_table(made)
+    assert "price" not in as_table(planned())
 
 
 def test_a_gpu_too_small_is_said_to_be() -> None:

@@ -7,7 +7,7 @@ import pytest
 from small_suite import write_suite
 
 from modbench.plan.gpus import GPUS, Cluster, utilisation_at
-from modbench.sweep.costs import Rate, costs
+from modbench.sweep.costs import costs
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import Wanted, expand_planned
@@ -24,9 +24,9 @@ def wanted(tmp_path: Path) -> list[Wanted]:
 
 
 def test_costs_are_gpu_hours_times_the_price(wanted: list[Wanted]) -> None:
-    rate = Rate(cluster=Cluster(gpu=GPUS["h100"], utilisation=0.4), price=2.5)
+    cluster = Cluster(gpu=GPUS["h100"], utilisation=0.4, price=2.5)
     flops = round(989.4e12 * 0.4 * 3600 * 100)  # a hundred hours of one GPU
-    said = costs(wanted, flops, rate)
+    said = costs(wanted, flops, cluster)
     assert "h100 at 40% of 989 TFLOP/s; 2.5 per hour: 250 in all" in said
     hours = dict(line.split() for line in said.splitlines()[2:6])
     runs = len(wanted)
@@ -35,9 +35,9 @@ def test_costs_are_gpu_hours_times_the_price(wanted: list[Wanted]) -> None:
 
 def test_hours_follow_the_width_of_the_models(wanted: list[Wanted]) -> None:
     width = wanted[0].run.model.width
-    by_width = Rate(cluster=Cluster(gpu=GPUS["h100"]), price=1.0)
-    fixed = Rate(cluster=Cluster(gpu=GPUS["h100"], utilisation=utilisation_at(width)), price=1.0)
-    one, other = (costs(wanted, 10**21, rate) for rate in (by_width, fixed))
+    by_width = Cluster(gpu=GPUS["h100"], price=1.0)
+    fixed = Cluster(gpu=GPUS["h100"], utilisation=utilisation_at(width), price=1.0)
+    one, other = (costs(wanted, 10**21, cluster) for cluster in (by_width, fixed))
     assert "assumed by the width of a model" in one
     assert one.splitlines()[2:6] == other.splitlines()[2:6]
     assert utilisation_at(1) == utilisation_at(192) == 0.1
@@ -46,12 +46,12 @@ def test_hours_follow_the_width_of_the_models(wanted: list[Wanted]) -> None:
 
 
 def test_a_model_that_does_not_fit_is_told_with_what_does(wanted: list[Wanted]) -> None:
-    small = Rate(cluster=Cluster(gpu=replace(GPUS["h100"], memory=5_000)), price=1.0)
+    small = Cluster(gpu=replace(GPUS["h100"], memory=5_000), price=1.0)
     said = costs(wanted, 10**15, small)
     assert "it does not fit: at most" in said
 
 
 def test_gpus_that_can_not_run_it_have_no_hours(tmp_path: Path) -> None:
-    rate = Rate(cluster=Cluster(gpu=GPUS["h100"]), price=1.0)
-    said = costs(planned(tmp_path, parallel={"data": 4}), 10**15, rate)
+    cluster = Cluster(gpu=GPUS["h100"], price=1.0)
+    said = costs(planned(tmp_path, parallel={"data": 4}), 10**15, cluster)
     assert [line.split()[0] for line in said.splitlines()[2:5]] == ["8", "64", "256"]

@@ -8,7 +8,7 @@ B sequences, T tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -73,10 +73,13 @@ def _repeated(decoder: LanguageModel, load: Workload) -> tuple[int, int, int]:
     if not isinstance(decoder, Decoder):
         return none
     of_layer: list[list[Any]] = [[] for _ in decoder.layers]
-    with suppress(UserError):  # a router without a closed form that can't be counted either
-        for (number, *name), flops in decoder.ledger(load):
-            if number >= 0:
-                of_layer[number].append((*name, flops))
+    try:
+        ledger = decoder.ledger(load)
+    except UserError:  # no closed form, and it can't be counted
+        return none
+    for (number, *name), flops in ledger:
+        if number >= 0:
+            of_layer[number].append((*name, flops))
     for facts, layer in zip(of_layer, decoder.layers, strict=True):
         facts += map(type, layer.modules())
         facts += ((name, p.shape, p.requires_grad) for name, p in layer.named_parameters())
@@ -103,15 +106,15 @@ def _watch(model: LanguageModel, live: Live, kernels: Kernels, first: int, perio
     def entered(unit: int, kept: int, _gradient: Tensor | None = None) -> None:
         live.unit, live.kept = unit, kept
 
-    def run(forward: Callable[..., Any], number: int, x: Any, *args: Any, **named: Any) -> Any:
+    def run(forward: Callable[..., Any], number: int, *args: Any, **named: Any) -> Any:
         if torch._C._current_graph_task_id() >= 0:
             with Device(kernels):  # torch leaves function modes out of a backward pass
-                return forward(x, *args, **named)
+                return forward(*args, **named)
         if period and number == first:
             entered(1, 0)
-            if x.requires_grad:
-                x.register_hook(partial(entered, 0, 2))
-        out = forward(x, *args, **named)
+            if args[0].requires_grad:
+                args[0].register_hook(partial(entered, 0, 2))
+        out = forward(*args, **named)
         if period and number == first + period - 1:
             entered(2, 1)
             out.register_hook(partial(entered, 1, 2))

@@ -1,5 +1,5 @@
-"""Shapes whose depth, heads and MLP follow the width, and isoFLOP grids of them around the size that
-spends a budget compute-optimally."""
+"""Shapes whose depth, heads and MLP follow the width, the search for them by what they cost, and isoFLOP
+grids around the size that spends a budget compute-optimally."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,61 @@ from math import inf, log
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-from modbench.plan.search import Read, largest
+
+#: Reads whole numbers off a shape; for a search its training FLOPs and active parameters.
+Read = Callable[[ModelConfig], tuple[int, ...]]
+
+
+def largest(cost: Callable[[int], float], limit: float, guess: int = 1) -> int:
+    """Return the largest number from 1 whose cost, which grows with it, is at most ``limit``; 0 if there
+    is none. From ``guess``, the search follows the power of the number by which costs have grown."""
+    below, above, number, power = 0, inf, guess, 3.0
+    earlier: tuple[int, float] | None = None
+    while above - below > 1:
+        value = cost(number)
+        if earlier is not None and value != earlier[1]:
+            power = max(1.0, log(value / earlier[1]) / log(number / earlier[0]))
+        earlier = number, value
+        if value <= limit:
+            below = number
+        else:
+            above = number
+        aim = number * min(8.0, (limit / value) ** (1 / power))
+        number = int(min(above - 1, max(below + 1, aim)))
+    return below
+
+
+def period_of(router: object) -> int:
+    """Return the number of layers after which those of ``router`` repeat, as far as its options say."""
+    every = getattr(router, "every", 1)
+    return every if isinstance(every, int) and every > 0 else 1
+
+
+def solved(
+    search: Callable[[Read], list[ModelConfig]], read: Read, fewest: int, period: int
+) -> tuple[list[ModelConfig], Read]:
+    """Return the shapes that ``search`` finds, and what reads them. It builds few layers, which take
+    long: models whose layers repeat after ``period`` are extrapolated from two of ``fewest`` layers or
+    more. It is ``read`` if that differs for the deepest shape, as where layers do not repeat."""
+
+    @cache
+    def shallow(model: ModelConfig) -> tuple[int, ...]:
+        periods, rest = divmod(model.layers - fewest, period)
+        if periods < 2:
+            return read(model)
+        few = read(replace(model, layers=fewest + rest))
+        more = read(replace(model, layers=fewest + rest + period))
+        return tuple(a + periods * (b - a) for a, b in zip(few, more, strict=True))
+
+    try:
+        shapes = search(shallow)
+        deepest = max(shapes, key=lambda shape: shape.layers)
+        if shallow(deepest) == read(deepest):
+            return shapes, shallow
+    except UserError:  # raised again if it holds for whole models
+        pass
+    return search(read), read
+
 
 #: Largest ratio of active parameters between the ends of a grid and its centre: up to it the bias of the
 #: parabola is known (docs/isoflop.md); and between neighbours: five sizes reach as far.

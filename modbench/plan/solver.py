@@ -16,8 +16,7 @@ from modbench.errors import UserError, several
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
-from modbench.plan.family import Family
-from modbench.plan.search import Read, largest, period_of, solved
+from modbench.plan.family import Family, Read, largest, period_of, solved
 from modbench.routing.build import outline
 from modbench.routing.registry import build_router, preset_options
 from modbench.routing.router import Router

@@ -17,8 +17,7 @@ from typing import Any
 from modbench.errors import UserError, is_file, several
 from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig
-from modbench.plan.family import isoflop_grid
-from modbench.plan.search import Read, solved
+from modbench.plan.family import Read, isoflop_grid, solved
 from modbench.records.run import RouterCode
 from modbench.records.run_name import RunName
 from modbench.sweep.process import DiedError, Say, run_worker

@@ -8,8 +8,7 @@ import pytest
 from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
-from modbench.plan.family import Family, isoflop_grid
-from modbench.plan.search import Read
+from modbench.plan.family import Family, Read, isoflop_grid, largest
 from modbench.routing.build import meta_decoder
 
 BASE = ModelConfig(vocabulary=512, width=64, layers=4, heads=4)
@@ -24,6 +23,21 @@ def read_of(router: str) -> Read:
         return decoder.ledger(load).total("model"), decoder.parameter_count("active")
 
     return read
+
+
+@pytest.mark.parametrize("guess", [1, 7, 500])
+@pytest.mark.parametrize("limit", [0.5, 30, 10**4, 10**4 + 0.5, 10**9])
+def test_the_largest_number_is_found_in_a_few_steps(limit: float, guess: int) -> None:
+    asked = []
+
+    def cost(number: int) -> int:
+        asked.append(number)
+        return number**2 + 50 * (number // 8) ** 3 + 1  # as depths grow in steps
+
+    number = largest(cost, limit, guess)
+    assert cost(number + 1) > limit
+    assert number == 0 or cost(number) <= limit
+    assert len(asked) <= 15
 
 
 @pytest.mark.parametrize("router", ["vanilla", "token_choice", "mod"])

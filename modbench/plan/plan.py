@@ -13,7 +13,7 @@ from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
-from modbench.plan.gpus import Cluster
+from modbench.plan.gpus import Cluster, Gpu
 from modbench.plan.memory import Measured, Memory, Recipe
 from modbench.plan.solver import solve, spent_on
 from modbench.plan.units import shown
@@ -167,11 +167,19 @@ def _column(plan: Plan, scheme: Scheme) -> Iterator[tuple[str, str]]:
     yield "days", f"{scheme.days:.4g}"
     if scheme.price is not None:
         yield "price of all GPU-hours", f"{scheme.price:,.0f}"
-    for field in fields(Memory):
-        yield f"memory per GPU, {field.name}", _gb(getattr(scheme.memory, field.name))
-    yield "memory per GPU, total", _gb(scheme.memory.total)
-    yield "share of the GPU's memory", f"{scheme.memory.total / plan.cluster.gpu.memory:.1%}"
-    yield "largest micro-batch", str(scheme.largest_micro_batch or "none")
+    for label, cell in memory_cells(scheme.memory, scheme.largest_micro_batch, plan.cluster.gpu):
+        yield label if label in _LAST else f"memory per GPU, {label}", cell
+
+
+_LAST = ("share of the GPU's memory", "largest micro-batch")
+
+
+def memory_cells(memory: Memory, largest_micro_batch: int, gpu: Gpu) -> list[tuple[str, str]]:
+    """Labels and cells of ``memory`` on ``gpu``, of a suite's plan and of a single shape's."""
+    parts = [(field.name, getattr(memory, field.name)) for field in fields(Memory)]
+    cells = [(name, _gb(size)) for name, size in (*parts, ("total", memory.total))]
+    last = f"{memory.total / gpu.memory:.1%}", str(largest_micro_batch or "none")
+    return [*cells, *zip(_LAST, last, strict=True)]
 
 
 def _gb(size: int) -> str:

@@ -1,13 +1,14 @@
 """`modbench plan SUITE --price`: hours and costs of a suite on GPUs, and the memory of its largest runs,
 from shapes and a data sheet alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from modbench.hf.config import is_predicted
 from modbench.hf.models import outline_of
 from modbench.model.language_model import LanguageModel
 from modbench.plan.gpus import Cluster, Gpu
 from modbench.plan.memory import Measured, Recipe
+from modbench.plan.plan import memory_cells
 from modbench.records.run import Run
 from modbench.report.table import Table
 from modbench.sweep.wanted import Wanted
@@ -73,31 +74,32 @@ def costs(runs: Sequence[Wanted], flops: int, cluster: Cluster) -> str:
             f"{of_one * price:,.0f} in all",
             table,
             "",
-            f"memory of a pass of each scheme's largest model, of {gpu.memory / 1e9:.0f} GB:",
-            *_memories(runs, gpu),
+            f"memory of a pass ([train] micro_batch) of each scheme's largest model, of "
+            f"{gpu.memory / 1e9:.0f} GB:",
+            _memories(runs, gpu),
         ]
     )
 
 
-def _memories(runs: Sequence[Wanted], gpu: Gpu) -> Iterator[str]:
+def _memories(runs: Sequence[Wanted], gpu: Gpu) -> str:
     largest: dict[str, Run] = {}
     for item in runs:
         here = largest.get(item.scheme)
         if here is None or _size(item.run) > _size(here):
             largest[item.scheme] = item.run
+    labels = ("scheme", "size", "sequences")
+    rows = []
     for scheme, run in largest.items():
-        if not is_predicted(run.model):
-            yield f"{scheme}: {run.model.width}x{run.model.layers}; its memory is not predicted"
-            continue
-        measured = measured_pass(run, outlined(run))
-        needed = measured.memory(run.train.rows).total
-        fits = measured.largest_micro_batch(gpu.memory)
-        words = f"{scheme}: {run.model.width}x{run.model.layers}, {run.train.rows} sequences, "
-        words += f"{needed / 1e9:.1f} GB"
-        if needed > gpu.memory:
-            yield f"{words}; it does not fit: at most {fits} sequences per pass do ([train] micro_batch)"
-        else:
-            yield f"{words}; at most {fits} sequences fit"
+        row = (scheme, f"{run.model.width}x{run.model.layers}", str(run.train.rows))
+        if is_predicted(run.model):
+            measured = measured_pass(run, outlined(run))
+            memory = measured.memory(run.train.rows)
+            more, cells = zip(
+                *memory_cells(memory, measured.largest_micro_batch(gpu.memory), gpu), strict=True
+            )
+            labels, row = (*labels[:3], *more), (*row, *cells)
+        rows.append(row)
+    return Table(labels, [(*row, *("-",) * (len(labels) - len(row))) for row in rows]).to_text()
 
 
 def _size(run: Run) -> int:

@@ -7,7 +7,7 @@ import pytest
 from small_suite import write_suite
 
 from modbench.plan.gpus import GPUS, Cluster, utilisation_at
-from modbench.sweep.costs import costs
+from modbench.sweep.costs import costs, measured_pass, outlined
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import Wanted, expand_planned
@@ -45,10 +45,15 @@ def test_hours_follow_the_width_of_the_models(wanted: list[Wanted]) -> None:
     assert 0.17 < utilisation_at(640) < 0.28
 
 
-def test_a_model_that_does_not_fit_is_told_with_what_does(wanted: list[Wanted]) -> None:
-    small = Cluster(gpu=replace(GPUS["h100"], memory=5_000), price=1.0)
-    said = costs(wanted, 10**15, small)
-    assert "it does not fit: at most" in said
+def test_memory_is_that_of_a_pass_of_the_largest_model(wanted: list[Wanted]) -> None:
+    run = wanted[0].run
+    measured = measured_pass(run, outlined(run))
+    room = measured.memory(5).total
+    said = costs(wanted, 10**15, Cluster(gpu=replace(GPUS["h100"], memory=room), price=1.0))
+    row = next(line for line in said.splitlines() if line.startswith("vanilla"))
+    assert row.split()[1:3] == [f"{run.model.width}x{run.model.layers}", str(run.train.rows)]
+    share = measured.memory(run.train.rows).total / room
+    assert row.split()[-2:] == [f"{share:.1%}", "5"]
 
 
 def test_gpus_that_can_not_run_it_have_no_hours(tmp_path: Path) -> None:

@@ -124,29 +124,30 @@ def test_what_was_measured_stands_next_to_its_estimate(tmp_path: Path) -> None:
     """Where the row, its batch and the quantity were measured."""
     head = "label,shape,case,sequences,seconds_median,flops_nominal,realised_efficiency"
     lines = [
-        "vanilla/124M,124M,train,8,0.02,6540000000000,1.0",
-        "vanilla/124M,124M,train x 20,8,0.01,6540000000000,1.0",
-        "mod/124M,124M,train,8,0.018,4545000000000,0.77",
-        "mod/350M,350M,train,8,0.05,4545000000000,",
-        "mod:half/350M,350M,train,8,,,",
-        "token_choice/350M,350M,train,64,0.5,4545000000000,0.5",
+        "vanilla/124M,124M,train,64,0.2,52320000000000,1.0",
+        "vanilla/124M,124M,train x 20,64,0.1,52320000000000,1.0",
+        "mod/124M,124M,train,64,0.18,36360000000000,0.77",
+        "mod/350M,350M,train,64,0.5,36360000000000,",
+        "mod:half/350M,350M,train,64,,,",
+        "token_choice/350M,350M,train,8,0.5,4545000000000,0.5",
     ]
     (tmp_path / "timings.csv").write_text("\n".join([head, *lines]))
     table = gpu_estimates.table(tmp_path / "timings.csv").splitlines()
     last = {tuple(line.split(" | ")[:3]): line.split(" | ")[-1].rstrip(" |") for line in table}
-    assert last["| vanilla/124M", "8", "training step (ms)"] == "20.0"
-    assert last["| vanilla/124M", "8", "share of 989 TFLOP/s (%)"] == "33.1"
-    assert last["| vanilla/124M", "64", "share of 989 TFLOP/s (%)"] == "-"
-    assert last["| mod/124M", "8", "step over vanilla"] == "0.90"
-    assert last["| mod/124M", "8", "realised efficiency"] == "0.77"
+    assert last["| vanilla/124M", "64", "training step (ms)"] == "200.0"
+    assert last["| vanilla/124M", "64", "share of 989 TFLOP/s (%)"] == "26.5"
+    assert last["| mod/124M", "64", "step over vanilla"] == "0.90"
+    assert last["| mod/124M", "64", "realised efficiency"] == "0.77"
     for row, quantity in (("mod/350M", "step over vanilla"), ("token_choice/350M", "step over vanilla")):
-        assert last[f"| {row}", "8", quantity] == "-"
+        assert last[f"| {row}", "64", quantity] == "-"
 
 
 def test_estimates_are_of_rows_of_the_suite() -> None:
     rows = resolve(load_suite(str(ROOT / "suites" / "gpu.toml")), [])
     labels = {item.label for item in expand_planned(rows)}
     assert {line["row"] for line in gpu_estimates.estimates()} <= labels
+    batch = str(rows.suite.train.batch)
+    assert {line["sequences"] for line in gpu_estimates.estimates()} == {batch}
 
 
 def test_a_machine_without_a_gpu_is_told_what_to_run(noxfile: ModuleType) -> None:
@@ -179,7 +180,7 @@ def test_its_commands_run_on_a_small_copy_of_its_suite(noxfile: ModuleType, tmp_
     session = Session("--only", "mod/124M", run_command=run_here)
     noxfile.bench_gpu.func(session)
     assert len(session.commands) == 3
-    assert "| mod/124M | 8 | step over vanilla | 0.84-0.90 | 0.87-0.92 | - |" in printed[0]
+    assert "| mod/124M | 64 | step over vanilla | 0.86-0.91 | - |" in printed[0]
     files = {path.name for path in (tmp_path / "my-results-gpu" / "gpu").iterdir()}
     assert {"leaderboard.md", "leaderboard.csv", "timings.md", "timings.csv", "memory.csv"} <= files
     leaderboard = (tmp_path / "my-results-gpu" / "gpu" / "leaderboard.md").read_text()

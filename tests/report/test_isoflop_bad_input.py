@@ -64,7 +64,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr("modbench.report.isoflop.figures.isoflop_figures", lambda *_: {})
+    monkeypatch.setattr("modbench.report.page.isoflop_figures", lambda *_: {})
     return Sweep(tmp_path, make)
 
 

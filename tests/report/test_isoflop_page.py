@@ -107,7 +107,7 @@ def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     write_report(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
-    figures = {"isoflop_curves.png", "normalised_loss.svg", "speed_up.png", "learning_rates.svg"}
+    figures = {"isoflop_curves.svg", "difference_to_dense.svg", "differences.svg", "learning_rates.svg"}
     assert figures <= set(files)
     assert set(files) <= DERIVED
 

@@ -73,7 +73,7 @@ def isoflop_page(
         mixed=not all(of.same_processor for of in suite.to_dense.values() if of.depth is None),
         at_depth=any(pair.depth for pair in tested),
         edges=_other_edges(suite),
-        downstream=downstream or {"compared": (), "has_figure": False},
+        downstream=downstream or {"compared": ()},
         figures=figures_among(drawn),
         columns=column_table(_columns(suite)),
         in_seconds=suite.curves.optima["speed_up_seconds"].notna().any(),

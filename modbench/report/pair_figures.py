@@ -39,6 +39,7 @@ _CONTROLS = {"gaussian", "hash", "stride"}
 _INTERVAL, _GAP, _MOST = 0.11, 0.14, 40
 _SIGNIFICANT = ("better", "worse")
 _KINDS = ("significant", "not significant", "not tested")
+_BUDGET = "training FLOPs"
 _CONTROL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
 _ZERO: dict[str, Any] = {"color": REFERENCE, "linewidth": 1.4, "zorder": 1}
 
@@ -50,7 +51,7 @@ def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
         return {}
     frame, metric = (sweep.curves.pairs, "heldout_loss") if sweep else (board.pairs, board.rank_by)
     if sweep:
-        names = {budget: f"{budget:.3g} training FLOPs" for budget in sweep.budgets}
+        names = {budget: f"{budget:.3g} {_BUDGET}" for budget in sweep.budgets}
     else:
         titles = comparison_titles(board.comparisons)
         names = {rows[0]["comparison"]: of for rows, of in zip(board.comparisons, titles, strict=True)}
@@ -106,7 +107,9 @@ def to_dense(
         at: dict[str, Any] = {"xytext": (1.03, (number + 0.5) / len(last)), "va": "center"}
         axes.annotate(scheme, last[scheme], textcoords="axes fraction", arrowprops=arrow, **at)
     axes.set_xlim(-0.5, len(places) - 0.5)
-    axes.set_xticks(range(len(places)), [names[place] for place in places])
+    budgets = [names[place].replace(f" {_BUDGET}", "") for place in places]
+    axes.set_xticks(range(len(places)), budgets)
+    axes.set_xlabel(_BUDGET)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel(f"{label}\nminus dense, 95 % interval")
     handles: dict[str, Any] = {"dense": Line2D([], [], **_ZERO), "significant": handle(GREY)}

@@ -29,7 +29,7 @@ from modbench.report.table import Table, rounded
 
 _NAMES = {"scheme": "group", "active_parameters": "size", "train_tokens": "tokens"}
 _NAMES |= {"active_parameters_low": "size_low", "active_parameters_high": "size_high"}
-_OPTIMA = ["scheme", "budget", "fit", "sizes", "verdict", "active_parameters", "active_parameters_low"]
+_OPTIMA = ["scheme", "budget", "fit", "sizes", "minimum", "active_parameters", "active_parameters_low"]
 _OPTIMA += ["active_parameters_high", "train_tokens", "loss", "loss_low", "loss_high", "curvature"]
 _OPTIMA += ["interior_share", "interval_missing_because"]
 _MARKERS = {"parabola": "*", "akima": "^", "surface": "D"}

@@ -142,7 +142,7 @@ def test_seconds_of_dense_optima_at_several_depths_are_interpolated_between_them
             scheme=scheme,
             budget=budget,
             fit="parabola",
-            verdict="interior",
+            minimum="interior",
             active_parameters=100.0,
             loss=3.0,
             depth=depth,

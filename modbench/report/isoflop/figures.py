@@ -50,7 +50,7 @@ def curves(suite: IsoFlopSuite, look_of: Marks) -> Figure:
     optima = {
         (row.scheme, row.budget, row.depth): row
         for row in suite.rows.optima
-        if row.fit == HEADLINE and row.verdict
+        if row.fit == HEADLINE and row.minimum
     }
     points: dict[tuple[int, int | None], dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for point in sorted(suite.rows.points, key=lambda point: point.active_parameters or 0):
@@ -154,9 +154,9 @@ def learning_rates(suite: IsoFlopSuite, look_of: Marks) -> Figure:
                 continue
             line, mark = [(row.learning_rate, row.loss) for row in tried], look_of[scheme]
             axes.plot(*zip(*line, strict=True), color=mark.color, linewidth=1.3)
-            word = "" if tried[0].verdict == "interior" else f" ({tried[0].verdict})"
+            word = "" if tried[0].minimum == "interior" else f" ({tried[0].minimum})"
             for row in tried:
-                is_chosen = row.chosen and row.verdict != "open"
+                is_chosen = row.chosen and row.minimum != "open"
                 draw_point(axes, row.learning_rate, row.loss, mark, filled=is_chosen)
             handles[f"{at_depth(scheme, depth if word else None)}{word}"] = handle(mark)
         axes.set_xscale("log")

@@ -109,7 +109,6 @@ def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
         falls = sum(bool(of.best) for of in dense_rows) > 1
         no_speed_up = "its loss rises between two" if falls else ""
         no_speed_up = no_speed_up or "it has an interior optimum at fewer than two"
-    missing = (row.speed_up_seconds_missing_because for row in optima)
     return {
         "budget": f"{budget:.3g}",
         "table": table,
@@ -117,7 +116,7 @@ def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
         "dense_at_edge": dense in edges,
         "no_dense": no_dense,
         "no_speed_up": no_speed_up,
-        "no_seconds": [*dict.fromkeys(filter(None, missing))],
+        "no_seconds": [row for row in optima if row.speed_up_seconds_missing_because],
         "depths": _depths(suite, budget) if suite.depths else None,
     }
 

@@ -2,7 +2,7 @@
 pairs. A difference is significant if its verdict, adjusted for its family, is better or worse."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -78,11 +78,8 @@ def to_dense(
     their last point. None with fewer than two places."""
     points: dict[str, dict[int, Pair]] = defaultdict(dict)
     for pair in pairs:
-        if (
-            pair["place"]
-            and not pair["depth"]
-            and (pair["other"] == DENSE or pair["family"] == TO_DENSE)
-        ):
+        is_dense = pair["other"] == DENSE or pair["family"] == TO_DENSE
+        if is_dense and pair["place"] and not pair["depth"]:
             points[pair["scheme"]].setdefault(pair["place"], pair)
     places = [place for place in names if any(place in of for of in points.values())]
     if len(places) < 2:
@@ -166,23 +163,23 @@ def _name(scheme: str, other: str, depth: int | None) -> str:
     return f"{scheme} \N{MINUS SIGN} {other}" + (f", {several(depth, 'layer')}" if depth else "")
 
 
-def _each_once(pairs: Sequence[Pair]) -> Iterator[Pair]:
+def _each_once(pairs: Sequence[Pair]) -> list[Pair]:
     """Each pair of schemes in one direction: minus the dense model, or the scheme that comes first in
     the frame minus the other. The pairs with the dense model come first."""
-    order = [*dict.fromkeys(pair["scheme"] for pair in pairs if pair["scheme"] != DENSE)]
-    rank = {scheme: number for number, scheme in enumerate([*order, DENSE])}
+    names = dict.fromkeys(name for pair in pairs for name in (pair["scheme"], pair["other"]))
+    rank = {name: number for number, name in enumerate(sorted(names, key=lambda of: of == DENSE))}
 
     def of_one_direction(pair: Pair) -> Pair:
         scheme, other = pair["scheme"], pair["other"]
-        if rank.get(scheme, -1) < rank.get(other, len(rank)):
+        if rank[scheme] < rank[other]:
             return pair
         ends = {"value": -pair["value"], "low": -pair["high"], "high": -pair["low"]}
         return {**pair, "scheme": other, "other": scheme, **ends}
 
     def place(pair: Pair) -> tuple[bool, int, int]:
-        return pair["other"] != DENSE, rank.get(pair["scheme"], -1), rank.get(pair["other"], -1)
+        return pair["other"] != DENSE, rank[pair["scheme"]], rank[pair["other"]]
 
-    return iter(sorted(map(of_one_direction, pairs), key=place))
+    return sorted(map(of_one_direction, pairs), key=place)
 
 
 def _draw(

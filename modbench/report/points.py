@@ -123,7 +123,8 @@ def points_figure(fits: PointFits) -> Figure:
     figure.supxlabel("size", fontsize="medium")
     figure.supylabel("loss", fontsize="medium")
     if len(budgets) > 1:
-        bar = figure.colorbar(ScalarMappable(scale, colors), ax=every, aspect=30, pad=0.02)
+        rows = -(-len(groups) // 2)
+        bar = figure.colorbar(ScalarMappable(scale, colors), ax=every, aspect=25 * rows, pad=0.02)
         bar.set_label("training FLOPs")
         ticks = budgets[:: -(-len(budgets) // 10)]  # ten at most
         bar.set_ticks(ticks, labels=[f"{budget:.3g}" for budget in ticks])

@@ -162,6 +162,18 @@ def test_a_damaged_record_is_named_on_the_page_and_left_out(tmp_path, fakes, six
     assert "\n- **Left out:** records/bad.jsonl, line 1: no valid record" in page
 
 
+def test_figures_for_slides_are_written_where_asked_and_removed_by_a_plain_report(tmp_path, fakes, six):
+    write_report(fakes.store(tmp_path, six))
+    plain = _bytes(tmp_path)
+    write_report(tmp_path, png=True)
+    slides = {name.replace("svg", "png") for name in plain if name.endswith("svg")}
+    assert _bytes(tmp_path).keys() - plain.keys() == slides
+    assert {name: of for name, of in _bytes(tmp_path).items() if name in plain} == plain
+    assert first_difference(tmp_path) is None
+    write_report(tmp_path)
+    assert _bytes(tmp_path) == plain
+
+
 def test_csv_writes_the_tables_and_leaves_pages_and_figures_as_they_are(tmp_path, fakes, six):
     whole = fakes.store(tmp_path / "whole", six)
     write_report(whole)

@@ -78,7 +78,7 @@ def _processes(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_figures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Files of figures are empty, except in tests marked ``figures``."""
-    empty = lambda name, _: {f"{name}.{end}": b"" for end in ("png", "svg")}  # noqa: E731
+    empty = lambda name, _, png: {f"{name}.{end}": b"" for end in (*["png"] * png, "svg")}  # noqa: E731
     drawn = request.node.get_closest_marker("figures")
     with nullcontext() if drawn else patch.object(plot_style, "_files", empty):
         yield

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import modbench
 from modbench.plan.units import shown as in_units
 from modbench.records.run_name import budget_text
 from modbench.records.store import read_suite
-from modbench.report.leaderboard.columns import FIRST, MORE, column_table
+from modbench.report.csv_columns import COLUMNS, csv_table
+from modbench.report.leaderboard.columns import FIRST, MORE, OPTIMA, column_table
 from modbench.report.table import Table
 from modbench.sweep.plan import plan_suite
 
@@ -30,7 +32,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("start", "reading_the_table", "results", "depth", "timing")),
+    *(
+        f"docs/{name}.md"
+        for name in ("start", "reading_the_table", "columns", "results", "depth", "timing")
+    ),
 )
 DENSE, MOD, RANDOM = "vanilla", "mod", "mod:gaussian"
 #: Headings and columns of the table of downstream scores.
@@ -280,6 +285,10 @@ def row() -> str:
     return "\n".join([*table[:2], of_mod])
 
 
+def _csv_columns(file: str) -> str:
+    return csv_table(file).to_markdown()
+
+
 #: What writes the text between the markers of each name.
 TEXTS: dict[str, Callable[[], str]] = {
     "finding": finding,
@@ -295,6 +304,11 @@ TEXTS: dict[str, Callable[[], str]] = {
     "estimates": gpu_estimates.table,
     "columns": lambda: column_table(FIRST).to_markdown(),
     "more columns": lambda: column_table(MORE).to_markdown(),
+    "optima columns": lambda: column_table(OPTIMA).to_markdown(),
+    **{
+        f"columns of {file.removesuffix('.csv').replace('_', ' ')}": partial(_csv_columns, file)
+        for file in COLUMNS
+    },
 }
 
 

@@ -13,8 +13,6 @@ ROOT = Path(__file__).parent.parent
 #: Width and height of a window, and the suite that it shows, by file.
 PICTURES = {
     "page_quick.png": (1100, 900, "quick"),
-    "page_isoflop.png": (1400, 900, "isoflop-cpu"),
-    "page_scores.png": (1400, 900, "quick-scores"),
     "page_phone.png": (380, 800, "quick"),
 }
 

@@ -235,7 +235,7 @@ def _of_curve(fitted: Fitted, place: Place, budget: int, at: Optimum | None) -> 
         "noise": noise.pooled and noise.pooled.sd,
         "noise_floor": floor and 2 * floor.sd,
         "processor": "; ".join(sorted(fitted.processors(budget, place[0], depth=place[1]))) or None,
-        "learning_rate_verdict": rates.choice.verdict,
+        "learning_rate_minimum": rates.choice.verdict,
         "learning_rate_law_loses": max(
             (check["loses"] for check in rates.checks() if check["valid"]), default=None
         ),

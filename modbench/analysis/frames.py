@@ -18,7 +18,7 @@ MEANS = ("train_tokens", "train_steps", "train_flops", "forward_flops_per_token"
 #: active_parameters)**2``. Shares are of the draws of noise; ``noise_used`` and ``scatter`` are standard
 #: deviations of one run, the latter around the parabola.
 FIT_COLUMNS = (
-    *("budget", "fit", "scheme", "depth", "best", "verdict", "loss", "loss_low", "loss_high"),
+    *("budget", "fit", "scheme", "depth", "best", "minimum", "loss", "loss_low", "loss_high"),
     *("best_loss_low", "best_loss_high", SIZE, f"{SIZE}_low", f"{SIZE}_high", "train_tokens"),
     *("curvature", "interior_share", "interval_missing_because", "depth_share", "depths_compared"),
     *("noise_used", "noise_used_freedom", "scatter", "scatter_freedom", "sizes"),
@@ -32,7 +32,7 @@ OPTIMA_COLUMNS = (
     *("sizes_planned", "sizes_lost", "curve_missing_because", "noise", "noise_floor", "processor"),
     *("speed_up", "speed_up_low", "speed_up_high", "speed_up_bound", "speed_up_seconds"),
     *("speed_up_seconds_low", "speed_up_seconds_high", "speed_up_seconds_missing_because"),
-    *("seconds_per_flop", "dense_seconds_per_flop", "learning_rate_verdict"),
+    *("seconds_per_flop", "dense_seconds_per_flop", "learning_rate_minimum"),
     "learning_rate_law_loses",
 )
 #: Columns of the results that the curves are made of.
@@ -45,11 +45,11 @@ POINT_COLUMNS = (
     *("scheme", "depth", "budget", "width", "layers", SIZE, "learning_rate", "seeds", "loss"),
     *("loss_min", "loss_max", *MEANS, "lost", "lost_as"),
 )
-#: Columns of `Curves.rates` and `Curves.laws`. The verdict on the choice is interior, edge (of the
-#: rates tried) or open. The law for other widths has the ``exponent``, after its check; ``loses`` are
+#: Columns of `Curves.rates` and `Curves.laws`. The minimum over the rates is interior, edge (of
+#: those tried) or open. The law for other widths has the ``exponent``, after its check; ``loses`` are
 #: the nats per token that the loss of its rate is higher. A law that isn't ``valid`` was refined.
 RATE_COLUMNS = (
-    *("scheme", "depth", "width", "budget", "learning_rate", "loss", "status", "chosen", "verdict"),
+    *("scheme", "depth", "width", "budget", "learning_rate", "loss", "status", "chosen", "minimum"),
     *("exponent", "exponent_stated"),
 )
 LAW_COLUMNS = (
@@ -69,8 +69,8 @@ _TYPES = {
         *("points", "seed", "lost", "noise_used_freedom", "scatter_freedom", "degrees_of_freedom"),
     ),
     "string": (
-        *("fit", "scheme", "verdict", "group", "status", "processor", "speed_up_bound", "lost_as"),
-        *("depths_compared", "sizes_lost", "learning_rate_verdict", "interval_missing_because"),
+        *("fit", "scheme", "minimum", "group", "status", "processor", "speed_up_bound", "lost_as"),
+        *("depths_compared", "sizes_lost", "learning_rate_minimum", "interval_missing_because"),
         *("curve_missing_because", "speed_up_seconds_missing_because", "key", "settings"),
     ),
 }

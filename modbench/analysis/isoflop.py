@@ -68,7 +68,7 @@ Place = tuple[str, int | None]
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
     """The optimum of a scheme at a budget and depth by one fit. Size and loss are None unless the
-    verdict is interior. The parabola's loss has a t-interval; other intervals hold 95 % of the interior
+    minimum is interior. The parabola's loss has a t-interval; other intervals hold 95 % of the interior
     draws. They are None, with the reason, if there are too few of these, if no cell was repeated, or
     for a surface."""
 
@@ -77,7 +77,7 @@ class Optimum:
     fit: str
     depth: int | None = None  #: layers, in a sweep of several depths
     best: bool = False  #: the lowest optimum over the depths
-    verdict: Verdict
+    minimum: Verdict
     loss: float | None = None
     loss_low: float | None = None
     loss_high: float | None = None
@@ -240,9 +240,9 @@ class _Curve:
         one run; ``shift``: that the runs of a seed share."""
         point = self._along(surface) if fit == "surface" else CURVE_FITS[fit](self.sizes, self.losses)
         if not point.interior[0]:
-            return {"verdict": VERDICTS[int(point.verdicts[0])]}
+            return {"minimum": VERDICTS[int(point.verdicts[0])]}
         size, loss = float(point.sizes[0]), float(point.losses[0])
-        at: dict[str, Any] = {"verdict": "interior", "active_parameters": size, "loss": loss}
+        at: dict[str, Any] = {"minimum": "interior", "active_parameters": size, "loss": loss}
         at |= {"train_tokens": float(np.exp(self._log_tokens(np.log(size))))}
         at |= {} if point.curvatures is None else {"curvature": float(point.curvatures[0])}
         if spread is None or fit == "surface":

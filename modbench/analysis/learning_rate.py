@@ -168,7 +168,7 @@ class Rates:
                 "loss": run and run.loss,
                 "status": run and run.status,
                 "chosen": rate is not None and rate == self.choice.best,
-                "verdict": self.choice.verdict,
+                "minimum": self.choice.verdict,
                 "exponent": self.exponent,
                 "exponent_stated": float(self.plan["exponent"]),
             }

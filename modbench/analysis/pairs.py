@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 #: interval ``low`` to ``high`` and the p-value of this one comparison; ``p_adjusted`` and ``verdict``
 #: are adjusted for the number of comparisons in its ``family``, and missing without one.
 COLUMNS = {
-    "comparison": "Int64",  #: number of the table of a leaderboard
-    "budget": "Int64",  #: training FLOPs; missing: a mean over several
-    "depth": "Int64",  #: layers of both; missing: each has its own
+    "comparison": "Int64",
+    "budget": "Int64",
+    "depth": "Int64",
     "scheme": "string",
     "other": "string",
     "metric": "string",
@@ -23,17 +23,17 @@ COLUMNS = {
     "value": "Float64",
     "low": "Float64",
     "high": "Float64",
-    "p": "Float64",  #: two-sided, of no difference
+    "p": "Float64",
     "p_adjusted": "Float64",
-    "verdict": "string",  #: better, worse, equivalent or undecided
+    "verdict": "string",
     "no_verdict_because": "string",
-    "margin": "Float64",  #: within which the two are equivalent; missing: that is not tested
+    "margin": "Float64",
     "degrees_of_freedom": "Float64",
-    "pairs": "Int64",  #: pairs of runs of one seed, or of cells, that the value is a mean over
-    "runs": "Int64",  #: pairs of runs with equal settings
-    "lower_in": "Int64",  #: of the cells (shape and budget), those in which ``scheme`` is lower
-    "per_efold_of_size": "Float64",  #: change of the value per e-fold of the size
-    "at_optima": "Float64",  #: the value at the optimal sizes of ``scheme``, by a line over the sizes
+    "pairs": "Int64",
+    "runs": "Int64",
+    "lower_in": "Int64",
+    "per_efold_of_size": "Float64",
+    "at_optima": "Float64",
     "at_optima_low": "Float64",
     "at_optima_high": "Float64",
     "same_processor": "boolean",

@@ -51,7 +51,10 @@ def fit(
         raise UserError(f"--out {folder} can't be made ({error.strerror}); name another") from None
     table = to_csv(points_table(fits))
     name = f"{file.stem}.fit"
-    written = {f"{name}.csv": table.encode(), **drawn_files({name: lambda: points_figure(fits)})}
+    written = {
+        f"{name}.csv": table.encode(),
+        **drawn_files({name: lambda: points_figure(fits)}, png=True),
+    }
     write_files(folder, written)
     for path in written:
         tell(f"wrote {folder / path}")

@@ -23,6 +23,7 @@ def report(
     rank_by: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
     html: Annotated[bool, arg(help_behavior_hint="")] = False,
     csv: Annotated[bool, arg(help_behavior_hint="")] = False,
+    png: Annotated[bool, arg(help_behavior_hint="")] = False,
     check: bool = False,
 ) -> int:
     """Write tables and plots from the records again; the same records give the same bytes.
@@ -36,6 +37,7 @@ def report(
         html: write index.html too, a page for a browser, and the index over all suites; a page that is
             there is always kept up to date
         csv: write the tables in CSV only; pages and figures are left as they are
+        png: write the figures in PNG too, such as for slides
         check: write nothing; exit with 1 if a file differs from what the records give, and name the
             first byte
     """
@@ -52,12 +54,12 @@ def report(
             raise UserError(
                 f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
             )
-    if csv and (html or check):
-        raise UserError("--csv writes tables only; leave out --html and --check, or --csv")
+    if csv and (html or png or check):
+        raise UserError("--csv writes tables only; leave out --html, --png and --check, or --csv")
     if check:
         return _check(results, list(dict.fromkeys(suites)), known, rank_by)
     for name in dict.fromkeys(suites) or known:
-        report = write_report(results / name, rank_by=rank_by, html=html, csv=csv, say=tell)
+        report = write_report(results / name, rank_by=rank_by, html=html, csv=csv, png=png, say=tell)
         for path in report.paths:
             print(path)
     return 0

@@ -1,68 +1,59 @@
 """The caption of each figure of a report."""
 
-_LOSS = "Held-out loss against model size, a curve per scheme at equal training FLOPs"
-_MARKS = (
-    "A point is the mean of the seeds of one size, its bar their range; the line is the parabola. A "
-    "hollow star is the optimum, its bars the 95 % intervals of size and loss. Hollow points joined by"
-    " dashes: no interior optimum. Triangles at the upper edge: points above it."
-)
-#: By name, in the order of a page. The section on downstream tasks shows its own figure.
+#: By name, in the order of a page.
 CAPTIONS = {
-    "isoflop_curves": f"{_LOSS}. {_MARKS}",
-    "isoflop_depths": (
-        f"{_LOSS}: a panel per depth, a row per budget. {_MARKS} The last panel has the lowest of the "
-        "parabolas with an interior optimum, and the best optimum with its number of layers; its "
-        "interval is that of a choice among the depths."
+    "difference_to_dense": (
+        "Difference to the dense model at each training budget, with 95 % intervals. Filled: "
+        "significant after correction for the number of comparisons. A control, which selects tokens "
+        "without looking at them, is hollow in any case."
     ),
-    "loss_at_optimum": (
-        "Loss of each scheme at its optimal size against the training budget, with 95 % intervals. "
-        "Dotted: the dense model's loss at its optimum by one fit of all budgets (the surface of "
-        "Hoffmann et al. 2022)."
+    "differences": (
+        "Differences of all pairs, the first scheme minus the second, with the 95 % interval of each "
+        "one. Filled: significant after correction for the number of comparisons in its family. A "
+        "stroke: no verdict."
     ),
-    "speed_up": (
-        "Speed-up over the dense model at equal loss; 1 (dotted) is no speed-up. Filled: in training "
-        "FLOPs; hollow, if steps were timed: in seconds of them. Lines are 95 % intervals, which don't "
-        "contain the spread of the times. An open arrow starts at a bound: the value is at least, or at "
-        "most, that. It also stands at a marker if the interval is open on that side."
-    ),
-    "normalised_loss": (
-        "Loss and nominal forward FLOPs per token, both over those of the dense optimum of the same "
-        "budget, means of seeds: points in the grey area are better and cheaper than it. Hollow "
-        "points: no interior optimum."
+    "isoflop_curves": (
+        "Validation loss against model size, a curve per scheme at equal training FLOPs. A point is the"
+        " mean of the seeds of one size, its bar their range; the line is the parabola. A hollow star is"
+        " the optimum, its bars the 95 % intervals of size and loss. Hollow points joined by dashes: no"
+        " interior optimum. Triangles at the upper edge: points above it."
     ),
     "learning_rates": (
         "Loss of the learning rates tried for each scheme, one seed at the middle size and budget; the"
         " chosen rate is filled."
     ),
     "loss_vs_training_flops": (
-        "Held-out loss during training against the training FLOPs spent; with several seeds, their "
+        "Validation loss during training against the training FLOPs spent; with several seeds, their "
         "mean at equal FLOPs and a band from the least to the greatest. Dotted: unigram loss. The loss"
-        " is taken on fewer tokens than that of the table."
+        " is taken on fewer tokens than that of the table. Grey, without a name: rows after the first "
+        "20 of the table."
     ),
     "loss_vs_forward_flops": (
-        "Final held-out loss against realised forward FLOPs per token, as in the table: points at the "
+        "Final validation loss against realised forward FLOPs per token, as in the table: points at the "
         "lower left are better and cheaper. Bars: 95 % t-intervals over seeds. Of several sizes, "
         "joined by a line, the best is filled."
     ),
     "routing": (
-        "Share of held-out tokens that each depth-routed layer selects, by position in the sequence, "
+        "Share of validation tokens that each depth-routed layer selects, by position in the sequence, "
         "of the first seed: solid under the causal rule, dotted under the training rule."
     ),
     "expert_load": (
-        "Load of each layer's experts on held-out text, busiest first, over an even load (1, dotted), "
+        "Load of each layer's experts on validation text, busiest first, over an even load (1, dotted), "
         "of the first seed. Dashed: no-op experts, ranked among themselves."
     ),
     "routing_pattern": (
-        "Tokens of one held-out passage that each layer processes under the causal rule, one run per "
-        "scheme, layer 0 at the bottom. Blue: selected, pale: skipped, thin grey rows: layers that "
-        "process all tokens. A dot: the training rule decides otherwise. In layers of experts among "
-        "which every token chooses, the shade is the token's first expert. Where experts choose their "
-        "tokens, a token has no first expert, so such schemes are not drawn."
+        "The first tokens of one validation passage that each layer processes under the causal rule, "
+        "one run per scheme, layer 0 at the bottom. Blue: selected (darker: larger router weight); "
+        "pale: skipped; thin grey rows: layers that process all tokens. A dot: the training rule "
+        "decides otherwise. In layers of experts among which every token chooses, the colour is the "
+        "token's first expert. Where experts choose their tokens, a token has no first expert, so such "
+        "schemes are not drawn. The shares are of the whole passage, which the page in HTML shows."
     ),
     "router_weights": (
-        "Router weights of all held-out tokens in depth-routed layers under the causal rule: blue are "
+        "Router weights of all validation tokens in depth-routed layers under the causal rule: blue are "
         "tokens that are selected, grey the others; the dotted outline are those that the training "
-        "rule selects. The axis leaves out 0.5 % of the tokens at either end."
+        "rule selects. At most four layers of a run are drawn, and 0.5 % of the tokens at either end "
+        "are beyond the axis."
     ),
     "realised_efficiency": (
         "Speed-up over the dense model that is achieved, over the one that FLOPs let expect (1, "

@@ -213,7 +213,7 @@ class Comparison:
         else:
             of_loss = self.pairs_of("heldout_loss")
             lines = [_line(label, self.matched[label], pair) for label, pair in of_loss.items()]
-            heading = "row: held-out loss (nats/token)"
+            heading = "row: validation loss (nats/token)"
         columns = ("seeds", "first", "second", "second - first", "verdict", "digits")
         return Table((heading, *columns), lines, left=(0, 5, 6))
 

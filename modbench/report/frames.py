@@ -31,8 +31,8 @@ def results(folder: str | Path) -> "pd.DataFrame":
 def pairs(folder: str | Path) -> "pd.DataFrame":
     """The comparisons of ``folder``: a row for each pair of schemes at a budget, with the value of
     ``scheme`` minus that of ``other``, its 95 % interval, p-value, and, within its ``family``, adjusted
-    p-value and verdict. `modbench.analysis.pairs.COLUMNS` has all columns. Raises UserError: there are
-    no records of runs."""
+    p-value and verdict. `modbench docs columns` has all columns (differences.csv). Raises UserError:
+    there are no records of runs."""
     compared = _compared(folder)
     assert compared.board is not None
     return compared.sweep.curves.pairs if compared.sweep else compared.board.pairs

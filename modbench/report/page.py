@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,19 @@ import pandas as pd
 from modbench.records.store import read_bytes, write_files
 from modbench.report.captions import CAPTIONS
 from modbench.report.compared import Compared, compared_of
-from modbench.report.downstream.figure import downstream_figure
 from modbench.report.downstream.page import downstream_section
 from modbench.report.frame import RESULT, shape_columns, typed
 from modbench.report.html.index import PAGE
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.leaderboard.figures import figures
+from modbench.report.leaderboard.figures import leaderboard_figures
 from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.markdown import Page
-from modbench.report.plot_style import Mark, marks
+from modbench.report.pair_figures import pair_figures
+from modbench.report.plot_style import DARK_TOO, Draws, Mark, drawn_files, marks
 from modbench.report.routing.cases import RoutingCase, cases_of_board, cases_of_sweep
-from modbench.report.routing.figure import weight_files
-from modbench.report.routing.pattern import pattern_files
+from modbench.report.routing.figure import routing_figures, weight_figure
+from modbench.report.routing.pattern import pattern_figure
 from modbench.report.table import Table, escaped, to_csv
 from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page
@@ -40,11 +41,13 @@ DERIVED = {
     *("runs.csv", "leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
     *("learning_rates.csv", "depths.csv"),  # the latter of earlier versions
     *("timings.csv", "timings.md", "memory.csv"),
-    *(f"{name}.{ending}" for name in (*CAPTIONS, "downstream") for ending in ("png", "svg")),
+    *(f"{name}.{ending}" for name in CAPTIONS for ending in ("png", "svg")),
+    *(f"{name}_dark.{ending}" for name in DARK_TOO for ending in ("png", "svg")),
 }
 #: Relative difference of two numbers that counts as none: their last digits depend on the processor.
 _TOLERANCE, _ZERO = 1e-6, 1e-12
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")
+_CASE_FIGURES = {"routing_pattern": pattern_figure, "router_weights": weight_figure}
 #: Files by name.
 _Contents = dict[str, bytes | Page | Table | pd.DataFrame]
 
@@ -63,6 +66,7 @@ def write_report(
     rank_by: str | None = None,
     html: bool = False,
     csv: bool = False,
+    png: bool = False,
     say: Callable[[str], object] = lambda text: None,
 ) -> Report:
     """Derive all files in ``results/<suite>`` from its records and timings (`contents_of`). They are
@@ -75,6 +79,7 @@ def write_report(
             damaged. A page that is there is written again in any case, so that it never differs from
             the tables.
         csv: write the tables in CSV only, and leave the pages and figures as they are
+        png: write the figures in PNG too, such as for slides
         say: called with a sentence for each file that is empty or cut off, and one if no run has
             finished
 
@@ -82,7 +87,7 @@ def write_report(
         UserError: see `contents_of`; or the folder can't be written to.
     """
     folder = Path(suite_folder)
-    contents = contents_of(folder, rank_by=rank_by, html=html, csv=csv, say=say)
+    contents = contents_of(folder, rank_by=rank_by, html=html, csv=csv, png=png, say=say)
     if not contents:
         return Report([], {})
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
@@ -114,7 +119,7 @@ def first_difference(
     frames = {name: of for name, of in contents.items() if isinstance(of, pd.DataFrame)}
     floats = {name: {*frame.columns[frame.dtypes == "Float64"]} for name, frame in frames.items()}
     for name in sorted(DERIVED | made.keys()):
-        if name.endswith(".png"):  # the same figure as the SVG; git ignores it in results/
+        if name.endswith(".png"):  # the same figure as the SVG, for slides
             continue
         if sentence := _difference(folder / name, made.get(name, b""), floats.get(name, ())):
             return sentence
@@ -171,6 +176,7 @@ def contents_of(
     rank_by: str | None = None,
     html: bool = False,
     csv: bool = False,
+    png: bool = False,
     say: Callable[[str], object] = lambda text: None,
 ) -> _Contents:
     """The derived files of ``folder`` (``results/<suite>``) by name, or those in CSV only; none if no
@@ -193,9 +199,12 @@ def contents_of(
     look_of = marks(compared.routers)
     sweep, board = compared.sweep, compared.board
     cases = cases_of_sweep(sweep) if sweep else cases_of_board(board) if board else ()
-    contents = _of_results(compared, cases, look_of)
+    drawn = drawn_files(draws_of(compared, cases, look_of), png=png)
+    contents = drawn | _of_results(compared, drawn)
     if times is not None:
-        contents |= _of_times(times, len({timing.session for timing in records.timings}) - 1, look_of)
+        others = len({timing.session for timing in records.timings}) - 1
+        drawn = drawn_files(timing_figures(times, look_of), png=png)
+        contents |= {"timings.md": timing_page(times, others, drawn), **_tables_of_times(times), **drawn}
     left_out = [sentence.replace(f"{folder}/", "") for sentence in records.left_out]
     in_html = {}
     if html or (folder / PAGE).exists():
@@ -251,18 +260,27 @@ def _html(
     return {PAGE: suite_page(report)}
 
 
-def _of_results(compared: Compared, cases: Sequence[RoutingCase], look_of: dict[str, Mark]) -> _Contents:
+def draws_of(compared: Compared, cases: Sequence[RoutingCase], look_of: Mapping[str, Mark]) -> Draws:
+    """The figures of the results of a suite by name."""
+    board, sweep = compared.board, compared.sweep
+    draws = pair_figures(compared, look_of)
+    if sweep is not None:
+        draws |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
+    elif board is not None:
+        draws |= {**leaderboard_figures(board, look_of), **routing_figures(board)}
+    return draws | {name: partial(draw, cases) for name, draw in _CASE_FIGURES.items()}
+
+
+def _of_results(compared: Compared, drawn: Collection[str]) -> _Contents:
     board, sweep = compared.board, compared.sweep
     if board is None:
         return {}
-    drawn = pattern_files(cases) | weight_files(cases) | downstream_figure(board, look_of)
-    if sweep is None:
-        drawn |= figures(board, look_of)
-        shown = leaderboard_page(board, drawn)
-    else:
-        drawn |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
-        shown = isoflop_page(sweep, downstream_section(board), drawn)
-    return {**_tables_of_results(compared), "leaderboard.md": shown, **drawn}
+    shown = (
+        isoflop_page(sweep, downstream_section(board), drawn)
+        if sweep
+        else leaderboard_page(board, drawn)
+    )
+    return {**_tables_of_results(compared), "leaderboard.md": shown}
 
 
 def _tables_of_results(compared: Compared) -> _Contents:
@@ -278,11 +296,6 @@ def _tables_of_results(compared: Compared) -> _Contents:
         "optima.csv": sweep.curves.optima if sweep.has_curves else sweep.curves.optima.head(0),
         "differences.csv": sweep.curves.pairs,
     }
-
-
-def _of_times(table: TimingTable, others: int, look_of: dict[str, Mark]) -> _Contents:
-    drawn = timing_figures(table, look_of)
-    return {"timings.md": timing_page(table, others, drawn), **_tables_of_times(table), **drawn}
 
 
 def _tables_of_times(table: TimingTable) -> _Contents:

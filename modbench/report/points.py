@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LogNorm
 from matplotlib.figure import Figure
@@ -14,29 +13,25 @@ from matplotlib.lines import Line2D
 
 from modbench.analysis.frames import rows_of
 from modbench.analysis.points import PointFits
-from modbench.report.isoflop.curve_figures import draw_curve, draw_optimum
+from modbench.report.isoflop.figures import draw_curve, draw_optimum
 from modbench.report.isoflop.tables import fits_table, surface_table
 from modbench.report.markdown import Page, page
 from modbench.report.plot_style import (
     GREY,
-    HEIGHT,
     REFERENCE,
     WIDTH,
-    folded,
     handle,
     legend_below,
-    sheet,
+    panels,
     written_out,
 )
 from modbench.report.table import Table, rounded
 
 _NAMES = {"scheme": "group", "active_parameters": "size", "train_tokens": "tokens"}
 _NAMES |= {"active_parameters_low": "size_low", "active_parameters_high": "size_high"}
-_OPTIMA = ["scheme", "budget", "fit", "sizes", "verdict", "active_parameters", "active_parameters_low"]
+_OPTIMA = ["scheme", "budget", "fit", "sizes", "minimum", "active_parameters", "active_parameters_low"]
 _OPTIMA += ["active_parameters_high", "train_tokens", "loss", "loss_low", "loss_high", "curvature"]
 _OPTIMA += ["interior_share", "interval_missing_because"]
-#: Panels in a row.
-_ACROSS = 3
 _MARKERS = {"parabola": "*", "akima": "^", "surface": "D"}
 
 
@@ -103,15 +98,13 @@ def points_figure(fits: PointFits) -> Figure:
     """Means and ranges of seeds by size, the parabola of each curve where it is interior, and the
     optimum by each fit. Curves without an interior optimum by the first fit have hollow markers."""
     groups = [*dict.fromkeys(fits.optima["scheme"])]
-    rows, columns = -(-len(groups) // _ACROSS), min(_ACROSS, len(groups))
-    figure = sheet(WIDTH * (0.45 + 0.65 * columns), HEIGHT * (0.15 + 0.85 * rows))
-    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, every = panels(len(groups), *([0.6 * WIDTH] if len(groups) == 1 else []))
     budgets = sorted(fits.points["budget"].unique())
     colors: Colormap = sns.color_palette("crest", as_cmap=True)
     scale = LogNorm(budgets[0], budgets[-1])
     points = rows_of(fits.points.sort_values("active_parameters"))
     optima = rows_of(fits.optima)
-    for axes, group in zip(panels, groups, strict=False):
+    for axes, group in zip(every, groups, strict=True):
         for budget in budgets:
             curve = [point for point in points if (point.scheme, point.budget) == (group, budget)]
             of_fit = [row for row in optima if (row.scheme, row.budget) == (group, budget)]
@@ -122,25 +115,23 @@ def points_figure(fits: PointFits) -> Figure:
             for row in of_fit:
                 if row.loss is not None:
                     ends = (row.loss_low, row.loss_high)
-                    draw_optimum(axes, row, ends, **_style(row.fit, color), capsize=2, elinewidth=1)
+                    draw_optimum(axes, row, ends, **_style(row.fit, color), elinewidth=1)
         axes.set_xscale("log")
         written_out(axes.xaxis, *axes.get_xlim())
-        axes.set_xlabel("size")
         if len(groups) > 1:
-            axes.set_title(folded(group))
-    for axes in panels[len(groups) :]:
-        axes.set_axis_off()
+            axes.set_title(group)
+    figure.supxlabel("size", fontsize="medium")
+    figure.supylabel("loss", fontsize="medium")
     if len(budgets) > 1:
-        bar = figure.colorbar(ScalarMappable(scale, colors), ax=panels, aspect=20 * rows, pad=0.02)
+        rows = -(-len(groups) // 2)
+        bar = figure.colorbar(ScalarMappable(scale, colors), ax=every, aspect=25 * rows, pad=0.02)
         bar.set_label("training FLOPs")
         ticks = budgets[:: -(-len(budgets) // 10)]  # ten at most
         bar.set_ticks(ticks, labels=[f"{budget:.3g}" for budget in ticks])
         bar.minorticks_off()
         bar.outline.set_visible(False)
     else:
-        figure.suptitle(f"{budgets[0]:.3g} training FLOPs", fontsize=11)
-    for axes in panels[::columns]:
-        axes.set_ylabel("loss")
+        figure.suptitle(f"{budgets[0]:.3g} training FLOPs", fontsize="medium")
     repeated = bool((fits.points["seeds"] > 1).any())
     handles: dict[str, Any] = {"mean and range of seeds" if repeated else "point": handle(GREY)}
     if "parabola" in fits.fits:

@@ -65,7 +65,7 @@ def test_a_depth_whose_loss_still_falls_at_its_end_is_not_chosen() -> None:
         for run in runs
     ]
     isoflop = analyse(falling, draws=100, fits=("parabola",))
-    assert isoflop.optimum("dense", FLOPS, depth=8).verdict == "edge-high"
+    assert isoflop.optimum("dense", FLOPS, depth=8).minimum == "edge-high"
     assert isoflop.optimum("dense", FLOPS).depth == 4
 
 

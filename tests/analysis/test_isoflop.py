@@ -216,7 +216,7 @@ def test_optimum_without_noise_is_near_the_truth(fit: str) -> None:
     for flops in BUDGETS:
         size, loss = optimum(DENSE, flops)
         found = isoflop.optimum("dense", flops, fit)
-        assert found.verdict == "interior"
+        assert found.minimum == "interior"
         assert found.active_parameters == pytest.approx(size, rel=0.03)
         assert found.loss == pytest.approx(loss, abs=1e-3)
         assert found.train_tokens == pytest.approx(flops / 6 / size, rel=0.03)
@@ -310,7 +310,7 @@ def test_grid_off_its_centre_gives_no_number(fit: str) -> None:
     isoflop = analyse(sweep({"dense": DENSE}, sd=0.001, centre=5.0))
     for flops in BUDGETS:
         found = isoflop.optimum("dense", flops, fit)
-        assert found.verdict == "edge-low"
+        assert found.minimum == "edge-low"
         assert found.active_parameters is found.loss is found.loss_low is None
     assert difference(isoflop, "dense", "dense", BUDGETS[1]) is None
     assert speed_up(isoflop, "dense", "dense", BUDGETS[1], fit) is None
@@ -326,7 +326,7 @@ def test_surface_gives_no_number_where_the_curve_is_open_down() -> None:
     isoflop = analyse([*bent, *(run for run in runs if run.budget == BUDGETS[1])], draws=20)
     for flops in (BUDGETS[0], BUDGETS[2]):
         found = isoflop.optimum("dense", flops, "surface")
-        assert (found.verdict, found.loss, found.active_parameters) == ("open-down", None, None)
+        assert (found.minimum, found.loss, found.active_parameters) == ("open-down", None, None)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -334,7 +334,7 @@ def test_one_seed_gives_no_interval_and_says_so(fit: str) -> None:
     isoflop = analyse(sweep({"dense": DENSE, "mod": DENSE}, sd=0.001, repeats=1))
     for flops in BUDGETS:
         found = isoflop.optimum("dense", flops, fit)
-        assert found.verdict == "interior"
+        assert found.minimum == "interior"
         assert found.loss_low is found.active_parameters_low is None
         assert found.interval_missing_because
     minus = difference(isoflop, "mod", "dense", BUDGETS[1])

@@ -145,11 +145,11 @@ def test_a_table_is_saved_with_its_numbers_in_full(visit: Any, form: str) -> Non
         page.locator("#t1 .bar button", has_text=form).click()
     text = Path(started.value.path()).read_text()
     if form == "CSV":
-        assert text.splitlines()[0].startswith("group,scheme,held-out loss (nats/token),")
+        assert text.splitlines()[0].startswith("group,scheme,validation loss (nats/token),")
         assert text.splitlines()[1].startswith(",mod,4.86,")
     else:
-        assert "\\toprule\ngroup & scheme & held-out loss" in text
-        assert "mod & 4.8600" in text
+        assert "\\toprule\ngroup & scheme & validation loss" in text
+        assert "mod & 4.860" in text
 
 
 def test_a_saved_text_is_no_formula(visit: Any) -> None:
@@ -207,6 +207,6 @@ def test_a_table_that_goes_on_says_so(visit: Any) -> None:
 
 def test_without_scripts_the_tables_are_there(visit: Any) -> None:
     page = visit(FAKE, java_script_enabled=False)
-    assert "4.8600" in page.locator("#t1").text_content()
+    assert "4.860" in page.locator("#t1").text_content()
     assert not page.locator("#chart-card").is_visible()
     assert page.locator("noscript").first.is_visible()

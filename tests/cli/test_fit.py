@@ -87,7 +87,7 @@ def test_curves_without_an_optimum_have_a_verdict_in_place_of_numbers(
     Path("points.csv").write_text(csv_of("N,C,loss", [*falling, *POINTS[5:]]))
     assert main(["fit", "points.csv", "--format", "csv"]) == 0
     first, *_ = columns(capsys.readouterr().out)
-    assert (first["verdict"], first["size"], first["size_exponent"]) == ("edge-high", "", "")
+    assert (first["minimum"], first["size"], first["size_exponent"]) == ("edge-high", "", "")
     assert main(["fit", "points.csv"]) == 0
     assert "No exponents of all by parabola: fewer than two interior optima." in capsys.readouterr().out
 

@@ -7,9 +7,10 @@ import pytest
 from docs_tables import PAGES, ROOT, TEXTS, page_text, quick, wrong_claims
 from made_up_records import make_record, store
 
+from modbench.report.csv_columns import COLUMNS, meaning
 from modbench.report.leaderboard.columns import FIRST
 
-READING = (ROOT / "docs" / "reading_the_table.md").read_text()
+COLUMNS_PAGE = (ROOT / "docs" / "columns.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -65,12 +66,26 @@ def rows_of_quick() -> dict[str, list[str]]:
 
 def test_every_column_of_the_page_is_explained_by_its_heading() -> None:
     page = (ROOT / "results" / "quick" / "leaderboard.md").read_text()
-    for explanation in (page, READING):
+    for explanation in (page, COLUMNS_PAGE):
         explained = set(re.findall(r"^\| ([^|]+) \| \S", explanation, flags=re.MULTILINE))
         for heading in re.findall(r"^\| (.*) \|\n\| --", page, flags=re.MULTILINE):
             if re.search(r"layer \d+ adds|scheme \| minus", heading):  # a sentence above explains them
                 continue
             assert heading == "column | meaning | better" or not {*heading.split(" | ")} - explained
+
+
+def test_every_column_of_a_csv_file_has_a_definition_and_none_is_left_over() -> None:
+    files = [*ROOT.glob("results/*/*.csv"), *ROOT.glob("tests/report/golden/*/*.csv")]
+    used: dict[str, set[str | None]] = {file: set() for file in COLUMNS}
+    for path in files:
+        columns = path.read_text().partition("\n")[0].split(",")
+        meanings = {column: meaning(path.name, column) for column in columns}
+        assert [column for column, text in meanings.items() if text is None] == [], path
+        used[path.name] |= {*meanings.values()}
+    of_compiled = {meaning("runs.csv", f"compiled_{name}") for name in ("graphs", "breaks")}
+    used["runs.csv"] |= of_compiled  # no committed run is compiled
+    unused = {file: {*COLUMNS[file].values()} - texts for file, texts in used.items()}
+    assert {file: texts for file, texts in unused.items() if texts} == {}
 
 
 def test_quick_shows_the_columns_of_the_page_for_each_scheme() -> None:

@@ -37,7 +37,7 @@ def minus_dense(board: Board) -> dict[object, object]:
 def test_each_row_has_its_difference_to_the_dense_one() -> None:
     cells = minus_dense(board_of(suite()))
     assert cells["vanilla"] is None
-    assert str(cells["mod"]).startswith("-0.1000 (-0.11")
+    assert str(cells["mod"]).startswith("-0.100 (-0.11")
     assert str(cells["mod"]).endswith(") better")
     assert str(cells["token_choice"]).endswith(") undecided")
 
@@ -94,7 +94,7 @@ def test_differences_csv_has_all_pairs() -> None:
 def test_one_seed_gives_differences_without_interval_and_verdict() -> None:
     records = [make_record("mod", loss=4.0), make_record("vanilla", loss=4.5)]
     board = board_of(records)
-    assert minus_dense(board)["mod"] == "-0.5000"
+    assert minus_dense(board)["mod"] == "-0.500"
     assert "no run was repeated" in leaderboard_page(board).to_markdown()
     row, _ = csv.DictReader(io.StringIO(to_csv(board.pairs)))
     assert [row[name] for name in ("low", "p", "p_adjusted", "verdict")] == [""] * 4

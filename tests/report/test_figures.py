@@ -1,21 +1,26 @@
-import io
 import xml.etree.ElementTree as ElementTree
+from functools import partial
 
 import pytest
 from matplotlib.image import imread
 
 from modbench.report.leaderboard import figures as figures_module
 from modbench.report.leaderboard.board import Board, board_of
-from modbench.report.leaderboard.figures import figures
-from modbench.report.plot_style import look, marks
+from modbench.report.leaderboard.figures import leaderboard_figures
+from modbench.report.pair_figures import forest, to_dense
+from modbench.report.plot_style import drawn_files, look, marks
 from modbench.routing.registry import installed_modules
 
 pytestmark = pytest.mark.figures
 
 
+def _draws(board: Board):
+    return leaderboard_figures(board, marks({row["label"]: row["router"] for row in board.rows}))
+
+
 def _axes(board: Board, name: str):
     with look():
-        figure = figures_module.drawn(board, name)
+        figure = _draws(board)[name]()
     return figure, figure.axes[0]
 
 
@@ -23,25 +28,25 @@ def _legend(figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_each_figure_is_a_png_and_an_svg_that_can_be_read(six):
-    contents = figures(board_of(six))
-    assert sorted(contents) == [
-        f"{name}.{ending}"
-        for name in ("loss_vs_forward_flops", "loss_vs_training_flops")
-        for ending in ("png", "svg")
-    ]
+def test_figures_are_svg_with_their_text_and_png_for_slides_where_asked(six, tmp_path):
+    draws = _draws(board_of(six))
+    contents = drawn_files(draws, png=True)
+    assert sorted(contents) == sorted(f"{name}.{end}" for name in draws for end in ("png", "svg"))
     for name, content in contents.items():
         if name.endswith(".png"):
-            assert imread(io.BytesIO(content)).shape[1] == 1360
+            (tmp_path / name).write_bytes(content)
+            assert imread(tmp_path / name).shape[1] > 1000
         else:
-            assert ElementTree.fromstring(content).tag.endswith("svg")
+            texts = "".join(ElementTree.fromstring(content).itertext())
+            assert {"vanilla", "mod"} <= {*texts.split()}
             assert b"dc:date" not in content
+    assert drawn_files(draws) == {name: of for name, of in contents.items() if name.endswith("svg")}
 
 
 def test_learning_curves_have_a_line_each_a_log_axis_and_the_unigram_loss(six):
     figure, axes = _axes(board_of(six), "loss_vs_training_flops")
     assert axes.get_xscale() == "log"
-    assert "FLOP" in figure.legends[0].get_title().get_text()
+    assert "FLOP" in figure.get_supxlabel()
     assert "nats/token" in figure.get_supylabel()
     assert sorted(_legend(figure)) == sorted([*(record.label for record in six), "unigram 6.25"])
     assert len(axes.lines) == 7
@@ -80,11 +85,11 @@ def test_points_lie_at_the_realised_flops_of_the_table(six):
     figure, axes = _axes(board_of(six), "loss_vs_forward_flops")
     drawn = {float(line.get_xdata()[0]) for line in axes.lines}
     assert drawn == {record.metrics["forward_flops_per_token_realised"] for record in six}
-    assert "(realised" in figure.legends[0].get_title().get_text()
+    assert "realised" in figure.get_supxlabel()
 
 
 def test_runs_that_all_failed_make_no_figures(fakes):
-    assert figures(board_of([fakes.make_record(status="oom")])) == {}
+    assert drawn_files(_draws(board_of([fakes.make_record(status="oom")]))) == {}
 
 
 def test_each_scheme_keeps_its_mark_whatever_the_order_and_differs_from_all_others():
@@ -127,3 +132,60 @@ def test_seeds_are_joined_by_flops_and_their_curve_has_all_points(fakes):
     points = figures_module.curve_points(row)
     assert points[3][0] == pytest.approx(4.2e11)
     assert points[3][2] == pytest.approx(6 - 0.42, abs=0.005)  # the first seed, between its points
+
+
+def _pair(scheme: str, other: str, value: float, verdict: str | None, place: int | None = 1):
+    pair = {"scheme": scheme, "other": other, "value": value, "verdict": verdict, "place": place}
+    family = "dense" if other == "vanilla" else None
+    return pair | {"low": value - 0.1, "high": value + 0.1, "depth": None, "family": family}
+
+
+NAMES = {1: "small", 2: "large"}
+PAIRS = [
+    _pair("a", "vanilla", -0.3, "better"),
+    _pair("b", "vanilla", 0.05, "undecided"),
+    _pair("b", "vanilla", 0.2, "worse", 2),
+    _pair("vanilla", "a", 0.3, "worse"),
+    _pair("b", "a", 0.35, None),
+    _pair("b", "a", 0.4, None, None),
+]
+
+
+def _points(axes, coordinate: int) -> list[tuple[float, str]]:
+    """The value of each point with an interval, and how it is drawn."""
+    kinds = []
+    for point in (bars.lines[0] for bars in axes.containers):
+        kind = "hollow" if point.get_markerfacecolor() == "white" else "filled"
+        kind = "stroke" if point.get_marker() == "|" else kind
+        kinds.append((round(float(point.get_xydata()[0][coordinate]), 2), kind))
+    return kinds
+
+
+def test_differences_to_dense_are_filled_where_significant_and_hollow_for_a_control():
+    look_of = marks({"a": "mod", "b": "b"})
+    with look():
+        (axes,) = to_dense(PAIRS, NAMES, "loss", look_of).axes
+        (other,) = to_dense(PAIRS, NAMES, "loss", look_of, {"b"}).axes
+        assert to_dense(PAIRS[:2], NAMES, "loss", look_of) is None
+    assert _points(axes, 1) == [(-0.3, "filled"), (0.05, "hollow"), (0.2, "filled")]
+    assert _points(other, 1) == [(-0.3, "filled"), (0.05, "hollow"), (0.2, "hollow")]
+    assert [text.get_text() for text in axes.texts] == ["a", "b"]  # lowest first
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["small", "large"]
+
+
+def test_a_forest_has_each_pair_once_in_one_direction_and_shows_what_was_not_tested():
+    with look():
+        figure = forest(PAIRS, NAMES, "loss")
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert [label.split()[::2] for label in labels] == [["a", "vanilla"], ["b", "vanilla"], ["a", "b"]]
+    drawn = [(-0.3, "filled"), (0.05, "hollow"), (0.2, "filled"), (-0.35, "stroke"), (-0.4, "stroke")]
+    assert _points(axes, 0) == drawn
+    assert {"small", "large", "runs of equal shape", "not tested"} <= {*_legend(figure)}
+
+
+def test_the_figure_of_the_readme_is_drawn_for_a_dark_page_too():
+    draw = partial(to_dense, PAIRS, NAMES, "loss", marks({"a": "mod", "b": "b"}))
+    light, dark = drawn_files({"difference_to_dense": draw}).items()
+    assert [light[0], dark[0]] == ["difference_to_dense.svg", "difference_to_dense_dark.svg"]
+    assert (b"#0d1117" in light[1], b"#0d1117" in dark[1]) == (False, True)

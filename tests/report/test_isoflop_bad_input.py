@@ -64,7 +64,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr("modbench.report.isoflop.figures.isoflop_figures", lambda *_: {})
+    monkeypatch.setattr("modbench.report.page.isoflop_figures", lambda *_: {})
     return Sweep(tmp_path, make)
 
 
@@ -85,9 +85,9 @@ def test_family_without_an_interior_optimum_is_named_and_gets_no_number(
     row = sweep.row("mod")
     assert verdict in row
     assert row.startswith("| not ranked | mod | - | - |")
-    assert "| best | vanilla | 3.99" in sweep.row("vanilla")
+    assert "| best | vanilla | 4.000 (" in sweep.row("vanilla")
     of_fit = [one for one in sweep.optima("mod") if one["fit"] == "parabola"]
-    assert [one["verdict"] for one in of_fit] == [verdict] * len(BUDGETS)
+    assert [one["minimum"] for one in of_fit] == [verdict] * len(BUDGETS)
     numbers = ("position", "loss", "loss_low", "active_parameters", "speed_up")
     assert {one[name] for one in of_fit for name in numbers} == {""}
 
@@ -130,7 +130,7 @@ def test_scheme_whose_learning_rate_is_at_the_edge_is_not_ranked(edge: str, swee
     for scheme in ("vanilla", "mod"):
         sweep.scheme(scheme, plan=EDGE if scheme == edge else {})
     sweep.add(edge, 64, BUDGETS[1], rate=0.02, loss=9.0, plan=EDGE)
-    assert sweep.row(edge).startswith(f"| not ranked | {edge} | 3.9998 (")
+    assert sweep.row(edge).startswith(f"| not ranked | {edge} | 4.000 (")
     assert sweep.row("vanilla" if edge == "mod" else "mod").startswith("| best |")
     page = sweep.page()
     assert page.count(f"Not ranked: {edge}. The best learning rate is the first") == len(BUDGETS)

@@ -30,7 +30,7 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     record = fakes.make_record("mod", loss=4.9)
     cells = _cells(board_of([record], times=times_of(record)), "mod")
     assert "group" not in cells
-    assert cells["held-out loss (nats/token)"] == "4.9000"
+    assert cells["validation loss (nats/token)"] == "4.900"
     assert cells["cloze accuracy (untrained, chance)"] == "0.400 (0.260, 0.250)"
     assert cells["realised forward FLOP/token"] == "3.03 M"
     assert cells["nominal forward FLOP/token"] == "3.000 M"
@@ -89,7 +89,7 @@ def test_an_amount_has_four_digits_and_the_prefix_of_what_it_rounds_to(value, sh
 def test_a_run_that_ends_above_its_unigram_loss_is_marked(fakes):
     board = board_of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")])
     assert (_cells(board, "good")["group"], _cells(board, "bad")["group"]) == ("-", "†")
-    assert "- **bad**: held-out loss is above the unigram loss\n" in _text(board)
+    assert "- **bad**: validation loss is above the unigram loss\n" in _text(board)
     assert "†" not in _text(board_of([fakes.make_record("good")]))
 
 

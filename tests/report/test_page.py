@@ -8,7 +8,7 @@ import pytest
 
 from modbench.cli.main import main
 from modbench.errors import UserError
-from modbench.report.leaderboard import figures as figures_module
+from modbench.report import page as page_module
 from modbench.report.page import first_difference, write_report
 
 pytestmark = pytest.mark.figures
@@ -17,9 +17,7 @@ _NAMES = [
     "differences.csv",
     "leaderboard.csv",
     "leaderboard.md",
-    "loss_vs_forward_flops.png",
     "loss_vs_forward_flops.svg",
-    "loss_vs_training_flops.png",
     "loss_vs_training_flops.svg",
     "runs.csv",
 ]
@@ -135,11 +133,11 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, fakes, six, monkeypatc
     before = _bytes(tmp_path)
     fakes.store(tmp_path, six[:2])
 
-    def fail(*_):
+    def fail(*_, **__):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(figures_module, "drawn_files", fail)
+        patch.setattr(page_module, "drawn_files", fail)
         with pytest.raises(MemoryError):
             write_report(tmp_path)
     assert _bytes(tmp_path) == before
@@ -162,6 +160,18 @@ def test_a_damaged_record_is_named_on_the_page_and_left_out(tmp_path, fakes, six
     page = after.pop("leaderboard.md").decode()
     assert after == {name: of for name, of in before.items() if name != "leaderboard.md"}
     assert "\n- **Left out:** records/bad.jsonl, line 1: no valid record" in page
+
+
+def test_figures_for_slides_are_written_where_asked_and_removed_by_a_plain_report(tmp_path, fakes, six):
+    write_report(fakes.store(tmp_path, six))
+    plain = _bytes(tmp_path)
+    write_report(tmp_path, png=True)
+    slides = {name.replace("svg", "png") for name in plain if name.endswith("svg")}
+    assert _bytes(tmp_path).keys() - plain.keys() == slides
+    assert {name: of for name, of in _bytes(tmp_path).items() if name in plain} == plain
+    assert first_difference(tmp_path) is None
+    write_report(tmp_path)
+    assert _bytes(tmp_path) == plain
 
 
 def test_csv_writes_the_tables_and_leaves_pages_and_figures_as_they_are(tmp_path, fakes, six):

@@ -4,7 +4,7 @@ import pytest
 
 from modbench.report.leaderboard.board import board_of
 from modbench.report.plot_style import look
-from modbench.report.routing.figure import depth_figure, expert_figure, routing_figures
+from modbench.report.routing.figure import depth_figure, expert_figure
 
 pytestmark = pytest.mark.figures
 
@@ -21,7 +21,6 @@ def _heights(axes) -> list[list[float]]:
 def test_figures_without_routing_are_not_drawn(six):
     assert _drawn(depth_figure, six) is None
     assert _drawn(expert_figure, six) is None
-    assert routing_figures(board_of(six)) == {}
 
 
 def _titles(figure) -> list[str]:

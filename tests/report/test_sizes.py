@@ -60,7 +60,7 @@ def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> N
     page = leaderboard_page(board)
     assert "## 1e+12 training FLOPs" not in page.to_markdown()
     assert cells_of(page, "vanilla, M (best of 3 sizes)")[0][2] is None
-    assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][2] == "+0.1000"
+    assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][2] == "+0.100"
     assert [cells[1] for cells in cells_of(page, "vanilla")] == ["S", "M (best)", "L"]
     assert "which is slightly optimistic" in page.to_markdown()
 

@@ -12,6 +12,7 @@ from timings_made_up import (
 )
 
 from modbench.records.record import TimingRecord
+from modbench.report.plot_style import drawn_files, marks
 from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import is_timed
@@ -105,11 +106,12 @@ def test_a_vanilla_row_without_a_valid_time_leaves_its_place_to_the_next(useless
 
 def test_the_figure_of_timings_is_reproducible_and_not_drawn_without_a_vanilla_row() -> None:
     timings = [timed(one, make_case()) for one in ("vanilla", "mod")]
-    table = table_of(*timings)
-    contents = timing_figures(table)
-    assert sorted(contents) == ["realised_efficiency.png", "realised_efficiency.svg"]
-    assert contents == timing_figures(table)
-    assert timing_figures(table_of(*timings[1:])) == {}
+    look_of = marks({"mod": "mod"})
+    draws = timing_figures(table_of(*timings), look_of)
+    contents = drawn_files(draws)
+    assert [*contents] == ["realised_efficiency.svg"]
+    assert contents == drawn_files(draws)
+    assert drawn_files(timing_figures(table_of(*timings[1:]), look_of)) == {}
 
 
 def test_a_width_between_two_dense_ones_is_compared_with_the_time_between_them() -> None:

@@ -36,13 +36,7 @@ def downstream_section(board: Board) -> Section:
         for rows, title in zip(board.comparisons, titles, strict=True)
         if (shown := scored_rows(rows))
     ]
-    rows = [row for rows in board.comparisons for row in scored_rows(rows)]
-    return {"compared": compared, "has_figure": any(map(has_flops, rows))}
-
-
-def has_flops(row: Row) -> bool:
-    """Return True if the FLOPs of scoring any task are known, which the figure needs."""
-    return any(row[f"{task}:realised_flops_per_token"] for task in tasks_of([row]))
+    return {"compared": compared}
 
 
 def scored_rows(rows: Sequence[Row]) -> list[Row]:

@@ -44,7 +44,7 @@ class Chart:
             return {}
         ordered = dict.fromkeys([board.rank_by, *names])
         held = [name for name in ordered if name not in COSTS and self._varies(name)]
-        words = {name: name.replace("heldout", "held-out").replace("_", " ") for name in held}
+        words = {name: name.replace("heldout", "validation").replace("_", " ") for name in held}
         return {name: f"{words[name]} ({METRICS[name].unit})" for name in held}
 
     @cached_property

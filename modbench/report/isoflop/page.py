@@ -18,9 +18,9 @@ from modbench.report.isoflop.tables import (
     law_text,
     laws,
     loss_ends,
+    minimum_text,
     size_cell,
     sizes_text,
-    verdict_text,
     with_interval,
 )
 from modbench.report.leaderboard.audited import idle_layers
@@ -32,9 +32,9 @@ from modbench.report.table import Number, Table
 
 _LAYERS = Column(
     "layers",
-    "depth of the lowest of the interior optima, and the share of the draws of noise in which this "
-    "depth is the best one. Each draw chooses the depth again, and the interval of the loss is widened "
-    "by what the choice of the lowest hides",
+    "depth of the lowest of the interior optima, and the share of bootstrap samples in which this "
+    "depth is the best one. The lowest of several noisy minima is biased low, so each sample repeats "
+    "the choice of the depth, and the interval of the loss contains it",
 )
 _EQUAL_DEPTH = "minus dense at equal depth (nats/token)"
 
@@ -73,7 +73,10 @@ def isoflop_page(
         mixed=not all(of.same_processor for of in suite.to_dense.values() if of.depth is None),
         at_depth=any(pair.depth for pair in tested),
         edges=_other_edges(suite),
-        downstream=downstream or {"compared": (), "has_figure": False},
+        costly_laws=_costly_laws(suite),
+        sizes=[of.active_parameters for of in suite.rows.points if of.active_parameters],
+        seeds=[of.seeds for of in suite.rows.points if of.seeds],
+        downstream=downstream or {"compared": ()},
         figures=figures_among(drawn),
         columns=column_table(_columns(suite)),
         in_seconds=suite.curves.optima["speed_up_seconds"].notna().any(),
@@ -94,19 +97,18 @@ def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
         left=(0, 1, len(headings) - 1),
         caption=f"Schemes at their optima, {budget:.3g} training FLOPs",
     )
-    best = [row for row in optima if row.verdict]
+    best = [row for row in optima if row.minimum]
     dense = next((row for row in best if row.scheme == DENSE), None)
-    edges = [row for row in best if row.learning_rate_verdict != "interior"]
+    edges = [row for row in best if row.learning_rate_minimum != "interior"]
     compared = [row for row in best if row.loss and row.scheme != DENSE]
     no_dense = no_speed_up = ""
     if compared and (dense is None or dense.loss is None):
-        no_dense = "it has no finished run" if dense is None else f"its curve is {dense.verdict}"
+        no_dense = "it has no finished run" if dense is None else f"its curve is {dense.minimum}"
     if any(row.speed_up is None for row in compared):
         dense_rows = (of for of in suite.rows.optima if (of.scheme, of.fit) == (DENSE, HEADLINE))
         falls = sum(bool(of.best) for of in dense_rows) > 1
         no_speed_up = "its loss rises between two" if falls else ""
         no_speed_up = no_speed_up or "it has an interior optimum at fewer than two"
-    missing = (row.speed_up_seconds_missing_because for row in optima)
     return {
         "budget": f"{budget:.3g}",
         "table": table,
@@ -114,17 +116,27 @@ def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
         "dense_at_edge": dense in edges,
         "no_dense": no_dense,
         "no_speed_up": no_speed_up,
-        "no_seconds": [*dict.fromkeys(filter(None, missing))],
+        "no_seconds": [row for row in optima if row.speed_up_seconds_missing_because],
         "depths": _depths(suite, budget) if suite.depths else None,
     }
 
 
 def _other_edges(suite: IsoFlopSuite) -> list[str]:
     """The schemes and depths whose learning rate is at an edge, without those of the best depths."""
-    best = {(of.scheme, of.depth) for budget in suite.budgets for of in suite.best(budget) if of.verdict}
-    verdicts = {(row.scheme, row.depth): row.learning_rate_verdict for row in suite.rows.optima}
+    best = {(of.scheme, of.depth) for budget in suite.budgets for of in suite.best(budget) if of.minimum}
+    verdicts = {(row.scheme, row.depth): row.learning_rate_minimum for row in suite.rows.optima}
     edges = sorted(place for place, of in verdicts.items() if of != "interior" and place not in best)
     return [at_depth(*place) for place in edges] if suite.depths else []
+
+
+def _costly_laws(suite: IsoFlopSuite) -> list[tuple[str, str]]:
+    """Scheme and check of each law of learning rates that loses more than the noise floor."""
+    laws_of = {}
+    for row in suite.rows.optima:
+        if row.noise_floor is not None and (row.learning_rate_law_loses or 0.0) > row.noise_floor:
+            worst = max(laws(suite, row.scheme, row.depth), key=lambda law: law.loses)
+            laws_of[at_depth(row.scheme, row.depth)] = law_text(suite, worst)
+    return [*laws_of.items()]
 
 
 def _shapes(suite: IsoFlopSuite) -> dict[str, Any]:
@@ -152,7 +164,7 @@ def _depths(suite: IsoFlopSuite, budget: int) -> Table:
     rows.sort(key=lambda row: (row.scheme, row.depth))
     cells = [_cells(suite, row, at_depth=True) for row in rows]
     headings = ["scheme", "layers", OPTIMA[2].heading, _EQUAL_DEPTH]
-    headings += ["active parameters", "width / layers", "verdict"]
+    headings += ["active parameters", "width / layers", "minimum"]
     table = [[of.get(heading, "-") for heading in headings] for of in cells]
     return Table(headings, table, (0, 6), f"Optima at each depth, {budget:.3g} training FLOPs")
 
@@ -161,38 +173,39 @@ def _cells(suite: IsoFlopSuite, row: Any, *, at_depth: bool = False) -> dict[str
     """The cells of an optimum by heading: of the best depth, or as one of the rows of all depths."""
     low, high = (row.loss_low, row.loss_high) if at_depth else loss_ends(row)
     layers = None
+    told = "worse than best" if any(of.group for of in suite.best(row.budget)) else "-"
     if row.loss is not None:
-        share = "" if row.depth_share is None else f" ({row.depth_share:.0%} of draws)"
+        share = "" if row.depth_share is None else f" ({100 * row.depth_share:.0f} %)"
         layers = f"{row.depth}{share}"
     cells = {
-        "group": (row.group or "-") if row.position else "not ranked",
+        "group": (row.group or told) if row.position else "not ranked",
         "scheme": row.scheme,
         "layers": row.depth if at_depth else layers,
-        OPTIMA[2].heading: with_interval(row.loss, ".4f", low, high),
+        OPTIMA[2].heading: with_interval(row.loss, ".3f", low, high),
         OPTIMA[3].heading: _minus_dense(suite, row, None),
         _EQUAL_DEPTH: _minus_dense(suite, row, row.depth),
         OPTIMA[4].heading: _factor(row, ""),
         OPTIMA[5].heading: _factor(row, "_seconds"),
         "active parameters": size_cell(row),
         "width / layers": _aspect(suite, row),
-        "verdict": "; ".join(filter(None, _verdict(suite, row, at_depth))),
+        "minimum": "; ".join(filter(None, _minimum(suite, row, at_depth))),
     }
     return {heading: "-" if cell is None else cell for heading, cell in cells.items()}
 
 
-def _verdict(suite: IsoFlopSuite, row: Any, at_depth: bool) -> Iterable[str]:
+def _minimum(suite: IsoFlopSuite, row: Any, at_depth: bool) -> Iterable[str]:
     """Phrases on the curve of an optimum and on its scheme."""
     depths = [
         of
         for of in suite.rows.optima
         if (of.scheme, of.budget, of.fit) == (row.scheme, row.budget, HEADLINE) and of.depth is not None
     ]
-    if row.verdict is None:
+    if row.minimum is None:
         for of in [row] if at_depth or not depths else sorted(depths, key=lambda of: of.depth):
             because = of.curve_missing_because or sizes_text(of)
             yield because if at_depth or of.depth is None else f"{several(of.depth, 'layer')}: {because}"
         return
-    yield verdict_text(row)
+    yield minimum_text(row)
     if row.loss is None and at_depth:
         yield "no candidate for the best depth"
     if because := row.interval_missing_because:
@@ -200,20 +213,16 @@ def _verdict(suite: IsoFlopSuite, row: Any, at_depth: bool) -> Iterable[str]:
     yield sizes_text(row)
     if not at_depth and depths:
         yield from _depth_remarks(row, depths)
-    if row.learning_rate_verdict != "interior":
-        yield f"learning rate: {row.learning_rate_verdict}"
+    if row.learning_rate_minimum != "interior":
+        yield f"learning rate: {row.learning_rate_minimum}"
     if not at_depth and (reason := suite.unranked.get(row.scheme)):
         yield f"not ranked: {reason}"
-    if row.noise_floor is not None and (row.learning_rate_law_loses or 0.0) > row.noise_floor:
-        worst = max(laws(suite, row.scheme, row.depth), key=lambda law: law.loses)
-        text = law_text(suite, worst)
-        yield f"the learning rate's law loses more than the noise floor ({text})"
 
 
 def _depth_remarks(best: Any, depths: Sequence[Any]) -> Iterable[str]:
     """Phrases on the choice of the depth of ``best`` among ``depths``."""
-    depths = sorted((of for of in depths if of.verdict), key=lambda of: of.depth)
-    rest = [f"{several(of.depth, 'layer')} {of.verdict}" for of in depths if of.loss is None]
+    depths = sorted((of for of in depths if of.minimum), key=lambda of: of.depth)
+    rest = [f"{several(of.depth, 'layer')} {of.minimum}" for of in depths if of.loss is None]
     if best.loss is None:
         yield f"no depth is a candidate: {', '.join(rest)}"
         return
@@ -221,10 +230,13 @@ def _depth_remarks(best: Any, depths: Sequence[Any]) -> Iterable[str]:
         yield f"no candidate: {', '.join(rest)}"
     known = [of.depth for of in depths if of.loss is not None]
     tried = [of.depth for of in depths]
-    for numbers, word in ((tried, "depth tried"), (known, "depth with an interior optimum")):
+    for numbers, word in (
+        (tried, "depth tried with this scheme"),
+        (known, "depth with an interior optimum"),
+    ):
         if best.depth in (numbers[0], numbers[-1]):
             size = "smallest" if best.depth == numbers[0] else "largest"
-            yield f"the {'only' if len(numbers) == 1 else size} {word}"
+            yield f"{'only' if len(numbers) == 1 else size} {word}"
             return
 
 

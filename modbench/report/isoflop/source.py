@@ -110,7 +110,7 @@ class IsoFlopSuite:
         """The optimum of each scheme at its best depth, those that are ranked first; of a scheme without
         an optimum, its first curve."""
         rows = [row for row in self.rows.optima if (row.budget, row.fit) == (budget, fit)]
-        rows.sort(key=lambda row: (not row.best, row.verdict is None))
+        rows.sort(key=lambda row: (not row.best, row.minimum is None))
         first: dict[str, Any] = {}
         for row in rows:
             first.setdefault(row.scheme, row)

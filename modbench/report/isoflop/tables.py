@@ -80,7 +80,7 @@ def _scatter(suite: IsoFlopSuite) -> Table | None:
 def _fits(suite: IsoFlopSuite) -> Table:
     """The table of all fits, with further figures of the optima."""
     best = [row for budget in suite.budgets for fit in FITS for row in suite.best(budget, fit)]
-    best = sorted((row for row in best if row.verdict), key=lambda row: (row.budget, row.scheme))
+    best = sorted((row for row in best if row.minimum), key=lambda row: (row.budget, row.scheme))
     rows = []
     for row, cells in zip(best, fits_table(best), strict=True):
         further = {
@@ -152,7 +152,7 @@ def _rates(suite: IsoFlopSuite) -> Table:
             "tried at": f"width {first.width}, {first.budget:.3g} FLOPs",
             "loss by learning rate": ", ".join(losses),
             "chosen": f"{best[0].learning_rate:g}" if best else "-",
-            "verdict": first.verdict,
+            "minimum": first.minimum,
             "law": f"width^{first.exponent:g}{refined}",
             "check of the law": checks or "not checked",
         }
@@ -187,7 +187,7 @@ def fits_table(rows: Iterable[Any], name: str = "scheme") -> list[dict[str, obje
             "FLOPs": f"{row.budget:.3g}",
             "sizes": row.sizes,
             "fit": row.fit,
-            "verdict": verdict_text(row),
+            "minimum": minimum_text(row),
             "size (95 %)": size_cell(row),
             "tokens": with_interval(row.train_tokens, "si"),
             "loss (95 %)": with_interval(row.loss, ".4f", *loss_ends(row)),
@@ -196,12 +196,12 @@ def fits_table(rows: Iterable[Any], name: str = "scheme") -> list[dict[str, obje
     ]
 
 
-def verdict_text(row: Any) -> str:
-    """The verdict on a curve, with the share of the draws of noise that agree if not all do."""
+def minimum_text(row: Any) -> str:
+    """Where a curve has its minimum, with the share of bootstrap samples that agree if not all do."""
     share = 1.0 if row.interior_share is None else row.interior_share
     if row.interval_missing_because or f"{100 * share:.3g}" == "100":
-        return str(row.verdict)
-    return f"interior in {100 * share:.3g} % of draws"
+        return str(row.minimum)
+    return f"interior ({100 * share:.3g} %)"
 
 
 def loss_ends(row: Any) -> tuple[float | None, float | None]:
@@ -215,6 +215,8 @@ def sizes_text(row: Any) -> str:
     """The number of sizes on a curve and the lost ones, such as "4 of 5 sizes, w60 diverged"; empty if
     the curve has all sizes. Older records don't state how many were planned."""
     planned = row.sizes_planned
+    if not row.sizes and not row.sizes_lost:
+        return "no run finished"
     if row.sizes == planned and not row.sizes_lost:
         return ""
     number = f"{row.sizes} of {several(planned, 'size')}" if planned else several(row.sizes, "size")

@@ -23,8 +23,9 @@ _LEFT = ("group", "scheme", "size", "FLOPs", "audit")
 def first_table(board: Board, rows: Sequence[Row]) -> Table:
     """The columns `FIRST` of each scheme at its best size; without groups if no row has one."""
     best, names = best_rows(rows), _names(rows)
+    told = any(board.group(row) for row in best)
     cells: dict[str, Sequence[Any]] = {
-        "group": [_group(board, row) for row in best],
+        "group": [_group(board, row, told) for row in best],
         "scheme": [names[row["_name"]] for row in best],
     }
     for column in first_columns(board):
@@ -39,8 +40,9 @@ def first_table(board: Board, rows: Sequence[Row]) -> Table:
     return table.about(f"Schemes, ordered by {by}")
 
 
-def _group(board: Board, row: Row) -> str:
-    group = "not ranked" if row["_unranked"] else board.group(row)
+def _group(board: Board, row: Row, told: bool) -> str:
+    """The group of a row; ``told``: any row has one, so that a ranked one without is worse."""
+    group = "not ranked" if row["_unranked"] else board.group(row) or "worse than best" * told
     return f"{group}{' †' if row['note'] else ''}".strip() or "-"
 
 

@@ -20,10 +20,10 @@ class Column:
 #: The rows that may be the best one, of any table.
 GROUP = Column(
     "group",
-    "rows stand in the order of their figures, which alone claims nothing. *Best*: the first row. *Not "
-    "separable*: its difference to the first row could be noise (adjusted p above 0.05). With a "
-    "probability of 95 %, the truly best row is among these. Where no verdict can be given there are no "
-    "groups. `†`: a remark; it, or the reason of *not ranked*, is below the table",
+    "rows are sorted by the value that ranks them. *Best*: the first one. *Not separable*: not "
+    "significantly worse than the first one (adjusted p above 0.05); with a probability of 95 %, the "
+    "truly best row is one of these. *Worse than best*: significantly. `-`: the data allow no verdict. "
+    "`†`: a remark below the table",
 )
 #: The comparison with the dense row.
 MINUS = Column(
@@ -44,16 +44,16 @@ FIRST = (
         "the best mean",
     ),
     Column(
-        "held-out loss (nats/token)",
-        "mean cross-entropy on held-out text under the causal rule, which never looks at later tokens. "
-        "With several seeds: mean ± half of the 95 % interval",
+        "validation loss (nats/token)",
+        "mean cross-entropy on validation text under the causal rule, which never looks at later "
+        "tokens. With several seeds: mean ± half of the 95 % interval",
         "lower",
-        "{heldout_loss:.4f}",
+        "{heldout_loss:.3f}",
     ),
     MINUS,
     Column(
         "realised forward FLOP/token",
-        "FLOPs to score one held-out token, with the routing that the causal rule selected, "
+        "FLOPs to score one validation token, with the routing that the causal rule selected, "
         "convention `model`",
         "lower",
         "{forward_flops_per_token_realised:si3}",
@@ -73,9 +73,8 @@ FIRST = (
     ),
     Column(
         "KV cache, share of dense",
-        "keys and values kept per token when decoding, over those of a model of the same shape in which "
-        "no token skips a layer; a dense model of any shape has 1. `-`: decoding failed its probe, or "
-        "was not run",
+        "KV-cache bytes per token, as a share of the same model without skipping. `-`: decoding failed "
+        "its probe, or was not run",
         "lower",
         "{kv_cache_share:.3f}",
     ),
@@ -91,27 +90,27 @@ MORE = (
     Column("size", "label of the shape, or width x layers of the decoder"),
     Column(
         "bits/byte",
-        "held-out loss per byte of text; comparable between tokenizers",
+        "validation loss per byte of text; comparable between tokenizers",
         "lower",
-        "{heldout_bits_per_byte:.4f}",
+        "{heldout_bits_per_byte:.3f}",
     ),
     Column(
         "leaky loss (nats/token)",
-        "held-out loss under the training rule, which may look ahead. Not a result: no model can "
+        "validation loss under the training rule, which may look ahead. Not a result: no model can "
         "predict text that way",
         "",
-        "{heldout_loss_leaky:.4f}",
+        "{heldout_loss_leaky:.3f}",
     ),
     Column(
         "leak (nats/token)",
-        "held-out loss minus leaky loss: the gain from looking ahead. Near 0 it does not prove a causal "
-        "router, since a router may look ahead under both rules; probe 1 does",
+        "validation loss minus leaky loss: the gain from looking ahead. Near 0 it does not prove a "
+        "causal router, since a router may look ahead under both rules; probe 1 does",
         "",
         "{leak:.4f}",
     ),
     Column(
         "cloze accuracy (untrained, chance)",
-        "four-way cloze accuracy on held-out sentences; in parentheses before training, and by chance",
+        "four-way cloze accuracy on validation sentences; in parentheses before training, and by chance",
         "higher",
         "{modbench_cloze:.3f} ({modbench_cloze_untrained:.3f}, {modbench_cloze_chance:.3f})",
     ),
@@ -158,15 +157,15 @@ MORE = (
 OPTIMA = (
     Column(
         "group",
-        "schemes stand in the order of their losses, which alone claims nothing. *Best*: the first one. "
-        "*Not separable*: its difference to the first one could be noise (adjusted p above 0.05). With "
-        "a probability of 95 %, the truly best scheme is among these. Where no verdict can be given "
-        "there are no groups",
+        "schemes are sorted by loss. *Best*: the first one. *Not separable*: not significantly worse "
+        "than the first one (adjusted p above 0.05); with a probability of 95 %, the truly best scheme "
+        "is one of these. *Worse than best*: significantly. `-`: the data allow no verdict",
     ),
     Column("scheme", "the router, with its preset or label, at its optimal size"),
     Column(
         "loss at the optimum (nats/token)",
-        "held-out loss at the minimum of a parabola through the scheme's sizes, with its 95 % interval",
+        "validation loss at the minimum of a parabola through the scheme's sizes, with its 95 % "
+        "interval",
         "lower",
     ),
     Column(
@@ -179,7 +178,8 @@ OPTIMA = (
     ),
     Column(
         "speed-up at equal loss (FLOPs)",
-        "training FLOPs that the dense model needs for the same loss, over the scheme's",
+        "training FLOPs that the dense model needs for the same loss, over the scheme's. *At least*, "
+        "*at most*: the loss lies beyond the dense model's budgets; `?`: that end of the interval does",
         "higher",
     ),
     Column(
@@ -189,10 +189,11 @@ OPTIMA = (
     ),
     Column("active parameters", "parameters that one token uses, at the optimum"),
     Column(
-        "verdict",
-        "*interior*: the minimum lies between the smallest and the largest size. Other curves give no "
-        "optimum: *edge-low*, *edge-high* (it lies at an end), *open-down*, *too-few* (fewer than three "
-        "sizes)",
+        "minimum",
+        "*interior*: the lowest loss lies between the smallest and the largest size; in parentheses: "
+        "the share of bootstrap samples in which it does, if not in all. Other curves give no optimum: "
+        "*edge-low*, *edge-high* (the lowest loss is at an end), *open-down*, *too-few* (fewer than "
+        "three sizes)",
     ),
 )
 

@@ -89,9 +89,9 @@ _SMALLEST = 1e-4
 def difference_text(pair: Mapping[str, Any]) -> str:
     """The value of a row of the frame of pairs with its interval and verdict, or the reason why the data
     allow none (the page of an unfinished suite says it once); and a mark for other processor types."""
-    value = f"{pair['value']:+z.4f}"
+    value = f"{pair['value']:+z.3f}"
     if pair["low"] is not None:
-        value += f" ({pair['low']:+z.4f} to {pair['high']:+z.4f})"
+        value += f" ({pair['low']:+z.3f} to {pair['high']:+z.3f})"
     untold = pair["no_verdict_because"]
     reason = f"({untold})" if untold not in (None, INTERIM) else ""
     mark = "" if pair["same_processor"] else MARK

@@ -59,6 +59,8 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         suites=suites_of(results),
         suite=results[0].suite if results else {"left": 0, "wanted": 0, "compare": ()},
         compared=compared,
+        schemes=len({row["label"] for row in rows}),
+        sizes=[size for row in rows if (size := center(row, "active_parameters"))] or [0],
         exact=METRICS[board.rank_by].kind == "exact",
         by=ranking_column(board).heading.partition(" (")[0],
         families=[*families.items()],

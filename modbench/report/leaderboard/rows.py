@@ -210,7 +210,7 @@ def _remarks(row: Row) -> Iterator[str]:
         and result.metrics["heldout_loss"] > result.metrics["unigram_loss"]
         for result in ok
     ):
-        yield "held-out loss is above the unigram loss"
+        yield "validation loss is above the unigram loss"
     yield from dict.fromkeys(f"not scored: {lost}" for result in ok for lost in result.lost)
     for prefix, unit in (("", "of tokens"), ("expert_", "experts per token")):
         realised, nominal = row[f"{prefix}realised_capacity"], center(row, f"{prefix}nominal_capacity")
@@ -257,7 +257,7 @@ def by_seed(row: Row, name: str) -> dict[int, float]:
 
 def conditions(row: Row, rank_by: str) -> dict[str, Any]:
     """Conditions that must be equal for two rows to be ranked against each other: budget, data,
-    sequence length, amount of held-out text; if ``rank_by`` is a downstream task, its limit on items
+    sequence length, amount of validation text; if ``rank_by`` is a downstream task, its limit on items
     and its few-shot examples too, since others are another test."""
     first: Result = row["_first"]
     held = {

@@ -2,7 +2,7 @@
 per row, one line per layer, of the first finished seed; and router weights (Raposo et al. 2024, figure
 5), histograms of each depth-routed layer, of selected tokens against the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
@@ -18,15 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from modbench.records.sections import ExpertLayer, Routing, Weights
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row
-from modbench.report.plot_style import (
-    DOTTED,
-    REFERENCE,
-    WIDTH,
-    drawn_files,
-    legend_below,
-    row_names,
-    sheet,
-)
+from modbench.report.plot_style import DOTTED, REFERENCE, WIDTH, Draws, legend_below, panels
 from modbench.report.routing.cases import MOST_CASES, RoutingCase, with_weights
 
 #: Largest number of panels, in the table's order.
@@ -35,44 +27,44 @@ MOST_ROWS = 12
 NAMED = 4
 #: Largest number of position bins; finer ones show noise only.
 _POSITIONS = 16
-
-_WIDTH, _PANEL, _MARGIN = 9.0, 2.5, 0.5  # inches
 _TRAINING: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.1}
 _CAUSAL: dict[str, Any] = {"linewidth": 1.6}
 _EXPERT: dict[str, Any] = {"marker": "o", "markersize": 3}
 _NO_OP: dict[str, Any] = _EXPERT | {"linestyle": (0, (2, 1))}
 
 
-def routing_figures(board: Board) -> dict[str, bytes]:
-    """Those of both figures that ``board`` has data of, by file name."""
-    return drawn_files(
-        {"routing": partial(depth_figure, board), "expert_load": partial(expert_figure, board)}
-    )
+def routing_figures(board: Board) -> Draws:
+    """The figures of ``board``."""
+    return {"routing": partial(depth_figure, board), "expert_load": partial(expert_figure, board)}
 
 
 def depth_figure(board: Board) -> Figure | None:
     """The share of tokens that each depth-routed layer selects, by position; None without any."""
-    figure, panels = _panels(board, "depth")
+    figure, shown = _panels(board, "depth")
     if figure is None:
         return None
-    for axes, row in panels:
+    for axes, row in shown:
         _positions(axes, row)
-    _finish(figure, panels, "depth", {"causal rule": _CAUSAL, "training rule": _TRAINING})
+    figure.supxlabel("position in the sequence", fontsize="medium")
+    figure.supylabel("tokens selected", fontsize="medium")
+    _finish(figure, shown, "depth", {"causal rule": _CAUSAL, "training rule": _TRAINING})
     return figure
 
 
 def expert_figure(board: Board) -> Figure | None:
     """The load of the experts of each layer; None without experts."""
-    figure, panels = _panels(board, "experts")
+    figure, shown = _panels(board, "experts")
     if figure is None:
         return None
     styles = {"even load": DOTTED}
-    for axes, row in panels:
+    for axes, row in shown:
         no_ops = row["_first"].run.router.options.get("no_op_experts")
         no_ops = no_ops if isinstance(no_ops, int) else 0
         _loads(axes, _routing(row).causal.experts, no_ops)
         styles |= {"no-op experts, ranked apart": _NO_OP} if no_ops else {}
-    _finish(figure, panels, "experts", styles)
+    figure.supxlabel("rank of the expert by load", fontsize="medium")
+    figure.supylabel("load / even load", fontsize="medium")
+    _finish(figure, shown, "experts", styles)
     return figure
 
 
@@ -89,24 +81,13 @@ def _layers(row: Row, part: str) -> list[Any]:
 
 def _panels(board: Board, part: str) -> tuple[Figure | None, list[tuple[Axes, Row]]]:
     """A figure with a titled panel for each row whose routing has a ``part``; None if there are none."""
-    finished = [row for row in board.rows if row["_ok"]]
-    routed = [row for row in finished if _layers(row, part)]
-    rows = routed[:MOST_ROWS]
+    rows = [row for row in board.rows if row["_ok"] and _layers(row, part)][:MOST_ROWS]
     if not rows:
         return None, []
-    columns = min(len(rows), 2 if len(rows) == 4 else 3)
-    lines = -(-len(rows) // columns)
-    figure = sheet(_WIDTH if columns > 1 else WIDTH, _PANEL * lines + _MARGIN)
-    figure.set_layout_engine("constrained", wspace=0.06, hspace=0.06)
-    if len(routed) > len(rows):
-        figure.suptitle(f"the first {len(rows)} of {len(routed)} rows")
-    panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
-    for axes in panels[len(rows) :]:
-        axes.set_axis_off()
-    names = row_names(board.rows)
-    for axes, row in zip(panels, rows, strict=False):
-        axes.set_title(names[row["_name"]])
-    return figure, list(zip(panels, rows, strict=False))
+    figure, every = panels(len(rows), 0.35 * WIDTH, sharey=True)
+    for axes, row in zip(every, rows, strict=True):
+        axes.set_title(row["_name"] + " (not ranked)" * bool(row["_unranked"]))
+    return figure, [*zip(every, rows, strict=True)]
 
 
 def _positions(axes: Axes, row: Row) -> None:
@@ -122,9 +103,7 @@ def _positions(axes: Axes, row: Row) -> None:
             shares = [count / of for count, of in zip(sums, tokens, strict=True)]
             axes.stairs(shares, edges, baseline=None, color=color, **style)
     axes.set_xlim(0, edges[-1])
-    axes.set_xlabel("position in the sequence")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    _name_side(axes, "tokens selected")
 
 
 def _loads(axes: Axes, layers: list[ExpertLayer], no_ops: int) -> None:
@@ -136,16 +115,7 @@ def _loads(axes: Axes, layers: list[ExpertLayer], no_ops: int) -> None:
             ratios = [load / mean if mean else 0 for load in sorted(experts, reverse=True)]
             if ratios:
                 axes.plot(range(1, len(ratios) + 1), ratios, color=color, **style)
-    axes.axhline(1, color=REFERENCE, **DOTTED)
-    axes.set_xlabel("rank of the expert by load")
-    _name_side(axes, "load / even load")
-
-
-def _name_side(axes: Axes, text: str) -> None:
-    """Name the common y axis of a line of panels at the first of them."""
-    cell = axes.get_subplotspec()
-    if cell is None or cell.is_first_col():
-        axes.set_ylabel(text)
+    axes.axhline(1, **DOTTED)
 
 
 def _colors(count: int) -> list[Any]:
@@ -155,13 +125,16 @@ def _colors(count: int) -> list[Any]:
 
 
 def _finish(
-    figure: Figure, panels: Sequence[tuple[Axes, Row]], part: str, styles: dict[str, dict[str, Any]]
+    figure: Figure,
+    shown: Sequence[tuple[Axes, Row]],
+    part: str,
+    styles: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Set ticks; add a legend of the layers and ``styles`` below the panels. The layers of panels that
-    differ in them are named in each panel."""
-    layers = [[layer.layer for layer in _layers(row, part)] for _, row in panels]
+    """Set ticks; add a legend of the layers and ``styles``. The layers of panels that differ in them are
+    named in each panel."""
+    layers = [[layer.layer for layer in _layers(row, part)] for _, row in shown]
     handles: dict[str, Any] = {}
-    for (axes, _), numbers in zip(panels, layers, strict=True):
+    for (axes, _), numbers in zip(shown, layers, strict=True):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_ylim(bottom=0)
@@ -169,9 +142,9 @@ def _finish(
         if numbers == layers[0]:
             handles |= named
         else:
-            axes.legend(named.values(), named, fontsize=9, framealpha=1, edgecolor="none")
-    handles |= {name: Line2D([], [], color=REFERENCE, **style) for name, style in styles.items()}
-    legend_below(figure, handles)
+            axes.legend(named.values(), named, fontsize="small", frameon=True)
+    handles |= {name: Line2D([], [], **{"color": REFERENCE, **of}) for name, of in styles.items()}
+    legend_below(figure, handles, columns=4)
 
 
 def _named(layers: Sequence[int]) -> dict[str, Line2D]:
@@ -186,54 +159,31 @@ def _named(layers: Sequence[int]) -> dict[str, Line2D]:
 #: Largest number of layers drawn of a run, spread evenly from the first to the last.
 MOST_LAYERS = 4
 _SKIPPED, _SELECTED = "0.82", mpl.colormaps["Blues"](0.8)
-_TRAINING_STYLE: dict[str, Any] = {"color": "0.1", "linestyle": (0, (1, 1.2)), "linewidth": 1.2}
-_WEIGHT_PANEL = 1.75  #: inches
+_TRAINING_STYLE: dict[str, Any] = _TRAINING | {"color": "0.1"}
 #: Share of all tokens below and above the axis: a few far out would leave no room for the others.
 _BEYOND = 0.005
 
 
-def weight_files(cases: Sequence[RoutingCase]) -> dict[str, bytes]:
-    """The figure of ``cases``, by file name; {} if none has router weights."""
-    draws = {"router_weights": partial(weight_figure, cases)}
-    return drawn_files(draws) if with_weights(cases) else {}
-
-
-def weight_figure(cases: Sequence[RoutingCase]) -> Figure:
-    """A panel per layer of each run: shares of held-out tokens under the causal rule."""
-    weighted = with_weights(cases)
-    shown = weighted[:MOST_CASES]
-    columns = min(max(len(case.weights("causal")) for case in shown), MOST_LAYERS)
-    abreast = min(MOST_LAYERS // columns, len(shown))
-    lines = -(-len(shown) // abreast)
-    figure = sheet(2 * WIDTH * columns * abreast / MOST_LAYERS, _WEIGHT_PANEL * lines)
-    if len(weighted) > len(shown):
-        figure.suptitle(f"the first {len(shown)} of {len(weighted)} schemes")
-    parts = figure.subfigures(lines, abreast, squeeze=False).flat
-    for part, case in zip(parts, shown, strict=False):
-        _draw_case(part, case, columns)
-    legend_below(
-        figure,
-        {
-            "selected, causal rule": Patch(facecolor=_SELECTED),
-            "not selected": Patch(facecolor=_SKIPPED),
-            "selected, training rule": Line2D([], [], **_TRAINING_STYLE),
-        },
-    )
+def weight_figure(cases: Sequence[RoutingCase]) -> Figure | None:
+    """A panel per layer of each run: shares of held-out tokens under the causal rule. None if no case
+    has router weights."""
+    shown = [
+        (case, layer)
+        for case in with_weights(cases)[:MOST_CASES]
+        for layer in _spread(sorted(case.weights("causal")))
+    ]
+    if not shown:
+        return None
+    figure, every = panels(len(shown), 0.3 * WIDTH)
+    for axes, (case, layer) in zip(every, shown, strict=True):
+        axes.set_title(f"{case.record.scheme}, layer {layer}")
+        _draw_layer(axes, case.weights("causal")[layer], case.weights("topk").get(layer))
+    figure.supxlabel("router weight", fontsize="medium")
+    figure.supylabel("tokens", fontsize="medium")
+    handles = {"selected, causal rule": Patch(facecolor=_SELECTED)}
+    handles["not selected"] = Patch(facecolor=_SKIPPED)
+    legend_below(figure, handles | {"selected, training rule": Line2D([], [], **_TRAINING_STYLE)})
     return figure
-
-
-def _draw_case(part: SubFigure, case: RoutingCase, columns: int) -> None:
-    causal, training = case.weights("causal"), case.weights("topk")
-    layers = _spread(sorted(causal))
-    left_out = f" ({len(layers)} of {len(causal)} layers)" if len(layers) < len(causal) else ""
-    part.suptitle(case.name + left_out, x=0.01, ha="left", fontsize=11)
-    panels = part.subplots(1, columns, squeeze=False)[0]
-    for axes in panels[len(layers) :]:
-        axes.set_axis_off()
-    for axes, layer in zip(panels, layers, strict=False):
-        _draw_layer(axes, causal[layer], training.get(layer))
-        axes.set_title(f"layer {layer}", fontsize=10)
-    panels[0].set_ylabel("tokens", fontsize=10)
 
 
 def _spread(layers: Sequence[int]) -> list[int]:
@@ -261,5 +211,3 @@ def _draw_layer(axes: Axes, causal: Weights, training: Weights | None) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-    axes.tick_params(labelsize=9)
-    axes.set_xlabel("router weight", fontsize=10)

@@ -105,29 +105,15 @@ MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
 
 
-#: Columns of timings.csv after the shape.
+#: Columns of timings.csv after the shape; `modbench.report.csv_columns` defines them. The status is ok,
+#: invalid (fewer samples than `FEWEST`, so no time), oom or failed.
 COLUMNS = (
     *("label", "key", "router", "model", "train", "case", "phase", "sequences", "tokens", "past"),
-    "status",  #: ok, invalid (fewer samples than `FEWEST`, so no time), oom or failed
-    *("seconds_median", "seconds_iqr"),  #: per run: all new tokens of all sequences
-    "n",
-    *("processes", "failed"),  #: processes that measured it, and that did not
-    "stable",
-    "loaded",  #: the machine's load exceeded its cores in any process
-    "throttled",  #: in all processes; else those that were throttled are left out
-    "host_share",  #: of a GPU's time; of a training step, what it takes less in a row
-    "host_bound",
-    "clock_mhz",  #: mean of the GPU's
-    "power_capped",  #: the power cap lowered the clock in any process
-    *("flops_nominal", "flops_realised"),  #: convention model
-    "flops_executed",  #: convention executed, with padded slots
-    *("flops_per_second", "ceiling", "utilisation"),
-    *("speed_up", "promised_speed_up", "realised_efficiency"),
-    "dense",  #: what it is compared with: timed at the same shape, or interpolated
-    "efficiency_marks",  #: reasons to doubt its time or the dense time
-    *("joules", "balance", "compiled"),
-    *("graphs", "breaks"),  #: programs of torch.compile, and places where they return to Python
-    *("dtype", "asked_bytes", "error"),
+    *("status", "seconds_median", "seconds_iqr", "n", "processes", "failed", "stable", "loaded"),
+    *("throttled", "host_share", "host_bound", "clock_mhz", "power_capped", "flops_nominal"),
+    *("flops_realised", "flops_executed", "flops_per_second", "ceiling", "utilisation", "speed_up"),
+    *("promised_speed_up", "realised_efficiency", "dense", "efficiency_marks", "joules", "balance"),
+    *("compiled", "graphs", "breaks", "dtype", "asked_bytes", "error"),
 )
 _TEXTS = dict.fromkeys(("phase", "dense", "efficiency_marks", "balance", "dtype", "error"), "")
 _MARKS = ("stable", "loaded", "throttled", "host_bound")

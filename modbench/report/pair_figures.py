@@ -1,0 +1,196 @@
+"""Figures of the frame of pairs: differences to the dense model by budget, and a forest plot of all
+pairs. A difference is significant if its verdict, adjusted for its family, is better or worse."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from modbench.analysis.frames import DENSE
+from modbench.errors import several
+from modbench.records.metrics import METRICS
+from modbench.report.compared import Compared
+from modbench.report.frame import plain_records
+from modbench.report.leaderboard.board import TO_DENSE, comparison_titles
+from modbench.report.plot_style import (
+    GREY,
+    PANEL,
+    REFERENCE,
+    WIDTH,
+    Draws,
+    Mark,
+    handle,
+    legend_below,
+    panels,
+    paper,
+)
+
+#: A row of the frame. Its ``place`` is the key of its budget, or comparison, in ``names``.
+Pair = Mapping[str, Any]
+#: Values of the option ``scores`` of which the tokens selected don't depend on a token's content.
+_CONTROLS = {"gaussian", "hash", "stride"}
+#: Inches of an interval, and between two pairs; the largest number of pairs.
+_INTERVAL, _GAP, _MOST = 0.11, 0.14, 40
+_SIGNIFICANT = ("better", "worse")
+_KINDS = ("significant", "not significant", "not tested")
+_BUDGET = "training FLOPs"
+_CONTROL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
+_ZERO: dict[str, Any] = {"color": REFERENCE, "linewidth": 1.4, "zorder": 1}
+
+
+def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
+    """The figures of the pairs of ``compared``."""
+    board, sweep = compared.board, compared.sweep
+    if board is None:
+        return {}
+    frame, metric = (sweep.curves.pairs, "heldout_loss") if sweep else (board.pairs, board.rank_by)
+    if sweep:
+        names = {budget: f"{budget:.3g} {_BUDGET}" for budget in sweep.budgets}
+    else:
+        titles = comparison_titles(board.comparisons)
+        names = {rows[0]["comparison"]: of for rows, of in zip(board.comparisons, titles, strict=True)}
+    place = "budget" if sweep else "comparison"
+    pairs = [{**pair, "place": pair[place]} for pair in plain_records(frame) if pair["low"] is not None]
+    runs = chain.from_iterable(row["_results"] for row in board.rows)
+    controls = {run.scheme for run in runs if run.run.router.options.get("scores") in _CONTROLS}
+    label = f"{'validation loss' if metric == 'heldout_loss' else metric} ({METRICS[metric].unit})"
+    better = "above" if METRICS[metric].direction == "higher" else "below"
+    return {
+        "difference_to_dense": partial(to_dense, pairs, names, label, look_of, controls),
+        "differences": partial(forest, pairs, names, label, better),
+    }
+
+
+def to_dense(
+    pairs: Sequence[Pair],
+    names: Mapping[int, str],
+    label: str,
+    look_of: Mapping[str, Mark],
+    controls: Collection[str] = (),
+) -> Figure | None:
+    """The difference of each scheme to the dense model by place, schemes side by side and named next to
+    their last point. None with fewer than two places."""
+    points: dict[str, dict[int, Pair]] = defaultdict(dict)
+    for pair in pairs:
+        is_dense = pair["other"] == DENSE or pair["family"] == TO_DENSE
+        if is_dense and pair["place"] and not pair["depth"]:
+            points[pair["scheme"]].setdefault(pair["place"], pair)
+    places = [place for place in names if any(place in of for of in points.values())]
+    if len(places) < 2:
+        return None
+    figure, (axes,) = panels(1, 0.6 * WIDTH)
+    axes.axhline(0, **_ZERO)
+    last: dict[str, tuple[float, float]] = {}
+    mark_of = {scheme: look_of.get(scheme.partition("/")[0], GREY) for scheme in points}
+    for number, (scheme, of_scheme) in enumerate(points.items()):
+        shift = 0.6 * ((number + 0.5) / len(points) - 0.5)
+        mark, is_control = mark_of[scheme], scheme in controls
+        known = [(number + shift, of_scheme[of]) for number, of in enumerate(places) if of in of_scheme]
+        line = [(x, pair["value"]) for x, pair in known]
+        style: dict[str, Any] = _CONTROL if is_control else {"linewidth": 1}
+        axes.plot(*zip(*line, strict=True), color=mark.color, **style)
+        for x, pair in known:
+            filled = not is_control and pair["verdict"] in _SIGNIFICANT
+            _draw(axes, x, pair, mark, filled=filled)
+        last[scheme] = line[-1]
+    for number, scheme in enumerate(sorted(last, key=lambda of: last[of][1])):
+        arrow = {"arrowstyle": "-", "color": mark_of[scheme].color, "relpos": (0, 0.5), "linestyle": ":"}
+        at: dict[str, Any] = {"xytext": (1.03, (number + 0.5) / len(last)), "va": "center"}
+        axes.annotate(scheme, last[scheme], textcoords="axes fraction", arrowprops=arrow, **at)
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    budgets = [names[place].replace(f" {_BUDGET}", "") for place in places]
+    axes.set_xticks(range(len(places)), budgets)
+    axes.set_xlabel(_BUDGET)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel(f"{label}\nminus dense, 95 % interval")
+    handles: dict[str, Any] = {"dense": Line2D([], [], **_ZERO), "significant": handle(GREY)}
+    handles["not significant"] = handle(GREY, filled=False)
+    if {*controls} & {*last}:
+        handles["control, always hollow"] = handle(GREY, filled=False, **_CONTROL)
+    legend_below(figure, handles, columns=4)
+    return figure
+
+
+def forest(
+    pairs: Sequence[Pair], names: Mapping[int, str], label: str, better: str = "below"
+) -> Figure | None:
+    """The differences of all pairs, a line per pair with its places below each other. Of too many pairs,
+    those that are tested. ``better``: below or above."""
+    rows: dict[tuple[str, str, int | None], dict[int | None, Pair]] = defaultdict(dict)
+    for pair in _each_once(pairs):
+        rows[pair["scheme"], pair["other"], pair["depth"]].setdefault(pair["place"], pair)
+    if len(rows) > _MOST:
+        tested = [key for key, of in rows.items() if any(pair["family"] for pair in of.values())]
+        rows = {key: rows[key] for key in tested[:_MOST]}
+    if not rows:
+        return None
+    places = [of for of in (*names, None) if any(of in of_pair for of_pair in rows.values())]
+    colors = [mpl.colormaps["viridis"](0.7 * n / max(len(places) - 1, 1)) for n in range(len(places))]
+    height = _INTERVAL * len(places) + _GAP
+    figure, (axes,) = panels(1, height * len(rows) + PANEL / 4)
+    axes.axvline(0, **_ZERO)
+    kinds = set()
+    for number, of_pair in enumerate(rows.values()):
+        for place, pair in of_pair.items():
+            at, told = places.index(place), pair["verdict"] in _SIGNIFICANT
+            kinds.add(_KINDS[0 if told else 1 if pair["verdict"] else 2])
+            y = number + _INTERVAL / height * (at - (len(places) - 1) / 2)
+            mark = Mark(colors[at], "o" if pair["verdict"] else "|")
+            _draw(axes, y, pair, mark, filled=told, sideways=True)
+        if number % 2:
+            axes.axhspan(number - 0.5, number + 0.5, color=REFERENCE, alpha=0.1, linewidth=0)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [_name(*key) for key in rows])
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"difference of {label}, 95 % interval\n{better} 0: the first scheme is better")
+    handles: dict[str, Any] = {}
+    for place, color in zip(places, colors, strict=True) if len(places) > 1 else ():
+        handles["runs of equal shape" if place is None else names[place]] = handle(Mark(color, "o"))
+    for kind, marker in zip(_KINDS, "oo|", strict=True):
+        if kind in kinds:
+            handles[kind] = handle(Mark(REFERENCE, marker), filled=kind == _KINDS[0])
+    legend_below(figure, handles)
+    return figure
+
+
+def _name(scheme: str, other: str, depth: int | None) -> str:
+    return f"{scheme} \N{MINUS SIGN} {other}" + (f", {several(depth, 'layer')}" if depth else "")
+
+
+def _each_once(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each pair of schemes in one direction: minus the dense model, or the scheme that comes first in
+    the frame minus the other. The pairs with the dense model come first."""
+    names = dict.fromkeys(name for pair in pairs for name in (pair["scheme"], pair["other"]))
+    rank = {name: number for number, name in enumerate(sorted(names, key=lambda of: of == DENSE))}
+
+    def of_one_direction(pair: Pair) -> Pair:
+        scheme, other = pair["scheme"], pair["other"]
+        if rank[scheme] < rank[other]:
+            return pair
+        ends = {"value": -pair["value"], "low": -pair["high"], "high": -pair["low"]}
+        return {**pair, "scheme": other, "other": scheme, **ends}
+
+    def place(pair: Pair) -> tuple[bool, int, int]:
+        return pair["other"] != DENSE, rank[pair["scheme"]], rank[pair["other"]]
+
+    return sorted(map(of_one_direction, pairs), key=place)
+
+
+def _draw(
+    axes: Axes, at: float, pair: Pair, mark: Mark, *, filled: bool, sideways: bool = False
+) -> None:
+    """Draw the value of ``pair`` with its interval; ``at``: its place on the other axis."""
+    value = pair["value"]
+    errors = [[max(0, value - pair["low"])], [max(0, pair["high"] - value)]]
+    style: dict[str, Any] = {"color": mark.color, "marker": mark.marker, "markersize": 5}
+    style |= {"markerfacecolor": mark.color if filled else paper(), "elinewidth": 1}
+    if sideways:
+        axes.errorbar([value], [at], xerr=errors, **style | {"capsize": 0})
+    else:
+        axes.errorbar([at], [value], yerr=errors, **style)

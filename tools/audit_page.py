@@ -59,7 +59,7 @@ After reading this page you can say which probes find a known bug, if you change
 [The audit](audit.md) says what a user does about a failure.
 
 A correct router (`right`), and a mutant of it for each bug found in public ports
-(`tests/audit/mutants.py`). ✓ passed, **✗** failed, · not asked,
+(`tests/audit/mutants.py`). ✓ passed, **✗** failed, · n/a,
 ? unchecked. Made by `nox -s audit`; do not edit.
 """
 

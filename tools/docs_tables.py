@@ -27,6 +27,7 @@ from modbench.report.csv_columns import COLUMNS, csv_table
 from modbench.report.leaderboard.columns import FIRST, MORE, OPTIMA, column_table
 from modbench.report.table import Table
 from modbench.sweep.plan import plan_suite
+from modbench.sweep.request import SuiteRequest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -219,7 +220,7 @@ def planned() -> str:
     """Runs, FLOPs, largest model and tokens of the suites that were not run."""
     rows = []
     for name in PLANNED:
-        plan = plan_suite(name, time=False, tell=lambda text: None)
+        plan = plan_suite(SuiteRequest(name=name, results=RESULTS), time=False, tell=lambda text: None)
         width, layers = max(size for part in plan.parts for size in part.sizes)
         tokens = in_units(max(part.tokens for part in plan.parts))
         rows.append((name, plan.runs, f"{plan.flops:.3g}", f"{width} x {layers}", tokens))

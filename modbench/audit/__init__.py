@@ -33,7 +33,7 @@ from modbench.audit.state import state
 from modbench.errors import FAULTS, UserError
 from modbench.model.config import ModelConfig
 from modbench.model.language_model import LanguageModel
-from modbench.records.probes import PROBE_TEXTS, ProbeText
+from modbench.records.probes import PROBE_TEXTS, SHOWN, ProbeText
 from modbench.routing.build import RoutedDecoder, build_model
 from modbench.routing.plugin_fault import raised
 from modbench.train.out_of_memory import failed_allocation
@@ -134,7 +134,8 @@ def printed(found: Iterable[Finding]) -> list[Finding]:
     results = []
     wide = max(len(probe.name) for probe in PROBES)
     for finding in found:
-        line = f"{finding.probe:>2}  {finding.name:<{wide}}  {finding.verdict:<9}  {finding.figure}"
+        verdict = SHOWN.get(finding.verdict, finding.verdict)
+        line = f"{finding.probe:>2}  {finding.name:<{wide}}  {verdict:<9}  {finding.figure}"
         if finding.failed:
             line = f"FAILED {finding.probe} {finding.name}: {finding.figure}; "
             line += f"{PROBE_TEXTS[finding.probe - 1].means} (`modbench docs audit`)."

@@ -1,32 +1,27 @@
 """The command `modbench plan`."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench.cli.messages import tell
 from modbench.cli.options import (
     Amount,
-    Budgets,
     Count,
-    Plugins,
-    Results,
     RouterOptions,
     Routers,
-    Seeds,
-    Settings,
+    SuiteOptions,
     flat,
     parsed_options,
-    suite_settings,
 )
 from modbench.errors import UserError
 from modbench.model.sizes import ShapeOptions
 from modbench.plan.gpus import Cluster, described_gpu
 from modbench.plan.units import amount
 from modbench.routing.registry import load_plugin
+from modbench.sweep.request import SuiteRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,28 +48,34 @@ class ClusterOptions:
         return Cluster(gpu=gpu, gpus=self.gpus, utilisation=self.utilisation, price=price)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Models of --router, without a suite."""
+
+    option: RouterOptions = ()  #: options of the routers; by default their defaults
+    #: training tokens, such as 300B
+    tokens: Annotated[str | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None
+    #: with a budget and no tokens: training tokens per active parameter, by default 20
+    tokens_per_parameter: Amount = None
+    #: how FLOPs are counted: model, full, executed or a paper's convention (modbench docs conventions)
+    convention: str = "model"
+
+
 def plan(
     suite: Annotated[Positional[str | None], arg(metavar="[SUITE]", help_behavior_hint="")] = None,
     /,
     *,
     router: Routers = (),
+    common: OmitArgPrefixes[SuiteOptions],
+    model: OmitArgPrefixes[ModelOptions],
     shape: OmitArgPrefixes[ShapeOptions],
     cluster: OmitArgPrefixes[ClusterOptions],
-    option: RouterOptions = (),
-    tokens: Annotated[str | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
-    budget: Budgets = None,
-    tokens_per_parameter: Amount = None,
-    convention: str = "model",
     format: Literal["table", "json"] = "table",
-    plugin: Plugins = (),
-    set: Settings = (),
-    seeds: Seeds = None,
-    results: Results = Path("my-results"),
     time: bool = True,
     price: Annotated[float | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
 ) -> int:
-    """Print what a suite will take on this machine: its runs, their FLOPs, tokens and passes over the
-    training text, and the time of their training steps. A few steps are measured.
+    """Print what a suite will take on this machine: its runs, their FLOPs, tokens and epochs, and the
+    time of their training steps. A few steps are measured.
 
     With --router instead: print training FLOPs, days and memory per GPU of a described cluster. With a
     budget, print the shape of each scheme that spends it, which compares schemes at equal compute.
@@ -85,21 +86,12 @@ def plan(
     Args:
         suite: name of a shipped suite (`modbench list suites`) or path of a TOML file
         router: routers (`modbench list routers`), a column for each
+        common: results, routers, and values in place of those of the suite file; step times of this
+            machine that `modbench time` took in the results are used
+        model: models of --router, without a suite
         shape: shape of the decoder; with a budget, the shape that solved shapes resemble
         cluster: the GPUs and how training uses them
-        option: options of the routers; by default their defaults
-        tokens: training tokens, such as 300B
-        budget: with a suite: training FLOPs of a run in place of the suite's budgets; with --router:
-            training FLOPs, such as 1e21, that the shape of each scheme is solved for
-        tokens_per_parameter: with a budget and no tokens: training tokens per active parameter, by
-            default 20
-        convention: how FLOPs are counted: model, full, executed or a paper's convention
-            (modbench docs conventions)
         format: table: for reading; json: one JSON document on the last line
-        plugin: Python files that register routers; a router that the suite does not name gets a row
-        set: settings in place of those of the suite file, such as train.learning_rate=3e-3
-        seeds: seeds in place of the suite's, such as 0,1
-        results: folder whose step times of this machine are used, if `modbench time` took them there
         time: measure training steps of the suite that have no step time
         price: of one GPU per hour: print costs; with a suite, also its hours on --gpu, and the memory of
             its largest runs; nothing is measured
@@ -110,39 +102,53 @@ def plan(
             f"plan takes either a suite or --router and was given {given}; for example: modbench plan "
             "quick, or modbench plan --router vanilla mod --tokens 1B"
         )
-    if suite is not None:
-        if convention != "model":
-            raise UserError("--convention has no effect with a suite; leave it out")
-        unused: dict[str, object] = {"option": option or None, "tokens": tokens}
-        unused |= {"tokens-per-parameter": tokens_per_parameter}
-        of_costs = () if price is None else ("gpu", "peak_tflops", "memory_gb", "utilisation")
-        for group in (shape, cluster):
-            changed = [field for field in fields(group) if getattr(group, field.name) != field.default]
-            changed = [field for field in changed if field.name not in of_costs]
-            unused |= {field.name.replace("_", "-"): True for field in changed}
-        for name, value in unused.items():
-            if value is not None:
-                raise UserError(f"--{name} has no effect with a suite; leave it out")
-        settings = suite_settings(set, seeds, budget)
-        priced = None if price is None else cluster.described(price)
-        return _plan_suite(suite, settings, flat(plugin), results, time, format, priced)
-    if set or seeds is not None:
-        raise UserError("--set and --seeds need a suite; leave them out")
+    if suite is None:
+        return _plan_models(flat(router), common, model, shape, cluster, price, format)
+    of_costs = () if price is None else ("gpu", "peak_tflops", "memory_gb", "utilisation")
+    if changed := [name for name in _changed(model, shape, cluster) if name not in of_costs]:
+        raise UserError(f"--{changed[0].replace('_', '-')} has no effect with a suite; leave it out")
+    priced = None if price is None else cluster.described(price)
+    return _plan_suite(SuiteRequest(**common.asked(suite)), time, format, priced)
+
+
+def _changed(*groups: "ModelOptions | ShapeOptions | ClusterOptions | SuiteOptions") -> list[str]:
+    """The names of the options that are given."""
+    return [
+        field.name
+        for group in groups
+        for field in fields(group)
+        if getattr(group, field.name) != field.default
+    ]
+
+
+def _plan_models(
+    routers: Sequence[str],
+    common: SuiteOptions,
+    model: ModelOptions,
+    shape: ShapeOptions,
+    cluster: ClusterOptions,
+    price: float | None,
+    format: str,
+) -> int:
     from modbench.plan.memory import Recipe
     from modbench.plan.plan import as_json, as_table
     from modbench.plan.plan import plan as make_plan
 
-    if tokens_per_parameter is not None and (budget is None or tokens is not None):
+    for name in _changed(common):
+        if name in ("set", "seeds", "only"):
+            raise UserError(f"--{name} needs a suite; leave it out")
+    tokens, budget, each = model.tokens, common.budget, model.tokens_per_parameter
+    if each is not None and (budget is None or tokens is not None):
         raise UserError("--tokens-per-parameter needs --budget without --tokens")
-    for file in flat(plugin):
+    for file in flat(common.plugin):
         load_plugin(file)
     made = make_plan(
-        flat(router),
-        parsed_options(option),
+        routers,
+        parsed_options(model.option),
         shape.resolved(),
         tokens=None if tokens is None else amount(tokens, "tokens"),
         budget=None if budget is None else amount(budget, "budget"),
-        tokens_per_parameter=20.0 if tokens_per_parameter is None else tokens_per_parameter,
+        tokens_per_parameter=20.0 if each is None else each,
         cluster=cluster.described(price),
         recipe=Recipe(
             state=cluster.state,
@@ -150,28 +156,19 @@ def plan(
             checkpoint=cluster.checkpoint,
             micro_batch=cluster.micro_batch,
         ),
-        convention=convention,
+        convention=model.convention,
     )
     print(as_json(made) if format == "json" else as_table(made))
     return 0
 
 
-def _plan_suite(
-    suite: str,
-    settings: Mapping[str, Any],
-    plugins: tuple[Path, ...],
-    results: Path,
-    time: bool,
-    format: str,
-    priced: Cluster | None,
-) -> int:
+def _plan_suite(request: SuiteRequest, time: bool, format: str, priced: Cluster | None) -> int:
     from modbench.sweep.costs import costs
     from modbench.sweep.plan import as_json, as_table, plan_suite
 
     if priced and format == "json":
         raise UserError("--price prints a table; leave out --format json")
-    given: dict[str, Any] = {"settings": settings, "plugins": plugins, "results": results}
-    made = plan_suite(suite, **given, time=time and not priced, tell=tell)
+    made = plan_suite(request, time=time and not priced, tell=tell)
     print(as_json(made) if format == "json" else as_table(made))
     if priced:
         print(f"\n{costs(made.wanted, made.flops, priced)}")

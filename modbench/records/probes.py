@@ -21,7 +21,9 @@ class ProbeText:
     of_leaks: bool = False
 
 
-_CAUSAL = "a prediction depends on later tokens: held-out losses are too low, no text can be generated"
+#: How pages and commands show a verdict of records that a reader would not know.
+SHOWN = {"not asked": "n/a"}
+_CAUSAL = "a prediction depends on later tokens: validation losses are too low, no text can be generated"
 PROBE_TEXTS = (
     ProbeText(1, "causal", _CAUSAL, ranks=True, of_leaks=True),
     ProbeText(

@@ -4,7 +4,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from modbench.errors import several
@@ -16,6 +15,7 @@ from modbench.records.run import Timed
 from modbench.report.table import Table
 from modbench.sweep.progress import clock
 from modbench.sweep.refuse import refuse_before_preparing, refuse_more_passes, tokens_of
+from modbench.sweep.request import SuiteRequest
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.step_times import Speed, recorded_speeds, speeds, timing_spec
 from modbench.sweep.suite import Suite, load_suite
@@ -75,22 +75,13 @@ class SuitePlan:
         return sum(known) / self.at_a_time if len(known) == len(self.parts) else None
 
 
-def plan_suite(
-    name: str,
-    *,
-    settings: Mapping[str, object] | None = None,
-    plugins: Sequence[Path] = (),
-    results: Path | None = None,
-    time: bool = True,
-    tell: Tell,
-) -> SuitePlan:
-    """Plan the suite ``name`` with the routers of ``plugins``. ``settings``: in place of those of the
-    suite file (`modbench.sweep.suite.load_suite`). ``time``: use the step times in
-    ``results``, where `modbench time` took them on this machine with the threads of a run; measure
-    others. Raises UserError: an error in the suite or in the plugins of all rows, or a model would read
-    the training text more often than the suite allows."""
-    rows = resolve(load_suite(name, settings), plugins)
-    runs = chosen(expand_planned(rows), (), rows.mistakes)
+def plan_suite(request: SuiteRequest, *, time: bool = True, tell: Tell) -> SuitePlan:
+    """Plan the suite of ``request``. ``time``: use the step times in its results, where `modbench time`
+    took them on this machine with the threads of a run; measure others. Raises UserError: an error in
+    the suite or in the plugins of all rows, or a model would read the training text more often than the
+    suite allows."""
+    rows = resolve(load_suite(request.name, request.settings), request.plugins)
+    runs = chosen(expand_planned(rows), request.only, rows.mistakes)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are planned")
     refuse_before_preparing(rows, rows.resolved)
@@ -103,10 +94,9 @@ def plan_suite(
     scheme_speeds = dict[str, Speed]()
     if time:
         shapes = _shapes_of(runs, flops)
-        if results is not None:
-            scheme_speeds = recorded_speeds(results / rows.suite.header.name, shapes, threads)
-            if scheme_speeds:
-                tell(f"step times of {', '.join(scheme_speeds)}: as recorded by modbench time")
+        folder = request.results / rows.suite.header.name
+        if scheme_speeds := recorded_speeds(folder, shapes, threads):
+            tell(f"step times of {', '.join(scheme_speeds)}: as recorded by modbench time")
         specs = {
             label: timing_spec(targets, rows.suite.time, rows.plugins_of(targets[0][0].router), threads)
             for label, targets in shapes.items()
@@ -215,7 +205,7 @@ def _part(runs: Sequence[Wanted], flops: Mapping[Shape, int], text: int | None, 
     )
 
 
-_HEADS = ("scheme", "budget", "sizes", "runs", "FLOPs", "tokens", "passes", "time")
+_HEADS = ("scheme", "budget", "sizes", "runs", "FLOPs", "tokens", "epochs", "time")
 
 
 def as_table(plan: SuitePlan) -> str:
@@ -267,13 +257,13 @@ def _notes(plan: SuitePlan) -> Iterator[str]:
     yield "FLOPs: convention model, nominal routing, whole training steps"
     if plan.train_tokens is None:
         yield (
-            f"passes: unknown, since text '{suite.data.source}' is not prepared; to prepare it, run "
+            f"epochs: unknown, since text '{suite.data.source}' is not prepared; to prepare it, run "
             "`modbench data prepare` with the settings of [data]"
         )
     else:
         most = "" if suite.isoflop is None else f"; at most {suite.isoflop.passes:g} ([isoflop] passes)"
         yield (
-            f"tokens and passes: of the size that reads most; the training text has "
+            f"tokens and epochs: of the size that reads most; the training text has "
             f"{several(plan.train_tokens, 'token', ',')}{most}"
         )
     if plan.speeds:

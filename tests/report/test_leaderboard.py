@@ -141,7 +141,7 @@ def test_what_an_audit_could_not_check_is_told_apart_from_what_it_had_not_to_ask
     ]
     (row,) = board_of([fakes.make_record("a", audit=audit)]).rows
     assert row["position"] == 1
-    assert row["audit"] == "passed 5, unchecked 2, not asked 1"
+    assert row["audit"] == "passed 5, unchecked 2, n/a 1"
 
 
 def test_a_run_without_its_audit_is_not_ranked(fakes):

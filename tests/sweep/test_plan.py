@@ -10,6 +10,7 @@ from small_suite import write_suite
 from modbench.cli.main import main
 from modbench.data.token_data import prepare
 from modbench.sweep.plan import SuitePlan, as_json, as_table, plan_suite
+from modbench.sweep.request import SuiteRequest
 from modbench.sweep.rows import resolve
 from modbench.sweep.step_times import Speed, TimedStep
 from modbench.sweep.suite import load_suite
@@ -38,8 +39,9 @@ def isoflop_suite(*routers: str, **isoflop: Any) -> None:
     write_suite(Path(), "planned", *routers, **tables)
 
 
-def planned(**options: object) -> SuitePlan:
-    return plan_suite("suite.toml", tell=lambda text: None, **{"time": False, **options})  # type: ignore[arg-type]
+def planned(*only: str) -> SuitePlan:
+    request = SuiteRequest(name="suite.toml", results=Path("my-results"), only=only)
+    return plan_suite(request, tell=lambda text: None, time=False)
 
 
 def prepared() -> int:
@@ -68,6 +70,12 @@ def test_a_plan_has_the_runs_flops_tokens_and_passes_of_each_scheme_and_budget()
     assert (plan.runs, plan.flops) == (24, sum(part.flops for part in plan.parts))
 
 
+def test_the_rows_after_only_are_planned() -> None:
+    write_suite(Path(), "planned", "vanilla", "mod", model={"layers": 2}, sweep={"budgets": [1e8, 1e9]})
+    assert {part.scheme for part in planned("mod").parts} == {"mod"}
+    assert planned("mod@1e9#0").runs == 1
+
+
 def test_an_isoflop_suite_is_planned_with_its_trials_and_the_check_of_its_law() -> None:
     isoflop_suite("vanilla", passes=100.0)
     plan = planned()
@@ -93,7 +101,7 @@ def test_text_that_would_be_streamed_is_not_prepared_by_a_plan() -> None:
     write_suite(Path(), "planned", "vanilla")
     plan = planned()
     assert (plan.train_tokens, plan.parts[0].passes) == (None, None)
-    assert "passes: unknown, since text 'text' is not prepared" in as_table(plan)
+    assert "epochs: unknown, since text 'text' is not prepared" in as_table(plan)
     assert not Path("cache").exists()
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from modbench.analysis.idle_layers import is_idle, layer_line
-from modbench.records.probes import RANKING_PROBES, leak_verdict
+from modbench.records.probes import RANKING_PROBES, SHOWN, leak_verdict
 from modbench.records.record import AuditRecord, Finding
 from modbench.records.result import Result
 
@@ -39,7 +39,7 @@ def _is_audited(results: Sequence[Result], audits: Audits) -> bool:
 
 
 def audit_text(results: Sequence[Result], audits: Audits) -> str:
-    """``passed 7, unchecked 3, not asked 1``, or the probes that failed in any run."""
+    """``passed 7, unchecked 3, n/a 1``, or the probes that failed in any run."""
     by_run = [findings(result, audits) for result in results]
     probes = [probe for of_run in by_run for probe in of_run]
     if not probes or not _is_audited(results, audits):
@@ -49,8 +49,8 @@ def audit_text(results: Sequence[Result], audits: Audits) -> str:
         return "failed " + ", ".join(f"{number} {name}" for number, name in failed)
     order = ("not asked", "passed", "unchecked")
     probes.sort(key=lambda probe: order.index(probe.verdict))
-    counts = Counter({probe.probe: probe.verdict for probe in probes}.values())
-    rest = (f", {name} {counts[name]}" for name in ("unchecked", "not asked") if counts[name])
+    counts = Counter(SHOWN.get(v, v) for v in {probe.probe: probe.verdict for probe in probes}.values())
+    rest = (f", {name} {counts[name]}" for name in ("unchecked", "n/a") if counts[name])
     return f"passed {counts['passed']}{''.join(rest)}"
 
 

@@ -80,7 +80,7 @@ FIRST = (
     ),
     Column(
         "audit",
-        "probes passed or *failed*, *not asked* where a probe does not apply to the scheme, and "
+        "probes passed or *failed*, *n/a* where a probe does not apply to the scheme, and "
         "*unchecked* where it applies and cannot tell. A scheme that fails probe 1, 2, 3 or 9 is not "
         "ranked",
     ),

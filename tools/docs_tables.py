@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 import gpu_estimates
-from suite_keys import filled
+from suite_keys import TABLES, filled
 
 import modbench
 from modbench.plan.units import shown as in_units
@@ -313,13 +313,29 @@ TEXTS: dict[str, Callable[[], str]] = {
 }
 
 
-_CLAIM = re.compile(r"<!-- claim (?:(\S+)/ )?(\S+) (\S+) (\S+) ([a-z ]+?) -->")
+#: Names of blocks, with those that `suite_keys` fills.
+BLOCKS = {*TEXTS, *TABLES, "steps", "routers"}
+_COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
+_CLAIM = re.compile(
+    r"claim (?:(\S+)/ )?(\S+) (\S+) (\S+) (better|worse|undecided|equivalent|not tested)"
+)
+#: Comments of pages that are neither claims nor blocks of this file: `modbench.cli.docs` and tests.
+_OTHERS = re.compile(r"end|not run: .*|table", re.DOTALL)
 
 
 def wrong_claims(page: str, results: Path = RESULTS) -> list[str]:
-    """A sentence for each claim of ``page`` with another verdict than the committed results have."""
+    """A sentence for each claim of ``page`` with another verdict than the committed results have, and
+    for each comment that is neither a claim nor the name of a block."""
     wrong = []
-    for suite, schemes, other, budgets, stated in _CLAIM.findall(page):
+    for comment in _COMMENT.findall(page):
+        words = " ".join(comment.split())
+        if words in BLOCKS or _OTHERS.fullmatch(words):
+            continue
+        if not (claim := _CLAIM.fullmatch(words)):
+            form = "claim [SUITE/] SCHEMES OTHER BUDGETS VERDICT"
+            wrong.append(f"'{words}' is neither a claim ({form}) nor the name of a block")
+            continue
+        suite, schemes, other, budgets, stated = claim.groups()
         pairs = modbench.pairs(results / (suite or "isoflop-cpu"))
         at_optima = pairs[(pairs["other"] == other) & pairs["depth"].isna()]
         for scheme, budget in product(schemes.split(","), budgets.split(",")):
@@ -341,16 +357,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fill the tables of README.md and docs/.")
     parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
     only_check, code = parser.parse_args().check, 0
-    for name in PAGES:
-        page = ROOT / name
-        text = page_text(page.read_text())
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        name = str(page.relative_to(ROOT))
+        text = page_text(page.read_text()) if name in PAGES else page.read_text()
         for sentence in wrong_claims(text):
             print(f"{name}: {sentence}", file=sys.stderr)
             code = 1
         if only_check and text != page.read_text():
             print(f"{name} differs; run python tools/docs_tables.py", file=sys.stderr)
             code = 1
-        if not only_check:
+        if not only_check and name in PAGES:
             page.write_text(text)
     return code
 

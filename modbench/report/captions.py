@@ -4,8 +4,8 @@
 CAPTIONS = {
     "difference_to_dense": (
         "Difference to the dense model at each training budget, with 95 % intervals. Filled: "
-        "significant after correction for the number of comparisons. A control, which selects tokens "
-        "without looking at them, is hollow in any case."
+        "significant after correction for the number of comparisons. A stroke: no verdict. A control, "
+        "which selects tokens without looking at them, is hollow in any case."
     ),
     "differences": (
         "Differences of all pairs, the first scheme minus the second, with the 95 % interval of each "

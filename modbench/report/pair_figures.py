@@ -38,7 +38,7 @@ _CONTROLS = {"gaussian", "hash", "stride"}
 #: Inches of an interval, and between two pairs; the largest number of pairs.
 _INTERVAL, _GAP, _MOST = 0.11, 0.14, 40
 _SIGNIFICANT = ("better", "worse")
-_KINDS = ("significant", "not significant", "not tested")
+_KINDS = ("significant", "not significant", "no verdict")
 _BUDGET = "training FLOPs"
 _CONTROL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
 _ZERO: dict[str, Any] = {"color": REFERENCE, "linewidth": 1.4, "zorder": 1}
@@ -87,6 +87,7 @@ def to_dense(
     figure, (axes,) = panels(1, 0.6 * WIDTH)
     axes.axhline(0, **_ZERO)
     last: dict[str, tuple[float, float]] = {}
+    kinds = set()
     mark_of = {scheme: look_of.get(scheme.partition("/")[0], GREY) for scheme in points}
     for number, (scheme, of_scheme) in enumerate(points.items()):
         shift = 0.6 * ((number + 0.5) / len(points) - 0.5)
@@ -96,8 +97,10 @@ def to_dense(
         style: dict[str, Any] = _CONTROL if is_control else {"linewidth": 1}
         axes.plot(*zip(*line, strict=True), color=mark.color, **style)
         for x, pair in known:
-            filled = not is_control and pair["verdict"] in _SIGNIFICANT
-            _draw(axes, x, pair, mark, filled=filled)
+            told = pair["verdict"] in _SIGNIFICANT
+            kinds.add(_KINDS[0 if told else 1 if pair["verdict"] else 2])
+            shown = mark if pair["verdict"] else Mark(mark.color, "_")
+            _draw(axes, x, pair, shown, filled=told and not is_control)
         last[scheme] = line[-1]
     for number, scheme in enumerate(sorted(last, key=lambda of: last[of][1])):
         arrow = {"arrowstyle": "-", "color": mark_of[scheme].color, "relpos": (0, 0.5), "linestyle": ":"}
@@ -109,8 +112,8 @@ def to_dense(
     axes.set_xlabel(_BUDGET)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel(f"{label}\nminus dense, 95 % interval")
-    handles: dict[str, Any] = {"dense": Line2D([], [], **_ZERO), "significant": handle(GREY)}
-    handles["not significant"] = handle(GREY, filled=False)
+    handles: dict[str, Any] = {"dense": Line2D([], [], **_ZERO)}
+    handles |= _handles_of(kinds, "_")
     if {*controls} & {*last}:
         handles["control, always hollow"] = handle(GREY, filled=False, **_CONTROL)
     legend_below(figure, handles, columns=4)
@@ -152,11 +155,18 @@ def forest(
     handles: dict[str, Any] = {}
     for place, color in zip(places, colors, strict=True) if len(places) > 1 else ():
         handles["runs of equal shape" if place is None else names[place]] = handle(Mark(color, "o"))
-    for kind, marker in zip(_KINDS, "oo|", strict=True):
-        if kind in kinds:
-            handles[kind] = handle(Mark(REFERENCE, marker), filled=kind == _KINDS[0])
-    legend_below(figure, handles)
+    legend_below(figure, handles | _handles_of(kinds, "|"))
     return figure
+
+
+def _handles_of(kinds: Collection[str], stroke: str) -> dict[str, Any]:
+    """What the marks of ``kinds`` of differences look like; ``stroke``: the marker without a verdict."""
+    markers = dict(zip(_KINDS, ("o", "o", stroke), strict=True))
+    return {
+        kind: handle(Mark(REFERENCE, marker), filled=kind == _KINDS[0])
+        for kind, marker in markers.items()
+        if kind in kinds
+    }
 
 
 def _name(scheme: str, other: str, depth: int | None) -> str:

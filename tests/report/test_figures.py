@@ -156,7 +156,7 @@ def _points(axes, coordinate: int) -> list[tuple[float, str]]:
     kinds = []
     for point in (bars.lines[0] for bars in axes.containers):
         kind = "hollow" if point.get_markerfacecolor() == "white" else "filled"
-        kind = "stroke" if point.get_marker() == "|" else kind
+        kind = "stroke" if point.get_marker() in ("|", "_") else kind
         kinds.append((round(float(point.get_xydata()[0][coordinate]), 2), kind))
     return kinds
 
@@ -170,6 +170,11 @@ def test_differences_to_dense_are_filled_where_significant_and_hollow_for_a_cont
     assert _points(axes, 1) == [(-0.3, "filled"), (0.05, "hollow"), (0.2, "filled")]
     assert _points(other, 1) == [(-0.3, "filled"), (0.05, "hollow"), (0.2, "hollow")]
     assert [text.get_text() for text in axes.texts] == ["a", "b"]  # lowest first
+    untold = [pair | {"verdict": None} for pair in PAIRS]  # as in a suite that is not finished
+    with look():
+        figure = to_dense(untold, NAMES, "loss", look_of, {"b"})
+    assert {kind for _, kind in _points(figure.axes[0], 1)} == {"stroke"}
+    assert {*_legend(figure)} == {"dense", "no verdict", "control, always hollow"}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["small", "large"]
 
 
@@ -181,7 +186,7 @@ def test_a_forest_has_each_pair_once_in_one_direction_and_shows_what_was_not_tes
     assert [label.split()[::2] for label in labels] == [["a", "vanilla"], ["b", "vanilla"], ["a", "b"]]
     drawn = [(-0.3, "filled"), (0.05, "hollow"), (0.2, "filled"), (-0.35, "stroke"), (-0.4, "stroke")]
     assert _points(axes, 0) == drawn
-    assert {"small", "large", "runs of equal shape", "not tested"} <= {*_legend(figure)}
+    assert {"small", "large", "runs of equal shape", "no verdict"} <= {*_legend(figure)}
 
 
 def test_the_figure_of_the_readme_is_drawn_for_a_dark_page_too():

@@ -17,7 +17,7 @@ STEPS: dict[Step, str] = {
     "budgets and seeds refer to it.",
     "train": "Train to the budget, and check cheaply: the FLOPs of the first, the last and one random "
     "training step, and the causality and batch invariance of the trained weights.",
-    "heldout": "Held-out loss under both selection rules, routing statistics, KV cache.",
+    "heldout": "Validation loss under both selection rules, routing statistics, KV cache.",
     "downstream": "Scores on lm-eval's tasks, of the trained model, the untrained one and the last "
     "checkpoints.",
     "memory": "Peak memory of a training step, once per scheme and shape.",

@@ -1,4 +1,4 @@
-"""Held-out loss, and the FLOPs of the causal rule on held-out text.
+"""Validation loss, and the FLOPs of the causal rule on held-out text.
 
 B sequences, T tokens, N tokens of text, V vocabulary.
 """

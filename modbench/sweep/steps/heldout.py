@@ -1,4 +1,4 @@
-"""Held-out loss under both selection rules, routing statistics, KV cache."""
+"""Validation loss under both selection rules, routing statistics, KV cache."""
 
 from typing import Any
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from modbench.errors import UserError
+from modbench.kernels.cross_entropy.fast import part_rows
 from modbench.model.language_model import LanguageModel
 from modbench.plan.activations import Compute, training_activations
 from modbench.plan.without_values import Kernels
@@ -17,7 +19,7 @@ from modbench.routing.expert_bank import ExpertBank
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
 #: weights and moments in the optimizer.
 STATES: Mapping[str, tuple[int, int, int]] = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
-#: Tokens up to which a step is run; beyond, its memory is extrapolated; more would make a plan slower.
+#: Tokens of a pass whose memory, with that of half of them, gives a line in the number of sequences.
 _ROWS = 2**13
 
 
@@ -109,16 +111,8 @@ class Measured:
             gradients=self._learned * gradients,
             optimizer=self._learned * optimizer,
             gathered=self._gathered,
-            activations=self._activations(sequences),
+            activations=self._run(sequences),
         )
-
-    def _activations(self, sequences: int) -> int:
-        """Beyond `_ROWS` tokens they are linear in the number of sequences."""
-        half, most = self._most // 2, self._most
-        if sequences <= most:
-            return self._run(sequences)
-        each = (self._run(most) - self._run(half)) / (most - half)
-        return self._run(most) + round(each * (sequences - most))
 
     @cache  # noqa: B019
     def _run(self, sequences: int) -> int:
@@ -133,12 +127,27 @@ class Measured:
 
     def largest_micro_batch(self, room: int) -> int:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""
-        half, most = self._most // 2, self._most
-        each = (self.memory(most).total - self.memory(half).total) / (most - half)
-        sequences = most + int((room - self.memory(most).total) // each)
-        while sequences > 0 and self.memory(sequences).total > room:  # fewer than ``most`` may need more
+        parts = self._in_parts
+        if self.memory(parts).total <= room:
+            sequences = self._fitting(room, parts, 2 * parts)
+        else:
+            sequences = min(parts - 1, self._fitting(room, self._most // 2, self._most))
+        while sequences > 0 and self.memory(sequences).total > room:
             sequences -= 1
         return max(0, sequences)
+
+    def _fitting(self, room: int, few: int, many: int) -> int:
+        """The sequences that fit ``room`` bytes, on the line through ``few`` and ``many``."""
+        least = self.memory(few).total
+        each = (self.memory(many).total - least) / (many - few)
+        return few + int((room - least) // each)
+
+    @property
+    def _in_parts(self) -> int:
+        """Sequences from which on the loss holds the logits of a part of them only, so that memory is
+        linear in the sequences from here on, and up to here by itself."""
+        on = torch.device("cuda" if self._kernels == "gpu" else "cpu")
+        return max(self._most, part_rows(self._decoder.config.vocabulary, on) // self._length + 1)
 
 
 def _elements(weights: Iterable[Tensor]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from modbench.hf.config import is_predicted
 from modbench.hf.models import outline_of
 from modbench.model.language_model import LanguageModel
+from modbench.plan.activations import Compute
 from modbench.plan.gpus import Cluster, Gpu
 from modbench.plan.memory import Measured, Recipe
 from modbench.plan.plan import memory_cells
@@ -34,7 +35,8 @@ def measured_pass(run: Run, model: LanguageModel) -> Measured:
         shard=parallel.get("shard", 1),
         expert=parallel.get("expert", 1),
     )
-    return Measured(model, train.sequence, recipe)
+    compute: Compute | None = "float32" if train.precision == "float32" else None
+    return Measured(model, train.sequence, recipe, compute=compute)
 
 
 def room() -> int | None:
@@ -75,7 +77,8 @@ def costs(runs: Sequence[Wanted], flops: int, cluster: Cluster) -> str:
             table,
             "",
             f"memory of a pass ([train] micro_batch) of each scheme's largest model, of "
-            f"{gpu.memory / 1e9:.0f} GB:",
+            f"{gpu.memory / 1e9:.0f} GB, nominal routing (a router with data-dependent shapes may take "
+            "more at its first steps):",
             _memories(runs, gpu),
         ]
     )
@@ -103,4 +106,6 @@ def _memories(runs: Sequence[Wanted], gpu: Gpu) -> str:
 
 
 def _size(run: Run) -> int:
-    return run.model.layers * run.model.width**2
+    model = run.model
+    mlp = getattr(model, "mlp_width", 0) or 4 * model.width
+    return model.layers * model.width * (4 * model.width + 3 * mlp)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from modbench.kernels.cross_entropy import fast
 from modbench.model.config import ModelConfig
 from modbench.plan import memory as memory_module
 from modbench.plan.memory import Measured, Memory, Recipe
@@ -69,11 +70,17 @@ def test_checkpoints_keep_the_inputs_of_layers_alone() -> None:
     assert peaks[1] < kept.activations
 
 
-def test_beyond_the_rows_that_are_run_memory_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, recipe = meta_decoder("vanilla", {}, DENSE), Recipe()
-    run = Measured(decoder, 32, recipe).memory(16)
+@pytest.mark.parametrize("most", [3, 40, 300])
+def test_the_largest_micro_batch_is_found_on_both_sides_of_where_the_loss_is_in_parts(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 16 sequences all logits are kept, beyond them those of a part."""
     monkeypatch.setattr(memory_module, "_ROWS", 32 * 4)
-    assert Measured(decoder, 32, recipe).memory(16).total == pytest.approx(run.total, rel=0.01)
+    monkeypatch.setattr(fast, "GPU_LOGITS", 512 * DENSE.vocabulary)
+    measured = Measured(meta_decoder("vanilla", {}, DENSE), 32, Recipe(checkpoint=True))
+    peaks = [measured.memory(sequences).total for sequences in (8, 16, 32, 48)]
+    assert (peaks[1] - peaks[0]) / 8 > 1.2 * (peaks[3] - peaks[2]) / 16
+    assert measured.largest_micro_batch(measured.memory(most + 1).total - 1) == most
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:

@@ -19,8 +19,6 @@ from modbench.routing.expert_bank import ExpertBank
 #: AdamW's two moments, as `modbench.train.loop`. ``bf16``: bfloat16 weights and gradients, and float32
 #: weights and moments in the optimizer.
 STATES: Mapping[str, tuple[int, int, int]] = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
-#: Tokens of a pass whose memory, with that of half of them, gives a line in the number of sequences.
-_ROWS = 2**13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,6 @@ class Measured:
         self._recipe = recipe
         self._kernels: Kernels = kernels
         self._compute = compute or recipe.compute
-        self._most = max(2, _ROWS // length)
         weights = list(decoder.parameters())
         banks = set[Tensor]()  # of experts that are shared out by themselves
         if recipe.expert > 1:
@@ -128,26 +125,35 @@ class Measured:
     def largest_micro_batch(self, room: int) -> int:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""
         parts = self._in_parts
-        if self.memory(parts).total <= room:
-            sequences = self._fitting(room, parts, 2 * parts)
-        else:
-            sequences = min(parts - 1, self._fitting(room, self._most // 2, self._most))
-        while sequences > 0 and self.memory(sequences).total > room:
-            sequences -= 1
-        return max(0, sequences)
+        if self._left(1, room) < 0:
+            return 0
+        if self._left(parts, room) < 0:
+            return self._fitting(room, 1, parts)
+        more = 2 * parts
+        while self._left(more, room) >= 0:
+            each = (self._left(parts, room) - self._left(more, room)) / (more - parts)
+            parts, more = more, more + 1 + int(1.05 * self._left(more, room) / each)
+        return self._fitting(room, parts, more)
 
-    def _fitting(self, room: int, few: int, many: int) -> int:
-        """The sequences that fit ``room`` bytes, on the line through ``few`` and ``many``."""
-        least = self.memory(few).total
-        each = (self.memory(many).total - least) / (many - few)
-        return few + int((room - least) // each)
+    def _fitting(self, room: int, fits: int, fails: int) -> int:
+        """The largest number of sequences that fits, between ``fits`` and ``fails``, on the line through
+        both."""
+        while fails - fits > 1:
+            low, high = self._left(fits, room), self._left(fails, room)
+            guess = fits + int(low * (fails - fits) / (low - high))
+            guess = min(max(guess, fits + 1), fails - 1)
+            fits, fails = (guess, fails) if self._left(guess, room) >= 0 else (fits, guess)
+        return fits
+
+    def _left(self, sequences: int, room: int) -> int:
+        return room - self.memory(sequences).total
 
     @property
     def _in_parts(self) -> int:
-        """Sequences from which on the loss holds the logits of a part of them only, so that memory is
-        linear in the sequences from here on, and up to here by itself."""
+        """Sequences from which on the loss holds the logits of a part of them only: memory falls there,
+        and grows before and after it."""
         on = torch.device("cuda" if self._kernels == "gpu" else "cpu")
-        return max(self._most, part_rows(self._decoder.config.vocabulary, on) // self._length + 1)
+        return part_rows(self._decoder.config.vocabulary, on) // self._length + 1
 
 
 def _elements(weights: Iterable[Tensor]) -> int:

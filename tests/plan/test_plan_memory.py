@@ -6,7 +6,6 @@ import pytest
 
 from modbench.kernels.cross_entropy import fast
 from modbench.model.config import ModelConfig
-from modbench.plan import memory as memory_module
 from modbench.plan.memory import Measured, Memory, Recipe
 from modbench.routing.build import meta_decoder
 from modbench.routing.expert_bank import ExpertBank
@@ -75,7 +74,6 @@ def test_the_largest_micro_batch_is_found_on_both_sides_of_where_the_loss_is_in_
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to 16 sequences all logits are kept, beyond them those of a part."""
-    monkeypatch.setattr(memory_module, "_ROWS", 32 * 4)
     monkeypatch.setattr(fast, "GPU_LOGITS", 512 * DENSE.vocabulary)
     measured = Measured(meta_decoder("vanilla", {}, DENSE), 32, Recipe(checkpoint=True))
     peaks = [measured.memory(sequences).total for sequences in (8, 16, 32, 48)]

@@ -174,11 +174,13 @@ def _with_interval(frame: pd.DataFrame) -> list[Pair]:
 
 
 def _lines(pairs: Sequence[Pair]) -> dict[str, dict[int | None, Pair]]:
-    """The pairs of each line of the forest plot by its name and their place."""
+    """The pairs of each line of the forest plot by its name and their place. In a suite of several
+    depths, a pair at a budget is at one depth, or each scheme at its best one."""
+    at_best = ", best depth of each" if any(pair["depth"] for pair in pairs) else ""
     lines: dict[str, dict[int | None, Pair]] = defaultdict(dict)
     for pair in _each_once(pairs):
-        depth = f", {several(pair['depth'], 'layer')}" if pair["depth"] else ""
-        name = f"{pair['scheme']} \N{MINUS SIGN} {pair['other']}{depth}"
+        depth = f", {several(pair['depth'], 'layer')}" if pair["depth"] else pair["place"] and at_best
+        name = f"{pair['scheme']} \N{MINUS SIGN} {pair['other']}{depth or ''}"
         lines[name].setdefault(pair["place"], pair)
     return lines
 

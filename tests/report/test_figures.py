@@ -186,6 +186,19 @@ def test_a_forest_has_each_pair_once_in_one_direction_and_shows_what_was_not_tes
     assert {"small", "large", "runs of equal shape", "not tested"} <= {*_legend(figure)}
 
 
+def test_a_forest_of_several_depths_says_where_each_scheme_is_at_its_best():
+    equal = _pair("a", "vanilla", -0.2, None) | {"depth": 4}
+    with look():
+        (axes,) = forest([*PAIRS, equal], NAMES, "loss").axes
+    labels = [label.get_text().partition("vanilla")[2] for label in axes.get_yticklabels()]
+    assert labels[:3] == [", best depth of each", ", 4 layers", ", best depth of each"]
+    assert axes.get_yticklabels()[-1].get_text().split() == [
+        "a",
+        "\N{MINUS SIGN}",
+        "b",
+    ]  # of equal shape
+
+
 def test_of_too_many_pairs_the_first_are_drawn_and_the_caption_tells_how_many(fakes):
     labels = ["vanilla", *"abcdefghij"]  # 55 pairs
     board = board_of([fakes.make_record(name, seed=seed) for name in labels for seed in (0, 1)])

@@ -124,6 +124,17 @@ def test_the_axes_of_the_chart_can_be_chosen(visit: Any) -> None:
     assert "Pareto front (dashed)" in page.locator("#chart-said").text_content()
 
 
+def test_a_chart_has_a_key_where_its_points_have_no_names(visit: Any) -> None:
+    page = visit(SWEEP, PHONE)
+    page.wait_for_selector("#chart-plot canvas")
+    page.select_option("#chart-group", label="all budgets")
+    assert "rows" in page.locator("#chart-plot").get_attribute("aria-label")
+    assert {"vanilla", "mod"} <= {*page.locator("#chart-key li").all_text_contents()}
+    page = visit(FAKE)
+    page.wait_for_selector("#chart-plot canvas")
+    assert page.locator("#chart-key li").count() == 0
+
+
 def test_the_slider_shows_the_tokens_that_a_layer_processes(visit: Any) -> None:
     page = visit(FAKE)
     said, tokens = page.locator("#viewer-said"), page.locator("#viewer-text span")

@@ -125,14 +125,12 @@ class Measured:
     def largest_micro_batch(self, room: int) -> int:
         """The largest number of sequences that fits ``room`` bytes; may be 0."""
         parts = self._in_parts
-        if self._left(1, room) < 0:
-            return 0
         if self._left(parts, room) < 0:
-            return self._fitting(room, 1, parts)
+            return self._fitting(room, 1, parts) if self._left(1, room) >= 0 else 0
         more = 2 * parts
-        while self._left(more, room) >= 0:
-            each = (self._left(parts, room) - self._left(more, room)) / (more - parts)
-            parts, more = more, more + 1 + int(1.05 * self._left(more, room) / each)
+        while (left := self._left(more, room)) >= 0:
+            each = (self._left(parts, room) - left) / (more - parts)
+            parts, more = more, more + 1 + int(left / each)
         return self._fitting(room, parts, more)
 
     def _fitting(self, room: int, fits: int, fails: int) -> int:

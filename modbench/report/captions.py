@@ -8,7 +8,7 @@ CAPTIONS = {
         "which selects tokens without looking at them, is hollow in any case."
     ),
     "differences": (
-        "Differences of all pairs, the first scheme minus the second, with the 95 % interval of each "
+        "Differences of pairs, the first scheme minus the second, with the 95 % interval of each "
         "one. Filled: significant after correction for the number of comparisons in its family. A "
         "stroke: no verdict."
     ),

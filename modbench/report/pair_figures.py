@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -35,8 +36,8 @@ from modbench.report.plot_style import (
 Pair = Mapping[str, Any]
 #: Values of the option ``scores`` of which the tokens selected don't depend on a token's content.
 _CONTROLS = {"gaussian", "hash", "stride"}
-#: Inches of an interval, and between two pairs; the largest number of pairs.
-_INTERVAL, _GAP, _MOST = 0.11, 0.14, 40
+_INTERVAL, _GAP = 0.11, 0.14  #: inches of an interval, and between two pairs
+MOST_PAIRS = 40  #: of a forest plot
 _SIGNIFICANT = ("better", "worse")
 _KINDS = ("significant", "not significant", "no verdict")
 _BUDGET = "training FLOPs"
@@ -55,8 +56,7 @@ def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
     else:
         titles = comparison_titles(board.comparisons)
         names = {rows[0]["comparison"]: of for rows, of in zip(board.comparisons, titles, strict=True)}
-    place = "budget" if sweep else "comparison"
-    pairs = [{**pair, "place": pair[place]} for pair in plain_records(frame) if pair["low"] is not None]
+    pairs = _with_interval(frame)
     runs = chain.from_iterable(row["_results"] for row in board.rows)
     controls = {run.scheme for run in runs if run.run.router.options.get("scores") in _CONTROLS}
     label = f"{'validation loss' if metric == 'heldout_loss' else metric} ({METRICS[metric].unit})"
@@ -65,6 +65,17 @@ def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
         "difference_to_dense": partial(to_dense, pairs, names, label, look_of, controls),
         "differences": partial(forest, pairs, names, label, better),
     }
+
+
+def not_all_drawn(frame: pd.DataFrame) -> str:
+    """A sentence for the caption of the forest plot of ``frame`` if it has too many pairs."""
+    number = len(_lines(_with_interval(frame)))
+    if number <= MOST_PAIRS:
+        return ""
+    return (
+        f" Of {number} pairs, {MOST_PAIRS} are drawn: those of a family of comparisons before the "
+        "others, and of either those with the dense model first. All are in differences.csv."
+    )
 
 
 def to_dense(
@@ -124,13 +135,11 @@ def forest(
     pairs: Sequence[Pair], names: Mapping[int, str], label: str, better: str = "below"
 ) -> Figure | None:
     """The differences of all pairs, a line per pair with its places below each other. Of too many pairs,
-    those that are tested. ``better``: below or above."""
-    rows: dict[tuple[str, str, int | None], dict[int | None, Pair]] = defaultdict(dict)
-    for pair in _each_once(pairs):
-        rows[pair["scheme"], pair["other"], pair["depth"]].setdefault(pair["place"], pair)
-    if len(rows) > _MOST:
-        tested = [key for key, of in rows.items() if any(pair["family"] for pair in of.values())]
-        rows = {key: rows[key] for key in tested[:_MOST]}
+    the first that `not_all_drawn` tells. ``better``: below or above. None without a pair."""
+    rows = _lines(pairs)
+    if len(rows) > MOST_PAIRS:
+        tested_first = sorted(rows, key=lambda of: not any(pair["family"] for pair in rows[of].values()))
+        rows = {of: rows[of] for of in tested_first[:MOST_PAIRS]}
     if not rows:
         return None
     places = [of for of in (*names, None) if any(of in of_pair for of_pair in rows.values())]
@@ -149,7 +158,7 @@ def forest(
         if number % 2:
             axes.axhspan(number - 0.5, number + 0.5, color=REFERENCE, alpha=0.1, linewidth=0)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(rows)), [_name(*key) for key in rows])
+    axes.set_yticks(range(len(rows)), [*rows])
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"difference of {label}, 95 % interval\n{better} 0: the first scheme is better")
     handles: dict[str, Any] = {}
@@ -169,8 +178,21 @@ def _handles_of(kinds: Collection[str], stroke: str) -> dict[str, Any]:
     }
 
 
-def _name(scheme: str, other: str, depth: int | None) -> str:
-    return f"{scheme} \N{MINUS SIGN} {other}" + (f", {several(depth, 'layer')}" if depth else "")
+def _with_interval(frame: pd.DataFrame) -> list[Pair]:
+    pairs = (pair for pair in plain_records(frame) if pair["low"] is not None)
+    return [{**pair, "place": pair["comparison"] or pair["budget"]} for pair in pairs]
+
+
+def _lines(pairs: Sequence[Pair]) -> dict[str, dict[int | None, Pair]]:
+    """The pairs of each line of the forest plot by its name and their place. In a suite of several
+    depths, a pair at a budget is at one depth, or each scheme at its best one."""
+    at_best = ", best depth of each" if any(pair["depth"] for pair in pairs) else ""
+    lines: dict[str, dict[int | None, Pair]] = defaultdict(dict)
+    for pair in _each_once(pairs):
+        depth = f", {several(pair['depth'], 'layer')}" if pair["depth"] else pair["place"] and at_best
+        name = f"{pair['scheme']} \N{MINUS SIGN} {pair['other']}{depth or ''}"
+        lines[name].setdefault(pair["place"], pair)
+    return lines
 
 
 def _each_once(pairs: Sequence[Pair]) -> list[Pair]:

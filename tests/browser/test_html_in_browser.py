@@ -34,7 +34,7 @@ def _made(label: str, *, model_width: int, plan: Any = None, **fields: Any) -> A
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results with a suite of twelve rows, and one of isoFLOP curves."""
+    """Results with a suite of thirteen rows, and one of isoFLOP curves."""
     folder = tmp_path_factory.mktemp("results")
     routing = fakes.make_routing() | {"passage": PASSAGE}
     records = [
@@ -46,6 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fakes.make_record(f"token_choice:{n}", router="token_choice", loss=4.8 + n / 50, cost=1 + n / 9)
         for n in range(9)
     ]
+    records.append(fakes.make_record("mixture_of_recursions", router="mod", loss=5.1, cost=1.4))
     write_report(fakes.store(folder / "fake", records), html=True)
     write_report(fakes.store(folder / "sweep", sweep_records(_made)), html=True)
     return folder
@@ -111,7 +112,7 @@ def test_a_filter_keeps_rows_with_all_words(visit: Any) -> None:
     page = visit(FAKE)
     page.locator("#t1 input[type=search]").fill("token_choice:1")
     assert column(page, "t1", 2) == ["token_choice:1"]
-    assert page.locator("#t1 [role=status]").text_content() == "1 of 12 rows"
+    assert page.locator("#t1 [role=status]").text_content() == "1 of 13 rows"
 
 
 def test_the_axes_of_the_chart_can_be_chosen(visit: Any) -> None:
@@ -120,8 +121,28 @@ def test_the_axes_of_the_chart_can_be_chosen(visit: Any) -> None:
     before = page.locator("#chart-plot").get_attribute("aria-label")
     page.select_option("#chart-x", label="training tokens")
     after = page.locator("#chart-plot").get_attribute("aria-label")
-    assert "against training tokens, 11 rows" in after != before
+    assert "against training tokens, 12 rows" in after != before
     assert "Pareto front (dashed)" in page.locator("#chart-said").text_content()
+
+
+def test_a_name_of_a_scheme_is_not_broken_on_a_phone(visit: Any) -> None:
+    page = visit(FAKE, PHONE)
+    heights = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('#t1 tbody th')]"
+        ".map(e => [e.textContent, e.getBoundingClientRect().height]))"
+    )
+    assert heights["mixture_of_recursions"] == heights["mod"]
+
+
+def test_a_chart_has_a_key_where_its_points_have_no_names(visit: Any) -> None:
+    page = visit(SWEEP, PHONE)
+    page.wait_for_selector("#chart-plot canvas")
+    page.select_option("#chart-group", label="all budgets")
+    assert "rows" in page.locator("#chart-plot").get_attribute("aria-label")
+    assert {"vanilla", "mod"} <= {*page.locator("#chart-key li").all_text_contents()}
+    page = visit(FAKE)
+    page.wait_for_selector("#chart-plot canvas")
+    assert page.locator("#chart-key li").count() == 0
 
 
 def test_the_slider_shows_the_tokens_that_a_layer_processes(visit: Any) -> None:

@@ -100,6 +100,16 @@ def test_one_seed_gives_differences_without_interval_and_verdict() -> None:
     assert [row[name] for name in ("low", "p", "p_adjusted", "verdict")] == [""] * 4
 
 
+def test_one_seed_at_several_budgets_is_explained_once_and_promises_no_intervals(tmp_path: Path) -> None:
+    left = [
+        of for of in stated_results(tmp_path, [], left=1, budgets=(10**12, 2 * 10**12)) if not of.seed
+    ]
+    page = page_of(left)
+    assert page.count("One seed gives no interval") == 1
+    assert page.count("the noise between seeds is not known here, either") == 1
+    assert "of this suite are left.\n" in page
+
+
 def test_the_dense_row_is_the_first_of_the_suite_that_has_the_shape_of_most_rows(tmp_path: Path) -> None:
     shallow = make_record("vanilla, 2 layers", router="vanilla", model={"layers": 2})
     runs = [shallow, make_record("dense b", router="vanilla", train={"learning_rate": 0.1})]
@@ -183,7 +193,7 @@ def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path:
 def test_an_unfinished_suite_is_interim_and_has_no_verdicts(tmp_path: Path) -> None:
     board = board_of(stated_results(tmp_path, [], left=1))
     page = leaderboard_page(board).to_markdown()
-    assert "**Interim:** 1 of 10 runs of this suite are left" in page
+    assert "**Interim:** 1 of 10 runs of this suite are left, so intervals stand here without" in page
     assert "**Interim" not in page_of(stated_results(tmp_path / "done", []))
     assert board.pairs["verdict"].isna().all()
     assert board.pairs["low"].notna().all()

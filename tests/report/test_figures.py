@@ -4,9 +4,11 @@ from functools import partial
 import pytest
 from matplotlib.image import imread
 
+from modbench.report.frame import plain_records
 from modbench.report.leaderboard import figures as figures_module
 from modbench.report.leaderboard.board import Board, board_of
 from modbench.report.leaderboard.figures import leaderboard_figures
+from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.pair_figures import forest, to_dense
 from modbench.report.plot_style import drawn_files, look, marks
 from modbench.routing.registry import installed_modules
@@ -187,6 +189,35 @@ def test_a_forest_has_each_pair_once_in_one_direction_and_shows_what_was_not_tes
     drawn = [(-0.3, "filled"), (0.05, "hollow"), (0.2, "filled"), (-0.35, "stroke"), (-0.4, "stroke")]
     assert _points(axes, 0) == drawn
     assert {"small", "large", "runs of equal shape", "no verdict"} <= {*_legend(figure)}
+
+
+def test_a_forest_of_several_depths_says_where_each_scheme_is_at_its_best():
+    equal = _pair("a", "vanilla", -0.2, None) | {"depth": 4}
+    with look():
+        (axes,) = forest([*PAIRS, equal], NAMES, "loss").axes
+    labels = [label.get_text().partition("vanilla")[2] for label in axes.get_yticklabels()]
+    assert labels[:3] == [", best depth of each", ", 4 layers", ", best depth of each"]
+    assert axes.get_yticklabels()[-1].get_text().split() == [
+        "a",
+        "\N{MINUS SIGN}",
+        "b",
+    ]  # of equal shape
+
+
+def test_of_too_many_pairs_the_first_are_drawn_and_the_caption_tells_how_many(fakes):
+    labels = ["vanilla", *"abcdefghij"]  # 55 pairs
+    board = board_of([fakes.make_record(name, seed=seed) for name in labels for seed in (0, 1)])
+    for stated in ([], [{"i", "j"}]):
+        pairs = [pair | {"place": 1} for pair in plain_records(board.pairs)]
+        for pair in pairs:
+            pair["family"] = "stated" if {pair["scheme"], pair["other"]} in stated else None
+        with look():
+            (axes,) = forest(pairs, NAMES, "loss").axes
+        names = [{*label.get_text().split()[::2]} for label in axes.get_yticklabels()]
+        assert names[: len(stated)] == stated
+        drawn_next = ["vanilla" in name for name in names[len(stated) :]]
+        assert drawn_next == [True] * 10 + [False] * (30 - len(stated))
+    assert " Of 55 pairs, 40 are drawn" in leaderboard_page(board, ["differences.svg"]).to_markdown()
 
 
 def test_the_figure_of_the_readme_is_drawn_for_a_dark_page_too():

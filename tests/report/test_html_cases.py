@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from isoflop_made_up import PLAN, records
 
 from modbench.cli.main import main
 from modbench.report.html.page import _Body
@@ -37,6 +38,17 @@ def test_runs_that_no_suite_names_are_shown_with_a_notice(tmp_path, fakes):
     page = page_of(folder)
     assert "No record of a suite names these runs" in notice(page)
     assert "<h1>fake</h1>" in page
+
+
+def test_the_seeds_of_curves_are_those_of_a_size_as_the_first_lines_say(tmp_path, fakes):
+    def make(label, *, model_width, plan=None, **fields):
+        suite = {"isoflop": PLAN | (plan or {})}
+        return fakes.make_record(label, model={"width": model_width}, suite=suite, **fields)
+
+    page = page_of(fakes.store(tmp_path / "fake", records(make)))
+    (seeds,) = re.findall("<dt>Seeds</dt><dd>(.*?)</dd>", page)
+    assert seeds == "1 to 3 seeds a size"
+    assert f"and {seeds}." in page
 
 
 def test_damaged_lines_are_named_and_left_out(tmp_path, fakes, six):

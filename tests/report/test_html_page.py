@@ -168,6 +168,19 @@ def test_the_routing_of_a_passage_is_data_that_no_text_can_end(page):
     assert "<" not in texts["passage-data"]
 
 
+def test_the_chart_has_the_marks_of_the_figures(fakes, tmp_path):
+    records = [
+        fakes.make_record(name, router=name.partition(":")[0], loss=5 + n, cost=1 + n)
+        for n, name in enumerate(("mod", "mod:b", "vanilla"))
+    ]
+    text = page_of(fakes.store(tmp_path / "fake", records))
+    (data,) = re.findall(r'id="chart-data">(.*?)</script>', text)
+    corners = {of["name"]: of["corners"] for of in json.loads(data)["schemes"]}
+    assert corners["vanilla"] == []
+    assert corners["mod"] == [[-1, 1], [1, 1], [1, -1], [-1, -1]]
+    assert corners["mod:b"] == [[-1, 0], [1, 1], [1, -1]]  # to the left
+
+
 def test_the_same_records_give_the_same_bytes_in_any_folder(page, many, tmp_path):
     import made_up_records as fakes
 

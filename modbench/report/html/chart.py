@@ -5,11 +5,13 @@ from functools import cached_property
 from typing import Any
 
 from matplotlib.colors import to_hex
+from matplotlib.markers import MarkerStyle
 
 from modbench.records.metrics import METRICS
 from modbench.report.html.source import SuiteReport
 from modbench.report.leaderboard.board import comparison_titles
 from modbench.report.leaderboard.rows import Row, center
+from modbench.report.plot_style import Mark
 from modbench.report.table import escaped
 
 #: Costs that a chart can have on its horizontal axis, with their names there.
@@ -25,7 +27,6 @@ COSTS = {
     "kv_cache_bytes_per_token": "KV cache (bytes per token)",
     "train_tokens": "training tokens",
 }
-_SHAPES = {"s": "square", "D": "diamond", "d": "diamond", "v": "down", "^": "up", "P": "plus"}
 _TIMED = ("train_step_seconds", "peak_memory_bytes")
 
 
@@ -118,9 +119,16 @@ class Chart:
             for name, label in names.items()
         ]
 
-    def _scheme(self, scheme: str) -> dict[str, str]:
-        look = self.report.looks.get(scheme)
-        if look is None:
-            return {"name": scheme, "color": "#595959", "shape": "circle"}
-        shape = _SHAPES.get(look.marker, "circle")
-        return {"name": scheme, "color": to_hex(look.color), "shape": shape}
+    def _scheme(self, scheme: str) -> dict[str, Any]:
+        look = self.report.looks.get(scheme, Mark("0.35", "o"))
+        return {"name": scheme, "color": to_hex(look.color), "corners": _corners(look.marker)}
+
+
+def _corners(marker: str) -> list[list[float]]:
+    """The corners of matplotlib's ``marker``, downwards, with a circle's radius as 1; none: a circle."""
+    if marker == "o":
+        return []
+    shape = MarkerStyle(marker)
+    vertices: Any = shape.get_path().transformed(shape.get_transform()).vertices
+    corners = (vertices[:-1] * (2, -2)).round(2) + 0.0  # without -0.0
+    return [*corners.tolist()]

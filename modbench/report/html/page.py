@@ -176,7 +176,6 @@ def _header(report: SuiteReport) -> dict[str, Any]:
     suites = sorted({(str(r.suite["name"]), int(r.suite["version"])) for r in results})
     name, version = suites[-1] if suites and records.suites else (report.folder, None)
     budgets = sorted({result.budget for result in results})
-    seeds = sorted({result.seed for result in results})
     every = (*records.runs, *records.measurements, *records.timings)
     return {
         "folder": report.folder,
@@ -185,11 +184,21 @@ def _header(report: SuiteReport) -> dict[str, Any]:
         "rows": len({(row["label"], row["comparison"]) for row in rows if row["best_size"]}),
         "schemes": len({row["label"] for row in rows}),
         "budgets": [f"{si(budget, 3)}FLOP" for budget in budgets],
-        "seeds": several(len(seeds), "seed") if seeds else "",
+        "seeds": _seeds(report),
         "text": ", ".join(sorted({r.run.data.source for r in results})),
         "machines": sorted({_machine(r.environment) for r in results}),
         "finished": max((record.finished for record in every), default="")[:10],
     }
+
+
+def _seeds(report: SuiteReport) -> str:
+    """Seeds in words; of isoFLOP curves those of a size, as the page's first lines have them."""
+    if sweep := report.compared.sweep:
+        counts = sorted({point.seeds for point in sweep.rows.points} - {0})
+        fewest = f"{counts[0]} to " if len(counts) > 1 else ""
+        return f"{fewest}{several(counts[-1], 'seed')} a size" if counts else ""
+    seeds = {result.seed for result in report.results}
+    return several(len(seeds), "seed") if seeds else ""
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ def isoflop_page(
         sizes=[of.active_parameters for of in suite.rows.points if of.active_parameters],
         seeds=[of.seeds for of in suite.rows.points if of.seeds],
         downstream=downstream or {"compared": ()},
-        figures=figures_among(drawn),
+        figures=figures_among(drawn, suite.curves.pairs),
         columns=column_table(_columns(suite)),
         in_seconds=suite.curves.optima["speed_up_seconds"].notna().any(),
         idle=[(scheme, idle[scheme], runs[scheme]) for scheme in sorted(idle)],

@@ -4,6 +4,8 @@ notes. The words are in ``pages/leaderboard.md.j2``."""
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from modbench.analysis.idle_layers import LEAST_ADDED
 from modbench.records.metrics import METRICS
 from modbench.records.result import Result
@@ -31,6 +33,7 @@ from modbench.report.leaderboard.columns import MORE, Column, column_table
 from modbench.report.leaderboard.metric_cells import first_columns, metric_text, ranking_column, si
 from modbench.report.leaderboard.rows import Row, center, conditions
 from modbench.report.markdown import Page, page
+from modbench.report.pair_figures import not_all_drawn
 from modbench.report.table import Table, escaped
 from modbench.report.timing.values import HARDWARE, machine_in_words
 
@@ -67,7 +70,7 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         tests={family: len(board.pairs_of(family)) for family in (*board.families, TO_BEST)},
         dense=DENSE,
         downstream=downstream_section(board),
-        figures=figures_among(drawn),
+        figures=figures_among(drawn, board.pairs),
         columns=_meanings(first_columns(board), (of["table"] for of in compared)),
         more_columns=_meanings(MORE, (of["more"] for of in compared)),
         most_rows=MOST_ROWS,
@@ -122,9 +125,12 @@ def suites_of(results: Iterable[Result]) -> str:
     return ", ".join(f"{escaped(name)}, version {version}" for name, version in suites)
 
 
-def figures_among(drawn: Collection[str]) -> list[tuple[str, str]]:
-    """Name and caption of each figure among the files ``drawn``, in the order of a page."""
-    return [(name, text) for name, text in CAPTIONS.items() if f"{name}.svg" in drawn]
+def figures_among(drawn: Collection[str], pairs: pd.DataFrame | None = None) -> list[tuple[str, str]]:
+    """Name and caption of each figure among the files ``drawn``, in the order of a page. ``pairs``: the
+    frame of pairs of the figures of differences."""
+    more = {} if pairs is None else {"differences": not_all_drawn(pairs)}
+    among = [name for name in CAPTIONS if f"{name}.svg" in drawn]
+    return [(name, CAPTIONS[name] + more.get(name, "")) for name in among]
 
 
 def _meanings(columns: Iterable[Column], tables: Iterable[Table]) -> Table:

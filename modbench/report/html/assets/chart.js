@@ -2,7 +2,7 @@
 (() => {
   const data = dataOf("chart-data");
   if (!data) return;
-  const plot = byId("chart-plot"), said = byId("chart-said");
+  const plot = byId("chart-plot"), said = byId("chart-said"), key = byId("chart-key");
   const selects = { y: byId("chart-y"), x: byId("chart-x"), group: byId("chart-group") };
   const axes = { y: data.y, x: data.x };
   const FIRST = 4; // values of a point come after scheme, group, label and whether it is ranked
@@ -44,22 +44,28 @@
     }
   }
   function mark(context, point, x, y, size) {
-    const shapes = {
-      circle: () => context.arc(x, y, size, 0, 7),
-      square: () => context.rect(x - size * 0.9, y - size * 0.9, size * 1.8, size * 1.8),
-      diamond: () => [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]],
-      up: () => [[0, -1.2], [1.15, 0.9], [-1.15, 0.9]],
-      down: () => [[0, 1.2], [1.15, -0.9], [-1.15, -0.9]],
-      plus: () => [[-0.4, -1.2], [0.4, -1.2], [0.4, -0.4], [1.2, -0.4], [1.2, 0.4], [0.4, 0.4], [0.4, 1.2], [-0.4, 1.2], [-0.4, 0.4], [-1.2, 0.4], [-1.2, -0.4], [-0.4, -0.4]],
-    };
     context.beginPath();
-    const corners = (shapes[point.scheme.shape] || shapes.circle)();
-    if (Array.isArray(corners)) for (const [dx, dy] of corners) context.lineTo(x + dx * size, y + dy * size);
+    const corners = point.scheme.corners;
+    for (const [dx, dy] of corners) context.lineTo(x + dx * size, y + dy * size);
+    if (!corners.length) context.arc(x, y, size, 0, 7);
     context.closePath();
     context.strokeStyle = onPage(point.scheme.color);
     context.fillStyle = point.ranked ? onPage(point.scheme.color) : color("--card");
     context.fill();
     context.stroke();
+  }
+  // Schemes by their marks, where points are too many to be named.
+  function showKey() {
+    const schemes = points.length > LABELS ? data.schemes.filter((of) => points.some((point) => point.scheme === of)) : [];
+    const ratio = devicePixelRatio || 1, side = 16;
+    key.replaceChildren(...schemes.map((scheme) => {
+      const canvas = make("canvas", { width: side * ratio, height: side * ratio });
+      const context = canvas.getContext("2d");
+      context.lineWidth = 1.5 * ratio;
+      mark(context, { scheme, ranked: 1 }, side / 2 * ratio, side / 2 * ratio, 4.5 * ratio);
+      return make("li", {}, canvas, scheme.name);
+    }));
+    if (points.length > LABELS && points.some((point) => !point.ranked)) key.append(make("li", {}, "hollow: not ranked"));
   }
   function draw(u) {
     const context = u.ctx, ratio = devicePixelRatio || 1;
@@ -135,6 +141,7 @@
     chart = null;
     plot.textContent = "";
     tell(null);
+    showKey();
     const [x, y] = ["x", "y"].map((side) => axes[side][axisOf(side)]);
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", `${y.label} against ${x.label}, ${points.length} rows. ${said.textContent}`);

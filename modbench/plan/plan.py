@@ -174,7 +174,7 @@ def _column(plan: Plan, scheme: Scheme) -> Iterator[tuple[str, str]]:
 _LAST = ("share of the GPU's memory", "largest micro-batch")
 
 
-def memory_cells(memory: Memory, largest_micro_batch: int, gpu: Gpu) -> list[tuple[str, str]]:
+def memory_cells(memory: Memory, largest_micro_batch: int | str, gpu: Gpu) -> list[tuple[str, str]]:
     """Labels and cells of ``memory`` on ``gpu``, of a suite's plan and of a single shape's."""
     parts = [(field.name, getattr(memory, field.name)) for field in fields(Memory)]
     cells = [(name, _gb(size)) for name, size in (*parts, ("total", memory.total))]

@@ -91,7 +91,7 @@ def write_report(
     if not contents:
         return Report([], {})
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
-    write_files(folder, written)
+    write_files(folder, {name: of for name, of in written.items() if read_bytes(folder / name) != of})
     for name in DERIVED - written.keys():  # of an earlier report
         if not csv or name.endswith(".csv"):
             (folder / name).unlink(missing_ok=True)

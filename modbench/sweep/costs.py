@@ -97,9 +97,10 @@ def _memories(runs: Sequence[Wanted], gpu: Gpu) -> str:
         if is_predicted(run.model):
             measured = measured_pass(run, outlined(run))
             memory = measured.memory(run.train.rows)
-            more, cells = zip(
-                *memory_cells(memory, measured.largest_micro_batch(gpu.memory), gpu), strict=True
-            )
+            # Where the pass fits, how many more sequences would is not worth the seconds.
+            fits = memory.total <= gpu.memory
+            most = "fits" if fits else measured.largest_micro_batch(gpu.memory)
+            more, cells = zip(*memory_cells(memory, most, gpu), strict=True)
             labels, row = (*labels[:3], *more), (*row, *cells)
         rows.append(row)
     return Table(labels, [(*row, *("-",) * (len(labels) - len(row))) for row in rows]).to_text()

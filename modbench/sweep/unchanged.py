@@ -41,14 +41,16 @@ def digest_of(request: RunRequest) -> str:
         places.append(committed / "records")
     foreign = [find_spec(module.partition(".")[0]) for module in points]
     codes = {Path(spec.origin) for spec in foreign if spec and spec.origin} | {*request.plugins}
+    # How jobs would run says nothing of a suite that has none left.
+    asked = vars(request) | {"results": folder.resolve(), "wait": None, "resources": None}
     parts = [
-        {key: str(value) for key, value in vars(request).items()},
+        {key: str(value) for key, value in asked.items()},
         (source.read_text() if source.is_file() else request.name),
         sorted(code_sha256(file) for file in {*codes, Path(modbench.__file__)} if file.is_file()),
         [version(package) for package in ("torch", "tokenizers", "lm-eval")],
         (platform.node(), os.cpu_count(), sorted(_states(Path("/proc/driver/nvidia/gpus")))),
         sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES)),
-        (os.getcwd(), str(folder), sys.stdout.isatty() and shutil.get_terminal_size().columns),
+        (os.getcwd(), str(folder.resolve()), sys.stdout.isatty() and shutil.get_terminal_size().columns),
         [sorted(_states(place)) for place in places],
     ]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

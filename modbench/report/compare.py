@@ -23,7 +23,7 @@ from modbench.report.timing.values import ROUNDING, newest_session, time_marks
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What may change the digits of a run that is otherwise the same, by the name shown.
+#: Settings that may change the digits of a run that is otherwise the same, by the name shown.
 _MACHINE = {
     "processor": "cpu",
     "instructions": "instructions",

@@ -169,7 +169,7 @@ def forest(
 
 
 def _handles_of(kinds: Collection[str], stroke: str) -> dict[str, Any]:
-    """What the marks of ``kinds`` of differences look like; ``stroke``: the marker without a verdict."""
+    """Legend entries of ``kinds`` of differences; ``stroke``: the marker without a verdict."""
     markers = dict(zip(_KINDS, ("o", "o", stroke), strict=True))
     return {
         kind: handle(Mark(REFERENCE, marker), filled=kind == _KINDS[0])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Characters of a cell that are shown: an exception may quote a whole tensor.
 _LONGEST = 400
-#: What a spreadsheet takes for the start of a formula.
+#: Characters that start a formula in a spreadsheet.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 

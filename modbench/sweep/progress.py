@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LINE_SECONDS = 10.0
 #: Rates are means over the events of this time.
 _WINDOW_SECONDS = 30.0
-#: What is shown of a job, and how it is introduced.
+#: Fields shown of a job, with their labels.
 _FIGURES = {"step": "", "loss": "loss ", "FLOPs": "", "rate": "", "use": "util. ", "left": "left "}
 
 

@@ -31,7 +31,7 @@ from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
 
-#: What `modbench time` takes of each scheme, and of the machine.
+#: Measurements that `modbench time` takes of each scheme, and of the machine.
 KINDS: tuple[TimingKind, ...] = (
     "ceiling",
     "training",

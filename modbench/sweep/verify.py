@@ -32,7 +32,7 @@ from modbench.sweep.run import run_jobs
 from modbench.sweep.wanted import Left, Wanted
 from modbench.timing.system_load import parallel
 
-#: What is said of a run.
+#: Sentences on a run.
 EQUAL, WITHIN = "equal in every digit", "not equal, within what another machine explains"
 NOT_VERIFIED = "not verified"
 #: Largest difference on another machine: of shares and accuracies; of others as a part of the value; of

@@ -1,4 +1,4 @@
-"""What the page of a suite is made of."""
+"""Parts of the page of a suite."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from modbench.report.routing.cases import RoutingCase
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteReport:
-    """What the page of a suite is made of. ``damaged``: sentences on lines that were left out."""
+    """Parts of the page of a suite. ``damaged``: sentences on lines that were excluded."""
 
     folder: str  #: name of the suite's folder
     compared: Compared

@@ -1,4 +1,4 @@
-"""What leaderboard.md of an isoFLOP suite shows: a table per budget with each scheme at its optimum, and
+"""The leaderboard.md of an isoFLOP suite: a table per budget with each scheme at its optimum, and
 at each depth in a suite of several. The words are in ``pages/isoflop.md.j2``."""
 
 from collections import Counter
@@ -88,7 +88,7 @@ def isoflop_page(
 
 
 def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
-    """What the page shows of ``budget``: the table of the optima, and what is missing or doubtful."""
+    """Part of the page on ``budget``: the table of the optima, missing and doubtful values."""
     optima, headings = suite.best(budget), [column.heading for column in _columns(suite)]
     cells = [_cells(suite, row) for row in optima]
     table = Table(
@@ -140,7 +140,7 @@ def _costly_laws(suite: IsoFlopSuite) -> list[tuple[str, str]]:
 
 
 def _shapes(suite: IsoFlopSuite) -> dict[str, Any]:
-    """What differs between the shapes of all curves, and what is held fixed."""
+    """Sizes that differ between the shapes of all curves, and those held fixed."""
     models = [result.model for result in suite.results if not suite.is_trial(result)]
     varied = [name for name in differing(models) if name not in ("width", "layers")]
     fixed = models[0].keys() - {*varied, "width", "layers"} if models else ()

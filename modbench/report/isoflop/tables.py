@@ -15,7 +15,7 @@ from modbench.report.table import Number, Table
 
 
 def details(suite: IsoFlopSuite, budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the details of the page show; ``budgets``: what it shows of each, in order."""
+    """Details of the page; ``budgets``: its part on each budget, in order."""
     lost = [result for result in suite.results if result.status != "ok"]
     lost.sort(key=lambda of: (of.scheme, of.budget, of.width, of.learning_rate, of.seed))
     sizes = [_sizes(suite, budget) for budget in suite.budgets] if suite.has_curves else []

@@ -1,4 +1,4 @@
-"""What the audit says of the runs of a row: findings, verdicts, and reasons not to rank it."""
+"""The audit of the runs of a row: findings, verdicts, and reasons not to rank it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -111,7 +111,7 @@ def size_table(board: Board, rows: Sequence[Row]) -> Table | None:
 
 
 def _names(rows: Sequence[Row]) -> dict[str, str]:
-    """What each row is called, by its name; if ``rows`` have several sizes, its scheme at a size."""
+    """Label of each row, by its name; if ``rows`` have several sizes, its scheme at a size."""
     if not differing([row["_model"] for row in rows]):
         return {row["_name"]: row["_name"] for row in rows}
     return {row["_name"]: _at_size(row, rows) for row in rows}

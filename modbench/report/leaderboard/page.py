@@ -1,4 +1,4 @@
-"""What leaderboard.md shows: each scheme's row with its numbers and comparisons, further columns and
+"""Contents of leaderboard.md: each scheme's row with its numbers and comparisons, further columns and
 notes. The words are in ``pages/leaderboard.md.j2``."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -84,7 +84,7 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
 
 
 def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
-    """What the page shows of the ``rows`` of one comparison."""
+    """Part of the page on the ``rows`` of one comparison."""
     number, first, dense = rows[0]["comparison"], rows[0]["_first"], dense_row(rows)
     ranked = [row for row in rows if row["position"] is not None]
     pairs = plain_records(board.pairs[board.pairs["comparison"] == number])

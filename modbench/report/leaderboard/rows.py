@@ -243,7 +243,7 @@ def _ends(text: str) -> tuple[float, float]:
 
 
 def figure(row: Row, name: str) -> float | None:
-    """What ranks ``row``: the mean over seeds, of an exact metric the middle of its range."""
+    """The value of metric ``name``: the mean over seeds, of an exact metric the middle of its range."""
     middle = center(row, name)
     if middle is not None and METRICS[name].kind == "exact":
         middle += (spread(row, name) or 0.0) / 2

@@ -1,5 +1,6 @@
 """The command `modbench plan`."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
@@ -94,7 +95,7 @@ def plan(
         format: table: for reading; json: one JSON document on the last line
         time: measure training steps of the suite that have no step time
         price: of one GPU per hour: print costs; with a suite, also its hours on --gpu, and the memory of
-            its largest runs; nothing is measured
+            its largest models; nothing is measured
     """
     if (suite is None) == (not router):
         given = "both" if router else "none"
@@ -162,14 +163,16 @@ def _plan_models(
     return 0
 
 
-def _plan_suite(request: SuiteRequest, time: bool, format: str, priced: Cluster | None) -> int:
-    from modbench.sweep.costs import costs
+def _plan_suite(request: SuiteRequest, time: bool, format: str, cluster: Cluster | None) -> int:
     from modbench.sweep.plan import as_json, as_table, plan_suite
 
-    if priced and format == "json":
-        raise UserError("--price prints a table; leave out --format json")
-    made = plan_suite(request, time=time and not priced, tell=tell)
-    print(as_json(made) if format == "json" else as_table(made))
-    if priced:
-        print(f"\n{costs(made.wanted, made.flops, priced)}")
+    made = plan_suite(request, time=time and not cluster, tell=tell)
+    document, text = as_json(made), as_table(made)
+    if cluster:
+        from modbench.sweep.costs import costs_as_json, costs_as_table, priced
+
+        costs = priced(made.flops_of, cluster)
+        document |= costs_as_json(costs)
+        text += f"\n\n{costs_as_table(costs)}"
+    print(json.dumps(document) if format == "json" else text)
     return 2 if made.left_out else 0

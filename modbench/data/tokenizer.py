@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,9 +21,6 @@ from modbench.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from tokenizers import Tokenizer as Engine
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Engine
-
 #: Two token ids that become one token when adjacent.
 Merge = tuple[int, int]
 
@@ -50,7 +48,10 @@ class Tokenizer:
         self.pieces: tuple[bytes, ...] = (*pieces, b"")
         self.end_of_text = len(pieces)
         self.vocabulary = len(pieces) + 1
-        self._engine = _engine(self.merges, pieces) if merges else None
+
+    @cached_property
+    def _engine(self) -> "Engine | None":
+        return _engine(self.merges, self.pieces[:-1]) if self.merges else None
 
     def stored(self) -> dict[str, object]:
         """Return the tokenizer as JSON; see `modbench.data.tokenizer.tokenizer_of`."""

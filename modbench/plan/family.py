@@ -1,69 +1,10 @@
-"""Shapes whose depth, heads and MLP follow the width, the search for them by what they cost, and isoFLOP
-grids around the size that spends a budget compute-optimally."""
+"""Shapes whose depth, heads and MLP follow the width. Loads no torch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import pairwise
-from math import inf, log
+from math import inf
 
 from modbench.errors import UserError
 from modbench.model.config import ModelConfig
-
-#: Reads whole numbers off a shape; for a search its training FLOPs and active parameters.
-Read = Callable[[ModelConfig], tuple[int, ...]]
-
-
-def largest(cost: Callable[[int], float], limit: float, guess: int = 1) -> int:
-    """Return the largest number from 1 whose cost, which grows with it, is at most ``limit``; 0 if there
-    is none. From ``guess``, the search follows the power of the number by which costs have grown."""
-    below, above, number, power = 0, inf, guess, 3.0
-    earlier: tuple[int, float] | None = None
-    while above - below > 1:
-        value = cost(number)
-        if earlier is not None and value != earlier[1]:
-            power = max(1.0, log(value / earlier[1]) / log(number / earlier[0]))
-        earlier = number, value
-        if value <= limit:
-            below = number
-        else:
-            above = number
-        aim = number * min(8.0, (limit / value) ** (1 / power))
-        number = int(min(above - 1, max(below + 1, aim)))
-    return below
-
-
-def period_of(router: object) -> int:
-    """Return the number of layers after which those of ``router`` repeat, as far as its options say."""
-    every = getattr(router, "every", 1)
-    return every if isinstance(every, int) and every > 0 else 1
-
-
-def solved(
-    search: Callable[[Read], list[ModelConfig]], read: Read, fewest: int, period: int
-) -> tuple[list[ModelConfig], Read]:
-    """Return the shapes that ``search`` finds, and what reads them. It builds few layers, which take
-    long: models whose layers repeat after ``period`` are extrapolated from two of ``fewest`` layers or
-    more. It is ``read`` if that differs for the deepest shape, as where layers do not repeat."""
-
-    @cache
-    def shallow(model: ModelConfig) -> tuple[int, ...]:
-        periods, rest = divmod(model.layers - fewest, period)
-        if periods < 2:
-            return read(model)
-        few = read(replace(model, layers=fewest + rest))
-        more = read(replace(model, layers=fewest + rest + period))
-        return tuple(a + periods * (b - a) for a, b in zip(few, more, strict=True))
-
-    try:
-        shapes = search(shallow)
-        deepest = max(shapes, key=lambda shape: shape.layers)
-        if shallow(deepest) == read(deepest):
-            return shapes, shallow
-    except UserError:  # raised again if it holds for whole models
-        pass
-    return search(read), read
-
 
 #: Largest ratio of active parameters between the ends of a grid and its centre: up to it the bias of the
 #: parabola is known (docs/isoflop.md); and between neighbours: five sizes reach as far.
@@ -128,59 +69,3 @@ class Family:
             raise UserError(
                 f"{error}; widths are multiples of width_step, which is {self.width_step}"
             ) from error
-
-
-def isoflop_grid(
-    family: Family, base: ModelConfig, budget: int, read: Read, step_tokens: int
-) -> list[ModelConfig]:
-    """The shapes of an isoFLOP curve in ascending order of size. ``read`` gives the FLOPs of a training
-    step of ``step_tokens`` tokens.
-
-    The centre is the shape whose compute-optimal training (``tokens_per_parameter`` tokens per active
-    parameter) costs closest to ``budget`` FLOPs. The others have ``spacing`` times as many or as few
-    active parameters, rounded to widths of the family. Raises UserError: the budget is too small for a
-    centred grid, or the family too coarse for its spacing."""
-
-    @cache
-    def at(number: int) -> tuple[int, ...]:
-        return read(family.shape(base, number))
-
-    def cost(number: int) -> float:
-        flops, parameters = at(number)
-        return flops / step_tokens * parameters * family.tokens_per_parameter
-
-    def active(number: int) -> float:
-        return float(at(number)[1])
-
-    def nearest(value: Callable[[int], float], target: float) -> int:
-        below = max(1, largest(value, target))
-        return min((below, below + 1), key=lambda number: abs(log(value(number) / target)))
-
-    centre = nearest(cost, budget)
-    numbers = [centre]
-    for step in range(1, family.sizes // 2 + 1):
-        ratio = family.spacing**step
-        number = min(numbers[0] - 1, nearest(active, active(centre) / ratio))
-        while number + 1 < numbers[0] and active(numbers[0]) > WIDEST_STEP * active(number):
-            number += 1
-        if number < 1:
-            raise UserError(
-                f"budget {budget:g} is too small for {family.sizes} sizes around its centre, width "
-                f"{centre * family.width_step}; raise the budget, or lower width_step"
-            )
-        numbers.insert(0, number)
-        number = max(numbers[-1] + 1, nearest(active, active(centre) * ratio))
-        while number - 1 > numbers[-1] and active(number) > WIDEST_STEP * active(numbers[-1]):
-            number -= 1
-        numbers.append(number)
-    sizes = [active(number) for number in numbers]
-    apart = max(large / small for small, large in pairwise(sizes))
-    reach = max(active(centre) / sizes[0], sizes[-1] / active(centre))
-    if apart > WIDEST_STEP or reach > WIDEST_REACH:
-        widths = [number * family.width_step for number in numbers]
-        raise UserError(
-            f"budget {budget:g} gives the widths {widths}, whose sizes are up to {apart:.2f} times "
-            f"apart and {reach:.2f} times from the centre; lower width_step or spacing (at most "
-            f"{WIDEST_STEP:g} and {WIDEST_REACH:g})"
-        )
-    return [family.shape(base, number) for number in numbers]

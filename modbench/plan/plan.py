@@ -12,6 +12,7 @@ from modbench.accounting.literature import convention_flops
 from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
+from modbench.model.shape import Shape
 from modbench.model.sizes import Size
 from modbench.plan.gpus import Cluster, Gpu
 from modbench.plan.memory import Measured, Memory, Recipe
@@ -22,22 +23,86 @@ from modbench.routing.build import meta_decoder
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """The run of one scheme, with nominal routing; FLOPs are in the plan's convention. ``dense_flops``:
-    those of the dense model of the same shape on the same tokens."""
+    """The training of a scheme with nominal routing: one run of a shape, or all runs of a suite, with
+    the largest of its models. FLOPs are in the plan's convention."""
 
-    router: str
-    model: ModelConfig
+    scheme: str
+    model: Shape
     parameters: int
     active_parameters: int
-    tokens: int
-    forward_flops_per_token: float
+    runs: int = 1
+    tokens: int | None = None  #: None: those of a suite's runs differ
+    forward_flops_per_token: float | None = None
     training_flops_per_token: float
-    training_flops: int
-    dense_flops: int
-    days: float
+    training_flops: int  #: of all runs
+    dense_flops: int | None = None  #: of the dense model of the same shape on the same tokens
+    gpu_hours: float
+    days: float | None = None
     price: float | None  #: of all GPU-hours; None without a price of one
-    memory: Memory
-    largest_micro_batch: int  #: sequences that fit the GPU's memory; may be 0
+    micro_batch: int  #: sequences per GPU
+    memory: Memory | None  #: None: it is not predicted for models of transformers like this one
+    #: sequences that fit the GPU's memory, may be 0; None: not computed, but ``micro_batch`` fits
+    largest_micro_batch: int | None
+
+    def cells(self, gpu: Gpu, budget: int | None = None) -> Iterator[tuple[str, str]]:
+        """Labels and cells of a table."""
+        for name in SHAPE:
+            if (value := getattr(self.model, name, None)) is not None:
+                yield name, str(value)
+        yield "parameters", shown(self.parameters)
+        yield "active parameters", shown(self.active_parameters)
+        if self.tokens is None:
+            yield "runs", f"{self.runs:,}"
+        else:
+            yield "tokens", shown(self.tokens)
+        if self.forward_flops_per_token is not None:
+            yield "forward FLOPs per token", f"{self.forward_flops_per_token:.4g}"
+        yield "training FLOPs per token", f"{self.training_flops_per_token:.4g}"
+        yield "training FLOPs", f"{self.training_flops:.4g}"
+        if budget is not None:
+            yield "share of the budget", f"{self.training_flops / budget:.2%}"
+        if self.dense_flops is not None:
+            yield "ratio to dense", f"{self.training_flops / self.dense_flops:.4f}"
+        yield "GPU-hours", f"{self.gpu_hours:,.4g}"
+        if self.days is not None:
+            yield "days", f"{self.days:.4g}"
+        if self.price is not None:
+            yield "price of all GPU-hours", f"{self.price:,.2f}"
+        yield "micro-batch", str(self.micro_batch)
+        if self.memory is not None:
+            for field in fields(Memory):
+                yield f"memory per GPU, {field.name}", _gb(getattr(self.memory, field.name))
+            yield "memory per GPU, total", _gb(self.memory.total)
+            yield "share of the GPU's memory", f"{self.memory.total / gpu.memory:.1%}"
+            most = self.largest_micro_batch
+            yield (
+                "largest micro-batch",
+                f"{self.micro_batch} or more" if most is None else f"{most or 'none'}",
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        document = asdict(self) | {name: getattr(self.model, name, None) for name in SHAPE}
+        del document["model"]
+        if self.memory is not None:
+            document["memory"]["total"] = self.memory.total
+        return document
+
+
+SHAPE = ("layers", "width", "heads", "kv_heads", "mlp_width", "vocabulary")
+
+
+def table_of(schemes: Sequence[Scheme], gpu: Gpu, budget: int | None = None) -> str:
+    """Quantities in rows, schemes in columns; "-" where a scheme has none."""
+    columns = [dict(scheme.cells(gpu, budget)) for scheme in schemes]
+    labels = max(columns, key=len)
+    rows = [[label, *(column.get(label, "-") for column in columns)] for label in labels]
+    names = ["", *(scheme.scheme for scheme in schemes)]
+    aligned = ("left", *("right" for _ in columns))
+    return tabulate([names, *rows], tablefmt="plain", disable_numparse=True, colalign=aligned)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.3g} MB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +174,7 @@ def _scheme(of: Plan, name: str, options: Mapping[str, Any], model: ModelConfig,
     measured = Measured(routed, sequence, recipe)
     hours = of.cluster.hours(flops, model.width)
     return Scheme(
-        router=name,
+        scheme=name,
         model=model,
         parameters=routed.parameter_count("total"),
         active_parameters=routed.parameter_count("active"),
@@ -118,14 +183,13 @@ def _scheme(of: Plan, name: str, options: Mapping[str, Any], model: ModelConfig,
         training_flops_per_token=of_sequence / sequence,
         training_flops=flops,
         dense_flops=spent_on(tokens, convention_flops(dense, training, convention), sequence),
+        gpu_hours=hours,
         days=hours / 24 / of.cluster.gpus,
         price=None if of.cluster.price is None else hours * of.cluster.price,
+        micro_batch=recipe.micro_batch,
         memory=measured.memory(recipe.micro_batch),
         largest_micro_batch=measured.largest_micro_batch(of.cluster.gpu.memory),
     )
-
-
-_SHAPE = ("layers", "width", "heads", "kv_heads", "mlp_width", "vocabulary")
 
 
 def as_table(plan: Plan) -> str:
@@ -143,54 +207,10 @@ def as_table(plan: Plan) -> str:
     ]
     if plan.budget is not None:
         lines.append(f"shapes solved for a budget of {plan.budget:.4g} training FLOPs")
-    columns = [dict(_column(plan, scheme)) for scheme in plan.schemes]
-    rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
-    aligned = ("left", *("right" for _ in columns))
-    table = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=aligned)
-    return "\n".join([*lines, "", table])
-
-
-def _column(plan: Plan, scheme: Scheme) -> Iterator[tuple[str, str]]:
-    """Yield labels and cells."""
-    yield "", scheme.router
-    for name in _SHAPE:
-        yield name, str(getattr(scheme.model, name))
-    yield "parameters", shown(scheme.parameters)
-    yield "active parameters", shown(scheme.active_parameters)
-    yield "tokens", shown(scheme.tokens)
-    yield "forward FLOPs per token", f"{scheme.forward_flops_per_token:.4g}"
-    yield "training FLOPs per token", f"{scheme.training_flops_per_token:.4g}"
-    yield "training FLOPs", f"{scheme.training_flops:.4g}"
-    if plan.budget is not None:
-        yield "share of the budget", f"{scheme.training_flops / plan.budget:.2%}"
-    yield "ratio to dense", f"{scheme.training_flops / scheme.dense_flops:.4f}"
-    yield "days", f"{scheme.days:.4g}"
-    if scheme.price is not None:
-        yield "price of all GPU-hours", f"{scheme.price:,.0f}"
-    for label, cell in memory_cells(scheme.memory, scheme.largest_micro_batch, plan.cluster.gpu):
-        yield label if label in _LAST else f"memory per GPU, {label}", cell
-
-
-_LAST = ("share of the GPU's memory", "largest micro-batch")
-
-
-def memory_cells(memory: Memory, largest_micro_batch: int | str, gpu: Gpu) -> list[tuple[str, str]]:
-    """Labels and cells of ``memory`` on ``gpu``, of a suite's plan and of a single shape's."""
-    parts = [(field.name, getattr(memory, field.name)) for field in fields(Memory)]
-    cells = [(name, _gb(size)) for name, size in (*parts, ("total", memory.total))]
-    last = f"{memory.total / gpu.memory:.1%}", str(largest_micro_batch or "none")
-    return [*cells, *zip(_LAST, last, strict=True)]
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:,.{3 if size < 1e9 else 2}f} GB"
+    return "\n".join([*lines, "", table_of(plan.schemes, gpu, plan.budget)])
 
 
 def as_json(plan: Plan) -> str:
     """One JSON document, on one line."""
-    document = asdict(plan)
-    for scheme, row in zip(plan.schemes, document["schemes"], strict=True):
-        model = row.pop("model")
-        row |= {name: model[name] for name in _SHAPE}
-        row["memory"]["total"] = scheme.memory.total
-    return json.dumps(document)
+    schemes = [scheme.as_json() for scheme in plan.schemes]
+    return json.dumps(asdict(replace(plan, schemes=())) | {"schemes": schemes})

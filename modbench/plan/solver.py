@@ -1,13 +1,11 @@
-"""The shape of a scheme that spends a given budget.
-
-Shapes follow a base: its width per layer, head width, ratio of MLP to model width, ratio of query to
-key/value heads, vocabulary and sequence length. Nothing is allocated.
-"""
+"""The search for shapes by what they cost: the shape of a scheme that spends a budget, and the grid of
+an isoFLOP curve around the size that spends it compute-optimally. Nothing is allocated."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from math import ceil, inf, log
 from typing import Any
 
@@ -16,7 +14,7 @@ from modbench.errors import UserError, several
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
 from modbench.model.sizes import Size
-from modbench.plan.family import Family, Read, largest, period_of, solved
+from modbench.plan.family import WIDEST_REACH, WIDEST_STEP, Family
 from modbench.routing.build import outline
 from modbench.routing.registry import build_router, preset_options
 from modbench.routing.router import Router
@@ -27,6 +25,59 @@ USED = 0.99
 _STEPS = 512
 
 Cost = Callable[[ModelConfig], int]
+#: Reads whole numbers off a shape; for a search its training FLOPs and active parameters.
+Read = Callable[[ModelConfig], tuple[int, ...]]
+
+
+def largest(cost: Callable[[int], float], limit: float, guess: int = 1) -> int:
+    """Return the largest number from 1 whose cost, which grows with it, is at most ``limit``; 0 if there
+    is none. From ``guess``, the search follows the power of the number by which costs have grown."""
+    below, above, number, power = 0, inf, guess, 3.0
+    earlier: tuple[int, float] | None = None
+    while above - below > 1:
+        value = cost(number)
+        if earlier is not None and value != earlier[1]:
+            power = max(1.0, log(value / earlier[1]) / log(number / earlier[0]))
+        earlier = number, value
+        if value <= limit:
+            below = number
+        else:
+            above = number
+        aim = number * min(8.0, (limit / value) ** (1 / power))
+        number = int(min(above - 1, max(below + 1, aim)))
+    return below
+
+
+def solved(
+    search: Callable[[Read], list[ModelConfig]], read: Read, fewest: int, period: int
+) -> tuple[list[ModelConfig], Read]:
+    """Return the shapes that ``search`` finds, and what reads them. It builds few layers, which take
+    long: models whose layers repeat after ``period`` are extrapolated from two of ``fewest`` layers or
+    more. It is ``read`` if that differs for the deepest shape, as where layers do not repeat."""
+
+    @cache
+    def shallow(model: ModelConfig) -> tuple[int, ...]:
+        periods, rest = divmod(model.layers - fewest, period)
+        if periods < 2:
+            return read(model)
+        few = read(replace(model, layers=fewest + rest))
+        more = read(replace(model, layers=fewest + rest + period))
+        return tuple(a + periods * (b - a) for a, b in zip(few, more, strict=True))
+
+    try:
+        shapes = search(shallow)
+        deepest = max(shapes, key=lambda shape: shape.layers)
+        if shallow(deepest) == read(deepest):
+            return shapes, shallow
+    except UserError:  # raised again if it holds for whole models
+        pass
+    return search(read), read
+
+
+def compute_optimal(flops: int, tokens: int, active: int, per_parameter: float) -> int:
+    """FLOPs of training on ``per_parameter`` tokens per active parameter, where ``tokens`` take
+    ``flops``."""
+    return ceil(flops * active * Fraction(per_parameter) / tokens)
 
 
 @dataclass(frozen=True)
@@ -53,7 +104,9 @@ def solve(
     tokens_per_parameter: float = 20.0,
     convention: str = "model",
 ) -> Solution:
-    """The shape of ``router`` (``NAME`` or ``NAME:PRESET``) that spends ``budget`` training FLOPs.
+    """The shape of ``router`` (``NAME`` or ``NAME:PRESET``) that spends ``budget`` training FLOPs. It
+    follows ``base``: width per layer, head width, ratio of MLP to model width, ratio of query to
+    key/value heads, vocabulary and sequence length.
 
     On ``tokens`` tokens: the shape closest to the base's proportions that uses at least 99 % of the
     budget, with the widest MLP that fits; if there is none, the shape that uses most. Without
@@ -83,7 +136,7 @@ def solve(
             flops, active = read(model)
             if tokens is not None:
                 return spent_on(tokens, flops, sequence)
-            return max(flops, ceil(flops * active * Fraction(tokens_per_parameter) / sequence))
+            return max(flops, compute_optimal(flops, sequence, active, tokens_per_parameter))
 
         each = f"{tokens_per_parameter:g} tokens for each active parameter"
         on = each if tokens is None else f"{tokens:,} tokens"
@@ -102,7 +155,8 @@ class _Shapes:
         self.router, self.base = router, base
         self.group = base.heads // base.key_heads
         # Whole groups of layers, so that the share of routed layers is the nominal one.
-        self.period = period_of(router)
+        every = getattr(router, "every", 1)
+        self.period = every if isinstance(every, int) and every > 0 else 1
         self.family = Family(
             width_step=base.head_width,
             head_width=base.head_width,
@@ -194,3 +248,59 @@ def _widest(shapes: _Shapes, cost: Cost, heads: int, layers: int, limit: int) ->
         steps = largest(at, limit, max(1, int((limit - at(1)) / each)))
     if steps and at(steps) <= limit:
         yield shapes.shape(heads, layers, steps)
+
+
+def isoflop_grid(
+    family: Family, base: ModelConfig, budget: int, read: Read, step_tokens: int
+) -> list[ModelConfig]:
+    """The shapes of an isoFLOP curve in ascending order of size. ``read`` gives the FLOPs of a training
+    step of ``step_tokens`` tokens.
+
+    The centre is the shape whose compute-optimal training (``tokens_per_parameter`` tokens per active
+    parameter) costs closest to ``budget`` FLOPs. The others have ``spacing`` times as many or as few
+    active parameters, rounded to widths of the family. Raises UserError: the budget is too small for a
+    centred grid, or the family too coarse for its spacing."""
+
+    @cache
+    def at(number: int) -> tuple[int, ...]:
+        return read(family.shape(base, number))
+
+    def cost(number: int) -> float:
+        flops, parameters = at(number)
+        return compute_optimal(flops, step_tokens, parameters, family.tokens_per_parameter)
+
+    def active(number: int) -> float:
+        return float(at(number)[1])
+
+    def nearest(value: Callable[[int], float], target: float) -> int:
+        below = max(1, largest(value, target))
+        return min((below, below + 1), key=lambda number: abs(log(value(number) / target)))
+
+    centre = nearest(cost, budget)
+    numbers = [centre]
+    for step in range(1, family.sizes // 2 + 1):
+        ratio = family.spacing**step
+        number = min(numbers[0] - 1, nearest(active, active(centre) / ratio))
+        while number + 1 < numbers[0] and active(numbers[0]) > WIDEST_STEP * active(number):
+            number += 1
+        if number < 1:
+            raise UserError(
+                f"budget {budget:g} is too small for {family.sizes} sizes around its centre, width "
+                f"{centre * family.width_step}; raise the budget, or lower width_step"
+            )
+        numbers.insert(0, number)
+        number = max(numbers[-1] + 1, nearest(active, active(centre) * ratio))
+        while number - 1 > numbers[-1] and active(number) > WIDEST_STEP * active(numbers[-1]):
+            number -= 1
+        numbers.append(number)
+    sizes = [active(number) for number in numbers]
+    apart = max(large / small for small, large in pairwise(sizes))
+    reach = max(active(centre) / sizes[0], sizes[-1] / active(centre))
+    if apart > WIDEST_STEP or reach > WIDEST_REACH:
+        widths = [number * family.width_step for number in numbers]
+        raise UserError(
+            f"budget {budget:g} gives the widths {widths}, whose sizes are up to {apart:.2f} times "
+            f"apart and {reach:.2f} times from the centre; lower width_step or spacing (at most "
+            f"{WIDEST_STEP:g} and {WIDEST_REACH:g})"
+        )
+    return [family.shape(base, number) for number in numbers]

@@ -1,18 +1,22 @@
 """`modbench plan SUITE --price`: hours and costs of a suite on GPUs, and the memory of its largest runs,
 from shapes and a data sheet alone."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from modbench.hf.config import is_predicted
 from modbench.hf.models import outline_of
 from modbench.model.language_model import LanguageModel
 from modbench.plan.activations import Compute
-from modbench.plan.gpus import Cluster, Gpu
+from modbench.plan.gpus import Cluster
 from modbench.plan.memory import Measured, Recipe
-from modbench.plan.plan import memory_cells
+from modbench.plan.plan import Scheme, table_of
 from modbench.records.run import Run
 from modbench.report.table import Table
 from modbench.sweep.wanted import Wanted
+from modbench.train.counted import flops_per_step
 from modbench.train.numerics import device
 from modbench.train.out_of_memory import free_bytes
 
@@ -55,58 +59,94 @@ def smaller_pass(run: Run, measured: Measured, there: int) -> str:
     return "set [train] recompute = true or parallel, or take a smaller model"
 
 
-def costs(runs: Sequence[Wanted], flops: int, cluster: Cluster) -> str:
-    """Hours and costs of ``runs``, which take ``flops`` in all, and memory, as text."""
-    gpu, price = cluster.gpu, cluster.price or 0.0
-    parts = [(item.run.schedule.budgets[-1], item.run.model.width) for item in runs]
-    # The runs' shares of all FLOPs, each at the speed of its width.
-    each = flops / sum(budget for budget, _ in parts)
-    of_one = sum(cluster.hours(each * budget, width) for budget, width in parts)
-    most = sum(item.run.train.ranks for item in runs)
-    needed = max(item.run.train.ranks for item in runs)
-    hours = {count: of_one / min(count, most) for count in _GPUS if count >= needed}
-    ats = sorted({cluster.at(width) for _, width in parts})
-    between = " to ".join(dict.fromkeys(f"{at:.0%}" for at in (ats[0], ats[-1])))
-    how = ", assumed by the width of a model" if cluster.utilisation is None else ""
-    rows = [(f"{count:,}", f"{of:,.1f}") for count, of in hours.items()]
-    table = Table(("GPUs", "hours"), rows).to_text()
-    return "\n".join(
-        [
-            f"{gpu.name} at {between} of {gpu.flops / 1e12:,.0f} TFLOP/s{how}; {price:g} per hour: "
-            f"{of_one * price:,.0f} in all",
-            table,
-            "",
-            f"memory of a pass ([train] micro_batch) of each scheme's largest model, of "
-            f"{gpu.memory / 1e9:.0f} GB, nominal routing (a router with data-dependent shapes may take "
-            "more at its first steps):",
-            _memories(runs, gpu),
-        ]
+@dataclass(frozen=True)
+class Costs:
+    """What a suite takes. ``hours``: of all its runs, by number of GPUs."""
+
+    cluster: Cluster
+    schemes: Sequence[Scheme]
+    hours: Mapping[int, float]
+    utilisation: tuple[float, float]  #: assumed of the narrowest and the widest model
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(scheme.gpu_hours for scheme in self.schemes)
+
+
+def priced(flops_of: Sequence[tuple[Wanted, int]], cluster: Cluster) -> Costs:
+    """The costs of runs, each given with its FLOPs, on GPUs as those of ``cluster``."""
+    by_scheme: dict[str, list[tuple[Run, int]]] = defaultdict(list)
+    for wanted, flops in flops_of:
+        by_scheme[wanted.scheme].append((wanted.run, flops))
+    schemes = [_scheme(name, runs, cluster) for name, runs in by_scheme.items()]
+    hours = sum(scheme.gpu_hours for scheme in schemes)
+    ranks = [wanted.run.train.ranks for wanted, _ in flops_of]
+    at = [cluster.at(wanted.run.model.width) for wanted, _ in flops_of]
+    return Costs(
+        cluster,
+        schemes,
+        {count: hours / min(count, sum(ranks)) for count in _GPUS if count >= max(ranks)},
+        (min(at), max(at)),
     )
 
 
-def _memories(runs: Sequence[Wanted], gpu: Gpu) -> str:
-    largest: dict[str, Run] = {}
-    for item in runs:
-        here = largest.get(item.scheme)
-        if here is None or _size(item.run) > _size(here):
-            largest[item.scheme] = item.run
-    labels = ("scheme", "size", "sequences")
-    rows = []
-    for scheme, run in largest.items():
-        row = (scheme, f"{run.model.width}x{run.model.layers}", str(run.train.rows))
-        if is_predicted(run.model):
-            measured = measured_pass(run, outlined(run))
-            memory = measured.memory(run.train.rows)
-            # Where the pass fits, how many more sequences would is not worth the seconds.
-            fits = memory.total <= gpu.memory
-            most = "fits" if fits else measured.largest_micro_batch(gpu.memory)
-            more, cells = zip(*memory_cells(memory, most, gpu), strict=True)
-            labels, row = (*labels[:3], *more), (*row, *cells)
-        rows.append(row)
-    return Table(labels, [(*row, *("-",) * (len(labels) - len(row))) for row in rows]).to_text()
+def _scheme(name: str, runs: Sequence[tuple[Run, int]], cluster: Cluster) -> Scheme:
+    run = max((run for run, _ in runs), key=_size)
+    train, model = run.train, outlined(run)
+    memory = most = None
+    if is_predicted(run.model):
+        measured = measured_pass(run, model)
+        memory = measured.memory(train.rows)
+        # Where the pass fits, how many more sequences would is not worth the seconds.
+        if memory.total > cluster.gpu.memory:
+            most = measured.largest_micro_batch(cluster.gpu.memory)
+    hours = sum(cluster.hours(flops, run.model.width) for run, flops in runs)
+    return Scheme(
+        scheme=name,
+        model=run.model,
+        parameters=model.parameter_count("total"),
+        active_parameters=model.parameter_count("active"),
+        runs=len(runs),
+        training_flops_per_token=flops_per_step(model, train) / (train.batch * train.sequence),
+        training_flops=sum(flops for _, flops in runs),
+        gpu_hours=hours,
+        price=None if cluster.price is None else hours * cluster.price,
+        micro_batch=train.rows,
+        memory=memory,
+        largest_micro_batch=most,
+    )
 
 
 def _size(run: Run) -> int:
     model = run.model
     mlp = getattr(model, "mlp_width", 0) or 4 * model.width
     return model.layers * model.width * (4 * model.width + 3 * mlp)
+
+
+def costs_as_table(costs: Costs) -> str:
+    """The price in all, the hours by number of GPUs, and the schemes' table."""
+    gpu, price = costs.cluster.gpu, costs.cluster.price or 0.0
+    between = " to ".join(dict.fromkeys(f"{at:.0%}" for at in costs.utilisation))
+    how = ", assumed by the width of a model" if costs.cluster.utilisation is None else ""
+    hours = [(f"{count:,}", f"{of:,.1f}") for count, of in costs.hours.items()]
+    return "\n".join(
+        [
+            f"{gpu.name} at {between} of {gpu.flops / 1e12:,.0f} TFLOP/s{how}; {price:g} per hour: "
+            f"{costs.gpu_hours * price:,.0f} in all",
+            Table(("GPUs", "hours"), hours).to_text(),
+            "",
+            f"each scheme's largest model, on GPUs of {gpu.memory / 1e9:.0f} GB; FLOPs and memory with "
+            "nominal routing (data-dependent shapes may take more memory at the first steps):",
+            table_of(costs.schemes, gpu),
+        ]
+    )
+
+
+def costs_as_json(costs: Costs) -> dict[str, Any]:
+    """Entries of a suite's JSON document."""
+    return {
+        "cluster": asdict(costs.cluster),
+        "gpu_hours": costs.gpu_hours,
+        "hours": {str(count): hours for count, hours in costs.hours.items()},
+        "schemes": [scheme.as_json() for scheme in costs.schemes],
+    }

@@ -1,6 +1,5 @@
 """`modbench plan SUITE`: runs, FLOPs, tokens and time of a suite before anything is run."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -58,7 +57,7 @@ class SuitePlan:
     busy: bool
     left_out: bool  #: a row has a mistake of its plugin
     added: dict[str, str]  #: a sentence for each row that the suite does not name
-    wanted: Sequence[Wanted]
+    flops_of: Sequence[tuple[Wanted, int]]  #: the runs, each with its FLOPs
 
     @property
     def runs(self) -> int:
@@ -90,6 +89,7 @@ def plan_suite(request: SuiteRequest, *, time: bool = True, tell: Tell) -> Suite
         refuse_more_passes(rows, rows.resolved, text)
     at_a_time, threads = parallel()
     flops = _step_flops(rows)
+    spent = [(wanted, _spent(wanted, flops[wanted.name][wanted.run.model])) for wanted in runs]
     busy = False
     scheme_speeds = dict[str, Speed]()
     if time:
@@ -110,7 +110,7 @@ def plan_suite(request: SuiteRequest, *, time: bool = True, tell: Tell) -> Suite
             busy = load.state(abreast * threads, all_at_work=False)["overloaded"]
     return SuitePlan(
         suite=rows.suite,
-        parts=tuple(_parts(rows, runs, flops, text, scheme_speeds)),
+        parts=tuple(_parts(rows, spent, flops, text, scheme_speeds)),
         train_tokens=text,
         at_a_time=at_a_time,
         threads=threads,
@@ -118,7 +118,7 @@ def plan_suite(request: SuiteRequest, *, time: bool = True, tell: Tell) -> Suite
         busy=busy,
         left_out=bool(rows.mistakes),
         added=rows.added,
-        wanted=runs,
+        flops_of=spent,
     )
 
 
@@ -157,48 +157,50 @@ def _shapes_of(runs: Sequence[Wanted], flops: StepFlops) -> dict[str, list[tuple
     return {scheme: list(shapes.values()) for scheme, shapes in by_scheme.items()}
 
 
+def _spent(wanted: Wanted, of_step: int) -> int:
+    """FLOPs of a run of whole steps, with the decays of smaller budgets, which branch off its trunk."""
+    schedule = wanted.run.schedule
+    decays = sum(budget - schedule.trunk(budget) for budget in schedule.budgets[:-1])
+    return wanted.budget // of_step * of_step + decays
+
+
 def _parts(
     rows: Rows,
-    runs: Sequence[Wanted],
+    runs: Sequence[tuple[Wanted, int]],
     flops: StepFlops,
     text: int | None,
     scheme_speeds: Mapping[str, Speed],
 ) -> Iterator[Part]:
-    """The parts in the suite's order."""
-    by_part: dict[tuple[str, int], list[Wanted]] = defaultdict(list)
-    for wanted in runs:
-        by_part[wanted.name, wanted.budget].append(wanted)
+    """The parts in the suite's order. ``runs``: with their FLOPs."""
+    by_part: dict[tuple[str, int], list[tuple[Wanted, int]]] = defaultdict(list)
+    for wanted, spent in runs:
+        by_part[wanted.name, wanted.budget].append((wanted, spent))
     for scheme in rows.suite.schemes:
         for budget in rows.suite.axes.budgets:
-            if part_runs := by_part.get((scheme.name, budget)):
-                yield _part(part_runs, flops[scheme.name], text, scheme_speeds.get(scheme.name, Speed()))
+            if part := by_part.get((scheme.name, budget)):
+                yield _part(part, flops[scheme.name], text, scheme_speeds.get(scheme.name, Speed()))
 
 
-def _part(runs: Sequence[Wanted], flops: Mapping[Shape, int], text: int | None, speed: Speed) -> Part:
+def _part(
+    runs: Sequence[tuple[Wanted, int]], flops: Mapping[Shape, int], text: int | None, speed: Speed
+) -> Part:
     sizes: dict[tuple[int, int], int] = {}
-    total = 0
     tokens = 0
     seconds = list[float | None]()
-    for wanted in runs:
-        run = wanted.run
+    for wanted, spent in runs:
         model = wanted.run.model
-        of_step = flops[model]
-        schedule = wanted.run.schedule
-        spent = wanted.budget // of_step * of_step
-        # The decays of smaller budgets branch off the trunk.
-        spent += sum(budget - schedule.trunk(budget) for budget in schedule.budgets[:-1])
-        sizes[model.width, model.layers] = of_step
-        total += spent
-        tokens = max(tokens, tokens_of(wanted.budget, of_step, run.train))
+        of_step = sizes[model.width, model.layers] = flops[model]
+        tokens = max(tokens, tokens_of(wanted.budget, of_step, wanted.run.train))
         seconds.append(speed.seconds(spent, of_step))
+    first, _ = runs[0]
     known = [duration for duration in seconds if duration is not None]
     return Part(
-        scheme=runs[0].scheme,
-        depth=runs[0].depth,
-        budget=runs[0].budget,
+        scheme=first.scheme,
+        depth=first.depth,
+        budget=first.budget,
         sizes=tuple(sorted(sizes, key=sizes.__getitem__)),
         runs=len(runs),
-        flops=total,
+        flops=sum(spent for _, spent in runs),
         tokens=tokens,
         passes=None if text is None else tokens / text,
         seconds=sum(known) if len(known) == len(seconds) else None,
@@ -287,14 +289,14 @@ def _measured(plan: SuitePlan) -> Iterator[str]:
     yield Table((), rows).to_text()
 
 
-def as_json(plan: SuitePlan) -> str:
-    """One JSON document, on one line."""
+def as_json(plan: SuitePlan) -> dict[str, Any]:
+    """The plan as a JSON document."""
     speeds: dict[str, Any] = {}
     for scheme, speed in plan.speeds.items():
         steps = [asdict(step) | {"flops_per_second": step.rate} for step in speed.steps]
         speeds[scheme] = {"steps": steps, "missing": list(speed.missing)}
     isoflop = plan.suite.isoflop
-    document = {
+    return {
         "suite": plan.suite.header.name,
         "isoflop": isoflop is not None,
         "runs": plan.runs,
@@ -313,4 +315,3 @@ def as_json(plan: SuitePlan) -> str:
         "busy": plan.busy,
         "added": plan.added,
     }
-    return json.dumps(document)

@@ -12,17 +12,19 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modbench.errors import UserError, is_file, several
 from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig
-from modbench.plan.family import Read, isoflop_grid, solved
 from modbench.records.run import RouterCode
 from modbench.records.run_name import RunName
 from modbench.sweep.process import DiedError, Say, run_worker
 from modbench.sweep.suite import Suite, check_labels
 from modbench.sweep.tables import DepthConfig, Scheme
+
+if TYPE_CHECKING:
+    from modbench.plan.solver import Read
 
 #: Seconds without progress after which the worker of a plugin is ended.
 PLUGIN_SECONDS = 120.0
@@ -297,13 +299,14 @@ def _with_grids(
     isoflop: DepthConfig,
     base: ModelConfig,
     budgets: Sequence[int],
-    read: Read,
+    read: "Read",
     step_tokens: int,
 ) -> Resolved:
     """Return ``row`` with the grids around ``base``. Raises UserError: a budget is too small for one, or
     buys too few steps of its largest shape."""
+    from modbench.plan.solver import isoflop_grid, solved
 
-    def search(read: Read, shift: int = 0) -> list[ModelConfig]:
+    def search(read: "Read", shift: int = 0) -> list[ModelConfig]:
         # At equal FLOPs, tokens per parameter fall with the square of the size.
         centred = isoflop.tokens_per_parameter / isoflop.spacing ** (2 * shift)
         moved = replace(isoflop, tokens_per_parameter=centred)

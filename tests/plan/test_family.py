@@ -8,7 +8,8 @@ import pytest
 from modbench.errors import UserError
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
-from modbench.plan.family import Family, Read, isoflop_grid, largest
+from modbench.plan.family import Family
+from modbench.plan.solver import Read, isoflop_grid, largest
 from modbench.routing.build import meta_decoder
 
 BASE = ModelConfig(vocabulary=512, width=64, layers=4, heads=4)

@@ -7,7 +7,7 @@ import pytest
 from small_suite import write_suite
 
 from modbench.plan.gpus import GPUS, Cluster, utilisation_at
-from modbench.sweep.costs import costs, measured_pass, outlined
+from modbench.sweep.costs import costs_as_table, measured_pass, outlined, priced
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import Wanted, expand_planned
@@ -25,21 +25,24 @@ def wanted(tmp_path: Path) -> list[Wanted]:
 
 def test_costs_are_gpu_hours_times_the_price(wanted: list[Wanted]) -> None:
     cluster = Cluster(gpu=GPUS["h100"], utilisation=0.4, price=2.5)
-    flops = round(989.4e12 * 0.4 * 3600 * 100)  # a hundred hours of one GPU
-    said = costs(wanted, flops, cluster)
-    assert "h100 at 40% of 989 TFLOP/s; 2.5 per hour: 250 in all" in said
-    hours = dict(line.split() for line in said.splitlines()[2:6])
     runs = len(wanted)
-    assert hours == {str(gpus): f"{100 / min(gpus, runs):.1f}" for gpus in (1, 8, 64, 256)}
+    each = round(989.4e12 * 0.4 * 3600 * 100 / runs)  # a hundred hours of one GPU in all
+    costs = priced([(item, each) for item in wanted], cluster)
+    assert costs.hours == pytest.approx({gpus: 100 / min(gpus, runs) for gpus in (1, 8, 64, 256)})
+    assert "2.5 per hour: 250 in all" in costs_as_table(costs)
+    of_scheme = sum(item.scheme == "vanilla" for item in wanted)
+    vanilla = costs.schemes[0]
+    assert (vanilla.scheme, vanilla.runs) == ("vanilla", of_scheme)
+    assert vanilla.training_flops == of_scheme * each
+    assert vanilla.price == pytest.approx(250 * of_scheme / runs)
 
 
 def test_hours_follow_the_width_of_the_models(wanted: list[Wanted]) -> None:
     width = wanted[0].run.model.width
     by_width = Cluster(gpu=GPUS["h100"], price=1.0)
     fixed = Cluster(gpu=GPUS["h100"], utilisation=utilisation_at(width), price=1.0)
-    one, other = (costs(wanted, 10**21, cluster) for cluster in (by_width, fixed))
-    assert "assumed by the width of a model" in one
-    assert one.splitlines()[2:6] == other.splitlines()[2:6]
+    flops_of = [(item, 10**21) for item in wanted]
+    assert priced(flops_of, by_width).hours == priced(flops_of, fixed).hours
     assert utilisation_at(1) == utilisation_at(192) == 0.1
     assert utilisation_at(10**6) == utilisation_at(2048) == 0.4
     assert 0.17 < utilisation_at(640) < 0.28
@@ -48,15 +51,16 @@ def test_hours_follow_the_width_of_the_models(wanted: list[Wanted]) -> None:
 def test_memory_is_that_of_a_pass_of_the_largest_model(wanted: list[Wanted]) -> None:
     run = wanted[0].run
     measured = measured_pass(run, outlined(run))
-    room = measured.memory(5).total
-    said = costs(wanted, 10**15, Cluster(gpu=replace(GPUS["h100"], memory=room), price=1.0))
-    row = next(line for line in said.splitlines() if line.startswith("vanilla"))
-    assert row.split()[1:3] == [f"{run.model.width}x{run.model.layers}", str(run.train.rows)]
-    share = measured.memory(run.train.rows).total / room
-    assert row.split()[-2:] == [f"{share:.1%}", "5"]
+    fits, room = measured.memory(run.train.rows), measured.memory(5).total
+    flops_of = [(item, 10**15) for item in wanted]
+    small = priced(flops_of, Cluster(gpu=replace(GPUS["h100"], memory=room), price=1.0)).schemes[0]
+    assert (small.model, small.micro_batch, small.memory) == (run.model, run.train.rows, fits)
+    assert small.largest_micro_batch == 5
+    assert f"{fits.total / room:.1%}" in dict(small.cells(replace(GPUS["h100"], memory=room))).values()
+    large = priced(flops_of, Cluster(gpu=GPUS["h100"], price=1.0)).schemes[0]
+    assert large.largest_micro_batch is None
 
 
 def test_gpus_that_can_not_run_it_have_no_hours(tmp_path: Path) -> None:
-    cluster = Cluster(gpu=GPUS["h100"], price=1.0)
-    said = costs(planned(tmp_path, parallel={"data": 4}), 10**15, cluster)
-    assert [line.split()[0] for line in said.splitlines()[2:5]] == ["8", "64", "256"]
+    flops_of = [(item, 10**15) for item in planned(tmp_path, parallel={"data": 4})]
+    assert [*priced(flops_of, Cluster(gpu=GPUS["h100"], price=1.0)).hours] == [8, 64, 256]

@@ -93,7 +93,7 @@ def test_a_plan_of_several_depths_has_a_row_for_each() -> None:
     assert all({layers for _, layers in part.sizes} == {part.depth} for part in plan.parts)
     assert plan.runs == 4 * 28
     assert "mod at 4 layers" in as_table(plan)
-    parts = json.loads(as_json(plan))["parts"]
+    parts = as_json(plan)["parts"]
     assert {(part["scheme"], part["depth"]) for part in parts} == set(names)
 
 

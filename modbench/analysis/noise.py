@@ -77,13 +77,14 @@ class Noise:
         """The spread of one run of ``scheme``; that of all if it has no repeated run."""
         return self.pooled if self.is_pooled else self.own.get(scheme, self.pooled)
 
-    def in_words(self) -> str:
-        """The sentence on the model and its numbers; empty without repeated runs."""
+    def in_words(self, rows: str = "all schemes") -> str:
+        """The sentence on the model and its numbers; empty without repeated runs. ``rows``: those with
+        this noise."""
         if self.pooled is None:
             return ""
         test = f" (Bartlett's p {self.p:.2g})" if self.p is not None else ""
         stated = (
-            f"Noise of one run between seeds: {self.pooled.sd:.4f}, pooled over all schemes, "
+            f"Noise of one run between seeds: {self.pooled.sd:.4f}, pooled over {rows}, "
             f"{self.pooled.freedom} degrees of freedom"
         )
         if self.is_pooled:

@@ -18,7 +18,7 @@ from modbench.errors import several
 from modbench.records.metrics import METRICS
 from modbench.report.compared import Compared
 from modbench.report.frame import plain_records
-from modbench.report.leaderboard.board import TO_DENSE, comparison_titles
+from modbench.report.leaderboard.board import TO_DENSE, Board, comparison_titles
 from modbench.report.plot_style import (
     GREY,
     PANEL,
@@ -36,7 +36,8 @@ from modbench.report.plot_style import (
 Pair = Mapping[str, Any]
 #: Values of the option ``scores`` of which the tokens selected don't depend on a token's content.
 _CONTROLS = {"gaussian", "hash", "stride"}
-_INTERVAL, _GAP = 0.11, 0.14  #: inches of an interval, and between two pairs
+#: Inches of an interval, between two pairs, and of the differences of single seeds.
+_INTERVAL, _GAP, _SEEDS = 0.11, 0.14, 0.2
 MOST_PAIRS = 40  #: of a forest plot
 _SIGNIFICANT = ("better", "worse")
 _KINDS = ("significant", "not significant", "no verdict")
@@ -57,6 +58,8 @@ def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
         titles = comparison_titles(board.comparisons)
         names = {rows[0]["comparison"]: of for rows, of in zip(board.comparisons, titles, strict=True)}
     pairs = _with_interval(frame)
+    if not sweep:
+        pairs = _stated(board) or pairs
     runs = chain.from_iterable(row["_results"] for row in board.rows)
     controls = {run.scheme for run in runs if run.run.router.options.get("scores") in _CONTROLS}
     label = f"{'validation loss' if metric == 'heldout_loss' else metric} ({METRICS[metric].unit})"
@@ -65,6 +68,16 @@ def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
         "difference_to_dense": partial(to_dense, pairs, names, label, look_of, controls),
         "differences": partial(forest, pairs, names, label, better),
     }
+
+
+def _stated(board: Board) -> list[Pair]:
+    """The pairs that the suite states."""
+    return [
+        {**pair, "place": pair["comparison"]}
+        for rows in board.comparisons
+        for pair in board.stated(rows[0]["comparison"])
+        if pair["low"] is not None
+    ]
 
 
 def not_all_drawn(frame: pd.DataFrame) -> str:
@@ -134,8 +147,9 @@ def to_dense(
 def forest(
     pairs: Sequence[Pair], names: Mapping[int, str], label: str, better: str = "below"
 ) -> Figure | None:
-    """The differences of all pairs, a line per pair with its places below each other. Of too many pairs,
-    the first that `not_all_drawn` tells. ``better``: below or above. None without a pair."""
+    """The differences of all pairs, a line per pair with its places below each other, and below each
+    place its differences ``by_seed``, if the pairs have them. Of too many pairs, the first that
+    `not_all_drawn` tells. ``better``: below or above. None without a pair."""
     rows = _lines(pairs)
     if len(rows) > MOST_PAIRS:
         tested_first = sorted(rows, key=lambda of: not any(pair["family"] for pair in rows[of].values()))
@@ -144,7 +158,8 @@ def forest(
         return None
     places = [of for of in (*names, None) if any(of in of_pair for of_pair in rows.values())]
     colors = [mpl.colormaps["viridis"](0.7 * n / max(len(places) - 1, 1)) for n in range(len(places))]
-    height = _INTERVAL * len(places) + _GAP
+    line = _INTERVAL + any("by_seed" in pair for pair in pairs) * _SEEDS
+    height = line * len(places) + _GAP
     figure, (axes,) = panels(1, height * len(rows) + PANEL / 4)
     axes.axvline(0, **_ZERO)
     kinds = set()
@@ -152,7 +167,10 @@ def forest(
         for place, pair in of_pair.items():
             at, told = places.index(place), pair["verdict"] in _SIGNIFICANT
             kinds.add(_KINDS[0 if told else 1 if pair["verdict"] else 2])
-            y = number + _INTERVAL / height * (at - (len(places) - 1) / 2)
+            y = number + line / height * (at - (len(places) - 1) / 2)
+            if seeds := [*pair.get("by_seed", {}).values()]:
+                below = [y + _SEEDS / 2 / height] * len(seeds)
+                axes.plot(seeds, below, ".", color=colors[at], alpha=0.5, markersize=4)
             mark = Mark(colors[at], "o" if pair["verdict"] else "|")
             _draw(axes, y, pair, mark, filled=told, sideways=True)
         if number % 2:
@@ -206,6 +224,8 @@ def _each_once(pairs: Sequence[Pair]) -> list[Pair]:
         if rank[scheme] < rank[other]:
             return pair
         ends = {"value": -pair["value"], "low": -pair["high"], "high": -pair["low"]}
+        if "by_seed" in pair:
+            ends["by_seed"] = {seed: -value for seed, value in pair["by_seed"].items()}
         return {**pair, "scheme": other, "other": scheme, **ends}
 
     def place(pair: Pair) -> tuple[bool, int, int]:

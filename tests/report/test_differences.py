@@ -13,7 +13,7 @@ from modbench.records.line import as_json, key_of
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
 from modbench.report.leaderboard.board import Board, board_of, dense_row
-from modbench.report.leaderboard.board_tables import first_table
+from modbench.report.leaderboard.board_tables import first_table, stated_table
 from modbench.report.leaderboard.page import leaderboard_page
 from modbench.report.table import to_csv
 
@@ -144,12 +144,13 @@ def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
 def stated_results(
     path: Path,
     compared: Sequence[dict[str, Any]],
-    *,
+    *further: Result,
     left: int = 0,
     budgets: Sequence[int] = (10**12,),
 ) -> list[Result]:
-    """The rows of `suite`, whose suite states the pairs ``compared`` and wants ``left`` runs more."""
-    runs = [result for budget in budgets for result in suite(train={"budget": budget})]
+    """The rows of `suite` and ``further`` ones, whose suite states the pairs ``compared`` and wants
+    ``left`` runs more."""
+    runs = [*further, *(run for budget in budgets for run in suite(train={"budget": budget}))]
     record = suite_record(runs)
     stated = as_json(record.suite) | ({"compare": list(compared)} if compared else {})
     stated["rows"].append({"label": "later", "runs": ["0" * 16] * left, "timed": []})
@@ -174,6 +175,27 @@ def test_a_suite_that_states_its_pairs_has_no_other_tests(tmp_path: Path) -> Non
     page = leaderboard_page(board).to_markdown()
     assert "the primary ones that the suite states" in page
     assert "minus dense" not in page
+
+
+def test_the_pairs_that_a_suite_states_come_first_with_their_blocks(tmp_path: Path) -> None:
+    pair = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 10**12}
+    dense = {"router": "vanilla", "train": {"learning_rate": 0.5}}
+    pilot = [make_record("a pilot", seed=seed, loss=4.5, **dense) for seed in (7, 8)]
+    elsewhere = make_record("mod", seed=3, loss=4.05, environment={"cpu": "Another CPU"})
+    last = make_record("vanilla", seed=3, loss=4.1)
+    board = board_of(stated_results(tmp_path, [pair], *pilot, elsewhere, last))
+    table = stated_table(board, board.rows)
+    assert table is not None
+    (row,) = (dict(zip(table.headings, cells, strict=True)) for cells in table.rows)
+    assert (row["scheme"], row["minus"], row["verdict"]) == ("mod", "vanilla", "better")
+    assert row["blocks"] == "4 (1 split)"
+    (stated,) = board.stated(1)
+    assert stated["by_seed"] == pytest.approx({0: -0.1, 1: -0.11, 2: -0.09, 3: -0.05})
+    assert dense_row(board.rows)["_name"] == "vanilla"  # not the pilot
+    page = leaderboard_page(board).to_markdown()
+    assert page.index("| role |") < page.index("| validation loss")
+    assert "*split*" in page
+    assert "| a pilot | mod |" not in page
 
 
 def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path: Path) -> None:

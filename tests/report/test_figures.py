@@ -191,6 +191,15 @@ def test_a_forest_has_each_pair_once_in_one_direction_and_shows_what_was_not_tes
     assert {"small", "large", "runs of equal shape", "no verdict"} <= {*_legend(figure)}
 
 
+def test_a_forest_shows_the_difference_of_each_seed_of_a_pair_that_has_them():
+    one = _pair("a", "vanilla", -0.1, "better") | {"by_seed": {300: -0.3, 301: 0.1}}
+    turned = _pair("vanilla", "b", 0.1, "worse") | {"by_seed": {300: 0.4, 301: -0.2}}
+    with look():
+        (axes,) = forest([one, turned], NAMES, "loss").axes
+    drawn = [[*line.get_xdata()] for line in axes.lines if line.get_marker() == "."]
+    assert drawn == [[-0.3, 0.1], [-0.4, 0.2]]
+
+
 def test_a_forest_of_several_depths_says_where_each_scheme_is_at_its_best():
     equal = _pair("a", "vanilla", -0.2, None) | {"depth": 4}
     with look():

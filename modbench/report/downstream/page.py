@@ -10,7 +10,7 @@ from modbench.analysis.items import paired_bootstrap
 from modbench.analysis.noise import Array
 from modbench.report.downstream.scores import comparable, entries_of, metrics_of, tasks_of
 from modbench.report.frame import BITS, MARGIN
-from modbench.report.leaderboard.board import DENSE, Board, comparison_titles
+from modbench.report.leaderboard.board import DENSE, Board, comparison_titles, is_stated
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.rows import Row, spread
 from modbench.report.table import Table
@@ -168,10 +168,11 @@ def comparison_table(rows: Sequence[Row]) -> Table | None:
 
 
 def _reference(rows: Sequence[Row]) -> Row:
-    """The dense scheme; without one, the first of the ranked ones."""
+    """The dense scheme, that of a pair which the suite states before others; without one, the first of
+    the ranked ones."""
     dense = [row for row in rows if row["router"] == DENSE]
     if dense:
-        return min(dense, key=lambda row: str(row["_name"]))
+        return min(dense, key=lambda row: (not is_stated(row), str(row["_name"])))
     return min(rows, key=lambda row: (row["position"] is None, row["position"] or 0))
 
 

@@ -77,11 +77,9 @@ class Board:
             return {}
         noise = {}
         for rows in self.comparisons:
-            if ranked := ranked_rows(rows):
-                stated = _stated(ranked)
-                compared = {pair[side] for pair in stated for side in ("a", "b")}
+            if ranked_rows(rows):
                 usable = [row for row in rows if not row["_unranked"]]
-                of_noise = [row for row in usable if row["_first"].label in compared] or usable
+                of_noise = [row for row in usable if is_stated(row)] or usable
                 noise[rows[0]["comparison"]] = row_noise(
                     {row["_name"]: by_seed(row, self.rank_by) for row in of_noise}
                 )
@@ -112,6 +110,21 @@ class Board:
         if comparison is not None:
             of_family = of_family[of_family["comparison"] == comparison]
         return plain_records(of_family)
+
+    def stated(self, comparison: int) -> list[dict[str, Any]]:
+        """The pairs of one comparison that the suite states, each with the difference of its rows
+        ``by_seed``, and the number of seeds whose two runs are ``split`` between processor types."""
+        row_of = {(row["comparison"], row["_pair_name"]): row for row in self.rows if row["position"]}
+        families = {TO_DENSE, TO_BEST, None}
+        pairs = plain_records(self.pairs[self.pairs["comparison"] == comparison])
+        stated = []
+        for pair in (pair for pair in pairs if pair["family"] not in families):
+            row, other = (row_of[comparison, pair[name]] for name in ("scheme", "other"))
+            ours, theirs = by_seed(row, self.rank_by), by_seed(other, self.rank_by)
+            by = {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+            split = sum(not _same_processor(row, other, seed) for seed in by)
+            stated.append({**pair, "by_seed": by, "split": split})
+        return stated
 
     def minus(self, row: Row, family: str) -> Mapping[str, Any]:
         """The pair of ``row`` in `TO_DENSE` or `TO_BEST`; empty if there is none."""
@@ -197,13 +210,14 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
 
 def dense_row(rows: Sequence[Row]) -> Row | None:
     """The dense row of a comparison: of the rows with the router `DENSE`, at their best size, the first
-    in the order of the suite, those of the shape that most rows have before others. None if there is no
-    such row."""
+    in the order of the suite, but first those of pairs that the suite states, then those of the shape
+    that most rows have. None if there is no such row."""
     shapes = Counter(row["model"] for row in rows)
     common = max(shapes.values(), default=0)
 
-    def order(row: Row) -> tuple[bool, int, str]:
-        return shapes[row["model"]] != common, row["_first"].row_number, row["_name"]
+    def order(row: Row) -> tuple[bool, bool, int, str]:
+        is_rare = shapes[row["model"]] != common
+        return not is_stated(row), is_rare, row["_first"].row_number, row["_name"]
 
     dense = (row for row in rows if row["best_size"] and row["router"] == DENSE)
     return min(dense, key=order, default=None)
@@ -309,10 +323,14 @@ def _shapes(rows: Sequence[Row]) -> list[str]:
 _Wanted = tuple[Row, Row, str, float | None]
 
 
-def _stated(ranked: Sequence[Row]) -> list[Mapping[str, Any]]:
-    """The pairs that the suite states at the budget of ``ranked``."""
-    stated = ranked[0]["_first"].suite["compare"]
-    return [pair for pair in stated if pair["budget"] == ranked[0]["budget"]]
+def _stated(row: Row) -> list[Mapping[str, Any]]:
+    """The pairs that the suite of ``row`` states at its budget."""
+    return [pair for pair in row["_first"].suite["compare"] if pair["budget"] == row["budget"]]
+
+
+def is_stated(row: Row) -> bool:
+    """Return True if the suite states a pair with ``row``."""
+    return any(row["_first"].label in (pair["a"], pair["b"]) for pair in _stated(row))
 
 
 def _pairs(
@@ -325,7 +343,7 @@ def _pairs(
         labels = {row["_first"].label: row for row in ranked}
         tested: list[_Wanted] = [
             (labels[of["a"]], labels[of["b"]], of["role"], of.get("margin"))
-            for of in _stated(ranked)
+            for of in _stated(ranked[0])
             if {of["a"], of["b"]} <= labels.keys()
         ]
     else:

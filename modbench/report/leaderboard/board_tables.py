@@ -11,6 +11,7 @@ from modbench.report.leaderboard.metric_cells import (
     difference_text,
     first_columns,
     metric_columns,
+    p_text,
     pair_table,
     ranking_column,
 )
@@ -46,10 +47,35 @@ def _group(board: Board, row: Row, told: bool) -> str:
     return f"{group}{' †' if row['note'] else ''}".strip() or "-"
 
 
+def stated_table(board: Board, rows: Sequence[Row]) -> Table | None:
+    """The pairs of a comparison that the suite states; None if it states none."""
+    lines = [
+        (
+            pair["family"],
+            pair["scheme"],
+            pair["other"],
+            difference_text(pair | {"verdict": None}),
+            p_text(pair["p_adjusted"]),
+            pair["verdict"] or pair["no_verdict_because"],
+            f"{pair['pairs']} ({pair['split']} split)" if pair["split"] else f"{pair['pairs']}",
+        )
+        for pair in board.stated(rows[0]["comparison"])
+    ]
+    difference = f"difference ({METRICS[board.rank_by].unit})"
+    headings = ("role", "scheme", "minus", difference, "adjusted p", "verdict", "blocks")
+    return (
+        Table(headings, lines, (0, 1, 2, 5)).about("Comparisons that the suite states")
+        if lines
+        else None
+    )
+
+
 def difference_table(board: Board, rows: Sequence[Row]) -> Table | None:
-    """The differences between ranked rows of a comparison: those that the suite states, or those to the
-    dense row and all others; None without repeated runs."""
+    """The differences between ranked rows of a comparison: those to the dense row and all others; None
+    without repeated runs, or if the suite states which pairs are compared."""
     of = board.pairs
+    if board.stated(rows[0]["comparison"]):
+        return None
     of = of[(of["comparison"] == rows[0]["comparison"]) & of["p"].notna()]
     pairs = plain_records(of[of["family"].fillna("") != TO_BEST])
     table = pair_table((), pairs, METRICS[board.rank_by].unit)

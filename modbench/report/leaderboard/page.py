@@ -28,6 +28,7 @@ from modbench.report.leaderboard.board_tables import (
     layer_table,
     more_table,
     size_table,
+    stated_table,
 )
 from modbench.report.leaderboard.columns import MORE, Column, column_table
 from modbench.report.leaderboard.metric_cells import first_columns, metric_text, ranking_column, si
@@ -70,7 +71,7 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         tests={family: len(board.pairs_of(family)) for family in (*board.families, TO_BEST)},
         dense=DENSE,
         downstream=downstream_section(board),
-        figures=figures_among(drawn, board.pairs),
+        figures=figures_among(drawn, board.pairs, seeds=any(of["stated"] for of in compared)),
         columns=_meanings(first_columns(board), (of["table"] for of in compared)),
         more_columns=_meanings(MORE, (of["more"] for of in compared)),
         most_rows=MOST_ROWS,
@@ -90,7 +91,7 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
     pairs = plain_records(board.pairs[board.pairs["comparison"] == number])
     noise = board.noise.get(number)
     held, models = conditions(rows[0], board.rank_by), [row["_model"] for row in rows]
-    of_several = differing(models)
+    of_several, stated = differing(models), stated_table(board, rows)
     # Equal in all rows; a row that stopped early has none.
     scored = next((row for row in rows if center(row, "unigram_loss")), rows[0])
     return {
@@ -101,7 +102,7 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "text": first.run.data.source,
         "seeds": len({result.seed for row in rows for result in row["_results"]}),
         "table": first_table(board, rows),
-        "noise": noise.in_words() if noise else "",
+        "noise": noise.in_words("these rows" if stated else "all schemes") if noise else "",
         "groups": any(board.group(row) for row in ranked),
         "dense": dense,
         "has_dense": bool(board.pairs_of(TO_DENSE, number)),
@@ -114,6 +115,8 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "unigram": metric_text(scored, "unigram_loss", ".4f"),
         "more": more_table(rows),
         "pairs": difference_table(board, rows),
+        "stated": stated,
+        "split": any(pair["split"] for pair in board.stated(number)),
         "layers": layer_table(rows),
         "sizes": size_table(board, rows),
     }
@@ -125,10 +128,15 @@ def suites_of(results: Iterable[Result]) -> str:
     return ", ".join(f"{escaped(name)}, version {version}" for name, version in suites)
 
 
-def figures_among(drawn: Collection[str], pairs: pd.DataFrame | None = None) -> list[tuple[str, str]]:
+def figures_among(
+    drawn: Collection[str], pairs: pd.DataFrame | None = None, *, seeds: bool = False
+) -> list[tuple[str, str]]:
     """Name and caption of each figure among the files ``drawn``, in the order of a page. ``pairs``: the
-    frame of pairs of the figures of differences."""
+    frame of pairs of the figures of differences; ``seeds``: those that a suite states are drawn, by
+    seed."""
     more = {} if pairs is None else {"differences": not_all_drawn(pairs)}
+    if seeds:
+        more["differences"] = " Small points: the differences of single seeds."
     among = [name for name in CAPTIONS if f"{name}.svg" in drawn]
     return [(name, CAPTIONS[name] + more.get(name, "")) for name in among]
 

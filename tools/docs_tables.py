@@ -35,7 +35,7 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("start", "reading_the_table", "columns", "results", "depth", "timing")
+        for name in ("start", "reading_the_table", "columns", "results", "depth", "confirm", "timing")
     ),
 )
 DENSE, MOD, RANDOM = "vanilla", "mod", "mod:gaussian"
@@ -202,6 +202,20 @@ def depth() -> str:
     return Table.of([*unique.values()], left=(1, 2)).to_markdown()
 
 
+def pilot() -> str:
+    """The losses of the pilot of the suite confirm by seed, and their means."""
+    runs = modbench.results(RESULTS / "confirm")
+    runs = runs[runs["label"].str.startswith("pilot")]
+    rows = []
+    for names, of in runs.groupby(["router", "layers", "width", "learning_rate"], sort=True):
+        losses = {
+            f"seed {run.seed}": f"{run.heldout_loss:.4f}" for run in of.sort_values("seed").itertuples()
+        }
+        row = dict(zip(("router", "layers", "width", "learning rate"), names, strict=True)) | losses
+        rows.append(row | {"mean": f"{of['heldout_loss'].mean():.4f}"})
+    return Table.of(rows).to_markdown()
+
+
 def scores() -> str:
     """One row per scheme: means over seeds with half of their interval."""
     lines = read("quick-scores/leaderboard.csv")
@@ -300,6 +314,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "scores": scores,
     "planned": planned,
     "depth": depth,
+    "pilot": pilot,
     "quick": quick,
     "row": row,
     "estimates": gpu_estimates.table,

@@ -101,6 +101,10 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 _LIGHT = ["torch", "numpy", "pandas", "lm_eval", "transformers"]
 _FORM = "import modbench.hf.families as f, modbench.ledger as l; "
 _FORM += "f.family_ledger({'model_type': 'llama'}, l.Workload.uniform(1, 8, 'train'))"
+_COMMANDS = (
+    "import importlib, pkgutil, modbench.cli as cli; "
+    "[importlib.import_module(f'modbench.cli.{of.name}') for of in pkgutil.iter_modules(cli.__path__)]"
+)
 _FIT = "from modbench.cli.main import main; main(['fit', 'points.csv', '--fit', 'parabola'])"
 
 
@@ -111,6 +115,7 @@ _FIT = "from modbench.cli.main import main; main(['fit', 'points.csv', '--fit', 
         ("from modbench.cli.main import main; main(['--help'])", [*_LIGHT, "seaborn", "scipy"]),
         ("from modbench.cli.main import main; main(['list', 'metrics'])", [*_LIGHT, "seaborn", "scipy"]),
         ("from modbench.cli.main import main; main(['docs', 'audit'])", _LIGHT),
+        (_COMMANDS, ["torch", "lm_eval", "transformers"]),
         (_FIT, ["torch", "lm_eval", "transformers"]),
         (_FORM, _LIGHT),
         ("import modbench.records.store, modbench.report.table", [*_LIGHT, "scipy", "rich"]),

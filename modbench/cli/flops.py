@@ -3,26 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from modbench.accounting.literature import uniform_workload
-from modbench.accounting.statement import (
-    Asked,
-    Statement,
-    as_json,
-    as_table,
-    family_statement,
-    router_statement,
-)
 from modbench.cli.messages import tell
 from modbench.cli.options import Plugins, RouterOptions, Routers, Several, flat, parsed_options
 from modbench.errors import UserError
-from modbench.hf.families import load_config, stated_length
 from modbench.ledger import Phase
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.registry import load_plugin
+
+if TYPE_CHECKING:
+    from modbench.accounting.statement import Asked, Statement
 
 #: Tokens with --hf where the config states no length; also the most with --profile, for which a model
 #: runs, with masks of length squared.
@@ -68,6 +61,9 @@ def flops(
         format: table: for reading; json: one JSON document on the last line
         plugin: Python files that register routers
     """
+    from modbench.accounting.literature import uniform_workload
+    from modbench.accounting.statement import Asked, as_json, as_table, router_statement
+
     files = flat(hf)
     if bool(router) == bool(files):
         given = "both" if router else "none"
@@ -104,9 +100,13 @@ def _refuse_unused(shape: ShapeOptions, option: Sequence[object]) -> None:
 
 
 def _family(
-    file: Path, sequence: int | None, batch: int, phase: Phase, past: int, asked: Asked
-) -> Statement:
+    file: Path, sequence: int | None, batch: int, phase: Phase, past: int, asked: "Asked"
+) -> "Statement":
     """State the model of a config.json at ``sequence`` tokens; None: its own length, less ``past``."""
+    from modbench.accounting.literature import uniform_workload
+    from modbench.accounting.statement import family_statement
+    from modbench.hf.families import load_config, stated_length
+
     config = load_config(file)
     if sequence is None:
         longest = stated_length(config) or UNSTATED_LENGTH

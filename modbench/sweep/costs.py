@@ -61,7 +61,7 @@ def smaller_pass(run: Run, measured: Measured, there: int) -> str:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a suite takes. ``hours``: of all its runs, by number of GPUs."""
+    """GPU-hours and prices of a suite. ``hours``: of all its runs, by number of GPUs."""
 
     cluster: Cluster
     schemes: Sequence[Scheme]

@@ -46,7 +46,10 @@ def blocks() -> list[tuple[str, str, bool, str]]:
 
 def command_lines() -> list[str]:
     lines = [
-        line for _, language, _, text in blocks() if language != "python" for line in text.splitlines()
+        line
+        for _, language, _, text in blocks()
+        if language != "python"
+        for line in re.sub(r" *\\\n *", " ", text).splitlines()
     ]
     return sorted({line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?modbench ", line)})
 

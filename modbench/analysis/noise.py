@@ -2,10 +2,12 @@
 
 The loss of a cell with seed s is modelled as mean + shift(budget, s) + residual. The shift is shared by
 every cell of that budget and seed (the order of the data), so it cancels in differences between schemes
-that were run with the same seeds; in the sweeps so far it was at most 6 % of their variance. The
-residual has one standard deviation for all schemes, unless Bartlett's test (1937) rejects that theirs
-are equal: then each scheme has its own, with the shift in it. Losses of one run at several budgets (a
-trapezoid's trunk) share both: they are drawn as one, and count once as a measurement of the noise.
+that were run with the same seeds; in the sweeps so far it was at most a third of their variance. It is
+told apart among cells of equal seeds only: elsewhere it stays in the residual, whose spread is then too
+large on average. The residual has one standard deviation for all schemes, unless Bartlett's test (1937)
+rejects that theirs are equal: then each scheme has its own, with the shift in it. Losses of one run at
+several budgets (a trapezoid's trunk) share both: they are drawn as one, and count once as a measurement
+of the noise.
 Shapes: S draws.
 """
 

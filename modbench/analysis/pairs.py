@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Columns and their types. The value is that of ``scheme`` minus that of ``other``, with the 95 %
-#: interval ``low`` to ``high`` and the p-value of this one comparison; ``p_adjusted`` and ``verdict``
-#: are adjusted for the number of comparisons in its ``family``, and missing without one.
+#: interval ``low`` to ``high`` and the p-values of this one comparison: of no difference, and
+#: ``p_equivalent`` of one as large as the margin. ``p_adjusted`` and ``verdict`` are adjusted for the
+#: number of comparisons in its ``family``, and missing without one.
 COLUMNS = {
     "comparison": "Int64",
     "budget": "Int64",
@@ -25,6 +26,7 @@ COLUMNS = {
     "high": "Float64",
     "p": "Float64",
     "p_adjusted": "Float64",
+    "p_equivalent": "Float64",
     "verdict": "string",
     "no_verdict_because": "string",
     "margin": "Float64",
@@ -76,6 +78,7 @@ def pair_row(names: Mapping[str, Any], difference: Difference) -> dict[str, Any]
         "high": high,
         "p": difference.p,
         "p_adjusted": difference.p_adjusted,
+        "p_equivalent": difference.p_equivalent,
         "verdict": difference.verdict,
         "no_verdict_because": difference.untold or None,
         "degrees_of_freedom": difference.freedom,

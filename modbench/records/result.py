@@ -1,7 +1,7 @@
 """Joins records: each run at each of its budgets, with what was measured on its weights. No torch."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -37,6 +37,7 @@ class Result:
     #: that names the row: name, version, rank_by, time and rank of its record; and of the newest suite,
     #: ``compare``: its stated comparisons; ``left``, ``wanted``: runs not finished, and all
     suite: Mapping[str, Any]
+    in_suite: bool = False  #: the newest suite wants this run
     isoflop: Plan | None = None  #: plan of the scheme's learning rates
     measurements: Sequence[MeasurementRecord] = ()
     #: settings of the measurements that the suite wants, in the form of `settings`
@@ -223,11 +224,17 @@ def results_of(records: Records) -> list[Result]:
     wanted: dict[str, Any] = dict(records.suites[-1].suite.wanted) if records.suites else {}
     wanted["downstream"] = {settings["task"]: settings for settings in wanted.get("downstream", ())}
     measured = _measured(measurements, wanted)
-    state = _state(records.suites, runs, measured)
+    in_suite = {key for of in records.suites[-1:] for row in of.suite.rows for key in row.runs}
+    state = _state(records.suites, runs, measured, in_suite)
     rows = _rows(records.suites, state)
     results = [
         Result(
-            record=record, budget=budget, measurements=measured[record.key, budget], wanted=wanted, **row
+            record=record,
+            budget=budget,
+            in_suite=record.key in in_suite,
+            measurements=measured[record.key, budget],
+            wanted=wanted,
+            **row,
         )
         for record in runs
         for row in rows.get(record.key, [{"label": record.what.router.name, "suite": _UNNAMED | state}])
@@ -240,21 +247,23 @@ _Measured = defaultdict[tuple[str, int], list[MeasurementRecord]]
 
 
 def _state(
-    suites: Sequence[SuiteRecord], runs: Iterable[RunRecord], measured: _Measured
+    suites: Sequence[SuiteRecord],
+    runs: Iterable[RunRecord],
+    measured: _Measured,
+    in_suite: Collection[str],
 ) -> dict[str, Any]:
-    """The comparisons that the newest suite states, and how many of its runs are left: without a
-    record, or without that of the loss which the suite wants. One that failed is not left."""
+    """The comparisons that the newest suite states, and how many of its runs, ``in_suite``, are left:
+    without a record, or without that of the loss which the suite wants. One that failed is not left."""
     if not suites:
         return {"compare": (), "left": 0, "wanted": 0}
     newest = suites[-1].suite
-    wanted = {key for row in newest.rows for key in row.runs}
-    left = wanted - {record.key for record in runs}
+    left = {*in_suite} - {record.key for record in runs}
     for record in runs if "heldout" in newest.wanted else ():
         for budget in record.what.schedule.budgets:
             kinds = [of.measurement.measures for of in measured[record.key, budget]]
             if record.status == "ok" and "heldout" not in kinds:
-                left |= wanted & {record.key}
-    return {"compare": tuple(newest.compare), "left": len(left), "wanted": len(wanted)}
+                left |= {*in_suite} & {record.key}
+    return {"compare": tuple(newest.compare), "left": len(left), "wanted": len(in_suite)}
 
 
 def _rows(suites: Iterable[SuiteRecord], state: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

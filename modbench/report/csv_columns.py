@@ -143,6 +143,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "high": f"upper {_ENDS} this one comparison",
         "p": "two-sided p-value of no difference",
         "p_adjusted": "p-value adjusted within the family (Holm)",
+        "p_equivalent": "p-value of a difference as large as the margin (two one-sided tests)",
         "verdict": "*better*, *worse*, *equivalent* or *undecided*, of `scheme`",
         "no_verdict_because": "why there is none: *few seeds*, *interim* (runs are left) or *misfit*",
         "margin": "difference within which the two are equivalent",

@@ -39,8 +39,9 @@ _CONTROLS = {"gaussian", "hash", "stride"}
 #: Inches of an interval, between two pairs, and of the differences of single seeds.
 _INTERVAL, _GAP, _SEEDS = 0.11, 0.14, 0.2
 MOST_PAIRS = 40  #: of a forest plot
-_SIGNIFICANT = ("better", "worse")
-_KINDS = ("significant", "not significant", "no verdict")
+#: Kinds of differences with their marker; without a verdict it is a stroke across the interval.
+_SIGNIFICANT, _EQUIVALENT, _NOT, _UNTOLD = "significant", "equivalent", "not significant", "no verdict"
+_MARKERS = {_SIGNIFICANT: "o", _EQUIVALENT: "D", _NOT: "o"}
 _BUDGET = "training FLOPs"
 _CONTROL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
 _ZERO: dict[str, Any] = {"color": REFERENCE, "linewidth": 1.4, "zorder": 1}
@@ -111,7 +112,7 @@ def to_dense(
     figure, (axes,) = panels(1, 0.6 * WIDTH)
     axes.axhline(0, **_ZERO)
     last: dict[str, tuple[float, float]] = {}
-    kinds = set()
+    kinds: set[str] = set()
     mark_of = {scheme: look_of.get(scheme.partition("/")[0], GREY) for scheme in points}
     for number, (scheme, of_scheme) in enumerate(points.items()):
         shift = 0.6 * ((number + 0.5) / len(points) - 0.5)
@@ -121,10 +122,9 @@ def to_dense(
         style: dict[str, Any] = _CONTROL if is_control else {"linewidth": 1}
         axes.plot(*zip(*line, strict=True), color=mark.color, **style)
         for x, pair in known:
-            told = pair["verdict"] in _SIGNIFICANT
-            kinds.add(_KINDS[0 if told else 1 if pair["verdict"] else 2])
+            kinds.add(kind := _kind(pair))
             shown = mark if pair["verdict"] else Mark(mark.color, "_")
-            _draw(axes, x, pair, shown, filled=told and not is_control)
+            _draw(axes, x, pair, shown, filled=kind == _SIGNIFICANT and not is_control)
         last[scheme] = line[-1]
     for number, scheme in enumerate(sorted(last, key=lambda of: last[of][1])):
         arrow = {"arrowstyle": "-", "color": mark_of[scheme].color, "relpos": (0, 0.5), "linestyle": ":"}
@@ -162,17 +162,22 @@ def forest(
     height = line * len(places) + _GAP
     figure, (axes,) = panels(1, height * len(rows) + PANEL / 4)
     axes.axvline(0, **_ZERO)
-    kinds = set()
+    kinds: set[str] = set()
+    band = None
     for number, of_pair in enumerate(rows.values()):
         for place, pair in of_pair.items():
-            at, told = places.index(place), pair["verdict"] in _SIGNIFICANT
-            kinds.add(_KINDS[0 if told else 1 if pair["verdict"] else 2])
+            at, kind = places.index(place), _kind(pair)
+            kinds.add(kind)
             y = number + line / height * (at - (len(places) - 1) / 2)
             if seeds := [*pair.get("by_seed", {}).values()]:
                 below = [y + _SEEDS / 2 / height] * len(seeds)
                 axes.plot(seeds, below, ".", color=colors[at], alpha=0.5, markersize=4)
-            mark = Mark(colors[at], "o" if pair["verdict"] else "|")
-            _draw(axes, y, pair, mark, filled=told, sideways=True)
+                if margin := pair["margin"]:
+                    band = axes.barh(
+                        y, 2 * margin, 0.9 * line / height, -margin, color=REFERENCE, alpha=0.2
+                    )
+            mark = Mark(colors[at], _MARKERS.get(kind, "|"))
+            _draw(axes, y, pair, mark, filled=kind == _SIGNIFICANT, sideways=True)
         if number % 2:
             axes.axhspan(number - 0.5, number + 0.5, color=REFERENCE, alpha=0.1, linewidth=0)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -182,18 +187,25 @@ def forest(
     handles: dict[str, Any] = {}
     for place, color in zip(places, colors, strict=True) if len(places) > 1 else ():
         handles["runs of equal shape" if place is None else names[place]] = handle(Mark(color, "o"))
+    if band:
+        handles["margin"] = band
     legend_below(figure, handles | _handles_of(kinds, "|"))
     return figure
 
 
 def _handles_of(kinds: Collection[str], stroke: str) -> dict[str, Any]:
     """Legend entries of ``kinds`` of differences; ``stroke``: the marker without a verdict."""
-    markers = dict(zip(_KINDS, ("o", "o", stroke), strict=True))
     return {
-        kind: handle(Mark(REFERENCE, marker), filled=kind == _KINDS[0])
-        for kind, marker in markers.items()
+        kind: handle(Mark(REFERENCE, marker), filled=kind == _SIGNIFICANT)
+        for kind, marker in (_MARKERS | {_UNTOLD: stroke}).items()
         if kind in kinds
     }
+
+
+def _kind(pair: Pair) -> str:
+    if pair["verdict"] in ("better", "worse"):
+        return _SIGNIFICANT
+    return _EQUIVALENT if pair["verdict"] == "equivalent" else _NOT if pair["verdict"] else _UNTOLD
 
 
 def _with_interval(frame: pd.DataFrame) -> list[Pair]:
@@ -215,7 +227,10 @@ def _lines(pairs: Sequence[Pair]) -> dict[str, dict[int | None, Pair]]:
 
 def _each_once(pairs: Sequence[Pair]) -> list[Pair]:
     """Each pair of schemes in one direction: minus the dense model, or the scheme that comes first in
-    the frame minus the other. The pairs with the dense model come first."""
+    the frame minus the other. The pairs with the dense model come first. Pairs that a suite states, with
+    differences ``by_seed``, stay as they are."""
+    if any("by_seed" in pair for pair in pairs):
+        return [*pairs]
     names = dict.fromkeys(name for pair in pairs for name in (pair["scheme"], pair["other"]))
     rank = {name: number for number, name in enumerate(sorted(names, key=lambda of: of == DENSE))}
 
@@ -224,8 +239,6 @@ def _each_once(pairs: Sequence[Pair]) -> list[Pair]:
         if rank[scheme] < rank[other]:
             return pair
         ends = {"value": -pair["value"], "low": -pair["high"], "high": -pair["low"]}
-        if "by_seed" in pair:
-            ends["by_seed"] = {seed: -value for seed, value in pair["by_seed"].items()}
         return {**pair, "scheme": other, "other": scheme, **ends}
 
     def place(pair: Pair) -> tuple[bool, int, int]:

@@ -15,6 +15,7 @@ from modbench.hf.config import hub_keys, hub_of, refuse_sizes
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
+from modbench.records.metrics import METRICS
 from modbench.records.names import LABEL, LABEL_WORDS
 from modbench.shipped import shipped_suites
 from modbench.sweep.tables import (
@@ -134,9 +135,12 @@ def load_suite(name: str, settings: Mapping[str, Any] | None = None) -> Suite:
     for setting in settings or {}:
         table, _, key = setting.partition(".")
         own = [{"sweep": {"seeds": s.seeds} if s.seeds else {}, **asdict(s)} for s in suite.schemes]
-        if table in ("model", "train", "sweep") and all(key in row[table] for row in own):
+        states = [key in row[table] for row in own] if table in ("model", "train", "sweep") else []
+        # A row with its own seeds would keep all its runs, when fewer were asked for.
+        if states and (all(states) or (key == "seeds" and any(states))):
+            of, each = ("no row", "each") if all(states) else ("only some rows", "another")
             raise UserError(
-                f"setting {setting} changes no row: each of suite {source} states its own {key}; change "
+                f"setting {setting} changes {of}: {each} of suite {source} states its own {key}; change "
                 "it there, in a copy of the file"
             )
     return suite
@@ -327,8 +331,15 @@ def _refuse_contradictions(
 
 
 def _check_comparisons(where: str, suite: Suite) -> None:
-    """Raises UserError: a row, budget or depth that ``suite`` does not have, a row with itself, or two
-    comparisons of the same."""
+    """Raises UserError: a row, budget or depth that ``suite`` does not have, a row with itself or with
+    one of other seeds, two comparisons of the same, or a ranking without noise."""
+    rank_by = suite.header.rank_by
+    if suite.comparisons and METRICS[rank_by].kind == "exact":
+        raise UserError(
+            f"{where} [[compare]] tests differences, and [suite] rank_by {rank_by} is exact, so that it "
+            "needs no test; remove one of them"
+        )
+    seeds = {scheme.label: {*suite.seeds_of(scheme)} for scheme in suite.schemes}
     depths: dict[str, set[int | None]] = {}
     for scheme in suite.schemes:
         for size in suite.shapes:
@@ -349,6 +360,8 @@ def _check_comparisons(where: str, suite: Suite) -> None:
                 )
         if pair.a == pair.b:
             raise UserError(f"{at} compares '{pair.a}' with itself; name another row")
+        if seeds[pair.a.partition("/")[0]].isdisjoint(seeds[pair.b.partition("/")[0]]):
+            raise UserError(f"{at} compares '{pair.a}' with '{pair.b}', which share no seed; give one")
         if pair.budget is not None and pair.budget not in budgets:
             raise UserError(f"{at} budget is {pair.budget:g}, which [sweep] budgets lacks; add it there")
         for stated in stated_comparisons([pair], budgets):

@@ -10,11 +10,12 @@ import pytest
 from made_up_records import make_record, replace, store, suite_record
 
 from modbench.records.line import as_json, key_of
+from modbench.records.probes import RANKING_PROBES
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
 from modbench.report.leaderboard.board import Board, board_of, dense_row
 from modbench.report.leaderboard.board_tables import first_table, stated_table
-from modbench.report.leaderboard.page import leaderboard_page
+from modbench.report.leaderboard.page import leaderboard_page, margins_in_words
 from modbench.report.table import to_csv
 
 LOSSES = {"mod": (3.90, 4.00, 4.11), "vanilla": (4.00, 4.11, 4.20), "token_choice": (4.00, 4.10, 4.21)}
@@ -147,15 +148,19 @@ def stated_results(
     *further: Result,
     left: int = 0,
     budgets: Sequence[int] = (10**12,),
+    left_out: Sequence[Result] = (),
 ) -> list[Result]:
     """The rows of `suite` and ``further`` ones, whose suite states the pairs ``compared`` and wants
-    ``left`` runs more."""
+    ``left`` runs more. An earlier suite named the runs ``left_out``, too."""
     runs = [*further, *(run for budget in budgets for run in suite(train={"budget": budget}))]
     record = suite_record(runs)
     stated = as_json(record.suite) | ({"compare": list(compared)} if compared else {})
     stated["rows"].append({"label": "later", "runs": ["0" * 16] * left, "timed": []})
     record = replace(record, suite=stated, key=key_of(stated))
-    return results_of(read_suite(store(path, runs, record)))
+    earlier = (
+        [suite_record([*runs, *left_out], finished="2020-01-01T00:00:00+00:00")] if left_out else []
+    )
+    return results_of(read_suite(store(path, [*runs, *left_out], *earlier, record)))
 
 
 def test_a_suite_that_states_its_pairs_has_no_other_tests(tmp_path: Path) -> None:
@@ -196,6 +201,74 @@ def test_the_pairs_that_a_suite_states_come_first_with_their_blocks(tmp_path: Pa
     assert page.index("| role |") < page.index("| validation loss")
     assert "*split*" in page
     assert "| a pilot | mod |" not in page
+
+
+PAIR = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 10**12, "margin": 0.02}
+
+
+def test_a_run_that_the_suite_names_no_more_counts_in_no_stated_pair(tmp_path: Path) -> None:
+    """The seeds of a block that isn't complete leave the suite file; their runs stay."""
+    before = board_of(stated_results(tmp_path / "before", [PAIR]))
+    others = [make_record("mod", seed=7, loss=9.0), make_record("vanilla", seed=7, loss=1.0)]
+    others += seeds("mod", (3.0, 3.0, 3.0), train={"learning_rate": 0.5})  # the rate before a change
+    after = board_of(stated_results(tmp_path / "after", [PAIR], left_out=others))
+    same = ("value", "low", "high", "p", "pairs", "degrees_of_freedom")
+    (first,), (second,) = before.pairs_of("primary"), after.pairs_of("primary")
+    assert {name: second[name] for name in same} == {name: first[name] for name in same}
+    assert (second["pairs"], second["verdict"]) == (3, "better")
+    assert after.noise[1].pooled == before.noise[1].pooled
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_pair_is_compared_over_the_seeds_that_finished(tmp_path: Path, status: str) -> None:
+    lost = make_record("mod", seed=3, status=status)
+    board = board_of(stated_results(tmp_path, [PAIR], lost, make_record("vanilla", seed=3, loss=4.1)))
+    assert not next(row for row in board.rows if row["_name"] == "mod")["position"]
+    table = stated_table(board, board.rows)
+    assert [row[-1] for row in table.rows] == ["3 (1 lost)"]
+    page = leaderboard_page(board).to_markdown()
+    assert "*lost*: one of its runs diverged or failed" in page
+    assert f"seed 3 {status}" in page.replace("\\", "")
+
+
+def test_a_stated_pair_that_has_no_difference_stays_with_its_reason(tmp_path: Path) -> None:
+    other = {"router": "mod", "train": {"learning_rate": 0.5}}
+    leaky = seeds("leaky", (1.0, 1.1, 1.2), failed_probes=(RANKING_PROBES[0],), **other)
+    apart = [make_record("apart", router="mod", seed=seed, loss=4 + seed / 70) for seed in (7, 8)]
+    pairs = [PAIR | {"a": "leaky"}, PAIR | {"a": "apart"}, PAIR]
+    board = board_of(stated_results(tmp_path, pairs, *leaky, *apart))
+    table = stated_table(board, board.rows)
+    verdict = table.headings.index("verdict")
+    assert [row[1] for row in table.rows] == ["leaky", "apart", "mod"]
+    assert str(table.rows[0][verdict]).startswith("leaky: failed audit probe")
+    assert [str(row[verdict]) for row in table.rows[1:]] == ["no finished seed in common", "better"]
+    interim = board_of(stated_results(tmp_path / "left", pairs, *leaky, left=1))
+    table = stated_table(interim, interim.rows)
+    assert [(row[verdict], row[verdict - 1]) for row in table.rows] == [("interim", "-")] * 3
+
+
+def test_pairs_of_sizes_are_compared_whichever_size_is_the_best(tmp_path: Path) -> None:
+    runs = [
+        make_record(
+            f"{scheme}/{size}", router=scheme, model={"width": width}, seed=seed, loss=loss + seed / 9
+        )
+        for scheme, losses in {"vanilla": (4.0, 4.5), "mod": (4.4, 4.2)}.items()
+        for size, width, loss in zip(("a", "b"), (32, 96), losses, strict=True)
+        for seed in range(3)
+    ]
+    pairs = [PAIR | {"a": f"mod/{size}", "b": f"vanilla/{size}"} for size in ("a", "b")]
+    board = board_of(stated_results(tmp_path, pairs, *runs))
+    assert [of["value"] for of in board.pairs_of("primary")] == pytest.approx([0.4, -0.3])
+
+
+def test_equivalent_is_explained_by_the_margins_of_the_pairs() -> None:
+    assert margins_in_words([("one", 0.02), ("one", 0.02), ("none", None)]) == [
+        ("one", "within 0.02 nats per token"),
+        ("none", ""),
+    ]
+    assert margins_in_words([("a", None), ("a", 0.05)], "bits/byte") == [
+        ("a", "within the margin of its pair")
+    ]
 
 
 def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path: Path) -> None:

@@ -191,13 +191,19 @@ def test_a_forest_has_each_pair_once_in_one_direction_and_shows_what_was_not_tes
     assert {"small", "large", "runs of equal shape", "no verdict"} <= {*_legend(figure)}
 
 
-def test_a_forest_shows_the_difference_of_each_seed_of_a_pair_that_has_them():
-    one = _pair("a", "vanilla", -0.1, "better") | {"by_seed": {300: -0.3, 301: 0.1}}
-    turned = _pair("vanilla", "b", 0.1, "worse") | {"by_seed": {300: 0.4, 301: -0.2}}
+def test_a_forest_shows_the_pairs_of_a_suite_as_it_states_them_with_each_seed_and_margin():
+    one = _pair("vanilla", "b", 0.1, "equivalent") | {"by_seed": {300: 0.4, 301: -0.2}, "margin": 0.25}
+    two = _pair("a", "vanilla", -0.1, "better") | {"by_seed": {300: -0.3, 301: 0.1}, "margin": None}
     with look():
-        (axes,) = forest([one, turned], NAMES, "loss").axes
+        figure = forest([one, two], NAMES, "loss")
+    (axes,) = figure.axes
     drawn = [[*line.get_xdata()] for line in axes.lines if line.get_marker() == "."]
-    assert drawn == [[-0.3, 0.1], [-0.4, 0.2]]
+    assert drawn == [[0.4, -0.2], [-0.3, 0.1]]
+    labels = [label.get_text().split()[::2] for label in axes.get_yticklabels()]
+    assert labels == [["vanilla", "b"], ["a", "vanilla"]]
+    (band,) = axes.containers[0] if len(axes.containers[0]) == 1 else axes.containers[1]
+    assert (band.get_x(), band.get_width()) == (-0.25, 0.5)
+    assert {"equivalent", "margin"} <= {*_legend(figure)}
 
 
 def test_a_forest_of_several_depths_says_where_each_scheme_is_at_its_best():

@@ -163,6 +163,21 @@ def test_a_mistake_in_a_comparison_is_named(tmp_path: Path, compared: str, sente
         parse(tmp_path, GOOD + compared)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        ('router = "vanilla"\n', 'router = "vanilla"\nseeds = [7, 8]\n', "which share no seed"),
+        ('"mine"\n', '"mine"\nrank_by = "forward_flops_per_token"\n', "rank_by forward_flops_per_token"),
+    ],
+)
+def test_a_comparison_that_no_run_can_decide_is_refused(
+    tmp_path: Path, before: str, after: str, sentence: str
+) -> None:
+    parse(tmp_path, GOOD + comparison())
+    with pytest.raises(UserError, match=sentence):
+        parse(tmp_path, GOOD.replace(before, after) + comparison())
+
+
 def test_a_comparison_holds_for_each_budget_unless_it_names_one(tmp_path: Path) -> None:
     text = comparison(margin=0.02) + comparison(a="vanilla", b="mod", budget=1e13, role="secondary")
     suite = parse(tmp_path, GOOD + '[[schemes]]\nrouter = "mod"\n' + text)

@@ -26,7 +26,7 @@ from modbench.report.isoflop.tables import (
 from modbench.report.leaderboard.audited import idle_layers
 from modbench.report.leaderboard.columns import OPTIMA, Column, column_table
 from modbench.report.leaderboard.metric_cells import difference_text
-from modbench.report.leaderboard.page import figures_among, origin_of, suites_of
+from modbench.report.leaderboard.page import figures_among, margins_in_words, origin_of, suites_of
 from modbench.report.markdown import Page, page
 from modbench.report.table import Number, Table
 
@@ -48,10 +48,7 @@ def isoflop_page(
     tested = [pair for pair in suite.rows.pairs if pair.family]
     noise = suite.curves.noise
     layers = suite.curves.runs["layers"].unique()
-    families: dict[str, float | None] = {}
-    for pair in tested:
-        if pair.family != "best" and pair.verdict:
-            families.setdefault(pair.family, pair.margin)
+    told = [(pair.family, pair.margin) for pair in tested if pair.family != "best" and pair.verdict]
     done = [result for result in results if result.status == "ok"]
     runs = Counter(result.scheme for result in done)
     idle = Counter(result.scheme for result in done if idle_layers([result]))
@@ -67,7 +64,7 @@ def isoflop_page(
         ranked=any(row.position for row in optima),
         noise=noise.in_words() if noise.pooled else "",
         groups=any(row.group for row in optima),
-        families=[*families.items()],
+        families=margins_in_words(told),
         tests={"best": 0, **Counter(pair.family for pair in tested)},
         untold=[*dict.fromkeys(pair.no_verdict_because for pair in tested)],
         mixed=not all(of.same_processor for of in suite.to_dense.values() if of.depth is None),

@@ -17,7 +17,7 @@ from modbench.records.metrics import METRICS, Metric, ranking_metric
 from modbench.records.result import Result
 from modbench.report.downstream.scores import metrics_of, tasks_of
 from modbench.report.frame import plain_records, results_frame, typed
-from modbench.report.leaderboard.audited import Audits
+from modbench.report.leaderboard.audited import Audits, why_unranked
 from modbench.report.leaderboard.rows import Row, by_seed, center, conditions, figure, rows_of
 from modbench.report.table import rounded, rounded_value
 from modbench.report.timing.table import TimingTable, timed_values
@@ -72,23 +72,23 @@ class Board:
     @cached_property
     def noise(self) -> dict[int, Noise]:
         """The noise of one run, by comparison: of all rows that can be ranked, whatever their size, or
-        of the rows that the suite compares; none for an exact metric, and where no row is ranked."""
+        of the rows that the suite compares; none for an exact metric, and where there is no such row."""
         if METRICS[self.rank_by].kind != "quality":
             return {}
         noise = {}
         for rows in self.comparisons:
-            if ranked_rows(rows):
-                usable = [row for row in rows if not row["_unranked"]]
-                of_noise = [row for row in usable if is_stated(row)] or usable
+            usable = [row for row in rows if ranked_rows(rows) and not row["_unranked"]]
+            stated = [row for row in _stated_rows(rows).values() if not _why_untested(row)]
+            if of := stated or usable:
                 noise[rows[0]["comparison"]] = row_noise(
-                    {row["_name"]: by_seed(row, self.rank_by) for row in of_noise}
+                    {row["_name"]: by_seed(row, self.rank_by, in_suite=bool(stated)) for row in of}
                 )
         return noise
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """The frame of pairs of ranked rows, each scheme at its best size: those that the suite states,
-        or those with the dense and with the best row, by family; then all others, untested."""
+        """The frame of pairs: those that the suite states, or those of ranked rows, each scheme at its
+        best size, with the dense and with the best row, by family; then all others, untested."""
         metric = METRICS[self.rank_by]
         pairs = [
             pair
@@ -113,17 +113,37 @@ class Board:
 
     def stated(self, comparison: int) -> list[dict[str, Any]]:
         """The pairs of one comparison that the suite states, each with the difference of its rows
-        ``by_seed``, and the number of seeds whose two runs are ``split`` between processor types."""
-        row_of = {(row["comparison"], row["_pair_name"]): row for row in self.rows if row["position"]}
-        families = {TO_DENSE, TO_BEST, None}
-        pairs = plain_records(self.pairs[self.pairs["comparison"] == comparison])
+        ``by_seed``, the number of seeds whose two runs are ``split`` between processor types, and that
+        of seeds which are ``lost``, since a run diverged or failed. A pair that can't be compared has no
+        ``value``."""
+        rows = next((rows for rows in self.comparisons if rows[0]["comparison"] == comparison), [])
+        row_of = _stated_rows(rows)
+        of_comparison = self.pairs[self.pairs["comparison"] == comparison]
+        told = {(of["family"], of["scheme"], of["other"]): of for of in plain_records(of_comparison)}
         stated = []
-        for pair in (pair for pair in pairs if pair["family"] not in families):
-            row, other = (row_of[comparison, pair[name]] for name in ("scheme", "other"))
-            ours, theirs = by_seed(row, self.rank_by), by_seed(other, self.rank_by)
-            by = {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+        for wanted in _stated(rows):
+            role, names = wanted["role"], (wanted["a"], wanted["b"])
+            found = [row for name in names if (row := row_of.get(name))]
+            if not found:
+                continue
+            pair = told.get((role, *names)) or {
+                **dict.fromkeys(("value", "low", "high", "p_adjusted", "verdict", "pairs")),
+                "comparison": comparison,
+                "family": role,
+                "scheme": names[0],
+                "other": names[1],
+                "margin": wanted.get("margin"),
+                "no_verdict_because": _why_no_pair(found, names),
+            }
+            row, other = found[0], found[-1]
+            ours, theirs = (by_seed(of, self.rank_by, in_suite=True) for of in (row, other))
+            seeds = sorted(ours.keys() & theirs.keys()) if pair["value"] is not None else ()
+            by = {seed: ours[seed] - theirs[seed] for seed in seeds}
             split = sum(not _same_processor(row, other, seed) for seed in by)
-            stated.append({**pair, "by_seed": by, "split": split})
+            runs = [{run.seed: run for run in of["_results"] if run.in_suite} for of in (row, other)]
+            both = runs[0].keys() & runs[1].keys()
+            lost = sum(any(of[seed].status != "ok" for of in runs) for seed in both)
+            stated.append({**pair, "by_seed": by, "split": split, "lost": lost})
         return stated
 
     def minus(self, row: Row, family: str) -> Mapping[str, Any]:
@@ -323,14 +343,43 @@ def _shapes(rows: Sequence[Row]) -> list[str]:
 _Wanted = tuple[Row, Row, str, float | None]
 
 
-def _stated(row: Row) -> list[Mapping[str, Any]]:
-    """The pairs that the suite of ``row`` states at its budget."""
-    return [pair for pair in row["_first"].suite["compare"] if pair["budget"] == row["budget"]]
+def _stated(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
+    """The pairs that the suite of ``rows``, of one budget, states there. Those of isoFLOP suites are
+    pairs of optima (`modbench.analysis.fitted`)."""
+    if any(row["_first"].isoflop for row in rows):
+        return []
+    pairs = rows[0]["_first"].suite["compare"] if rows else ()
+    return [pair for pair in pairs if pair["budget"] == rows[0]["budget"]]
+
+
+def _stated_rows(rows: Sequence[Row]) -> dict[str, Row]:
+    """The rows of one comparison in pairs that the suite states, by the label that it gives them. Of
+    rows that share a label, that of the newest suite."""
+    labels = {pair[side] for pair in _stated(rows) for side in ("a", "b")}
+    runs = ((row["_first"].label, row, run) for row in rows for run in row["_results"])
+    return {label: row for label, row, run in runs if label in labels and run.in_suite}
 
 
 def is_stated(row: Row) -> bool:
     """Return True if the suite states a pair with ``row``."""
-    return any(row["_first"].label in (pair["a"], pair["b"]) for pair in _stated(row))
+    return bool(_stated_rows([row]))
+
+
+def _why_untested(row: Row) -> str:
+    """Why ``row`` can't be in a pair that the suite states, whatever runs it lost; empty if it can."""
+    ok = [run for run in row["_ok"] if run.in_suite]
+    return why_unranked(ok, row["_audits"]) if ok else "no run has finished"
+
+
+def _why_no_pair(found: Sequence[Row], names: Sequence[str]) -> str:
+    """Why the pair of the rows ``found``, called ``names`` in the suite, has no difference."""
+    if found[0]["_first"].suite["left"]:
+        return INTERIM
+    if len(found) < len(names):
+        return "not in this table: " + ", ".join({*names} - {row["_first"].label for row in found})
+    why = ((row["_first"].label, _why_untested(row)) for row in found)
+    reasons = [f"{label}: {reason}" for label, reason in why if reason]
+    return "; ".join(reasons) or "no finished seed in common"
 
 
 def _pairs(
@@ -339,17 +388,16 @@ def _pairs(
     """The pairs of one comparison with their differences, which no family has judged yet."""
     ranked = ranked_rows(rows)
     margin = MARGIN if metric.unit == "nats/token" else None
-    if ranked[0]["_first"].suite["compare"]:
-        labels = {row["_first"].label: row for row in ranked}
-        tested: list[_Wanted] = [
-            (labels[of["a"]], labels[of["b"]], of["role"], of.get("margin"))
-            for of in _stated(ranked[0])
-            if {of["a"], of["b"]} <= labels.keys()
-        ]
+    tested: list[_Wanted] = []
+    if rows[0]["_first"].suite["compare"]:
+        usable = {label: row for label, row in _stated_rows(rows).items() if not _why_untested(row)}
+        for of in _stated(rows):
+            if {of["a"], of["b"]} <= usable.keys():
+                tested.append((usable[of["a"]], usable[of["b"]], of["role"], of.get("margin")))
     else:
         dense = dense_row(rows)
         to = dense if dense and dense["position"] else None
-        tested = [(row, to, TO_DENSE, margin) for row in ranked if to and row is not to]
+        tested += [(row, to, TO_DENSE, margin) for row in ranked if to and row is not to]
         tested += [(row, ranked[0], TO_BEST, margin) for row in ranked[1:]]
     known = {frozenset((row["_name"], other["_name"])) for row, other, *_ in tested}
     others: list[_Wanted] = [
@@ -357,10 +405,11 @@ def _pairs(
         for row, other in (combinations(ranked, 2) if len(ranked) <= MOST_ROWS else ())
         if frozenset((row["_name"], other["_name"])) not in known
     ]
-    untold = INTERIM if any(row["_first"].suite["left"] for row in ranked) else ""
+    untold = INTERIM if any(row["_first"].suite["left"] for row in rows) else ""
     for row, other, family, within in (*tested, *others):
+        stated = family not in (TO_DENSE, TO_BEST, "")
         spreads = noise.of(row["_name"]), noise.of(other["_name"])
-        ours, theirs = by_seed(row, metric.name), by_seed(other, metric.name)
+        ours, theirs = (by_seed(of, metric.name, in_suite=stated) for of in (row, other))
         pooled = noise.pooled if noise.is_pooled else None
         difference = compare(ours, theirs, spreads, pooled, within)
         if difference is not None:
@@ -369,8 +418,8 @@ def _pairs(
                 {
                     "comparison": row["comparison"],
                     "budget": row["budget"],
-                    "scheme": row["_pair_name"],
-                    "other": other["_pair_name"],
+                    "scheme": row["_first"].label if stated else row["_pair_name"],
+                    "other": other["_first"].label if stated else other["_pair_name"],
                     "metric": metric.name,
                     "family": family,
                     "margin": within,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from modbench.analysis.difference import INTERIM
 from modbench.records.metrics import METRICS
 from modbench.report.frame import differing, plain_records, shape_columns
 from modbench.report.leaderboard.board import TO_BEST, TO_DENSE, Board, best_rows
@@ -49,25 +50,31 @@ def _group(board: Board, row: Row, told: bool) -> str:
 
 def stated_table(board: Board, rows: Sequence[Row]) -> Table | None:
     """The pairs of a comparison that the suite states; None if it states none."""
+    stated, unit = board.stated(rows[0]["comparison"]), METRICS[board.rank_by].unit
+    if not stated:
+        return None
     lines = [
-        (
-            pair["family"],
-            pair["scheme"],
-            pair["other"],
-            difference_text(pair | {"verdict": None}),
-            p_text(pair["p_adjusted"]),
-            pair["verdict"] or pair["no_verdict_because"],
-            f"{pair['pairs']} ({pair['split']} split)" if pair["split"] else f"{pair['pairs']}",
-        )
-        for pair in board.stated(rows[0]["comparison"])
+        {
+            "role": pair["family"],
+            "scheme": pair["scheme"],
+            "minus": pair["other"],
+            f"difference ({unit})": "-"
+            if pair["value"] is None
+            else difference_text(pair | {"verdict": None}),
+            f"margin ({unit})": pair["margin"],
+            "adjusted p": p_text(None if pair["no_verdict_because"] == INTERIM else pair["p_adjusted"]),
+            "verdict": pair["verdict"] or pair["no_verdict_because"],
+            "blocks": _blocks(pair),
+        }
+        for pair in stated
     ]
-    difference = f"difference ({METRICS[board.rank_by].unit})"
-    headings = ("role", "scheme", "minus", difference, "adjusted p", "verdict", "blocks")
-    return (
-        Table(headings, lines, (0, 1, 2, 5)).about("Comparisons that the suite states")
-        if lines
-        else None
-    )
+    return Table.of(lines, left=(0, 1, 2, 6)).about("Comparisons that the suite states")
+
+
+def _blocks(pair: Mapping[str, Any]) -> str:
+    """The number of blocks of a pair that the suite states, and of those that are special."""
+    words = [f"{pair[kind]} {kind}" for kind in ("split", "lost") if pair[kind]]
+    return f"{pair['pairs'] or 0}" + (f" ({', '.join(words)})" if words else "")
 
 
 def difference_table(board: Board, rows: Sequence[Row]) -> Table | None:

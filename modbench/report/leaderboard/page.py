@@ -1,6 +1,7 @@
 """Contents of leaderboard.md: each scheme's row with its numbers and comparisons, further columns and
 notes. The words are in ``pages/leaderboard.md.j2``."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from modbench.report.leaderboard.board import (
     best_rows,
     comparison_titles,
     dense_row,
+    is_stated,
 )
 from modbench.report.leaderboard.board_tables import (
     difference_table,
@@ -52,22 +54,22 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         {"title": title, **_comparison(board, of)}
         for title, of in zip(titles, board.comparisons, strict=True)
     ]
-    families = {}
-    for family in board.families:
-        tested = [pair for pair in board.pairs_of(family) if pair["verdict"]]
-        if tested and family != TO_BEST:
-            families[family] = tested[0]["margin"]
+    families = [of for of in board.families if of != TO_BEST]
+    told = [(of, pair["margin"]) for of in families for pair in board.pairs_of(of) if pair["verdict"]]
     results = [result for row in rows for result in row["_results"]]
+    stated = [row for row in rows if is_stated(row)]
+    of_stated = [result for row in stated for result in row["_results"] if result.in_suite]
     return page(
         "leaderboard",
         suites=suites_of(results),
         suite=results[0].suite if results else {"left": 0, "wanted": 0, "compare": ()},
         compared=compared,
         schemes=len({row["label"] for row in rows}),
-        sizes=[size for row in rows if (size := center(row, "active_parameters"))] or [0],
+        sizes=[size for row in stated or rows if (size := center(row, "active_parameters"))] or [0],
+        most_seeds=len({result.seed for result in of_stated or results}),
         exact=METRICS[board.rank_by].kind == "exact",
         by=ranking_column(board).heading.partition(" (")[0],
-        families=[*families.items()],
+        families=margins_in_words(told, METRICS[board.rank_by].unit),
         tests={family: len(board.pairs_of(family)) for family in (*board.families, TO_BEST)},
         dense=DENSE,
         downstream=downstream_section(board),
@@ -117,9 +119,26 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "pairs": difference_table(board, rows),
         "stated": stated,
         "split": any(pair["split"] for pair in board.stated(number)),
+        "lost": any(pair["lost"] for pair in board.stated(number)),
         "layers": layer_table(rows),
         "sizes": size_table(board, rows),
     }
+
+
+def margins_in_words(
+    tested: Iterable[tuple[str, float | None]], unit: str = "nats/token"
+) -> list[tuple[str, str]]:
+    """What *equivalent* means in each family of comparisons, by the families and margins of the pairs
+    ``tested``; empty if it is not tested."""
+    margins: dict[str, set[float | None]] = defaultdict(set)
+    for family, margin in tested:
+        margins[family].add(margin)
+    words = []
+    for family, of in margins.items():
+        margin = next(iter(of))
+        same = f"within {margin:g} {unit.replace('/', ' per ')}" if margin else ""
+        words.append((family, same if len(of) == 1 else "within the margin of its pair"))
+    return words
 
 
 def suites_of(results: Iterable[Result]) -> str:

@@ -250,9 +250,11 @@ def figure(row: Row, name: str) -> float | None:
     return middle
 
 
-def by_seed(row: Row, name: str) -> dict[int, float]:
-    """The metric ``name`` of each finished seed that measured it."""
-    return {of.seed: of.metrics[name] for of in row["_ok"] if name in of.metrics}
+def by_seed(row: Row, name: str, *, in_suite: bool = False) -> dict[int, float]:
+    """The metric ``name`` of each finished seed that measured it; ``in_suite``: of those that the newest
+    suite wants."""
+    ok = (of for of in row["_ok"] if of.in_suite or not in_suite)
+    return {of.seed: of.metrics[name] for of in ok if name in of.metrics}
 
 
 def conditions(row: Row, rank_by: str) -> dict[str, Any]:

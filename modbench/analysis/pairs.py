@@ -85,3 +85,11 @@ def pair_row(names: Mapping[str, Any], difference: Difference) -> dict[str, Any]
         "pairs": difference.pairs,
         **{name: value for name, value in names.items() if name != "family" or value},
     }
+
+
+def not_compared(stated: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """The pair that a suite states (`modbench.sweep.tables.Comparison`), as a row of the frame of pairs
+    without a value."""
+    names = {"family": stated["role"], "scheme": stated["a"], "other": stated["b"]}
+    rest = {"margin": stated.get("margin"), "no_verdict_because": why}
+    return {**dict.fromkeys(("value", "low", "high", "p_adjusted", "verdict", "pairs")), **names, **rest}

@@ -1,6 +1,7 @@
 """The report of an isoFLOP suite with curves of several depths, from made-up records of known curves."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import log
 
 from isoflop_made_up import BUDGETS, Make, analysed, curve_loss, run, sweep_records, table_under
@@ -51,6 +52,27 @@ def depth_rows(sweep: IsoFlopSuite, budget: str = "3e+12") -> dict[tuple[str, st
     tables = [part for part in isoflop_page(sweep).parts if isinstance(part, Table)]
     table = next(table for table in tables if table.caption == caption)
     return {(str(row[0]), str(row[1])): [str(cell) for cell in row] for row in table.rows}
+
+
+def test_the_pairs_that_a_suite_states_come_first_whether_they_can_be_compared_or_not(
+    make: Make,
+) -> None:
+    pair = {"a": "mod", "b": "vanilla", "role": "primary", "budget": BUDGETS[1], "margin": 0.02}
+    pairs = [pair, pair | {"role": "secondary", "depth": 2}, pair | {"role": "secondary", "depth": 4}]
+
+    def shown(**state: object) -> Table:
+        found = records(make, edge=("vanilla", 2))
+        stated = [replace(of, suite={**of.suite, "compare": pairs, **state}) for of in found]
+        return next(part for part in isoflop_page(analysed(stated)).parts if isinstance(part, Table))
+
+    table = shown()
+    columns = [table.headings.index(name) for name in ("role", "layers", "adjusted p", "verdict")]
+    first, second, third = ([str(row[column]) for column in columns] for row in table.rows)
+    assert (first[:2], first[3]) == (["primary", "best"], "better")
+    assert second == ["secondary", "2", "-", "no optimum: vanilla"]
+    assert (third[:2], third[3]) == (["secondary", "4"], "better")
+    left = shown(left=1, wanted=90).rows
+    assert [[row[column] for column in columns[2:]] for row in left] == [["-", "interim"]] * 3
 
 
 def test_each_scheme_is_ranked_at_its_best_depth(make: Make) -> None:

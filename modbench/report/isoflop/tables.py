@@ -6,11 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from modbench.analysis.difference import INTERIM
 from modbench.analysis.isoflop import FITS
+from modbench.analysis.pairs import not_compared
 from modbench.errors import several
 from modbench.records.names import at_depth
 from modbench.report.isoflop.source import IsoFlopSuite
-from modbench.report.leaderboard.metric_cells import difference_text, p_text, pair_table, si
+from modbench.report.leaderboard.metric_cells import (
+    difference_text,
+    p_text,
+    pair_table,
+    si,
+    stated_cells,
+)
 from modbench.report.table import Number, Table
 
 
@@ -32,6 +40,26 @@ def details(suite: IsoFlopSuite, budgets: Sequence[dict[str, Any]]) -> dict[str,
         "rates": _rates(suite),
         "lost": lost,
     }
+
+
+def stated_table(suite: IsoFlopSuite) -> Table | None:
+    """The pairs that the suite states; None if it states none."""
+    told = {(of.budget, of.depth, of.family, of.scheme, of.other): of for of in suite.rows.pairs}
+    optima = {(of.budget, of.depth, of.scheme) for of in suite.rows.optima if of.loss is not None}
+    optima |= {(budget, None, scheme) for budget, _, scheme in optima}
+    lines = []
+    for of in suite.results[0].suite["compare"]:
+        at, sides = (of["budget"], of.get("depth")), (of["a"], of["b"])
+        found = told.get((*at, of["role"], *sides))
+        missing = [scheme for scheme in sides if (*at, scheme) not in optima]
+        why = f"no optimum: {', '.join(missing)}" if missing else "not ranked: a scheme or its rate"
+        pair = not_compared(of, INTERIM if suite.results[0].suite["left"] else why)
+        further = {"FLOPs": f"{of['budget']:.3g}"}
+        if suite.depths:
+            further["layers"] = str(of.get("depth") or "best")
+        lines.append(stated_cells(found._asdict() if found else pair, "nats/token", **further))
+    left = (0, 1, 2, len(lines[0]) - 1) if lines else ()
+    return Table.of(lines, left).about("Comparisons that the suite states") if lines else None
 
 
 def _sizes(suite: IsoFlopSuite, budget: int) -> Table:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from modbench.analysis.difference import INTERIM, MARGIN, Difference, compare, row_noise
 from modbench.analysis.noise import Noise
-from modbench.analysis.pairs import pairs_frame
+from modbench.analysis.pairs import not_compared, pairs_frame
 from modbench.records.line import canonical_json
 from modbench.records.metrics import METRICS, Metric, ranking_metric
 from modbench.records.result import Result
@@ -126,15 +126,7 @@ class Board:
             found = [row for name in names if (row := row_of.get(name))]
             if not found:
                 continue
-            pair = told.get((role, *names)) or {
-                **dict.fromkeys(("value", "low", "high", "p_adjusted", "verdict", "pairs")),
-                "comparison": comparison,
-                "family": role,
-                "scheme": names[0],
-                "other": names[1],
-                "margin": wanted.get("margin"),
-                "no_verdict_because": _why_no_pair(found, names),
-            }
+            pair = told.get((role, *names)) or not_compared(wanted, _why_no_pair(found, names))
             row, other = found[0], found[-1]
             ours, theirs = (by_seed(of, self.rank_by, in_suite=True) for of in (row, other))
             seeds = sorted(ours.keys() & theirs.keys()) if pair["value"] is not None else ()
@@ -143,7 +135,9 @@ class Board:
             runs = [{run.seed: run for run in of["_results"] if run.in_suite} for of in (row, other)]
             both = runs[0].keys() & runs[1].keys()
             lost = sum(any(of[seed].status != "ok" for of in runs) for seed in both)
-            stated.append({**pair, "by_seed": by, "split": split, "lost": lost})
+            stated.append(
+                {**pair, "comparison": comparison, "by_seed": by, "split": split, "lost": lost}
+            )
         return stated
 
     def minus(self, row: Row, family: str) -> Mapping[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modbench.analysis.difference import INTERIM
 from modbench.records.metrics import METRICS
 from modbench.report.frame import differing, plain_records, shape_columns
 from modbench.report.leaderboard.board import TO_BEST, TO_DENSE, Board, best_rows
@@ -12,9 +11,9 @@ from modbench.report.leaderboard.metric_cells import (
     difference_text,
     first_columns,
     metric_columns,
-    p_text,
     pair_table,
     ranking_column,
+    stated_cells,
 )
 from modbench.report.leaderboard.rows import Row, center, shape_name
 from modbench.report.table import Table
@@ -53,21 +52,7 @@ def stated_table(board: Board, rows: Sequence[Row]) -> Table | None:
     stated, unit = board.stated(rows[0]["comparison"]), METRICS[board.rank_by].unit
     if not stated:
         return None
-    lines = [
-        {
-            "role": pair["family"],
-            "scheme": pair["scheme"],
-            "minus": pair["other"],
-            f"difference ({unit})": "-"
-            if pair["value"] is None
-            else difference_text(pair | {"verdict": None}),
-            f"margin ({unit})": pair["margin"],
-            "adjusted p": p_text(None if pair["no_verdict_because"] == INTERIM else pair["p_adjusted"]),
-            "verdict": pair["verdict"] or pair["no_verdict_because"],
-            "blocks": _blocks(pair),
-        }
-        for pair in stated
-    ]
+    lines = [{**stated_cells(pair, unit), "blocks": _blocks(pair)} for pair in stated]
     return Table.of(lines, left=(0, 1, 2, 6)).about("Comparisons that the suite states")
 
 

@@ -106,6 +106,23 @@ def p_text(p: float | None) -> str:
     return Number(f"{p:.2g}" if p >= _SMALLEST else f"below {_SMALLEST:g}", p)
 
 
+def stated_cells(pair: Mapping[str, Any], unit: str, **further: object) -> dict[str, object]:
+    """The cells of a pair that a suite states, by heading, with ``further`` ones after the names. A pair
+    that can't be compared has no value; that of an unfinished suite is not judged."""
+    untold = pair["no_verdict_because"]
+    told = "-" if pair["value"] is None else difference_text({**pair, "verdict": None})
+    return {
+        "role": pair["family"],
+        "scheme": pair["scheme"],
+        "minus": pair["other"],
+        **further,
+        f"difference ({unit})": told,
+        f"margin ({unit})": pair["margin"],
+        "adjusted p": p_text(None if untold == INTERIM else pair["p_adjusted"]),
+        "verdict": pair["verdict"] or untold,
+    }
+
+
 def pair_table(
     leading: Sequence[tuple[str, Sequence[str]]], pairs: Sequence[Mapping[str, Any]], unit: str
 ) -> Table:

@@ -10,9 +10,10 @@ from modbench.analysis.items import paired_bootstrap
 from modbench.analysis.noise import Array
 from modbench.report.downstream.scores import comparable, entries_of, metrics_of, tasks_of
 from modbench.report.frame import BITS, MARGIN
-from modbench.report.leaderboard.board import DENSE, Board, comparison_titles, is_stated
+from modbench.report.leaderboard.board import DENSE, Board, comparison_titles
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.leaderboard.rows import Row, spread
+from modbench.report.leaderboard.stated import is_stated
 from modbench.report.table import Table
 
 _NAMES = {BITS: "bits/byte of the right answer", MARGIN: "margin of the right answer (nats)"}

@@ -11,17 +11,31 @@ import pandas as pd
 
 from modbench.analysis.difference import INTERIM, MARGIN, Difference, compare, row_noise
 from modbench.analysis.noise import Noise
-from modbench.analysis.pairs import not_compared, pairs_frame
+from modbench.analysis.pairs import pairs_frame
 from modbench.records.line import canonical_json
 from modbench.records.metrics import METRICS, Metric, ranking_metric
 from modbench.records.result import Result
 from modbench.report.downstream.scores import metrics_of, tasks_of
 from modbench.report.frame import plain_records, results_frame, typed
-from modbench.report.leaderboard.audited import Audits, why_unranked
-from modbench.report.leaderboard.rows import Row, by_seed, center, conditions, figure, rows_of
+from modbench.report.leaderboard.audited import Audits
+from modbench.report.leaderboard.rows import (
+    Row,
+    by_seed,
+    center,
+    conditions,
+    figure,
+    rows_of,
+    same_processor,
+)
+from modbench.report.leaderboard.stated import (
+    is_stated,
+    stated_differences,
+    stated_pairs,
+    stated_rows,
+    why_untested,
+)
 from modbench.report.table import rounded, rounded_value
 from modbench.report.timing.table import TimingTable, timed_values
-from modbench.report.timing.values import processor_types
 
 #: Router of the dense model.
 DENSE = "vanilla"
@@ -78,7 +92,7 @@ class Board:
         noise = {}
         for rows in self.comparisons:
             usable = [row for row in rows if ranked_rows(rows) and not row["_unranked"]]
-            stated = [row for row in _stated_rows(rows).values() if not _why_untested(row)]
+            stated = [row for row in stated_rows(rows).values() if not why_untested(row)]
             if of := stated or usable:
                 noise[rows[0]["comparison"]] = row_noise(
                     {row["_name"]: by_seed(row, self.rank_by, in_suite=bool(stated)) for row in of}
@@ -117,28 +131,8 @@ class Board:
         of seeds which are ``lost``, since a run diverged or failed. A pair that can't be compared has no
         ``value``."""
         rows = next((rows for rows in self.comparisons if rows[0]["comparison"] == comparison), [])
-        row_of = _stated_rows(rows)
         of_comparison = self.pairs[self.pairs["comparison"] == comparison]
-        told = {(of["family"], of["scheme"], of["other"]): of for of in plain_records(of_comparison)}
-        stated = []
-        for wanted in _stated(rows):
-            role, names = wanted["role"], (wanted["a"], wanted["b"])
-            found = [row for name in names if (row := row_of.get(name))]
-            if not found:
-                continue
-            pair = told.get((role, *names)) or not_compared(wanted, _why_no_pair(found, names))
-            row, other = found[0], found[-1]
-            ours, theirs = (by_seed(of, self.rank_by, in_suite=True) for of in (row, other))
-            seeds = sorted(ours.keys() & theirs.keys()) if pair["value"] is not None else ()
-            by = {seed: ours[seed] - theirs[seed] for seed in seeds}
-            split = sum(not _same_processor(row, other, seed) for seed in by)
-            runs = [{run.seed: run for run in of["_results"] if run.in_suite} for of in (row, other)]
-            both = runs[0].keys() & runs[1].keys()
-            lost = sum(any(of[seed].status != "ok" for of in runs) for seed in both)
-            stated.append(
-                {**pair, "comparison": comparison, "by_seed": by, "split": split, "lost": lost}
-            )
-        return stated
+        return stated_differences(rows, plain_records(of_comparison), self.rank_by)
 
     def minus(self, row: Row, family: str) -> Mapping[str, Any]:
         """The pair of ``row`` in `TO_DENSE` or `TO_BEST`; empty if there is none."""
@@ -337,45 +331,6 @@ def _shapes(rows: Sequence[Row]) -> list[str]:
 _Wanted = tuple[Row, Row, str, float | None]
 
 
-def _stated(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
-    """The pairs that the suite of ``rows``, of one budget, states there. Those of isoFLOP suites are
-    pairs of optima (`modbench.analysis.fitted`)."""
-    if any(row["_first"].isoflop for row in rows):
-        return []
-    pairs = rows[0]["_first"].suite["compare"] if rows else ()
-    return [pair for pair in pairs if pair["budget"] == rows[0]["budget"]]
-
-
-def _stated_rows(rows: Sequence[Row]) -> dict[str, Row]:
-    """The rows of one comparison in pairs that the suite states, by the label that it gives them. Of
-    rows that share a label, that of the newest suite."""
-    labels = {pair[side] for pair in _stated(rows) for side in ("a", "b")}
-    runs = ((row["_first"].label, row, run) for row in rows for run in row["_results"])
-    return {label: row for label, row, run in runs if label in labels and run.in_suite}
-
-
-def is_stated(row: Row) -> bool:
-    """Return True if the suite states a pair with ``row``."""
-    return bool(_stated_rows([row]))
-
-
-def _why_untested(row: Row) -> str:
-    """Why ``row`` can't be in a pair that the suite states, whatever runs it lost; empty if it can."""
-    ok = [run for run in row["_ok"] if run.in_suite]
-    return why_unranked(ok, row["_audits"]) if ok else "no run has finished"
-
-
-def _why_no_pair(found: Sequence[Row], names: Sequence[str]) -> str:
-    """Why the pair of the rows ``found``, called ``names`` in the suite, has no difference."""
-    if found[0]["_first"].suite["left"]:
-        return INTERIM
-    if len(found) < len(names):
-        return "not in this table: " + ", ".join({*names} - {row["_first"].label for row in found})
-    why = ((row["_first"].label, _why_untested(row)) for row in found)
-    reasons = [f"{label}: {reason}" for label, reason in why if reason]
-    return "; ".join(reasons) or "no finished seed in common"
-
-
 def _pairs(
     rows: Sequence[Row], metric: Metric, noise: Noise
 ) -> Iterator[tuple[Mapping[str, Any], Difference]]:
@@ -384,8 +339,8 @@ def _pairs(
     margin = MARGIN if metric.unit == "nats/token" else None
     tested: list[_Wanted] = []
     if rows[0]["_first"].suite["compare"]:
-        usable = {label: row for label, row in _stated_rows(rows).items() if not _why_untested(row)}
-        for of in _stated(rows):
+        usable = {label: row for label, row in stated_rows(rows).items() if not why_untested(row)}
+        for of in stated_pairs(rows):
             if {of["a"], of["b"]} <= usable.keys():
                 tested.append((usable[of["a"]], usable[of["b"]], of["role"], of.get("margin")))
     else:
@@ -417,15 +372,10 @@ def _pairs(
                     "metric": metric.name,
                     "family": family,
                     "margin": within,
-                    "same_processor": all(_same_processor(row, other, seed) for seed in shared),
+                    "same_processor": all(same_processor(row, other, seed) for seed in shared),
                 },
                 replace(difference, untold=untold or difference.untold),
             )
-
-
-def _same_processor(row: Row, other: Row, seed: int) -> bool:
-    runs = [result for result in (*row["_ok"], *other["_ok"]) if result.seed == seed]
-    return len(processor_types(runs)) == 1
 
 
 def comparison_titles(comparisons: Sequence[Sequence[Row]]) -> list[str]:

@@ -22,7 +22,6 @@ from modbench.report.leaderboard.board import (
     best_rows,
     comparison_titles,
     dense_row,
-    is_stated,
 )
 from modbench.report.leaderboard.board_tables import (
     difference_table,
@@ -35,6 +34,7 @@ from modbench.report.leaderboard.board_tables import (
 from modbench.report.leaderboard.columns import MORE, Column, column_table
 from modbench.report.leaderboard.metric_cells import first_columns, metric_text, ranking_column, si
 from modbench.report.leaderboard.rows import Row, center, conditions
+from modbench.report.leaderboard.stated import is_stated
 from modbench.report.markdown import Page, page
 from modbench.report.pair_figures import not_all_drawn
 from modbench.report.table import Table, escaped
@@ -128,8 +128,8 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
 def margins_in_words(
     tested: Iterable[tuple[str, float | None]], unit: str = "nats/token"
 ) -> list[tuple[str, str]]:
-    """What *equivalent* means in each family of comparisons, by the families and margins of the pairs
-    ``tested``; empty if it is not tested."""
+    """For each family of comparisons, what *equivalent* means in it; empty if it has no margin.
+    ``tested``: family and margin of each pair with a verdict."""
     margins: dict[str, set[float | None]] = defaultdict(set)
     for family, margin in tested:
         margins[family].add(margin)

@@ -257,6 +257,12 @@ def by_seed(row: Row, name: str, *, in_suite: bool = False) -> dict[int, float]:
     return {of.seed: of.metrics[name] for of in ok if name in of.metrics}
 
 
+def same_processor(row: Row, other: Row, seed: int) -> bool:
+    """Return True if the runs of ``seed`` of two rows ran on one type of processor."""
+    runs = [result for result in (*row["_ok"], *other["_ok"]) if result.seed == seed]
+    return len(processor_types(runs)) == 1
+
+
 def conditions(row: Row, rank_by: str) -> dict[str, Any]:
     """Conditions that must be equal for two rows to be ranked against each other: budget, data,
     sequence length, amount of validation text; if ``rank_by`` is a downstream task, its limit on items

@@ -11,7 +11,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -109,7 +109,17 @@ def finding() -> str:
         told = [pairs[budget, scheme] for budget in budgets]
         minus = [f"{float(line['value']):+.3f} {line['verdict']}" for line in told]
         rows.append((scheme, *minus, *(speed_up(line, interval=False) for line in of)))
+    rows.append(confirmed(budgets))
     return Table(heads, rows).to_markdown()
+
+
+def confirmed(budgets: Sequence[str]) -> tuple[str, ...]:
+    """The primary comparison of the suite confirm as a row of `finding`."""
+    (line,) = (line for line in read("confirm/differences.csv") if line["family"] == "primary")
+    told = f"{float(line['value']):+.3f} {line['verdict']}"
+    minus = (told if float(of) == float(line["budget"]) else "-" for of in budgets)
+    name = f"{line['scheme']}, best depths, {line['pairs']} seeds"
+    return (name, *minus, *("-" for _ in budgets))
 
 
 def isoflop() -> str:
@@ -216,9 +226,9 @@ def pilot() -> str:
     return Table.of(rows).to_markdown()
 
 
-def scores() -> str:
-    """One row per scheme: means over seeds with half of their interval."""
-    lines = read("quick-scores/leaderboard.csv")
+def scores(suite: str) -> str:
+    """One row per scheme, a pilot's left out: means over seeds with half of their interval."""
+    lines = [line for line in read(f"{suite}/leaderboard.csv") if not line["label"].startswith("pilot")]
 
     def cell(line: Line, name: str) -> str:
         half = float(line[f"{name}_high"]) - float(line[name])
@@ -258,9 +268,9 @@ def scale() -> str:
     return Table(heads, [row]).to_markdown()
 
 
-def quick() -> str:
-    """The first table of quick's page."""
-    page = (RESULTS / "quick" / "leaderboard.md").read_text().splitlines()
+def first_table(suite: str) -> str:
+    """The first table of a suite's page."""
+    page = (RESULTS / suite / "leaderboard.md").read_text().splitlines()
     start = next(number for number, line in enumerate(page) if line.startswith("|"))
     end = next(n for n, line in enumerate(page[start:], start) if not line.startswith("|"))
     return "\n".join(page[start:end])
@@ -295,7 +305,7 @@ def costs() -> str:
 
 def row() -> str:
     """The row of MoD in quick's first table."""
-    table = quick().splitlines()
+    table = first_table("quick").splitlines()
     of_mod = next(line for line in table if MOD in line.strip("| ").split(" | ")[:2])
     return "\n".join([*table[:2], of_mod])
 
@@ -311,11 +321,13 @@ TEXTS: dict[str, Callable[[], str]] = {
     "costs": costs,
     "isoflop": isoflop,
     "control": control,
-    "scores": scores,
+    "scores": partial(scores, "quick-scores"),
+    "confirm": partial(first_table, "confirm"),
+    "confirm scores": partial(scores, "confirm"),
     "planned": planned,
     "depth": depth,
     "pilot": pilot,
-    "quick": quick,
+    "quick": partial(first_table, "quick"),
     "row": row,
     "estimates": gpu_estimates.table,
     "columns": lambda: column_table(FIRST).to_markdown(),

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from docs_tables import PAGES, ROOT, TEXTS, page_text, quick, wrong_claims
+from docs_tables import PAGES, ROOT, TEXTS, first_table, page_text, wrong_claims
 from made_up_records import make_record, store
 from markdown_it import MarkdownIt
 
@@ -75,7 +75,7 @@ def test_no_number_of_a_result_is_written_by_hand(page: str) -> None:
 
 def rows_of_quick() -> dict[str, list[str]]:
     """The cells of each row by scheme."""
-    heading, _, *lines = (line.strip("| ").split(" | ") for line in quick().splitlines())
+    heading, _, *lines = (line.strip("| ").split(" | ") for line in first_table("quick").splitlines())
     return {line[heading.index("scheme")]: line for line in [heading, *lines]}
 
 

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import dropwhile, product, takewhile
 from pathlib import Path
 
 import gpu_estimates
@@ -118,8 +118,7 @@ def confirmed(budgets: Sequence[str]) -> tuple[str, ...]:
     (line,) = (line for line in read("confirm/differences.csv") if line["family"] == "primary")
     told = f"{float(line['value']):+.3f} {line['verdict']}"
     minus = (told if float(of) == float(line["budget"]) else "-" for of in budgets)
-    name = f"{line['scheme']}, best depths, {line['pairs']} seeds"
-    return (name, *minus, *("-" for _ in budgets))
+    return (f"{line['scheme']}, best depths, {line['pairs']} seeds", *minus, *("-" for _ in budgets))
 
 
 def isoflop() -> str:
@@ -271,9 +270,8 @@ def scale() -> str:
 def first_table(suite: str) -> str:
     """The first table of a suite's page."""
     page = (RESULTS / suite / "leaderboard.md").read_text().splitlines()
-    start = next(number for number, line in enumerate(page) if line.startswith("|"))
-    end = next(n for n, line in enumerate(page[start:], start) if not line.startswith("|"))
-    return "\n".join(page[start:end])
+    rest = dropwhile(lambda line: not line.startswith("|"), page)
+    return "\n".join(takewhile(lambda line: line.startswith("|"), rest))
 
 
 def costs() -> str:

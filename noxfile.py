@@ -25,6 +25,14 @@ ENVIRONMENTS = HERE / ".nox"
 OLDEST = "torch==2.11.*"
 #: Each test process runs one thread and needs up to 2 GB.
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal", "--benchmark-disable"]
+#: What makes this processor round as others do; the last moves tensors of files off the cache line.
+PROCESSORS = (
+    "OPENBLAS_CORETYPE=HASWELL",
+    "MKL_CBWR=COMPATIBLE",
+    "MKL_CBWR=AVX2",
+    "ATEN_CPU_CAPABILITY=default",
+    "MODBENCH_TESTS_MISALIGNED=1",
+)
 #: Debian's packages of Slurm and munge, and what they need besides the usual libraries.
 SLURM = ["slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libmunge2"]
 SLURM += ["libhwloc15"]
@@ -84,6 +92,16 @@ def tests_full(session: nox.Session, version: str) -> None:
     after -- go to pytest."""
     python = ready(session, "oldest", [OLDEST]) if version == "oldest" else ready(session)
     session.run(python, "-m", "pytest", *PARALLEL, *session.posargs)
+
+
+@nox.session(name="tests-processors")
+@nox.parametrize("variable", PROCESSORS, ids=PROCESSORS)
+def tests_processors(session: nox.Session, variable: str) -> None:
+    """Run all tests except the full matrix as other processors round; arguments after -- go to
+    pytest."""
+    name, _, value = variable.partition("=")
+    words = (*PARALLEL, "-m", "not full and not slow", *session.posargs)
+    session.run(ready(session), "-m", "pytest", *words, env={name: value})
 
 
 @nox.session

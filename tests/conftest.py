@@ -29,6 +29,10 @@ CACHES = Path(
 )
 for _name in ("MODBENCH_CACHE", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"):
     os.environ[_name] = str(CACHES / _name.lower())
+if os.environ.get("MODBENCH_TESTS_MISALIGNED"):
+    from misaligned import misalign_tensors_of_files
+
+    misalign_tensors_of_files()
 # A second thread slows models this small down, all the more on a busy machine.
 torch.set_num_threads(1)
 

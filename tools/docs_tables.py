@@ -118,7 +118,7 @@ def confirmed(budgets: Sequence[str]) -> tuple[str, ...]:
     (line,) = (line for line in read("confirm/differences.csv") if line["family"] == "primary")
     told = f"{float(line['value']):+.3f} {line['verdict']}"
     minus = (told if float(of) == float(line["budget"]) else "-" for of in budgets)
-    return (f"{line['scheme']}, best depths, {line['pairs']} seeds", *minus, *("-" for _ in budgets))
+    return (f"{line['scheme']}, piloted depths, {line['pairs']} seeds", *minus, *("-" for _ in budgets))
 
 
 def isoflop() -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
-from modbench.analysis.noise import Array, Spread
+from modbench.analysis.noise import ROUNDING, Array, Spread
 
 #: The kinds of curve. Only an interior one has an optimum: at an edge the loss still falls at the
 #: smallest or largest size, an open-down one is concave, and too few means fewer than three sizes.
@@ -80,6 +80,7 @@ def scatter(sizes: Any, losses: Any, seeds: Any) -> Spread | None:
         return None
     terms = _terms(x, x.mean())
     rest = y - terms @ (np.linalg.pinv(terms) @ y)
+    rest[np.abs(rest) <= ROUNDING * np.abs(y).max()] = 0.0
     return Spread(float(np.sqrt((np.asarray(seeds) * rest**2).sum() / freedom)), freedom)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from modbench.analysis.noise import Array, Noise, Run, Spread, measure_noise
+from modbench.analysis.noise import ROUNDING, Array, Noise, Run, Spread, measure_noise
 
 #: Largest difference in nats per token that counts as none, unless a suite states another.
 MARGIN = 0.01
@@ -24,10 +24,10 @@ Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A figure of one scheme minus that of another, such as loss in nats per token.
+    """A number of one scheme minus that of another, such as loss in nats per token.
 
-    Interval and p-values are those of one comparison and None if the noise is not known; `judge` adds
-    what depends on the other comparisons of the family."""
+    Interval and p-values are those of one comparison and None if the noise is not known or is rounding;
+    `judge` adds what depends on the other comparisons of the family."""
 
     value: float
     interval: Interval | None = None  #: 95 %
@@ -61,14 +61,14 @@ def judge(
     family: Sequence[Difference], better: Literal["lower", "higher"] = "lower"
 ) -> list[Difference]:
     """Return the differences of a family with adjusted p and verdict: *better* or *worse* if the
-    adjusted p is 0.05 or less; *equivalent* if the adjusted p of two one-sided tests is; otherwise
-    *undecided*. One that is ``untold`` counts and has no verdict. One without p is no test: it stays as
-    it is and does not count."""
+    adjusted p is 0.05 or less; *equivalent* if the adjusted p of two one-sided tests is, which then is
+    ``p_adjusted``; otherwise *undecided*. One that is ``untold`` counts and has no verdict. One without
+    p is no test: it stays as it is and does not count."""
     tested = [index for index, difference in enumerate(family) if difference.p is not None]
     adjusted = dict(zip(tested, holm([family[index].p or 0.0 for index in tested]), strict=True))
     margins = [index for index in tested if family[index].p_equivalent is not None]
     equivalent = holm([family[index].p_equivalent or 0.0 for index in margins])
-    within = {index for index, p in zip(margins, equivalent, strict=True) if p <= LEVEL}
+    within = {index: p for index, p in zip(margins, equivalent, strict=True) if p <= LEVEL}
     judged = list(family)
     for index, p in adjusted.items():
         verdict: Verdict | None = "equivalent" if index in within else "undecided"
@@ -76,6 +76,8 @@ def judge(
             verdict = None
         elif p <= LEVEL:
             verdict = "better" if (family[index].value < 0) == (better == "lower") else "worse"
+        elif index in within:
+            p = within[index]
         judged[index] = replace(family[index], p_adjusted=p, verdict=verdict)
     return judged
 
@@ -108,6 +110,8 @@ def mean_difference(cells: Sequence[float], margin: float | None = MARGIN) -> Di
     t-interval of independent cells."""
     mean = math.fsum(cells) / len(cells)
     squares = math.fsum((value - mean) ** 2 for value in cells)
+    if math.sqrt(squares) <= ROUNDING * max(map(abs, cells)):
+        return Difference(value=mean, pairs=len(cells))
     spread = Spread(math.sqrt(squares / (len(cells) - 1)), len(cells) - 1)
     return replace(of_parts(mean, [(spread, 1 / len(cells))], margin), pairs=len(cells))
 
@@ -126,6 +130,11 @@ def line_at_zero(
     square = float((weights * (x - middle) ** 2).sum())
     slope = float((weights * (x - middle) * y).sum()) / square
     rest = y - mean - slope * (x - middle)
+    rounding = ROUNDING * float(np.abs(y).max())
+    if abs(slope) * float(np.ptp(x)) <= rounding:
+        slope = 0.0
+    if math.sqrt(float((rest**2).sum())) <= rounding:
+        return slope, Difference(value=mean - slope * middle, pairs=len(x))
     spread = Spread(math.sqrt(float((weights * rest**2).sum()) / (len(x) - 2)), len(x) - 2)
     minus = of_parts(mean - slope * middle, [(spread, 1 / total + middle**2 / square)], None)
     return slope, replace(minus, pairs=len(x))
@@ -152,10 +161,8 @@ def of_parts(
     variances = {spread: factor * spread.sd**2 for spread, factor in factors.items()}
     variance = math.fsum(variances.values())
     error = math.sqrt(variance)
-    if error == 0:
-        p = 1.0 if value == 0 else 0.0
-        same = None if margin is None else float(abs(value) >= margin)
-        return Difference(value=value, interval=(value, value), p=p, p_equivalent=same)
+    if error == 0:  # the runs differ by rounding alone: there is no noise to test with
+        return Difference(value=value)
     freedom = variance**2 / math.fsum(of**2 / spread.freedom for spread, of in variances.items())
     half = error * float(stdtrit(freedom, 0.975))
 

@@ -2,12 +2,11 @@
 
 The loss of a cell with seed s is modelled as mean + shift(budget, s) + residual. The shift is shared by
 every cell of that budget and seed (the order of the data), so it cancels in differences between schemes
-that were run with the same seeds; in the sweeps so far it was at most a third of their variance. It is
-told apart among cells of equal seeds only: elsewhere it stays in the residual, whose spread is then too
-large on average. The residual has one standard deviation for all schemes, unless Bartlett's test (1937)
-rejects that theirs are equal: then each scheme has its own, with the shift in it. Losses of one run at
-several budgets (a trapezoid's trunk) share both: they are drawn as one, and count once as a measurement
-of the noise.
+that were run with the same seeds. Means and shifts of a budget are fitted together, by least squares;
+cells may have different seeds. The residual has one standard deviation for all schemes, unless
+Bartlett's test (1937) rejects that theirs are equal: then each scheme has its own, with the shift in it.
+Losses of one run at several budgets (a trapezoid's trunk) share both: they are drawn as one, and count
+once as a measurement of the noise.
 Shapes: S draws.
 """
 
@@ -27,6 +26,9 @@ from modbench.errors import UserError
 Array = NDArray[np.float64]
 #: Bartlett's p at or below which each scheme has its own spread.
 _UNEQUAL = 0.05
+#: Deviations up to this part of the values are rounding, which differs between processors: they count
+#: as 0.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +63,13 @@ def pooled(spreads: Iterable[Spread]) -> Spread | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Measured spreads of one run: each scheme's own, with the shift; that of all schemes, None if no
-    cell was repeated; and the shift, which is 0 where each scheme has its own spread. ``p``: of
-    Bartlett's test that they are equal; None: fewer than two schemes have one."""
+    """Measured spreads of one run: each scheme's own and that of all, with the shift (``deviation``);
+    what remains of that of all without the shift (``pooled``), None if no cell was repeated; and the
+    shift, which is 0 where each scheme has its own spread. ``p``: of Bartlett's test that the schemes'
+    own are equal; None: fewer than two schemes have one."""
 
     own: Mapping[str, Spread]
+    deviation: Spread | None
     pooled: Spread | None
     p: float | None
     shift: Spread
@@ -82,14 +86,19 @@ class Noise:
     def in_words(self, rows: str = "all schemes") -> str:
         """The sentence on the model and its numbers; empty without repeated runs. ``rows``: those with
         this noise."""
-        if self.pooled is None:
+        if self.pooled is None or self.deviation is None:
             return ""
         test = f" (Bartlett's p {self.p:.2g})" if self.p is not None else ""
         stated = (
-            f"Noise of one run between seeds: {self.pooled.sd:.4f}, pooled over {rows}, "
-            f"{self.pooled.freedom} degrees of freedom"
+            f"Noise of one run between seeds: {self.deviation.sd:.4f}, pooled over {rows}, "
+            f"{self.deviation.freedom} degrees of freedom"
         )
         if self.is_pooled:
+            if self.pooled != self.deviation:
+                stated += (
+                    f"; {self.pooled.sd:.4f} ({self.pooled.freedom}) without the part that runs of "
+                    "equal seed share, which cancels in differences"
+                )
             return f"{stated}{test}."
         return (
             f"{stated}; but the schemes differ in their noise{test}, so each has its own, with its own "
@@ -143,40 +152,64 @@ def by_cell(runs: Iterable[Run]) -> dict[Cell, dict[int, Run]]:
 
 
 def measure_noise(runs: Iterable[Run]) -> Noise:
-    """Estimate the noise from the repeated cells, by analysis of variance (cell means and seed shifts)
-    over the cells of each budget that have the same seeds."""
-    tables: dict[tuple[float, tuple[int, ...]], dict[Cell, list[float]]] = defaultdict(dict)
+    """Estimate the noise from the repeated cells, by analysis of variance: cell means and seed shifts of
+    each budget (an unbalanced two-way layout)."""
+    tables: dict[float, dict[Cell, dict[int, float]]] = defaultdict(dict)
     grouped = by_cell(runs)
     for cell, seeds in grouped.items():
         if len(seeds) > 1:
-            tables[cell.budget, tuple(seeds)][cell] = [run.loss for run in seeds.values()]
+            tables[cell.budget][cell] = {seed: run.loss for seed, run in seeds.items()}
     trunks = {cell: _trunks(seeds.values()) or (repr(cell),) for cell, seeds in grouped.items()}
     times_shared = Counter(trunks.values())
     parts: dict[str, list[tuple[float, float]]] = defaultdict(list)  # with the shift
     residuals: list[tuple[float, float]] = []  # sum of squares, degrees of freedom
-    shifts: list[tuple[float, int, int]] = []  # sum of squares, degrees of freedom, cells
+    #: of each budget: sum of squares, degrees of freedom, and how often it holds the shift's variance
+    shifts: list[tuple[float, int, float]] = []
     for table in tables.values():
-        losses = np.array(list(table.values()))  # (cells, seeds)
-        deviations = losses - losses.mean(axis=1, keepdims=True)
-        cells, repeats = losses.shape
-        shared = deviations.mean(axis=0) if cells > 1 else np.zeros(repeats)
-        if cells > 1:
-            shifts.append((float((shared**2).sum()), repeats - 1, cells))
-        free = (repeats - 1) * (cells - 1) / cells if cells > 1 else repeats - 1
-        for cell, row in zip(table, deviations, strict=True):
-            once = 1 / times_shared[trunks[cell]]
-            parts[cell.scheme].append((once * float((row**2).sum()), once * (repeats - 1)))
-            residuals.append((once * float(((row - shared) ** 2).sum()), once * free))
+        found = sorted({seed for losses in table.values() for seed in losses})
+        ran = np.array(
+            [[seed in losses for seed in found] for losses in table.values()], float
+        )  # (C, S)
+        losses = np.array([[of.get(seed, 0.0) for seed in found] for of in table.values()])
+        repeats = ran.sum(axis=1, keepdims=True)
+        deviations = ran * (losses - losses.sum(axis=1, keepdims=True) / repeats)
+        # Normal equations of the shifts, after the cell means are taken out.
+        normal = np.diag(ran.sum(axis=0)) - (ran / repeats).T @ ran
+        freedom = int(np.linalg.matrix_rank(normal, hermitian=True))
+        inverse = np.linalg.pinv(normal, rcond=1e-9, hermitian=True)
+        shift = inverse @ deviations.sum(axis=0)
+        rest = ran * (deviations - shift + (ran @ shift)[:, None] / repeats)
+        # Degrees of freedom that the shifts take from each cell.
+        taken = [
+            float(np.trace(inverse @ (np.diag(row) - np.outer(row, row) / row.sum()))) for row in ran
+        ]
+        is_apart = repeats.sum() - len(table) > freedom  # else runs and shifts can't be told apart
+        if is_apart:
+            explained = float((deviations**2).sum() - (rest**2).sum())
+            shifts.append((explained, freedom, float(np.trace(normal))))
+        for cell, row, left, less in zip(table, deviations, rest, taken, strict=True):
+            once, free = 1 / times_shared[trunks[cell]], len(table[cell]) - 1
+            with_shift = once * _squares(row, table[cell]), once * free
+            parts[cell.scheme].append(with_shift)
+            without = once * _squares(left, table[cell]), once * (free - less)
+            residuals.append(without if is_apart else with_shift)
     own = {scheme: _spread(of) for scheme, of in parts.items()}
-    p = bartlett(own.values())
+    p, deviation = bartlett(own.values()), pooled(own.values())
     if not own or (p is not None and p <= _UNEQUAL):
-        return Noise(own=own, pooled=pooled(own.values()), p=p, shift=Spread(0.0, 1))
+        return Noise(own=own, deviation=deviation, pooled=deviation, p=p, shift=Spread(0.0, 1))
     residual = _spread(residuals)
     free = sum(freedom for _, freedom, _ in shifts)
-    # The mean square of the shifts contains residual / cells.
-    variance = sum(s - f * residual.sd**2 / cells for s, f, cells in shifts) / free if free else 0.0
-    shift = Spread(math.sqrt(max(0.0, variance)), max(1, free))
-    return Noise(own=own, pooled=residual, p=p, shift=shift)
+    # The squares that the shifts explain contain residuals, too.
+    parts_of_shift = (f * (s - f * residual.sd**2) / times for s, f, times in shifts)
+    variance = math.fsum(parts_of_shift) / free if free else 0.0
+    shift_spread = Spread(math.sqrt(max(0.0, variance)), max(1, free))
+    return Noise(own=own, deviation=deviation, pooled=residual, p=p, shift=shift_spread)
+
+
+def _squares(deviations: Array, losses: Mapping[int, float]) -> float:
+    """The sum of the squares of the deviations of one cell; 0 where they are rounding of its losses."""
+    square = float((deviations**2).sum())
+    return 0.0 if math.sqrt(square) <= ROUNDING * max(map(abs, losses.values())) else square
 
 
 def _spread(parts: Sequence[tuple[float, float]]) -> Spread:

@@ -142,7 +142,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "low": f"lower {_ENDS} this one comparison",
         "high": f"upper {_ENDS} this one comparison",
         "p": "two-sided p-value of no difference",
-        "p_adjusted": "p-value adjusted within the family (Holm)",
+        "p_adjusted": "p-value that decides the verdict, adjusted within the family (Holm): of no "
+        "difference, or, of *equivalent*, of one as large as the margin",
         "p_equivalent": "p-value of a difference as large as the margin (two one-sided tests)",
         "verdict": "*better*, *worse*, *equivalent* or *undecided*, of `scheme`",
         "no_verdict_because": "why there is none: *few seeds*, *interim* (runs are left) or *misfit*",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from modbench.analysis.curve import scatter
 from modbench.analysis.difference import (
     Difference,
     compare,
@@ -82,10 +83,48 @@ def test_mean_difference_has_the_t_interval_of_its_cells() -> None:
     assert verdicts([mean_difference([0.002, -0.002, 0.001], margin=None)]) == ["undecided"]
 
 
-def test_equal_cells_have_no_noise() -> None:
-    assert mean_difference([0.25, 0.25]).interval == (0.25, 0.25)
-    assert verdicts([mean_difference([0.25, 0.25])]) == ["worse"]
-    assert verdicts([mean_difference([0.0, 0.0])]) == ["equivalent"]
+def test_what_differs_by_rounding_only_is_not_tested() -> None:
+    for cells in ([0.25, 0.25], [0.0, 0.0], [0.1 + 0.2, 0.3]):
+        found = mean_difference(cells)
+        assert (found.value, found.interval, found.p) == (pytest.approx(cells[0]), None, None)
+        assert verdicts([found]) == [None]
+    slope, at_zero = line_at_zero([-1.0, 0.0, 1.0], [0.1 + 0.2, 0.3, 0.3], [1, 1, 1]) or (None, None)
+    assert slope == 0
+    assert at_zero is not None
+    assert (at_zero.value, at_zero.interval) == (pytest.approx(0.3), None)
+    rows = [{seed: loss + seed / 7 for seed in range(4)} for loss in (3.0, 3.3)]  # equal but for a shift
+    noise = row_noise({"a": rows[0], "b": rows[1]})
+    assert noise.pooled is not None
+    assert noise.pooled.sd == 0
+    assert compared(rows[0], rows[1], rows).p is None
+    assert scatter([1, 2, 4, 8, 16], [0.3, 0.1 + 0.2, 0.3, 0.3, 0.3], [1] * 5) == Spread(0.0, 2)
+
+
+def test_noise_of_rows_with_unequal_seeds_is_that_of_a_linear_model() -> None:
+    """The reference: ordinary least squares on dummies of rows and seeds."""
+    generator = np.random.default_rng(3)
+    shifts = generator.normal(0, 0.02, 60)
+    rows = [
+        {seed: 3 + number + float(shifts[seed] + generator.normal(0, 0.01)) for seed in range(*seeds)}
+        for number, seeds in enumerate([(0, 60), (0, 60), (10, 40), (25, 55)])
+    ]
+    runs = [(number, seed, loss) for number, row in enumerate(rows) for seed, loss in row.items()]
+    design = np.zeros((len(runs), 4 + 60))
+    for at, (number, seed, _) in enumerate(runs):
+        design[at, [number, 4 + seed]] = 1
+    losses = np.array([loss for *_, loss in runs])
+    rest = losses - design @ np.linalg.lstsq(design, losses, rcond=None)[0]
+    freedom = len(runs) - np.linalg.matrix_rank(design)
+    noise = row_noise({str(number): row for number, row in enumerate(rows)})
+    assert noise.pooled is not None
+    assert noise.pooled.freedom == freedom == 180 - 4 - 59
+    assert noise.pooled.sd == pytest.approx(float(np.sqrt((rest**2).sum() / freedom)))
+    within = sum(float(np.var([*row.values()]) * len(row)) for row in rows)
+    assert noise.deviation == Spread(pytest.approx((within / 176) ** 0.5), 176)
+    assert noise.shift.freedom == 59
+    assert noise.shift.sd == pytest.approx(0.02, rel=0.3)
+    assert f"{noise.deviation.sd:.4f}" in noise.in_words()
+    assert f"{noise.pooled.sd:.4f}" in noise.in_words()
 
 
 def test_rows_have_the_noise_of_all_rows_without_the_shift_of_a_seed() -> None:

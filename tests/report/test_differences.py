@@ -131,7 +131,10 @@ def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
     labels = ["vanilla", *(f"row-{number}" for number in range(70))]
     results = [
         fakes.make_record(
-            label, router="vanilla" if label == "vanilla" else "mod", seed=seed, loss=5 + n
+            label,
+            router="vanilla" if label == "vanilla" else "mod",
+            seed=seed,
+            loss=5 + n + seed * (n % 3) / 100,
         )
         for n, label in enumerate(labels)
         for seed in (0, 1)

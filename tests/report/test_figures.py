@@ -221,7 +221,11 @@ def test_a_forest_of_several_depths_says_where_each_scheme_is_at_its_best():
 
 def test_of_too_many_pairs_the_first_are_drawn_and_the_caption_tells_how_many(fakes):
     labels = ["vanilla", *"abcdefghij"]  # 55 pairs
-    board = board_of([fakes.make_record(name, seed=seed) for name in labels for seed in (0, 1)])
+    board = board_of(
+        fakes.make_record(name, seed=seed, loss=5 + seed * number / 100)
+        for number, name in enumerate(labels)
+        for seed in (0, 1)
+    )
     for stated in ([], [{"i", "j"}]):
         pairs = [pair | {"place": 1} for pair in plain_records(board.pairs)]
         for pair in pairs:

@@ -122,11 +122,11 @@ def test_any_two_schemes_are_compared_at_their_optima_and_run_by_run(make: Make,
         assert float(row["value"]) == pytest.approx(0.3, abs=1e-3)
         assert (row["verdict"], row["family"], row["runs"]) == ("worse", "best", "")
     equal = found["", "mod", "mod:gaussian"]
-    assert float(equal["value"]) == pytest.approx(-0.3, abs=1e-9)
+    assert float(equal["value"]) == pytest.approx(-0.3, abs=1e-3)
     assert (equal["runs"], equal["pairs"]) == ("25", "15")  # without trials of learning rates
     assert (equal["lower_in"], equal["verdict"]) == ("15", "")
-    assert float(equal["per_efold_of_size"]) == pytest.approx(0, abs=1e-9)
-    assert float(equal["at_optima"]) == pytest.approx(-0.3)
+    assert float(equal["per_efold_of_size"]) == pytest.approx(0, abs=1e-3)
+    assert float(equal["at_optima"]) == pytest.approx(-0.3, abs=1e-3)
     page = (tmp_path / "leaderboard.md").read_text()
     assert "| mod | mod:gaussian | -0.300 (-0.300 to -0.300) |" in page
     assert Counter(row["family"] for row in rows) == {"dense": 6, "best": 6, "": 3}

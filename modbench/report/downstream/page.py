@@ -187,8 +187,7 @@ def _difference(row: Row, reference: Row, task: str, column: str) -> str:
         return ""
     paired = paired_bootstrap(scores_N, others_N)
     low, high = paired.interval
-    mark = "" if low <= 0 <= high or row["_first"].suite["compare"] else "*"
-    return f"{paired.difference:z.3f}{mark} ({low:z.3f} to {high:z.3f})"
+    return f"{paired.difference:z.3f} ({low:z.3f} to {high:z.3f})"
 
 
 def _items_of(row: Row, task: str, column: str) -> Array | None:

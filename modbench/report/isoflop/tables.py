@@ -272,11 +272,18 @@ def with_interval(
 
 
 def surface_table(rows: Sequence[Any], name: str = "scheme") -> Table | None:
-    """The table of the surfaces ``rows``, whose groups are called ``name``; None without any."""
+    """The table of the surfaces ``rows``, whose groups are called ``name``; None without any. The
+    exponent of a term that is 0 is undetermined, and so missing."""
     digits = {"E": ".4f", "A": ".4g", "B": ".4g", "alpha": ".4f", "beta": ".4f"}
+    factors = {"alpha": "A", "beta": "B"}
     cells = [
         {name: at_depth(row.scheme, row.depth), "points": row.points}
-        | {term: f"{getattr(row, term):{form}}" for term, form in digits.items()}
+        | {
+            term: f"{getattr(row, term):{form}}"
+            if term not in factors or getattr(row, factors[term])
+            else None
+            for term, form in digits.items()
+        }
         | {"mean Huber loss (1e-6)": f"{1e6 * row.huber:.1f}"}
         for row in rows
     ]

@@ -35,7 +35,7 @@ def test_a_verdict_that_changes_makes_the_sentence_about_it_wrong(tmp_path: Path
 
     def stored(name: str, **changed: float) -> Path:
         runs = [
-            make_record(label, seed=seed, loss=loss + seed / 100)
+            make_record(label, seed=seed, loss=loss + seed * len(label) / 1000)
             for label, loss in (losses | changed).items()
             for seed in range(3)
         ]

@@ -5,10 +5,13 @@ import shlex
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from modbench.cli.main import COMMANDS, main
+from modbench.records.result import results_of
+from modbench.records.store import read_suite
 from modbench.timing.config import TimeConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -177,6 +180,17 @@ def test_every_file_that_a_page_names_exists() -> None:
 def test_every_command_is_on_the_page_of_commands() -> None:
     rows = re.findall(r"^\| `modbench ([\w-]+)", (DOCS / "commands.md").read_text(), flags=re.MULTILINE)
     assert set(rows) == set(COMMANDS)
+
+
+def test_runs_repeated_on_another_processor_are_those_that_the_page_of_isoflop_names() -> None:
+    records = [
+        results_of(read_suite(DOCS.parent / "results" / f"isoflop-cpu{end}")) for end in ("", "-again")
+    ]
+    first, again = ({result.key: result for result in side} for side in records)
+    assert {result.scheme for result in again.values()} == {"vanilla"}
+    losses = [[side[key].metrics["heldout_loss"] for key in again] for side in (first, again)]
+    rms = fmean((one - other) ** 2 for one, other in zip(*losses, strict=True)) ** 0.5
+    assert f"differ by {rms:.3f} nats" in (DOCS / "isoflop.md").read_text()
 
 
 def test_the_table_of_timing_has_the_keys_and_defaults_of_the_code() -> None:

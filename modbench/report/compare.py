@@ -18,7 +18,7 @@ from modbench.records.named import Named
 from modbench.records.result import Result
 from modbench.report.table import Table
 from modbench.report.timing.table import TimingTable, timed_values
-from modbench.report.timing.values import ROUNDING, newest_session, time_marks
+from modbench.report.timing.values import newest_session, time_marks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +38,8 @@ _OF_ROWS = (
     "Each verdict is of one comparison; that of a report's page is adjusted for all comparisons there."
 )
 _UNTESTED = (
-    "Not tested: the same runs on another type of processor (which changes a loss by rounding only: "
-    f"{ROUNDING} nats per token, rms of runs that were repeated), one run each, and fewer than three "
-    "seeds where the noise is not known well."
+    "Not tested: the same runs on another type of processor (which rounds differently), one run each, "
+    "and fewer than three seeds where the noise is not known well."
 )
 _DOUBTS = ("stable", "loaded", "throttled")
 #: Costs that a speed-up is stated for.

@@ -12,7 +12,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from modbench.errors import several
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.table import Table, escaped
-from modbench.report.timing.values import ROUNDING
 
 #: Stands in a rendered template for the table of that number; no text of a record has it (`escaped`).
 _PLACE = re.compile(r"\x00(\d+)\x00")
@@ -71,7 +70,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"md": escaped, "si": si, "several": several, "settings": in_words}
-    environment.globals["rounding"] = ROUNDING
     return environment
 
 

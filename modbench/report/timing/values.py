@@ -88,9 +88,6 @@ def time_marks(
 
 #: Parts of the environment that make a processor type.
 PROCESSOR = ("cpu", "instructions", "gpu", "dtype", "threads")
-#: By how much another processor type changed the loss of a run, in nats per token: root mean square of
-#: the runs of results/isoflop-cpu that results/isoflop-cpu-again has, too.
-ROUNDING = 0.003
 #: Mark of a difference between rows of different processor types.
 MARK = "‡"
 

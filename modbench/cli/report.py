@@ -1,5 +1,6 @@
 """The command `modbench report`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from modbench.cli.messages import tell
 from modbench.cli.options import Results
-from modbench.errors import UserError, known_names
+from modbench.errors import UserError
 
 #: Pages that a report writes.
 _PAGES = ("leaderboard.md", "timings.md")
@@ -31,7 +32,7 @@ def report(
     Example: modbench report quick --results results --html
 
     Args:
-        suites: suites in the results folder; by default all
+        suites: suites in the results folder, or paths of their folders; by default all
         results: folder that holds one folder per suite
         rank_by: metric that ranks the table (`modbench list metrics`); by default the suite's choice
         html: write index.html too, a page for a browser, and the index over all suites; a page that is
@@ -44,40 +45,47 @@ def report(
     from modbench.records.store import recorded_suites
     from modbench.report.page import write_report
 
-    known = recorded_suites(results)
-    if not known:
+    folders = [_suite_folder(name, results) for name in suites]
+    folders = folders or [results / name for name in recorded_suites(results)]
+    if not folders:
         raise UserError(
             f"results folder {results} holds no records; make some with `modbench run quick`"
         )
-    for name in suites:
-        if name not in known:
-            raise UserError(
-                f"results folder {results} has no suite '{name}'; {known_names(name, known)}"
-            )
     if csv and (html or png or check):
         raise UserError("--csv writes tables only; leave out --html, --png and --check, or --csv")
     if check:
-        return _check(results, list(dict.fromkeys(suites)), known, rank_by)
-    for name in dict.fromkeys(suites) or known:
-        report = write_report(results / name, rank_by=rank_by, html=html, csv=csv, png=png, say=tell)
+        return _check(list(dict.fromkeys(folders)), rank_by, all_suites=not suites)
+    for folder in dict.fromkeys(folders):
+        report = write_report(folder, rank_by=rank_by, html=html, csv=csv, png=png, say=tell)
         for path in report.paths:
             print(path)
     return 0
 
 
-def _check(results: Path, suites: list[str], known: list[str], rank_by: str | None) -> int:
-    """Compare the files of ``suites``, by default of those of ``known`` that have any, and the index."""
+def _suite_folder(name: str, results: Path) -> Path:
+    from modbench.records.named import folder_of
+
+    folder, row = folder_of(name, results)
+    if row:
+        raise UserError(f"{name}: a report is of a whole suite; name its folder {folder}")
+    return folder
+
+
+def _check(folders: Sequence[Path], rank_by: str | None, *, all_suites: bool) -> int:
+    """Compare the files of ``folders``, and the index next to them; of ``all_suites``, those without
+    a page are left out."""
     from modbench.report.page import first_difference, index_difference
 
     different = False
-    for name in suites or known:
-        folder = results / name
-        if name not in suites and not any((folder / page).exists() for page in _PAGES):
+    for folder in folders:
+        if all_suites and not any((folder / page).exists() for page in _PAGES):
             print(f"{folder}: no tables were written yet")
             continue
         sentence = first_difference(folder, rank_by=rank_by, say=tell)
         print(sentence or f"{folder}: equal to what the records give")
         different |= sentence is not None
-    if sentence := index_difference(results):
-        print(sentence)
-    return 1 if different or sentence else 0
+    for results in dict.fromkeys(folder.parent for folder in folders):
+        if sentence := index_difference(results):
+            print(sentence)
+            different = True
+    return 1 if different else 0

@@ -1,7 +1,9 @@
 """Results that a user names: a folder of a suite, a row or run of it, a file of records. No torch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 from modbench.errors import UserError, known_names
@@ -25,10 +27,11 @@ class Named:
 
 
 def named(name: str, results: Path = Path()) -> Named:
-    """The finished results that ``name`` stands for, which may begin in the folder ``results``: the
-    folder of a suite (``results/quick``); that and a label, a router or a run's name
-    (``results/quick/mod@1e11#0``); or a file of records. Raises UserError: there are no such records."""
-    folder, label = _folder_of(name, results)
+    """The finished results that ``name`` stands for, see `folder_of`: the folder of a suite
+    (``results/quick``); that and a label, a router or a run's name (``results/quick/mod@1e11#0``); or a
+    file of records. Raises UserError: there are no such records."""
+    folder, rest = folder_of(name, results)
+    label = rest or None
     records = read_suite(folder)
     of_folder = results_of(records)
     if label is None:
@@ -52,18 +55,36 @@ def named(name: str, results: Path = Path()) -> Named:
     return Named(name, folder, label, finished, lost, all_finished, records)
 
 
-def _folder_of(name: str, results: Path) -> tuple[Path, str | None]:
-    """The folder of a suite at the start of ``name``, and the rest."""
-    for start in dict.fromkeys((Path(), results)):
-        parts = (start / name).parts
-        for length in range(len(parts), 0, -1):
-            folder = Path(*parts[:length])
-            if (folder / RECORDS).is_dir():
-                return folder, "/".join(parts[length:]) or None
+def folder_of(name: str | Path, results: Path = Path()) -> tuple[Path, str]:
+    """The folder of a suite at the start of ``name``, which is a path or begins in the folder
+    ``results``, and the rest of it; the whole may be the rest where ``results`` or the working directory
+    is such a folder. Raises UserError: there are no such results; names those that are there."""
+    parts = Path(name).parts
+    starts = dict.fromkeys((Path(),) if str(name).startswith(".") else (results, Path()))
+    places = [*product(starts, range(len(parts), 0, -1))]
+    if parts[:1] not in (("/",), ("..",)):
+        places += product(starts, (0,))
+    for start, length in places:
+        folder = Path(start, *parts[:length])
+        if _has_records(folder):
+            is_named = folder.name not in ("", "..")
+            return folder if is_named else folder.resolve(), "/".join(parts[length:])
+    nearest = next(path for path in (Path(name), *Path(name).parents) if os.path.isdir(path))
+    beginning = Path(nearest, *Path(name).relative_to(nearest).parts[:1])
+    near = {path for path in nearest.glob("*") if _has_records(path)}
+    inside = {path for path in results.glob("*") if _has_records(path)} - near
+    if not inside | near:  # such as those of another results folder
+        near = {path for path in nearest.glob("*/*") if _has_records(path)}
+    known = {*map(str, near), *(path.name for path in inside)}
     raise UserError(
         f"{name} is no folder of results; name one such as my-results/quick, or a row of it such as "
-        "my-results/quick/mod"
+        f"my-results/quick/mod; {known_names(beginning, known)}"
     )
+
+
+def _has_records(folder: Path) -> bool:
+    # Unlike that of a Path, this isdir is False for a name that the file system does not accept.
+    return os.path.isdir(folder / RECORDS) and any((folder / RECORDS).glob("*.jsonl"))
 
 
 def _of_label(text: str, results: Sequence[Result]) -> list[Result]:

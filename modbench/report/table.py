@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Characters of a cell that are shown: an exception may quote a whole tensor.
 _LONGEST = 400
+#: Starts of the headings that a narrow terminal shows first: a loss alone doesn't say what is better.
+_FIRST = ("scheme", "minus dense", "validation loss", "loss at the optimum")
 #: Characters that start a formula in a spreadsheet.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -75,27 +77,34 @@ class Table:
         return str(tabulate(rows, headings, "plain", disable_numparse=True, colalign=align))
 
     def to_rich(self, width: int) -> "Group":
-        """A table for a terminal of ``width`` columns: the first columns that fit, at the width of their
-        longest cell, and a sentence that names the others."""
+        """A table for a terminal of ``width`` columns: those of `_FIRST`, then the next ones that fit,
+        in their order, at the width of their longest cell; and a sentence that names the others."""
         from rich.cells import cell_len  # records and report are imported without rich
         from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
 
         headings, *rows = self._lines()
-        drawn, room = RichTable(), width - 1
-        for column, (heading, align) in enumerate(zip(headings, self._alignment, strict=True)):
-            # A heading may break between words, a cell may not.
-            longest = max(map(cell_len, [*heading.split(), *(row[column] for row in rows)]), default=0)
-            room -= longest + 3  # a space to each side and a rule
+        # A heading may break between words, a cell may not.
+        widths = [
+            max(map(cell_len, [*heading.split(), *cells]), default=0)
+            for heading, *cells in zip(headings, *rows, strict=True)
+        ]
+        first = [n for start in _FIRST for n, text in enumerate(headings) if text.startswith(start)]
+        shown, room = set[int](), width - 1
+        for column in dict.fromkeys((*first, *range(len(headings)))):
+            room -= widths[column] + 3  # a space to each side and a rule
             if room < 0:
                 break
-            drawn.add_column(Text(heading), justify=align, width=longest)
-        shown = len(drawn.columns)
+            shown.add(column)
+        drawn = RichTable()
+        for column in sorted(shown):
+            align = self._alignment[column]
+            drawn.add_column(Text(headings[column]), justify=align, width=widths[column])
         for row in rows:
-            drawn.add_row(*map(Text, row[:shown]))
-        hidden = [Text(f"Not shown: {', '.join(headings[shown:])}.")] if headings[shown:] else []
-        return Group(drawn, *hidden)
+            drawn.add_row(*(Text(row[column]) for column in sorted(shown)))
+        hidden = [text for column, text in enumerate(headings) if column not in shown]
+        return Group(drawn, *([Text(f"Not shown: {', '.join(hidden)}.")] if hidden else []))
 
     @property
     def _alignment(self) -> list[Literal["left", "right"]]:

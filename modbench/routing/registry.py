@@ -83,7 +83,10 @@ def router_class(name: str) -> "type[Router]":
     if name not in _registered:
         module, *others = _entry_points().get(name, [None])
         if module is None:
-            raise UserError(f"router '{name}' is not known; {known_names(name, router_names())}")
+            raise UserError(
+                f"router '{name}' is not known; {known_names(name, router_names())}; a file of your own "
+                "is given with --plugin, or to `modbench check`"
+            )
         if others:
             owners = " and ".join([module, *others])
             raise UserError(

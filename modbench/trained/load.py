@@ -11,12 +11,13 @@ from modbench.errors import UserError, known_names
 from modbench.hf.models import model_of
 from modbench.model.language_model import LanguageModel
 from modbench.model.shape import HubConfig
+from modbench.records.named import folder_of
 from modbench.records.probes import leak_verdict
 from modbench.records.record import Finding
 from modbench.records.result import Result, results_of
 from modbench.records.run import Run
 from modbench.records.run_name import RunName, shortest
-from modbench.records.store import read_audit, read_suite, recorded_suites
+from modbench.records.store import read_audit, read_suite
 from modbench.routing.registry import load_plugin, plugin_sha256
 from modbench.train.checkpoint import DamagedError, load_weights
 from modbench.trained.weights_folder import (
@@ -223,16 +224,12 @@ def find_result(run: str | Path, results: Path | None = None) -> tuple[Path, Res
     a key in place of its label; parts that tell nothing apart may be left out. Of runs that differ in
     their seed only, the first is taken, and standard error says so. Raises UserError: no such run,
     several, or one that failed."""
-    path = Path(run)
-    if results is not None and _suite_of(path) is None:
-        path = results / run
-    suite = _suite_of(path)
-    known = results_of(read_suite(suite)) if suite else []
-    if suite is None or not known:
-        raise UserError(_not_a_run(run, path, results))
-    name = "" if path == suite else path.relative_to(suite).as_posix()
-    before = str(run).removesuffix("/")
-    before = before[: len(before) - len(name)] if name else f"{before}/"
+    try:
+        suite, name = folder_of(run, results or Path())
+    except UserError as unknown:
+        raise UserError(f"run '{run}' is no folder with {WEIGHTS}, and {unknown}") from None
+    known = results_of(read_suite(suite))
+    before = str(Path(run)).removesuffix(name) if name else f"{Path(run)}/"
     named = _named(name, known)
     trained = [result for result in named if result.status == "ok"]
     if len({(result.key, result.budget) for result in trained}) == 1:
@@ -277,29 +274,6 @@ def _names_of(results: Sequence[Result], known: Sequence[Result]) -> list[str]:
     """The names of ``results``, which tell them apart from all of ``known``."""
     names = shortest([_full_name(result) for result in known], [result.key for result in known])
     return [name for name, result in zip(names, known, strict=True) if result in results]
-
-
-def _suite_of(path: Path) -> Path | None:
-    """Return the folder of the suite that ``path`` names a run of; labels may hold one slash."""
-    for folder in (path, *path.parents[:2]):
-        if any((folder / "records").glob("*.jsonl")):
-            return folder
-    return None
-
-
-def _not_a_run(run: str | Path, path: Path, results: Path | None) -> str:
-    if results is not None:
-        suites = recorded_suites(results)
-        return (
-            f"run '{run}' must be SUITE/LABEL, such as quick/mod, with records in {results}; "
-            f"{known_names(str(run).partition('/')[0], suites)}"
-        )
-    results = path.parent.parent
-    suites = [str(results / suite) for suite in recorded_suites(results)]
-    return (
-        f"'{run}' must be a run, RESULTS/SUITE/LABEL such as my-results/quick/mod, or a folder with "
-        f"model.safetensors; suites {known_names(path.parent, suites)}"
-    )
 
 
 def findings_of(loaded: Loaded) -> list[Finding]:

@@ -70,4 +70,4 @@ def test_exit_code_and_output_of_the_command_are_kept(tmp_path: Path) -> None:
     code, out = says(tmp_path, "flops", "--router", "apart_good", "--plugin", "good.py")
     assert (code, "apart_good" in out) == (0, True)
     code, out = says(tmp_path, "flops", "--router", "other", "--plugin", "good.py")
-    assert (code, "router 'other' is not known" in out) == (2, True)
+    assert (code, "router 'other' is not known" in out, "--plugin" in out) == (2, True, True)

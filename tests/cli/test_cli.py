@@ -62,7 +62,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run tiny.toml --plugin raises.py --only raises", "plugin raises.py raised ZeroDivisionError"),
         ("run tiny.toml --only mod", "no row of the suite is called 'mod'"),
         ("report", "results folder my-results holds no records"),
-        ("report tinny --results corrupt", "has no suite 'tinny'; did you mean 'tiny'?"),
+        ("report tinny --results corrupt", "tinny is no folder of results"),
+        ("report corrupt/tinny", "did you mean 'corrupt/tiny'? known: corrupt/tiny"),
+        ("report corrupt/tiny/mod", "a report is of a whole suite; name its folder corrupt/tiny"),
         ("flops", "flops takes either --router or --hf and was given none"),
         ("flops --router mid", "router 'mid' is not known; did you mean 'mod'?"),
         (
@@ -78,7 +80,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("plan tiny.toml --gpus 2", "--gpus has no effect with a suite; leave it out"),
         ("plan --router mod", "a plan needs tokens, 1 or more, or a budget"),
         ("plan --router mod --tokens 1B --gpu h1000", "GPU 'h1000' is not known; did you mean 'h100'?"),
-        ("sample tiny --prompt hi", "run 'tiny' must be SUITE/LABEL"),
+        ("sample tiny --prompt hi", "run 'tiny' is no folder with model.safetensors, and tiny is no"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2_and_changes_nothing(

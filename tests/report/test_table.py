@@ -109,3 +109,17 @@ def test_terminal_shows_the_columns_it_has_room_for_and_names_the_rest() -> None
     assert "Not shown: a long word for steps." in text
     assert max(len(line) for line in text.splitlines() if line.startswith("│")) <= 46
     assert "Not shown" not in on_terminal(WIDE, 60)
+
+
+def test_a_narrow_terminal_keeps_the_difference_to_dense() -> None:
+    headings = ("group", "scheme", "validation loss (nats/token)", "minus dense (nats/token)", "audit")
+    row = (
+        "not separable",
+        "expert_choice",
+        "3.214 ± 0.151",
+        "-0.138 (-0.200 to -0.077) better",
+        "passed 12",
+    )
+    text = on_terminal(Table(headings, [row]), 80)
+    assert all(row[column] in text for column in (1, 2, 3))
+    assert "Not shown: group, audit." in text

@@ -52,7 +52,8 @@ def test_a_run_that_is_none_is_refused(run: str, words: str, results: Path) -> N
     ("run", "words"),
     [
         ("results/tiny/mdo", "run 'results/tiny/mdo' is not known; did you mean 'results/tiny/mod'?"),
-        ("nowhere/tiny/mod", "'nowhere/tiny/mod' must be a run, .*suites known: none"),
+        ("nowhere/tiny/mod", "'nowhere/tiny/mod' is no folder with .*; known: tiny"),
+        ("results/tinny/mod", "did you mean 'results/tiny'?"),
     ],
 )
 def test_a_path_that_is_no_run_is_refused(

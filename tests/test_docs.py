@@ -184,7 +184,7 @@ def test_every_command_is_on_the_page_of_commands() -> None:
 
 def test_runs_repeated_on_another_processor_are_those_that_the_page_of_isoflop_names() -> None:
     records = [
-        results_of(read_suite(DOCS.parent / "results" / f"isoflop-cpu{end}")) for end in ("", "-again")
+        results_of(read_suite(DOCS.parent / "results" / f"isoflop-cpu{end}")) for end in ("", "/again")
     ]
     first, again = ({result.key: result for result in side} for side in records)
     assert {result.scheme for result in again.values()} == {"vanilla"}

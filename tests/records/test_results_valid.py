@@ -2,13 +2,17 @@ from pathlib import Path
 
 from modbench.records.finished import finished
 from modbench.records.result import results_of
-from modbench.records.store import read_suite
+from modbench.records.store import read_suite, recorded_suites
 
 _RESULTS = Path(__file__).parents[2] / "results"
 
 
+def test_a_report_on_all_committed_results_adds_no_page():
+    assert all((_RESULTS / suite / "leaderboard.md").exists() for suite in recorded_suites(_RESULTS))
+
+
 def test_every_committed_line_is_valid():
-    for suite in sorted(path.parent for path in _RESULTS.glob("*/records")):
+    for suite in sorted(path.parent for path in _RESULTS.rglob("records")):
         found = read_suite(suite)
         assert found.runs, f"{suite} holds no run"
         assert not found.left_out

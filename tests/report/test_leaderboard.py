@@ -9,6 +9,7 @@ from timings_made_up import times_of
 from modbench.records.line import as_json, key_of
 from modbench.records.metrics import METRICS
 from modbench.report.leaderboard.board import Board, board_of
+from modbench.report.leaderboard.page import made_by
 from modbench.report.table import to_csv
 
 
@@ -259,3 +260,12 @@ def test_a_row_is_not_ranked_by_a_part_of_its_seeds(fakes):
     entries = board_of([*few, *_seeds(fakes, "vanilla", [5.0, 5.1, 5.2])]).rows
     assert [(row["_name"], row["position"]) for row in entries] == [("vanilla", 1), ("mod", None)]
     assert entries[1]["note"] == "heldout_loss was not measured in all seeds"
+
+
+def test_an_installed_package_is_named_by_its_version_alone():
+    installed = {"version": "0.1.0", "commit": None, "dirty": None}
+    assert made_by(installed) == "modbench 0.1.0"
+    assert (
+        made_by(installed | {"commit": "abc", "dirty": True})
+        == "modbench 0.1.0, commit abc with local changes"
+    )

@@ -177,9 +177,9 @@ def origin_of(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def made_by(code: Mapping[str, object]) -> str:
-    """Version, commit and local changes of the modbench that wrote a record."""
-    commit = f"commit {code['commit'] or 'not known'}"
-    return f"modbench {code['version']}, {commit}{' with local changes' if code['dirty'] else ''}"
+    """Version of the modbench that wrote a record; of a checkout also its commit and local changes."""
+    commit = f", commit {code['commit']}" if code["commit"] else ""
+    return f"modbench {code['version']}{commit}{' with local changes' if code['dirty'] else ''}"
 
 
 def _different_settings(rows: Sequence[Row]) -> set[str]:

@@ -31,7 +31,8 @@ class DataConfig:
     #: of the tokenizer's file, which must have it; unset: filled in
     tokenizer_sha256: str | None = None
     #: text: a .txt file, a .jsonl file with one document per line, or a folder of .jsonl or .parquet
-    #: files, which is streamed; relative to the working directory
+    #: files, of .jsonl.gz files, or of .txt or .txt.gz files with one document each, which is streamed;
+    #: relative to the working directory
     path: str | None = None
     name: str | None = None  #: huggingface: the data set's name, or a local folder
     subset: str | None = None  #: huggingface: its configuration, such as ``sample-10BT``

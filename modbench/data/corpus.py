@@ -5,12 +5,13 @@ import hashlib
 import json
 import lzma
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from modbench.data.config import DataConfig
 from modbench.data.documents import Corpus, Document, in_pieces, json_row, split_by_hash, text_of
 from modbench.data.hub_text import first_documents
-from modbench.data.text_folder import files_of, fingerprint
+from modbench.data.text_folder import ENDINGS, files_of, fingerprint
 from modbench.errors import UserError
 
 
@@ -38,16 +39,16 @@ def text_sha256(config: DataConfig) -> str | None:
 
 def most_tokens(config: DataConfig) -> int | None:
     """An upper bound of the tokens of a local text from the sizes of its files, each token being a byte
-    or more; None where there is no bound: other sources, and .parquet files, which are compressed. Raise
-    a `UserError` if there is no such file."""
+    or more; None where there is no bound: other sources, and .parquet and .gz files, which are
+    compressed. Raise a `UserError` if there is no such file."""
     if config.source != "text":
         return None
     path = Path(str(config.path))
     files = files_of(path) if is_folder(config) else [path]
-    if any(file.suffix == ".parquet" for file in files):
+    if any(file.suffix in (".parquet", ".gz") for file in files):
         return None
     # A line of JSON is longer than its text by more than the end-of-text token; a .txt has two of these.
-    return sum(_size(file) for file in files) + 2
+    return sum(_size(file) + 2 for file in files)
 
 
 def _size(path: Path) -> int:
@@ -74,7 +75,7 @@ def _text_bytes(config: DataConfig) -> bytes:
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(
             f"data path '{path}' ends with '{path.suffix}'; a .txt or a .jsonl file can be read, or "
-            "a folder of .jsonl or .parquet files"
+            f"a folder of {', '.join(chain.from_iterable(ENDINGS))} files"
         )
     try:
         return path.read_bytes().removeprefix(codecs.BOM_UTF8)

@@ -49,7 +49,7 @@ def json_row(line: str | bytes, where: object) -> dict[str, Any]:
     """The object in a line of JSON. Raise a `UserError` if it holds none."""
     try:
         return dict(json.loads(line))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{where} is not a JSON object ({error}); fix or remove the line") from None
 
 

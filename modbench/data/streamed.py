@@ -17,7 +17,7 @@ from modbench.data.corpus import is_folder
 from modbench.data.documents import fraction
 from modbench.data.hub_text import fetch
 from modbench.data.shards import Shard, write_shard, written_shard
-from modbench.data.text_folder import Part, parts_of
+from modbench.data.text_folder import Part, left_out, parts_of
 from modbench.data.tokenizer import Tokenizer, tokenizer_for, tokenizer_of
 from modbench.errors import UserError, several
 
@@ -49,6 +49,8 @@ def make_shards(
         for leftover in folder.glob("*.part"):
             leftover.unlink()
     text = Path(str(config.path)) if config.source == "text" else fetch(config, folder, say)
+    if config.source == "text" and (sentence := left_out(text)):
+        say(sentence)
     parts = parts_of(text)
     tokenizer = _tokenizer(config, parts, folder, say)
     shards = {number: written_shard(folder, _name(number)) for number in range(len(parts))}

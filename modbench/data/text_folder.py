@@ -1,15 +1,19 @@
-"""Text in a folder of .jsonl and .parquet files, one document per line or row. It is read in parts, so
-that memory does not grow with the folder and several processes can share the work."""
+"""Text in a folder: .jsonl and .parquet files with one document per line or row, or .txt files of one
+document each. It is read in parts, so that memory does not grow with the folder and several processes
+can share the work."""
 
 import codecs
+import gzip
 import hashlib
 import re
+import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from modbench.data.documents import json_row, text_of
 from modbench.errors import UserError, known_names
@@ -24,14 +28,19 @@ PART_BYTES = 64 * 2**20
 PARTS = 200
 #: Bytes at either end of a file that its fingerprint covers.
 _ENDS = 64 * 2**10
+#: Bytes of text in a byte of a .gz file, about. Parts of a folder that is prepared depend on it.
+_UNPACKED = 3
+#: Endings of text files. Only the first group that a folder has is read: keys of runs name the text of
+#: folders with .jsonl or .parquet files, and a README.txt next to them is no document.
+ENDINGS = ((".jsonl", ".parquet"), (".jsonl.gz",), (".txt", ".txt.gz"))
 #: Names of files that say how many there are.
-_COUNTED = re.compile(r"(.*)-\d+-of-(\d+)(\.\w+)")
+_COUNTED = re.compile(r"(.*)-\d+-of-(\d+)(\.\w+(?:\.gz)?)")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bytes ``start`` to ``stop`` of a .jsonl file, to which the lines belong that start in them; or row
-    groups of a .parquet file."""
+    """Bytes ``start`` to ``stop`` of a .jsonl file, to which the lines belong that start in them; row
+    groups of a .parquet file; or all of another file."""
 
     file: Path
     start: int
@@ -43,13 +52,28 @@ class Range:
         the file is damaged."""
         from pyarrow import ArrowException
 
+        ending = _ending(self.file)
         try:
-            yield from self._lines(field) if self.file.suffix == ".jsonl" else self._rows(field)
-        except (OSError, ArrowException) as error:
+            if ending == ".parquet":
+                yield from self._rows(field)
+            elif ending in (".jsonl", ".jsonl.gz"):
+                yield from self._lines(field)
+            else:
+                yield self._document()
+        except (OSError, EOFError, zlib.error, ArrowException) as error:
             raise _damaged(self.file, error) from None
 
+    def _document(self) -> str:
+        with _opened(self.file) as file:
+            try:
+                return file.read().decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{self.file} is not UTF-8 (byte {error.start} of the text); convert it first"
+                ) from None
+
     def _lines(self, field: str) -> Iterator[str]:
-        with self.file.open("rb") as file:
+        with _opened(self.file) as file:
             if self.start:
                 file.seek(self.start - 1)
                 file.readline()  # the rest of a line of the previous range
@@ -84,7 +108,7 @@ class _Line:
     at: int  #: its first byte
 
     def __str__(self) -> str:
-        with self.file.open("rb") as file:
+        with _opened(self.file) as file:
             number = 1
             while file.tell() < self.at:
                 file.readline()
@@ -96,15 +120,41 @@ class _Line:
 Part = tuple[Range, ...]
 
 
+def _ending(path: Path) -> str:
+    return f"{Path(path.stem).suffix}.gz" if path.suffix == ".gz" else path.suffix
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _by_ending(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files in ``folder`` and the folders in it by ending, and the endings that are read. Raise a
+    `UserError` if there are none."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        files.setdefault(_ending(path), []).append(path)
+    for group in ENDINGS:
+        if read := [ending for ending in group if ending in files]:
+            return files, read
+    raise UserError(
+        f"data path '{folder}' is a folder without {' or '.join(chain.from_iterable(ENDINGS))} files; "
+        "give the path of a folder that has some"
+    )
+
+
+def left_out(folder: Path) -> str:
+    """A sentence on the endings of files in ``folder`` that are not read; empty if all are."""
+    files, read = _by_ending(folder)
+    others = sorted(ending or "no ending" for ending in files if ending not in read)
+    return f"{folder}: {' and '.join(read)} files are read, not {', '.join(others)}" if others else ""
+
+
 def files_of(folder: Path) -> list[Path]:
     """The text files in ``folder`` and the folders in it, in order. Raise a `UserError` if there is
     none, or there are fewer than their names say, such as train-00003-of-00010.parquet."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".jsonl", ".parquet"))
-    if not paths:
-        raise UserError(
-            f"data path '{folder}' is a folder without .jsonl or .parquet files; give the path of a "
-            "folder that has some"
-        )
+    files, read = _by_ending(folder)
+    paths = sorted(chain.from_iterable(files[ending] for ending in read))
     counted = (_COUNTED.fullmatch(str(path)) for path in paths)
     for (name, number, suffix), there in Counter(match.groups() for match in counted if match).items():
         if there < int(number):
@@ -147,8 +197,11 @@ def parts_of(folder: Path) -> list[Part]:
 
 def _pieces(path: Path) -> Iterator[Range]:
     """Ranges of the file, of at most `PART_BYTES` where it can be cut there."""
+    size = path.stat().st_size
+    if _ending(path) in (".jsonl.gz", ".txt", ".txt.gz"):  # a .gz file can't be read from its middle
+        yield Range(path, 0, sys.maxsize, size * (_UNPACKED if path.suffix == ".gz" else 1))
+        return
     if path.suffix == ".jsonl":
-        size = path.stat().st_size
         with path.open("rb") as file:
             file.seek(max(0, size - 64))
             if file.read().rstrip()[-1:] not in (b"", b"}"):

@@ -1,8 +1,10 @@
 """A folder of text: tokenized in shards by several processes, resumed, and refused if a part of it is
 missing or cut."""
 
+import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from modbench.data import streamed, text_folder
 from modbench.data.batches import Batches
 from modbench.data.documents import fraction
 from modbench.data.shards import ShardedTokens
-from modbench.data.text_folder import Range, fingerprint
+from modbench.data.text_folder import Range, fingerprint, left_out, parts_of
 from modbench.data.token_data import DataConfig, TokenData, load, prepare
 from modbench.errors import UserError
 
@@ -142,6 +144,44 @@ def test_ranges_of_a_file_hold_every_line_once_wherever_they_are_cut(folder: Pat
         assert [text for half in halves for text in half.texts("text")] == whole
 
 
+def test_the_hash_of_a_folder_of_lines_is_that_of_earlier_versions(folder: Path) -> None:
+    for path in folder.rglob("*.parquet"):  # whose bytes depend on the version of pyarrow
+        path.write_bytes(b"not read")
+    (folder / "e.txt").write_text("not a document")
+    (folder / "f.jsonl.gz").write_bytes(b"not read")
+    assert fingerprint(folder) == "ba79ee506d5035faf40e55a4c0c2deb2a96c888e1575adda70030cfc9e1dc094"
+
+
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl.gz"])
+def test_folders_of_other_files_have_their_documents_in_order(ending: str, tmp_path: Path) -> None:
+    texts, folder = TEXTS[:60], tmp_path / "texts"
+    (folder / "more").mkdir(parents=True)
+    lines = ending == ".jsonl.gz"
+    contents = [json.dumps({"text": text}) + "\n" for text in texts] if lines else texts
+    each = 20 if lines else 1
+    for start in range(0, len(texts), each):
+        content = "".join(contents[start : start + each]).encode("utf-8-sig")
+        path = folder / ("more" if start > 30 else ".") / f"{start:02}{ending}"
+        path.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    (folder / "README.md").write_text("not a text")
+    said: list[str] = []
+    config = config_of(folder)
+    data = prepare(config, cache=tmp_path / "cache", say=said.append, processes=1)
+    for side, out in (("train_N", False), ("heldout_N", True)):
+        of_side = [text for text in texts if (fraction(text) < config.heldout) is out]
+        assert of_side
+        assert documents(data, side) == of_side
+    assert f"{folder}: {ending} files are read, not .md" in said
+
+
+def test_documents_and_documents_packed_are_both_read(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text(TEXTS[1])
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXTS[0].encode()))
+    read = [text for part in parts_of(tmp_path) for piece in part for text in piece.texts("text")]
+    assert read == TEXTS[:2]
+    assert left_out(tmp_path) == ""
+
+
 def test_a_changed_folder_is_another_text(prepared: tuple[DataConfig, Path, TokenData]) -> None:
     config, cache, _ = prepared
     with (Path(str(config.path)) / "b.jsonl").open("a") as file:
@@ -178,6 +218,12 @@ def cut(path: Path, bytes: int) -> None:
     path.write_bytes(path.read_bytes()[:-bytes])
 
 
+def only(folder: Path, name: str, content: bytes) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -190,11 +236,24 @@ def cut(path: Path, bytes: int) -> None:
             "c-*-of-00003.parquet: only 1 of 3 files are there; fetch the others",
         ),
         (
+            lambda folder: only(folder, "a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9]),
+            "a.jsonl.gz is cut or damaged (Compressed file ended",
+        ),
+        (
+            lambda folder: only(folder, "a.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text": 1}\n')),
+            "a.jsonl.gz:2 has no UTF-8 text in field 'text'; fix or remove it",
+        ),
+        (lambda folder: only(folder, "a.txt", b"a\xff"), "a.txt is not UTF-8 (byte 1 of the text)"),
+        (
+            lambda folder: (folder / "b.jsonl").write_text("[" * 10**5 + "\n" + "{}"),
+            "b.jsonl:1 is not a JSON object",
+        ),
+        (
             lambda folder: (folder / "b.jsonl").write_text('{"text": 1}\n'),
             "b.jsonl:1 has no UTF-8 text in field 'text'; fix or remove it",
         ),
     ],
-    ids=["cut-jsonl", "missing", "no-text"],
+    ids=["cut-jsonl", "missing", "cut-gz", "no-text-gz", "not-utf8", "nested", "no-text"],
 )
 def test_a_file_that_is_missing_or_cut_is_named_in_one_sentence(
     folder: Path, change, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch
@@ -211,7 +270,9 @@ def test_a_folder_without_texts_and_a_split_without_a_side_are_refused(
     folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty' is a folder without .jsonl or .parquet files"):
+    with pytest.raises(
+        UserError, match=r"empty' is a folder without .jsonl or .parquet or .jsonl.gz or"
+    ):
         prepare(config_of(tmp_path / "empty"), cache=tmp_path / "cache", say=silent)
     config = config_of(folder, heldout=1e-9, tokenizer="bytes", vocabulary=257)
     with pytest.raises(UserError, match="has no held-out document with data heldout = 1e-09; give more"):

@@ -9,8 +9,6 @@ import pytest
 from trained_runs import RUNS, add_records, record_of, save_trained
 
 from modbench.cli.main import main
-from modbench.data.config import DataConfig
-from modbench.data.token_data import prepare
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
@@ -66,7 +64,6 @@ def test_the_training_rule_is_labelled(place, capsys):
 
 
 def test_a_task_without_examples_says_that_num_fewshot_is_not_used(place, capsys):
-    prepare(DataConfig(tokenizer="bytes"), say=lambda _: None)  # the run's corpus, whose text is copied
     words = ("--num-fewshot", "2", "--limit", "4", "--no-validity", "--data-dir", "data")
     (place / "data" / "piqa_train.jsonl").write_text((place / "data" / "piqa.jsonl").read_text())
     assert run("tiny/mod", "--tasks", "modbench_copy_16,piqa", *words) == 0

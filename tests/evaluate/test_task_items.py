@@ -18,7 +18,7 @@ from modbench.data.token_data import prepare
 from modbench.errors import UserError
 from modbench.evaluate.tasks import CHANCE, TASKS
 from modbench.evaluate.tasks.build import check_text, items_of_task
-from modbench.evaluate.tasks.heldout import HeldOut
+from modbench.evaluate.tasks.heldout import HeldOut, read_heldout
 from modbench.evaluate.tasks.modbench_bits_per_byte.items import build_items as pieces
 from modbench.evaluate.tasks.modbench_cloze.items import build_items as cloze
 from modbench.evaluate.tasks.modbench_continuation.items import build_items as continuation
@@ -222,3 +222,11 @@ def test_the_embedded_corpus_gives_the_pinned_items():
     assert len(examples) == 6
     for example in examples:
         assert any(example in items for items in built.values()), example
+
+
+def test_the_shipped_text_is_prepared_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "empty"))
+    of_any_model = read_heldout.__wrapped__(DataConfig(tokenizer="bytes"))
+    assert {*of_any_model.sources} == {"s", "b", "d"}

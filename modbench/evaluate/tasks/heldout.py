@@ -9,7 +9,7 @@ import numpy as np
 
 from modbench.data.config import DataConfig
 from modbench.data.shards import Tokens
-from modbench.data.token_data import load
+from modbench.data.token_data import load, prepare
 from modbench.errors import UserError, several
 from modbench.evaluate.tasks.words import WordCounts, count_words
 
@@ -42,9 +42,10 @@ class HeldOut:
 
 @lru_cache(maxsize=2)
 def read_heldout(config: DataConfig) -> HeldOut:
-    """Read the text of ``config``, whatever its tokenizer. Raises UserError: the corpus is not prepared,
-    or was altered."""
-    data = load(config)
+    """Read the text of ``config``, whatever its tokenizer; the shipped one is prepared, in seconds, if
+    it is not there. Raises UserError: another corpus is not prepared, or one was altered."""
+    is_shipped = config.source == "pypi-en-v1"
+    data = prepare(config, say=lambda sentence: None) if is_shipped else load(config)
     documents = _documents(_in_memory(data.heldout_N), data.tokenizer)
     sources = PIECES if config.source == "pypi-en-v1" else "-" * len(documents)
     kept = [(text, source) for text, source in zip(documents, sources, strict=True) if source != "."]

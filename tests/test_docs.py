@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from modbench.cli.main import COMMANDS, main
@@ -191,6 +193,15 @@ def test_runs_repeated_on_another_processor_are_those_that_the_page_of_isoflop_n
     losses = [[side[key].metrics["heldout_loss"] for key in again] for side in (first, again)]
     rms = fmean((one - other) ** 2 for one, other in zip(*losses, strict=True)) ** 0.5
     assert f"differ by {rms:.3f} nats" in (DOCS / "isoflop.md").read_text()
+
+
+def test_the_margin_of_confirm_is_worth_what_the_dense_curve_says() -> None:
+    optima = pd.read_csv(DOCS.parent / "results/isoflop-cpu/optima.csv")
+    dense = optima[(optima.scheme == "vanilla") & (optima.fit == "parabola")]
+    parabola = np.polyfit(np.log(dense.budget), dense.loss, 2)
+    slope = -np.polyval(np.polyder(parabola), np.log(3e13))
+    worth = [f"{100 * part:.0f}" for part in (0.02 / slope, np.expm1(0.02 / slope))]
+    assert f"{' to '.join(worth)} % of the training compute" in (DOCS / "confirm.md").read_text()
 
 
 def test_the_table_of_timing_has_the_keys_and_defaults_of_the_code() -> None:

@@ -9,7 +9,7 @@ from timings_made_up import times_of
 from modbench.records.line import as_json, key_of
 from modbench.records.metrics import METRICS
 from modbench.report.leaderboard.board import Board, board_of
-from modbench.report.leaderboard.page import made_by
+from modbench.report.leaderboard.page import leaderboard_page, made_by
 from modbench.report.table import to_csv
 
 
@@ -269,3 +269,14 @@ def test_an_installed_package_is_named_by_its_version_alone():
         made_by(installed | {"commit": "abc", "dirty": True})
         == "modbench 0.1.0, commit abc with local changes"
     )
+
+
+def test_the_page_says_how_many_seeds_rows_have_and_which_probes_no_audit_ran(fakes):
+    pilot, rows = _seeds(fakes, "pilot", [5, 6]), _seeds(fakes, "mod", [5, 6, 7])
+    text = leaderboard_page(board_of([*pilot, *rows]), ()).to_markdown()
+    assert "2 to 3 seeds." in text
+    assert (
+        "records lack: 4 capacity, 6 unit gate, 7 order and position, 8 gradient, 10 state, 11 "
+        "saving, 12 derivative." in text
+    )
+    assert "2 seeds." in leaderboard_page(board_of(pilot), ()).to_markdown()

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from modbench.analysis.idle_layers import is_idle, layer_line
-from modbench.records.probes import RANKING_PROBES, SHOWN, leak_verdict
+from modbench.records.probes import PROBE_TEXTS, RANKING_PROBES, SHOWN, leak_verdict
 from modbench.records.record import AuditRecord, Finding
 from modbench.records.result import Result
 
@@ -52,6 +52,14 @@ def audit_text(results: Sequence[Result], audits: Audits) -> str:
     counts = Counter(SHOWN.get(v, v) for v in {probe.probe: probe.verdict for probe in probes}.values())
     rest = (f", {name} {counts[name]}" for name in ("unchecked", "n/a") if counts[name])
     return f"passed {counts['passed']}{''.join(rest)}"
+
+
+def lacking_probes(results: Sequence[Result], audits: Audits) -> list[str]:
+    """Number and name of each probe that an audit of ``results`` lacks, such as those of later
+    versions."""
+    by_run = [findings(result, audits) for result in results if _is_audited([result], audits)]
+    run = [{finding.probe for finding in probes} for probes in by_run if probes]
+    return [f"{of.number} {of.name}" for of in PROBE_TEXTS if any(of.number not in some for some in run)]
 
 
 def audit_failures(results: Sequence[Result], audits: Audits) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 
 from modbench.analysis.idle_layers import LEAST_ADDED
+from modbench.errors import several
 from modbench.records.metrics import METRICS
 from modbench.records.result import Result
 from modbench.report.captions import CAPTIONS
 from modbench.report.downstream.page import downstream_section
 from modbench.report.frame import differing, plain_records
+from modbench.report.leaderboard.audited import lacking_probes
 from modbench.report.leaderboard.board import (
     DENSE,
     MOST_ROWS,
@@ -82,6 +84,7 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         differ=sorted(_different_settings(rows)),
         shares_trunk=any(row["shares_trunk"] for row in rows),
         timed=any(row["_timed"] for row in rows),
+        lacking=lacking_probes(results, rows[0]["_audits"]) if rows else (),
         origin=origin_of(results),
     )
 
@@ -102,7 +105,7 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "ranked": len(ranked),
         "budget": si(first.budget, 3),
         "text": first.run.data.source,
-        "seeds": len({result.seed for row in rows for result in row["_results"]}),
+        "seeds": _seeds_in_words(rows),
         "table": first_table(board, rows),
         "noise": noise.in_words("these rows" if stated else "all schemes") if noise else "",
         "groups": any(board.group(row) for row in ranked),
@@ -123,6 +126,13 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "layers": layer_table(rows),
         "sizes": size_table(board, rows),
     }
+
+
+def _seeds_in_words(rows: Sequence[Row]) -> str:
+    """The number of seeds of a row, from the least to the greatest."""
+    numbers = [len({result.seed for result in row["_results"]}) for row in rows]
+    least = f"{min(numbers)} to " if min(numbers) < max(numbers) else ""
+    return f"{least}{several(max(numbers), 'seed')}"
 
 
 def margins_in_words(

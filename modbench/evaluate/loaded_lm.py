@@ -16,6 +16,7 @@ from modbench.errors import UserError, known_names
 from modbench.evaluate.hub_lm import check_vocabulary, load_hub_lm
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.model.context import Selection
+from modbench.routing.registry import load_plugin
 from modbench.train.numerics import pin_attention
 from modbench.trained.load import leak_of, load_trained
 from modbench.trained.weights_folder import DESCRIPTION
@@ -56,6 +57,8 @@ def load_lm(
     if (folder / "config.json").is_file() and not (folder / DESCRIPTION).is_file():
         if rule != "causal":
             raise UserError(f"{folder} is a model of transformers, which has no rule '{rule}'")
+        for plugin in plugins:
+            load_plugin(plugin)
         lm: RoutedLM = load_hub_lm(folder, batch=batch, device=device)
         return LoadedLM(lm=lm, name=folder.resolve().name, data=None, leak="not audited")
     loaded = load_trained(run, plugins, results=results)

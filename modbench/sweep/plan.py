@@ -153,7 +153,7 @@ def _shapes_of(runs: Sequence[Wanted], flops: StepFlops) -> dict[str, list[tuple
     by_scheme: dict[str, dict[str, tuple[Timed, int]]] = defaultdict(dict)
     for wanted in runs:
         timed = wanted.run.timed
-        by_scheme[wanted.name][timed.key] = (timed, flops[wanted.name][timed.model])
+        by_scheme[wanted.name][timed.key] = (timed, flops[wanted.name][wanted.run.model])
     return {scheme: list(shapes.values()) for scheme, shapes in by_scheme.items()}
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from inline import own_routers
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from local_tasks import request, write_tasks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,10 +22,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import modbench
 from modbench.accounting.count import count
 from modbench.errors import UserError
 from modbench.evaluate.downstream import evaluate
 from modbench.evaluate.hub_lm import load_hub_lm
+from modbench.evaluate.loaded_lm import load_lm
+from modbench.hf.retrofit.build import routers_of
+from modbench.routing.registry import load_plugin
 
 #: Folder of real items, in place of the made-up ones, and how many of each task are compared.
 REAL, LIMIT = os.environ.get("MODBENCH_EVAL_DATA"), 200 if "MODBENCH_EVAL_DATA" in os.environ else None
@@ -125,6 +130,35 @@ def test_generation_is_that_of_transformers(folder):
     inputs = tokenizer("stone river", return_tensors="pt", return_token_type_ids=False)
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert text == tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+PLUGIN = """from dataclasses import dataclass
+from modbench import DepthRouter, register_router
+
+@register_router("of_a_folder")
+@dataclass(frozen=True, kw_only=True)
+class OfAFolder(DepthRouter):
+    capacity: float = 0.5
+"""
+
+
+def test_a_converted_model_with_a_router_of_a_plugin_needs_its_file(folder, tmp_path):
+    file, converted = tmp_path / "of_a_folder.py", tmp_path / "converted"
+    file.write_text(PLUGIN)
+    with own_routers():
+        load_plugin(file)
+        model = modbench.retrofit(AutoModelForCausalLM.from_pretrained(folder), "of_a_folder")
+        model.save_pretrained(converted)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(converted)
+    with own_routers():
+        with pytest.raises(
+            UserError, match=r"converted: router 'of_a_folder' is not known.*--plugin FILE"
+        ):
+            load_lm(converted)
+        lm = load_lm(converted, plugins=[file]).lm
+        assert len(routers_of(lm.model)) == 1
+        [(score, _)] = lm.loglikelihood([request("stone river", " lamp")])
+        assert score < 0
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, tasks, tmp_path):

@@ -145,6 +145,21 @@ def test_weights_of_a_folder_are_trained_on_and_are_in_the_key() -> None:
         model_of(shape, TRANSFORMERS, {})
 
 
+@pytest.mark.parametrize("words", [["--no-time"], ["--price", "2"], []])
+def test_a_row_with_weights_is_planned(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """With a router of ours, too; its step is timed with random weights."""
+    saved("weights")
+    text = SUITE.replace("llama.json", "weights")
+    text += '[[schemes]]\nlabel = "routed"\nrouter = "mod"\nmodel = { hf = "weights" }\n'
+    Path("suite.toml").write_text(text)
+    assert main(["plan", "suite.toml", "--results", "out", "--format", "json", *words]) == 0
+    planned = json.loads(capsys.readouterr().out.splitlines()[-1])
+    parts = {part["scheme"]: part for part in planned["parts"]}
+    assert set(parts) == {"vanilla", "mod", "Llama", "routed"}
+    assert all(0.9 * 4e8 < part["flops"] <= 4e8 for part in parts.values())
+    assert set(planned["measured"]) == (set() if words else set(parts))
+
+
 def test_a_whole_suite_may_be_of_one_model_with_rows_of_implementations() -> None:
     write(
         "mixtral.json",

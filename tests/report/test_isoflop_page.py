@@ -2,10 +2,12 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from functools import partial
 from math import log
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,13 @@ def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
     text = page.to_markdown()
     assert "| mod | 64 x 4 |" in text
     assert "width 128: 0.00354 by the law, which is best" in text
+
+
+def test_runs_with_even_gates_are_counted_by_scheme(make: Make, fakes: ModuleType) -> None:
+    even = fakes.make_routing((1,), first=50, exponent=-9)  # gates around 0.1
+    text = page_of([*records(make, ("vanilla",)), *records(make, ("mod",), routing=even)]).to_markdown()
+    (line,) = re.findall(r"- In (\d+) of (\d+) runs of (\w+) gates of a layer hardly vary;", text)
+    assert (line[0], line[2]) == (line[1], "mod")
 
 
 def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:

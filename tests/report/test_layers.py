@@ -1,4 +1,5 @@
-"""Routed layers in a report: a remark on each that adds next to nothing, a table, and columns."""
+"""Routed layers in a report: a remark on each that adds next to nothing or has gates that hardly vary, a
+table, and columns."""
 
 import csv
 import io
@@ -41,6 +42,53 @@ def test_a_layer_that_adds_next_to_nothing_is_a_remark_in_table_and_page(fakes):
     assert "| mod | 0.12 | 0.4 | 0.0035 | 0.01 |" in page
     assert "| mod_half | 0.2 | 0.5 | 0.02 | - |" in page
     assert "| † | mod |" in page
+
+
+def with_gates(fakes, *gates, scale=0.5):
+    """A routing in which layers 1, 3 ... have the histograms ``gates``, and what they add."""
+    numbers = tuple(range(1, 2 * len(gates), 2))
+    routing = fakes.make_routing(numbers)
+    for entry, histogram in zip(routing["causal"]["depth"], gates, strict=True):
+        del entry["gates"]
+        if histogram is not None:
+            exponent, first, counts = histogram
+            entry["gates"] = {"exponent": exponent, "first": first, "all": counts, "selected": counts}
+    layers = [{"layer": number, "added": 0.2, "gate_scale": scale} for number in numbers]
+    return {"routing": routing, "layers": layers}
+
+
+#: 98 % from 0.5 to 0.53, with a token at 1; and spread over 0.5 to 1.
+EVEN, SPREAD = (-5, 16, [995, *[0] * 14, 5]), (-5, 16, [60] * 16)
+
+
+@pytest.mark.parametrize(
+    ("gates", "scale", "remark"),
+    [
+        ((EVEN, SPREAD), 0.5, "gates of layer 1 hardly vary: 98 % lie from 0.5 to 0.531"),
+        ((SPREAD, SPREAD), 0.5, ""),
+        ((SPREAD, None), 0.7, "gates of layer 3 hardly vary: 98 % lie from 0.7 to 0.7"),  # all are equal
+        ((None,), 1, ""),  # no gate
+        (
+            ((-20, 7, [500, 500]),),
+            7e-6,
+            "gates of layer 1 hardly vary: 98 % lie from 6.69e-06 to 8.56e-06",
+        ),
+        (((0, -3, [30, 40, 30]),), 1, ""),
+    ],
+)
+def test_gates_that_hardly_vary_are_a_remark(fakes, gates, scale, remark):
+    board = board_of([fakes.make_record("mod", **with_gates(fakes, *gates, scale=scale))])
+    assert [row["note"] for row in board.rows] == [remark]
+    assert (f"- **mod**: {remark}\n" in leaderboard_page(board).to_markdown()) == bool(remark)
+
+
+def test_a_remark_on_gates_counts_seeds(fakes):
+    seeds = [
+        fakes.make_record("mod", seed=seed, **with_gates(fakes, gates))
+        for seed, gates in enumerate((EVEN, SPREAD, EVEN))
+    ]
+    (row,) = board_of(seeds).rows
+    assert row["note"].endswith("to 0.531, in 2 of 3 seeds")
 
 
 def test_the_csv_has_a_column_for_each_layer_of_any_row(fakes):

@@ -24,7 +24,7 @@ from modbench.report.isoflop.tables import (
     stated_table,
     with_interval,
 )
-from modbench.report.leaderboard.audited import idle_layers
+from modbench.report.leaderboard.audited import even_gates, idle_layers
 from modbench.report.leaderboard.columns import OPTIMA, Column, column_table
 from modbench.report.leaderboard.metric_cells import difference_text
 from modbench.report.leaderboard.page import figures_among, margins_in_words, origin_of, suites_of
@@ -52,7 +52,10 @@ def isoflop_page(
     told = [(pair.family, pair.margin) for pair in tested if pair.family != "best" and pair.verdict]
     done = [result for result in results if result.status == "ok"]
     runs = Counter(result.scheme for result in done)
-    idle = Counter(result.scheme for result in done if idle_layers([result]))
+    remarked = (
+        ("a routed layer adds next to nothing", Counter(of.scheme for of in done if idle_layers([of]))),
+        ("gates of a layer hardly vary", Counter(of.scheme for of in done if even_gates([of]))),
+    )
     return page(
         "isoflop",
         suites=suites_of(results),
@@ -79,7 +82,11 @@ def isoflop_page(
         figures=figures_among(drawn, suite.curves.pairs),
         columns=column_table(_columns(suite)),
         in_seconds=suite.curves.optima["speed_up_seconds"].notna().any(),
-        idle=[(scheme, idle[scheme], runs[scheme]) for scheme in sorted(idle)],
+        remarks=[
+            (scheme, number, runs[scheme], words)
+            for words, schemes in remarked
+            for scheme, number in sorted(schemes.items())
+        ],
         origin=origin_of(results),
         **details(suite, [_at_budget(suite, budget) for budget in suite.budgets]),
         **(_shapes(suite) if suite.depths else {}),

@@ -1,9 +1,9 @@
 """The audit of the runs of a row: findings, verdicts, and reasons not to rank it."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from modbench.analysis.idle_layers import is_idle, layer_line
+from modbench.analysis.idle_layers import LEAST_VARIED, gate_range, gates_line, is_idle, layer_line
 from modbench.records.probes import PROBE_TEXTS, RANKING_PROBES, SHOWN, leak_verdict
 from modbench.records.record import AuditRecord, Finding
 from modbench.records.result import Result
@@ -102,8 +102,32 @@ def idle_layers(results: Sequence[Result]) -> list[str]:
     entries = [entry for result in results for entry in result.layers if entry.added is not None]
     for layer in sorted({entry.layer for entry in entries}):
         of_layer = sorted((e for e in entries if e.layer == layer), key=lambda entry: entry.added or 0)
-        idle = sum(is_idle(entry.added) for entry in of_layer)
-        if idle:
-            of_seeds = f", in {idle} of {len(of_layer)} seeds" if len(of_layer) > 1 else ""
-            remarks.append(layer_line(**dict(of_layer[0])) + of_seeds)
+        if idle := sum(is_idle(entry.added) for entry in of_layer):
+            remarks.append(layer_line(**dict(of_layer[0])) + _of_seeds(idle, len(of_layer)))
     return remarks
+
+
+def even_gates(results: Sequence[Result]) -> list[str]:
+    """A remark for each layer whose gates hardly vary in any of ``results``, one per seed, over all
+    tokens under the causal rule, with the figures of the seed in which they vary least. A gate that is 1
+    for all tokens is that of a scheme without one."""
+    ranges = defaultdict(list)
+    for result in results:
+        scales = {entry.layer: entry.gate_scale for entry in result.layers}
+        for entry in result.routing.causal.depth if result.routing else ():
+            scale = scales.get(entry.layer)
+            if entry.gates is not None:
+                gates = entry.gates
+                ranges[entry.layer].append(gate_range(gates.exponent, gates.first, gates.all))
+            elif scale not in (None, 1):  # all gates are equal
+                ranges[entry.layer].append((scale, scale))
+    remarks = []
+    for layer, of_layer in sorted(ranges.items()):
+        of_layer.sort(key=lambda ends: ends[1] - ends[0])
+        if even := sum(high - low <= LEAST_VARIED for low, high in of_layer):
+            remarks.append(gates_line(layer, *of_layer[0]) + _of_seeds(even, len(of_layer)))
+    return remarks
+
+
+def _of_seeds(number: int, seeds: int) -> str:
+    return f", in {number} of {seeds} seeds" if seeds > 1 else ""

@@ -20,6 +20,7 @@ from modbench.report.leaderboard.audited import (
     Audits,
     audit_failures,
     audit_text,
+    even_gates,
     idle_layers,
     leak_of,
     why_unranked,
@@ -219,6 +220,7 @@ def _remarks(row: Row) -> Iterator[str]:
         if not nominal / FAR <= realised <= nominal * FAR:
             yield f"causal rule selects {realised:.3g} {unit}, nominal {nominal:.3g}"
     yield from idle_layers(ok)
+    yield from even_gates(ok)
 
 
 def center(row: Row, name: str) -> float | None:

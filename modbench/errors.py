@@ -16,6 +16,11 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 #: Exceptions of plugin code. SystemExit is included because it would end the process with exit code 0.
 FAULTS = (Exception, SystemExit)
 
+#: Note on an error of code that is run to count its FLOPs.
+NO_VALUES = (
+    "FLOPs are counted on tensors without values: see `modbench docs writing_a_router`, Your own ledger"
+)
+
 
 def printable(text: str) -> str:
     """Return ``text`` with control characters as ``\\x1b``."""

@@ -7,6 +7,8 @@ asked`` and gives the reason; one that applies to a layer but cannot be evaluate
 B sequences, T tokens.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -33,9 +35,9 @@ from modbench.audit.state import state
 from modbench.errors import FAULTS, UserError
 from modbench.model.config import ModelConfig
 from modbench.model.language_model import LanguageModel
-from modbench.records.probes import PROBE_TEXTS, SHOWN, ProbeText
+from modbench.records.probes import AS_BEFORE, COULD_NOT_RUN, PROBE_TEXTS, SHOWN, ProbeText
 from modbench.routing.build import RoutedDecoder, build_model
-from modbench.routing.plugin_fault import raised
+from modbench.routing.plugin_fault import at, raised
 from modbench.train.out_of_memory import failed_allocation
 
 __all__ = ["PROBES", "ROUNDING", "Finding", "audit", "findings"]
@@ -96,9 +98,11 @@ def findings(
     ``trained`` with, since it decides how many steps a budget buys. ``model`` is not changed. Yield each
     finding as soon as it is known; ``only``: of the probes with these numbers.
 
-    A probe fails if it fails, or raises, at any shape. Running out of memory is raised."""
+    A probe fails if it fails, or raises, at any shape. The error is described once, with the first probe
+    that meets it. Running out of memory is raised."""
     routed = isinstance(model, RoutedDecoder)
     subject = (Subject if routed else ModelSubject)(model, seed, tuple(shapes))  # type: ignore[arg-type]
+    errors: dict[tuple[str, str], int] = {}
     for probe in (probe for probe in PROBES if probe.number in only):
         cases: list[tuple[ModelSubject, tuple[int, int]]] = []
         if routed or probe.any_model:
@@ -110,8 +114,8 @@ def findings(
         passed: bool | Unchecked | None = None
         figure = "" if cases else NO_ROUTER if getattr(model, "router", None) is None else NO_BLOCKS
         for variant, shape in cases:
-            verdict, detail = _outcome(probe, variant, variant.tokens(*shape))
-            if verdict is False and not probe.once:
+            verdict, detail = _outcome(probe, variant, variant.tokens(*shape), errors)
+            if verdict is False and not probe.once and not detail.startswith(AS_BEFORE):
                 where = "" if variant is subject else ", grouped-query attention, GELU MLP"
                 detail += f" (at {shape[0]} x {shape[1]} tokens{where})"
             if not figure or _RISING.index(verdict) > _RISING.index(passed):
@@ -129,19 +133,26 @@ def findings(
 
 
 def printed(found: Iterable[Finding]) -> list[Finding]:
-    """Print a line of each finding as it is made: aligned columns, or what a failure means. Return
-    all."""
-    results = []
+    """Print a line of each finding as it is made: aligned columns, or what a failure means; at the end
+    one of all probes that an error stopped which an earlier one met. Return all."""
+    results, stopped = [], defaultdict(list)
     wide = max(len(probe.name) for probe in PROBES)
     for finding in found:
         verdict = SHOWN.get(finding.verdict, finding.verdict)
         line = f"{finding.probe:>2}  {finding.name:<{wide}}  {verdict:<9}  {finding.figure}"
         if finding.failed:
-            line = f"FAILED {finding.probe} {finding.name}: {finding.figure}; "
-            line += f"{PROBE_TEXTS[finding.probe - 1].means} (`modbench docs audit`)."
-            line += " Not ranked." * finding.ranks
-        print(line, flush=True)
+            line = f"FAILED {finding.probe} {finding.name}: {finding.figure}"
+            if not finding.figure.startswith(COULD_NOT_RUN):
+                line += f"; {PROBE_TEXTS[finding.probe - 1].means} (`modbench docs audit`)"
+            line += "." + " Not ranked." * finding.ranks
+        if finding.figure.startswith(AS_BEFORE):
+            stopped[finding.figure].append(finding)
+        else:
+            print(line, flush=True)
         results.append(finding)
+    for figure, others in stopped.items():
+        names = ", ".join(f"{finding.probe} {finding.name}" for finding in others)
+        print(f"FAILED {names}: {figure}." + " Not ranked." * any(finding.ranks for finding in others))
     return results
 
 
@@ -161,10 +172,18 @@ def _grouped(model: LanguageModel, seed: int) -> Subject | None:
     return Subject(other, seed, (GROUPED_TOKENS,), brief=True)
 
 
-def _outcome(probe: Probe, subject: ModelSubject, tokens_BT: Tensor) -> Outcome:
+def _outcome(
+    probe: Probe, subject: ModelSubject, tokens_BT: Tensor, errors: dict[tuple[str, str], int]
+) -> Outcome:
+    """Run ``probe``. ``errors``: the first probe that met each error, by its text without numbers, which
+    may be those of a shape, and its line."""
     try:
         return probe.run(subject, tokens_BT)
     except FAULTS as error:  # a router's own code runs here; what it raises is the finding
         if failed_allocation(error) is not None:
             raise  # too little memory is not the router's fault
-        return False, raised(error, remedy="")
+        text = str(error)
+        if not isinstance(error, UserError):
+            text = raised(error, remedy="").removeprefix("raised ")
+        first = errors.setdefault((re.sub(r"\d+", "", text), at(error)), probe.number)
+        return False, f"{COULD_NOT_RUN}: {text}" if first == probe.number else f"{AS_BEFORE} {first}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.counting.counter import FlopCounter
-from modbench.errors import FAULTS, UserError
+from modbench.errors import FAULTS, NO_VALUES, UserError
 from modbench.ledger import Ledger, Workload
 from modbench.model.context import Context, Selection, host_lengths
 from modbench.model.kv_cache import Cache
@@ -83,9 +83,8 @@ def counted_ledger(
             raise
         reason = " ".join(str(error).split())
         raise UserError(
-            f"layer {place.layer} has no ledger and cannot be counted on the meta device, where tensors "
-            f"have no values ({type(error).__name__}: {reason[:200]}); give it a ledger, or take counts "
-            "through modbench.routing.topk.counts_to_host"
+            f"layer {place.layer} has no ledger and cannot be counted on the meta device "
+            f"({type(error).__name__}: {reason[:200]}); {NO_VALUES}"
         ) from error
 
 
@@ -108,10 +107,15 @@ def _counted_by_values(place: Place, pieces: Callable[[], Iterator[Ledger]]) -> 
 
 def counted_once(part: M, case: object, count: Callable[[M], R]) -> R:
     """Return what ``count`` returns for a copy of ``part`` on the meta device. It is called once for
-    each ``case``; results are not kept on the part, which is copied and saved."""
+    each ``case``; results are not kept on the part, which is copied and saved. What it raises has the
+    note `NO_VALUES`."""
     known = _counted.setdefault(part, {})
     if case not in known:
-        known[case] = count(_meta_twin(part))
+        try:
+            known[case] = count(_meta_twin(part))
+        except FAULTS as error:
+            error.add_note(NO_VALUES)
+            raise
     return known[case]  # type: ignore[no-any-return]
 
 

@@ -44,6 +44,10 @@ PROBE_TEXTS = (
     ProbeText(11, "saving", "skipped tokens are computed and discarded: skipping saves no FLOPs"),
     ProbeText(12, "derivative", "the gradient of a layer is not the derivative of its output"),
 )
+#: Start of the figure of a failed probe that an error stopped: of the router's code, it is no finding.
+COULD_NOT_RUN = "could not run"
+#: Start of the figure where that error is the one of an earlier probe.
+AS_BEFORE = f"{COULD_NOT_RUN}, as probe"
 #: Probes that every run must pass to be ranked.
 RANKING_PROBES = tuple(probe.number for probe in PROBE_TEXTS if probe.ranks)
 #: Probes that a leak fails.
@@ -51,11 +55,12 @@ LEAK_PROBES = tuple(probe.number for probe in PROBE_TEXTS if probe.of_leaks)
 
 
 def leak_verdict(findings: Sequence["Finding"]) -> str:
-    """Return ``passed``; ``failed`` with the probe and its figure; or ``not audited``. ``findings``: of
-    the audit of the scheme, and of the trained weights."""
+    """Return ``passed``; ``failed`` with the probe and its figure; or ``not audited``, also if an error
+    stopped a probe. ``findings``: of the audit of the scheme, and of the trained weights."""
     probes = [finding for finding in findings if finding.probe in LEAK_PROBES]
     for finding in probes:
-        if finding.verdict == "failed":
+        if finding.verdict == "failed" and not finding.figure.startswith(COULD_NOT_RUN):
             return f"failed probe {finding.probe} {finding.name}: {finding.figure}"
     passed = {finding.probe for finding in probes if finding.verdict == "passed"}
-    return "passed" if passed == set(LEAK_PROBES) else "not audited"
+    stopped = any(finding.verdict == "failed" for finding in probes)
+    return "passed" if passed == set(LEAK_PROBES) and not stopped else "not audited"

@@ -1,14 +1,16 @@
 """Describes errors of a router's own code: what was raised, in which file and line. Imports no torch."""
 
+import ast
 import inspect
 import sysconfig
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
-from modbench.errors import FAULTS, UserError
+from modbench.errors import FAULTS, NO_VALUES, UserError
 
 if TYPE_CHECKING:
     from modbench.routing.router import Router
@@ -30,19 +32,23 @@ def authors_code(router: "Router | type[Router]", during: str) -> Iterator[None]
     try:
         yield
     except UserError as error:
-        named = str(error).startswith(f"router '{name}'")
-        raise UserError(str(error) if named else f"router '{name}': {error}") from error
+        named = "" if str(error).startswith(f"router '{name}'") else f"router '{name}': "
+        cause = None if ", line " in str(error) else error.__cause__
+        raise UserError(f"{named}{error}{'' if cause is None else at(cause)}") from error
     except FAULTS as error:
         raise UserError(f"router '{name}' {raised(error, during)}") from error
 
 
 def raised(error: BaseException, during: str = "", remedy: str = "fix it") -> str:
-    """Return "raised KeyError: 'k' in DURING (my_router.py, line 16); REMEDY"; both may be empty."""
+    """Return "raised KeyError: 'k' in DURING (my_router.py, line 16); REMEDY"; both may be empty. An
+    error where FLOPs are counted has `NO_VALUES` as remedy."""
     text = str(error.msg if isinstance(error, SyntaxError) else error)  # str(error) repeats the line
     fault = f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".removesuffix(": ")
     where = f" in {during}" if during else ""
     if text.startswith(_NO_DATACLASS):
         remedy = f"put {DECORATORS.format('NAME')} above the class"
+    if NO_VALUES in getattr(error, "__notes__", ()):
+        remedy = NO_VALUES
     end = f"; {remedy}" if remedy else ""
     return f"raised {fault}{where}{at(error)}{end}"
 
@@ -65,6 +71,26 @@ def defined_at(function: Callable[..., Any]) -> str:
     if code is None or not _is_authors(Path(code.co_filename)):
         return ""
     return f" ({shown(Path(code.co_filename))}, line {code.co_firstlineno})"
+
+
+def assigned_at(owner: type, name: str) -> str:
+    """Return " (my_router.py, line 12)", where the body of the class ``owner`` gives ``name`` a value,
+    or the first line of the class; nothing without its source."""
+    try:
+        lines, first = inspect.getsourcelines(owner)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    line = first
+    for node in ast.walk(tree):  # the body before what it holds
+        if isinstance(node, ast.Name):
+            stored = node.id == name and isinstance(node.ctx, ast.Store)
+        else:
+            stored = isinstance(node, ast.FunctionDef) and node.name == name
+        if stored:
+            line = first + node.lineno - 1  # type: ignore[attr-defined]
+            break
+    return f" ({shown(Path(inspect.getfile(owner)))}, line {line})"
 
 
 def shown(file: Path) -> str:

@@ -22,6 +22,7 @@ from modbench.ledger import Flops, Ledger, Workload
 from modbench.model.block import Block
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
+from modbench.records.probes import leak_verdict
 from modbench.routers.expert_choice import ExpertChoice
 from modbench.routing.build import build_model
 from modbench.routing.depth_router import DepthRouted
@@ -215,8 +216,13 @@ def test_a_router_that_raises_has_failed_and_says_how(monkeypatch: pytest.Monkey
         11,
         12,
     }  # 4: it declares no counts, so nothing ran
-    assert "raised RuntimeError" in found[0].figure
+    assert found[0].figure.startswith("could not run: RuntimeError: ")
     assert "at 3 x 63 tokens" in found[0].figure
+    assert {finding.figure for finding in found if finding.failed} == {
+        found[0].figure,
+        "could not run, as probe 1",
+    }
+    assert leak_verdict(found) == "not audited"
 
 
 def test_a_ledger_that_lies_only_at_the_training_batch_is_caught(

@@ -72,6 +72,26 @@ def test_what_leaks_fails_and_is_not_ranked(tmp_path: Path, capsys: pytest.Captu
     assert audit("audited_mean", option=(("share=0.0",),), shape=SMALL) == 0
 
 
+def test_code_that_crashes_is_told_once_and_is_no_leak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crashes = "return self.block(x_BTD[:, :, : None if torch.is_grad_enabled() else 5], context)"
+    text = "import torch" + SWAPPED.format(name="audited_crash").replace(
+        "return self.block(x_BTD + self.share * x_BTD.mean(1, keepdim=True), context)", crashes
+    )
+    (tmp_path / "crash.py").write_text(text)
+    assert audit("audited_crash", plugin=((tmp_path / "crash.py",),), shape=SMALL) == 1
+    said = capsys.readouterr().out
+    _, first, *_, last = said.splitlines()
+    line = text.splitlines().index(f"        {crashes}") + 1
+    assert first.startswith("FAILED 1 causal: could not run: RuntimeError: ")
+    assert f"(crash.py, line {line})" in first
+    assert said.count(f"line {line}") == 1
+    assert "later tokens" not in said
+    assert last.startswith("FAILED 2 batch-invariant, 3 decode parity, ")
+    assert last.endswith(": could not run, as probe 1. Not ranked.")
+
+
 def test_a_router_that_cannot_train_is_a_user_error(tmp_path: Path) -> None:
     broken = SWAPPED.format(name="audited_broken").replace("x_BTD.mean(1, keepdim=True)", "x_BTD[:, 1:]")
     (tmp_path / "broken.py").write_text(broken)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modbench.cli.main import main
 from modbench.cli.options import parsed_options
-from modbench.errors import UserError
+from modbench.errors import NO_VALUES, UserError
 from modbench.ledger import Workload
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -330,6 +330,22 @@ LAYER = "def build_layer(self, model, layer): return type('Wrong', (Block,), {{{
             "Listed (mine.py, line 10) keeps parameters in 'heads', a list",
         ),
         ("DepthRouter", ["def scorer(self, model): return Block(model, 0)"], "argument"),
+        *(
+            (
+                "DepthRouter",
+                [
+                    f"class Plain(nn.Linear): forward = lambda self, x_BTD: {code}",
+                    f"def {hook}(self, model, *_): return Mine.Plain(model.width, model.width)",
+                ],
+                f"{AT}; {NO_VALUES}" if hook == "scorer" else f"{NO_VALUES} {AT}",
+            )
+            for hook, code in (
+                ("scorer", "x_BTD[..., 0] * x_BTD.mean().item()"),
+                ("scorer", "x_BTD[..., 0] + torch.zeros(x_BTD.shape[:-1])"),
+                ("scorer", "torch.where(x_BTD > 0, 1, x_BTD[x_BTD > 0].mean())[..., 0]"),
+                ("feed_forward", "x_BTD[x_BTD > 0].sum() + x_BTD"),
+            )
+        ),
         ("Router", ["def build_layer(self, model, layer): return Own(model, layer)"], "argument"),
         ("DepthRouter", ["def selected(self, scores_BT): return scores_BT > 0"], "argument"),
         *(

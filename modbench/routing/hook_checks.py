@@ -9,7 +9,8 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from types import MemberDescriptorType, NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.utils._pytree import tree_leaves
 
 from modbench.errors import UserError
-from modbench.routing.plugin_fault import DECORATORS, defined_at
+from modbench.routing.plugin_fault import DECORATORS, assigned_at, defined_at
 from modbench.routing.router import Router
 
 #: Methods that only another base class has, and what to do in their place.
@@ -52,7 +53,8 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 def check_declaration(name: str, router: type) -> None:
     """Raise a `UserError` if ``router`` is not a frozen dataclass that derives from `Router` and builds
-    layers, or defines a method that nothing would call (`_check_hooks`)."""
+    layers, defines a method that nothing would call (`_check_hooks`), or sets an option in a way that
+    has no effect (`_check_options`)."""
     kind = f"router '{name}' ({router.__qualname__})"
     if not issubclass(router, Router):
         raise UserError(f"{kind} must derive from DepthRouter, ExpertRouter or Router of modbench")
@@ -65,6 +67,7 @@ def check_declaration(name: str, router: type) -> None:
             f"{kind} does not define {missing}; define it, or derive from DepthRouter or ExpertRouter"
         )
     _check_hooks(kind, router)
+    _check_options(kind, router)
 
 
 def _check_hooks(kind: str, router: type[Router]) -> None:
@@ -96,6 +99,43 @@ def _check_hooks(kind: str, router: type[Router]) -> None:
                     f"{defined}; did you mean '{near[0]}'? a method that is no hook needs another "
                     f"name, such as '_{name}'"
                 )
+
+
+def _check_options(kind: str, router: type[Router]) -> None:
+    """Raise a `UserError` if a plugin's class, or a class that it derives from, gives an option of a
+    base class another value without making it a field: each instance would have the base's default."""
+    declared = {field.name: field for field in fields(router) if field.init}  # type: ignore[arg-type]
+    for owner in router.__mro__:
+        if owner.__module__.startswith("modbench."):
+            continue
+        own = vars(owner).get("__dataclass_fields__", {})
+        for name in inspect.get_annotations(owner):
+            if name in declared and own.get(name) is declared[name]:
+                del declared[name]  # this one holds, whatever further classes say
+        for name, value in vars(owner).items():
+            if name not in declared or isinstance(value, MemberDescriptorType):  # that of a slot
+                continue
+            plain = value is None or isinstance(value, bool | int | float | str)
+            line = f"{name}: {_type_name(declared[name].type)} = {repr(value) if plain else 'VALUE'}"
+            inside = "" if owner is router else f" in {router.__qualname__}"
+            raise UserError(
+                f"{kind} sets option '{name}'{assigned_at(owner, name)} where it has no effect, since "
+                f"only an annotated name is an option; write `{line}`{inside}"
+            )
+
+
+def _type_name(hint: Any) -> str:
+    """Return the annotation ``hint`` in the words of a plugin file, without ranges."""
+    parts = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _type_name(parts[0])
+    if get_origin(hint) is Literal:
+        return type(parts[0]).__name__
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(map(_type_name, parts))
+    if isinstance(hint, str):
+        return hint
+    return "None" if hint is NoneType else inspect.formatannotation(hint)
 
 
 def _hooks(base: type) -> list[str]:

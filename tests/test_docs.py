@@ -179,6 +179,16 @@ def test_every_file_that_a_page_names_exists() -> None:
                 assert (DOCS.parent / path).exists(), (page.name, path)
 
 
+def test_extras_are_installed_in_one_way_from_the_clone() -> None:
+    pages = [*DOCS.glob("*.md"), *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md"))]
+    code = [*(DOCS.parent / "modbench").rglob("*.py")]
+    text = "\n".join(path.read_text() for path in (*pages, *code))
+    text = re.sub(r'"\s*\n\s*"', "", text)  # parts of one string of Python
+    asked = re.findall(r".*(?:modbench|\.)\[(?:hf|track|ray|gpu|dev)\].*", text)
+    assert len(asked) > 8
+    assert [line for line in asked if not re.search(r"python -m pip install (-e )?'\.\[", line)] == []
+
+
 def test_every_command_is_on_the_page_of_commands() -> None:
     rows = re.findall(r"^\| `modbench ([\w-]+)", (DOCS / "commands.md").read_text(), flags=re.MULTILINE)
     assert set(rows) == set(COMMANDS)

@@ -95,14 +95,14 @@ def _name_unknown_keys(config: Any, keys: Mapping[str, Any]) -> None:
 
 def installed() -> Any:
     """Return the module transformers. Raise a `UserError` if version 5 or later is not installed."""
-    remedy = "pip install 'modbench[hf]'"
+    remedy = "in the clone of modbench, run `python -m pip install '.[hf]'`"
     try:
         import transformers
     except ImportError as error:
-        raise UserError(f"a Hugging Face model needs transformers: {remedy}") from error
+        raise UserError(f"a Hugging Face model needs transformers; {remedy}") from error
     if int(transformers.__version__.partition(".")[0]) < 5:
         version = transformers.__version__
-        raise UserError(f"a Hugging Face model needs transformers 5, not {version}: {remedy}")
+        raise UserError(f"a Hugging Face model needs transformers 5, not {version}; {remedy}")
     return transformers
 
 

@@ -48,7 +48,8 @@ class Ray(Executor):
             import ray
         except ImportError:
             raise UserError(
-                '--engine ray needs Ray, which is not installed; run `pip install "modbench[ray]"`'
+                "--engine ray needs Ray, which is not installed; in the clone of modbench, run "
+                "`python -m pip install '.[ray]'`"
             ) from None
         address = os.environ.get("RAY_ADDRESS", "")
         host, _, port = address.rpartition("://")[2].rpartition(":")

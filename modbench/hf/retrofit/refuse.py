@@ -95,7 +95,10 @@ def installed() -> Any:
     try:
         import transformers
     except ImportError:
-        raise UserError("transformers is not installed; pip install 'modbench[hf]'") from None
+        raise UserError(
+            "transformers is not installed; in the clone of modbench, run `python -m pip install "
+            "'.[hf]'`"
+        ) from None
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     if version < (5, 18):
         raise UserError(

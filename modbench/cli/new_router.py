@@ -1,11 +1,14 @@
 """The command `modbench new-router`. Imports no torch."""
 
+import json
 import re
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+import modbench
 from modbench.errors import UserError
 from modbench.routing.registry import router_names
 
@@ -38,18 +41,37 @@ def new_router(name: Annotated[Positional[str], arg(metavar="NAME")], /) -> int:
         )
     if name in router_names():
         raise UserError(f"new-router: a router '{name}' is installed already; choose another name")
-    folder = Path(name)
+    folder, source = Path(name), modbench_source()
     if folder.exists() or folder.is_symlink():
         raise UserError(f"new-router: {folder} is there already; choose another name, or remove it")
     for template, path in _FILES.items():
         file = folder / _named(path, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         text = (_TEMPLATES / f"{template}.in").read_text(encoding="utf-8")
-        file.write_text(_named(text, name), encoding="utf-8")
+        written = _named(text, name).replace("MODBENCH_SOURCE", source)
+        file.write_text(written, encoding="utf-8")
     print(f"{folder}/{_named(_FILES['router.py'], name)} holds the router. Next:")
     print(f"  python -m pip install --editable ./{name}")
     print(f"  modbench check {name}")
+    if "file:" in source:
+        print(
+            f"  in .github/workflows/ci.yml, replace {source} by a git+https:// address before you push"
+        )
     return 0
+
+
+def modbench_source() -> str:
+    """What pip installs this modbench from: its git address and commit, a folder or file, or an
+    index."""
+    try:
+        stated = distribution("modbench").read_text("direct_url.json")
+    except PackageNotFoundError:  # a checkout on the path
+        return f"modbench @ {Path(modbench.__file__).parents[1].as_uri()}"
+    if stated is None:
+        return "modbench"
+    origin = json.loads(stated)
+    git = origin.get("vcs_info")
+    return f"modbench @ git+{origin['url']}@{git['commit_id']}" if git else f"modbench @ {origin['url']}"
 
 
 def _named(text: str, name: str) -> str:

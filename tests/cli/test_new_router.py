@@ -47,10 +47,42 @@ def test_package_has_the_name_everywhere(place: Path, capsys: pytest.CaptureFixt
     assert not [name for name, text in texts.items() if "my_router" in text or "MyRouter" in text]
     steps = yaml.safe_load(texts[".github/workflows/ci.yml"])["jobs"]["tests"]["steps"]
     assert "modbench audit my_idea" in [step.get("run") for step in steps]
+    assert 'python -m pip install "$MODBENCH" ".[test]"' in [step.get("run") for step in steps]
     project = tomllib.loads(texts["pyproject.toml"])["project"]
     assert project["name"] == "modbench-my-idea"
     assert project["entry-points"]["modbench.routers"] == {"my_idea": "modbench_my_idea"}
     assert "class MyIdeaRouter(DepthRouter):" in texts["src/modbench_my_idea/__init__.py"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "source"),
+    [
+        (
+            '{"url": "https://x.org/a", "vcs_info": {"commit_id": "12"}}',
+            "modbench @ git+https://x.org/a@12",
+        ),
+        ('{"url": "file:///home/me/modbench", "dir_info": {}}', "modbench @ file:///home/me/modbench"),
+        (None, "modbench"),
+    ],
+    ids=["git", "folder", "index"],
+)
+def test_the_workflow_installs_modbench_from_where_it_came(
+    place: Path,
+    stated: str | None,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    info = place / "modbench-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: modbench\nVersion: 1\n")
+    if stated:
+        (info / "direct_url.json").write_text(stated)
+    monkeypatch.syspath_prepend(str(place))
+    assert main(["new-router", "my_idea"]) == 0
+    assert ("before you push" in capsys.readouterr().out) == ("file:" in source)
+    workflow = yaml.safe_load((place / "my_idea/.github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["tests"]["env"]["MODBENCH"] == source
 
 
 @pytest.mark.slow

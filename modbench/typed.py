@@ -60,8 +60,18 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
 def built(where: str, table: Any, kind: type[Kind], place: Callable[[Loc], str] = _spaced) -> Kind:
     """Return the ``table`` of a TOML or JSON file as an instance of the dataclass ``kind``. A float
     without a fraction (``1e13``) is accepted as an int, one value as a list of one, a bool as neither.
-    Raises UserError: an unknown or missing key, a wrong type or a value out of range, with the nearest
-    name; the message starts with ``where``, and ``place`` gives the words of a path in ``table``."""
+    Raises UserError: an unknown or missing key, a wrong type, a value out of range, with the nearest
+    name, or too many levels; the message starts with ``where``, and ``place`` gives the words of a path
+    in ``table``."""
+    try:
+        return _validated(where, table, kind, place)
+    except RecursionError:
+        raise UserError(
+            f"{where.removesuffix(':')}: tables or lists are nested too deeply; write fewer levels"
+        ) from None
+
+
+def _validated(where: str, table: Any, kind: type[Kind], place: Callable[[Loc], str]) -> Kind:
     from pydantic import ValidationError
 
     hint: Any = kind
@@ -71,6 +81,8 @@ def built(where: str, table: Any, kind: type[Kind], place: Callable[[Loc], str] 
     try:
         return _adapter(hint).validate_json(text)[0]  # type: ignore[no-any-return]
     except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":  # pydantic's own limit, of about 200 levels
+            raise RecursionError from error
         raise UserError(_sentence(where, error, value, hint, place)) from error
 
 

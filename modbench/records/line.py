@@ -245,6 +245,8 @@ def parsed(line: bytes, validate: Callable[[bytes], _Made]) -> _Made:
         record = validate(_printable_json(line))
     except ValidationError as error:
         raise UserError(_fault(line) or sentence(error)) from None
+    except RecursionError:
+        raise UserError("its values are nested too deeply") from None
     if record.digest.encode() != match[1]:
         raise UserError(_CHANGED)
     object.__setattr__(record, "_line", line)

@@ -172,11 +172,12 @@ def test_an_edited_value_is_refused(fakes, change):
         read_record(canonical_json(value))
 
 
+@pytest.mark.parametrize("innermost", ["", r'"\u0007"'], ids=["empty", "escaped"])
 @pytest.mark.parametrize("depth", [40, 900, 100_000])
-def test_deep_nesting_is_refused_in_a_sentence(fakes, depth):
-    line, nested = measured(fakes).line(), "[" * depth + "]" * depth
+def test_deep_nesting_is_refused_in_a_sentence(fakes, depth, innermost):
+    line, nested = measured(fakes).line(), "[" * depth + innermost + "]" * depth
     line = line.replace('"heldout_loss":5.0', f'"heldout_loss":{nested}')
     line = re.sub('"digest":"[0-9a-f]+"', '"digest":""', line)
     digest = hashlib.sha256(line.encode()).hexdigest()
-    with pytest.raises(UserError, match=r"metrics\.heldout_loss is |not JSON"):
+    with pytest.raises(UserError, match=r"metrics\.heldout_loss is |not JSON|nested too deeply"):
         read_record(line.replace('"digest":""', f'"digest":"{digest}"'))

@@ -194,6 +194,16 @@ def test_the_mark_that_some_editors_begin_with_is_none_of_the_suite(tmp_path: Pa
     assert load_suite(str(tmp_path / "marked.toml")).header.name == "mine"
 
 
+@pytest.mark.parametrize("depth", [300, 1000, 3000])
+@pytest.mark.parametrize(
+    "place", ["[suite{}]\n", "[a{}]\n", "[data]\nlist = {}"], ids=["inside", "of-its-own", "list"]
+)
+def test_tables_nested_deeply_are_refused_in_a_sentence(tmp_path: Path, place: str, depth: int) -> None:
+    nested = "[" * depth + "]" * depth if "list" in place else ".a" * depth
+    with pytest.raises(UserError, match=r"suite .*mine\.toml(: .* are nested too deeply| isn't TOML)"):
+        parse(tmp_path, place.format(nested))
+
+
 def test_an_unknown_suite_gets_the_nearest_match_or_its_missing_file() -> None:
     with pytest.raises(UserError, match="suite 'qiuck' is not known; did you mean 'quick'"):
         find_suite("qiuck")

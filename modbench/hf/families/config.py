@@ -227,7 +227,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         path = path / "config.json"
     try:
         config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"config {path} can't be read ({error}); give a model's config.json") from error
     if not isinstance(config, dict):
         raise UserError(f"config {path} holds no JSON object; give a model's config.json")

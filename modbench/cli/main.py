@@ -81,7 +81,6 @@ COMMANDS = {
     "report": "Write tables and plots from the records again.",
     "compare": "Compare two suites' results, rows or runs.",
     "verify": "Train recorded runs again, and say which metrics come out equal.",
-    "merge": "Add the records of other machines to a results folder.",
     "list": "Name the routers, the shipped suites and the metrics.",
     "data": "Fetch, check and tokenize a corpus into the cache.",
     "flops": "Print the FLOPs of a model: total, per token, by component.",

@@ -20,9 +20,6 @@ class RunOptions:
     measure: Tasks = ()
     #: pause training while another process of modbench measures on this machine
     wait: bool = True
-    #: run every N-th run only, such as 2/4, on machines without a common folder; join the records with
-    #: `modbench merge`
-    shard: Annotated[str | None, arg(metavar="K/N", help_behavior_hint="")] = None
     #: what runs the jobs: processes of this machine; inline: this process, one job after the other, for
     #: breakpoint() in a router; Slurm or Ray (modbench docs clusters)
     engine: EngineName = "local"
@@ -50,27 +47,17 @@ def run(
         common: results, routers, and values in place of those of the suite file
         execution: options of the runs
     """
-    from modbench.sweep.unchanged import Said, digest_of
-
     request = RunRequest(
         **common.asked(suite),
         workers=execution.workers,
         measure=names_of(execution.measure),
         retry_oom=execution.retry is not None,
         wait=execution.wait,
-        shard=execution.shard,
         engine=execution.engine,
         resources=requested(flat(execution.request)),
         dry_run=execution.dry_run,
         rehearse=execution.rehearse,
     )
-    trial = execution.dry_run or execution.rehearse
-    if not trial and Said.again(digest_of(request)):
-        return 0
     from modbench.sweep.run import run_suite  # loads torch
 
-    with Said() as said:
-        code = run_suite(request, said)
-    if code == 0 and not trial:
-        said.keep(digest_of(request))
-    return code
+    return run_suite(request)

@@ -28,7 +28,6 @@ class RunRequest(SuiteRequest):
     measure: Sequence[str] = ()  #: tasks to score trained runs on, and nothing is trained
     retry_oom: bool = False  #: try again what ran out of memory
     wait: bool = True  #: pause while another process of modbench measures on this machine
-    shard: str | None = None  #: see `modbench.sweep.wanted.Shard.parsed`
     engine: EngineName = "local"
     #: what each job asks of Slurm or Ray, by option
     resources: Mapping[str, str] = field(default_factory=dict)

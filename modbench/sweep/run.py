@@ -34,11 +34,9 @@ from modbench.sweep.slurm import Slurm
 from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.timings import TimingPlan, refuse_blocking_launches
 from modbench.sweep.track import check_trackers
-from modbench.sweep.unchanged import Said
 from modbench.sweep.wanted import (
     Conditions,
     Left,
-    Shard,
     Wanted,
     chosen,
     expand,
@@ -51,9 +49,9 @@ from modbench.sweep.wanted import (
 from modbench.timing.system_load import parallel
 
 
-def run_suite(request: RunRequest, said: Said | None = None) -> int:
+def run_suite(request: RunRequest) -> int:
     """Do what is left of the suite of ``request``, and write its report into its folder of results.
-    ``said``: hears what is said. Returns the exit code of `modbench.sweep.command.end_of_command`.
+    Returns the exit code of `modbench.sweep.command.end_of_command`.
     Raises UserError: an error in the suite, the data or the folder, or in the plugins of all rows, or an
     engine that isn't there or can't do what is requested, before anything has run."""
     workers, engine, only = request.workers, request.engine, request.only
@@ -69,7 +67,6 @@ def run_suite(request: RunRequest, said: Said | None = None) -> int:
         named = tuple(dict.fromkeys((*suite_tasks, *measure)))
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
-    shard = Shard.parsed(request.shard)  # a wrong one is refused before anything runs
     check_trackers(suite.track)
     rows = resolve(suite, request.plugins)
     # A wrong name is refused before anything runs.
@@ -107,11 +104,10 @@ def run_suite(request: RunRequest, said: Said | None = None) -> int:
         only=only,
         conditions=conditions,
         tasks=tasks,
-        shard=shard,
         executor=executor,
         wait=request.wait,
     )
-    return command.print_script() if request.dry_run else command.run(said or Said())
+    return command.print_script() if request.dry_run else command.run()
 
 
 @dataclass(kw_only=True)
@@ -124,7 +120,6 @@ class _Command:
     only: Sequence[str]
     conditions: Conditions
     tasks: Sequence[dict[str, Any]]
-    shard: Shard
     executor: Executor
     wait: bool
     err: Console = field(default_factory=lambda: Console(stderr=True))
@@ -135,21 +130,19 @@ class _Command:
     def run_all(self, jobs: Sequence[Job], total: int, unit: str, on: Executor) -> list[Failure]:
         return run_all(self.rows, self.folder, jobs, total, unit, on, self.err)
 
-    def run(self, said: Said) -> int:
+    def run(self) -> int:
         """Run all that is left; write the report and show its first table; see
-        `modbench.sweep.command.end_of_command`. ``said`` has what a command with nothing left says."""
+        `modbench.sweep.command.end_of_command`."""
         name = self.rows.suite.header.name
         failures = list[Failure]()
         for mistake in self.rows.mistakes:
             self.tell(f"{mistake}; the other rows are run")
-        additions = self.rows.additions(self.only)
-        for sentence in additions:
+        for sentence in self.rows.additions(self.only):
             self.tell(sentence)
         make_folder(self.folder)
         remove_leftovers(self.folder)
         tried = set[str]()
         jobs, total = self.jobs_left()
-        left = jobs
         if not jobs:
             self.tell(f"{name}: {total} of {several(total, 'run')} done")
         while jobs:
@@ -168,8 +161,6 @@ class _Command:
                 with suite_lease(self.folder, self.tell):
                     if timed := plan.left(kinds, repetitions=1):  # another command may have some
                         failures += self.run_all(timed, len(timed), "process", Local())
-        done = (*additions, f"{name}: {total} of {several(total, 'run')} done")
-        said.only(() if self.tasks or left else done)
         if kinds and not self.executor.here:
             self.tell(
                 f"times and memory are not measured by this engine; run `modbench time {name}` on the "
@@ -195,8 +186,7 @@ class _Command:
         wanted = expand(rows, losses_of(records)) if suite.isoflop else expand(rows)
         check_unchanged(rows, wanted, records, self.folder)
         measures = suite.measure.wanted()
-        schemes = [scheme.name for scheme in suite.schemes] if suite.isoflop else None
-        runs = [item for item in self.shard.part(wanted, schemes) if is_chosen(item, self.only)]
+        runs = [item for item in wanted if is_chosen(item, self.only)]
         names = titles(wanted)
         if self.tasks:
             asked = [("downstream", task) for task in self.tasks]

@@ -1,7 +1,6 @@
 """Expands a suite into the runs that it wants, under labels, and tells which of them are left: wanted
 minus recorded."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -287,31 +286,3 @@ def left_of(
         if record is None or missing:
             left[run.key] = Left(wanted=wanted, train=record is None, measurements=missing)
     return list(left.values())
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Share ``number``, from 1, of ``of``."""
-
-    number: int = 1
-    of: int = 1
-
-    @classmethod
-    def parsed(cls, text: str | None) -> "Shard":
-        """The share ``text``, such as 2/4; None: all runs. Raises UserError: it has another form, or
-        there is no such share."""
-        if text is None:
-            return cls()
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise UserError(f"--shard is {text}; it must be K/N with K from 1 to N, such as 2/4")
-        return cls(int(match[1]), int(match[2]))
-
-    def part(self, runs: Sequence[Wanted], schemes: Sequence[str] | None) -> list[Wanted]:
-        """Those of ``runs`` in this share: every N-th one. With ``schemes``, the names of all schemes:
-        the runs of every N-th scheme, since those of an isoFLOP grid depend on each other."""
-        if self.of == 1:
-            return list(runs)
-        order = list(schemes) if schemes else list(dict.fromkeys(wanted.run.key for wanted in runs))
-        mine = {name for place, name in enumerate(order) if place % self.of == self.number - 1}
-        return [item for item in runs if (item.name if schemes else item.run.key) in mine]

@@ -41,7 +41,6 @@ READS = {
     "report": "report tiny --results theirs --html",
     "compare": "compare theirs/tiny theirs/tiny",
     "verify": "verify --all --results theirs",
-    "merge": "merge theirs --results mine",
     "run": "run suite.toml --results theirs",
     "plan": "plan suite.toml --results theirs",
     "time": "time suite.toml --results theirs",
@@ -217,7 +216,7 @@ def test_what_only_a_record_names_is_not_used(
     assert "Python" in sentence
     assert refused(f"{READS['verify']} --allow {shlex.quote(name)}", capsys).endswith("tasks bad")
     assert refused(READS["eval"], capsys).endswith(f"--allow {shlex.join([name])}")
-    for command in ("report", "compare", "merge", "sample", "export"):
+    for command in ("report", "compare", "sample", "export"):
         assert main(shlex.split(READS[command])) == 0
     capsys.readouterr()
     next((place / "theirs").rglob("modbench.json")).unlink()

@@ -14,7 +14,7 @@ from modbench.cli.main import main
 ROOT = Path(__file__).parents[2]
 #: The test file that runs the blocks of a page in a language, except those marked as not run.
 RUN_BY = {
-    ("clusters", "sh"): "sweep/test_shard.py",
+    ("clusters", "sh"): "sweep/test_machines.py",
     ("counting", "python"): "test_docs.py",
     ("counting", "sh"): "test_docs.py",
     ("evaluation", "python"): "report/test_downstream.py",

@@ -1,33 +1,26 @@
-"""Shares of a suite for machines without a common folder, as on docs/clusters.md, and several GPUs on
-one machine."""
+"""Machines without a common folder, as on docs/clusters.md, and several GPUs on one machine."""
 
 from pathlib import Path
 
 import pytest
 from small_suite import modbench_says, write_suite
 
-from modbench.records.store import read_suite
 from modbench.sweep.local import Devices
 from modbench.sweep.process import environment_of
 
 
-def test_the_shares_of_two_machines_are_all_runs_once_they_are_merged(tmp_path: Path) -> None:
-    sweep = {"budgets": [1e7], "seeds": [0, 1, 2]}
-    write_suite(tmp_path, "shared", "vanilla", sweep=sweep)
-    for number in (1, 2):
-        words = ("run", "suite.toml", "--shard", f"{number}/2", "--results", f"from-{number}")
+def test_rows_of_two_machines_are_joined_by_copying_their_records(tmp_path: Path) -> None:
+    labels = ("vanilla", "token_choice")
+    write_suite(tmp_path, "shared", *labels)
+    for label in labels:
+        words = ("run", "suite.toml", "--only", label, "--results", label)
         code, out = modbench_says(tmp_path, *words)
         assert code == 0, out
-    seeds = [
-        sorted(run.what.seed for run in read_suite(tmp_path / f"from-{number}" / "shared").runs)
-        for number in (1, 2)
-    ]
-    assert seeds == [[0, 2], [1]]
-    code, out = modbench_says(tmp_path, "merge", "from-1", "from-2", "--results", "all")
+    for path in (tmp_path / "token_choice" / "shared" / "records").iterdir():
+        path.rename(tmp_path / "vanilla" / "shared" / "records" / path.name)  # no name is taken
+    code, out = modbench_says(tmp_path, "run", "suite.toml", "--results", "vanilla")
     assert code == 0, out
-    code, out = modbench_says(tmp_path, "run", "suite.toml", "--results", "all")
-    assert code == 0, out
-    assert "shared: 3 of 3 runs done" in out
+    assert "shared: 2 of 2 runs done" in out
 
 
 def test_a_device_is_held_by_one_job_of_any_command(

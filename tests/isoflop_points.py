@@ -1,10 +1,11 @@
-"""Files of isoFLOP points: of known surfaces, and the public sets."""
+"""IsoFLOP points of known surfaces, and the public sets."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from modbench.analysis.surface import Surface
@@ -27,24 +28,22 @@ def points_of(
     budgets: Sequence[float] = BUDGETS,
     sizes: int = 15,
     width: float = 4.0,
-) -> list[tuple[float, float, float]]:
-    """Size, FLOPs and loss of points within ``width`` of the optimum of each budget, without noise."""
+) -> pd.DataFrame:
+    """Points within ``width`` of the optimum of each budget, without noise."""
     points = []
     for flops in budgets:
         best = optimal_size(surface, flops)
         for size in np.geomspace(best / width, best * width, sizes):
-            points.append((float(size), flops, float(surface.loss(size, flops / 6 / size))))
-    return points
+            tokens = flops / 6 / size
+            points.append((size, flops, tokens, float(surface.loss(size, tokens))))
+    return pd.DataFrame(points, columns=["size", "FLOPs", "tokens", "loss"])
 
 
-def csv_of(headings: str, rows: Sequence[Sequence[object]]) -> str:
-    return "\n".join([headings, *(",".join(map(str, row)) for row in rows)]) + "\n"
-
-
-def public_sets() -> Path:
+def public_sets() -> pd.DataFrame:
     """isoflops.csv of github.com/Open-Athena/scaling-law-analysis. It states no licence, so there is no
     copy in this repository; without one, the test is skipped."""
     file = Path(os.environ.get("MODBENCH_ISOFLOPS", ""))
     if not file.is_file():
         pytest.skip("MODBENCH_ISOFLOPS names no copy of scaling-law-analysis' isoflops.csv")
-    return file
+    names = {"experiment": "group", "params": "size", "budget": "FLOPs"}
+    return pd.read_csv(file).rename(columns=names)

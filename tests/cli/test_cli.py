@@ -180,7 +180,7 @@ def test_only_a_command_that_resumes_says_so_when_it_is_stopped(
 def test_plugins_of_repeated_flags_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     backend = "modbench.sweep.run.run_suite"
-    monkeypatch.setattr(backend, lambda request, said: taken.append(request.plugins) or 0)
+    monkeypatch.setattr(backend, lambda request: taken.append(request.plugins) or 0)
     assert main(["run", "quick", "--plugin", "a.py", "b.py", "--plugin=c.py"]) == 0
     assert taken == [(Path("a.py"), Path("b.py"), Path("c.py"))]
 

@@ -19,7 +19,6 @@ RUN_BY = {
     ("counting", "sh"): "test_docs.py",
     ("evaluation", "python"): "report/test_downstream.py",
     ("evaluation", "sh"): "cli/test_eval.py",
-    ("isoflop", "sh"): "cli/test_fit.py",
     ("models", "console"): "test_models_page.py",
     ("models", "python"): "test_models_page.py",
     ("reading_the_table", "python"): "report/test_frames.py",

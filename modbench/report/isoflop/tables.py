@@ -1,9 +1,8 @@
 """Tables in the details of an isoFLOP suite's page: sizes, scatter around the curves, all fits,
-surfaces, differences between any two schemes, learning rates, what was not finished; and their cells.
-Anyone's points have the same tables of fits and surfaces."""
+surfaces, differences between any two schemes, learning rates, what was not finished; and their cells."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from modbench.analysis.difference import INTERIM
@@ -110,7 +109,17 @@ def _fits(suite: IsoFlopSuite) -> Table:
     best = [row for budget in suite.budgets for fit in FITS for row in suite.best(budget, fit)]
     best = sorted((row for row in best if row.minimum), key=lambda row: (row.budget, row.scheme))
     rows = []
-    for row, cells in zip(best, fits_table(best), strict=True):
+    for row in best:
+        cells = {
+            "scheme": row.scheme,
+            "FLOPs": f"{row.budget:.3g}",
+            "sizes": row.sizes,
+            "fit": row.fit,
+            "minimum": minimum_text(row),
+            "size (95 %)": size_cell(row),
+            "tokens": with_interval(row.train_tokens, "si"),
+            "loss (95 %)": with_interval(row.loss, ".4f", *loss_ends(row)),
+        }
         further = {
             "bits/byte": with_interval(row.bits_per_byte, ".4f"),
             "nominal forward FLOP/token": with_interval(row.forward_flops_per_token, "si"),
@@ -207,23 +216,6 @@ def law_text(suite: IsoFlopSuite, law: Any) -> str:
     )
 
 
-def fits_table(rows: Iterable[Any], name: str = "scheme") -> list[dict[str, object]]:
-    """The cells of a table of the optima ``rows``, whose groups are called ``name``, by heading."""
-    return [
-        {
-            name: row.scheme,
-            "FLOPs": f"{row.budget:.3g}",
-            "sizes": row.sizes,
-            "fit": row.fit,
-            "minimum": minimum_text(row),
-            "size (95 %)": size_cell(row),
-            "tokens": with_interval(row.train_tokens, "si"),
-            "loss (95 %)": with_interval(row.loss, ".4f", *loss_ends(row)),
-        }
-        for row in rows
-    ]
-
-
 def minimum_text(row: Any) -> str:
     """Where a curve has its minimum, with the share of bootstrap samples that agree if not all do."""
     share = 1.0 if row.interior_share is None else row.interior_share
@@ -271,13 +263,13 @@ def with_interval(
     return Number(text(value) + between, value)
 
 
-def surface_table(rows: Sequence[Any], name: str = "scheme") -> Table | None:
-    """The table of the surfaces ``rows``, whose groups are called ``name``; None without any. The
-    exponent of a term that is 0 is undetermined, and so missing."""
+def surface_table(rows: Sequence[Any]) -> Table | None:
+    """The table of the surfaces ``rows``; None without any. The exponent of a term that is 0 is
+    undetermined, and so missing."""
     digits = {"E": ".4f", "A": ".4g", "B": ".4g", "alpha": ".4f", "beta": ".4f"}
     factors = {"alpha": "A", "beta": "B"}
     cells = [
-        {name: at_depth(row.scheme, row.depth), "points": row.points}
+        {"scheme": at_depth(row.scheme, row.depth), "points": row.points}
         | {
             term: f"{getattr(row, term):{form}}"
             if term not in factors or getattr(row, factors[term])

@@ -4,7 +4,7 @@ E experts, N rows (token-expert assignments), D model width, F hidden width; B s
 S = B * T.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -60,8 +60,6 @@ class ExpertBank(nn.Module):
         self.width = width
         self.up = nn.Parameter(torch.empty(experts, up_columns(model, width), model.width))
         self.down = nn.Parameter(torch.empty(experts, model.width, width))
-        #: sends rows to the processes that share the experts; see `modbench.train.rank_group`
-        self.exchange: Callable[..., Tensor] | None = None
 
     def initialise(self, seed: int) -> None:
         normal_(self.up, seed, f"layers.{self.layer}.experts.up")
@@ -74,11 +72,6 @@ class ExpertBank(nn.Module):
         tensor stays on its device. Rows beyond the sum of ``counts`` belong to no expert and come out as
         0. Gradients of the rows have their dtype, not that of the matmuls."""
         rows_ND = rows_ND.to(matmul_dtype(rows_ND))
-        if self.exchange is not None:
-            return self.exchange(self._run, rows_ND, counts)
-        return self._run(rows_ND, counts)
-
-    def _run(self, rows_ND: Tensor, counts: Counts) -> Tensor:
         with component("experts", self.layer):
             return expert_bank(rows_ND, self.up, self.down, counts, self.model.mlp)
 

@@ -32,13 +32,7 @@ def outlined(run: Run) -> LanguageModel:
 def measured_pass(run: Run, model: LanguageModel) -> Measured:
     """The memory of a training pass of ``run``."""
     train = run.train
-    parallel = train.parallel or {}
-    recipe = Recipe(
-        micro_batch=train.rows,
-        checkpoint=train.recompute,
-        shard=parallel.get("shard", 1),
-        expert=parallel.get("expert", 1),
-    )
+    recipe = Recipe(micro_batch=train.rows, checkpoint=train.recompute)
     compute: Compute | None = "float32" if train.precision == "float32" else None
     return Measured(model, train.sequence, recipe, compute=compute)
 
@@ -56,7 +50,7 @@ def smaller_pass(run: Run, measured: Measured, there: int) -> str:
     divisors = [n for n in range(1, fits + 1) if train.batch // train.ranks % n == 0]
     if divisors:
         return f"set [train] micro_batch = {divisors[-1]}"
-    return "set [train] recompute = true or parallel, or take a smaller model"
+    return "set [train] recompute = true, or take a smaller model"
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def main() -> int:
     on = "cuda" if torch.cuda.is_available() else "cpu"
     if on == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    ranks = RankGroup.joined(job.run.train, on)
+    ranks = RankGroup.joined(on)
     events = Events(folder, _EVENTS)
     pid, born = os.environ[_OWNER].split()
 

@@ -262,7 +262,6 @@ def describe_row(
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.config import TrainTable
     from modbench.train.counted import flops_per_step
-    from modbench.train.ranks import refuse_split
 
     config = TrainTable(**{**train, **scheme["train"]}).config()
     row = Resolved(name=TRANSFORMERS, options={}, plugin_sha256=None, flops=[])
@@ -279,7 +278,6 @@ def describe_row(
     def read(model: ModelConfig) -> tuple[int, int]:
         """FLOPs of a training step, and active parameters."""
         decoder = outline(model, router)
-        refuse_split(decoder, config.parallel)
         return flops_per_step(decoder, config), decoder.parameter_count("active")
 
     models = [ModelConfig(**shape) for shape in shapes]

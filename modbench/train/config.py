@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from math import prod
 from typing import Any, Literal
 
 from modbench.train.schedule import Kind, Schedule
@@ -18,8 +17,8 @@ class TrainConfig:
     #: sequences per forward and backward pass; a step adds up their gradients. By default the batch, or
     #: a process's part of it
     micro_batch: Count | None = None
-    #: processes that train a run together: `data`, `shard`, `expert`, or several whose product it is
-    parallel: dict[Literal["data", "shard", "expert"], Count] | None = None
+    #: `{ data = N }`: processes that train a run together, each with its sequences of the batch
+    parallel: dict[Literal["data"], Count] | None = None
     #: keep only the input of each layer and run the layer again in the backward pass
     recompute: bool = False
     learning_rate: Positive = 3e-3  #: peak learning rate
@@ -49,7 +48,7 @@ class TrainConfig:
     @property
     def ranks(self) -> int:
         """Processes that train a run together."""
-        return prod((self.parallel or {}).values())
+        return (self.parallel or {}).get("data", 1)
 
     @property
     def rows(self) -> int:

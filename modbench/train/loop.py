@@ -246,8 +246,8 @@ class _Run:
         """The state that the next step depends on."""
         on_gpu = self.device.type == "cuda"
         return {
-            "model": self.ranks.model_state(self.model),
-            "optimizer": self.ranks.optimizer_state(self.optimizer),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "gpu_random": torch.cuda.get_rng_state(self.device) if on_gpu else None,
             **{name: getattr(self, name) for name in ("step", "flops", "each")},

@@ -1,15 +1,9 @@
 """The optimizer of a run."""
 
-from typing import Any
-
 import torch
 
 from modbench.model.language_model import LanguageModel
 from modbench.train.config import TrainConfig
-
-#: How steps are taken. A fused one takes no mixture of weights that are shared out and others.
-FUSED: dict[str, Any] = {"foreach": None, "fused": True}
-ONE_BY_ONE: dict[str, Any] = {"foreach": False, "fused": None}
 
 
 def build_optimizer(model: LanguageModel, train: TrainConfig) -> torch.optim.AdamW:
@@ -22,5 +16,4 @@ def build_optimizer(model: LanguageModel, train: TrainConfig) -> torch.optim.Ada
         {"params": others, "weight_decay": 0.0},
     ]
     betas = (train.beta1, train.beta2)
-    how = ONE_BY_ONE if train.ranks > 1 else FUSED
-    return torch.optim.AdamW(groups, lr=float(train.learning_rate), betas=betas, **how)
+    return torch.optim.AdamW(groups, lr=float(train.learning_rate), betas=betas, fused=True)

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbench.errors import UserError
 from modbench.model.language_model import LanguageModel
-from modbench.routing.expert_bank import ExpertBank
 
 
 @dataclass(eq=False, kw_only=True)
@@ -29,15 +27,11 @@ class Ranks:
         return batch
 
     def spread(self, model: LanguageModel) -> None:
-        """Share out the weights of ``model``, which all processes have built alike."""
+        """Give this process noise of its own in ``model``, which all processes have built alike."""
 
     def reduce(self, model: LanguageModel) -> None:
         """Make the gradients of ``model`` those of the mean loss of all processes, and its averages the
         means over them."""
-
-    def clip(self, model: LanguageModel, most: float) -> None:
-        """Scale the gradients down to the norm ``most``."""
-        torch.nn.utils.clip_grad_norm_(model.parameters(), most)
 
     def mean(self, loss: Tensor) -> Tensor:
         """The mean of ``loss`` over the processes."""
@@ -53,15 +47,7 @@ class Ranks:
 
     def finite(self, weights: Iterable[Tensor]) -> bool:
         """True if all ``weights`` of all processes are finite."""
-        return all(weight.isfinite().all() for weight in weights)
-
-    def model_state(self, model: LanguageModel) -> dict[str, Tensor]:
-        """The state of ``model`` as one process has it."""
-        return model.state_dict()
-
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The state of ``optimizer`` as one process has it."""
-        return optimizer.state_dict()
+        return all(bool(weight.isfinite().all()) for weight in weights)
 
     def load(
         self,
@@ -70,20 +56,9 @@ class Ranks:
         of_model: Mapping[str, Tensor],
         of_optimizer: dict[str, Any],
     ) -> None:
-        """Load states that one process has."""
+        """Load the states of a process."""
         model.load_state_dict(of_model)
         optimizer.load_state_dict(of_optimizer)
 
 
 ALONE = Ranks()
-
-
-def refuse_split(model: LanguageModel, parallel: Mapping[Any, int] | None) -> None:
-    """Raise a `UserError` if ``parallel`` can't share out the experts of ``model``."""
-    shares = (parallel or {}).get("expert", 1)
-    for bank in [part for part in model.modules() if isinstance(part, ExpertBank)]:
-        if bank.experts % shares:
-            raise UserError(
-                f"[train] parallel has expert = {shares}; it must divide the number of experts of a "
-                f"layer, which is {bank.experts}"
-            )

@@ -38,7 +38,7 @@ def training_step(
     losses = losses or eager(model)
     parts = [passes(losses, part, dtype, train, forced_balance) for part in parts_of(batch, train)]
     ranks.reduce(model)
-    ranks.clip(model, train.clip)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     loss = ranks.mean(torch.stack([loss.detach() for loss, _ in parts]).mean())

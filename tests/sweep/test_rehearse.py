@@ -83,7 +83,7 @@ def test_a_ledger_that_states_less_is_refused(rows: Rows, monkeypatch: pytest.Mo
 def test_a_pass_that_does_not_fit_is_refused(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     run = expand(rows)[0].run
     one_sequence = measured_pass(run, outlined(run)).memory(1).total
-    for room, advice in ((one_sequence, "micro_batch = 1"), (2**17, "recompute = true or parallel")):
+    for room, advice in ((one_sequence, "micro_batch = 1"), (2**17, "recompute = true, or")):
         monkeypatch.setattr(rehearsal, "room", lambda room=room: room)
         with pytest.raises(UserError, match=rf"2 sequences needs .*; set \[train\] {advice}"):
             rehearse(rows, ("vanilla",), lambda sentence: None)

@@ -66,7 +66,7 @@ def trained(
         say=say,
         ranks=ranks,
     )
-    return found, ranks.model_state(model)
+    return found, model.state_dict()
 
 
 if __name__ == "__main__":
@@ -74,7 +74,7 @@ if __name__ == "__main__":
 
     folder = Path(sys.argv[1])
     wanted = json.loads((folder / "wanted.json").read_text())
-    group = RankGroup.joined(replace(TRAIN, parallel=wanted["parallel"]), "cpu")
+    group = RankGroup.joined("cpu")
     found, weights = trained(folder=folder, ranks=group, **wanted)
     if group.leads:
         torch.save(weights, folder / "weights.pt")

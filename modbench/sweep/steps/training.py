@@ -25,27 +25,16 @@ def train_part(work: RunWork, ranks: Ranks = ALONE) -> Trained:
     def evaluate(model: LanguageModel) -> float:
         return heldout_loss(model, curve_WT, token_bytes_V, selection="causal").nats_per_token
 
-    def whole() -> LanguageModel:
-        """The model as one process would have it; all processes call this together."""
-        if ranks.count == 1:
-            return model
-        plain = work.fresh_model()
-        plain.load_state_dict(ranks.model_state(model))
-        return plain
-
     def say(event: dict[str, Any]) -> None:
         keep = None if work.job.keep == "all" else work.job.points or 0
-        if event["event"] == "point" and keep != 0:
-            trained = whole()
-            if ranks.leads:
-                checkpoint.save_point(work.folder, trained, step=event["step"], keep=keep, key=run.key)
+        if event["event"] == "point" and keep != 0 and ranks.leads:
+            checkpoint.save_point(work.folder, model, step=event["step"], keep=keep, key=run.key)
         work.say(event)
 
     def at_end(end: End) -> None:
         work.check()
-        trained = whole()
         if ranks.leads:
-            checkpoint.save_weights(weights_of(work.folder, run, end.budget), trained, key=run.key)
+            checkpoint.save_weights(weights_of(work.folder, run, end.budget), model, key=run.key)
 
     return train_model(
         model,

@@ -49,16 +49,4 @@ CAPTIONS = {
         "token's first expert. Where experts choose their tokens, a token has no first expert, so such "
         "schemes are not drawn. The shares are of the whole passage, which the page in HTML shows."
     ),
-    "router_weights": (
-        "Router weights of all validation tokens in depth-routed layers under the causal rule: blue are "
-        "tokens that are selected, grey the others; the dotted outline are those that the training "
-        "rule selects. At most four layers of a run are drawn, and 0.5 % of the tokens at either end "
-        "are beyond the axis."
-    ),
-    "realised_efficiency": (
-        "Speed-up over the dense model that is achieved, over the one that FLOPs let expect (1, "
-        "dotted). The dense time is that of the same shape, or interpolated between the next two "
-        "widths. Filled: stable times; hollow: a time is unstable. A thin stroke: the machine was "
-        "loaded or the GPU throttled during a measurement, so it is no result."
-    ),
 }

@@ -28,10 +28,9 @@ from modbench.report.markdown import Page
 from modbench.report.pair_figures import pair_figures
 from modbench.report.plot_style import DARK_TOO, Draws, Mark, drawn_files, marks
 from modbench.report.routing.cases import RoutingCase, cases_of_board, cases_of_sweep
-from modbench.report.routing.figure import routing_figures, weight_figure
+from modbench.report.routing.figure import routing_figures
 from modbench.report.routing.pattern import pattern_figure
 from modbench.report.table import Table, escaped, to_csv
-from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import TimingTable
 
@@ -47,7 +46,6 @@ DERIVED = {
 #: Relative difference of two numbers that counts as none: their last digits depend on the processor.
 _TOLERANCE, _ZERO = 1e-6, 1e-12
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")
-_CASE_FIGURES = {"routing_pattern": pattern_figure, "router_weights": weight_figure}
 #: Files by name.
 _Contents = dict[str, bytes | Page | Table | pd.DataFrame]
 
@@ -203,8 +201,7 @@ def contents_of(
     contents = drawn | _of_results(compared, drawn)
     if times is not None:
         others = len({timing.session for timing in records.timings}) - 1
-        drawn = drawn_files(timing_figures(times, look_of), png=png)
-        contents |= {"timings.md": timing_page(times, others, drawn), **_tables_of_times(times), **drawn}
+        contents |= {"timings.md": timing_page(times, others), **_tables_of_times(times)}
     left_out = [sentence.replace(f"{folder}/", "") for sentence in records.left_out]
     in_html = {}
     if html or (folder / PAGE).exists():
@@ -268,7 +265,7 @@ def draws_of(compared: Compared, cases: Sequence[RoutingCase], look_of: Mapping[
         draws |= isoflop_figures(sweep, look_of) if sweep.has_curves else {}
     elif board is not None:
         draws |= {**leaderboard_figures(board, look_of), **routing_figures(board)}
-    return draws | {name: partial(draw, cases) for name, draw in _CASE_FIGURES.items()}
+    return draws | {"routing_pattern": partial(pattern_figure, cases)}
 
 
 def _of_results(compared: Compared, drawn: Collection[str]) -> _Contents:

@@ -1,15 +1,13 @@
-"""The routing pattern of a passage and the histograms of router weights, on plainly made-up routings."""
+"""The routing pattern of a passage, on plainly made-up routings."""
 
 from typing import Any
 
 import pytest
 
 from modbench.records.result import Result
-from modbench.records.sections import Weights
 from modbench.report.leaderboard.board import board_of
 from modbench.report.plot_style import drawn_files, look
 from modbench.report.routing.cases import RoutingCase, cases_of_board
-from modbench.report.routing.figure import weight_figure
 from modbench.report.routing.pattern import (
     POSITIONS,
     differing,
@@ -118,29 +116,8 @@ def test_a_scheme_has_the_best_row_of_its_largest_budget(fakes: Any) -> None:
     assert case.record is records[2]
 
 
-def test_weights_of_selected_tokens_stand_in_front_of_all(fakes: Any) -> None:
-    figure = drawn(weight_figure, record(fakes, "mod"))
-    one, other = figure.axes
-    assert [axes.get_title() for axes in (one, other)] == ["mod, layer 1", "mod, layer 3"]
-    every, selected, training = (patch.get_data() for patch in one.patches)
-    assert list(every.edges) == [-2, -1, 0, 1]
-    assert list(every.values) == [0.3, 0.5, 0.2]
-    assert list(selected.values) == list(training.values) == list(every.baseline) == [0, 0.02, 0.08]
-
-
-def test_bins_of_another_width_keep_the_same_scale(fakes: Any) -> None:
-    one = record(fakes, "mod")
-    fine = {"exponent": -1, "first": -4, "all": [10, 20] * 3, "selected": [0, 0, 1, 1, 4, 4]}
-    layers = one.routing.topk.depth
-    layers[0] = layers[0].model_copy(update={"gates": Weights(**fine)})
-    training = drawn(weight_figure, one).axes[0].patches[2].get_data()
-    assert list(training.edges) == [-2, -1.5, -1, -0.5, 0, 0.5, 1]
-    expected = [0, 0, 2 / 90, 2 / 90, 8 / 90, 8 / 90]  # twice the share: of bins twice as wide
-    assert list(training.values) == pytest.approx(expected)
-
-
 def test_nothing_recorded_gives_no_file(fakes: Any, six: list[Result]) -> None:
     cases = cases_of_board(board_of(six))
-    assert pattern_figure(cases) is weight_figure(cases) is None
+    assert pattern_figure(cases) is None
     unrouted = passage({}, experts={0: [0, 1]}) | {"experts": []}
     assert pattern_figure([RoutingCase("mod", record(fakes, "mod", unrouted))]) is None

@@ -1,4 +1,4 @@
-"""The page and the figures of timings show the right number, in the right unit."""
+"""The page of timings shows the right number, in the right unit."""
 
 import pytest
 from timings_made_up import (
@@ -12,12 +12,8 @@ from timings_made_up import (
 )
 
 from modbench.records.record import TimingRecord
-from modbench.report.plot_style import drawn_files, marks
-from modbench.report.timing.figure import timing_figures
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import is_timed
-
-pytestmark = pytest.mark.figures
 
 
 def page_of(*timings: TimingRecord) -> str:
@@ -102,16 +98,6 @@ def test_a_vanilla_row_without_a_valid_time_leaves_its_place_to_the_next(useless
     )
     assert rows["mod", "forward"]["speed_up"] == 4.0
     assert rows["vanilla/b", "forward"]["speed_up"] == 1.0
-
-
-def test_the_figure_of_timings_is_reproducible_and_not_drawn_without_a_vanilla_row() -> None:
-    timings = [timed(one, make_case()) for one in ("vanilla", "mod")]
-    look_of = marks({"mod": "mod"})
-    draws = timing_figures(table_of(*timings), look_of)
-    contents = drawn_files(draws)
-    assert [*contents] == ["realised_efficiency.svg"]
-    assert contents == drawn_files(draws)
-    assert drawn_files(timing_figures(table_of(*timings[1:]), look_of)) == {}
 
 
 def test_a_width_between_two_dense_ones_is_compared_with_the_time_between_them() -> None:

@@ -29,9 +29,7 @@ def test_the_record_of_a_run_that_memory_did_not_hold(tmp_path: Path) -> None:
     (record,) = read_suite(tmp_path / "my-results" / "wide").runs
     assert record.status == "oom"
     assert f"asked for {3 * 262_144**2 * 4:,} bytes" in str(record.error)
-    assert str(record.error).endswith(
-        "; set [train] recompute = true, or take a smaller model"
-    )
+    assert str(record.error).endswith("; set [train] recompute = true, or take a smaller model")
     assert str(record.error) in out
     assert "Traceback" not in out
     code, out = modbench_says(tmp_path, "run", "suite.toml")

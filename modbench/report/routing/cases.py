@@ -7,7 +7,7 @@ from math import log
 
 from modbench.errors import several
 from modbench.records.result import Result
-from modbench.records.sections import Passage, Rule, Weights
+from modbench.records.sections import Passage
 from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row
@@ -35,21 +35,11 @@ class RoutingCase:
         routing = self.record.routing
         return bool(routing and routing.passage and routing.causal.experts)
 
-    def weights(self, rule: Rule) -> dict[int, Weights]:
-        """The histogram of router weights of each layer that has one."""
-        layers = self.record.routing.rule(rule).depth if self.record.routing else []
-        return {layer.layer: layer.gates for layer in layers if layer.gates}
-
 
 def with_passage(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
     """The cases that have a passage, depth-routed ones first."""
     routed = [case for case in cases if case.passage]
     return sorted(routed, key=lambda case: not (case.passage and case.passage.causal))
-
-
-def with_weights(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
-    """The cases that have histograms of router weights."""
-    return [case for case in cases if case.weights("causal")]
 
 
 def cases_of_board(board: Board) -> list[RoutingCase]:

@@ -1,6 +1,5 @@
 """Figures of routing on held-out text: selected tokens by position, and the load of experts, one panel
-per row, one line per layer, of the first finished seed; and router weights (Raposo et al. 2024, figure
-5), histograms of each depth-routed layer, of selected tokens against the others."""
+per row, one line per layer, of the first finished seed."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,18 +7,15 @@ from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from modbench.records.sections import ExpertLayer, Routing, Weights
+from modbench.records.sections import ExpertLayer, Routing
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row
 from modbench.report.plot_style import DOTTED, REFERENCE, WIDTH, Draws, legend_below, panels
-from modbench.report.routing.cases import MOST_CASES, RoutingCase, with_weights
 
 #: Largest number of panels, in the table's order.
 MOST_ROWS = 12
@@ -154,60 +150,3 @@ def _named(layers: Sequence[int]) -> dict[str, Line2D]:
     return {
         f"layer {layers[index]}": Line2D([], [], color=colors[index], linewidth=1.6) for index in named
     }
-
-
-#: Largest number of layers drawn of a run, spread evenly from the first to the last.
-MOST_LAYERS = 4
-_SKIPPED, _SELECTED = "0.82", mpl.colormaps["Blues"](0.8)
-_TRAINING_STYLE: dict[str, Any] = _TRAINING | {"color": "0.1"}
-#: Share of all tokens below and above the axis: a few far out would leave no room for the others.
-_BEYOND = 0.005
-
-
-def weight_figure(cases: Sequence[RoutingCase]) -> Figure | None:
-    """A panel per layer of each run: shares of held-out tokens under the causal rule. None if no case
-    has router weights."""
-    shown = [
-        (case, layer)
-        for case in with_weights(cases)[:MOST_CASES]
-        for layer in _spread(sorted(case.weights("causal")))
-    ]
-    if not shown:
-        return None
-    figure, every = panels(len(shown), 0.3 * WIDTH)
-    for axes, (case, layer) in zip(every, shown, strict=True):
-        axes.set_title(f"{case.record.scheme}, layer {layer}")
-        _draw_layer(axes, case.weights("causal")[layer], case.weights("topk").get(layer))
-    figure.supxlabel("router weight", fontsize="medium")
-    figure.supylabel("tokens", fontsize="medium")
-    handles = {"selected, causal rule": Patch(facecolor=_SELECTED)}
-    handles["not selected"] = Patch(facecolor=_SKIPPED)
-    legend_below(figure, handles | {"selected, training rule": Line2D([], [], **_TRAINING_STYLE)})
-    return figure
-
-
-def _spread(layers: Sequence[int]) -> list[int]:
-    chosen = np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS)).round().astype(int)
-    return [layers[index] for index in chosen]
-
-
-def _edges(weights: Weights) -> np.ndarray:
-    return (weights.first + np.arange(len(weights.all) + 1)) * 2.0**weights.exponent
-
-
-def _draw_layer(axes: Axes, causal: Weights, training: Weights | None) -> None:
-    edges, total = _edges(causal), max(sum(causal.all), 1)
-    every, selected = (np.array(counts) / total for counts in (causal.all, causal.selected))
-    axes.stairs(every, edges, fill=True, baseline=selected, color=_SKIPPED)
-    axes.stairs(selected, edges, fill=True, color=_SELECTED)
-    if training is not None:
-        shares = np.array(training.selected) / max(sum(training.all), 1)
-        shares = shares * 2.0 ** (causal.exponent - training.exponent)  # of bins as wide
-        axes.stairs(shares, _edges(training), **_TRAINING_STYLE)
-    below = np.cumsum(every)
-    first, last = np.searchsorted(below, (_BEYOND, below[-1] - _BEYOND))
-    axes.set_xlim(edges[first], edges[last + 1])
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))

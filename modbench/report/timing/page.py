@@ -1,11 +1,11 @@
 """timings.md: times, realised efficiency, utilisation, memory, the machine's ceilings."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from modbench.errors import several
 from modbench.records.record import PROTOCOL
-from modbench.report.leaderboard.page import figures_among, made_by
+from modbench.report.leaderboard.page import made_by
 from modbench.report.markdown import Page, page
 from modbench.report.table import Table
 from modbench.report.timing.table import HOST_BOUND, PARTS, Case, TimingTable, is_timed, marks_of
@@ -18,9 +18,9 @@ _PHASES = {
 }
 
 
-def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = ()) -> Page:
-    """The page of ``timings``; ``others``: number of sessions in the folder that are not shown;
-    ``drawn``: names of the files with figures. The words are in ``pages/timings.md.j2``."""
+def timing_page(timings: TimingTable, others: int = 0) -> Page:
+    """The page of ``timings``; ``others``: number of sessions in the folder that are not shown. The
+    words are in ``pages/timings.md.j2``."""
     first, rows = timings.timings[0], [row for row in timings.cases if is_timed(row)]
     by_case = {
         heading: ([row for row in rows if row["phase"] in phases], _milliseconds)
@@ -48,7 +48,6 @@ def timing_page(timings: TimingTable, others: int = 0, drawn: Collection[str] = 
         memory=_memory(timings) if timings.memory else None,
         ceilings=_ceilings(timings) if timings.ceilings else None,
         copied=f"{copied / 1e9:.4g}",
-        figures=figures_among(drawn),
         remarks=[*_remarks(timings)],
         begun=min(timing.started for timing in timings.timings),
         ended=max(timing.finished for timing in timings.timings),

@@ -1,4 +1,4 @@
-"""Suites that are part of modbench, and their committed results."""
+"""Suites that are part of modbench."""
 
 from pathlib import Path
 
@@ -12,10 +12,3 @@ def shipped_suites() -> dict[str, Path]:
     if not folder.is_dir():
         folder = package.parent / "suites"
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
-
-
-def committed_results(suite: str) -> Path | None:
-    """The folder of the committed results of ``suite``, which a wheel has of small suites only."""
-    package = Path(modbench.__file__).parent
-    folders = (package / "committed" / suite, package.parent / "results" / suite)
-    return next((folder for folder in folders if (folder / "records").is_dir()), None)

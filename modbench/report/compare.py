@@ -315,22 +315,6 @@ class Comparison:
         return lost + [label for label, pair in pairs.items() if _verdict(pair) == "worse"]
 
 
-def machine_differences(first: Sequence[Result], second: Sequence[Result]) -> list[str]:
-    """A sentence for each part of the machines, precision and versions of ``first`` that differs from
-    those of ``second``."""
-    sentences = []
-    for name, key in _MACHINE.items():
-        sides = [
-            sorted({_shown(result.environment.get(key)) for result in results})
-            for results in (first, second)
-        ]
-        # Older records lack some parts, which then are not known to differ.
-        known = key == "gpu" or not any("-" in side for side in sides)
-        if known and sides[0] != sides[1]:
-            sentences.append(f"{name}: {' | '.join('; '.join(side) for side in sides)}")
-    return sentences
-
-
 def _row_name(folder: Path, result: Result) -> str:
     """The row of ``result``, which is in ``folder``, among those of both folders."""
     return f"{folder} {result.label} {result.budget} {result.learning_rate}"

@@ -13,7 +13,6 @@ from modbench.records.finished import Finished
 from modbench.records.line import key_of
 from modbench.records.record import SuiteRecord, rank_of
 from modbench.records.store import append_record
-from modbench.shipped import committed_results
 from modbench.sweep.executor import Executor, Tell
 from modbench.sweep.isoflop import stated as stated_isoflop
 from modbench.sweep.job import Job, made_by
@@ -103,14 +102,11 @@ def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: 
     job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
     results, not failures."""
     # Loads matplotlib and scipy.
-    from modbench.report.committed import next_to_committed
     from modbench.report.page import write_report
 
     report = write_report(folder, say=tell)
     if page in report.pages:
         show_page(report.pages[page])
-    if page == "leaderboard.md" and (committed := committed_results(folder.name)):
-        show_page(next_to_committed(folder, committed))
     for path in report.paths:
         print(path)
     for failure in failures:

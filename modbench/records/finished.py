@@ -75,5 +75,5 @@ class Watch:
             for path in record_files(self._folder, self._files):
                 self._files.add(path.name)
                 if not self._since or path.stat().st_mtime >= self._since:
-                    entries += map(Finished.of, read_files([path], [], seen=self._seen))
+                    entries += map(Finished.of, read_files([path], seen=self._seen))
         return entries

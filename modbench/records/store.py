@@ -136,16 +136,13 @@ class Records:
     audits: dict[str, AuditRecord]  #: by key; of several, the one finished last
     timings: list[TimingRecord]  #: ordered by start
     suites: list[SuiteRecord]  #: in ascending order: the last one counts
-    left_out: list[str]  #: a sentence for each line or file that is not among them
 
 
-def read_suite(folder: Path, *, strict: bool = True) -> Records:
-    """All records under ``folder`` (``results/<suite>``). An unterminated last line is left out, and,
-    unless ``strict``, each line that is not a valid record. Raises UserError: such a line, or a file
-    can't be read; names file and line."""
-    left_out: list[str] = []
+def read_suite(folder: Path) -> Records:
+    """All records under ``folder`` (``results/<suite>``). Raises UserError: a line is not a valid
+    record, or a file can't be read; names file and line."""
     with no_collection():
-        records = list(read_files(record_files(folder), left_out, strict=strict))
+        records = list(read_files(record_files(folder)))
     records.sort(key=lambda record: (record.key, record.line()))
 
     def of(kind: type[_Kind]) -> list[_Kind]:
@@ -158,7 +155,6 @@ def read_suite(folder: Path, *, strict: bool = True) -> Records:
         audits={audit.key: audit for audit in audits},
         timings=sorted(of(TimingRecord), key=lambda timing: timing.started_at),
         suites=sorted(of(SuiteRecord), key=rank_of),
-        left_out=left_out,
     )
 
 
@@ -176,7 +172,7 @@ def no_collection() -> Iterator[None]:
 
 def read_records(path: Path) -> list[AnyRecord]:
     """The records of the file ``path``. Raises UserError: see `read_suite`."""
-    return list(read_files([path], []))
+    return list(read_files([path]))
 
 
 def read_audit(folder: Path, key: str) -> AuditRecord | None:
@@ -194,46 +190,33 @@ def read_run(folder: Path, key: str) -> RunRecord | None:
 
 def _of_key(folder: Path, key: str) -> Iterator[AnyRecord]:
     # Lines are canonical JSON, so that the text of a field is known.
-    return read_files(record_files(folder), [], holding=f'"key":"{key}"'.encode())
+    return read_files(record_files(folder), holding=f'"key":"{key}"'.encode())
 
 
 def read_files(
-    paths: Iterable[Path],
-    left_out: list[str],
-    *,
-    strict: bool = True,
-    holding: bytes = b"",
-    seen: set[str] | None = None,
+    paths: Iterable[Path], *, holding: bytes = b"", seen: set[str] | None = None
 ) -> Iterator[AnyRecord]:
     """The record of each line of ``paths`` that holds a text and was not ``seen``, a set of digests that
-    grows. ``left_out`` gets a sentence on each file that is empty or whose last line is cut off, and,
-    unless ``strict``, on each line that is no record. Raises UserError: a file can't be read; if
-    ``strict``, also a line."""
+    grows. Raises UserError: a file can't be read or is empty, a line is no record, or the last one is
+    cut off."""
     seen = set() if seen is None else seen
     for path in paths:
         raw = b""
         for number, raw in enumerate(_lines_of(path), start=1):
             if not raw.endswith(b"\n"):
-                left_out.append(
-                    f"{path}: its last line is cut off and is skipped; running the suite again repeats "
-                    "what is missing"
-                )
-            elif holding in raw:
+                raise UserError(_damage(path, number, "it is cut off"))
+            if holding in raw:
                 try:
                     record = read_record(raw[:-1])
                 except UserError as error:
-                    sentence = _damage(path, number, str(error))
-                    if strict:
-                        raise UserError(sentence) from error
-                    left_out.append(f"{sentence}; it is left out")
-                    continue
+                    raise UserError(_damage(path, number, str(error))) from error
                 if record.digest not in seen:
                     seen.add(record.digest)
                     yield record
         if not raw:
-            left_out.append(
-                f"{path}: it is empty, and a record that it held is lost; running the suite again "
-                "repeats what is missing; then remove the file"
+            raise UserError(
+                f"{path}: it is empty, and a record that it held is lost; remove the file, and run the "
+                "suite again, which repeats what is missing"
             )
 
 

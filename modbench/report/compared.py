@@ -1,6 +1,6 @@
 """The comparisons of a results folder, made once from its records: what all files of a report show."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,22 +37,18 @@ class Compared:
 def compared_of(
     folder: Path,
     rank_by: str | None = None,
-    say: Callable[[str], object] = lambda text: None,
     *,
     curves: bool = True,
 ) -> Compared:
     """The comparisons of ``folder`` (``results/<suite>``). ``rank_by``: the metric that ranks the table;
-    by default the one of the newest record of the suite. ``say``: called with a sentence for each file
-    that is damaged, and left out. ``curves``: make those of isoFLOP suites.
+    by default the one of the newest record of the suite. ``curves``: make those of isoFLOP suites.
 
     Raises:
-        UserError: no records, a link in the folder, an unusable ``rank_by``, or timings of one session
-            from several machines.
+        UserError: no records, a damaged one, a link in the folder, an unusable ``rank_by``, or timings
+            of one session from several machines.
     """
     refuse_links(folder)
-    records = read_suite(folder, strict=False)
-    for sentence in records.left_out:
-        say(sentence)
+    records = read_suite(folder)
     if not (records.runs or records.timings or records.audits or records.suites):
         raise UserError(
             f"{folder}: there are no records in {folder / RECORDS}; run the suite first "

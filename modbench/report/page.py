@@ -30,7 +30,7 @@ from modbench.report.plot_style import DARK_TOO, Draws, Mark, drawn_files, marks
 from modbench.report.routing.cases import RoutingCase, cases_of_board, cases_of_sweep
 from modbench.report.routing.figure import routing_figures
 from modbench.report.routing.pattern import pattern_figure
-from modbench.report.table import Table, escaped, to_csv
+from modbench.report.table import Table, to_csv
 from modbench.report.timing.page import timing_page
 from modbench.report.timing.table import TimingTable
 
@@ -78,7 +78,7 @@ def write_report(
             the tables.
         csv: write the tables in CSV only, and leave the pages and figures as they are
         png: write the figures in PNG too, such as for slides
-        say: called with a sentence for each file that is empty or cut off, and one if no run has
+        say: called with a sentence if no run has
             finished
 
     Raises:
@@ -185,7 +185,7 @@ def contents_of(
         UserError: no records, an invalid one, a link in the folder, an unusable ``rank_by``, or timings
             of one session from several machines.
     """
-    compared = compared_of(folder, rank_by, say)
+    compared = compared_of(folder, rank_by)
     records, times = compared.records, compared.times
     if compared.board is None and times is None:
         say(f"{folder}: no run has finished yet; there is nothing to report")
@@ -202,24 +202,9 @@ def contents_of(
     if times is not None:
         others = len({timing.session for timing in records.timings}) - 1
         contents |= {"timings.md": timing_page(times, others), **_tables_of_times(times)}
-    left_out = [sentence.replace(f"{folder}/", "") for sentence in records.left_out]
-    in_html = {}
     if html or (folder / PAGE).exists():
-        in_html = _html(folder, compared, cases, look_of, contents, left_out)
-    named = {
-        name: _with_left_out(content, left_out) if isinstance(content, Page) else content
-        for name, content in contents.items()
-    }
-    return named | in_html
-
-
-def _with_left_out(shown: Page, sentences: Sequence[str]) -> Page:
-    """``shown`` with the records that it lacks named below its title."""
-    if not sentences:
-        return shown
-    title, _, rest = str(shown.parts[0]).partition("\n")
-    named = "\n".join(f"- **Left out:** {escaped(sentence)}" for sentence in sentences)
-    return Page([f"{title}\n\n{named}\n{rest}".strip(), *shown.parts[1:]])
+        return contents | _html(folder, compared, cases, look_of, contents)
+    return contents
 
 
 def _bytes_of(content: bytes | Page | Table | pd.DataFrame) -> bytes:
@@ -239,7 +224,6 @@ def _html(
     cases: Sequence[RoutingCase],
     look_of: dict[str, Mark],
     contents: _Contents,
-    left_out: Sequence[str],
 ) -> dict[str, bytes]:
     """The page in HTML of the other ``contents``."""
     from modbench.report.html.page import suite_page  # with a library of templates
@@ -252,7 +236,6 @@ def _html(
         looks=look_of,
         pages={name: content for name, content in contents.items() if isinstance(content, Page)},
         drawings={name: content for name, content in contents.items() if isinstance(content, bytes)},
-        damaged=left_out,
     )
     return {PAGE: suite_page(report)}
 

@@ -51,19 +51,6 @@ def test_the_seeds_of_curves_are_those_of_a_size_as_the_first_lines_say(tmp_path
     assert f"and {seeds}." in page
 
 
-def test_damaged_lines_are_named_and_left_out(tmp_path, fakes, six):
-    folder = fakes.store(tmp_path / "fake", six)
-    newer = fakes.altered(fakes.make_record("late").record, lambda fields: fields.update(schema=99))
-    (folder / "records" / "a.jsonl").write_text(f'{newer}\n{{"cut": 1}}\n<script>\n')
-    said: list[str] = []
-    page = page_of(folder, say=said.append)
-    assert len(said) == 3
-    assert "records/a.jsonl, line 1: no valid record: schema is 99" in notice(page)
-    assert "records/a.jsonl, line 3: no valid record: it is not JSON" in notice(page)
-    assert str(tmp_path) not in page
-    assert "token_choice" in page
-
-
 def test_a_page_that_is_there_is_kept_up_to_date(tmp_path, fakes, six):
     folder = fakes.store(tmp_path / "fake", six[:2])
     write_report(folder)

@@ -148,18 +148,13 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, fakes, six, monkeypatc
     assert _bytes(tmp_path) == before
 
 
-def test_a_damaged_record_is_named_on_the_page_and_left_out(tmp_path, fakes, six):
+def test_a_damaged_record_is_refused_and_nothing_derived_changes(tmp_path, fakes, six):
     write_report(fakes.store(tmp_path, six))
     before = _bytes(tmp_path)
     (tmp_path / "records" / "bad.jsonl").write_text("{}\n")
-    said = []
-    write_report(tmp_path, say=said.append)
-    assert len(said) == 1
-    assert "bad.jsonl, line 1: no valid record" in said[0]
-    after = _bytes(tmp_path)
-    page = after.pop("leaderboard.md").decode()
-    assert after == {name: of for name, of in before.items() if name != "leaderboard.md"}
-    assert "\n- **Left out:** records/bad.jsonl, line 1: no valid record" in page
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 1: no valid record.*remove that line"):
+        write_report(tmp_path)
+    assert _bytes(tmp_path) == before
 
 
 def test_figures_for_slides_are_written_where_asked_and_removed_by_a_plain_report(tmp_path, fakes, six):

@@ -53,7 +53,6 @@ def suite_page(report: SuiteReport) -> bytes:
         passage=passage,
         passage_data=passage and data(passage),
         headings=body.headings,
-        damaged=report.damaged,
         is_named=bool(report.compared.records.suites),
     )
 

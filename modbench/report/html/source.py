@@ -14,7 +14,7 @@ from modbench.report.routing.cases import RoutingCase
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteReport:
-    """Parts of the page of a suite. ``damaged``: sentences on lines that were excluded."""
+    """Parts of the page of a suite."""
 
     folder: str  #: name of the suite's folder
     compared: Compared
@@ -22,7 +22,6 @@ class SuiteReport:
     looks: Mapping[str, Mark]
     pages: Mapping[str, Page]
     drawings: Mapping[str, bytes]  #: SVG files by name
-    damaged: Sequence[str]
 
     @cached_property
     def rows(self) -> Sequence[Row]:

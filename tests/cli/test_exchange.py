@@ -266,15 +266,6 @@ def test_progress_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch) -> N
     assert "leaderboard.md" in done.stdout
 
 
-def test_points_of_other_people_are_printed_without_control_characters(tmp_path, capsys) -> None:
-    lines = [f"\x1b]0;x\x07,{1e6 * 2**k},1e15,{3 + k**2 / 10}" for k in range(-2, 3)]
-    (tmp_path / "points.csv").write_text("\n".join(["group,size,flops,loss", *lines]))
-    assert main(["fit", str(tmp_path / "points.csv")]) == 0
-    captured = capsys.readouterr()
-    assert "x1b" in captured.out
-    assert "\x1b" not in captured.out + captured.err
-
-
 def test_task_files_include_others_but_not_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("include: [b.yaml, c.yaml]\n")
     (tmp_path / "b.yaml").write_text("task: mine\ntag: first\n")

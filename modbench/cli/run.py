@@ -1,7 +1,7 @@
 """The command `modbench run`."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
@@ -30,9 +30,8 @@ class RunOptions:
     #: record nothing; take two steps of each scheme's smallest run, and count and measure the memory of
     #: a pass of its largest
     rehearse: Annotated[bool, arg(help_behavior_hint="")] = False
-    #: oom: try again what ran out of memory; it is tried again anyway with fewer workers or on another
-    #: GPU
-    retry: Annotated[Literal["oom"] | None, arg(help_behavior_hint="")] = None
+    #: try again what ran out of memory, too; what failed is tried again anyway
+    retry: Annotated[bool, arg(help_behavior_hint="")] = False
 
 
 def run(
@@ -51,7 +50,7 @@ def run(
         **common.asked(suite),
         workers=execution.workers,
         measure=names_of(execution.measure),
-        retry_oom=execution.retry is not None,
+        retry=execution.retry,
         wait=execution.wait,
         engine=execution.engine,
         resources=requested(flat(execution.request)),

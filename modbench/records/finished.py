@@ -19,8 +19,6 @@ class Finished(NamedTuple):
     measures: str | None = None
     repetition: int | None = None
     finished: str = ""  #: time, ISO 8601
-    workers: int | None = None  #: jobs that ran at the same time
-    gpu: str | None = None
     text: str | None = None  #: sha256 of a run's text
     run: str | None = None  #: key of the run that a measurement is of
     loss: float | None = None  #: held-out loss of a measurement
@@ -43,13 +41,13 @@ class Finished(NamedTuple):
             plans = [row.isoflop for row in record.suite.rows if row.isoflop]
             fields["exponents"] = tuple({plan.get("depth"): plan["exponent"] for plan in plans}.items())
             fields["margin"] = plans[0]["margin"] if plans else None
-        return cls(gpu=record.environment["gpu"], **fields)
+        return cls(**fields)
 
 
 #: Fields of an entry that are those of its record, if its kind has them.
 _SAME = (
     *("kind", "key", "status", "audit_key", "session", "measures", "repetition"),
-    *("finished", "workers", "error", "number"),
+    *("finished", "error", "number"),
 )
 
 

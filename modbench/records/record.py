@@ -38,8 +38,8 @@ from modbench.records.timing import PROTOCOL, Programs, TimingKind, TimingRecord
 
 __all__ = ["PROTOCOL", "Status", "TimingKind", "TimingRecord", "canonical_json", "key_of"]
 
-#: Statuses of what is done, however often it is asked for. One that failed is run again; one that ran
-#: out of memory, where more memory may be free (`modbench.sweep.wanted.is_done`).
+#: Statuses of what is done, however often it is asked for. What failed is run again, what ran out of
+#: memory only on request (`modbench.sweep.wanted.left_of`).
 DONE = frozenset({"ok", "diverged"})
 RowLabel = Annotated[str, matching(ROW_LABEL, f"{LABEL_WORDS}; or two of them with a '/' between")]
 #: Wall time of each step.

@@ -35,7 +35,6 @@ from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.timings import TimingPlan, refuse_blocking_launches
 from modbench.sweep.track import check_trackers
 from modbench.sweep.wanted import (
-    Conditions,
     Left,
     Wanted,
     chosen,
@@ -92,17 +91,16 @@ def run_suite(request: RunRequest) -> int:
             refuse_blocking_launches()
         workers = 1 if engine == "inline" else workers or max(1, parallel()[0] // ranks)
         executor = Local(workers, Devices.here(), inline=engine == "inline")
-        conditions = Conditions(workers=workers, gpu=gpu_name(), retry=request.retry_oom)
     else:  # each task has an allocation of its own
         executor = Slurm(folder, resources, workers) if engine == "slurm" else Ray(resources, workers)
         if not request.dry_run:
             executor.check()
-        conditions = Conditions(elsewhere=True, retry=request.retry_oom)
     command = _Command(
         rows=rows,
         folder=folder,
         only=only,
-        conditions=conditions,
+        workers=workers,
+        retry=request.retry,
         tasks=tasks,
         executor=executor,
         wait=request.wait,
@@ -118,7 +116,8 @@ class _Command:
     rows: Rows
     folder: Path
     only: Sequence[str]
-    conditions: Conditions
+    workers: int  #: jobs at the same time; 0: as many as the engine grants
+    retry: bool
     tasks: Sequence[dict[str, Any]]
     executor: Executor
     wait: bool
@@ -190,11 +189,11 @@ class _Command:
         names = titles(wanted)
         if self.tasks:
             asked = [("downstream", task) for task in self.tasks]
-            left = left_of(runs, asked, records, self.conditions, audit=False)
+            left = left_of(runs, asked, records, audit=False, retry=self.retry)
             left = self.measurable(left, names)
         else:
             audit = "audit" in suite.measure.steps
-            left = left_of(runs, measures, records, self.conditions, audit=audit)
+            left = left_of(runs, measures, records, audit=audit, retry=self.retry)
         if left:
             refuse_before_preparing(rows, {item.wanted.name for item in left})
         embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
@@ -217,7 +216,7 @@ class _Command:
             suite,
             data=data,
             threads=self.executor.threads,
-            workers=self.conditions.workers,
+            workers=max(1, self.workers),
             wait=self.wait,
         )
         return run_jobs(left, names, make, self.folder, rows.plugins_of), total
@@ -287,16 +286,6 @@ def run_jobs(
         )
         for item in left
     ]
-
-
-def gpu_name() -> str | None:
-    """Name of the GPU that runs use, as records state it."""
-    import torch
-
-    from modbench.measure.environment import environment
-
-    gpu: str | None = environment(torch.float32)["gpu"]
-    return gpu
 
 
 def _refuse_other_text(

@@ -222,27 +222,6 @@ def titles(runs: Iterable[Wanted]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """Conditions under which a job that ran out of memory is tried again: fewer ``workers`` at a time,
-    another ``gpu``, or ``retry``, the user's wish. ``elsewhere``: on machines whose GPUs this one
-    doesn't know, where that wish alone counts."""
-
-    workers: int = 1
-    gpu: str | None = None
-    retry: bool = False
-    elsewhere: bool = False
-
-    def is_done(self, record: Finished) -> bool:
-        """Return True if ``record`` need not be made again."""
-        if record.status != "oom":
-            return record.status in DONE
-        if self.elsewhere:
-            return not self.retry
-        crowded = record.workers is not None and self.workers < record.workers
-        return not (self.retry or crowded or record.gpu != self.gpu)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Left:
     """Work left for one run: the training, unless it is done; and measurements, each at a budget."""
 
@@ -255,15 +234,17 @@ def left_of(
     runs: Iterable[Wanted],
     measures: Sequence[tuple[str, dict[str, Any]]],
     records: Iterable[Finished],
-    conditions: Conditions,
     *,
     audit: bool,
+    retry: bool = False,
 ) -> list[Left]:
     """Return the work left for ``runs``, each once; ``measures``: kinds and settings of what is wanted
-    of each; ``audit``: of its scheme, too."""
+    of each; ``audit``: of its scheme, too. What failed is left; what ran out of memory, with
+    ``retry``."""
     records = list(records)
+    done_as = DONE if retry else {*DONE, "oom"}
     audits = {record.key for record in records if record.kind == "audit"}
-    ended = [record for record in records if conditions.is_done(record)]
+    ended = [record for record in records if record.status in done_as]
     done = {record.key for record in ended if record.kind == "measurement"}
     # Of several records of a run, one that is ok counts.
     runs_ended = sorted((r for r in ended if r.kind == "run"), key=lambda r: r.status == "ok")
@@ -273,7 +254,7 @@ def left_of(
         run = wanted.run
         record = trained.get(run.key)
         if record is not None and record.status != "ok":
-            continue  # diverged, or out of memory for good: there is nothing to measure
+            continue  # diverged, or out of memory: there is nothing to measure
         kinds = [*measures]
         if audit and record is not None and record.audit_key not in audits:
             kinds.insert(0, ("audit", {}))

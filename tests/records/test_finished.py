@@ -31,7 +31,7 @@ def test_what_is_finished_is_told_of_each_kind_of_record(tmp_path, fakes):
         entry(audit),
         entry(task, measures="downstream", **measured),
         entry(heldout, measures="heldout", loss=5.0, **measured),
-        entry(run, status="ok", audit_key="ab" * 8, workers=2, text=text),
+        entry(run, status="ok", audit_key="ab" * 8, text=text),
         entry(suite),
         entry(timing, status="ok", session="session-1", measures="training", repetition=2),
     ]

@@ -14,7 +14,7 @@ from modbench.sweep.job import RunJob, folder_of
 from modbench.sweep.local import Local
 from modbench.sweep.loop import Failure, Loop
 from modbench.sweep.progress import Progress
-from modbench.sweep.wanted import Conditions, Left, Wanted, left_of
+from modbench.sweep.wanted import Left, Wanted, left_of
 from modbench.train.config import TrainConfig
 from modbench.train.schedule import Schedule
 
@@ -58,14 +58,13 @@ def fake_job(item: Left, folder: Path, threads: int = 1, timeout: float = 1800.0
 def fakes_left(folder: Path, labels: list[str]) -> list[Left]:
     """Work left for the runs called ``labels``; those called measured are measured, too."""
     wanted = [fake_run(label) for label in labels]
-    conditions = Conditions()
     measured = [one for one in wanted if one.label.startswith("measured")]
     others = [one for one in wanted if one not in measured]
     records = finished(folder)
     heldout = [("heldout", {"heldout_tokens": 1})]
     return [
-        *left_of(others, [], records, conditions, audit=False),
-        *left_of(measured, heldout, records, conditions, audit=False),
+        *left_of(others, [], records, audit=False),
+        *left_of(measured, heldout, records, audit=False),
     ]
 
 

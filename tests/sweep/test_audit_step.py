@@ -36,7 +36,7 @@ from modbench.sweep.run_job import RunWork, Stage
 from modbench.sweep.steps import audit as audit_step
 from modbench.sweep.steps.audit import scheme_of
 from modbench.sweep.steps.train import of_trained
-from modbench.sweep.wanted import Conditions, Wanted, left_of
+from modbench.sweep.wanted import Wanted, left_of
 from modbench.train.config import TrainConfig
 from modbench.train.schedule import Schedule
 
@@ -230,7 +230,7 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
     (audit,) = stored.audits.values()
     assert [finding.probe for finding in audit.audit] == list(range(1, 13))
     wanted = [Wanted(label="mod", run=record.what) for record in stored.runs]
-    assert left_of(wanted, [], finished(folder), Conditions(), audit=True) == []
+    assert left_of(wanted, [], finished(folder), audit=True) == []
     row = (folder / "leaderboard.csv").read_text().splitlines()[1]
     assert row.startswith("1,1,,mod,ok,3,passed 12,")
 

@@ -16,7 +16,7 @@ from modbench.records.finished import Finished
 from modbench.records.store import append_record, read_suite
 from modbench.sweep import process
 from modbench.sweep.process import KILLED
-from modbench.sweep.wanted import Conditions, left_of
+from modbench.sweep.wanted import left_of
 
 pytestmark = pytest.mark.processes
 
@@ -228,21 +228,17 @@ def test_a_job_that_dies_while_it_measures_keeps_its_training(tmp_path: Path) ->
     assert fakes_left(folder, ["measured, killed"]) == []
 
 
-def test_lack_of_memory_is_tried_again_where_more_may_be_free() -> None:
-    record = Finished("run", fake_run("a").run.key, "oom", workers=2, gpu=None)
-
-    def left(**conditions: object) -> int:
-        return len(left_of([fake_run("a")], [], [record], Conditions(**conditions), audit=False))
-
-    assert left(workers=2) == left(workers=4) == 0
-    assert left(workers=1) == left(workers=2, gpu="Large GPU") == left(workers=2, retry=True) == 1
+def test_lack_of_memory_counts_as_done_unless_it_is_to_be_tried_again() -> None:
+    record = Finished("run", fake_run("a").run.key, "oom")
+    assert left_of([fake_run("a")], [], [record], audit=False) == []
+    assert len(left_of([fake_run("a")], [], [record], audit=False, retry=True)) == 1
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_run_that_ended_after_a_lack_of_memory_is_measured(order: int) -> None:
     """Whichever of its two records is read first."""
     key = fake_run("a").run.key
-    records = [Finished("run", key, "oom", workers=2), Finished("run", key, "ok", workers=1)][::order]
+    records = [Finished("run", key, "oom"), Finished("run", key, "ok")][::order]
     heldout = [("heldout", {"heldout_tokens": 9})]
-    (left,) = left_of([fake_run("a")], heldout, records, Conditions(workers=2), audit=False)
+    (left,) = left_of([fake_run("a")], heldout, records, audit=False)
     assert (left.train, len(left.measurements)) == (False, 1)

@@ -34,7 +34,7 @@ def test_the_record_of_a_run_that_memory_did_not_hold(tmp_path: Path) -> None:
     assert "Traceback" not in out
     code, out = modbench_says(tmp_path, "run", "suite.toml")
     assert "1 of 1 run done" in out
-    code, out = modbench_says(tmp_path, "run", "suite.toml", "--retry", "oom")
+    code, out = modbench_says(tmp_path, "run", "suite.toml", "--retry")
     assert "vanilla: oom after" in out
 
 

@@ -1,4 +1,4 @@
-"""Mixture-of-Depths (Raposo et al. 2024) scored by an MLP, with a gate from 0.5 to 1.5."""
+"""Mixture-of-Depths (Raposo et al. 2024) scored by an MLP, with a gate from -1 to 1."""
 
 from dataclasses import dataclass
 
@@ -15,4 +15,4 @@ class MLPMoD(DepthRouter):
         return nn.Sequential(hidden, nn.GELU(), output, nn.Flatten(-2))
 
     def gate(self, scores_BT):
-        return 0.5 + scores_BT.sigmoid()  # training cannot close it
+        return scores_BT.tanh()  # it can subtract what the block adds

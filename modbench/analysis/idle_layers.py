@@ -16,7 +16,9 @@ LEAST_VARIED = 0.05
 
 def layer_line(layer: int, added: float | None = None, gate_scale: float | None = None) -> str:
     """Format what ``layer`` adds, relative to the norm of the residual stream, and its mean gate, as one
-    line that says if the layer adds next to nothing."""
+    line that says if the layer adds next to nothing, or selects no token."""
+    if added == 0 and gate_scale is None:
+        return f"layer {layer} selects no validation token under the causal rule"
     parts = [] if added is None else [f"adds {added:.2g} of the norm of the residual stream"]
     parts += [] if gate_scale is None else [f"mean gate {gate_scale:.2g}"]
     least = f"; below {LEAST_ADDED:g} is next to nothing" if is_idle(added) else ""

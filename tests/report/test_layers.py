@@ -44,6 +44,11 @@ def test_a_layer_that_adds_next_to_nothing_is_a_remark_in_table_and_page(fakes):
     assert "| † | mod |" in page
 
 
+def test_a_layer_that_selects_no_token_says_so(fakes):
+    (row,) = board_of([fakes.make_record("mod", layers=[{"layer": 1, "added": 0.0}])]).rows
+    assert row["note"] == "layer 1 selects no validation token under the causal rule"
+
+
 def with_gates(fakes, *gates, scale=0.5):
     """A routing in which layers 1, 3 ... have the histograms ``gates``, and what they add."""
     numbers = tuple(range(1, 2 * len(gates), 2))

@@ -77,8 +77,8 @@ class Table:
         return str(tabulate(rows, headings, "plain", disable_numparse=True, colalign=align))
 
     def to_rich(self, width: int) -> "Group":
-        """A table for a terminal of ``width`` columns: those of `_FIRST`, then the next ones that fit,
-        in their order, at the width of their longest cell; and a sentence that names the others."""
+        """A table for a terminal of ``width`` columns: those of `_FIRST`, then the others, as they
+        fit, at the width of their longest cell; and a sentence that names the rest."""
         from rich.cells import cell_len  # records and report are imported without rich
         from rich.console import Group
         from rich.table import Table as RichTable
@@ -93,10 +93,10 @@ class Table:
         first = [n for start in _FIRST for n, text in enumerate(headings) if text.startswith(start)]
         shown, room = set[int](), width - 1
         for column in dict.fromkeys((*first, *range(len(headings)))):
-            room -= widths[column] + 3  # a space to each side and a rule
-            if room < 0:
-                break
-            shown.add(column)
+            needed = widths[column] + 3  # a space to each side and a rule
+            if needed <= room:
+                shown.add(column)
+                room -= needed
         drawn = RichTable()
         for column in sorted(shown):
             align = self._alignment[column]

@@ -130,7 +130,7 @@ def test_one_command_gives_records_a_table_and_plots_even_after_a_kill(place: Pa
     page = (folder / "leaderboard.md").read_text()
     table = page[: page.index("## ")] if "## " in page else page
     assert "† | leaky |" in table.split("\n\n")[3]
-    assert len(list(folder.glob("*.svg"))) == 5
+    assert len(list(folder.glob("*.svg"))) == 4
 
     files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     code, out = modbench_says(place, "report")

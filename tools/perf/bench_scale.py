@@ -31,7 +31,7 @@ from modbench.sweep.rows import resolve
 from modbench.sweep.run import jobs_of, run_jobs
 from modbench.sweep.slurm import Slurm
 from modbench.sweep.suite import Suite
-from modbench.sweep.wanted import Conditions, expand, left_of, titles
+from modbench.sweep.wanted import expand, left_of, titles
 
 MANY = 100_000
 MACHINES, WORKERS, JOBS = 10, 100, 2_000
@@ -70,7 +70,7 @@ def test_many_jobs_are_listed_and_submitted(
     def listed() -> tuple[int, float, float]:
         rows = resolve(suite)
         wanted = expand(rows)
-        left = left_of(wanted, suite.measure.wanted(), [], Conditions(), audit=True)
+        left = left_of(wanted, suite.measure.wanted(), [], audit=True)
         jobs = run_jobs(left, titles(wanted), jobs_of(suite, data=DATA), folder, rows.plugins_of)
         began = time.process_time()
         for first in range(0, len(jobs), AT_ONCE):

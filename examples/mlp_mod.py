@@ -1,4 +1,4 @@
-"""Mixture-of-Depths (Raposo et al. 2024) scored by an MLP, with a gate from -1 to 1."""
+"""Mixture-of-Depths (Raposo et al. 2024) scored by an MLP with gated hidden units."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,5 @@ from modbench import DepthRouter, register_router
 @dataclass(frozen=True, kw_only=True)
 class MLPMoD(DepthRouter):
     def scorer(self, model):
-        hidden, output = nn.Linear(model.width, 32), nn.Linear(32, 1)
-        return nn.Sequential(hidden, nn.GELU(), output, nn.Flatten(-2))
-
-    def gate(self, scores_BT):
-        return scores_BT.tanh()  # it can subtract what the block adds
+        hidden, output = nn.Linear(model.width, 64), nn.Linear(32, 1, bias=False)
+        return nn.Sequential(hidden, nn.GLU(), output, nn.Flatten(-2))  # GLU halves the width

@@ -88,12 +88,14 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         said.append(done.stdout)
     assert "ratio to the dense model" in said[1]
     found = read_suite(tmp_path / "my-results" / "quick")
-    result, _ = results_of(found)
-    assert result.run.router.name == "mlp_mod"
-    assert result.run.router.plugin_sha256 is not None
-    findings = [*found.audits[result.audit_key].audit, *result.audit]
-    assert all(finding.verdict != "failed" for finding in findings)
-    assert result.metrics["heldout_loss"] < result.metrics["unigram_loss"] - 0.5
-    assert idle_layers([result]) == even_gates([result]) == []
+    results = results_of(found)
+    assert [result.run.seed for result in results] == [0, 1]
+    for result in results:
+        assert result.run.router.name == "mlp_mod"
+        assert result.run.router.plugin_sha256 is not None
+        findings = [*found.audits[result.audit_key].audit, *result.audit]
+        assert all(finding.verdict != "failed" for finding in findings)
+        assert result.metrics["heldout_loss"] < result.metrics["unigram_loss"] - 0.5
+    assert idle_layers(results) == even_gates(results) == []
     table = (tmp_path / "my-results" / "quick" / "leaderboard.csv").read_text()
     assert "mlp_mod" in table.splitlines()[1]

@@ -61,8 +61,8 @@ def new_router(name: Annotated[Positional[str], arg(metavar="NAME")], /) -> int:
 
 
 def modbench_source() -> str:
-    """What pip installs this modbench from: its git address and commit, a folder or file, or an
-    index."""
+    """Return the source that pip installed modbench from: a git address with its commit, a folder or
+    file, or an index."""
     try:
         stated = distribution("modbench").read_text("direct_url.json")
     except PackageNotFoundError:  # a checkout on the path

@@ -140,7 +140,7 @@ def times_of(
             cases = [make_case(name, seconds=seconds) for name in ("forward", "train")]
             measured = timed(result.label, *cases, overloaded=overloaded).measured
             timings.append(make_timing("training", what, measured, **fields))
-            memory = weighed(result.label, peak, peak).measured
+            memory = weighed(result.label, peak).measured
             timings.append(make_timing("training_memory", what, memory, **fields))
     return TimingTable(timings, labels, "fake")
 
@@ -171,18 +171,9 @@ def ceiling(
     return make_timing("ceiling", timed_of(None), measured, **fields)
 
 
-def weighed(label: str, measured: int, predicted: int, **fields: Any) -> TimingRecord:
-    def parts(peak: int) -> dict[str, int]:
-        return {
-            "parameters": 10,
-            "gradients": 10,
-            "optimizer": 20,
-            "activations": peak - 40,
-            "peak": peak,
-        }
-
-    found = {"measured": parts(measured), "predicted": parts(predicted)}
-    return make_timing("training_memory", timed_of(label), found, **fields)
+def weighed(label: str, peak: int, **fields: Any) -> TimingRecord:
+    parts = {"parameters": 10, "gradients": 10, "optimizer": 20, "activations": peak - 40, "peak": peak}
+    return make_timing("training_memory", timed_of(label), {"measured": parts}, **fields)
 
 
 def labels_in(timings: Iterable[TimingRecord]) -> dict[str, str]:

@@ -243,7 +243,7 @@ def planned() -> str:
     """Runs, FLOPs, largest model and tokens of the suites that were not run."""
     rows = []
     for name in PLANNED:
-        plan = plan_suite(SuiteRequest(name=name, results=RESULTS), time=False, tell=lambda text: None)
+        plan = plan_suite(SuiteRequest(name=name, results=RESULTS), lambda text: None)
         width, layers = max(size for part in plan.parts for size in part.sizes)
         tokens = in_units(max(part.tokens for part in plan.parts))
         rows.append((name, plan.runs, f"{plan.flops:.3g}", f"{width} x {layers}", tokens))

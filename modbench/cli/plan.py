@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from modbench.cli.messages import tell
 from modbench.cli.options import (
     Amount,
-    Count,
     RouterOptions,
     Routers,
     SuiteOptions,
@@ -18,48 +17,36 @@ from modbench.cli.options import (
     parsed_options,
 )
 from modbench.errors import UserError
-from modbench.model.sizes import ShapeOptions
+from modbench.model.config import ModelConfig
+from modbench.model.sizes import SIZES, Size
 from modbench.plan.gpus import Cluster, described_gpu
-from modbench.plan.units import amount
+from modbench.plan.units import amount, shown
+from modbench.report.table import Table
 from modbench.routing.registry import load_plugin
 from modbench.sweep.request import SuiteRequest
+from modbench.typed import built
+
+if TYPE_CHECKING:
+    from modbench.plan.solver import Solution
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """The GPUs and how training uses them."""
+class GpuOptions:
+    """GPUs of --price."""
 
-    #: a100-40gb, a100-80gb, h100, h100-pcie, h100-nvl, h200, b200 or mi300x; another name with both
-    #: --peak-tflops and --memory-gb
+    #: a100, h100, h100-pcie, h100-nvl, h200, b200 or mi300x; another name with --peak-tflops
     gpu: str = "h100"
     peak_tflops: Amount = None  #: dense bfloat16 TFLOP/s of one GPU; by default its data sheet's
-    memory_gb: Amount = None  #: memory of one GPU in GB; by default its data sheet's
-    gpus: int = 8  #: number of GPUs
     #: assumed model FLOPs utilisation, in (0, 1]; by default by the width of the model, .1 to .4
-    utilisation: float | None = None
-    #: bytes per parameter for weights, gradients and optimizer: fp32 (4+4+8) or bf16 (2+2+12)
-    state: Literal["fp32", "bf16"] = "fp32"
-    shard: Count = None  #: GPUs that share weights, gradients and optimizer (FSDP); by default all
-    checkpoint: bool = False  #: activation checkpointing: keep only the input of each layer
-    micro_batch: int = 1  #: sequences per GPU in one forward pass
-
-    def described(self, price: float | None) -> Cluster:
-        """The GPUs, an hour of one at ``price``."""
-        gpu = described_gpu(self.gpu, self.peak_tflops, self.memory_gb)
-        return Cluster(gpu=gpu, gpus=self.gpus, utilisation=self.utilisation, price=price)
+    utilisation: Amount = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Models of --router, without a suite."""
+class SolvedOptions:
+    """Shapes of --router."""
 
     option: RouterOptions = ()  #: options of the routers; by default their defaults
-    #: training tokens, such as 300B
-    tokens: Annotated[str | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None
-    #: with a budget and no tokens: training tokens per active parameter, by default 20
-    tokens_per_parameter: Amount = None
-    #: how FLOPs are counted: model, full, executed or a paper's convention (modbench docs conventions)
-    convention: str = "model"
+    tokens_per_parameter: Amount = None  #: training tokens per active parameter, by default 20
 
 
 def plan(
@@ -68,105 +55,115 @@ def plan(
     *,
     router: Routers = (),
     common: OmitArgPrefixes[SuiteOptions],
-    model: OmitArgPrefixes[ModelOptions],
-    shape: OmitArgPrefixes[ShapeOptions],
-    cluster: OmitArgPrefixes[ClusterOptions],
+    solved: OmitArgPrefixes[SolvedOptions],
+    gpus: OmitArgPrefixes[GpuOptions],
     format: Literal["table", "json"] = "table",
-    time: bool = True,
     price: Annotated[float | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
 ) -> int:
-    """Print what a suite will take on this machine: its runs, their FLOPs, tokens and epochs, and the
-    time of their training steps. A few steps are measured.
+    """Print what a suite will take: its runs, their FLOPs, tokens and epochs; with --price, GPU-hours
+    and costs. Nothing is run.
 
-    With --router instead: print training FLOPs, days and memory per GPU of a described cluster. With a
-    budget, print the shape of each scheme that spends it, which compares schemes at equal compute.
-    Nothing is allocated. (modbench plan --router vanilla mod --size 1.3B --budget 1e21 --gpus 64)
+    With --router instead: print the shape of each scheme that spends --budget, which compares schemes at
+    equal compute. (modbench plan --router vanilla mod --budget 1e18 --set model.layers=12)
 
     Example: modbench plan quick
 
     Args:
         suite: name of a shipped suite (`modbench list suites`) or path of a TOML file
-        router: routers (`modbench list routers`), a column for each
-        common: results, routers, and values in place of those of the suite file; step times of this
-            machine that `modbench time` took in the results are used
-        model: models of --router, without a suite
-        shape: shape of the decoder; with a budget, the shape that solved shapes resemble
-        cluster: the GPUs and how training uses them
+        router: routers (`modbench list routers`), a row for each
+        common: results, routers, and values in place of those of the suite file; with --router, the
+            base of its shapes as model.KEY=VALUE and train.sequence=TOKENS
+        solved: shapes of --router
+        gpus: GPUs of --price
         format: table: for reading; json: one JSON document on the last line
-        time: measure training steps of the suite that have no step time
-        price: of one GPU per hour: print costs; with a suite, also its hours on --gpu, and the memory of
-            its largest models; nothing is measured
+        price: of one GPU per hour: print a suite's hours on --gpu and costs
     """
     if (suite is None) == (not router):
         given = "both" if router else "none"
         raise UserError(
             f"plan takes either a suite or --router and was given {given}; for example: modbench plan "
-            "quick, or modbench plan --router vanilla mod --tokens 1B"
+            "quick, or modbench plan --router vanilla mod --budget 1e18"
         )
-    if suite is None:
-        return _plan_models(flat(router), common, model, shape, cluster, price, format)
-    of_costs = () if price is None else ("gpu", "peak_tflops", "memory_gb", "utilisation")
-    if changed := [name for name in _changed(model, shape, cluster) if name not in of_costs]:
-        raise UserError(f"--{changed[0].replace('_', '-')} has no effect with a suite; leave it out")
-    priced = None if price is None else cluster.described(price)
-    return _plan_suite(SuiteRequest(**common.asked(suite)), time, format, priced)
+    unused = [] if suite is None else _changed(solved)
+    unused += _changed(gpus) if price is None else []
+    if unused:
+        needs = "--price" if unused[0] in asdict(gpus) else "--router"
+        raise UserError(f"--{unused[0].replace('_', '-')} has no effect without {needs}; leave it out")
+    if suite is not None:
+        priced = None
+        if price is not None:
+            priced = Cluster(described_gpu(gpus.gpu, gpus.peak_tflops), price, gpus.utilisation)
+        return _plan_suite(SuiteRequest(**common.asked(suite)), format, priced)
+    if price is not None or common.seeds is not None or common.only:
+        raise UserError("--price, --seeds and --only need a suite; leave them out with --router")
+    return _solve(flat(router), common, solved, format)
 
 
-def _changed(*groups: "ModelOptions | ShapeOptions | ClusterOptions | SuiteOptions") -> list[str]:
+def _changed(options: GpuOptions | SolvedOptions) -> list[str]:
     """The names of the options that are given."""
-    return [
-        field.name
-        for group in groups
-        for field in fields(group)
-        if getattr(group, field.name) != field.default
-    ]
+    return [of.name for of in fields(options) if getattr(options, of.name) != of.default]
 
 
-def _plan_models(
-    routers: Sequence[str],
-    common: SuiteOptions,
-    model: ModelOptions,
-    shape: ShapeOptions,
-    cluster: ClusterOptions,
-    price: float | None,
-    format: str,
-) -> int:
-    from modbench.plan.memory import Recipe
-    from modbench.plan.plan import as_json, as_table
-    from modbench.plan.plan import plan as make_plan
+def _solve(routers: Sequence[str], common: SuiteOptions, solved: SolvedOptions, format: str) -> int:
+    from modbench.plan.solver import solve
 
-    for name in _changed(common):
-        if name in ("set", "seeds", "only"):
-            raise UserError(f"--{name} needs a suite; leave it out")
-    tokens, budget, each = model.tokens, common.budget, model.tokens_per_parameter
-    if each is not None and (budget is None or tokens is not None):
-        raise UserError("--tokens-per-parameter needs --budget without --tokens")
+    if common.budget is None:
+        raise UserError("plan --router needs --budget, the training FLOPs to spend, such as 1e18")
+    budget, base = amount(common.budget, "--budget"), _base(common)
     for file in flat(common.plugin):
         load_plugin(file)
-    made = make_plan(
-        routers,
-        parsed_options(model.option),
-        shape.resolved(),
-        tokens=None if tokens is None else amount(tokens, "tokens"),
-        budget=None if budget is None else amount(budget, "budget"),
-        tokens_per_parameter=20.0 if each is None else each,
-        cluster=cluster.described(price),
-        recipe=Recipe(
-            state=cluster.state,
-            shard=cluster.gpus if cluster.shard is None else cluster.shard,
-            checkpoint=cluster.checkpoint,
-            micro_batch=cluster.micro_batch,
-        ),
-        convention=model.convention,
-    )
-    print(as_json(made) if format == "json" else as_table(made))
+    options = parsed_options(solved.option)
+    each = 20.0 if solved.tokens_per_parameter is None else solved.tokens_per_parameter
+    found = [solve(name, options, base, budget=budget, tokens_per_parameter=each) for name in routers]
+    if format == "json":
+        print(json.dumps({"budget": budget, "schemes": [asdict(solution) for solution in found]}))
+    else:
+        print(
+            f"{base.sequence} tokens a sequence; FLOPs: convention model, nominal routing\n\n"
+            + Table.of([_row(solution, budget) for solution in found]).to_text()
+        )
     return 0
 
 
-def _plan_suite(request: SuiteRequest, time: bool, format: str, cluster: Cluster | None) -> int:
+def _base(common: SuiteOptions) -> Size:
+    """The smallest named size with the values of --set. Raises UserError: one is neither of the model
+    nor the sequence, or has a wrong type or value."""
+    base, keys = SIZES["1M"], {}
+    for name, value in parsed_options(common.set, "--set", "model.layers=12").items():
+        table, _, key = name.partition(".")
+        if name == "train.sequence" and isinstance(value, int) and value > 0:
+            base = replace(base, sequence=value)
+        elif table == "model" and key:
+            keys[key] = value
+        else:
+            raise UserError(
+                f"--set {name}={value}: with --router it must be model.KEY=VALUE, such as "
+                "model.layers=12, or train.sequence=TOKENS"
+            )
+    return replace(base, model=built("--set model", keys, ModelConfig))
+
+
+def _row(solution: "Solution", budget: int) -> dict[str, object]:
+    model = solution.model
+    return {
+        "scheme": solution.scheme,
+        "layers": model.layers,
+        "width": model.width,
+        "heads": model.heads,
+        "kv heads": model.key_heads,
+        "MLP width": model.hidden,
+        "parameters": shown(solution.parameters),
+        "active": shown(solution.active_parameters),
+        "tokens": shown(solution.tokens),
+        "FLOPs": f"{solution.flops:.4g}",
+        "of the budget": f"{solution.flops / budget:.2%}",
+    }
+
+
+def _plan_suite(request: SuiteRequest, format: str, cluster: Cluster | None) -> int:
     from modbench.sweep.plan import as_json, as_table, plan_suite
 
-    made = plan_suite(request, time=time and not cluster, tell=tell)
+    made = plan_suite(request, tell)
     document, text = as_json(made), as_table(made)
     if cluster:
         from modbench.sweep.costs import costs_as_json, costs_as_table, priced

@@ -11,7 +11,7 @@ from modbench.errors import UserError
 from modbench.hf.families import FAMILIES, load_config, stated_length
 from modbench.hf.families.config import read_config
 from modbench.hf.families.layers import layers_of
-from modbench.model.shape import HubConfig, Shape
+from modbench.model.shape import HubConfig
 from modbench.typed import built
 
 #: Keys of a config.json that say how weights are stored or used, or name code to run.
@@ -165,12 +165,6 @@ def has_experts(shape: HubConfig) -> bool:
     return any(shape.config.get(name) for name in _NUMBER_OF_EXPERTS) or (
         shape.family in FAMILIES and read_config(shape.config).num_experts > 0
     )
-
-
-def is_predicted(shape: Shape) -> bool:
-    """Return False if memory can't be predicted from ``shape``: the grouped matmuls of transformers'
-    experts run on values alone."""
-    return not isinstance(shape, HubConfig) or not has_experts(shape)
 
 
 def stretched(shape: HubConfig, tokens: int) -> HubConfig:

@@ -1,17 +1,16 @@
 """Builds the model of a row: our decoder with a router, or a model of transformers, with a depth router
 or without."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from modbench.errors import UserError
-from modbench.model.config import ModelConfig
 from modbench.model.init import stream
 from modbench.model.language_model import LanguageModel
 from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
-from modbench.routing.build import RoutedDecoder, build_model, outline
+from modbench.routing.build import build_model, outline
 from modbench.routing.depth_router import DepthScheme
 from modbench.routing.registry import build_router
 
@@ -35,24 +34,11 @@ def model_of(shape: Shape, router: str, options: Mapping[str, Any], seed: int = 
         return _wrapped(shape, _built(shape, "cpu"), scheme, seed)
 
 
-def outline_of(
-    shape: Shape, router: str, options: Mapping[str, Any], device: str = "meta"
-) -> LanguageModel:
-    """Build the model without values, on the meta device unless the tensors of another one have none.
-    Raise as `model_of`."""
+def outline_of(shape: Shape, router: str, options: Mapping[str, Any]) -> LanguageModel:
+    """Build the model without values, on the meta device. Raise as `model_of`."""
     if not isinstance(shape, HubConfig):
-        return outline(shape, build_router(router, options), device)
-    return _wrapped(shape, _built(shape, device), _depth_scheme(router, options))
-
-
-def outlined_like(
-    model: LanguageModel, shape: Shape, device: str = "meta", only: Sequence[int] | None = None
-) -> LanguageModel:
-    """Build `outline_of` ``shape`` with the router of ``model``. ``only``: layers of our decoder."""
-    if isinstance(model, RoutedDecoder) and isinstance(shape, ModelConfig):
-        return outline(shape, model.router, device, only)
-    router = getattr(model, "router", None)
-    return outline_of(shape, model.scheme, {} if router is None else router.options(), device)
+        return outline(shape, build_router(router, options))
+    return _wrapped(shape, _built(shape, "meta"), _depth_scheme(router, options))
 
 
 def _depth_scheme(router: str, options: Mapping[str, Any]) -> DepthScheme | None:

@@ -9,7 +9,6 @@ from itertools import pairwise
 from math import ceil, inf, log
 from typing import Any
 
-from modbench.accounting.literature import convention_flops
 from modbench.errors import UserError, several
 from modbench.ledger import Workload
 from modbench.model.config import ModelConfig
@@ -80,18 +79,16 @@ def compute_optimal(flops: int, tokens: int, active: int, per_parameter: float) 
     return ceil(flops * active * Fraction(per_parameter) / tokens)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solution:
-    """A shape that spends ``flops`` on ``tokens``."""
+    """A shape of a scheme that spends ``flops`` on ``tokens``."""
 
-    size: Size
+    scheme: str
+    model: ModelConfig
+    parameters: int
+    active_parameters: int
     tokens: int
     flops: int
-
-
-def spent_on(tokens: int, of_sequence: int, sequence: int) -> int:
-    """FLOPs of ``tokens``, from those of one sequence, rounded up."""
-    return -(-tokens * of_sequence // sequence)
 
 
 def solve(
@@ -100,24 +97,19 @@ def solve(
     base: Size,
     *,
     budget: int,
-    tokens: int | None = None,
     tokens_per_parameter: float = 20.0,
-    convention: str = "model",
 ) -> Solution:
-    """The shape of ``router`` (``NAME`` or ``NAME:PRESET``) that spends ``budget`` training FLOPs. It
-    follows ``base``: width per layer, head width, ratio of MLP to model width, ratio of query to
+    """The shape of ``router`` (``NAME`` or ``NAME:PRESET``) that spends ``budget`` training FLOPs,
+    convention ``model``, on ``tokens_per_parameter`` tokens per active parameter (with the embedding).
+    It follows ``base``: width per layer, head width, ratio of MLP to model width, ratio of query to
     key/value heads, vocabulary and sequence length.
 
-    On ``tokens`` tokens: the shape closest to the base's proportions that uses at least 99 % of the
-    budget, with the widest MLP that fits; if there is none, the shape that uses most. Without
-    ``tokens``: the same on ``tokens_per_parameter`` tokens per active parameter (with the embedding),
-    then as many whole sequences as the budget allows. Raise a `UserError` for a budget, tokens or ratio
-    that is not positive, a budget too small for any shape, or an unknown router, preset, option or
-    convention."""
+    It is the shape closest to the base's proportions that uses at least 99 % of the budget, with the
+    widest MLP that fits; if there is none, the shape that uses most. Then as many whole sequences as the
+    budget allows. Raise a `UserError` for a budget or ratio that is not positive, a budget too small for
+    any shape, or an unknown router, preset or option."""
     if budget < 1:
         raise UserError(f"budget is {budget}; it must be 1 FLOP or more")
-    if tokens is not None and tokens < 1:
-        raise UserError(f"tokens is {tokens}; it must be 1 or more")
     if not 0 < tokens_per_parameter < inf:
         raise UserError(f"tokens_per_parameter is {tokens_per_parameter}; it must be above 0 and finite")
     plain, preset = preset_options(router)
@@ -129,23 +121,27 @@ def solve(
     def read(model: ModelConfig) -> tuple[int, int]:
         """FLOPs of one sequence, active parameters."""
         decoder = outline(model, shapes.router)
-        return convention_flops(decoder, workload, convention), decoder.parameter_count("active")
+        return decoder.ledger(workload).total("model"), decoder.parameter_count("active")
 
     def search(read: Read) -> list[ModelConfig]:
         def cost(model: ModelConfig) -> int:
             flops, active = read(model)
-            if tokens is not None:
-                return spent_on(tokens, flops, sequence)
             return max(flops, compute_optimal(flops, sequence, active, tokens_per_parameter))
 
-        each = f"{tokens_per_parameter:g} tokens for each active parameter"
-        on = each if tokens is None else f"{tokens:,} tokens"
-        return [_closest(shapes, cost, budget, f"'{router}' on {on}")]
+        what = f"'{router}' on {tokens_per_parameter:g} tokens for each active parameter"
+        return [_closest(shapes, cost, budget, what)]
 
     [model], _ = solved(search, read, shapes.fewest, shapes.period)
-    flops, _ = read(model)
-    seen = budget // flops * sequence if tokens is None else tokens
-    return Solution(Size(model=model, sequence=sequence), seen, spent_on(seen, flops, sequence))
+    flops, active = read(model)
+    sequences = budget // flops
+    return Solution(
+        scheme=router,
+        model=model,
+        parameters=outline(model, shapes.router).parameter_count("total"),
+        active_parameters=active,
+        tokens=sequences * sequence,
+        flops=sequences * flops,
+    )
 
 
 class _Shapes:

@@ -98,10 +98,8 @@ _Bytes = dict[str, Annotated[int, Field(ge=-(10**30), le=10**30)]]
 
 
 class Memory(TypedDict):
-    """Without a prediction where experts are computed by matmuls that tensors without values lack."""
-
     measured: _Bytes
-    predicted: NotRequired[_Bytes]
+    predicted: NotRequired[_Bytes]  #: of records until November 2026; nothing reads it
 
 
 _MEASURED: dict[str, TypeAdapter[Any]] = {
@@ -148,10 +146,9 @@ class TimingRecord(Outcome):
                 _MEASURED[self.measures].validate_python(self.measured, strict=True)
             except ValidationError as error:
                 raise ValueError(sentence(error, "measured")) from None
-        if self.status == "ok" and self.measures.endswith("memory"):
-            parts = set(self.measured["measured"])
-            if "peak" not in parts or parts != set(self.measured.get("predicted", parts)):
-                raise ValueError("measured and predicted differ in their parts, or lack the peak")
+        memory = self.status == "ok" and self.measures.endswith("memory")
+        if memory and "peak" not in self.measured["measured"]:
+            raise ValueError("the measured memory lacks the peak")
         return self
 
     @property

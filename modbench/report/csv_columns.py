@@ -265,7 +265,6 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "optimizer": "bytes of the optimizer's state",
         "cache": "bytes of the KV cache",
         "activations": "the rest of the peak, bytes",
-        "PART_predicted": "the same part as `modbench plan` predicts it",
     },
 }
 _NAMES = {"TASK": r"[^:]+(:[^:]+)*", "PART": r"[a-z]+"}

@@ -1,6 +1,6 @@
 """Models from a shape and a router."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,17 +18,17 @@ from modbench.routing.router import Router
 
 
 class RoutedDecoder(Decoder):
-    """A decoder whose layers ``router`` builds; ``only``: those of these numbers, not all. Raise a
-    `UserError` if the router cannot build a layer for this shape."""
+    """A decoder whose layers ``router`` builds. Raise a `UserError` if the router cannot build a layer
+    for this shape."""
 
-    def __init__(self, config: ModelConfig, router: Router, only: Sequence[int] | None = None) -> None:
+    def __init__(self, config: ModelConfig, router: Router) -> None:
         def built(number: int) -> Layer:
             with authors_code(router, f"build_layer of layer {number}"):
                 layer = router.build_layer(config, number)
             expect(router, "build_layer", isinstance(layer, Layer), shown(layer), "a Layer")
             return layer
 
-        super().__init__(config, map(built, range(config.layers) if only is None else only))
+        super().__init__(config, map(built, range(config.layers)))
         self.router = router
         expect_registered(router, self)
         router.check_model(self)
@@ -54,13 +54,11 @@ class RoutedDecoder(Decoder):
             return super().active_by_layer()
 
 
-def outline(
-    config: ModelConfig, router: Router, device: str = "meta", only: Sequence[int] | None = None
-) -> RoutedDecoder:
-    """Build a decoder, or ``only`` some of its layers, without values: on the meta device unless the
-    tensors of another one have none. Raise a `UserError` if the router cannot build this shape."""
-    with torch.device(device), _Uninitialised():
-        return RoutedDecoder(config, router, only)
+def outline(config: ModelConfig, router: Router) -> RoutedDecoder:
+    """Build a decoder without values, on the meta device. Raise a `UserError` if the router cannot build
+    this shape."""
+    with torch.device("meta"), _Uninitialised():
+        return RoutedDecoder(config, router)
 
 
 def meta_decoder(router: str, options: Mapping[str, Any], model: ModelConfig) -> RoutedDecoder:

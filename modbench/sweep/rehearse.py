@@ -1,6 +1,7 @@
 """`modbench run SUITE --rehearse`: what would end a run after hours ends this command in minutes. For
 each scheme, two training steps of its smallest run, with a checkpoint, its weights, the causal rule and
-the counter; and the FLOPs and the memory of a pass of its largest run, from shapes alone."""
+the counter; the FLOPs of a pass of its largest run, from shapes; and on a GPU, two steps of it and their
+peak of memory."""
 
 import tempfile
 from collections.abc import Sequence
@@ -10,30 +11,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modbench.audit.warmed import fitting
 from modbench.counting.counter import FlopCounter, seen_conventions
 from modbench.data.batches import Batches
 from modbench.errors import UserError, several
-from modbench.hf.config import is_predicted
-from modbench.hf.models import model_of
+from modbench.hf.models import model_of, outline_of
 from modbench.ledger import Workload
 from modbench.measure.loss import heldout_loss, heldout_windows
-from modbench.model.config import ModelConfig
 from modbench.model.language_model import LanguageModel
 from modbench.records.run import Run
-from modbench.routing.registry import build_router, load_plugin
-from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
+from modbench.routing.registry import load_plugin
 from modbench.sweep.local import refuse_missing_devices
 from modbench.sweep.plan import Tell, text_tokens
 from modbench.sweep.refuse import refuse_more_passes
 from modbench.sweep.rows import Rows
 from modbench.sweep.wanted import chosen, expand_planned
+from modbench.timing.benchmark_case import BenchmarkTarget
+from modbench.timing.config import TimeConfig
+from modbench.timing.footprint import release_memory, training_footprint
 from modbench.train import checkpoint
 from modbench.train.compiled import eager
 from modbench.train.config import TrainConfig
 from modbench.train.counted import flops_per_step
 from modbench.train.loop import train_model
 from modbench.train.numerics import device, precision
+from modbench.train.out_of_memory import LESS_MEMORY, failed_allocation, out_of_memory_sentence
 from modbench.train.schedule import Schedule
 from modbench.train.step import passes
 
@@ -59,12 +60,12 @@ def rehearse(rows: Rows, only: Sequence[str], tell: Tell) -> int:
         load_plugin(file)
     for scheme in dict.fromkeys(item.scheme for item in wanted):
         runs = [item.run for item in wanted if item.scheme == scheme]
-        sizes = {run.model: outlined(run) for run in runs}
+        sizes = {run.model: outline_of(run.model, run.router.name, run.router.options) for run in runs}
         by_size = sorted(runs, key=lambda run: sizes[run.model].parameter_count())
         refuse_missing_devices(runs[0].train.ranks)
         small, large = by_size[0], by_size[-1]
         loss = _small_steps(small)
-        counted = _large_pass(large, sizes[large.model])
+        counted = _counted(large, sizes[large.model]) + _weighed(large)
         tell(
             f"{scheme}: {several(_STEPS, 'step')} of {_shape(small)}, held-out loss {loss:.2f}; a pass "
             f"of {_shape(large)}: {counted}"
@@ -114,29 +115,27 @@ def _small_steps(run: Run) -> float:
     return loss
 
 
-def _large_pass(run: Run, model: LanguageModel) -> str:
-    """Count a pass of ``run`` on the meta device, and weigh it; return FLOPs and bytes in words."""
-    train = run.train
-    counted = _counted(run, model)
-    if not is_predicted(run.model):
-        return f"{counted}; its memory is not predicted"
-    measured = measured_pass(run, model)
-    needed = measured.memory(train.rows).total
-    words = f"{counted}, {needed / 2**30:.1f} GiB"
-    there = room()
-    if there is not None and needed > there:
+def _weighed(run: Run) -> str:
+    """Take training steps of ``run`` on this machine's GPU; return their peak of memory in words, empty
+    without a GPU. Raises UserError: the GPU has too little."""
+    if device().type != "cuda":
+        return ""
+    of_a_rank = replace(run.timed, batch=run.train.batch // run.train.ranks)
+    try:
+        peak = training_footprint(BenchmarkTarget.of(of_a_rank, TimeConfig()))["peak"]
+    except Exception as error:
+        if (failed := failed_allocation(error)) is None:
+            raise
         raise UserError(
-            f"{run.router.name} {_shape(run)}: a pass of {train.rows} sequences needs about "
-            f"{needed / 2**30:.1f} GiB, and the GPU has {there / 2**30:.1f}; "
-            f"{smaller_pass(run, measured, there)}"
-        )
-    if isinstance(run.model, ModelConfig):
-        router = build_router(run.router.name, run.router.options)
-        words += fitting(run.model, router)[1].replace("(", "(an audit of ")
-    return words
+            f"{run.router.name} {_shape(run)}: a step of {run.train.rows} sequences at a time ran "
+            f"{out_of_memory_sentence(failed)}; {LESS_MEMORY}"
+        ) from error
+    release_memory(device())
+    return f", a peak of {peak / 2**30:.1f} GiB"
 
 
 def _counted(run: Run, model: LanguageModel) -> str:
+    """Count a pass of ``run`` on the meta device; return its FLOPs in words."""
     train: TrainConfig = run.train
     tokens_BT = torch.zeros(train.rows, train.sequence, dtype=torch.long, device="meta")
     load = Workload.uniform(train.rows, train.sequence, "train", checkpoint=train.recompute)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from modbench.hf.config import is_predicted
 from modbench.measure.environment import environment
 from modbench.records.run import Timed
 from modbench.records.store import append_record
@@ -19,10 +18,9 @@ from modbench.timing.config import TimeConfig
 from modbench.timing.system_load import gpu_processes
 from modbench.train.numerics import check_device, make_deterministic
 
-#: Measurements of memory, with their predictions.
-_MEMORY: dict[str, Any] = {
-    "training_memory": (footprint.training_footprint, footprint.predicted_training),
-    "inference_memory": (footprint.inference_footprint, footprint.predicted_inference),
+_MEMORY = {
+    "training_memory": footprint.training_footprint,
+    "inference_memory": footprint.inference_footprint,
 }
 
 
@@ -66,10 +64,7 @@ def _measured(job: TimeJob, target: BenchmarkTarget, say: Say) -> dict[str, Any]
     kind: Any = job.measures
     try:
         if kind in _MEMORY:
-            measure, predict = _MEMORY[kind]
-            measured = {"measured": measure(target)}
-            if is_predicted(target.config):
-                measured["predicted"] = predict(target)
+            measured: dict[str, Any] = {"measured": _MEMORY[kind](target)}
         elif kind == "ceiling":
             measured = measured_ceilings(target, job.threads, say)
         else:

@@ -7,17 +7,11 @@ Work that has a record is not done again; a measurement that fails leaves the tr
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
-
 from modbench.data.token_data import load
-from modbench.errors import UserError
-from modbench.hf.config import is_predicted
 from modbench.measure.environment import environment
-from modbench.sweep.costs import measured_pass, outlined, room, smaller_pass
 from modbench.sweep.job import RunJob, measurement_record, run_record
 from modbench.sweep.lease import Lease
 from modbench.sweep.process import Say
@@ -31,7 +25,7 @@ from modbench.timing.footprint import release_memory
 from modbench.timing.stopwatch import matmul_rate
 from modbench.train.loop import DivergedError
 from modbench.train.numerics import check_device, make_deterministic
-from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
+from modbench.train.out_of_memory import LESS_MEMORY, failed_allocation, out_of_memory_sentence
 from modbench.trained.weights_folder import DESCRIPTION
 
 
@@ -97,7 +91,7 @@ def _train(work: RunWork) -> str:
     work.say({"event": "machine", "flops_per_second": matmul_rate(work.dtype, work.device)})
     status, error = _outcome(lambda: train(work))
     if status == "oom":
-        error = f"{error}{_advice(work)}"
+        error = f"{error}; {LESS_MEMORY}"
     record = run_record(
         work.run,
         work.data.summary(),
@@ -112,16 +106,6 @@ def _train(work: RunWork) -> str:
     )
     work.store(record)
     return status
-
-
-def _advice(work: RunWork) -> str:
-    """Return advice on memory; that of a prediction, if the run has one."""
-    with suppress(UserError):  # a router that reads values, which a prediction lacks
-        if is_predicted(work.run.model):
-            measured = measured_pass(work.run, outlined(work.run))
-            there = room() or psutil.virtual_memory().total
-            return f"; {smaller_pass(work.run, measured, there)}"
-    return "; take a smaller model, or fewer sequences in [train] micro_batch"
 
 
 def _measure(work: RunWork, subject: dict[str, Any]) -> str:

@@ -36,7 +36,6 @@ JOBS = {"run": "modbench.sweep.work:run_job", "time": "modbench.sweep.timing_job
 QUESTIONS = {
     "rows": "modbench.sweep.rows:describe_rows",
     "machine": "modbench.sweep.timing_job:describe_machine",
-    "steps": "modbench.sweep.step_times:time_steps",
 }
 #: Exit codes: stopped, its state is stored; and another process holds the lease.
 STOPPED, HELD = 130, 75

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modbench.hf.config import stretched
-from modbench.hf.models import model_of, outline_of
+from modbench.hf.models import model_of
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.model.context import Context, Logits
 from modbench.model.kv_cache import Cache
@@ -21,7 +21,7 @@ from modbench.model.language_model import LanguageModel
 from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
 from modbench.model.trace import Trace
 from modbench.records.run import Timed
-from modbench.routing.build import build_model, outline
+from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.timing.config import TimeConfig
@@ -83,13 +83,6 @@ class BenchmarkTarget:
             return model_of(self._stretched(self.config), *self._stated).to(self.on)
         assert self.router is not None
         return build_model(self.config, self.router).to(self.on)
-
-    def outline(self) -> LanguageModel:
-        """Build the model on the meta device, without values."""
-        if isinstance(self.config, HubConfig):
-            return outline_of(self._stretched(self.config), *self._stated)
-        assert self.router is not None
-        return outline(self.config, self.router)
 
     @property
     def _stated(self) -> tuple[str, dict[str, Any]]:

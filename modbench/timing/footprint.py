@@ -1,4 +1,4 @@
-"""Memory of training and inference by component: measured in a fresh process, and predicted from shapes.
+"""Memory of training and inference by component, measured in a fresh process.
 
 Measured bytes are above the memory that the process held after the same work had been done once and
 freed: code that a first run loads, such as the optimizer's and the matmul kernels', does not count.
@@ -18,8 +18,6 @@ from torch import Tensor
 
 from modbench.model.kv_cache import Cache
 from modbench.model.language_model import LanguageModel
-from modbench.plan.activations import inference_memory
-from modbench.plan.memory import Measured, Recipe
 from modbench.timing.benchmark_case import BenchmarkTarget, random_batch, random_tokens, read
 from modbench.train.optimizer import build_optimizer
 from modbench.train.step import training_step
@@ -59,31 +57,6 @@ def inference_footprint(subject: BenchmarkTarget) -> dict[str, int]:
     peak = meter.peak()
     parts = {"parameters": _bytes(model.parameters()), "cache": cache.bytes}
     return parts | {"activations": peak - sum(parts.values()), "peak": peak}
-
-
-def predicted_training(subject: BenchmarkTarget) -> dict[str, int]:
-    """Prediction of `training_footprint` by `modbench.plan`, without allocating. Raises UserError: the
-    router's layers depend on values."""
-    memory = Measured(
-        subject.outline(),
-        subject.train.sequence,
-        Recipe(micro_batch=subject.train.rows, checkpoint=subject.train.recompute),
-        "cpu" if subject.on.type == "cpu" else "gpu",
-        "float32" if subject.dtype == torch.float32 else "autocast",
-    ).memory(subject.train.rows)
-    parts = {name: getattr(memory, name) for name in ("parameters", "gradients", "optimizer")}
-    return parts | {"activations": memory.total - sum(parts.values()), "peak": memory.total}
-
-
-def predicted_inference(subject: BenchmarkTarget) -> dict[str, int]:
-    """Prediction of `inference_footprint` by `modbench.plan`."""
-    parts = inference_memory(
-        subject.outline(),
-        *largest_prefill(subject),
-        bfloat16=subject.dtype != torch.float32,
-        kernels="cpu" if subject.on.type == "cpu" else "gpu",
-    )
-    return parts | {"peak": sum(parts.values())}
 
 
 def largest_prefill(subject: BenchmarkTarget) -> tuple[int, int]:

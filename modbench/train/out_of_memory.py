@@ -11,6 +11,8 @@ import psutil
 if TYPE_CHECKING:
     import torch
 
+LESS_MEMORY = "lower [train] micro_batch, or set recompute = true"  #: what helps
+
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 #: Messages of PyTorch on a CPU, PyTorch on a GPU, and numpy.
 _SIZE = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+) (bytes|[KMGTP]iB)")

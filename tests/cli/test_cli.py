@@ -77,9 +77,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "negative.json: config hidden_size is -5; it should be greater than",
         ),
         ("flops gate --golden .", "FLOP table . can't be read ([Errno 21] Is a directory"),
-        ("plan tiny.toml --gpus 2", "--gpus has no effect with a suite; leave it out"),
-        ("plan --router mod", "a plan needs tokens, 1 or more, or a budget"),
-        ("plan --router mod --tokens 1B --gpu h1000", "GPU 'h1000' is not known; did you mean 'h100'?"),
+        ("plan tiny.toml --gpu h200", "--gpu has no effect without --price; leave it out"),
+        ("plan tiny.toml --option every=1", "--option has no effect without --router; leave it out"),
+        ("plan tiny.toml --price 2 --gpu h1000", "GPU 'h1000' is not known; did you mean 'h100'?"),
+        ("plan --router mod", "plan --router needs --budget"),
+        ("plan --router mod --budget 1e15 --price 2", "--price, --seeds and --only need a suite"),
+        (
+            "plan --router mod --budget 1e15 --set model.layer=2",
+            "--set model has no 'layer'; did you mean 'layers'?",
+        ),
+        ("plan --router mod --budget 1e15 --set train.batch=2", "it must be model.KEY=VALUE"),
         ("sample tiny --prompt hi", "run 'tiny' is no folder with model.safetensors, and tiny is no"),
     ],
 )
@@ -148,15 +155,15 @@ def test_version_is_the_packages(capsys: Capture) -> None:
 
 
 def test_plan_solves_shapes_of_equal_budgets(capsys: Capture) -> None:
-    words = "plan --router vanilla mod --size 1M --budget 1e15 --gpus 2 --utilisation 0.4 --format json"
+    words = "plan --router vanilla mod --budget 1e15 --set model.layers=4 --format json"
     assert main(words.split()) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert plan["budget"] == 10**15
     for scheme in plan["schemes"]:
-        assert 0.99 * 10**15 < scheme["training_flops"] <= 10**15
-        assert scheme["memory"]["total"] > 0
-        seconds = scheme["days"] * 86_400
-        assert seconds == pytest.approx(scheme["training_flops"] / (2 * 989.4e12 * 0.4))
+        assert 0.99 * 10**15 < scheme["flops"] <= 10**15
+        assert scheme["model"]["vocabulary"] == 2048
+    assert main(words.replace("json", "table").split()) == 0
+    assert re.search(r"\nmod +\d+ .* 99\.\d\d%|100\.00%", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

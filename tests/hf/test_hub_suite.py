@@ -145,9 +145,9 @@ def test_weights_of_a_folder_are_trained_on_and_are_in_the_key() -> None:
         model_of(shape, TRANSFORMERS, {})
 
 
-@pytest.mark.parametrize("words", [["--no-time"], ["--price", "2"], []])
+@pytest.mark.parametrize("words", [["--price", "2"], []])
 def test_a_row_with_weights_is_planned(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """With a router of ours, too; its step is timed with random weights."""
+    """With a router of ours, too."""
     saved("weights")
     text = SUITE.replace("llama.json", "weights")
     text += '[[schemes]]\nlabel = "routed"\nrouter = "mod"\nmodel = { hf = "weights" }\n'
@@ -157,7 +157,7 @@ def test_a_row_with_weights_is_planned(words: list[str], capsys: pytest.CaptureF
     parts = {part["scheme"]: part for part in planned["parts"]}
     assert set(parts) == {"vanilla", "mod", "Llama", "routed"}
     assert all(0.9 * 4e8 < part["flops"] <= 4e8 for part in parts.values())
-    assert set(planned["measured"]) == (set() if words else set(parts))
+    assert ("gpu_hours" in planned) == bool(words)
 
 
 def test_a_whole_suite_may_be_of_one_model_with_rows_of_implementations() -> None:
@@ -238,7 +238,7 @@ def test_experts_of_odd_widths_are_computed_one_after_the_other() -> None:
     model = runs()["Llama"].model
     assert isinstance(model, HubConfig)
     assert model.experts == "eager"
-    built = outline_of(model, TRANSFORMERS, {}, "cpu")
+    built = outline_of(model, TRANSFORMERS, {})
     assert built.inner.config._experts_implementation == "eager"
     with pytest.raises(UserError, match="'grouped_mm', and 50 is no multiple of 8"):
         parse(SUITE.replace('hf = "llama.json"', 'hf = "llama.json", experts = "grouped_mm"'))

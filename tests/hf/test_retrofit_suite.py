@@ -14,14 +14,13 @@ import modbench
 from modbench.cli.main import main
 from modbench.counting.counter import FlopCounter
 from modbench.errors import UserError
-from modbench.hf.models import model_of, outlined_like
+from modbench.hf.models import model_of
 from modbench.hf.routed import RoutedHubModel
 from modbench.ledger import Workload
 from modbench.ledger.flops import CONVENTIONS
 from modbench.model.context import Context
 from modbench.model.kv_cache import Cache
 from modbench.model.shape import TRANSFORMERS, HubConfig
-from modbench.plan.memory import Measured, Recipe
 from modbench.records.run import Run
 from modbench.records.store import read_suite
 from modbench.sweep.rows import resolve
@@ -224,16 +223,6 @@ def test_equal_arguments_give_equal_bits_and_the_original_keeps_its_weights() ->
     assert {name for name in first if name not in dense} == {
         name for name in first if "depth_router" in name
     }
-
-
-@pytest.mark.parametrize(("router", "options"), ROUTERS)
-def test_its_memory_is_predicted(router: str, options: dict[str, Any]) -> None:
-    model = built(LLAMA, router, options)
-    plain = outlined_like(model, model.config)
-    assert plain.parameter_count() == model.parameter_count()
-    for compute in ("float32", "autocast", "bfloat16"):
-        memory = Measured(plain, 32, Recipe(micro_batch=4), compute=compute).memory(4)  # type: ignore[arg-type]
-        assert memory.activations > 0
 
 
 def test_a_key_holds_the_router_its_options_and_the_config() -> None:

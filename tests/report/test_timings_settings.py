@@ -51,7 +51,7 @@ def test_memory_is_measured_under_an_allocator_of_its_own() -> None:
         return timed("mod", make_case(), environment={"variables": variables})
 
     def memory(**variables: str) -> TimingRecord:
-        return weighed("mod", 99, 98, environment={"variables": variables})
+        return weighed("mod", 99, environment={"variables": variables})
 
     refuse_incomparable([one(**kept), memory(**back)])
     with pytest.raises(UserError, match=r"OMP_NUM_THREADS are not compared: \(2\) and \(not set\)"):

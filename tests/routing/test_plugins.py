@@ -375,7 +375,7 @@ def test_a_mistake_in_a_routers_code_names_router_method_and_line(
     assert words in str(raised.value)
 
 
-@pytest.mark.parametrize("command", ["flops --router mine", "plan --router mine --tokens 1B --gpus 1"])
+@pytest.mark.parametrize("command", ["flops --router mine", "plan --router mine --budget 1e15"])
 def test_commands_print_the_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = DECORATED.format("Router") + "    " + LAYER.format("'ledger': lambda *_: 1 / 0")
     Path("mine.py").write_text(text)

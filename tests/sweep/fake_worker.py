@@ -179,7 +179,7 @@ def _timing(job: TimeJob, say: Say, log: Path) -> Fields:
     times = {"cases": [case], "balance": "forced", "compiled": False, "machine": machine}
     ceilings = {"gemm": [], "copy_bytes_per_second": 1.0, "machine": machine, "gpu": None}
     parts = {"parameters": 1, "gradients": 1, "optimizer": 2, "activations": 6, "peak": 10}
-    memory = {"measured": parts, "predicted": parts}
+    memory = {"measured": parts}
     of_kind = {"training": times, "inference": times, "ceiling": ceilings}
     how: Fields = {"status": "ok", "error": None, "measured": of_kind.get(kind, memory)}
     if label.startswith("big"):

@@ -1,13 +1,12 @@
-"""`modbench plan SUITE --price`: hours, costs and memory from shapes and a data sheet."""
+"""`modbench plan SUITE --price`: hours and costs from FLOPs and a data sheet."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from small_suite import write_suite
 
 from modbench.plan.gpus import GPUS, Cluster, utilisation_at
-from modbench.sweep.costs import costs_as_table, measured_pass, outlined, priced
+from modbench.sweep.costs import costs_as_table, priced
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import Wanted, expand_planned
@@ -24,7 +23,7 @@ def wanted(tmp_path: Path) -> list[Wanted]:
 
 
 def test_costs_are_gpu_hours_times_the_price(wanted: list[Wanted]) -> None:
-    cluster = Cluster(gpu=GPUS["h100"], utilisation=0.4, price=2.5)
+    cluster = Cluster(GPUS["h100"], price=2.5, utilisation=0.4)
     runs = len(wanted)
     each = round(989.4e12 * 0.4 * 3600 * 100 / runs)  # a hundred hours of one GPU in all
     costs = priced([(item, each) for item in wanted], cluster)
@@ -39,8 +38,8 @@ def test_costs_are_gpu_hours_times_the_price(wanted: list[Wanted]) -> None:
 
 def test_hours_follow_the_width_of_the_models(wanted: list[Wanted]) -> None:
     width = wanted[0].run.model.width
-    by_width = Cluster(gpu=GPUS["h100"], price=1.0)
-    fixed = Cluster(gpu=GPUS["h100"], utilisation=utilisation_at(width), price=1.0)
+    by_width = Cluster(GPUS["h100"], price=1.0)
+    fixed = Cluster(GPUS["h100"], price=1.0, utilisation=utilisation_at(width))
     flops_of = [(item, 10**21) for item in wanted]
     assert priced(flops_of, by_width).hours == priced(flops_of, fixed).hours
     assert utilisation_at(1) == utilisation_at(192) == 0.1
@@ -48,19 +47,6 @@ def test_hours_follow_the_width_of_the_models(wanted: list[Wanted]) -> None:
     assert 0.17 < utilisation_at(640) < 0.28
 
 
-def test_memory_is_that_of_a_pass_of_the_largest_model(wanted: list[Wanted]) -> None:
-    run = wanted[0].run
-    measured = measured_pass(run, outlined(run))
-    fits, room = measured.memory(run.train.rows), measured.memory(5).total
-    flops_of = [(item, 10**15) for item in wanted]
-    small = priced(flops_of, Cluster(gpu=replace(GPUS["h100"], memory=room), price=1.0)).schemes[0]
-    assert (small.model, small.micro_batch, small.memory) == (run.model, run.train.rows, fits)
-    assert small.largest_micro_batch == 5
-    assert f"{fits.total / room:.1%}" in dict(small.cells(replace(GPUS["h100"], memory=room))).values()
-    large = priced(flops_of, Cluster(gpu=GPUS["h100"], price=1.0)).schemes[0]
-    assert large.largest_micro_batch is None
-
-
 def test_gpus_that_can_not_run_it_have_no_hours(tmp_path: Path) -> None:
     flops_of = [(item, 10**15) for item in planned(tmp_path, parallel={"data": 4})]
-    assert [*priced(flops_of, Cluster(gpu=GPUS["h100"], price=1.0)).hours] == [8, 64, 256]
+    assert [*priced(flops_of, Cluster(GPUS["h100"], price=1.0)).hours] == [8, 64, 256]

@@ -1,6 +1,5 @@
-"""`modbench plan SUITE`: runs, FLOPs, tokens, passes and measured time."""
+"""`modbench plan SUITE`: runs, FLOPs, tokens and passes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from modbench.data.token_data import prepare
 from modbench.sweep.plan import SuitePlan, as_json, as_table, plan_suite
 from modbench.sweep.request import SuiteRequest
 from modbench.sweep.rows import resolve
-from modbench.sweep.step_times import Speed, TimedStep
 from modbench.sweep.suite import load_suite
 
 ISOFLOP = {
@@ -21,8 +19,6 @@ ISOFLOP = {
     "isoflop": {"width_step": 2, "rate_seed": 0},
     "sweep": {"budgets": [10**10, 2 * 10**10, 4 * 10**10], "seeds": [0, 1]},
 }
-#: Too large to be built here; its FLOPs come from the meta device.
-HUGE = '[[shapes]]\nlabel = "s"\n[[shapes]]\nlabel = "huge"\nwidth = 65536\n'
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +37,7 @@ def isoflop_suite(*routers: str, **isoflop: Any) -> None:
 
 def planned(*only: str) -> SuitePlan:
     request = SuiteRequest(name="suite.toml", results=Path("my-results"), only=only)
-    return plan_suite(request, tell=lambda text: None, time=False)
+    return plan_suite(request, tell=lambda text: None)
 
 
 def prepared() -> int:
@@ -66,7 +62,6 @@ def test_a_plan_has_the_runs_flops_tokens_and_passes_of_each_scheme_and_budget()
         assert part.flops == 3 * sum(part.budget // flops * flops for flops in steps)  # type: ignore[operator]
         assert part.tokens == part.budget // steps[0] * 16  # type: ignore[operator]
         assert part.passes == part.tokens / text
-        assert part.seconds is None
     assert (plan.runs, plan.flops) == (24, sum(part.flops for part in plan.parts))
 
 
@@ -141,44 +136,8 @@ def test_more_passes_than_the_size_of_the_text_allows_are_refused_before_it_is_p
 ) -> None:
     isoflop_suite("vanilla", "mod")
     text = Path(str(load_suite("suite.toml").data.path))
-    assert main(["plan", "suite.toml", "--no-time"]) == 2
+    assert main(["plan", "suite.toml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"the training text of at most {text.stat().st_size + 2:,} tokens" in line
     assert "times or more, and [isoflop] passes allows 4; set passes = " in line
     assert not Path("cache").exists()
-
-
-def test_time_is_that_of_measured_steps_and_outside_them_there_is_none() -> None:
-    slow = TimedStep(width=8, layers=1, flops=100, seconds=1.0)
-    fast = TimedStep(width=16, layers=1, flops=10_000, seconds=10.0)
-    speed = Speed(steps=(slow, fast))
-    assert speed.seconds(1000, 100) == pytest.approx(10.0)
-    assert speed.seconds(20_000, 10_000) == pytest.approx(20.0)
-    assert speed.seconds(5500, 1000) == pytest.approx(10.0)  # the mean of 100 and 1000 FLOP/s
-    assert speed.seconds(1000, 99) is None
-    assert speed.seconds(1000, 10_001) is None
-    assert Speed(steps=(slow,)).seconds(300, 100) == pytest.approx(3.0)
-    assert Speed().seconds(300, 100) is None
-
-
-def test_steps_are_measured_in_workers_and_too_large_ones_are_not(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    deep: dict[str, Any] = {"model": {"layers": 2}}
-    write_suite(Path(), "planned", "vanilla", "mod", sweep={"budgets": [3e13]}, **deep)
-    with open("suite.toml", "a") as suite:
-        suite.write(HUGE)
-    assert main(["plan", "suite.toml"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("planned: 4 runs, ")
-    assert ", - with " in said
-    assert "-: a size lies outside those that were timed" in said
-    assert said.count("(3 s at the rate of a large matmul) are not timed") == 2
-    write_suite(Path(), "planned", "vanilla", "mod", **deep)
-    assert main(["plan", "suite.toml", "--format", "json"]) == 0
-    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert sum(part["seconds"] for part in plan["parts"]) == plan["seconds"] * plan["runs_at_a_time"]
-    for part in plan["parts"]:
-        (step,) = plan["measured"][part["scheme"]]["steps"]
-        assert (step["width"], step["layers"]) == (16, 2)
-        assert part["seconds"] == pytest.approx(part["flops"] / step["flops_per_second"])

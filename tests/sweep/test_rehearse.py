@@ -4,16 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from modbench.errors import UserError
 from modbench.ledger import Ledger, Workload
 from modbench.model.decoder import Decoder
 from modbench.sweep import rehearse as rehearsal
-from modbench.sweep.costs import measured_pass, outlined
 from modbench.sweep.rehearse import rehearse
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import expand
+from modbench.timing.benchmark_case import BenchmarkTarget
 
 SUITE = """
 [suite]
@@ -80,10 +81,25 @@ def test_a_ledger_that_states_less_is_refused(rows: Rows, monkeypatch: pytest.Mo
         rehearse(rows, ("vanilla",), lambda sentence: None)
 
 
-def test_a_pass_that_does_not_fit_is_refused(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_largest_run_that_does_not_fit_the_gpu_is_refused(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps are taken there, one process's part of a batch."""
+    taken: list[BenchmarkTarget] = []
+
+    def step(target: BenchmarkTarget) -> dict[str, int]:
+        taken.append(target)
+        if target.train.rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return {"peak": 3 * 2**30}
+
     run = expand(rows)[0].run
-    one_sequence = measured_pass(run, outlined(run)).memory(1).total
-    for room, advice in ((one_sequence, "micro_batch = 1"), (2**17, "recompute = true, or")):
-        monkeypatch.setattr(rehearsal, "room", lambda room=room: room)
-        with pytest.raises(UserError, match=rf"2 sequences needs .*; set \[train\] {advice}"):
-            rehearse(rows, ("vanilla",), lambda sentence: None)
+    monkeypatch.setattr(rehearsal, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(rehearsal, "release_memory", lambda on: None)
+    monkeypatch.setattr(rehearsal, "training_footprint", step)
+    assert rehearsal._weighed(run) == ", a peak of 3.0 GiB"
+    ranks = replace(run, train=replace(run.train, batch=8, micro_batch=None, parallel={"data": 4}))
+    assert rehearsal._weighed(ranks)
+    assert [(target.config, target.train.rows) for target in taken] == [(run.model, 2)] * 2
+    with pytest.raises(UserError, match=r"vanilla 32x2: a step of 4 sequences .*; lower .train. micro"):
+        rehearsal._weighed(replace(run, train=replace(run.train, micro_batch=None)))

@@ -130,11 +130,11 @@ def test_a_model_that_does_not_fit_is_a_record(job: TimeJob, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("kind", ["training_memory", "inference_memory"])
-def test_memory_is_recorded_with_its_prediction(kind: str, job: TimeJob) -> None:
-    record = record_of(job, measures=kind)
-    measured, predicted = record.measured["measured"], record.measured["predicted"]
-    assert measured.keys() == predicted.keys()
-    assert measured["parameters"] == predicted["parameters"]
+def test_memory_is_recorded_by_part(kind: str, job: TimeJob) -> None:
+    parts = record_of(job, measures=kind).measured["measured"]
+    peak = parts.pop("peak")
+    assert peak == sum(parts.values())
+    assert parts["parameters"] > 0
 
 
 @pytest.mark.parametrize("kind", ["training", "training_memory"])

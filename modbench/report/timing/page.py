@@ -120,25 +120,15 @@ _CELLS = {
 }
 
 
-def _measured_over(measured: int, predicted: int | None) -> str:
-    return f"{measured / 1e6:.1f} / " + ("-" if predicted is None else f"{predicted / 1e6:.1f}")
-
-
 def _memory(timings: TimingTable) -> Table:
     lines = []
     for row in timings.memory:
-        pairs = [(row[part], row[f"{part}_predicted"]) for part in PARTS]
-        cells = ["-" if m is None else _measured_over(m, p) for m, p in pairs]
-        peak, predicted = pairs[-1]
-        over = "-"
+        cells = ["-" if row[part] is None else f"{row[part] / 1e6:.1f}" for part in PARTS]
         if row["status"] != "ok":
             asked = row["asked_bytes"]
             cells[-1] = row["status"] + ("" if asked is None else f", asked for {asked / 1e6:.1f}")
-        elif predicted:
-            over = f"{100 * (peak / predicted - 1):+.1f}"
-        lines.append([row["label"], row["phase"], *cells, over])
-    headings = ["scheme", "phase", *PARTS, "peak, measured over predicted (%)"]
-    return Table(headings, lines)
+        lines.append([row["label"], row["phase"], *cells])
+    return Table(["scheme", "phase", *PARTS], lines)
 
 
 def _ceilings(timings: TimingTable) -> Table:

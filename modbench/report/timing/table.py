@@ -258,14 +258,13 @@ class TimingTable:
 
     @cached_property
     def memory(self) -> list[dict[str, Any]]:
-        """Bytes of each scheme and phase: each of `PARTS`, measured and ``_predicted``."""
+        """Bytes of each scheme and phase: each of `PARTS`."""
         rows = []
         for timing in self.timings:
             if timing.measures in MEMORY and timing.key in self.labels:
                 row = self._outcome(timing) | {"phase": MEMORY[timing.measures]}
                 for part in PARTS:
                     row[part] = timing.measured.get("measured", {}).get(part)
-                    row[f"{part}_predicted"] = timing.measured.get("predicted", {}).get(part)
                 rows.append(row)
         return sorted(rows, key=lambda row: (row["label"], row["phase"]))
 

@@ -8,12 +8,12 @@ from typing import Any
 from modbench.audit import Finding, findings
 from modbench.audit.warmed import ODD
 from modbench.errors import UserError
+from modbench.hf.models import outline_of
 from modbench.ledger import Workload
 from modbench.model.language_model import LanguageModel
 from modbench.records.probes import LEAK_PROBES
 from modbench.records.record import End
 from modbench.records.record import Finding as Recorded
-from modbench.sweep.costs import outlined
 from modbench.sweep.run_job import RunWork
 from modbench.sweep.steps.training import train_part
 from modbench.train.compiled import programs
@@ -30,7 +30,8 @@ def train(work: RunWork) -> None:
         DivergedError: a loss or a weight is not finite.
     """
     run = work.run
-    model = outlined(run)  # training builds the model, and a GPU has no room for two
+    # Training builds the model, and a GPU has no room for two.
+    model = outline_of(run.model, run.router.name, run.router.options)
     work.fields["flops_source"] = model.flops_source
     work.fields["metrics"] = _costs(model, work.train)
     if work.train.ranks > 1:

@@ -18,8 +18,6 @@ class RunOptions:
     workers: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0
     #: tasks to score the trained runs on (modbench docs evaluation); nothing is trained
     measure: Tasks = ()
-    #: pause training while another process of modbench measures on this machine
-    wait: bool = True
     #: what runs the jobs: processes of this machine; inline: this process, one job after the other, for
     #: breakpoint() in a router; Slurm or Ray (modbench docs clusters)
     engine: EngineName = "local"
@@ -51,7 +49,6 @@ def run(
         workers=execution.workers,
         measure=names_of(execution.measure),
         retry=execution.retry,
-        wait=execution.wait,
         engine=execution.engine,
         resources=requested(flat(execution.request)),
         dry_run=execution.dry_run,

@@ -149,7 +149,6 @@ class RunJob(Job):
     points: int | None = None  #: weights to keep along the learning curve
     track: TrackConfig = field(default_factory=TrackConfig)
     workers: int = 1  #: jobs that run at the same time
-    wait: bool = True  #: pause while another process measures
 
     @property
     def ranks(self) -> int:

@@ -122,7 +122,7 @@ def main() -> int:
     try:
         prepare_process(job.run.router, job.plugins, job.threads)
         make_deterministic()
-        stage = Stage(events.say if ranks.leads else lambda event: None, stop, pauses=False)
+        stage = Stage(events.say if ranks.leads else lambda event: None, stop)
         untracked = replace(job, track=TrackConfig())
         trained = train_part(RunWork(untracked, load(job.run.data), stage), ranks)
     except StoppedError:

@@ -27,7 +27,6 @@ class RunRequest(SuiteRequest):
     workers: int = 0  #: runs at the same time; 0: one per core or GPU
     measure: Sequence[str] = ()  #: tasks to score trained runs on, and nothing is trained
     retry: bool = False  #: try again what ran out of memory
-    wait: bool = True  #: pause while another process of modbench measures on this machine
     engine: EngineName = "local"
     #: what each job asks of Slurm or Ray, by option
     resources: Mapping[str, str] = field(default_factory=dict)

@@ -103,7 +103,6 @@ def run_suite(request: RunRequest) -> int:
         retry=request.retry,
         tasks=tasks,
         executor=executor,
-        wait=request.wait,
     )
     return command.print_script() if request.dry_run else command.run()
 
@@ -120,7 +119,6 @@ class _Command:
     retry: bool
     tasks: Sequence[dict[str, Any]]
     executor: Executor
-    wait: bool
     err: Console = field(default_factory=lambda: Console(stderr=True))
 
     def tell(self, sentence: str) -> None:
@@ -217,7 +215,6 @@ class _Command:
             data=data,
             threads=self.executor.threads,
             workers=max(1, self.workers),
-            wait=self.wait,
         )
         return run_jobs(left, names, make, self.folder, rows.plugins_of), total
 

@@ -22,34 +22,29 @@ from modbench.sweep.job import RunJob
 from modbench.sweep.lease import Lease
 from modbench.sweep.process import Say
 from modbench.sweep.track import Trackers
-from modbench.timing.system_load import measured_elsewhere, measuring
+from modbench.timing.system_load import measuring
 from modbench.train.checkpoint import DamagedError, load_weights
 from modbench.train.loop import StoppedError
 from modbench.train.numerics import device, precision
 from modbench.trained.weights_folder import weights_of
 
-#: Seconds between two checks of a wait: too short to notice when a job is stopped.
-_POLL_SECONDS = 0.1
 #: Seconds between two events of a wait, which tell the parent that this process is alive.
 _TOLD_SECONDS = 5.0
 
 
 class Stage:
-    """Reports a job's steps to ``say``, ends it when ``stop`` returns True, and pauses it while another
-    process measures, unless ``pauses`` is False. ``seconds``: wall time of each step, waits apart; the
-    first one is since ``began``, by the monotonic clock."""
+    """Reports a job's steps to ``say``, and ends it when ``stop`` returns True. ``seconds``: wall time
+    of each step, waits apart; the first one is since ``began``, by the monotonic clock."""
 
     def __init__(
         self,
         say: Say,
         stop: Callable[[], bool] = lambda: False,
         *,
-        pauses: bool = True,
         began: float | None = None,
     ) -> None:
         self.say = say
-        self._stop = stop
-        self._pauses = pauses
+        self.stopped = stop
         self.seconds: dict[str, float] = defaultdict(float)
         self._told_of: dict[str, float] = defaultdict(float)  #: seconds that `spent` has returned
         self._name = "start"
@@ -58,29 +53,20 @@ class Stage:
         self._since = time.monotonic() if began is None else began
 
     def begin(self, name: str) -> None:
-        """Pause if needed, then begin another step. Raises StoppedError: a stop was requested."""
-        self.pause()
+        """Begin another step. Raises StoppedError: a stop was requested."""
+        self.check()
         self._enter(name)
 
-    def pause(self) -> None:
-        """Wait until no other process measures. Takes microseconds if none does. Raises StoppedError: a
-        stop was requested."""
-        self.check()
-        while self._pauses and (what := measured_elsewhere()):
-            self.wait(f"waiting for {what} to end")
-            time.sleep(_POLL_SECONDS)
-        self._resume()
-
     @contextmanager
-    def measuring(self, title: str) -> Iterator[None]:
+    def measuring(self) -> Iterator[None]:
         """Measure alone on this machine; see `modbench.timing.system_load.measuring`. Raises
         StoppedError: a stop was requested while this waited."""
-        with measuring(title, wait=self.wait, poll=self.check):
-            self._resume()
+        with measuring(wait=self.wait, poll=self.check):
+            self.resume()
             yield
 
     def wait(self, reason: str) -> None:
-        """Report that the job waits, and why; `pause` ends the wait. Raises StoppedError: a stop was
+        """Report that the job waits, and why; `resume` ends the wait. Raises StoppedError: a stop was
         requested."""
         if self._name != "waiting":
             self._before = self._name
@@ -93,16 +79,8 @@ class Stage:
 
     def check(self) -> None:
         """Raises StoppedError: a stop was requested."""
-        if self._stop():
+        if self.stopped():
             raise StoppedError
-
-    def stopped(self) -> bool:
-        """Pause if needed; return True if a stop was requested."""
-        try:
-            self.pause()
-        except StoppedError:
-            return True
-        return False
 
     def seconds_of_step(self) -> float:
         """Seconds of the current step so far; while it waits, those before."""
@@ -126,7 +104,7 @@ class Stage:
         """Report the current step again: the job makes progress."""
         self.say({"event": "phase", "phase": self._name})
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
         """Go on with the step before a wait, if there was one."""
         if self._name == "waiting":
             self._enter(self._before)

@@ -34,7 +34,7 @@ def run_timing(job: TimeJob, say: Say, lease: Lease, began: float) -> dict[str, 
     check_device(job.device, job.timed.precision)
     target = _target(job.timed, job.time, job.plugins, job.threads)
     machine = environment(target.dtype)  # an error of the GPU may prevent it later
-    with stage.measuring(f"{job.suite}/{job.label}"):
+    with stage.measuring():
         say({"event": "phase", "phase": "measuring"})
         outcome = _measured(job, target, say)
     if "earlier" in outcome:

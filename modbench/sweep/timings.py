@@ -30,6 +30,7 @@ from modbench.sweep.request import TimeRequest
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import load_suite
 from modbench.sweep.wanted import chosen, expand, expand_planned, losses_of
+from modbench.timing.system_load import parallel, refuse_running
 
 #: Measurements that `modbench time` takes of each scheme, and of the machine.
 KINDS: tuple[TimingKind, ...] = (
@@ -45,7 +46,8 @@ def time_suite(request: TimeRequest) -> int:
     """Finish the last session of this machine, code and settings, or begin a new one; then write the
     report of the suite of ``request`` into its folder of results. Returns the exit code, see
     `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the plugins of all
-    rows or the folder, before anything has run."""
+    rows or the folder, or `modbench run` works on this machine, before anything has run."""
+    refuse_running()
     suite, only = load_suite(request.name, request.settings), request.only
     if (repetitions := request.repetitions) is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
@@ -166,8 +168,6 @@ def refuse_blocking_launches() -> None:
 
 
 def _threads(rows: Rows) -> int:
-    from modbench.timing.system_load import parallel
-
     return rows.suite.time.threads or parallel()[1]
 
 

@@ -47,7 +47,7 @@ def run_job(job: RunJob, say: Say, lease: Lease, began: float) -> dict[str, Any]
         return bool(stops)
 
     with stop_signals(stops.append):
-        stage = Stage(say, stop, pauses=job.wait, began=began)
+        stage = Stage(say, stop, began=began)
         prepare_process(job.run.router, job.plugins, job.threads)
         check_device(job.device, job.run.train.precision)
         make_deterministic()

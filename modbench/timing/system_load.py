@@ -1,7 +1,6 @@
 """Load of the machine while something is timed, and the lock of the process that times."""
 
 import contextlib
-import json
 import os
 import stat
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from modbench.data.cache_folder import cache_folder, put
+from modbench.data.cache_folder import cache_folder
 from modbench.errors import UserError
 
 #: Limit on this container's processor time (control groups, version 2).
@@ -137,8 +136,8 @@ def gpu_processes() -> list[str]:
     return [f"process {pid} ({mebibytes} MiB)" for pid, mebibytes in others]
 
 
-#: Longest wait for other processes to pause; then the measurement is taken, and marked as loaded. On a
-#: machine that is never quiet, MODBENCH_QUIET_SECONDS=0 saves the wait.
+#: Longest wait for a quiet machine; then the measurement is taken, and marked as loaded. On a machine
+#: that is never quiet, MODBENCH_QUIET_SECONDS=0 saves the wait, and `refuse_running` refuses nothing.
 QUIET_SECONDS = float(os.environ.get("MODBENCH_QUIET_SECONDS", "10"))
 #: Cores that other processes may keep busy on a quiet machine: a process that computes keeps a whole
 #: one busy, and services of the system keep a little of one.
@@ -150,52 +149,40 @@ _POLL_SECONDS = 0.25
 
 @contextmanager
 def measuring(
-    title: str,
     *,
     wait: Callable[[str], None] = lambda reason: None,
     poll: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Measure alone on this machine. ``title`` names the measurement for waiting processes; ``wait`` is
-    called with the reason of each wait, ``poll`` repeatedly while it lasts, and may raise."""
-    folder = _folder()
-    lock, marker = FileLock(folder / "measuring.lock"), folder / "measuring.json"
+    """Measure alone on this machine. ``wait`` is called with the reason of each wait, ``poll``
+    repeatedly while it lasts, and may raise."""
+    lock = FileLock(_folder() / "measuring.lock")
     while not lock.is_locked:
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
             break
-        wait(f"waiting for {measured_elsewhere() or 'another measurement'} to end")
+        wait("waiting for another measurement to end")
         poll()
         time.sleep(_POLL_SECONDS)
     try:
-        put(
-            marker, json.dumps({"title": title, "begun": time.time(), **_identity(os.getpid())}).encode()
-        )
         _wait_until_quiet(wait, poll)
         yield
     finally:
-        marker.unlink(missing_ok=True)
         lock.release()
 
 
-def measured_elsewhere() -> str | None:
-    """Title, process id and duration so far of another process's measurement; None if there is none,
-    which takes microseconds."""
-    marker = _folder() / "measuring.json"
-    try:
-        stated = json.loads(marker.read_bytes())
-        alive = stated["pid"] != os.getpid() and _identity(stated["pid"])["since"] == stated["since"]
-        minutes = int((time.time() - stated["begun"]) / 60)
-        since = f", for {minutes} min" if minutes else ""
-        named = f"the measurement of {stated['title']} (process {stated['pid']}{since})"
-        return named if alive else None
-    # No measurement; the process was killed; or the file is not ours.
-    except (OSError, psutil.Error, ValueError, KeyError, TypeError):
-        return None
-
-
-def _identity(pid: int) -> dict[str, Any]:
-    """A process id may be used again: with its start, it names one process."""
-    return {"pid": pid, "since": psutil.Process(pid).create_time()}
+def refuse_running() -> None:
+    """Raise a `UserError` if a `modbench run` works on this machine, whose load times would include."""
+    here = psutil.Process()
+    family = {process.pid for process in (here, *here.parents(), *here.children(recursive=True))}
+    for process in psutil.process_iter(["cmdline"]):
+        words = [Path(word).name for word in process.info["cmdline"] or ()]
+        command = words[words.index("modbench") :] if "modbench" in words[:4] else []
+        runs = command[1:2] == ["run"] or "modbench.sweep.slurm" in words[:5]
+        if runs and process.pid not in family and QUIET_SECONDS:
+            raise UserError(
+                f"process {process.pid} ({' '.join(command or words)}) works on this machine, and times "
+                "would include its load; wait for its end, or stop it: it resumes"
+            )
 
 
 def _wait_until_quiet(wait: Callable[[str], None], poll: Callable[[], None]) -> None:

@@ -1,23 +1,11 @@
-"""A job reports its steps, pauses while another process measures, and stops when asked to."""
+"""A job reports its steps, says what it waits for, and stops when asked to."""
 
 from typing import Any
 
 import pytest
 
-from modbench.sweep import run_job as stages
 from modbench.sweep.run_job import Stage
 from modbench.train.loop import StoppedError
-
-OTHER = "the measurement of other/row (process 7)"
-
-
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """Measurements of another process, one per look; none once the list is empty."""
-    looks: list[str | None] = []
-    monkeypatch.setattr(stages, "measured_elsewhere", lambda: looks.pop(0) if looks else None)
-    monkeypatch.setattr(stages, "_POLL_SECONDS", 0.0)
-    return looks
 
 
 def phases(told: list[dict[str, Any]]) -> list[str]:
@@ -25,25 +13,24 @@ def phases(told: list[dict[str, Any]]) -> list[str]:
     return [event["phase"] for event in told]
 
 
-def test_a_step_that_was_paused_is_reported_again(elsewhere: list[str | None]) -> None:
+def test_a_step_that_waited_is_reported_again() -> None:
     told: list[dict[str, Any]] = []
     stage = Stage(told.append)
     stage.begin("train")
-    elsewhere += [OTHER, OTHER, OTHER]
-    assert not stage.stopped()
-    assert phases(told) == ["train", f"waiting for {OTHER} to end", "train"]
+    stage.wait("waiting for another")
+    stage.wait("waiting for another")
+    stage.resume()
+    assert phases(told) == ["train", "waiting for another", "train"]
     assert stage.end().keys() == {"start", "train", "waiting"}
 
 
-def test_a_stop_ends_a_pause(elsewhere: list[str | None]) -> None:
-    elsewhere += 100 * [OTHER]
-    stage = Stage(lambda event: None, lambda: len(elsewhere) < 98)
+def test_a_stop_ends_a_wait() -> None:
+    stage = Stage(lambda event: None, lambda: True)
     with pytest.raises(StoppedError):
-        stage.pause()
-    assert len(elsewhere) == 97
+        stage.wait("waiting for another")
 
 
-def test_a_stop_is_seen_between_two_pieces_of_work(elsewhere: list[str | None]) -> None:
+def test_a_stop_is_seen_between_two_pieces_of_work() -> None:
     told: list[dict[str, Any]] = []
     stopped = False
     stage = Stage(told.append, lambda: stopped)

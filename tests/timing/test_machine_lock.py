@@ -1,6 +1,5 @@
-"""One measurement at a time; training looks for it and pauses, and holds no lock."""
+"""One measurement at a time, and none next to a run."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,18 +9,19 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 
 import modbench
 from modbench.errors import UserError
 from modbench.timing import system_load
-from modbench.timing.system_load import measured_elsewhere, measuring
+from modbench.timing.system_load import measuring
 
 MEASURE = """
 import sys, time
 from modbench.timing import system_load
 system_load.QUIET_SECONDS = 0
-with system_load.measuring("suite/row"):
+with system_load.measuring():
     print("measuring", flush=True)
     sys.stdin.read()
 """
@@ -50,46 +50,59 @@ def other() -> "Iterator[subprocess.Popen[str]]":
         process.kill()
 
 
-def test_a_measurement_is_named_while_it_lasts(other: "subprocess.Popen[str]") -> None:
-    assert measured_elsewhere() == f"the measurement of suite/row (process {other.pid})"
-    assert other.stdin is not None
-    other.stdin.close()
-    other.wait()
-    assert measured_elsewhere() is None
-
-
-def test_a_measurement_waits_for_another_and_names_it(other: "subprocess.Popen[str]") -> None:
+def test_a_measurement_waits_for_another(other: "subprocess.Popen[str]") -> None:
     reasons: list[str] = []
 
     def end_the_other() -> None:
         if len(reasons) == 2:
             other.kill()
 
-    with measuring("mine", wait=reasons.append, poll=end_the_other):
+    with measuring(wait=reasons.append, poll=end_the_other):
         assert other.wait() != 0
-        assert measured_elsewhere() is None  # one's own is none
-    said = f"waiting for the measurement of suite/row (process {other.pid}) to end"
-    assert reasons[:2] == [said, said]
+    assert reasons[:2] == ["waiting for another measurement to end"] * 2
 
 
 def test_a_killed_measurement_blocks_no_other(other: "subprocess.Popen[str]") -> None:
     other.kill()
     other.wait()
-    assert measured_elsewhere() is None
-    with measuring("mine"):
+    with measuring():
         pass
 
 
-@pytest.mark.parametrize("content", ["", '{"pid": 1, "since": 0, "title": "t"}'])
-def test_a_damaged_file_blocks_no_measurement(content: str, tmp_path: Path) -> None:
-    (tmp_path / "measuring.json").write_text(content)
-    assert measured_elsewhere() is None
+def test_a_run_on_this_machine_is_named_and_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "modbench"
+    script.write_text("print(1, flush=True); input()")
+    commands = [[str(script), "run", "my-suite"], [str(script), "report", "run"]]
+    run, report = (
+        subprocess.Popen(
+            [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for words in commands
+    )
+    family = [psutil.Process(run.pid), psutil.Process(report.pid)]
+    with run, report:
+        assert run.stdout
+        assert report.stdout
+        run.stdout.readline()
+        report.stdout.readline()
+        monkeypatch.setattr(psutil, "process_iter", lambda words: of(family))
+        system_load.refuse_running()  # one's own, and MODBENCH_QUIET_SECONDS=0
+        monkeypatch.setattr(system_load, "QUIET_SECONDS", 1.0)
+        system_load.refuse_running()  # one's own
+        monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [])
+        with pytest.raises(UserError, match=rf"process {run.pid} .modbench run my-suite. works on"):
+            system_load.refuse_running()
+        run.kill()
+        report.kill()
 
 
-def test_a_process_id_that_was_used_again_is_another_process(tmp_path: Path) -> None:
-    stated = {"pid": os.getppid(), "since": 1.0, "title": "t"}
-    (tmp_path / "measuring.json").write_text(json.dumps(stated))
-    assert measured_elsewhere() is None
+def of(processes: list[psutil.Process]) -> Iterator[psutil.Process]:
+    """As `psutil.process_iter`, of these alone."""
+    for process in processes:
+        process.info = {"cmdline": process.cmdline()}
+        yield process
 
 
 def test_a_busy_process_is_named_and_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +117,7 @@ def test_a_busy_process_is_named_and_waited_for_only_so_long(monkeypatch: pytest
     monkeypatch.setattr(system_load, "_processor_seconds", lambda: spent | {os.getppid(): next(seconds)})
     reasons: list[str] = []
     started = time.monotonic()
-    with measuring("mine", wait=reasons.append):
+    with measuring(wait=reasons.append):
         assert 0.6 <= time.monotonic() - started < 120
     named = f"waiting for a quiet machine: process {os.getppid()} ("
     assert len(reasons) >= 1
@@ -115,8 +128,8 @@ def test_a_read_only_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(system_load.tempfile, "gettempdir", lambda: str(tmp_path))
-    with measuring("mine"):
-        assert list(tmp_path.glob("modbench-*/measuring.json"))
+    with measuring():
+        assert list(tmp_path.glob("modbench-*/measuring.lock"))
 
 
 @pytest.mark.parametrize("prepared", ["link", "open to others"])
@@ -133,7 +146,7 @@ def test_a_fallback_of_the_cache_that_others_prepared_is_refused(
     else:
         fallback.mkdir()
         fallback.chmod(0o777)
-    with pytest.raises(UserError, match="MODBENCH_CACHE"), measuring("mine"):
+    with pytest.raises(UserError, match="MODBENCH_CACHE"), measuring():
         pass
     assert not [*target.iterdir()]
 
@@ -142,7 +155,7 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("content")
     (tmp_path / "measuring.lock").symlink_to(target)
-    with pytest.raises(OSError, match="symbolic"), measuring("mine"):
+    with pytest.raises(OSError, match="symbolic"), measuring():
         pass
     assert target.read_text() == "content"
 
@@ -151,7 +164,7 @@ def test_threads_of_one_process_measure_one_after_the_other() -> None:
     at_work: list[int] = []
 
     def measure() -> None:
-        with measuring("mine"):
+        with measuring():
             at_work.append(1)
             assert len(at_work) == 1
             time.sleep(0.2)

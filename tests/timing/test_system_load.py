@@ -177,7 +177,7 @@ def test_a_process_on_the_gpu_is_waited_for_and_named(
         if leaves:
             put_in(Card(""))
 
-    with system_load.measuring("mine", wait=wait):
+    with system_load.measuring(wait=wait):
         assert bool(system_load.gpu_processes()) is not leaves
     assert {*reasons} == {"waiting for process 999999 (40000 MiB) to leave the GPU"}
     assert len(reasons) == 1 or not leaves

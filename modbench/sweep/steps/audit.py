@@ -44,7 +44,8 @@ def audit(work: RunWork) -> None:
     waiting = partial(work.stage.wait, "waiting for another run to audit this scheme")
     results = work.job.results
     with Lease(results / "runs" / f"audit-{key}").held(waiting) as lease:
-        work.stage.pause()
+        work.stage.check()
+        work.stage.resume()
         stored = read_audit(results, key)
         if stored is None:
             stored = _run(work, scheme)
@@ -106,7 +107,7 @@ def _run(work: RunWork, scheme: dict[str, Any]) -> AuditRecord:
     for finding in findings(model, shapes=shapes, trained=trained, seed=SEED):
         probes.append(asdict(replace(finding, figure=finding.figure + note)))
         work.stage.tell()
-        work.stage.pause()
+        work.stage.check()
     return AuditRecord.made(
         scheme=scheme,
         key=key_of(scheme),

@@ -9,6 +9,8 @@ from modbench.model.config import ModelConfig
 #: Largest ratio of active parameters between the ends of a grid and its centre: up to it the bias of the
 #: parabola is known (docs/isoflop.md); and between neighbours: five sizes reach as far.
 WIDEST_REACH, WIDEST_STEP = 4.0, 2.0
+#: With an aspect, all depths are multiples of it.
+LAYER_STEP = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +22,13 @@ class Family:
     #: width of a head, so that heads follow the width; None: as many heads as in [model], at every width
     head_width: int | None = None
     aspect: float | None = None  #: width per layer; None: as many layers as in [model], at every width
-    layer_step: int = 2  #: with an aspect, all depths are multiples of it
     sizes: int = 5  #: sizes per scheme and budget, odd, 5 or more: as many below the centre as above
     spacing: float = 1.8  #: ratio of active parameters between neighbours, at most 2
     tokens_per_parameter: float = 20.0  #: training tokens per active parameter at the centre
 
     def __post_init__(self) -> None:
-        for name in ("width_step", "layer_step"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.width_step < 1:
+            raise UserError(f"width_step is {self.width_step}; it must be 1 or more")
         for name in ("aspect", "tokens_per_parameter"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
@@ -48,7 +48,7 @@ class Family:
         """The depth of the ``number``-th narrowest shape."""
         if self.aspect is None:
             return base.layers
-        return self.layer_step * max(1, round(number * self.width_step / self.aspect / self.layer_step))
+        return LAYER_STEP * max(1, round(number * self.width_step / self.aspect / LAYER_STEP))
 
     def shape(
         self, base: ModelConfig, number: int, layers: int | None = None, mlp_width: int | None = None

@@ -153,12 +153,7 @@ class _Shapes:
         # Whole groups of layers, so that the share of routed layers is the nominal one.
         every = getattr(router, "every", 1)
         self.period = every if isinstance(every, int) and every > 0 else 1
-        self.family = Family(
-            width_step=base.head_width,
-            head_width=base.head_width,
-            aspect=base.width / base.layers,
-            layer_step=self.period,
-        )
+        self.family = Family(width_step=base.head_width, head_width=base.head_width)
         # Whole groups, two layers or more.
         least = self.period * -(-2 // self.period)
         depths = range(least, max(least, base.layers) + 1, self.period)
@@ -189,7 +184,9 @@ class _Shapes:
 
     def layers(self, heads: int) -> int:
         """The depth that follows the base's aspect ratio, in whole groups."""
-        return max(self.fewest, self.family.depth(self.base, heads))
+        aspect = self.base.width / self.base.layers
+        groups = heads * self.base.head_width / aspect / self.period
+        return max(self.fewest, self.period * round(groups))
 
     def steps(self, heads: int) -> int:
         """Number of steps of the MLP width that follows the base's ratio."""

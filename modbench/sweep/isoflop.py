@@ -3,10 +3,10 @@ are run, and in which order they follow from each other's losses. Imports no tor
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import count
 from math import log
 from typing import Any
@@ -18,6 +18,11 @@ from modbench.records.run import RouterCode, Run
 from modbench.sweep.rows import Resolved, Rows
 from modbench.sweep.tables import DepthConfig, Scheme
 from modbench.train.schedule import Schedule
+
+#: Further rates to try while the best one is at an end.
+EXTENSIONS = 2
+#: Loss in nats per token that the law may lose at either end: above the noise of a single run.
+LAW_MARGIN = 0.03
 
 Grids = Mapping[int, Sequence[ModelConfig]]  #: shapes in ascending order, by budget
 
@@ -56,13 +61,9 @@ class Middle:
         return cls(grids[budget][len(grids[budget]) // 2], budget)
 
 
-def design(
-    config: DepthConfig, grids_at: Callable[[int], Grids], sizes: Sequence[float], seeds: Sequence[int]
-) -> Generator[Wants, Losses, None]:
+def design(config: DepthConfig, grids: Grids, seeds: Sequence[int]) -> Generator[Wants, Losses, None]:
     """Yield all runs that are wanted so far; expect the losses of those that are done. A stage waits for
-    the losses that decide it. ``grids_at``: the grids whose centres are moved by a number of steps of
-    ``spacing``, except at the middle budget; ``sizes``: active parameters of the shapes there."""
-    grids = grids_at(0)
+    the losses that decide it."""
     middle = Middle.of(grids)
     at_middle = grids[middle.budget]
     rates = list[Point]()
@@ -83,7 +84,7 @@ def design(
 
     # The learning rate: at the middle size and budget, until the best one has worse neighbours.
     tried: dict[float, float | None] = {}
-    while wanted := (choice := choose_rate(config.learning_rates, tried, config.extensions)).wanted:
+    while wanted := (choice := choose_rate(config.learning_rates, tried, EXTENSIONS)).wanted:
         rates = [
             Point(middle.shape, middle.budget, rate, rate_seed(config, seeds))
             for rate in sorted([*tried, *wanted])
@@ -108,26 +109,15 @@ def design(
         by_width: dict[int, dict[float, float | None]] = defaultdict(dict)
         for point in check:
             by_width[point.shape.width][point.learning_rate] = losses[point]
-        exponent = refined_exponent(exponent, best, middle.shape.width, by_width, config.law_margin)
+        exponent = refined_exponent(exponent, best, middle.shape.width, by_width, LAW_MARGIN)
 
-    # The curve of the middle budget, with all seeds: its optimum may move the grids of the others.
-    curve = [
-        Point(shape, middle.budget, on_law(shape, exponent), seed)
-        for shape in at_middle
-        for seed in seeds
+    # The curves: that of the middle budget with all seeds, the others with one.
+    curves = [
+        Point(shape, budget, on_law(shape, exponent), seed)
+        for budget, shapes in sorted(grids.items())
+        for shape in shapes
+        for seed in (seeds if budget == middle.budget else seeds[:1])
     ]
-    if config.recentre:
-        losses = yield wants([*curve, *check])
-        first = curve[:: len(seeds)]
-        if not losses.keys() >= {*first}:
-            return
-        grids = grids_at(shift_of(sizes, [losses[point] for point in first], config.spacing))
-
-    # The curves of the other budgets, with one seed.
-    curves = list[Point]()
-    for budget, shapes in sorted(grids.items()):
-        one_seed = [Point(shape, budget, on_law(shape, exponent), seeds[0]) for shape in shapes]
-        curves += curve if budget == middle.budget else one_seed
 
     # The law once more, at the middle size of the largest budget.
     largest = max(grids)
@@ -143,32 +133,15 @@ def rate_seed(config: DepthConfig, seeds: Sequence[int]) -> int:
     return next(seed for seed in count(100) if seed not in seeds)
 
 
-def shift_of(sizes: Sequence[float], losses: Sequence[float | None], spacing: float) -> int:
-    """The steps, -1 to 1, by which the grids of other budgets move, from the ``losses`` of a curve over
-    active parameters ``sizes``: towards the minimum of its parabola, or beyond the edge that is best.
-    None is a diverged run."""
-    from modbench.analysis.curve import VERDICTS, parabola  # loads scipy
-
-    centre = sizes[len(sizes) // 2]
-    known = [(size, loss) for size, loss in zip(sizes, losses, strict=True) if loss is not None]
-    minimum = parabola(*zip(*known, strict=True)) if len(known) > 2 else None
-    if minimum is None:
-        return 0
-    verdict = VERDICTS[int(minimum.verdicts[0])]
-    if verdict == "interior":
-        steps = round(log(float(minimum.sizes[0]) / centre) / log(spacing))
-        return max(-1, min(1, steps))
-    return {"edge-low": -1, "edge-high": 1}.get(verdict, 0)
-
-
 def isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] | None) -> list[Run]:
     """The runs of ``scheme`` that are known now that those of ``done`` are; None: as if the middle
-    learning rate is best, its law holds and no grid moves."""
+    learning rate is best and its law holds."""
     suite = rows.suite
     config = suite.family_of(scheme)
     table = suite.training_of(scheme)
     router = router_code(rows.resolved[scheme.name])
-    middle = Middle.of(grids_of(rows, scheme))
+    grids = grids_of(rows, scheme)
+    middle = Middle.of(grids)
     middle_rate = config.learning_rates[len(config.learning_rates) // 2]
 
     @cache
@@ -192,12 +165,7 @@ def isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] | 
         }
         return {point: abs(log(point.learning_rate / law)) for point, law in laws.items()}
 
-    stages = design(
-        replace(config, recentre=config.recentre and done is not None),
-        partial(grids_of, rows, scheme),
-        rows.resolved[scheme.name].grid_sizes[suite.axes.budgets.index(middle.budget)],
-        suite.axes.seeds,
-    )
+    stages = design(config, grids, suite.axes.seeds)
     wants = next(stages)
     with suppress(StopIteration):
         while True:
@@ -233,19 +201,9 @@ def _on_trunks(runs: Sequence[Run]) -> list[Run]:
     return list(trunks.values())
 
 
-def grids_of(rows: Rows, scheme: Scheme, shift: int = 0) -> dict[int, list[ModelConfig]]:
-    """The isoFLOP grid of ``scheme`` at each budget; those of other budgets than the middle one moved by
-    ``shift`` steps, if there are such grids."""
-    row = rows.resolved[scheme.name]
-    budgets = rows.suite.axes.budgets
-    middle = sorted(budgets)[len(budgets) // 2]
-    grids = {}
-    for number, budget in enumerate(budgets):
-        shapes = row.grids[number]
-        if budget != middle and str(shift) in row.shifted:
-            shapes = row.shifted[str(shift)][number]
-        grids[budget] = [ModelConfig(**shape) for shape in shapes]
-    return grids
+def grids_of(rows: Rows, scheme: Scheme) -> Grids:
+    """The isoFLOP grid of ``scheme`` at each budget."""
+    return dict(zip(rows.suite.axes.budgets, rows.resolved[scheme.name].grids, strict=True))
 
 
 def stated(rows: Rows, scheme: Scheme) -> dict[str, Any]:
@@ -257,7 +215,7 @@ def stated(rows: Rows, scheme: Scheme) -> dict[str, Any]:
     seed = rate_seed(config, seeds)
     return {
         "learning_rates": list(config.learning_rates),
-        "extensions": config.extensions,
+        "extensions": EXTENSIONS,
         "exponent": config.exponent,
         "margin": rows.suite.isoflop.margin,
         "middle_width": middle.shape.width,
@@ -266,5 +224,5 @@ def stated(rows: Rows, scheme: Scheme) -> dict[str, Any]:
         "seed_on_curve": seed in seeds,
         "sizes": config.sizes,
         **({"depth": scheme.depth} if scheme.depth else {}),
-        **({"refine": True, "law_margin": config.law_margin} if config.refine else {}),
+        **({"refine": True, "law_margin": LAW_MARGIN} if config.refine else {}),
     }

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from modbench.errors import several
-from modbench.model.config import ModelConfig
 from modbench.model.shape import Shape
 from modbench.plan.units import shown
 from modbench.records.names import at_depth
 from modbench.report.table import Table
+from modbench.sweep.isoflop import EXTENSIONS
 from modbench.sweep.refuse import refuse_before_preparing, refuse_more_passes, tokens_of
 from modbench.sweep.request import SuiteRequest
 from modbench.sweep.rows import Rows, resolve
@@ -96,7 +96,7 @@ def _step_flops(rows: Rows) -> StepFlops:
             continue
         shapes = [*zip(rows.suite.shapes_of(scheme).values(), row.flops, strict=False)]
         for models, flops in zip(row.grids, row.grid_flops, strict=True):
-            shapes += zip((ModelConfig(**model) for model in models), flops, strict=True)
+            shapes += zip(models, flops, strict=True)
         by_scheme[scheme.name] = {
             model: of_step for model, of_step in shapes if isinstance(of_step, int)
         }
@@ -173,10 +173,9 @@ def _notes(plan: SuitePlan) -> Iterator[str]:
     yield from plan.added.values()
     yield "sizes: width x layers"
     if suite.isoflop is not None:
-        more = suite.isoflop.extensions
         yield (
             "runs: as if the middle learning rate is best: its trials, all sizes, and the check of its "
-            f"law; a best rate at an end of the list adds up to {more} to a scheme"
+            f"law; a best rate at an end of the list adds up to {EXTENSIONS} to a scheme"
         )
         if len(suite.axes.seeds) == 1:
             yield (

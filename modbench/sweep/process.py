@@ -2,15 +2,13 @@
 
 import contextlib
 import json
-import math
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +120,6 @@ class Process:
         measures: str = "",
         device: str = "",
         patience: float = 0.0,
-        command: Sequence[str] | None = None,
     ) -> None:
         self._log = log
         self._kills_before = out_of_memory_kills()
@@ -130,7 +127,7 @@ class Process:
         with log.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                [*(command or COMMAND), str(folder), str(patience)],
+                [*COMMAND, str(folder), str(patience)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -165,54 +162,6 @@ class Process:
         counted an out-of-memory kill, had not enough memory."""
         killed = self.code == -signal.SIGKILL and out_of_memory_kills() > self._kills_before
         return "oom" if killed else "failed", error_of(self._log, self._log_start, self.code)
-
-
-class DiedError(Exception):
-    """A worker ended without an answer, with exit code ``code``."""
-
-    def __init__(self, code: int, how: str) -> None:
-        super().__init__(how)
-        self.code = code
-
-
-def run_worker(
-    spec: Mapping[str, Any],
-    *,
-    log: Path,
-    hear: Say = lambda event: None,
-    poll: Callable[[], None] = lambda: None,
-    timeout: float = math.inf,
-    command: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Ask a worker the question ``spec`` (``job``, one of `QUESTIONS`, ``threads`` and what it needs),
-    and return its answer. ``poll`` is called while it runs, and may raise. ``timeout``: seconds without
-    an event after which it is ended. Raises DiedError: it has no answer."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / FILE).write_text(json.dumps(spec))
-        events = Events(folder)
-        how = {"threads": spec["threads"], "measures": spec.get("measures", "")}
-        process = Process(folder, log=log, **how, command=command)
-        late = False
-
-        def heard() -> None:
-            for event in events.new():
-                if event["event"] != "end":
-                    hear(event)
-
-        try:
-            while not process.ended() and not late:
-                poll()
-                heard()
-                late = time.monotonic() - events.changed > timeout
-                time.sleep(_POLL_SECONDS)
-        finally:
-            process.close()
-        heard()
-        if events.end and "answer" in events.end:
-            return dict(events.end["answer"])
-        error = events.end["error"] if events.end else process.death()[1]
-        raise DiedError(process.code, silence(timeout, events.phase) if late else error)
 
 
 def silence(timeout: float, phase: str) -> str:

@@ -54,7 +54,7 @@ def refuse_more_passes(
                 read = tokens_of(budget, of_step, train) / train_tokens
                 if read > passes:
                     passes = read
-                    where = f"'{scheme.name}', width {shape['width']} at {budget:g} FLOPs"
+                    where = f"'{scheme.name}', width {shape.width} at {budget:g} FLOPs"
     if passes > suite.isoflop.passes:
         enough = ceil(10 * passes) / 10
         of, more = (" at most", " or more") if at_most else ("", "")

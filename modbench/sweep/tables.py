@@ -15,7 +15,7 @@ from modbench.records.names import LABEL, LABEL_WORDS, NAME, at_depth
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
-from modbench.typed import Count, Natural, Positive, Seed
+from modbench.typed import Count, Positive, Seed
 
 
 def check_distinct(**lists: Sequence[int] | None) -> None:
@@ -76,13 +76,8 @@ class DepthConfig(Family):
     learning_rates: tuple[Positive, ...] = (2.5e-3, 5e-3, 1e-2)  #: three or more, by one ratio
     #: seed of the runs that choose and check a rate; None: one that no curve has, from 100
     rate_seed: Seed | None = None
-    extensions: Natural = 2  #: further rates to try while the best one is at an end
     exponent: float = -0.5  #: the rate of other sizes is proportional to width ** exponent
     refine: bool = True  #: fit the exponent again if it fails its check at the ends of the middle budget
-    #: move the grids of other budgets by one step of spacing if the middle one's optimum asks for it
-    recentre: bool = False
-    #: loss in nats per token that the law may lose at either end: above the noise of a single run
-    law_margin: Positive = 0.03
 
     def __post_init__(self) -> None:
         super().__post_init__()

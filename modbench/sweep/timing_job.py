@@ -1,5 +1,7 @@
 """A measurement of `modbench time`: one process takes it, and appends its record."""
 
+import json
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -45,12 +47,6 @@ def run_timing(job: TimeJob, say: Say, lease: Lease, began: float) -> dict[str, 
     return {"seconds": stage.end()}
 
 
-def describe_machine(spec: dict[str, Any], say: Say) -> dict[str, Any]:
-    """The environment of a process that measures; its parent does not use the GPU."""
-    target = _target(Timed.of(spec["timed"]), spec["time"], (), spec["threads"])
-    return {"environment": environment(target.dtype)}
-
-
 def _target(timed: Timed, time: dict[str, Any], plugins: Sequence[str], threads: int) -> BenchmarkTarget:
     prepare_process(timed.router, plugins, threads)
     make_deterministic()
@@ -85,3 +81,9 @@ def _measured(job: TimeJob, target: BenchmarkTarget, say: Say) -> dict[str, Any]
         outcome |= {"status": "failed" if failed else "oom", "error": errors[0] + more}
         outcome["asked_bytes"] = ran_out[0]["asked_bytes"] if ran_out else None
     return outcome | {"measured": measured}
+
+
+if __name__ == "__main__":  # prints the environment of a process that measures
+    asked = json.loads(sys.argv[1])
+    here = _target(Timed.of(asked["timed"]), asked["time"], (), asked["threads"])
+    print(json.dumps(environment(here.dtype)))

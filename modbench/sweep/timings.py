@@ -1,8 +1,10 @@
 """`modbench time`: wall time and memory of every scheme of a suite, untrained. `modbench run` takes the
 same measurements, fewer of them."""
 
+import json
 import os
-import tempfile
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +26,7 @@ from modbench.sweep.command import end_of_command, run_all, store_suite
 from modbench.sweep.job import TimeJob, identity_of
 from modbench.sweep.lease import suite_lease
 from modbench.sweep.local import Local, refuse_machine
-from modbench.sweep.process import DiedError, run_worker
+from modbench.sweep.process import environment_of
 from modbench.sweep.progress import say
 from modbench.sweep.request import TimeRequest
 from modbench.sweep.rows import Rows, resolve
@@ -173,14 +175,14 @@ def _threads(rows: Rows) -> int:
 
 def _machine(rows: Rows, timed: Timed) -> dict[str, Any]:
     """The environment of a measuring process; this one does not use the GPU."""
-    time = rows.suite.time.resolved(timed.sequence).of_a_process()
-    spec = {"job": "machine", "timed": timed.as_json(), "time": time, "plugins": []}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            answer = run_worker(spec | {"threads": _threads(rows)}, log=Path(folder, "log.txt"))
-        except DiedError as death:
-            raise UserError(f"nothing can be measured: {death}; repair the installation") from None
-    return dict(answer["environment"])
+    time, threads = rows.suite.time.resolved(timed.sequence).of_a_process(), _threads(rows)
+    spec = json.dumps({"timed": timed.as_json(), "time": time, "threads": threads})
+    command = [sys.executable, "-P", "-m", "modbench.sweep.timing_job", spec]
+    asked = subprocess.run(command, env=environment_of(threads), capture_output=True, text=True)
+    if asked.returncode:
+        lines = asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"]
+        raise UserError(f"nothing can be measured: {lines[-1]}; repair the installation")
+    return dict(json.loads(asked.stdout.splitlines()[-1]))
 
 
 def _session(rows: Rows, folder: Path, machine: dict[str, Any], again: bool) -> tuple[str, str]:

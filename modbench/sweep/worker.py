@@ -30,13 +30,8 @@ if TYPE_CHECKING:
     from modbench.sweep.job import RunJob, TimeJob
     from modbench.sweep.lease import Lease
 
-#: The function that does each kind of job, and the function that answers each question. Both return
-#: fields of the last event.
+#: The function that does each kind of job; it returns fields of the last event.
 JOBS = {"run": "modbench.sweep.work:run_job", "time": "modbench.sweep.timing_job:run_timing"}
-QUESTIONS = {
-    "rows": "modbench.sweep.rows:describe_rows",
-    "machine": "modbench.sweep.timing_job:describe_machine",
-}
 #: Exit codes: stopped, its state is stored; and another process holds the lease.
 STOPPED, HELD = 130, 75
 _AGAIN = "MODBENCH_STARTED_AGAIN"  #: environment variable: the process has started itself once more
@@ -78,19 +73,13 @@ def _age() -> float:
 
 
 def serve(folder: Path, patience: float = 0.0, *, began: float) -> tuple[int, str]:
-    """Do the job, or answer the question, of ``folder``. ``patience``: seconds to wait for the lease, if
+    """Do the job of ``folder``. ``patience``: seconds to wait for the lease, if
     another process holds it; ``began``: when the work on it began, on the monotonic clock. Returns 0, or
     130 if stopped, 75 if another process holds the lease, 2 for a user's or a plugin author's mistake,
     else 1; and a sentence on it."""
     content = (folder / FILE).read_bytes()
     spec = json.loads(content)
     events = Events(folder)
-    if (name := spec["job"]) in QUESTIONS:
-        answer = _function(QUESTIONS[name])
-        code, sentence, fields = _outcome(lambda: {"answer": answer(spec, events.say)}, spec)
-        events.say({"event": "end", "code": code, "error": one_line(sentence)} | fields)
-        return code, sentence
-
     from modbench.sweep.job import read_job
     from modbench.sweep.lease import Lease
 
@@ -125,7 +114,8 @@ def _done(
     if left is None:
         events.say({"event": "end", "code": 0, "error": ""})
         return 0, ""
-    work = _function(JOBS[job.job])
+    module, _, name = JOBS[job.job].partition(":")
+    work = getattr(importlib.import_module(module), name)
     code, sentence, fields = _outcome(lambda: work(left, events.say, lease, began), spec)
     events.say({"event": "end", "code": code, "error": one_line(sentence)} | fields)
     if code in (1, 2):
@@ -136,12 +126,6 @@ def _done(
             if lacking:
                 append_record(job.results, job.failure(lacking, "failed", one_line(sentence), started))
     return code, sentence
-
-
-def _function(name: str) -> Callable[..., dict[str, Any]]:
-    module, _, function = name.partition(":")
-    found: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
-    return found
 
 
 def _outcome(

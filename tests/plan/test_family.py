@@ -67,7 +67,7 @@ def test_more_tokens_per_parameter_give_smaller_shapes() -> None:
 
 
 def test_depth_and_heads_follow_the_width() -> None:
-    family = Family(width_step=64, head_width=64, aspect=64, layer_step=2)
+    family = Family(width_step=64, head_width=64, aspect=64)
     base = ModelConfig(width=256, layers=4, heads=4, kv_heads=2, mlp_width=640)
     shape = family.shape(base, 8)
     assert (shape.width, shape.layers, shape.heads, shape.kv_heads, shape.mlp_width) == (

@@ -23,7 +23,6 @@ from modbench.sweep.process import Say
 from modbench.trained.weights_folder import WEIGHTS
 
 JOBS = {"run": "fake_worker:run", "time": "fake_worker:timing"}
-QUESTIONS = worker.QUESTIONS | {"machine": "fake_worker:machine"}
 Fields = dict[str, Any]
 
 
@@ -127,10 +126,6 @@ def environment(threads: int) -> Fields:
     }
 
 
-def machine(spec: Fields, say: Say) -> Fields:
-    return {"environment": environment(spec["threads"])}
-
-
 def timing(job: TimeJob, say: Say, lease: Lease, began: float) -> Fields:
     """Measure nothing, alone on the machine."""
     log = Path(os.environ["FAKE_LOG"])
@@ -198,7 +193,7 @@ def fault(spec: Fields, error: BaseException) -> tuple[int, str]:
 
 def install() -> None:
     """Have workers of this process do the fake jobs."""
-    worker.JOBS, worker.QUESTIONS, worker._fault = JOBS, QUESTIONS, fault
+    worker.JOBS, worker._fault = JOBS, fault
     sys.modules["fake_worker"] = sys.modules[__name__]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from modbench.analysis.learning_rate import refined_exponent
 from modbench.model.config import ModelConfig
-from modbench.sweep.isoflop import Point, design, rate_seed, shift_of
+from modbench.sweep.isoflop import LAW_MARGIN, Point, design, rate_seed
 from modbench.sweep.tables import DepthConfig
 
 CONFIG = DepthConfig(refine=False, rate_seed=0)
@@ -32,7 +32,7 @@ Known = Mapping[tuple[int, float], float | None]  # losses at the middle budget 
 
 def points(config: DepthConfig, known: Known) -> list[Point]:
     """The runs that are wanted once those of ``known`` are done."""
-    stages = design(config, lambda shift: GRIDS, [], SEEDS)
+    stages = design(config, GRIDS, SEEDS)
     wants = next(stages)
     while True:
         found = [*wants.rates, *wants.others]
@@ -117,19 +117,6 @@ def test_all_rates_diverged_leaves_the_scheme_without_curves() -> None:
     assert len(found) == 3
 
 
-@pytest.mark.parametrize(
-    ("losses", "steps"),
-    [
-        ((3.2, 3.0, 2.9, 3.0, 3.2), 0),
-        ((3.0, 2.9, 3.0, 3.2, 3.5), -1),
-        ((2.80, 2.85, 2.95, 3.1, 3.3), -1),
-        ((None, None, 3.0, 2.9, None), 0),
-    ],
-)
-def test_grids_move_towards_the_optimum(losses: tuple[float | None, ...], steps: int) -> None:
-    assert shift_of([100 * 1.8**number for number in range(5)], losses, 1.8) == steps
-
-
 def test_rates_have_a_seed_that_no_curve_has_by_default() -> None:
     assert rate_seed(DepthConfig(), [0, 1, 2]) == 100
     assert rate_seed(DepthConfig(), [0, 100, 101]) == 102
@@ -144,5 +131,5 @@ def test_the_law_is_refined_beyond_its_own_margin_only(lost: float, refined: boo
         32: {0.00354: 4.0 + lost, 0.00707: 4.0 + lost, 0.0141: 4.0},
         128: {0.00177: 4.0, 0.00354: 4.0 + lost, 0.00707: 4.0 + lost},
     }
-    exponent = refined_exponent(config.exponent, 0.005, 64, tried, config.law_margin)
+    exponent = refined_exponent(config.exponent, 0.005, 64, tried, LAW_MARGIN)
     assert (exponent != config.exponent) == refined

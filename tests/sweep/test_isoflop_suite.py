@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from modbench.errors import UserError
-from modbench.model.config import ModelConfig
 from modbench.records.finished import Finished
 from modbench.routing.build import meta_decoder
 from modbench.sweep.rows import resolve
@@ -77,33 +76,6 @@ def test_all_points_of_a_trapezoid_warm_up_for_as_many_flops() -> None:
     assert {round(s.warmup * s.budgets[0]) for s in schedules} == {10**9}
 
 
-def test_grids_of_other_budgets_follow_the_optimum_of_the_middle_one() -> None:
-    isoflop = {"width_step": 2, "refine": False, "recentre": True, "rate_seed": 0}
-    rows = resolve(suite([{"router": "vanilla"}], isoflop=isoflop))
-    small, middle, large = 10**10, 2 * 10**10, 4 * 10**10
-    losses = {cell.run.key: 3.0 + (rate(cell) != 0.005) for cell in expand(rows)}
-    curve = expand(rows, losses)
-    assert {cell.budget for cell in curve} == {middle}  # the others wait
-    widths = sorted({cell.run.model.width for cell in curve})
-
-    def widths_at(budget: int, best: int) -> list[int]:
-        """Widths of ``budget`` if the width number ``best`` has the least loss at the middle budget."""
-        done = dict(losses)
-        for cell in curve:
-            distance = abs(widths.index(cell.run.model.width) - best)
-            done.setdefault(cell.run.key, 3.0 + distance / 10)
-        cells = expand(rows, done)
-        return sorted({cell.run.model.width for cell in cells if cell.budget == budget})
-
-    assert widths_at(middle, 0) == widths_at(middle, 4) == widths
-    for budget in (small, large):
-        fewer, same, more = (widths_at(budget, best)[2] for best in (0, 2, 4))
-        assert fewer < same < more
-    plain = resolve(suite([{"router": "vanilla"}]))
-    of_plain = [cell for cell in expand_planned(plain) if cell.budget == large]
-    assert widths_at(large, 2) == sorted({cell.run.model.width for cell in of_plain})
-
-
 @pytest.mark.parametrize(
     ("tables", "sentence"),
     [
@@ -146,10 +118,7 @@ def test_rows_state_the_flops_of_a_training_step_of_each_size() -> None:
     row = resolve(suite()).resolved["mod"]
     config = TrainConfig(sequence=32, batch=2)
     assert row.grid_flops == [
-        [
-            flops_per_step(meta_decoder("mod", row.options, ModelConfig(**shape)), config)
-            for shape in grid
-        ]
+        [flops_per_step(meta_decoder("mod", row.options, shape), config) for shape in grid]
         for grid in row.grids
     ]
 

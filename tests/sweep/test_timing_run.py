@@ -31,8 +31,10 @@ Time = Callable[..., int]
 @pytest.fixture
 def time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Time:
     """Runs a suite with the given labels; ``tmp_path``/log has what was asked of the workers."""
-    for name, fake in (("JOBS", None), ("QUESTIONS", None), ("_fault", fake_worker.fault)):
-        monkeypatch.setattr(worker, name, fake or getattr(fake_worker, name))
+    monkeypatch.setattr(worker, "JOBS", fake_worker.JOBS)
+    monkeypatch.setattr(worker, "_fault", fake_worker.fault)
+    machine = lambda rows, timed: fake_worker.environment(verb._threads(rows))  # noqa: E731
+    monkeypatch.setattr(verb, "_machine", machine)
     monkeypatch.setattr(process, "COMMAND", (sys.executable, fake_worker.__file__))
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
@@ -281,7 +283,7 @@ def test_every_shape_of_isoflop_grids_is_timed_once_and_a_new_run_ends(
 ) -> None:
     assert time("a", repetitions=1, again=True, change=ISOFLOP) == 0
     grids = resolve(load_suite(str(tmp_path / "suite.toml"))).resolved["a"].grids
-    shapes = {f"w{shape['width']}" for grid in grids for shape in grid}
+    shapes = {f"w{shape.width}" for grid in grids for shape in grid}
     assert len(shapes) > 5
     words = asked(tmp_path)
     assert sorted(word for word in words if word.startswith("training ")) == sorted(

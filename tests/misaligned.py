@@ -17,8 +17,9 @@ _OPEN = safetensors.safe_open
 
 
 def misaligned(tensor: Tensor) -> Tensor:
-    """A copy of ``tensor`` whose memory begins 8 bytes after a cache line."""
-    if tensor.is_meta or not tensor.numel():
+    """A copy of ``tensor`` whose memory begins 8 bytes after a cache line; itself if it is no numbers of
+    a matmul: PyTorch reads the state of a generator from the start of its storage."""
+    if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point():
         return tensor
     size = tensor.element_size()
     room = torch.empty(tensor.numel() + _LINE // size, dtype=tensor.dtype)

@@ -41,6 +41,8 @@ def _quantile(ends: Sequence[int], rank: float) -> float:
 
 def gates_line(layer: int, low: float, high: float) -> str:
     """Format gates of ``layer`` that hardly vary as one line."""
+    if low == high:
+        return f"gates of layer {layer} do not vary: their magnitude is {low:.3g}"
     return f"gates of layer {layer} hardly vary: 98 % lie from {low:.3g} to {high:.3g}"
 
 

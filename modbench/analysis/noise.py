@@ -94,10 +94,15 @@ class Noise:
             f"{self.deviation.freedom} degrees of freedom"
         )
         if self.is_pooled:
-            if self.pooled != self.deviation:
+            if self.pooled.sd < self.deviation.sd:
                 stated += (
                     f"; {self.pooled.sd:.4f} ({self.pooled.freedom}) without the part that runs of "
                     "equal seed share, which cancels in differences"
+                )
+            elif self.pooled != self.deviation:
+                stated += (
+                    f"; {self.pooled.sd:.4f} ({self.pooled.freedom}) in differences: runs of equal seed "
+                    "share nothing that lowers it"
                 )
             return f"{stated}{test}."
         return (

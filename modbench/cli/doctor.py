@@ -35,11 +35,15 @@ def doctor(*, gpu: bool = False) -> int:
 
 def _packages() -> Iterator[tuple[str, str]]:
     yield "ok", f"Python {sys.version.split()[0]}, modbench {version('modbench')}"
-    for package in ("lm-eval", "transformers", "fvcore", "ray"):
+    for package, extra in (("lm-eval", ""), ("transformers", "[hf]"), ("fvcore", ""), ("ray", "[ray]")):
         try:
             yield "ok", f"{package} {version(package)}"
         except PackageNotFoundError:
-            yield "note", f"{package} is not installed: what needs it can't run; pip install {package}"
+            yield (
+                "note",
+                f"{package} is not installed: what needs it can't run; in the clone of modbench, run "
+                f"`python -m pip install '.{extra}'`",
+            )
     yield "ok", f"Slurm: {shutil.which('sbatch') or 'no sbatch, jobs run on this machine'}"
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         yield "note", "no C++ compiler: steps are not compiled on a CPU"

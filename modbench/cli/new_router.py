@@ -2,9 +2,12 @@
 
 import json
 import re
+import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated
+from urllib.request import url2pathname
 
 from tyro.conf import Positional, arg
 
@@ -61,17 +64,30 @@ def new_router(name: Annotated[Positional[str], arg(metavar="NAME")], /) -> int:
 
 
 def modbench_source() -> str:
-    """Return the source that pip installed modbench from: a git address with its commit, a folder or
-    file, or an index."""
+    """Return the source that pip installed modbench from: a git address with its commit, that of a
+    clone's origin too; a folder or file; or an index."""
     try:
         stated = distribution("modbench").read_text("direct_url.json")
+        if stated is None:
+            return "modbench"
+        origin = json.loads(stated)
     except PackageNotFoundError:  # a checkout on the path
-        return f"modbench @ {Path(modbench.__file__).parents[1].as_uri()}"
-    if stated is None:
-        return "modbench"
-    origin = json.loads(stated)
-    git = origin.get("vcs_info")
-    return f"modbench @ git+{origin['url']}@{git['commit_id']}" if git else f"modbench @ {origin['url']}"
+        origin = {"url": Path(modbench.__file__).parents[1].as_uri()}
+    url, commit = origin["url"], origin.get("vcs_info", {}).get("commit_id")
+    if url.startswith("file:"):
+        clone = url2pathname(url.removeprefix("file:").removeprefix("//"))
+        remote = _git(clone, "remote", "get-url", "origin")
+        if remote.startswith("https://"):
+            url, commit = remote, _git(clone, "rev-parse", "HEAD")
+    return f"modbench @ git+{url}@{commit}" if commit else f"modbench @ {url}"
+
+
+def _git(folder: str, *words: str) -> str:
+    """Return what git says in ``folder``; empty if it has nothing to say."""
+    with suppress(OSError):
+        command = ["git", "-C", folder, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
 
 
 def _named(text: str, name: str) -> str:

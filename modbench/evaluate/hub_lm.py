@@ -139,7 +139,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
             output_loading_info=True,
         )
     except UserError as error:  # of the router that the folder names
-        raise UserError(f"{folder}: {error}; a router of a plugin needs --plugin FILE") from error
+        raise UserError(f"{folder}: {error}") from error
     except (
         *(ImportError, OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError),
     ) as error:

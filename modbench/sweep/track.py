@@ -35,7 +35,8 @@ def check_trackers(config: TrackConfig) -> None:
     for name in config.packages():
         if find_spec(name) is None:
             raise UserError(
-                f"[track] {name} is on, but not installed; run `pip install {name}`, or turn it off"
+                f"[track] {name} is on, but not installed; in the clone of modbench, run `python -m pip "
+                "install '.[track]'`, or turn it off"
             )
 
 

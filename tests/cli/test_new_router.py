@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from small_suite import modbench_says
 import modbench
 from modbench.cli.main import main
 
+COMMIT = "-c user.name=n -c user.email=e commit"
 ROOT = Path(modbench.__file__).parent.parent
 FILES = {
     ".github/workflows/ci.yml",
@@ -62,9 +64,10 @@ def test_package_has_the_name_everywhere(place: Path, capsys: pytest.CaptureFixt
             "modbench @ git+https://x.org/a@12",
         ),
         ('{"url": "file:///home/me/modbench", "dir_info": {}}', "modbench @ file:///home/me/modbench"),
+        ('{"url": "file://CLONE", "dir_info": {}}', "modbench @ git+https://x.org/b@HEAD"),
         (None, "modbench"),
     ],
-    ids=["git", "folder", "index"],
+    ids=["git", "folder", "clone", "index"],
 )
 def test_the_workflow_installs_modbench_from_where_it_came(
     place: Path,
@@ -73,6 +76,13 @@ def test_the_workflow_installs_modbench_from_where_it_came(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if stated and "CLONE" in stated:
+        clone = place / "a clone"
+        clone.mkdir()
+        for words in ("init", "remote add origin https://x.org/b", f"{COMMIT} --allow-empty -m one"):
+            subprocess.run(["git", *words.split()], cwd=clone, check=True, capture_output=True)
+        head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=clone, text=True).strip()
+        stated, source = stated.replace("CLONE", quote(str(clone))), source.replace("HEAD", head)
     info = place / "modbench-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: modbench\nVersion: 1\n")

@@ -1,7 +1,6 @@
 """Results of small runs: records, and weights that need no training."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +42,17 @@ def record_of(
     options: dict[str, Any] | None = None,
     plugin_sha256: str | None = None,
     model: dict[str, Any] | None = None,
-    budgets: Sequence[int] = (1,),
+    budget: int = 1,
     **train: Any,
 ) -> Result:
-    """The result of a run of ``label`` at its largest budget; ``train``: fields in place of the small
-    ones."""
+    """The result of a run of ``label``; ``train``: fields in place of the small ones."""
     options = OPTIONS.get(router, {}) if options is None else options
     run = Run(
         router=RouterCode(name=router, options=options, plugin_sha256=plugin_sha256),
         model=ModelConfig(**(model or SHAPE)),
         data=DataConfig(tokenizer="bytes"),
         train=TrainConfig(**{"sequence": 10, **train}),
-        schedule=Schedule(kind="cosine" if len(budgets) == 1 else "trapezoid", budgets=tuple(budgets)),
+        schedule=Schedule(budgets=(budget,)),
         seed=seed,
     )
     spent = {"steps": 1, "tokens": 10, "flops": 1, "flops_nominal": 1, "audit": []}
@@ -63,12 +61,12 @@ def record_of(
         "key": run.key,
         "data": {"sha256": "ab", "train_tokens": 1, "heldout_tokens": 1},
         "metrics": {},
-        "ends": [{"budget": budget, **spent} for budget in budgets] if status == "ok" else [],
+        "ends": [{"budget": budget, **spent}] if status == "ok" else [],
         "curve": [],
         "status": status,
         "error": None if status == "ok" else "the loss is nan at step 3",
     }
-    return Result(record=RunRecord.made(**fields, **_MADE), budget=budgets[-1], label=label, suite=SUITE)
+    return Result(record=RunRecord.made(**fields, **_MADE), budget=budget, label=label, suite=SUITE)
 
 
 def add_records(results: Path, *runs: Result) -> None:

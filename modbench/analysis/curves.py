@@ -134,7 +134,6 @@ def runs_of(results: pd.DataFrame) -> list[Run]:
             tokens=run.train_tokens,
             loss=run.loss,
             seed=run.seed,
-            trunk=run.key if run.shares_trunk else None,
         )
         for run in rows_of(results[results["loss"].notna()])
     ]

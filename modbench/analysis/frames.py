@@ -38,7 +38,7 @@ OPTIMA_COLUMNS = (
 #: Columns of the results that the curves are made of.
 RUN_COLUMNS = (
     *("scheme", "depth", "budget", "width", "layers", SIZE, "learning_rate", "seed", "status", "loss"),
-    *("key", "processor", "settings", "shares_trunk", *MEANS),
+    *("key", "processor", "settings", *MEANS),
 )
 #: Columns of `Curves.points`: means over the ``seeds`` with a loss; ``lost`` are those without one.
 POINT_COLUMNS = (
@@ -63,7 +63,7 @@ SCATTER_COLUMNS = ("budget", "depth", "scatter", "degrees_of_freedom", "p", "mis
 SURFACE_COLUMNS = (*("scheme", "depth", "points", "E", "A", "B", "alpha", "beta", "huber", "at_edge"),)
 #: Types of the columns that are no decimal numbers.
 _TYPES = {
-    "boolean": ("best", "chosen", "valid", "misfit", "at_edge", "shares_trunk"),
+    "boolean": ("best", "chosen", "valid", "misfit", "at_edge"),
     "Int64": (
         *("budget", "depth", "width", "layers", "position", "runs", "sizes", "sizes_planned", "seeds"),
         *("points", "seed", "lost", "noise_used_freedom", "scatter_freedom", "degrees_of_freedom"),

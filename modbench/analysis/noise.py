@@ -5,14 +5,12 @@ every cell of that budget and seed (the order of the data), so it cancels in dif
 that were run with the same seeds. Means and shifts of a budget are fitted together, by least squares;
 cells may have different seeds. The residual has one standard deviation for all schemes, unless
 Bartlett's test (1937) rejects that theirs are equal: then each scheme has its own, with the shift in it.
-Losses of one run at several budgets (a trapezoid's trunk) share both: they are drawn as one, and count
-once as a measurement of the noise.
 Shapes: S draws.
 """
 
 import math
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -42,7 +40,6 @@ class Run:
     loss: float  #: validation loss, nats per token
     seed: int
     depth: int | None = None  #: layers, in a sweep that has a curve for each of several depths
-    trunk: str | None = None  #: names the run that gave losses at several budgets; None: this one only
 
 
 @dataclass(frozen=True)
@@ -160,12 +157,9 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
     """Estimate the noise from the repeated cells, by analysis of variance: cell means and seed shifts of
     each budget (an unbalanced two-way layout)."""
     tables: dict[float, dict[Cell, dict[int, float]]] = defaultdict(dict)
-    grouped = by_cell(runs)
-    for cell, seeds in grouped.items():
+    for cell, seeds in by_cell(runs).items():
         if len(seeds) > 1:
             tables[cell.budget][cell] = {seed: run.loss for seed, run in seeds.items()}
-    trunks = {cell: _trunks(seeds.values()) or (repr(cell),) for cell, seeds in grouped.items()}
-    times_shared = Counter(trunks.values())
     parts: dict[str, list[tuple[float, float]]] = defaultdict(list)  # with the shift
     residuals: list[tuple[float, float]] = []  # sum of squares, degrees of freedom
     #: of each budget: sum of squares, degrees of freedom, and how often it holds the shift's variance
@@ -193,10 +187,10 @@ def measure_noise(runs: Iterable[Run]) -> Noise:
             explained = float((deviations**2).sum() - (rest**2).sum())
             shifts.append((explained, freedom, float(np.trace(normal))))
         for cell, row, left, less in zip(table, deviations, rest, taken, strict=True):
-            once, free = 1 / times_shared[trunks[cell]], len(table[cell]) - 1
-            with_shift = once * _squares(row, table[cell]), once * free
+            free = len(table[cell]) - 1
+            with_shift = _squares(row, table[cell]), free
             parts[cell.scheme].append(with_shift)
-            without = once * _squares(left, table[cell]), once * (free - less)
+            without = _squares(left, table[cell]), free - less
             residuals.append(without if is_apart else with_shift)
     own = {scheme: _spread(of) for scheme, of in parts.items()}
     p, deviation = bartlett(own.values()), pooled(own.values())
@@ -244,8 +238,7 @@ def draw_losses(
         return spread.sd * np.sqrt(spread.freedom / chi_square)
 
     def shift_of(run: Run) -> Array:
-        at = "trunk" if run.trunk else float(run.budget)
-        return shift_sd * generator("shift", at, run.seed).standard_normal(draws)
+        return shift_sd * generator("shift", float(run.budget), run.seed).standard_normal(draws)
 
     shift_sd = scale(shift, "shift") if shift.sd else 0.0
     drawn = {}
@@ -253,21 +246,13 @@ def draw_losses(
         losses = np.full(draws, np.mean([run.loss for run in seeds.values()]))
         spread = spread_of(cell)
         if spread is not None:
-            trunks = _trunks(seeds.values()) or (tuple(cell),)
-            each = [generator("residual", trunk).standard_normal(draws) for trunk in trunks]
-            of_mean = np.sum(each, axis=0) / np.sqrt(len(trunks) * len(seeds))
+            of_mean = generator("residual", tuple(cell)).standard_normal(draws) / np.sqrt(len(seeds))
             # Six digits name one estimate on every processor.
             losses += scale(spread, f"{spread.sd:.6g} {spread.freedom}") * of_mean
         if shift.sd:
             losses += np.mean([shift_of(run) for run in seeds.values()], axis=0)
         drawn[cell] = losses
     return drawn
-
-
-def _trunks(runs: Iterable[Run]) -> tuple[str, ...]:
-    """The trunks of ``runs``; empty unless each has one."""
-    trunks = [run.trunk for run in runs]
-    return tuple(trunk for trunk in trunks if trunk) if all(trunks) else ()
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

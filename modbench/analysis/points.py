@@ -118,7 +118,6 @@ def _runs(curve: pd.DataFrame) -> Iterator[Mapping[str, Any]]:
                 "loss": repeats["loss"].mean(),
                 "seed": 0 if pd.isna(seed) else seed,
                 "status": "ok",
-                "shares_trunk": False,
             }
 
 

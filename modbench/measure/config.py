@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from annotated_types import Ge
+from typing import Any, Literal
 
 from modbench.errors import UserError
 from modbench.evaluate.tasks.names import check_names
@@ -18,8 +16,7 @@ STEPS: dict[Step, str] = {
     "train": "Train to the budget, and check cheaply: the FLOPs of the first, the last and one random "
     "training step, and the causality and batch invariance of the trained weights.",
     "heldout": "Validation loss under both selection rules, routing statistics, KV cache.",
-    "downstream": "Scores on lm-eval's tasks, of the trained model, the untrained one and the last "
-    "checkpoints.",
+    "downstream": "Scores on lm-eval's tasks, of the trained model and the untrained one.",
     "memory": "Peak memory of a training step, once per scheme and shape.",
     "timing": "Wall time of a forward pass and of a training step, by one process per scheme and shape; "
     "`modbench time` adds more processes.",
@@ -45,9 +42,6 @@ class MeasureConfig:
     #: folder of a user's own YAML files of lm-eval tasks, relative to the working directory; their
     #: Python is run
     downstream_include: str | None = None
-    #: points at the end of the learning curve that are scored, 2 or more, the trained model included,
-    #: for a signal-to-noise ratio; None: the trained model only
-    downstream_checkpoints: Annotated[int, Ge(2)] | None = None
 
     def __post_init__(self) -> None:
         for key in ("steps", "downstream"):
@@ -86,6 +80,5 @@ class MeasureConfig:
             "fewshot": self.downstream_fewshot,
             "data": self.downstream_data,
             "include": self.downstream_include,
-            "checkpoints": self.downstream_checkpoints,
         }
         return {"task": name} | {key: value for key, value in settings.items() if value is not None}

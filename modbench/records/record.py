@@ -102,7 +102,6 @@ class Point(Part):
     tokens: Count
     train_loss: Real
     heldout_loss: Real
-    decay: Positive | None = None  #: the budget whose decay it is in; None: of the trunk, or of a cosine
 
 
 class RunRecord(Outcome):
@@ -114,20 +113,19 @@ class RunRecord(Outcome):
     run: RunJson
     data: Text
     metrics: Metrics  #: costs of the scheme at this shape
-    ends: list[End]  #: one per budget that was reached
+    ends: list[End]  #: one, if the budget was reached
     curve: list[Point]
     audit_key: str | None = None  #: key of the audit of its scheme
     flops_source: Literal["closed form", "counted"] | None = None  #: how its FLOPs were found
-    left_behind: Count | None = None  #: FLOPs of decays that branched off for smaller budgets
     programs: Programs | None = None
     workers: Positive | None = None  #: jobs that shared the machine's memory
     seconds: Seconds | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        budgets = self.what.schedule.budgets  # raises UserError: a field is wrong
-        if self.status == "ok" and tuple(end.budget for end in self.ends) != budgets:
-            raise ValueError("status is ok but ends lack a budget of the schedule")
+        budget = self.what.schedule.budget  # raises UserError: a field is wrong
+        if self.status == "ok" and [end.budget for end in self.ends] != [budget]:
+            raise ValueError("status is ok but ends lack the budget of the schedule")
         return self
 
     @cached_property

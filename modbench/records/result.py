@@ -90,8 +90,7 @@ class Result:
 
     @cached_property
     def _outcome(self) -> tuple[str, str | None]:
-        trained = self.end is not None and (self.record.status == "ok" or self.run.schedule.shares_trunk)
-        if not trained:
+        if self.end is None or self.record.status != "ok":
             return self.record.status, self.record.error
         lost = [
             (record.status, record.error)
@@ -140,18 +139,10 @@ class Result:
             metrics |= record.result.metrics
         return metrics
 
-    @cached_property
+    @property
     def curve(self) -> list[Point]:
-        """Its learning curve: the trunk up to the branch of its decay, and that decay."""
-        schedule = self.run.schedule
-        if not schedule.shares_trunk:
-            return self.record.curve
-        branch = schedule.trunk(self.budget)
-        return [
-            point
-            for point in self.record.curve
-            if (point.decay == self.budget if point.decay else point.flops <= branch)
-        ]
+        """Its learning curve."""
+        return self.record.curve
 
     @property
     def routing(self) -> Routing | None:
@@ -230,15 +221,14 @@ def results_of(records: Records) -> list[Result]:
     results = [
         Result(
             record=record,
-            budget=budget,
+            budget=record.what.schedule.budget,
             in_suite=record.key in in_suite,
-            measurements=measured[record.key, budget],
+            measurements=measured[record.key, record.what.schedule.budget],
             wanted=wanted,
             **row,
         )
         for record in runs
         for row in rows.get(record.key, [{"label": record.what.router.name, "suite": _UNNAMED | state}])
-        for budget in record.what.schedule.budgets
     ]
     return sorted(results, key=lambda result: (result.label, result.budget, result.seed, result.key))
 
@@ -259,10 +249,9 @@ def _state(
     newest = suites[-1].suite
     left = {*in_suite} - {record.key for record in runs}
     for record in runs if "heldout" in newest.wanted else ():
-        for budget in record.what.schedule.budgets:
-            kinds = [of.measurement.measures for of in measured[record.key, budget]]
-            if record.status == "ok" and "heldout" not in kinds:
-                left |= {*in_suite} & {record.key}
+        kinds = [of.measurement.measures for of in measured[record.key, record.what.schedule.budget]]
+        if record.status == "ok" and "heldout" not in kinds:
+            left |= {*in_suite} & {record.key}
     return {"compare": tuple(newest.compare), "left": len(left), "wanted": len(in_suite)}
 
 

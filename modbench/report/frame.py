@@ -108,8 +108,6 @@ def _names(result: Result, shape: Mapping[str, Any]) -> dict[str, Any]:
         **{f"compiled_{name}": count for name, count in programs.items()},
         "depth": result.depth,
         "budget": result.budget,
-        "point": "decay" if run.schedule.shares_trunk else "end",
-        "shares_trunk": run.schedule.shares_trunk,
         "seed": result.seed,
         "learning_rate": result.learning_rate,
         "precision": run.train.precision,

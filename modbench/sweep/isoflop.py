@@ -13,11 +13,9 @@ from typing import Any
 
 from modbench.analysis.learning_rate import choose_rate, neighbours, rate_at, refined_exponent
 from modbench.model.config import ModelConfig
-from modbench.records.line import key_of
 from modbench.records.run import RouterCode, Run
 from modbench.sweep.rows import Resolved, Rows
 from modbench.sweep.tables import DepthConfig, Scheme
-from modbench.train.schedule import Schedule
 
 #: Further rates to try while the best one is at an end.
 EXTENSIONS = 2
@@ -151,7 +149,7 @@ def isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] | 
             model=point.shape,
             data=suite.data,
             train=replace(table, learning_rate=point.learning_rate).config(),
-            schedule=_on_curve(table.schedule_of((point.budget,)), min(suite.axes.budgets)),
+            schedule=table.schedule_of(point.budget),
             seed=point.seed,
         )
 
@@ -170,35 +168,13 @@ def isoflop_runs(rows: Rows, scheme: Scheme, done: Mapping[str, float | None] | 
     with suppress(StopIteration):
         while True:
             wants = stages.send(losses_of([*wants.rates, *wants.others]))
-    rates, others = ([run_of(point) for point in points] for points in (wants.rates, wants.others))
-    return [*rates, *(others if table.schedule == "cosine" else _on_trunks(others))]
+    return [run_of(point) for point in (*wants.rates, *wants.others)]
 
 
 def router_code(row: Resolved) -> RouterCode:
     """The router of ``row`` as its runs state it."""
     options = json.loads(json.dumps(row.options))  # lists for tuples, as records have them
     return RouterCode(name=row.name, options=options, plugin_sha256=row.plugin_sha256)
-
-
-def _on_curve(schedule: Schedule, smallest: int) -> Schedule:
-    """``schedule`` of a run of one budget. That of a trapezoid warms up for as many FLOPs as at the
-    ``smallest`` budget, so that all points are alike, whether they share a trunk or not."""
-    if schedule.kind == "cosine":
-        return schedule
-    return replace(schedule, warmup=round(schedule.warmup * smallest / schedule.budgets[0], 12))
-
-
-def _on_trunks(runs: Sequence[Run]) -> list[Run]:
-    """``runs`` of trapezoids, those that differ in their budget only as one."""
-    trunks: dict[str, Run] = {}
-    for run in runs:
-        alike = key_of(run.as_json() | {"schedule": None})
-        others = trunks[alike].schedule.budgets if alike in trunks else ()
-        budgets = tuple(sorted({*others, *run.schedule.budgets}))
-        warm_up = run.schedule.warmup * run.schedule.budgets[0]  # FLOPs
-        schedule = replace(run.schedule, budgets=budgets, warmup=round(warm_up / budgets[0], 12))
-        trunks[alike] = replace(run, schedule=schedule)
-    return list(trunks.values())
 
 
 def grids_of(rows: Rows, scheme: Scheme) -> Grids:

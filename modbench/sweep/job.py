@@ -29,7 +29,7 @@ from modbench.records.run import Run, Timed
 from modbench.records.store import write_files
 from modbench.sweep.tables import KeepConfig
 from modbench.sweep.track import TrackConfig
-from modbench.trained.weights_folder import POINTS, weights_of
+from modbench.trained.weights_folder import WEIGHTS
 
 #: Kind of record and key; of a timing its session, what it measures and its repetition, too.
 Identity = tuple[str, str, str | None, str | None, int | None]
@@ -146,7 +146,6 @@ class RunJob(Job):
     data: dict[str, Any]  #: of the text, as a record states it
     curve_tokens: int = MeasureConfig.curve_tokens
     keep: str = KeepConfig.weights
-    points: int | None = None  #: weights to keep along the learning curve
     track: TrackConfig = field(default_factory=TrackConfig)
     workers: int = 1  #: jobs that run at the same time
 
@@ -163,7 +162,7 @@ class RunJob(Job):
         """See `Job.left`. A run whose weights are gone is trained again if it is to be measured."""
         subjects = tuple(s for s in self.measurements if measurement_identity(s) not in done)
         train = self.train and run_identity(self.run) not in done
-        if subjects and not train and not has_weights(self.folder, self.run, subjects):
+        if subjects and not train and not has_weights(self.folder, subjects):
             train = True
         return replace(self, train=train, measurements=subjects) if train or subjects else None
 
@@ -181,13 +180,9 @@ class RunJob(Job):
         return measurement_record(subject, {}, known, status, error, started, workers=self.workers)
 
 
-def has_weights(folder: Path, run: Run, subjects: Sequence[Mapping[str, Any]]) -> bool:
-    """Return True if ``folder`` holds the weights of ``run`` that ``subjects`` measure."""
-    budgets = {subject["budget"] for subject in subjects if subject["measures"] != "audit"}
-    points = max(subject["settings"].get("checkpoints", 1) for subject in subjects)
-    if points > 1 and len([*(folder / POINTS).glob("*.safetensors")]) < points:
-        return False
-    return all(weights_of(folder, run, budget).is_file() for budget in budgets)
+def has_weights(folder: Path, subjects: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if ``folder`` holds the weights of a run that ``subjects`` measure."""
+    return (folder / WEIGHTS).is_file() or all(of["measures"] == "audit" for of in subjects)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

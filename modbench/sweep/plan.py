@@ -31,7 +31,7 @@ class Part:
     budget: int
     sizes: tuple[tuple[int, int], ...]  #: width and layers, ascending
     runs: int
-    flops: int  #: nominal; of a trapezoid with the decays of its smaller budgets
+    flops: int  #: nominal, of whole steps
     tokens: int
     passes: float | None
 
@@ -66,7 +66,8 @@ def plan_suite(request: SuiteRequest, tell: Tell) -> SuitePlan:
     if text is not None:
         refuse_more_passes(rows, rows.resolved, text)
     flops = _step_flops(rows)
-    spent = [(wanted, _spent(wanted, flops[wanted.name][wanted.run.model])) for wanted in runs]
+    steps = [(wanted, flops[wanted.name][wanted.run.model]) for wanted in runs]
+    spent = [(wanted, wanted.budget // of_step * of_step) for wanted, of_step in steps]
     return SuitePlan(
         suite=rows.suite,
         parts=tuple(_parts(rows, spent, flops, text)),
@@ -101,13 +102,6 @@ def _step_flops(rows: Rows) -> StepFlops:
             model: of_step for model, of_step in shapes if isinstance(of_step, int)
         }
     return by_scheme
-
-
-def _spent(wanted: Wanted, of_step: int) -> int:
-    """FLOPs of a run of whole steps, with the decays of smaller budgets, which branch off its trunk."""
-    schedule = wanted.run.schedule
-    decays = sum(budget - schedule.trunk(budget) for budget in schedule.budgets[:-1])
-    return wanted.budget // of_step * of_step + decays
 
 
 def _parts(

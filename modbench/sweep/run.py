@@ -220,7 +220,7 @@ class _Command:
 
     def has_weights(self, item: Left) -> bool:
         run = item.wanted.run
-        return has_weights(folder_of(self.folder, run.key), run, item.measurements)
+        return has_weights(folder_of(self.folder, run.key), item.measurements)
 
     def with_weights(self, item: Left, names: Mapping[str, str]) -> Left:
         """``item``; it is trained again if the weights to be measured are gone."""
@@ -252,7 +252,6 @@ def jobs_of(suite: Suite, **others: Any) -> "partial[RunJob]":
         audit="audit" in suite.measure.steps,
         curve_tokens=suite.measure.curve_tokens,
         keep=suite.keep.weights,
-        points=suite.measure.downstream_checkpoints,
         track=suite.track,
         timeout=suite.axes.cell_timeout,
         device=suite.axes.device,

@@ -26,7 +26,7 @@ from modbench.timing.system_load import measuring
 from modbench.train.checkpoint import DamagedError, load_weights
 from modbench.train.loop import StoppedError
 from modbench.train.numerics import device, precision
-from modbench.trained.weights_folder import weights_of
+from modbench.trained.weights_folder import WEIGHTS
 
 #: Seconds between two events of a wait, which tell the parent that this process is alive.
 _TOLD_SECONDS = 5.0
@@ -168,10 +168,10 @@ class RunWork:
         model = model_of(self.run.model, router.name, router.options, self.run.seed)
         return model.to(self.device)
 
-    def trained_model(self, budget: int) -> LanguageModel:
-        """The model trained to ``budget``."""
+    def trained_model(self) -> LanguageModel:
+        """The trained model."""
         model = self.fresh_model()
-        weights = weights_of(self.folder, self.run, budget)
+        weights = self.folder / WEIGHTS
         try:
             load_weights(weights, model, key=self.run.key)
         except DamagedError as error:

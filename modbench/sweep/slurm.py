@@ -23,7 +23,6 @@ from statistics import median
 
 from modbench.errors import UserError, several
 from modbench.records.record import RunRecord
-from modbench.records.run import Run
 from modbench.records.store import read_records, record_files, write_files
 from modbench.sweep import worker
 from modbench.sweep.executor import PASSED, PATIENCE, Executor, Tell, whole
@@ -201,16 +200,9 @@ def time_limit(jobs: Sequence[Job], rate: float | None) -> int:
     """Minutes for the longest of ``jobs`` at ``rate`` FLOP/s; for all of an array, as Slurm has it."""
     if rate is None:
         return _UNKNOWN_MINUTES
-    trained = [job.run for job in jobs if isinstance(job, RunJob) and job.train]
-    longest = max(map(planned_flops, trained), default=0)
+    trained = (job.run for job in jobs if isinstance(job, RunJob) and job.train)
+    longest = max((run.schedule.budget for run in trained), default=0)
     return _START_MINUTES + ceil(_MARGIN * longest / rate / 60)
-
-
-def planned_flops(run: Run) -> int:
-    """Training FLOPs of ``run``, with the decays that branch off a trapezoid's trunk."""
-    schedule = run.schedule
-    decays = sum(budget - schedule.trunk(budget) for budget in schedule.budgets[:-1])
-    return schedule.budgets[-1] + decays
 
 
 def main(words: Sequence[str]) -> int:

@@ -156,7 +156,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         data = with_tokenizer(file.data, content.get("data", {}).get("vocabulary"))
     except UserError as error:
         raise UserError(f"{where} [data]: {error}") from error
-    check_schedule(f"{where} [train]", file.train, file)
+    check_schedule(f"{where} [train]", file.train)
     stated = {} if "hf" in file.model else _stated_shapes(where, file, data)
     schemes = list[Scheme]()
     hubs = dict[str, HubConfig]()
@@ -167,7 +167,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         at = f"{where} [[schemes]] '{scheme.label}'"
         train = overrides(f"{at} train", scheme.train, TrainTable, asdict(file.train))
         if train:
-            check_schedule(f"{at} train", replace(file.train, **train), file)
+            check_schedule(f"{at} train", replace(file.train, **train))
         model = dict[str, Any]()
         if hub is not None:
             sequence = train.get("sequence", file.train.sequence)
@@ -261,9 +261,8 @@ def check_labels(where: str, labels: Sequence[Any]) -> None:
             raise UserError(f"{where}: two have the label '{label}'; give each its own label")
 
 
-def check_schedule(at: str, train: TrainTable, file: SuiteFile) -> None:
-    """Raises UserError: the schedule of ``train`` does not fit the other tables of ``file``, or
-    micro-batches don't make a batch."""
+def check_schedule(at: str, train: TrainTable) -> None:
+    """Raises UserError: warm-up and decay of ``train`` overlap, or micro-batches don't make a batch."""
     if train.batch % train.ranks:
         raise UserError(
             f"{at} parallel has {train.ranks} processes; they must divide batch, which is {train.batch}"
@@ -273,21 +272,10 @@ def check_schedule(at: str, train: TrainTable, file: SuiteFile) -> None:
             f"{at} micro_batch is {train.micro_batch}; it must divide the sequences of a process, which "
             f"are {train.batch // train.ranks}"
         )
-    budgets = file.sweep.budgets
     try:
-        train.schedule_of(budgets if train.schedule == "trapezoid" else budgets[:1])
+        train.schedule_of(1)
     except UserError as error:
         raise UserError(f"{at}: {error}") from error
-    if train.schedule == "trapezoid" and file.measure.downstream_checkpoints is not None:
-        raise UserError(
-            f"{at} schedule is 'trapezoid', and [measure] downstream_checkpoints needs 'cosine'; remove "
-            "one of them"
-        )
-    if train.schedule == "trapezoid" and file.keep.weights == "all":
-        raise UserError(
-            f"{at} schedule is 'trapezoid', whose decays' points can't all be kept; set [keep] "
-            "weights = 'budgets', or schedule = 'cosine'"
-        )
 
 
 def _refuse_contradictions(

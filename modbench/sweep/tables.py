@@ -63,9 +63,9 @@ class Axes:
 class KeepConfig:
     """The [keep] table."""
 
-    #: weights that stay after a run was measured, so that more can be measured later: of its budgets;
-    #: all, with those of the points of its learning curve; or none
-    weights: Literal["budgets", "all", "none"] = "budgets"
+    #: weights that stay after a run was measured, so that more can be measured later: those at its end,
+    #: or none
+    weights: Literal["end", "none"] = "end"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class Trackers:
     def __init__(self, config: TrackConfig, suite: str, label: str, run: Run, folder: Path) -> None:
         self._config = config
         self._folder = folder
-        title = f"{label}-{run.schedule.budgets[-1]:.3g}-seed{run.seed}-{folder.name[:8]}"
+        title = f"{label}-{run.schedule.budget:.3g}-seed{run.seed}-{folder.name[:8]}"
         self._named: dict[str, Any] = {
             "project": config.project or suite,
             "group": suite,

@@ -41,7 +41,7 @@ class Wanted:
     @property
     def budget(self) -> int:
         """The largest budget, which the run ends at."""
-        return self.run.schedule.budgets[-1]
+        return self.run.schedule.budget
 
 
 def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Wanted]:
@@ -110,8 +110,7 @@ def _in_blocks(suite: Suite, runs: Sequence[Wanted]) -> list[Wanted]:
 
 
 def _grid_runs(rows: Rows) -> list[Wanted]:
-    """The runs of a suite without isoFLOP grids: schemes times shapes times budgets times seeds. A
-    trapezoid spends all budgets in one run."""
+    """The runs of a suite without isoFLOP grids: schemes times shapes times budgets times seeds."""
     suite = rows.suite
     runs = list[Wanted]()
     for number, size in enumerate(suite.shapes):
@@ -137,15 +136,14 @@ def _grid_runs(rows: Rows) -> list[Wanted]:
                         "shrink batch, sequence or model"
                     )
             router, model, config = router_code(row), suite.shapes_of(scheme)[size], table.config()
-            together = table.schedule == "trapezoid"
-            for budgets in [suite.axes.budgets] if together else [(b,) for b in suite.axes.budgets]:
+            for budget in suite.axes.budgets:
                 for seed in suite.seeds_of(scheme):
                     run = Run(
                         router=router,
                         model=model,
                         data=suite.data,
                         train=config,
-                        schedule=table.schedule_of(budgets),
+                        schedule=table.schedule_of(budget),
                         seed=seed,
                     )
                     runs.append(Wanted(label=label, run=run))
@@ -193,23 +191,20 @@ def is_chosen(wanted: Wanted, names: Sequence[str]) -> bool:
     if not names or any(name in rows for name in names):
         return True
     parts = [RunName.parsed(name) for name in names]
-    full = _names_of(wanted)
-    return any(part.row in rows and part.names(name) for part in parts for name in full)
+    return any(part.row in rows and part.names(_name_of(wanted)) for part in parts)
 
 
-def _names_of(wanted: Wanted) -> list[RunName]:
-    """The full name of the run at each of its budgets."""
+def _name_of(wanted: Wanted) -> RunName:
+    """The full name of the run."""
     run = wanted.run
-    return [
-        RunName(row=wanted.label, budget=budget, seed=run.seed, learning_rate=run.train.learning_rate)
-        for budget in run.schedule.budgets
-    ]
+    rate = run.train.learning_rate
+    return RunName(row=wanted.label, budget=wanted.budget, seed=run.seed, learning_rate=rate)
 
 
 def _full_names(runs: Iterable[Wanted]) -> tuple[list[RunName], list[str]]:
-    """The full name of each run at its largest budget, and its key."""
+    """The full name of each run, and its key."""
     runs = list(runs)
-    return [_names_of(wanted)[-1] for wanted in runs], [wanted.run.key for wanted in runs]
+    return [*map(_name_of, runs)], [wanted.run.key for wanted in runs]
 
 
 def titles(runs: Iterable[Wanted]) -> dict[str, str]:
@@ -259,8 +254,7 @@ def left_of(
         if audit and record is not None and record.audit_key not in audits:
             kinds.insert(0, ("audit", {}))
         subjects = [
-            {"run": run.key, "budget": budget, "measures": kind, "settings": settings}
-            for budget in run.schedule.budgets
+            {"run": run.key, "budget": wanted.budget, "measures": kind, "settings": settings}
             for kind, settings in kinds
         ]
         missing = tuple(subject for subject in subjects if key_of(subject) not in done)

@@ -5,7 +5,6 @@ Work that has a record is not done again; a measurement that fails leaves the tr
 """
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +25,7 @@ from modbench.timing.stopwatch import matmul_rate
 from modbench.train.loop import DivergedError
 from modbench.train.numerics import check_device, make_deterministic
 from modbench.train.out_of_memory import LESS_MEMORY, failed_allocation, out_of_memory_sentence
-from modbench.trained.weights_folder import DESCRIPTION
+from modbench.trained.weights_folder import DESCRIPTION, WEIGHTS
 
 
 def run_job(job: RunJob, say: Say, lease: Lease, began: float) -> dict[str, Any]:
@@ -150,7 +149,7 @@ def _result(work: RunWork, subject: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "audit":
         return {"audit_key": work.audit_key}
     measure = {"heldout": heldout, "downstream": downstream}[kind]
-    result = measure(work.trained_model(budget), work, settings, budget)
+    result = measure(work.trained_model(), work, settings, budget)
     metrics = result.get("metrics", {})
     for name, value in metrics.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -163,9 +162,5 @@ def _tidy(work: RunWork) -> None:
     """Remove what the run no longer needs: its checkpoint, and weights that the suite doesn't keep."""
     (work.folder / "checkpoint.pt").unlink(missing_ok=True)
     if work.job.keep == "none":
-        for path in work.folder.glob("*.safetensors"):
-            path.unlink()
-        shutil.rmtree(work.folder / "points", ignore_errors=True)
-        (work.folder / DESCRIPTION).unlink(missing_ok=True)
-    elif work.job.keep != "all" and not work.job.points:
-        shutil.rmtree(work.folder / "points", ignore_errors=True)
+        for name in (WEIGHTS, DESCRIPTION):
+            (work.folder / name).unlink(missing_ok=True)

@@ -66,29 +66,6 @@ def save_weights(path: Path, model: LanguageModel, *, key: str = "") -> None:
         save_file(tensors, half, metadata={"modbench": json.dumps(owner)})
 
 
-def point_weights(folder: Path, step: int) -> Path:
-    """The file of the weights at a point of the learning curve, see `save_point`."""
-    return folder / "points" / f"{step:09d}.safetensors"
-
-
-def save_point(
-    folder: Path, model: LanguageModel, *, step: int, keep: int | None, key: str = ""
-) -> None:
-    """Save the weights at a point of the learning curve, and remove all but the last ``keep``; None
-    keeps all, 0 saves nothing."""
-    if keep == 0:
-        return
-    path = point_weights(folder, step)
-    path.parent.mkdir(exist_ok=True)
-    remove_leftovers(path.parent)
-    save_weights(path, model, key=key)
-    points = sorted(path.parent.glob("*.safetensors"))
-    # Those of later steps are left from before a kill; training reaches them again.
-    reached = [point for point in points if point <= path]
-    for point in set(points) - set(reached if keep is None else reached[-keep:]):
-        point.unlink()
-
-
 def load_weights(path: Path, model: LanguageModel, *, key: str = "") -> None:
     """Load the weights at ``path`` into ``model``. Raise a `DamagedError` if the file differs from what
     `save_weights` wrote for this model and ``key``."""

@@ -1,6 +1,5 @@
 """The [train] table of a suite. Imports no torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ class TrainConfig:
     #: of matmuls; auto: bfloat16 on GPUs and on CPUs with bfloat16 instructions
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  #: compile training steps; auto: on a GPU
-    evaluations: Count = 8  #: points of the learning curve, for each budget
+    evaluations: Count = 8  #: points of the learning curve
     checkpoint_seconds: Positive = 30.0  #: seconds between checkpoints
 
     def as_json(self) -> dict[str, Any]:
@@ -67,23 +66,23 @@ _ALTER_NOTHING = ("evaluations", "checkpoint_seconds")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTable(TrainConfig):
-    """The [train] table: the settings and those of the schedule, whose budgets [sweep] gives."""
+    """The [train] table: the settings and those of the schedule, whose budget [sweep] gives."""
 
-    #: learning rate over a run; trapezoid (WSD): one run is measured at all budgets, which share a trunk
+    #: learning rate after the warm-up: a cosine, or constant with a linear decay at the end (wsd)
     schedule: Kind = "cosine"
-    warmup: Share = 0.1  #: fraction of the smallest budget in which the learning rate rises linearly
-    final_learning_rate: Share = 0.1  #: fraction of the peak at the end of the cosine, or of a decay
-    decay: Share = 0.2  #: trapezoid: fraction of each budget in which the learning rate decays
+    warmup: Share = 0.1  #: fraction of the budget in which the learning rate rises linearly
+    final_learning_rate: Share = 0.1  #: fraction of the peak at the end
+    decay: Share = 0.2  #: wsd: fraction of the budget in which the learning rate decays
 
     def config(self) -> TrainConfig:
         """The settings without the schedule."""
         return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
 
-    def schedule_of(self, budgets: Sequence[int]) -> Schedule:
-        """The schedule with ``budgets``. Raises UserError: see `Schedule`."""
+    def schedule_of(self, budget: int) -> Schedule:
+        """The schedule with ``budget``. Raises UserError: see `Schedule`."""
         return Schedule(
             kind=self.schedule,
-            budgets=tuple(sorted(budgets)),
+            budgets=(budget,),
             warmup=self.warmup,
             final_learning_rate=self.final_learning_rate,
             decay=self.decay,

@@ -3,7 +3,6 @@
 B sequences, T tokens.
 """
 
-import copy
 import math
 import sys
 import time
@@ -35,7 +34,7 @@ PROGRESS_SECONDS = 0.5
 #: estimated from the bytes of weights and two moments, and bytes written in a second.
 SHARE, _CHEAP, _BYTES, _WRITTEN = 0.05, 0.5, 12, 5e8
 #: Numbers of a run that its checkpoint holds.
-_PLAIN = ("step", "flops", "each", "curve", "ends", "decaying", "began", "evaluated", "left_behind")
+_PLAIN = ("step", "flops", "each", "curve")
 
 
 class DivergedError(Exception):
@@ -48,7 +47,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """FLOPs, steps and tokens of a run at the end of ``budget``: the trunk and its own decay."""
+    """FLOPs, steps and tokens of a run at the end of ``budget``."""
 
     budget: int
     steps: int
@@ -61,8 +60,7 @@ class End:
 class Trained:
     """FLOPs, steps and tokens that a run spent, and its learning curve."""
 
-    ends: tuple[End, ...]  #: one per budget, in ascending order
-    left_behind: int  #: FLOPs of decays that branched off for smaller budgets
+    end: End
     counted_steps: int  #: steps compared with the counter
     unseen_steps: int  #: steps that ran out of memory under the counter
     miscounted: str  #: where the ledger differs from the counter; empty if nowhere
@@ -104,65 +102,30 @@ class _Run:
         self.flops = 0
         self.curve = list[dict[str, Any]]()
         self.each = self.nominal  #: FLOPs of the last step, the estimate for the next one
-        self.ends = list[dict[str, int]]()  #: fields of `End`
-        self.decaying = False  #: in the decay of a trapezoid
-        self.trunk: dict[str, Any] = {}  #: the state to continue from after a decay
-        self.began, self.evaluated = 0, 0  #: FLOPs and points of the curve before this budget
-        self.left_behind = 0
         self.counts, self.charges = CountedSteps(), Charges()
         #: realised routing and FLOPs of the micro-batches of the last step, which ``each`` sums up
         self._routed: Sequence[Counts] = []
         self._flops: list[int] = []
         self._ahead: dict[int, tuple[Tensor, Tensor]] = {}  #: the next batch, by step
 
-    @property
-    def budget(self) -> int:
-        """The budget under way."""
-        return self.schedule.budgets[len(self.ends)]
+    def steps_left(self) -> int:
+        """Steps that the rest of the budget buys; below 1 at the end."""
+        return (self.schedule.budget - self.flops) // self.each
 
-    @property
-    def is_over(self) -> bool:
-        return len(self.ends) == len(self.schedule.budgets)
-
-    def steps_left(self, *, of_trunk: bool = False) -> int:
-        """Steps that the rest of the budget buys, or of its part before the decay; below 1 at the
-        end."""
-        until = self.schedule.trunk(self.budget) if of_trunk else self.budget
-        return (until - self.flops) // self.each
-
-    def branch(self) -> None:
-        """At the end of the trunk's part of a budget: keep the state for the next budget; begin the
-        decay."""
-        self.decaying = True
-        if self.budget != self.schedule.budgets[-1]:
-            self.trunk = copy.deepcopy(self._own_state())
-
-    def end_budget(self, at_end: Callable[[End], None]) -> None:
-        """Note what the budget has spent, call ``at_end``, and go back to the trunk if there is a larger
-        budget."""
-        end = End(
-            budget=self.budget,
+    def end(self) -> End:
+        """What the budget has spent."""
+        return End(
+            budget=self.schedule.budget,
             steps=self.step,
             tokens=self.tokens,
             flops=self.flops,
             flops_nominal=self.step * self.nominal,
         )
-        at_end(end)
-        self.ends.append(asdict(end))
-        if self.trunk:
-            self._restore(self.trunk)
-            self.trunk, self.decaying = {}, False
-            self.began, self.evaluated = self.flops, len(self.curve)
-            self.left_behind += end.flops - self.flops
 
     def take_step(self, left: int, stop: Callable[[], bool]) -> float:
         """Take one of ``left`` steps that are expected until the end of the budget; return its loss."""
         done = (self.flops + self.each) / (self.flops + left * self.each)
-        peak, in_trunk = (
-            self.train.learning_rate,
-            self.schedule.kind == "trapezoid" and not self.decaying,
-        )
-        rate = self.schedule.learning_rate(peak, done, self.budget, in_trunk=in_trunk)
+        rate = self.schedule.learning_rate(self.train.learning_rate, done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         seed = self.batches.seed
@@ -219,8 +182,6 @@ class _Run:
             raise DivergedError(f"the held-out loss is {heldout_loss} after step {self.step}")
         point: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "flops": self.flops}
         point |= {"train_loss": train_loss, "heldout_loss": heldout_loss}
-        if self.decaying:
-            point["decay"] = self.budget
         self.curve.append(point)
         return point
 
@@ -232,36 +193,19 @@ class _Run:
 
     def state(self, origin: str) -> dict[str, Any]:
         """The checkpoint."""
-        return self._own_state() | {
-            "counts": asdict(self.counts),
-            "charges": asdict(self.charges),
-            "trunk": self.trunk,
-            "origin": origin,
-            "seconds": self.earlier + self.clock() - self.since,
-            "ranks": self.ranks.count,
-            **{name: getattr(self, name) for name in _PLAIN},
-        }
-
-    def _own_state(self) -> dict[str, Any]:
-        """The state that the next step depends on."""
         on_gpu = self.device.type == "cuda"
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "gpu_random": torch.cuda.get_rng_state(self.device) if on_gpu else None,
-            **{name: getattr(self, name) for name in ("step", "flops", "each")},
+            "counts": asdict(self.counts),
+            "charges": asdict(self.charges),
+            "origin": origin,
+            "seconds": self.earlier + self.clock() - self.since,
+            "ranks": self.ranks.count,
+            **{name: getattr(self, name) for name in _PLAIN},
         }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Continue from the `_own_state` ``state``."""
-        self.ranks.load(self.model, self.optimizer, state["model"], state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if state["gpu_random"] is not None:
-            torch.cuda.set_rng_state(state["gpu_random"], self.device)
-        for name in ("step", "flops", "each"):
-            setattr(self, name, state[name])
-        self._routed = []
 
     def resume(self, path: Path, origin: str) -> None:
         """Continue from the checkpoint at ``path``, if there is one. One that is damaged or of another
@@ -282,12 +226,15 @@ class _Run:
                 "may differ by rounding",
                 file=sys.stderr,
             )
-        self._restore(state)
+        self.ranks.load(self.model, self.optimizer, state["model"], state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if state["gpu_random"] is not None:
+            torch.cuda.set_rng_state(state["gpu_random"], self.device)
         self.earlier = state["seconds"]
         self.counts, self.charges = CountedSteps(**state["counts"]), Charges(**state["charges"])
         if state["ranks"] != self.ranks.count:  # charges are of passes with other numbers of sequences
             self.charges = Charges()
-        for name in ("trunk", *_PLAIN):
+        for name in _PLAIN:
             setattr(self, name, state[name])
 
 
@@ -301,15 +248,14 @@ def train_model(
     evaluate: Callable[[LanguageModel], float],
     folder: Path,
     say: Callable[[dict[str, Any]], None],
-    at_end: Callable[[End], None] = lambda end: None,
+    at_end: Callable[[], None] = lambda: None,
     origin: str = "",
     stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
     ranks: Ranks = ALONE,
 ) -> Trained:
-    """Train until another step would exceed the largest budget of ``schedule``; continue from the
-    checkpoint in ``folder``. ``at_end`` is called with the model trained to each budget; a resumed run
-    calls it for those that it had not left before.
+    """Train until another step would exceed the budget of ``schedule``; continue from the checkpoint in
+    ``folder``. ``at_end`` is called once the model is trained.
 
     A budget pays for realised FLOPs (convention ``model``): a scheme that skips more tokens than its
     options state takes more steps. Learning rate and learning curve follow the fraction of the budget
@@ -337,32 +283,25 @@ def train_model(
         return cost < _CHEAP or time.monotonic() - saved >= cost / SHARE
 
     model.train()
-    while not run.is_over:
-        if (left := run.steps_left()) < 1:
-            run.end_budget(at_end)
-            if not run.is_over or affordable():
-                run.save(path, origin)
-            continue
+    while (left := run.steps_left()) >= 1:
         if run.asked_to_stop if ranks.count > 1 else stop():
             run.save(path, origin)
             raise StoppedError
-        if schedule.kind == "trapezoid" and not run.decaying and run.steps_left(of_trunk=True) < 1:
-            run.branch()
         expected = run.flops + left * run.each  # FLOPs at the end, if all steps cost as much as the last
         total = run.step + left
         loss = run.take_step(left, stop)
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} at step {run.step} of {total}")
         ends = run.steps_left() < 1
-        if ends and run.step > 1 and run.budget == schedule.budgets[-1]:
+        if ends and run.step > 1:
             run.count(run.step)
         # By the number of points: `expected` varies, so the same fraction may be reached twice.
-        reached = train.evaluations * (run.flops - run.began) // (expected - run.began)
-        if ends or reached > len(run.curve) - run.evaluated:
+        reached = train.evaluations * run.flops // expected
+        if ends or reached > len(run.curve):
             say({"event": "point", **run.add_point(loss, evaluate)})
         now = time.monotonic()
         if now - reported >= PROGRESS_SECONDS or ends:
-            spent = {"flops": run.flops, "budget": run.budget, "tokens": run.tokens}
+            spent = {"flops": run.flops, "budget": schedule.budget, "tokens": run.tokens}
             done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
             say({"event": "step", **done, **spent})
             reported = now
@@ -371,9 +310,9 @@ def train_model(
             run.save(path, origin)
             saved = time.monotonic()
             cost = saved - now
+    at_end()
     return Trained(
-        ends=tuple(End(**end) for end in run.ends),
-        left_behind=run.left_behind,
+        end=run.end(),
         counted_steps=run.counts.counted,
         unseen_steps=run.counts.unseen,
         miscounted=run.counts.figure(),

@@ -25,7 +25,6 @@ from modbench.trained.weights_folder import (
     WEIGHTS,
     Description,
     read_description,
-    weights_of,
 )
 
 Plugins = Sequence[str | Path]
@@ -117,7 +116,7 @@ def load_trained(
 def _of_run(run: str, results: str | Path | None) -> _Stored:
     suite, result = find_result(run, None if results is None else Path(results))
     folder = suite / "runs" / result.key
-    weights = weights_of(folder, result.run, result.budget)
+    weights = folder / WEIGHTS
     if not weights.is_file():
         raise UserError(
             f"run '{run}': its weights {weights} are not here; they stay on the machine "

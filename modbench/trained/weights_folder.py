@@ -18,18 +18,9 @@ from modbench.records.run import Run
 from modbench.records.store import write_files
 
 WEIGHTS = "model.safetensors"
-#: Folder of the weights at points of the learning curve (`modbench.train.checkpoint.save_point`).
-POINTS = "points"
 DESCRIPTION = "modbench.json"
 _FORMAT = 2  #: of `DESCRIPTION`; another one is refused, so raise it with the fields
 _AUDIT: TypeAdapter[Sequence[Finding]] = TypeAdapter(list[Finding])
-
-
-def weights_of(folder: Path, run: Run, budget: int) -> Path:
-    """The file of the weights of ``run`` at ``budget``; those of the largest are `WEIGHTS`."""
-    if budget == run.schedule.budgets[-1]:
-        return folder / WEIGHTS
-    return folder / f"model-{budget}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from timings_made_up import make_case, timed
 from modbench.errors import UserError
 from modbench.records.record import canonical_json, key_of, read_record
 from modbench.records.run import Run, Timed
+from modbench.train.schedule import Schedule
 
 
 def run_of(fakes, **fields):
@@ -62,7 +63,7 @@ def test_what_failed_survives_with_its_error(fakes, status):
 
 
 def test_a_run_and_what_is_timed_survive_their_json():
-    run = make_run(budgets=(100, 300))
+    run = make_run(schedule=Schedule(kind="wsd", budgets=(300,)))
     assert Run.of(run.as_json()) == run
     assert Run.of(json.loads(json.dumps(run.as_json()))).key == run.key
     for timed_of in (run.timed, run.timed.machine):
@@ -99,7 +100,7 @@ FINDING = {"probe": 1, "name": "a", "verdict": "pased", "figure": "0", "ranks": 
         ({"data": {"sha256": "ab", "train_tokens": 1}}, "data.heldout_tokens is missing"),
         ({"ends": [END]}, r"ends\[0\].audit is missing"),
         ({"ends": [END | {"audit": [FINDING]}]}, r"ends\[0\].audit\[0\].verdict is 'pased'; .*'passed'"),
-        ({"ends": []}, "status is ok but ends lack a budget of the schedule"),
+        ({"ends": []}, "status is ok but ends lack the budget of the schedule"),
         ({"status": "fine"}, "status is 'fine'; input should be 'ok'"),
         ({"error": "boom"}, "an ok run has none"),
         ({"status": "failed", "error": " "}, "status is failed and error is empty"),

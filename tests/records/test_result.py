@@ -1,10 +1,8 @@
 """Joins of runs with what was measured on their weights, and with the rows that name them."""
 
-import pytest
 from made_up_records import replace
 
 from modbench.records.line import as_json, key_of
-from modbench.records.record import RunRecord
 from modbench.records.result import results_of
 from modbench.records.store import append_record, read_suite
 
@@ -151,41 +149,3 @@ def test_a_measurement_that_failed_is_the_status_of_its_result(tmp_path, fakes):
     lost = replace(made.measurements[0], status="oom", error="out of memory", result={})
     (result,) = joined(tmp_path, made.record, lost, fakes.suite_record([made]))
     assert (result.status, result.error) == ("oom", "out of memory")
-
-
-@pytest.fixture
-def several(fakes):
-    """A run of a trapezoid with two budgets."""
-    record = fakes.make_record("mod").record
-    schedule = record.run["schedule"] | {"kind": "trapezoid", "budgets": [100, 300], "decay": 0.2}
-    run = record.run | {"schedule": schedule}
-    ends = [
-        as_json(record.ends[0]) | {"budget": budget, "flops": budget, "steps": budget}
-        for budget in (100, 300)
-    ]
-    points = [
-        {"step": n, "flops": n, "tokens": n, "train_loss": 5.0, "heldout_loss": 5.0} | decay
-        for n, decay in ((80, {}), (100, {"decay": 100}), (160, {}), (240, {}), (300, {"decay": 300}))
-    ]
-    return replace(record, run=run, key=key_of(run), ends=ends, curve=points)
-
-
-def test_each_budget_of_a_run_is_a_result_with_its_own_end_and_curve(tmp_path, fakes, several):
-    def measured(budget, loss):
-        subject = {"run": several.key, "budget": budget, "measures": "heldout", "settings": {}}
-        of = fakes.make_record().measurements[0]
-        result = {"metrics": {"heldout_loss": loss}}
-        return replace(of, measurement=subject, key=key_of(subject), result=result)
-
-    small, large = joined(tmp_path, several, measured(100, 6.0), measured(300, 5.0))
-    assert (small.budget, small.metrics["train_steps"], small.metrics["heldout_loss"]) == (100, 100, 6.0)
-    assert (large.budget, large.metrics["train_steps"], large.metrics["heldout_loss"]) == (300, 300, 5.0)
-    assert [point.step for point in small.curve] == [80, 100]
-    assert [point.step for point in large.curve] == [80, 160, 240, 300]
-
-
-def test_a_budget_that_was_reached_before_a_run_failed_is_ok(tmp_path, several):
-    fields = {"status": "oom", "error": "out of memory", "ends": several.ends[:1]}
-    record: RunRecord = replace(several, **fields)
-    small, large = joined(tmp_path, record)
-    assert (small.status, large.status, large.error) == ("ok", "oom", "out of memory")

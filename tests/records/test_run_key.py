@@ -13,14 +13,12 @@ from modbench.train.schedule import Schedule
 
 
 def make_run(**changes: Any) -> Run:
-    """A run; ``budgets`` of a trapezoid."""
-    budgets = changes.pop("budgets", (1000,))
     fields: dict[str, Any] = {
         "router": RouterCode(name="mod", options={"capacity": 0.5}),
         "model": ModelConfig(width=32, layers=2, heads=4),
         "data": DataConfig(vocabulary=1024),
         "train": TrainTable(sequence=32, batch=2).config(),
-        "schedule": Schedule(kind="cosine" if len(budgets) == 1 else "trapezoid", budgets=budgets),
+        "schedule": Schedule(budgets=(1000,)),
         "seed": 0,
     }
     return Run(**{**fields, **changes})
@@ -48,7 +46,7 @@ RUN = make_run()
         replace(RUN, train=replace(RUN.train, clip=2.0)),
         replace(RUN, train=replace(RUN.train, precision="float32")),
         replace(RUN, train=replace(RUN.train, compile="on")),
-        replace(RUN, schedule=replace(RUN.schedule, kind="trapezoid")),
+        replace(RUN, schedule=replace(RUN.schedule, kind="wsd")),
         replace(RUN, schedule=replace(RUN.schedule, budgets=(2000,))),
         replace(RUN, schedule=replace(RUN.schedule, warmup=0.2)),
         replace(RUN, schedule=replace(RUN.schedule, final_learning_rate=0.0)),
@@ -60,9 +58,9 @@ def test_a_field_that_alters_weights_changes_the_key(changed: Run) -> None:
     assert changed.key != RUN.key
 
 
-def test_the_decay_is_in_the_key_of_a_trapezoid_alone() -> None:
-    for budgets, differs in (((1000,), False), ((1000, 2000), True)):
-        run = make_run(budgets=budgets)
+def test_the_decay_is_in_the_key_of_wsd_alone() -> None:
+    for kind, differs in (("cosine", False), ("wsd", True)):
+        run = replace(RUN, schedule=replace(RUN.schedule, kind=kind))
         longer = replace(run, schedule=replace(run.schedule, decay=0.3))
         assert (run.key != longer.key) == differs
 
@@ -85,7 +83,11 @@ def test_the_order_of_options_leaves_the_key() -> None:
 
 
 def test_what_is_timed_depends_on_neither_seed_nor_schedule() -> None:
-    others = (make_run(seed=1), make_run(budgets=(1, 2)), make_run(data=DataConfig(tokenizer="bytes")))
+    others = (
+        make_run(seed=1),
+        make_run(schedule=Schedule(kind="wsd", budgets=(2,))),
+        make_run(data=DataConfig(tokenizer="bytes")),
+    )
     assert {run.timed.key for run in others} == {RUN.timed.key}
     wider = make_run(model=replace(RUN.model, width=64))
     assert wider.timed.key != RUN.timed.key

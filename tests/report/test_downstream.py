@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -169,31 +168,6 @@ def test_schemes_scored_on_other_items_are_not_compared_by_item(fakes: Any) -> N
         fakes.make_record("mod", downstream={"arc_easy": row(by_item=items(1, 0), sha256="cd" * 32)}),
     ]
     assert "Difference from" not in section(board_of(records)).to_markdown()
-
-
-def noisy(value: float, *earlier: float) -> dict[str, Any]:
-    """The row of a task with accuracy ``value`` after ``earlier`` checkpoints."""
-    found = row(value, answer_bits_per_byte=None)
-    found["metrics"]["acc"]["checkpoints"] = list(earlier)
-    return found
-
-
-def test_the_example_of_signal_to_noise_takes_checkpoints_or_else_seeds(
-    fakes: Any, tmp_path: Path
-) -> None:
-    names = runpy.run_path(str(ROOT / "examples" / "signal_to_noise.py"))
-    scores = {"vanilla": (noisy(0.4, 0.38), 0.39), "mod": (noisy(0.6, 0.62), 0.59)}
-    points = [fakes.make_record(label, downstream={"arc_easy": of}) for label, (of, _) in scores.items()]
-    seeds = [
-        fakes.make_record(label, seed=seed, downstream={"arc_easy": noisy(middle + 0.02 * seed)})
-        for label, (_, middle) in scores.items()
-        for seed in range(2)
-    ]
-    for number, records in enumerate((points, seeds)):
-        values = names["scores"](fakes.store(tmp_path / str(number), records))
-        found = names["signal_to_noise"](values[values.metric == "acc"])
-        # Signal .2 and the deviation of two values that differ by .02, over the mean .5.
-        assert list(found) == pytest.approx([0.4, 0.02 / 2**0.5 / 0.5, 10 * 2**0.5])
 
 
 def snippet(page: str, word: str) -> str:

@@ -1,4 +1,4 @@
-"""From records to results: labels, settings that count, points of one trunk, and times of schemes."""
+"""From records to results: labels, settings that count, and times of schemes."""
 
 import csv
 import io

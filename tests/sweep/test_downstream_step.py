@@ -47,7 +47,6 @@ def measure(**settings: Any) -> dict[str, Any]:
         "downstream": TASKS,
         "downstream_data": "data",
         "downstream_limit": 5,
-        "downstream_checkpoints": 3,
         **settings,
     }
 
@@ -96,7 +95,7 @@ def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[Result]
     assert dense["share_routed"] is None
 
 
-def test_items_batch_shift_and_checkpoints_are_in_the_record(
+def test_items_and_batch_shift_are_in_the_record(
     ran: tuple[Path, list[Result]],
 ) -> None:
     for record in ran[1]:
@@ -112,10 +111,6 @@ def test_items_batch_shift_and_checkpoints_are_in_the_record(
         assert (shift["items"], shift["batches"]) == (5, [1, 7, 32])
         assert shift["nats"] < 1e-4
         assert shift["flipped"] == 0
-        # Two of the eight points of the learning curve before the last.
-        assert len(arc["metrics"]["acc"]["checkpoints"]) == 2
-        assert len(set(bits["checkpoints"]) | {bits["value"], bits["untrained"]}) == 4
-        assert min(bits["checkpoints"]) < bits["untrained"]
 
 
 def test_the_report_compares_the_schemes_from_the_records_alone(
@@ -166,5 +161,5 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
 
 def test_a_task_is_measured_with_the_settings_that_alter_its_score() -> None:
     assert MeasureConfig().task("arc_easy") == {"task": "arc_easy"}
-    stated = MeasureConfig(downstream_fewshot=0, downstream_data="data", downstream_checkpoints=2)
-    assert stated.task("piqa") == {"task": "piqa", "fewshot": 0, "data": "data", "checkpoints": 2}
+    stated = MeasureConfig(downstream_fewshot=0, downstream_data="data")
+    assert stated.task("piqa") == {"task": "piqa", "fewshot": 0, "data": "data"}

@@ -14,10 +14,9 @@ from small_suite import write_suite
 import modbench
 from modbench.cli.main import main
 from modbench.cli.options import requested
-from modbench.records.run import Run
 from modbench.records.store import append_record
 from modbench.sweep.job import RunJob, run_record
-from modbench.sweep.slurm import Slurm, planned_flops, recorded_rate, time_limit
+from modbench.sweep.slurm import Slurm, recorded_rate, time_limit
 from modbench.train.schedule import Schedule
 
 
@@ -81,9 +80,6 @@ def test_the_time_limit_follows_from_planned_flops_and_recorded_rates(place: Pat
     append_record(place / "s", made)
     assert recorded_rate(place / "s") == 5e11
     assert time_limit([job], 5e11) == 30 + 67  # 2 * 2000 s
-    trapezoid = Schedule(kind="trapezoid", budgets=(100, 200), warmup=0.0)
-    run = Run.of(fake_run("c").run.as_json() | {"schedule": trapezoid.as_json()})
-    assert planned_flops(run) == 200 + 100 - trapezoid.trunk(100)
 
 
 def test_a_list_is_frozen_and_found_by_the_name_of_its_array(place: Path) -> None:

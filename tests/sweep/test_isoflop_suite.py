@@ -67,15 +67,6 @@ def test_all_schemes_meet_at_the_middle_budget_then_at_smaller_ones_before_seeds
     assert list(dict.fromkeys(order)) == [(middle, 0), (small, 0), (middle, 1), (large, 0)]
 
 
-def test_all_points_of_a_trapezoid_warm_up_for_as_many_flops() -> None:
-    """Those that share a trunk with a point of another budget, and the others."""
-    train = {"sequence": 32, "batch": 2, "schedule": "trapezoid"}
-    rows = resolve(suite([{"router": "vanilla"}], train=train))
-    schedules = [cell.run.schedule for cell in expand_planned(rows)]
-    assert {len(schedule.budgets) for schedule in schedules} >= {1, 2}
-    assert {round(s.warmup * s.budgets[0]) for s in schedules} == {10**9}
-
-
 @pytest.mark.parametrize(
     ("tables", "sentence"),
     [

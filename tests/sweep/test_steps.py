@@ -4,7 +4,7 @@ import pytest
 
 from modbench.measure.config import STEPS, MeasureConfig, Step
 from modbench.sweep.steps.train import counted_steps
-from modbench.train.loop import Trained
+from modbench.train.loop import End, Trained
 
 OFF = "ledger minus counter, FLOPs: "
 EQUAL = "training steps in which the ledger equals the counter:"
@@ -23,8 +23,7 @@ def test_a_suite_chooses_what_is_measured() -> None:
 
 def trained(miscounted: str = "", counted: int = 3, unseen: int = 0, recharged: str = "") -> Trained:
     return Trained(
-        ends=(),
-        left_behind=0,
+        end=End(budget=1, steps=1, tokens=1, flops=1, flops_nominal=1),
         counted_steps=counted,
         unseen_steps=unseen,
         miscounted=miscounted,

@@ -79,13 +79,6 @@ def test_a_run_names_every_option_and_field_and_is_plain_json() -> None:
     assert Run.of(stated) == wanted.run
 
 
-def test_a_trapezoid_spends_all_budgets_in_one_run() -> None:
-    tables = {"sweep": {"budgets": [2e12, 1e12], "seeds": [0, 1]}, "train": {"schedule": "trapezoid"}}
-    runs = expand(suite([{"router": "vanilla"}, {"router": "mod"}], **tables))
-    assert len(runs) == 4
-    assert {wanted.run.schedule.budgets for wanted in runs} == {(10**12, 2 * 10**12)}
-
-
 def test_a_label_a_task_and_how_often_is_measured_change_no_run() -> None:
     (before,) = expand(suite([{"router": "mod"}]))
     (after,) = expand(
@@ -169,11 +162,3 @@ def test_runs_are_chosen_by_name() -> None:
     # The command asks with the runs that are known now and those that are planned.
     with pytest.raises(UserError, match=r"known: mod@1e12#0, mod@1e12#1, mod@2e12#0, mod@2e12#1$"):
         chosen([*runs, *runs], ["mod@7e12#0"])
-
-
-def test_a_trapezoid_is_chosen_by_each_of_its_budgets() -> None:
-    train = {"schedule": "trapezoid"}
-    runs = expand(suite([{"router": "mod"}], sweep={"budgets": [1e12, 2e12]}, train=train))
-    assert len(runs) == 1
-    for name in ("mod@1e12", "mod@2e12"):
-        assert chosen(runs, [name]) == runs

@@ -2,7 +2,6 @@
 
 import resource
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -43,22 +42,3 @@ def test_a_disk_that_takes_no_more_gets_a_sentence_and_the_old_file_stays(tmp_pa
     assert "File too large" in str(caught.value)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_weights_of_the_last_points_are_kept_also_by_a_run_that_continues(tmp_path: Path) -> None:
-    model = build_model(SHAPE, build_router("vanilla"))
-
-    def after(step: int) -> list[str]:
-        checkpoint.save_point(tmp_path, model, step=step, keep=2, key="run")
-        return sorted(path.stem.lstrip("0") for path in (tmp_path / "points").iterdir())
-
-    assert [after(step) for step in (10, 20, 30)] == [["10"], ["10", "20"], ["20", "30"]]
-    # Killed, and continued from a checkpoint before step 20.
-    (tmp_path / "points" / "000000040.half").touch()
-    assert [after(step) for step in (20, 30)] == [["20"], ["20", "30"]]
-    checkpoint.load_weights(checkpoint.point_weights(tmp_path, 20), model, key="run")
-    checkpoint.save_point(tmp_path / "other", model, step=10, keep=0)
-    assert not (tmp_path / "other").exists()
-    for step in (10, 20, 30):
-        checkpoint.save_point(tmp_path, model, step=step, keep=None, key="run")
-    assert len(list((tmp_path / "points").iterdir())) == 3

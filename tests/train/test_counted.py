@@ -115,7 +115,7 @@ def test_counting_changes_no_bit_and_finds_nothing_off(
     monkeypatch.setattr(CountedSteps, "count", lambda *arguments: None)
     plain, alone = run(build_router(name), tmp_path / "plain", steps=5)
     assert alone.counted_steps == 0
-    assert (spent.ends, spent.curve) == (alone.ends, alone.curve)
+    assert (spent.end, spent.curve) == (alone.end, alone.curve)
     ours, theirs = counted.state_dict(), plain.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -123,7 +123,7 @@ def test_counting_changes_no_bit_and_finds_nothing_off(
 def test_a_router_that_computes_more_at_the_start_or_the_end_is_found(tmp_path: Path) -> None:
     _, trained = run(Twice(dense=(1, 2, 21)), tmp_path)  # the last step is counted after it is taken
     assert trained.miscounted == f"{-extra():+d} in training step 1, {-extra():+d} in training step 20"
-    assert (trained.ends[-1].steps, trained.counted_steps) == (20, 3)
+    assert (trained.end.steps, trained.counted_steps) == (20, 3)
 
 
 def drawn_step(folder: Path, seed: int, **stop: int) -> int:
@@ -181,7 +181,7 @@ class OfTheLastPassLayer(Layer):
 def test_a_ledger_that_answers_differently_when_asked_again_is_found(tmp_path: Path) -> None:
     _, trained = run(OfTheLastPass(), tmp_path, steps=9)
     assert (trained.miscounted, trained.counted_steps) == ("", 3)
-    last = trained.ends[-1].steps
+    last = trained.end.steps
     # The last pass is the counted one, of the step after the last.
     off = -extra() if last % 2 else extra()
     wrong = [step for step in range(1, last + 1) if (last + 1 - step) % 2]

@@ -139,13 +139,13 @@ def test_the_learning_curve_has_the_points_asked_for_where_the_cost_of_steps_mov
 ) -> None:
     _, trained = run(name, tmp_path, steps=20, train=replace(TRAIN, evaluations=8))
     assert len(trained.curve) == 8
-    assert trained.curve[-1]["step"] == trained.ends[-1].steps
+    assert trained.curve[-1]["step"] == trained.end.steps
 
 
 def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) -> None:
     model, trained = run("mode_integrated", tmp_path, steps=5)
-    assert trained.ends[-1].flops_nominal == trained.ends[-1].steps * flops_per_step(model, TRAIN)
-    assert trained.ends[-1].flops != trained.ends[-1].flops_nominal
+    assert trained.end.flops_nominal == trained.end.steps * flops_per_step(model, TRAIN)
+    assert trained.end.flops != trained.end.flops_nominal
     most = model.ledger(
         Workload(
             lengths=(32, 32),
@@ -153,9 +153,9 @@ def test_spent_flops_are_those_of_the_routing_that_took_place(tmp_path: Path) ->
             counts={(0, "experts"): (128,), (1, "experts"): (128,)},
         )
     ).total()
-    assert trained.ends[-1].flops < trained.ends[-1].steps * most
+    assert trained.end.flops < trained.end.steps * most
     model, trained = run("mod", tmp_path / "..", steps=5)
-    assert trained.ends[-1].flops == trained.ends[-1].flops_nominal
+    assert trained.end.flops == trained.end.flops_nominal
 
 
 @pytest.mark.parametrize("broken", ["a weight is not finite", "the held-out loss is nan"])
@@ -209,8 +209,8 @@ def test_the_budget_is_spent_and_no_more_whatever_the_nominal_flops(
     assert budget // flops_per_step(model, train) != 12
     schedule = Schedule(budgets=(budget,))
     _, trained = run("token_choice", tmp_path, steps=None, train=train, schedule=schedule)
-    assert trained.ends[-1].steps == 12
-    assert trained.ends[-1].flops == budget
+    assert trained.end.steps == 12
+    assert trained.end.flops == budget
     assert [point["step"] for point in trained.curve][-3:] == [4, 8, 12]
 
 
@@ -319,7 +319,7 @@ def test_progress_is_said_as_events(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [event["step"] for event in steps] == [1, 2, 3, 4]
     last = steps[-1]
     assert math.isfinite(last.pop("loss"))
-    flops = trained.ends[-1].flops
+    flops = trained.end.flops
     assert last == {"event": "step", "phase": "train", "step": 4, "steps": 4} | {
         "flops": flops,
         "budget": flops,

@@ -107,7 +107,7 @@ def test_transformers_loads_a_model_of_the_same_logits(case: str, tmp_path: Path
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kind
     tokens_BT = torch.randint(259, (3, 96))
     logits_BTV = ours(loaded, tokens_BT)
-    torch.testing.assert_close(theirs(tmp_path / "out", tokens_BT), logits_BTV, rtol=0, atol=1e-5)
+    torch.testing.assert_close(theirs(tmp_path / "out", tokens_BT), logits_BTV, rtol=1e-5, atol=1e-5)
     assert logits_BTV.std() > 0.1
 
 

@@ -118,8 +118,8 @@ _LARGEST = 1e30  #: that a record holds (`modbench.records.line.REAL`)
 
 
 def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:
-    """Return the entries of the tasks of ``evaluation`` by name; values of the untrained model and of
-    earlier checkpoints are missing until `add_untrained` and `add_checkpoint`."""
+    """Return the entries of the tasks of ``evaluation`` by name; values of the untrained model are
+    missing until `add_untrained`."""
     return {
         score.task: {
             "part_of": evaluation.name,
@@ -144,12 +144,6 @@ def add_untrained(entries: dict[str, Any], evaluation: Evaluation) -> None:
     """Add the values of the untrained model to ``entries``."""
     for entry, value in _values(entries, evaluation):
         entry["untrained"] = value
-
-
-def add_checkpoint(entries: dict[str, Any], evaluation: Evaluation) -> None:
-    """Add the values of an earlier checkpoint of the run, the next one, to ``entries``."""
-    for entry, value in _values(entries, evaluation):
-        entry.setdefault("checkpoints", []).append(value)
 
 
 def _values(

@@ -28,7 +28,6 @@ _TYPES = {
     **dict.fromkeys(("scheme", "label", "router", "status", "key", "processor", "settings"), "string"),
     **dict.fromkeys(("width", "layers", "depth", "budget", "seed"), "Int64"),
     "learning_rate": "Float64",
-    "shares_trunk": "boolean",
     **dict.fromkeys(METRICS, "Float64"),
 }
 

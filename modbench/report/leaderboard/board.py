@@ -50,7 +50,7 @@ MOST_ROWS = 64
 #: Columns of leaderboard.csv up to the shape, and between the shape and the metrics.
 _FIRST = (
     *("comparison", "position", "group", "label", "status", "seeds", "audit", "note", "router"),
-    *("budget", "budget_spent", "shares_trunk", "learning_rate", "shape"),
+    *("budget", "budget_spent", "learning_rate", "shape"),
 )
 _MINUS = {"": "value", "_low": "low", "_high": "high", "_p": "p", "_p_adjusted": "p_adjusted"}
 

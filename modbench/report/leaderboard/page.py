@@ -82,7 +82,6 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         least_added=f"{LEAST_ADDED:g}",
         seeds=sorted({result.seed for result in results}),
         differ=sorted(_different_settings(rows)),
-        shares_trunk=any(row["shares_trunk"] for row in rows),
         timed=any(row["_timed"] for row in rows),
         lacking=lacking_probes(results, rows[0]["_audits"]) if rows else (),
         origin=origin_of(results),

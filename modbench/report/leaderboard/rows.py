@@ -97,7 +97,6 @@ def _row(
         "router": first.run.router.name,
         "budget": first.budget,
         "budget_spent": _mean(spent["budget_spent"]),
-        "shares_trunk": first.run.schedule.shares_trunk,
         "learning_rate": first.learning_rate,
         "shape": columns["shape"][0],
         **{column: columns[column][0] for column in shape},

@@ -1,4 +1,4 @@
-"""Scores on one of lm-eval's tasks, of the trained model, the untrained one and the last checkpoints."""
+"""Scores on one of lm-eval's tasks, of the trained model and the untrained one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,6 @@ from modbench.model.language_model import LanguageModel
 from modbench.records.metrics import METRICS
 from modbench.records.probes import leak_verdict
 from modbench.sweep.run_job import RunWork
-from modbench.train.checkpoint import load_weights, point_weights
 
 if TYPE_CHECKING:
     from modbench.evaluate.downstream import Evaluation
@@ -30,7 +29,7 @@ def downstream(
     """
     # Imported late: lm-eval takes seconds to import.
     from modbench.evaluate.downstream.files import ResultFiles
-    from modbench.evaluate.downstream.table import add_checkpoint, add_untrained, details, section
+    from modbench.evaluate.downstream.table import add_untrained, details, section
     from modbench.evaluate.downstream.validity import batch_shift
 
     end = next(end for end in work.fields["ends"] if end.budget == budget)
@@ -44,20 +43,7 @@ def downstream(
         scores |= section(evaluation, shift)
     for evaluation in _evaluated(_adapter(work.fresh_model(), work), work, settings):
         add_untrained(scores, evaluation)
-    for earlier in _checkpoints(work, settings):
-        for evaluation in _evaluated(_adapter(earlier, work), work, settings):
-            add_checkpoint(scores, evaluation)
     return {"downstream": scores, "metrics": _metrics(scores)}
-
-
-def _checkpoints(work: RunWork, settings: dict[str, Any]) -> "Iterator[LanguageModel]":
-    """The models of the last points of the learning curve that are scored, the trained one left out."""
-    number = settings.get("checkpoints", 1)
-    points = sorted(point_weights(work.folder, 0).parent.glob("*.safetensors"))
-    for path in points[-number:-1]:
-        model = work.fresh_model()
-        load_weights(path, model, key=work.run.key)
-        yield model
 
 
 def _adapter(model: LanguageModel, work: RunWork) -> "RoutedLM":

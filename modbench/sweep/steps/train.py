@@ -1,4 +1,4 @@
-"""Trains a run to its budgets, and checks it cheaply: the FLOPs of its first, its last and one random
+"""Trains a run to its budget, and checks it cheaply: the FLOPs of its first, its last and one random
 training step, and the causality and batch invariance of its trained weights."""
 
 from contextlib import suppress
@@ -23,7 +23,7 @@ from modbench.trained.weights_folder import Description, write_description
 
 
 def train(work: RunWork) -> None:
-    """Train; store weights, costs, the learning curve, and what each budget took with its findings.
+    """Train; store weights, costs, the learning curve, and what the budget took with its findings.
 
     Raises:
         StoppedError: a stop was requested; the state of training is saved.
@@ -42,8 +42,6 @@ def train(work: RunWork) -> None:
         trained = train_part(work)
     work.stage.seconds["train"] += work.earlier_seconds or 0.0
     work.fields["curve"] = trained.curve
-    if trained.left_behind:
-        work.fields["left_behind"] = trained.left_behind
     if (made := programs())["graphs"]:
         work.fields["programs"] = made
     description = Description(
@@ -54,13 +52,9 @@ def train(work: RunWork) -> None:
     )
     write_description(work.folder, description)
     work.stage.begin("checks")
-    counted = counted_steps(trained)
-    ends = []
-    for end in trained.ends:
-        findings = [*of_trained(work.trained_model(end.budget)), counted]
-        audit = [Recorded(**asdict(finding)) for finding in findings]
-        ends.append(End(**asdict(end), audit=audit))
-    work.fields["ends"] = ends
+    findings = [*of_trained(work.trained_model()), counted_steps(trained)]
+    audit = [Recorded(**asdict(finding)) for finding in findings]
+    work.fields["ends"] = [End(**asdict(trained.end), audit=audit)]
 
 
 def _costs(model: LanguageModel, train: TrainConfig) -> dict[str, Any]:

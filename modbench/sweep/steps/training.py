@@ -11,7 +11,7 @@ from modbench.sweep.run_job import RunWork
 from modbench.train import checkpoint
 from modbench.train.loop import End, Trained, train_model
 from modbench.train.ranks import ALONE, Ranks
-from modbench.trained.weights_folder import weights_of
+from modbench.trained.weights_folder import WEIGHTS
 
 
 def train_part(work: RunWork, ranks: Ranks = ALONE) -> Trained:
@@ -25,16 +25,10 @@ def train_part(work: RunWork, ranks: Ranks = ALONE) -> Trained:
     def evaluate(model: LanguageModel) -> float:
         return heldout_loss(model, curve_WT, token_bytes_V, selection="causal").nats_per_token
 
-    def say(event: dict[str, Any]) -> None:
-        keep = None if work.job.keep == "all" else work.job.points or 0
-        if event["event"] == "point" and keep != 0 and ranks.leads:
-            checkpoint.save_point(work.folder, model, step=event["step"], keep=keep, key=run.key)
-        work.say(event)
-
-    def at_end(end: End) -> None:
+    def at_end() -> None:
         work.check()
         if ranks.leads:
-            checkpoint.save_weights(weights_of(work.folder, run, end.budget), model, key=run.key)
+            checkpoint.save_weights(work.folder / WEIGHTS, model, key=run.key)
 
     return train_model(
         model,
@@ -49,7 +43,7 @@ def train_part(work: RunWork, ranks: Ranks = ALONE) -> Trained:
         dtype=work.dtype,
         evaluate=evaluate,
         folder=work.folder,
-        say=say,
+        say=work.say,
         at_end=at_end,
         origin=f"text {work.data.sha256[:12]}, modbench {modbench.__version__} "
         f"{code_version()['commit']}",
@@ -61,4 +55,4 @@ def train_part(work: RunWork, ranks: Ranks = ALONE) -> Trained:
 
 def restored(stored: dict[str, Any]) -> Trained:
     """The result of `train_part`, from JSON."""
-    return Trained(**stored | {"ends": tuple(End(**end) for end in stored["ends"])})
+    return Trained(**stored | {"end": End(**stored["end"])})

@@ -24,7 +24,7 @@ from modbench.records.run import Timed
 from modbench.routing.build import build_model
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
-from modbench.timing.config import TimeConfig
+from modbench.timing.config import FORCED_BALANCE, STEPS_IN_A_ROW, TimeConfig
 from modbench.timing.stopwatch import nothing
 from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
@@ -170,7 +170,7 @@ def training_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Bench
         tokens_BT, _ = random_batch(model, train)
 
         def run() -> list[Trace]:
-            context = Context(selection="topk", forced_balance=time.forced_balance)
+            context = Context(selection="topk", forced_balance=FORCED_BALANCE)
             with torch.no_grad(), autocast(subject.dtype, subject.on):
                 passes(tokens_BT, context)
             return [context.trace]
@@ -180,11 +180,16 @@ def training_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Bench
     def step() -> Prepared:
         optimizer = build_optimizer(model.train(), train)
         batch = random_batch(model, train)
-        forced = time.forced_balance
 
         def run() -> list[Trace]:
             _, traces = training_step(
-                model, optimizer, train, batch, subject.dtype, forced_balance=forced, losses=losses
+                model,
+                optimizer,
+                train,
+                batch,
+                subject.dtype,
+                forced_balance=FORCED_BALANCE,
+                losses=losses,
             )
             return traces
 
@@ -192,8 +197,8 @@ def training_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Bench
 
     case = partial(BenchmarkCase, sequences=train.batch, tokens=train.sequence)
     cases = [case(phase="forward", prepare=forward), case(phase="train", prepare=step)]
-    if time.steps_in_a_row and subject.on.type in LAUNCHES_AHEAD:
-        cases.append(case(phase="train", in_a_row=time.steps_in_a_row, prepare=step))
+    if subject.on.type in LAUNCHES_AHEAD:
+        cases.append(case(phase="train", in_a_row=STEPS_IN_A_ROW, prepare=step))
     return cases
 
 
@@ -210,17 +215,17 @@ def inference_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Benc
     def prefill(length: int) -> Prepared:
         serve()
         tokens_BT = random_tokens(model, time.prefill_batch, length)
-        return Prepared(lambda: [read(model, tokens_BT, Cache(len(tokens_BT)), time, logits="last")])
+        return Prepared(lambda: [read(model, tokens_BT, Cache(len(tokens_BT)), logits="last")])
 
     def decode(sequences: int, past: int, is_graph: bool) -> Prepared | None:
         serve()
         cache = Cache(sequences)
         tokens_BT = random_tokens(model, sequences, past + time.decode_tokens)
-        read(model, tokens_BT[:, :past], cache, time, logits="last")
+        read(model, tokens_BT[:, :past], cache, logits="last")
         filled = cache.mark()
         steps = [step_B1.contiguous() for step_B1 in tokens_BT[:, past:].split(1, dim=1)]
         prepared = Prepared(
-            lambda: [read(model, step_B1, cache, time, logits="all") for step_B1 in steps],
+            lambda: [read(model, step_B1, cache, logits="all") for step_B1 in steps],
             before=lambda: cache.rewind(filled),
         )
         return graphed(prepared) if is_graph else prepared
@@ -278,11 +283,9 @@ def graphed(prepared: Prepared) -> Prepared | None:
 
 
 @torch.no_grad()
-def read(
-    model: LanguageModel, tokens_BT: Tensor, cache: Cache, time: TimeConfig, *, logits: Logits
-) -> Trace:
+def read(model: LanguageModel, tokens_BT: Tensor, cache: Cache, *, logits: Logits) -> Trace:
     """Read tokens into ``cache`` under the causal rule."""
-    context = Context(selection="causal", cache=cache, logits=logits, forced_balance=time.forced_balance)
+    context = Context(selection="causal", cache=cache, logits=logits, forced_balance=FORCED_BALANCE)
     model(tokens_BT, context)
     return context.trace
 

@@ -6,6 +6,11 @@ from typing import Any, Literal
 from modbench.errors import UserError
 from modbench.typed import Count, Natural, NotNegative
 
+#: Training steps that a GPU takes without a wait between them.
+STEPS_IN_A_ROW = 20
+#: Balanced routing, whatever the scores of untrained routers.
+FORCED_BALANCE = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConfig:
@@ -17,7 +22,6 @@ class TimeConfig:
     repetitions: Count = 5  #: fresh processes per scheme
     samples: Count = 10  #: timed runs per case and process
     warm_up_seconds: NotNegative = 0.5  #: of untimed runs before them; a fifth of it on a CPU
-    steps_in_a_row: Natural = 20  #: training steps that a GPU takes without a wait between them; 0: none
     prefill: tuple[
         Count, ...
     ] = ()  #: prompt lengths; (): a quarter of [train]'s sequence, and all of it
@@ -25,7 +29,6 @@ class TimeConfig:
     decode_past: tuple[Count, ...] = ()  #: cached tokens; (): an eighth of the sequence, half, all
     decode_batches: tuple[Count, ...] = (1, 4)  #: sequences per batch, combined with each past
     decode_tokens: Count = 16  #: tokens per decode sample
-    forced_balance: bool = True  #: balanced routing, whatever the scores of untrained routers
     compile: Literal["auto", "on", "off"] = "auto"  #: torch.compile of training; auto: as [train]
     threads: Natural = 0  #: CPU threads; 0: as many as a run has: one, or with a GPU all cores
 
@@ -56,4 +59,4 @@ class TimeConfig:
 
     def compared(self) -> dict[str, Any]:
         """The fields that must be equal for two times to be compared."""
-        return {name: getattr(self, name) for name in ("forced_balance", "compile")}
+        return {"compile": self.compile}

@@ -19,6 +19,7 @@ from torch import Tensor
 from modbench.model.kv_cache import Cache
 from modbench.model.language_model import LanguageModel
 from modbench.timing.benchmark_case import BenchmarkTarget, random_batch, random_tokens, read
+from modbench.timing.config import FORCED_BALANCE
 from modbench.train.optimizer import build_optimizer
 from modbench.train.step import training_step
 
@@ -71,10 +72,11 @@ def _after_a_step(
     """Take a training step, which creates the optimizer's state; return the optimizer, and a function
     that takes another step."""
     train = subject.train
-    forced = subject.time.forced_balance
     optimizer = build_optimizer(model.train(), train)
     batch = random_batch(model, train)
-    step = partial(training_step, model, optimizer, train, batch, subject.dtype, forced_balance=forced)
+    step = partial(
+        training_step, model, optimizer, train, batch, subject.dtype, forced_balance=FORCED_BALANCE
+    )
     step()
     return optimizer, step
 
@@ -83,7 +85,7 @@ def _prefill(subject: BenchmarkTarget, model: LanguageModel) -> Cache:
     sequences, length = largest_prefill(subject)
     cache = Cache(sequences)
     tokens_BT = random_tokens(model.eval(), sequences, length)
-    read(model, tokens_BT, cache, subject.time, logits="last")
+    read(model, tokens_BT, cache, logits="last")
     return cache
 
 

@@ -39,7 +39,10 @@ def check_device(wanted: str, precision: str, *, bfloat16: bool | None = None) -
 def precision(wanted: str, on: torch.device) -> torch.dtype:
     """The dtype of matmuls: ``"auto"`` is bfloat16 on GPUs and on CPUs with bfloat16 instructions."""
     if wanted == "auto":
-        pays = has_bfloat16(on) if on.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        # Attention in bfloat16 raises where ATEN_CPU_CAPABILITY allows less than the processor has.
+        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        here = torch.cpu._is_avx512_bf16_supported() and wide
+        pays = has_bfloat16(on) if on.type == "cuda" else here
         return torch.bfloat16 if pays else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 

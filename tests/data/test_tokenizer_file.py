@@ -91,7 +91,7 @@ def test_a_changed_file_is_another_text() -> None:
 def test_a_contradiction_is_one_sentence(tables: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     tables["data"] = {"tokenizer": "own.json"} | tables.get("data", {})
     Path("suite.toml").write_text(suite_text("own", "vanilla", **tables))
-    code, out = modbench_says(tmp_path, "plan", "suite.toml", "--no-time")
+    code, out = modbench_says(tmp_path, "plan", "suite.toml")
     assert code == 2
     assert sentence in " ".join(out.split())
     assert len(out.splitlines()) == 1

@@ -83,7 +83,7 @@ def test_a_setting_that_each_row_states_itself_is_refused(name: str, own: str) -
 
 def test_plan_and_run_take_the_same_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--set", "train.learning_rate=3e-3", "--seeds", "0,1", "--budget", "2e7"]
-    assert main(["plan", "suite.toml", "--no-time", "--format", "json", *settings]) == 0
+    assert main(["plan", "suite.toml", "--format", "json", *settings]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (document["runs"], document["parts"][0]["budget"]) == (2, 2 * 10**7)
 
@@ -108,7 +108,7 @@ def test_rows_that_a_plugin_adds_are_marked(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / "suite.toml").read_text().replace("layers = 1", "layers = 2")
     )
     note = "added by --plugin more.py; the suite does not name it"
-    assert main(["plan", "suite.toml", "--plugin", "more.py", "--no-time"]) == 0
+    assert main(["plan", "suite.toml", "--plugin", "more.py"]) == 0
     assert note in capsys.readouterr().out
     for only, marked in (("added_by_settings#0", True), ("vanilla", False)):
         code, out = modbench_says(

@@ -77,9 +77,12 @@ def test_a_step_is_that_of_training_in_the_subjects_dtype(monkeypatch: pytest.Mo
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-def test_padded_slots_are_dispatched_and_no_work_that_was_asked_for() -> None:
+def test_padded_slots_are_dispatched_and_no_work_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of sequences that fill a layer unequally, whose experts' router is given padding."""
-    of = subject(prefill_batch=4, forced_balance=False, decode_past=[8], decode_batches=[1])
+    monkeypatch.setattr(benchmark_case, "FORCED_BALANCE", False)
+    of = subject(prefill_batch=4, decode_past=[8], decode_batches=[1])
     of = replace(of, router=build_router("mode_staged", {"capacity": 0.5}))
     model = of.build()
     (case,) = (case for case in both(of, model) if case.phase == "prefill")

@@ -76,10 +76,9 @@ def test_a_peak_is_the_highest_resident_set_above_the_baseline(
     assert (tmp_path / "clear_refs").read_text() == "5"  # proc(5): resets the peak
 
 
-@pytest.mark.parametrize("forced", [pytest.param(True, marks=pytest.mark.full), False])
-def test_measured_memory_routes_as_timed_cases_do(forced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_memory_routes_as_timed_cases_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """And reads prompts as they are read to decode: logits of the last token alone, no gradients."""
-    seen: list[tuple[bool, ...]] = []
+    seen: list[bool] = []
     contexts: list[tuple[Any, ...]] = []
     right_step, right_pass = footprint.training_step, Decoder.forward
 
@@ -92,13 +91,13 @@ def test_measured_memory_routes_as_timed_cases_do(forced: bool, monkeypatch: pyt
         contexts.append((context.selection, context.logits, context.forced_balance, learns))
         return right_pass(self, tokens_BT, context)
 
-    of = subject("token_choice", forced_balance=forced)
+    of = subject("token_choice")
     monkeypatch.setattr(footprint, "training_step", step)
     footprint.training_footprint(of)
     monkeypatch.setattr(Decoder, "forward", forward)
     footprint.inference_footprint(of)
-    assert seen == [forced] * 3
-    assert contexts == [("causal", "last", forced, False)] * 2
+    assert seen == [True] * 3
+    assert contexts == [("causal", "last", True, False)] * 2
 
 
 class Fixed(Block):

@@ -269,9 +269,7 @@ def test_equivalent_is_explained_by_the_margins_of_the_pairs() -> None:
         ("one", "within 0.02 nats per token"),
         ("none", ""),
     ]
-    assert margins_in_words([("a", None), ("a", 0.05)], "bits/byte") == [
-        ("a", "within the margin of its pair")
-    ]
+    assert margins_in_words([("a", None), ("a", 0.05)]) == [("a", "within the margin of its pair")]
 
 
 def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path: Path) -> None:

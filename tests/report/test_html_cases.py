@@ -23,13 +23,6 @@ def notice(page: str) -> str:
     return found[0] if found else ""
 
 
-def test_a_metric_that_no_record_has_ranks_nothing_and_is_named(tmp_path, fakes, six):
-    folder = fakes.store(tmp_path / "fake", [fakes.make_record("mod", metrics={"modbench_cloze": None})])
-    page = page_of(folder, rank_by="modbench_cloze")
-    assert "modbench_cloze was not measured" in page
-    assert "No row could be ranked." in page
-
-
 def test_runs_that_no_suite_names_are_shown_with_a_notice(tmp_path, fakes):
     folder = fakes.store(tmp_path / "fake", [fakes.make_record("mod"), fakes.make_record("vanilla")])
     file = folder / "records" / "0000000000000000.jsonl"

@@ -3,16 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modbench.records.metrics import METRICS
 from modbench.report.frame import differing, plain_records, shape_columns
 from modbench.report.leaderboard.board import TO_BEST, TO_DENSE, Board, best_rows
-from modbench.report.leaderboard.columns import FIRST, GROUP, MORE
+from modbench.report.leaderboard.columns import FIRST, GROUP, MINUS, MORE
 from modbench.report.leaderboard.metric_cells import (
     difference_text,
     first_columns,
     metric_columns,
     pair_table,
-    ranking_column,
     stated_cells,
 )
 from modbench.report.leaderboard.rows import Row, center, shape_name
@@ -30,15 +28,14 @@ def first_table(board: Board, rows: Sequence[Row]) -> Table:
         "scheme": [names[row["_name"]] for row in best],
     }
     for column in first_columns(board):
-        if column.heading.startswith("minus dense"):
+        if column is MINUS:
             minus = [board.minus(row, TO_DENSE) for row in best]
             cells[column.heading] = [difference_text(pair) if pair else None for pair in minus]
         else:
             cells |= metric_columns(best, [column])
     cells["audit"] = [row["audit"] for row in best]
     table = _table({name: of for name, of in cells.items() if name != GROUP.heading or {*of} != {"-"}})
-    by = ranking_column(board).heading.partition(" (")[0]
-    return table.about(f"Schemes, ordered by {by}")
+    return table.about("Schemes, ordered by validation loss")
 
 
 def _group(board: Board, row: Row, told: bool) -> str:
@@ -49,10 +46,9 @@ def _group(board: Board, row: Row, told: bool) -> str:
 
 def stated_table(board: Board, rows: Sequence[Row]) -> Table | None:
     """The pairs of a comparison that the suite states; None if it states none."""
-    stated, unit = board.stated(rows[0]["comparison"]), METRICS[board.rank_by].unit
-    if not stated:
+    if not (stated := board.stated(rows[0]["comparison"])):
         return None
-    lines = [{**stated_cells(pair, unit), "blocks": _blocks(pair)} for pair in stated]
+    lines = [{**stated_cells(pair), "blocks": _blocks(pair)} for pair in stated]
     return Table.of(lines, left=(0, 1, 2, 6)).about("Comparisons that the suite states")
 
 
@@ -70,7 +66,7 @@ def difference_table(board: Board, rows: Sequence[Row]) -> Table | None:
         return None
     of = of[(of["comparison"] == rows[0]["comparison"]) & of["p"].notna()]
     pairs = plain_records(of[of["family"].fillna("") != TO_BEST])
-    table = pair_table((), pairs, METRICS[board.rank_by].unit)
+    table = pair_table((), pairs)
     return table.about("Differences between rows") if pairs else None
 
 
@@ -99,7 +95,7 @@ def layer_table(rows: Sequence[Row]) -> Table | None:
     return _table(columns).about("Updates and gates of routed layers") if best else None
 
 
-def size_table(board: Board, rows: Sequence[Row]) -> Table | None:
+def size_table(rows: Sequence[Row]) -> Table | None:
     """All sizes of each scheme, in ascending order; None if each has one."""
     best = best_rows(rows)
     if len(best) == len(rows):
@@ -123,7 +119,7 @@ def size_table(board: Board, rows: Sequence[Row]) -> Table | None:
     spent = [row["budget_spent"] for row in rows]
     columns["budget spent"] = [None if share is None else f"{100 * share:.2f} %" for share in spent]
     columns["seeds"] = [row["seeds"] for row in rows]
-    columns |= metric_columns(rows, dict.fromkeys((ranking_column(board), *FIRST)))
+    columns |= metric_columns(rows, FIRST)
     table = _table({head: cells for head, cells in columns.items() if {*cells} != {None}})
     return table.about("All sizes of each scheme")
 

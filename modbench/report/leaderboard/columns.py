@@ -20,7 +20,7 @@ class Column:
 #: The rows that may be the best one, of any table.
 GROUP = Column(
     "group",
-    "rows are sorted by the value that ranks them. *Best*: the first one. *Not separable*: not "
+    "rows are sorted by validation loss. *Best*: the first one. *Not separable*: not "
     "significantly worse than the first one (adjusted p above 0.05); with a probability of 95 %, the "
     "truly best row is one of these. *Worse than best*: significantly. `-`: the data allow no verdict. "
     "`†`: a remark below the table",

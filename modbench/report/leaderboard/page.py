@@ -9,7 +9,6 @@ import pandas as pd
 
 from modbench.analysis.idle_layers import LEAST_ADDED
 from modbench.errors import several
-from modbench.records.metrics import METRICS
 from modbench.records.result import Result
 from modbench.report.captions import CAPTIONS
 from modbench.report.downstream.page import downstream_section
@@ -34,7 +33,7 @@ from modbench.report.leaderboard.board_tables import (
     stated_table,
 )
 from modbench.report.leaderboard.columns import MORE, Column, column_table
-from modbench.report.leaderboard.metric_cells import first_columns, metric_text, ranking_column, si
+from modbench.report.leaderboard.metric_cells import first_columns, metric_text, si
 from modbench.report.leaderboard.rows import Row, center, conditions
 from modbench.report.leaderboard.stated import is_stated
 from modbench.report.markdown import Page, page
@@ -69,9 +68,7 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         schemes=len({row["label"] for row in rows}),
         sizes=[size for row in stated or rows if (size := center(row, "active_parameters"))] or [0],
         most_seeds=len({result.seed for result in of_stated or results}),
-        exact=METRICS[board.rank_by].kind == "exact",
-        by=ranking_column(board).heading.partition(" (")[0],
-        families=margins_in_words(told, METRICS[board.rank_by].unit),
+        families=margins_in_words(told),
         tests={family: len(board.pairs_of(family)) for family in (*board.families, TO_BEST)},
         dense=DENSE,
         downstream=downstream_section(board),
@@ -95,7 +92,7 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
     ranked = [row for row in rows if row["position"] is not None]
     pairs = plain_records(board.pairs[board.pairs["comparison"] == number])
     noise = board.noise.get(number)
-    held, models = conditions(rows[0], board.rank_by), [row["_model"] for row in rows]
+    held, models = conditions(rows[0]), [row["_model"] for row in rows]
     of_several, stated = differing(models), stated_table(board, rows)
     # Equal in all rows; a row that stopped early has none.
     scored = next((row for row in rows if center(row, "unigram_loss")), rows[0])
@@ -124,7 +121,7 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "split": any(pair["split"] for pair in board.stated(number)),
         "lost": any(pair["lost"] for pair in board.stated(number)),
         "layers": layer_table(rows),
-        "sizes": size_table(board, rows),
+        "sizes": size_table(rows),
     }
 
 
@@ -135,9 +132,7 @@ def _seeds_in_words(rows: Sequence[Row]) -> str:
     return f"{least}{several(max(numbers), 'seed')}"
 
 
-def margins_in_words(
-    tested: Iterable[tuple[str, float | None]], unit: str = "nats/token"
-) -> list[tuple[str, str]]:
+def margins_in_words(tested: Iterable[tuple[str, float | None]]) -> list[tuple[str, str]]:
     """For each family of comparisons, what *equivalent* means in it; empty if it has no margin.
     ``tested``: family and margin of each pair with a verdict."""
     margins: dict[str, set[float | None]] = defaultdict(set)
@@ -146,7 +141,7 @@ def margins_in_words(
     words = []
     for family, of in margins.items():
         margin = next(iter(of))
-        same = f"within {margin:g} {unit.replace('/', ' per ')}" if margin else ""
+        same = f"within {margin:g} nats per token" if margin else ""
         words.append((family, same if len(of) == 1 else "within the margin of its pair"))
     return words
 

@@ -62,5 +62,5 @@ def compared_of(
     if not results:
         return Compared(records, None, None, times)
     board = board_of(results, records.audits, times)
-    sweep = isoflop_suite(results, unranked_schemes(board), times) if curves else None
+    sweep = isoflop_suite(results, unranked_schemes(board)) if curves else None
     return Compared(records, board, sweep, times)

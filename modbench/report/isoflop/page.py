@@ -81,7 +81,6 @@ def isoflop_page(
         downstream=downstream or {"compared": ()},
         figures=figures_among(drawn, suite.curves.pairs),
         columns=column_table(_columns(suite)),
-        in_seconds=suite.curves.optima["speed_up_seconds"].notna().any(),
         remarks=[
             (scheme, number, runs[scheme], words)
             for words, schemes in remarked
@@ -122,7 +121,6 @@ def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
         "dense_at_edge": dense in edges,
         "no_dense": no_dense,
         "no_speed_up": no_speed_up,
-        "no_seconds": [row for row in optima if row.speed_up_seconds_missing_because],
         "depths": _depths(suite, budget) if suite.depths else None,
     }
 
@@ -158,10 +156,8 @@ def _shapes(suite: IsoFlopSuite) -> dict[str, Any]:
 
 
 def _columns(suite: IsoFlopSuite) -> tuple[Column, ...]:
-    """The columns of the tables of optima: with the depth, if the suite has several, and with seconds,
-    if steps were timed."""
-    columns = [of for of in OPTIMA if suite.is_timed or "seconds" not in of.heading]
-    return (*columns[:2], *((_LAYERS,) if suite.depths else ()), *columns[2:])
+    """The columns of the tables of optima: with the depth, if the suite has several."""
+    return (*OPTIMA[:2], *((_LAYERS,) if suite.depths else ()), *OPTIMA[2:])
 
 
 def _depths(suite: IsoFlopSuite, budget: int) -> Table:
@@ -190,8 +186,7 @@ def _cells(suite: IsoFlopSuite, row: Any, *, at_depth: bool = False) -> dict[str
         OPTIMA[2].heading: with_interval(row.loss, ".3f", low, high),
         OPTIMA[3].heading: _minus_dense(suite, row, None),
         _EQUAL_DEPTH: _minus_dense(suite, row, row.depth),
-        OPTIMA[4].heading: _factor(row, ""),
-        OPTIMA[5].heading: _factor(row, "_seconds"),
+        OPTIMA[4].heading: _factor(row),
         "active parameters": size_cell(row),
         "width / layers": _aspect(suite, row),
         "minimum": "; ".join(filter(None, _minimum(suite, row, at_depth))),
@@ -246,11 +241,10 @@ def _depth_remarks(best: Any, depths: Sequence[Any]) -> Iterable[str]:
             return
 
 
-def _factor(row: Any, unit: str) -> str | None:
+def _factor(row: Any) -> str | None:
     """A speed-up with its interval, ``?`` for an end beyond the dense model's budgets; without one if
     all of it lies beyond the bound."""
-    names = (f"speed_up{unit}", f"speed_up{unit}_low", f"speed_up{unit}_high")
-    factor, *interval = (getattr(row, name) for name in names)
+    factor, interval = row.speed_up, (row.speed_up_low, row.speed_up_high)
     if factor is None:
         return None
     bound = row.speed_up_bound

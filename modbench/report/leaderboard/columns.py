@@ -182,11 +182,6 @@ OPTIMA = (
         "*at most*: the loss lies beyond the dense model's budgets; `?`: that end of the interval does",
         "higher",
     ),
-    Column(
-        "speed-up at equal loss (seconds)",
-        "the same in seconds of training steps that `modbench time` measured",
-        "higher",
-    ),
     Column("active parameters", "parameters that one token uses, at the optimum"),
     Column(
         "minimum",

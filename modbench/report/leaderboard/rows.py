@@ -180,7 +180,7 @@ def _interval(name: str, values: Sequence[Any]) -> Row:
 
 def _tasks(columns: Mapping[str, Sequence[Any]], tasks: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """The columns of downstream ``tasks``: scores as means over seeds with their interval, which with
-    one seed is over items; settings that all seeds share; mean costs; the largest batch shift."""
+    one seed is over items; settings that all seeds share; the largest batch shift."""
     for column, values in columns.items():
         # A task may have a colon in its name, and be the start of another one's.
         starts = [f"{task}:" for task in tasks if column.startswith(f"{task}:")]

@@ -294,7 +294,7 @@ def test_an_unfinished_suite_is_interim_and_has_no_verdicts(tmp_path: Path) -> N
     assert board.pairs["verdict"].isna().all()
     assert board.pairs["low"].notna().all()
     assert {board.group(row) for row in board.rows} == {""}
-    results = page.partition("## What the columns mean")[0]
+    results = page.partition("## Figures")[0]
     assert not any(word in results for word in (" better", " worse", " undecided", "| best |"))
 
 

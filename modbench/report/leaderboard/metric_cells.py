@@ -1,13 +1,11 @@
 """Cells of tables: metrics of a row and pairs of rows, as text."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modbench.analysis.difference import INTERIM
 from modbench.records.metrics import METRICS
-from modbench.report.leaderboard.board import TO_DENSE, Board
-from modbench.report.leaderboard.columns import FIRST, MINUS, Column
 from modbench.report.leaderboard.rows import Row, center, spread
 from modbench.report.table import Number, Table
 from modbench.report.timing.values import MARK, time_marks
@@ -16,14 +14,9 @@ _FIELD = re.compile(r"\{(\w+):([^}]*)\}")
 _UNITS = {"ms": 1e-3, "MB": 1e6}
 
 
-def metric_columns(rows: Sequence[Row], columns: Iterable[Column]) -> dict[str, list[str]]:
-    """The cells of ``rows`` by heading, of those ``columns`` that show metrics."""
-    return {of.heading: [_cell(row, of.cells) for row in rows] for of in columns if of.cells}
-
-
-def first_columns(board: Board) -> list[Column]:
-    """The columns `FIRST`, without the difference to the dense row if no row of ``board`` has one."""
-    return [column for column in FIRST if column is not MINUS or board.pairs_of(TO_DENSE)]
+def metric_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, list[str]]:
+    """The cells of ``rows`` by heading, from the metrics and formats of ``columns`` (`metric_text`)."""
+    return {heading: [_cell(row, of) for row in rows] for heading, of in columns.items()}
 
 
 def _cell(row: Row, template: str) -> str:

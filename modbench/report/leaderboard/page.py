@@ -32,13 +32,12 @@ from modbench.report.leaderboard.board_tables import (
     size_table,
     stated_table,
 )
-from modbench.report.leaderboard.columns import MORE, Column, column_table
-from modbench.report.leaderboard.metric_cells import first_columns, metric_text, si
+from modbench.report.leaderboard.metric_cells import metric_text, si
 from modbench.report.leaderboard.rows import Row, center, conditions
 from modbench.report.leaderboard.stated import is_stated
 from modbench.report.markdown import Page, page
 from modbench.report.pair_figures import not_all_drawn
-from modbench.report.table import Table, escaped
+from modbench.report.table import escaped
 from modbench.report.timing.values import HARDWARE, machine_in_words
 
 #: Settings that the page states above the table of each comparison.
@@ -73,8 +72,6 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         dense=DENSE,
         downstream=downstream_section(board),
         figures=figures_among(drawn, board.pairs, seeds=any(of["stated"] for of in compared)),
-        columns=_meanings(first_columns(board), (of["table"] for of in compared)),
-        more_columns=_meanings(MORE, (of["more"] for of in compared)),
         most_rows=MOST_ROWS,
         least_added=f"{LEAST_ADDED:g}",
         seeds=sorted({result.seed for result in results}),
@@ -163,12 +160,6 @@ def figures_among(
         more["differences"] = " Small points: the differences of single seeds."
     among = [name for name in CAPTIONS if f"{name}.svg" in drawn]
     return [(name, CAPTIONS[name] + more.get(name, "")) for name in among]
-
-
-def _meanings(columns: Iterable[Column], tables: Iterable[Table]) -> Table:
-    """The meanings of those of ``columns`` that one of ``tables`` has."""
-    headings = {heading for table in tables for heading in table.headings}
-    return column_table(column for column in columns if column.heading in headings)
 
 
 def origin_of(results: Sequence[Result]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
 
 
-#: Columns of timings.csv after the shape; `modbench.report.csv_columns` defines them. The status is ok,
+#: Columns of timings.csv after the shape; docs/columns.md defines them. The status is ok,
 #: invalid (fewer samples than `FEWEST`, so no time), oom or failed.
 COLUMNS = (
     *("label", "key", "router", "model", "train", "case", "phase", "sequences", "tokens", "past"),

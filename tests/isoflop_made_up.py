@@ -10,7 +10,6 @@ from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite, unranked
 from modbench.report.leaderboard.board import board_of
 from modbench.report.markdown import Page
 from modbench.report.table import Table
-from modbench.report.timing.table import TimingTable
 
 BUDGETS = (10**12, 3 * 10**12, 10**13)
 WIDTHS = (32, 48, 64, 96, 128)
@@ -95,9 +94,9 @@ def records(make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others:
     ]
 
 
-def analysed(found: Sequence[Result], timings: TimingTable | None = None) -> IsoFlopSuite:
+def analysed(found: Sequence[Result]) -> IsoFlopSuite:
     """The curves of the results of a suite."""
-    suite = isoflop_suite(found, unranked_schemes(board_of(found)), timings)
+    suite = isoflop_suite(found, unranked_schemes(board_of(found)))
     assert suite is not None
     return suite
 

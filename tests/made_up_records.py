@@ -19,7 +19,6 @@ BUDGET = 1_000_000_000_000
 SUITE: dict[str, Any] = {
     "name": "fake",
     "version": 1,
-    "rank_by": "heldout_loss",
     "compare": (),
     "left": 0,
     "wanted": 0,
@@ -236,7 +235,7 @@ def suite_record(results: Sequence[Result], finished: str = SUITE["finished"]) -
         tasks |= result.wanted["downstream"]
         if result.isoflop:
             row["isoflop"] = result.isoflop
-    suite = {name: results[-1].suite[name] for name in ("name", "version", "rank_by")}
+    suite = {name: results[-1].suite[name] for name in ("name", "version")}
     suite["rows"] = list(rows.values())
     heldout = {"heldout": results[0].wanted["heldout"]}
     suite["wanted"] = heldout | ({"downstream": list(tasks.values())} if tasks else {})

@@ -192,7 +192,7 @@ def suite_of(
 ) -> SuiteRecord:
     """A suite that times the keys ``timed_under`` each label."""
     rows = [{"label": of, "runs": [], "timed": list(keys)} for of, keys in timed_under.items()]
-    suite = {"name": "fake", "version": 1, "rank_by": "heldout_loss", "rows": rows, "wanted": {}}
+    suite = {"name": "fake", "version": 1, "rows": rows, "wanted": {}}
     return SuiteRecord.made(
         suite=suite,
         key=key_of(suite),

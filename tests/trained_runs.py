@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"mod": {"causal": "ema_threshold"}}
 #: Two rows of one suite, and two seeds of a third one: label, router, seed.
 RUNS = [("mod", "mod", 0), ("vanilla", "vanilla", 0), ("twice", "mod", 1), ("twice", "mod", 2)]
 STATE = {"compare": (), "left": 0, "wanted": 0, "rank": (0, "", "")}
-HEADER = {"name": "tiny", "version": 1, "rank_by": "heldout_loss"}
+HEADER = {"name": "tiny", "version": 1}
 SUITE = HEADER | STATE
 _MADE = {
     "code": {"version": "0", "commit": None, "dirty": None},

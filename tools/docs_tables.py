@@ -23,8 +23,6 @@ import modbench
 from modbench.plan.units import shown as in_units
 from modbench.records.run_name import budget_text
 from modbench.records.store import read_suite
-from modbench.report.csv_columns import COLUMNS, csv_table
-from modbench.report.leaderboard.columns import FIRST, MORE, OPTIMA, column_table
 from modbench.report.table import Table
 from modbench.sweep.plan import plan_suite
 from modbench.sweep.request import SuiteRequest
@@ -35,7 +33,7 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("start", "reading_the_table", "columns", "results", "depth", "confirm", "timing")
+        for name in ("start", "reading_the_table", "results", "depth", "confirm", "timing")
     ),
 )
 DENSE, MOD, RANDOM = "vanilla", "mod", "mod:gaussian"
@@ -308,10 +306,6 @@ def row() -> str:
     return "\n".join([*table[:2], of_mod])
 
 
-def _csv_columns(file: str) -> str:
-    return csv_table(file).to_markdown()
-
-
 #: What writes the text between the markers of each name.
 TEXTS: dict[str, Callable[[], str]] = {
     "finding": finding,
@@ -328,13 +322,6 @@ TEXTS: dict[str, Callable[[], str]] = {
     "quick": partial(first_table, "quick"),
     "row": row,
     "estimates": gpu_estimates.table,
-    "columns": lambda: column_table(FIRST).to_markdown(),
-    "more columns": lambda: column_table(MORE).to_markdown(),
-    "optima columns": lambda: column_table(OPTIMA).to_markdown(),
-    **{
-        f"columns of {file.removesuffix('.csv').replace('_', ' ')}": partial(_csv_columns, file)
-        for file in COLUMNS
-    },
 }
 
 

@@ -1,6 +1,5 @@
 """Comparisons of schemes at their optima of equal training FLOPs: loss differences and speed-ups."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,12 +18,10 @@ from modbench.analysis.isoflop import (
     LEAST_INTERIOR,
     IsoFlop,
     Optimum,
-    Place,
     square_sum,
     widening,
 )
 from modbench.analysis.noise import Array
-from modbench.errors import several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,68 +125,6 @@ def speed_up(
         if ends[0] is not None and ends[1] is not None:
             interval = ends[0], ends[1]
     return SpeedUp(factor=float(factor), bound=bound, interval=interval)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds per training FLOP: (active parameters, seconds per FLOP) of each timed shape in ascending
-    order, by scheme and depth."""
-
-    steps: Mapping[Place, Sequence[tuple[float, float]]]
-
-    def at(self, place: Place, size: float) -> float | None:
-        """Seconds per FLOP of ``place`` at ``size`` active parameters, interpolated linearly in log size
-        between the timed shapes; None outside them."""
-        sizes, seconds = np.array(self.steps.get(place, np.empty((0, 2)))).T
-        if not len(sizes) or not sizes[0] <= size <= sizes[-1]:
-            return None
-        return float(np.interp(np.log(size), np.log(sizes), seconds))
-
-    def missing(self, place: Place, size: float) -> str:
-        """Why there is no time of ``place`` at ``size``; empty if there is one."""
-        name = place[0] if place[1] is None else f"{place[0]} at {several(place[1], 'layer')}"
-        if not (steps := self.steps.get(place)):
-            return f"the shapes of {name} aren't timed"
-        if steps[0][0] <= size <= steps[-1][0]:
-            return ""
-        return (
-            f"an optimum of {name} has {size:.3g} active parameters, and its timed shapes have "
-            f"{steps[0][0]:.3g} to {steps[-1][0]:.3g}"
-        )
-
-
-def in_seconds(
-    times: Times, faster: SpeedUp, ours: Optimum, dense: Sequence[Optimum]
-) -> dict[str, float | str | None]:
-    """The columns of the speed-up ``faster`` at the optimum ``ours`` in seconds: times the dense model's
-    seconds per FLOP over the scheme's, each at its optimum. ``dense``: its optima by budget; at the
-    budget at which it reaches the loss, its size is interpolated between them or, if they have several
-    depths, its seconds per FLOP are. Where a time is missing, the reasons are."""
-    known = sorted(
-        (at.budget, at.active_parameters, at.place) for at in dense if at.active_parameters is not None
-    )
-    budgets, sizes = np.log(np.array([point[:2] for point in known], float)).T
-    needed = np.log(faster.factor * ours.budget)
-    of_dense = [(place, float(size)) for _, size, place in known]
-    if len({place for place, _ in of_dense}) == 1:
-        of_dense = [(known[0][2], float(np.exp(np.interp(needed, budgets, sizes))))]
-    wanted = ((ours.place, float(ours.active_parameters or 0.0)), *of_dense)
-    seconds = [second for pair in wanted if (second := times.at(*pair)) is not None]
-    if len(seconds) < len(wanted):
-        reasons = dict.fromkeys(filter(None, (times.missing(*pair) for pair in wanted)))
-        return {"speed_up_seconds_missing_because": "; ".join(reasons)}
-    own, *at_optima = seconds
-    of_dense_seconds = at_optima[0]
-    if len(at_optima) > 1:
-        of_dense_seconds = float(np.interp(needed, budgets, at_optima))
-    ratio = of_dense_seconds / own
-    low, high = faster.interval or (None, None)
-    return {
-        "speed_up_seconds": faster.factor * ratio,
-        "speed_up_seconds_low": low and low * ratio,
-        "speed_up_seconds_high": high and high * ratio,
-        "dense_seconds_per_flop": of_dense_seconds,
-    }
 
 
 def _end(drawn: Array, share: float) -> float | None:

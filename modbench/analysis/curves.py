@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from modbench.analysis.comparison import Times, in_seconds, speed_up
+from modbench.analysis.comparison import speed_up
 from modbench.analysis.difference import INTERIM
 from modbench.analysis.fitted import Curve, Fitted
 from modbench.analysis.frames import (
@@ -59,7 +59,6 @@ def curves_of(
     compare: Sequence[Mapping[str, Any]] = (),
     interim: bool = False,
     unranked: Iterable[str] = (),
-    times: Times | None = None,
 ) -> Curves:
     """Analyse the ``results`` of a suite with isoFLOP grids.
 
@@ -70,7 +69,6 @@ def curves_of(
             scheme
         interim: runs of the suite are left, so that no difference has a verdict
         unranked: schemes that may not be ranked
-        times: seconds per FLOP of training steps that were timed
     """
     loss = results["heldout_loss"].where(results["status"] == "ok")
     # A budget and a size name the random numbers of their draws, 64 other ones than 64.0.
@@ -106,7 +104,6 @@ def curves_of(
         margin=margin,
         stated=compare,
         untold=INTERIM if interim else "",
-        times=times or Times({}),
     )
     pairs = pairs_frame(fitted.pairs())
     named = [({"scheme": scheme, "depth": depth}, of) for (scheme, depth), of in rates.items()]
@@ -246,20 +243,15 @@ def _of_curve(fitted: Fitted, place: Place, budget: int, at: Optimum | None) -> 
             np.exp(np.interp(np.log(at.active_parameters), sizes, flops))
         )
         row["bits_per_byte"] = at.loss * fitted.bits_per_byte
-        row["seconds_per_flop"] = fitted.times.at(place, at.active_parameters)
     return row
 
 
 def _of_best(fitted: Fitted, scheme: str, budget: int, fit: str) -> dict[str, Any]:
     """The speed-up of an optimum over the dense model."""
-    at = fitted.isoflop.optimum(scheme, budget, fit)
     if scheme == DENSE or (DENSE, budget, fit, None) not in fitted.isoflop.optima:
         return {}
     if (faster := speed_up(fitted.isoflop, scheme, DENSE, budget, fit)) is None:
         return {}
     row: dict[str, Any] = with_ends("speed_up", faster.factor, faster.interval)
     row["speed_up_bound"] = faster.bound or None
-    if fitted.times.steps:
-        dense = [of for of in fitted.isoflop.best(fit) if of.scheme == DENSE]
-        row |= in_seconds(fitted.times, faster, at, dense)
     return row

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from modbench.analysis.comparison import Times, difference
+from modbench.analysis.comparison import difference
 from modbench.analysis.difference import line_at_zero, mean_difference
 from modbench.analysis.frames import DENSE, SIZE, with_ends
 from modbench.analysis.isoflop import HEADLINE, IsoFlop, Place
@@ -38,7 +38,6 @@ class Fitted:
     margin: float
     stated: Sequence[Mapping[str, Any]]
     untold: str  #: why no difference has a verdict
-    times: Times
 
     def ranked(self, budget: int, fit: str = HEADLINE) -> list[str]:
         """The schemes that may be ranked at ``budget``, the lowest loss first."""

@@ -30,9 +30,7 @@ OPTIMA_COLUMNS = (
     *FIT_COLUMNS,
     *("position", "group", "bits_per_byte", "forward_flops_per_token", "runs"),
     *("sizes_planned", "sizes_lost", "curve_missing_because", "noise", "noise_floor", "processor"),
-    *("speed_up", "speed_up_low", "speed_up_high", "speed_up_bound", "speed_up_seconds"),
-    *("speed_up_seconds_low", "speed_up_seconds_high", "speed_up_seconds_missing_because"),
-    *("seconds_per_flop", "dense_seconds_per_flop", "learning_rate_minimum"),
+    *("speed_up", "speed_up_low", "speed_up_high", "speed_up_bound", "learning_rate_minimum"),
     "learning_rate_law_loses",
 )
 #: Columns of the results that the curves are made of.
@@ -71,7 +69,7 @@ _TYPES = {
     "string": (
         *("fit", "scheme", "minimum", "group", "status", "processor", "speed_up_bound", "lost_as"),
         *("depths_compared", "sizes_lost", "learning_rate_minimum", "interval_missing_because"),
-        *("curve_missing_because", "speed_up_seconds_missing_because", "key", "settings"),
+        *("curve_missing_because", "key", "settings"),
     ),
 }
 TYPES = {name: kind for kind, names in _TYPES.items() for name in names}

@@ -1,20 +1,13 @@
-"""Statistics on the items of a task: scores per item, and paired differences between schemes. Shapes: N
-items, S draws.
-"""
+"""Statistics on the items of a task. Shapes: N items."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from modbench.analysis.noise import Array
-
-#: Digits of a difference that are the same on every processor. A difference of counts over a round
-#: number of items lies on the edge between two rounded values, and a last digit would decide.
-_DECIMALS = 12
 
 
 class ItemScore(NamedTuple):
@@ -83,53 +76,3 @@ def mean_with_stderr(values: Sequence[float] | Array) -> tuple[float, float]:
     if len(values_N) < 2:
         return (float(values_N[0]) if len(values_N) else math.nan), math.nan
     return float(values_N.mean()), float(values_N.std(ddof=1) / math.sqrt(len(values_N)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ItemDifference:
-    """Mean of one scheme minus that of another over the same items; ``interval`` holds 95 % of the
-    bootstrap draws."""
-
-    difference: float
-    interval: tuple[float, float]
-    items: int
-
-
-def paired_bootstrap(
-    a: Sequence[float] | Array,
-    b: Sequence[float] | Array,
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-) -> ItemDifference:
-    """Compare two schemes on the same items: mean of ``a`` minus mean of ``b``.
-
-    Items are drawn with replacement, the same for both schemes, so that what makes an item hard for both
-    cancels. The interval covers the choice of items, not the training seeds. Items that are NaN for one
-    of them are left out.
-
-    Args:
-        a, b: scores of the two schemes, in the same order of items.
-
-    Raises:
-        ValueError: different numbers of items, or none.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"schemes with {len(a)} and {len(b)} items can't be compared by item")
-    difference_N = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    difference_N = difference_N[~np.isnan(difference_N)]
-    number = len(difference_N)
-    if not number:
-        raise ValueError("schemes without an item in common can't be compared")
-    generator = np.random.default_rng(seed)
-    # Multinomial counts are drawn one by one, so that memory does not grow with draws * items.
-    drawn_S = np.empty(draws)
-    for draw in range(draws):
-        counted_N = np.bincount(generator.integers(number, size=number), minlength=number)
-        drawn_S[draw] = (counted_N * difference_N).sum() / number
-    low, high = np.quantile(drawn_S, (0.025, 0.975))
-    return ItemDifference(
-        difference=round(float(difference_N.mean()), _DECIMALS),
-        interval=(round(float(low), _DECIMALS), round(float(high), _DECIMALS)),
-        items=number,
-    )

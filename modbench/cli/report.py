@@ -21,7 +21,6 @@ def report(
     /,
     *,
     results: Results = Path("my-results"),
-    rank_by: Annotated[str | None, arg(metavar="METRIC", help_behavior_hint="")] = None,
     html: Annotated[bool, arg(help_behavior_hint="")] = False,
     csv: Annotated[bool, arg(help_behavior_hint="")] = False,
     png: Annotated[bool, arg(help_behavior_hint="")] = False,
@@ -34,7 +33,6 @@ def report(
     Args:
         suites: suites in the results folder, or paths of their folders; by default all
         results: folder that holds one folder per suite
-        rank_by: metric that ranks the table (`modbench list metrics`); by default the suite's choice
         html: write index.html too, a page for a browser, and the index over all suites; a page that is
             there is always kept up to date
         csv: write the tables in CSV only; pages and figures are left as they are
@@ -54,9 +52,9 @@ def report(
     if csv and (html or png or check):
         raise UserError("--csv writes tables only; leave out --html, --png and --check, or --csv")
     if check:
-        return _check(list(dict.fromkeys(folders)), rank_by, all_suites=not suites)
+        return _check(list(dict.fromkeys(folders)), all_suites=not suites)
     for folder in dict.fromkeys(folders):
-        report = write_report(folder, rank_by=rank_by, html=html, csv=csv, png=png, say=tell)
+        report = write_report(folder, html=html, csv=csv, png=png, say=tell)
         for path in report.paths:
             print(path)
     return 0
@@ -71,7 +69,7 @@ def _suite_folder(name: str, results: Path) -> Path:
     return folder
 
 
-def _check(folders: Sequence[Path], rank_by: str | None, *, all_suites: bool) -> int:
+def _check(folders: Sequence[Path], *, all_suites: bool) -> int:
     """Compare the files of ``folders``, and the index next to them; of ``all_suites``, those without
     a page are left out."""
     from modbench.report.page import first_difference, index_difference
@@ -81,7 +79,7 @@ def _check(folders: Sequence[Path], rank_by: str | None, *, all_suites: bool) ->
         if all_suites and not any((folder / page).exists() for page in _PAGES):
             print(f"{folder}: no tables were written yet")
             continue
-        sentence = first_difference(folder, rank_by=rank_by, say=tell)
+        sentence = first_difference(folder, say=tell)
         print(sentence or f"{folder}: equal to what the records give")
         different |= sentence is not None
     for results in dict.fromkeys(folder.parent for folder in folders):

@@ -4,10 +4,7 @@ Pure Python. Measurements name their results after it, and the report derives it
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
-
-from modbench.errors import UserError
 
 Direction = Literal["lower", "higher", "none"]
 Kind = Literal["exact", "timed", "quality"]
@@ -126,14 +123,3 @@ _TABLE = (
 # fmt: on
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
-
-
-def ranking_metric(name: str) -> Metric:
-    """The metric called ``name``, if it can rank a table: it has a direction and its values may be
-    compared across runs. Raises UserError: unknown name, or a metric that cannot rank."""
-    usable = {m.name: m for m in METRICS.values() if m.direction != "none" and m.kind != "timed"}
-    if name not in usable:
-        near = [f"did you mean '{other}'? " for other in get_close_matches(name, usable, n=1)]
-        hint = "".join(near)  # all names would make more than a sentence
-        raise UserError(f"rank_by is '{name[:60]}', which can't rank; {hint}see `modbench list metrics`")
-    return usable[name]

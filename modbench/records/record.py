@@ -220,14 +220,14 @@ class Wanted(TypedDict):
 class SuiteWishes(Part):
     name: Name
     version: int
-    rank_by: Name
+    rank_by: str | None = None  # of earlier versions; rows are ordered by validation loss
     rows: list[SuiteRow]
     wanted: Wanted
     compare: list[Compared] = Field(default_factory=list)  # empty: all rows
 
 
 class SuiteRecord(Record):
-    """Wishes of a suite when it ran: labels, order and how its rows are ranked. The newest one counts;
+    """Wishes of a suite when it ran: labels and order. The newest one counts;
     what only earlier ones name is shown under the label that it had. Which is the newest follows from
     ``number`` and not from a clock that may be wrong: one more than the largest in the folder when it
     was written. Records from before this rule have none, and come first."""

@@ -34,7 +34,7 @@ class Result:
     budget: int
     label: str  #: of the row: the scheme's, in suites of several shapes with its shape's
     row_number: int = 0  #: of the row, in the order of its suite
-    #: that names the row: name, version, rank_by, time and rank of its record; and of the newest suite,
+    #: that names the row: name, version, time and rank of its record; and of the newest suite,
     #: ``compare``: its stated comparisons; ``left``, ``wanted``: runs not finished, and all
     suite: Mapping[str, Any]
     in_suite: bool = False  #: the newest suite wants this run
@@ -201,7 +201,6 @@ class Result:
 _UNNAMED = {
     "name": "unnamed",
     "version": 1,
-    "rank_by": "heldout_loss",
     "finished": "",
     "rank": (0, "", ""),
 }
@@ -261,7 +260,7 @@ def _rows(suites: Iterable[SuiteRecord], state: Mapping[str, Any]) -> dict[str, 
     rows: dict[str, list[dict[str, Any]]] = {}
     for record in suites:
         suite = record.suite
-        named = {"name": suite.name, "version": suite.version, "rank_by": suite.rank_by}
+        named = {"name": suite.name, "version": suite.version}
         named |= {"finished": record.finished, "rank": rank_of(record), **state}
         of_suite: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for number, row in enumerate(suite.rows):

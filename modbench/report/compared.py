@@ -36,16 +36,15 @@ class Compared:
 
 def compared_of(
     folder: Path,
-    rank_by: str | None = None,
     *,
     curves: bool = True,
 ) -> Compared:
-    """The comparisons of ``folder`` (``results/<suite>``). ``rank_by``: the metric that ranks the table;
-    by default the one of the newest record of the suite. ``curves``: make those of isoFLOP suites.
+    """The comparisons of ``folder`` (``results/<suite>``). ``curves``: make those of isoFLOP
+    suites.
 
     Raises:
-        UserError: no records, a damaged one, a link in the folder, an unusable ``rank_by``, or timings
-            of one session from several machines.
+        UserError: no records, a damaged one, a link in the folder, or timings of one session from
+            several machines.
     """
     refuse_links(folder)
     records = read_suite(folder)
@@ -62,7 +61,6 @@ def compared_of(
     results = results_of(records)
     if not results:
         return Compared(records, None, None, times)
-    by = rank_by or (records.suites[-1].suite.rank_by if records.suites else "heldout_loss")
-    board = board_of(results, by, records.audits, times)
-    sweep = isoflop_suite(results, unranked_schemes(board), times) if curves else None
+    board = board_of(results, records.audits, times)
+    sweep = isoflop_suite(results, unranked_schemes(board)) if curves else None
     return Compared(records, board, sweep, times)

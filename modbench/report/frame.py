@@ -19,10 +19,6 @@ SHAPE = ("width", "layers", "heads")
 BITS, MARGIN = "answer_bits_per_byte", "answer_margin"
 #: Columns of a task besides its metrics, after a colon, and those of its batch shift.
 TASK_SETTINGS = ("items", "few_shot", "version", "truncated")
-TASK_COMPUTE = (
-    *("tokens", "seconds_per_token", "nominal_flops_per_token", "realised_flops_per_token"),
-    "share_routed",
-)
 TASK_SHIFT = ("nats", "flipped", "items")
 #: Figures of a routed layer; a column has the layer's number at its end.
 LAYER = ("added", "gate_scale")
@@ -136,7 +132,7 @@ def _figures(result: Result, times: Mapping[str, Any]) -> dict[str, Any]:
 
 def _task(task: str, entry: TaskScores) -> dict[str, Any]:
     """The columns of ``task``: ``TASK:METRIC`` is the score; suffixes ``_stderr`` (over items),
-    ``_chance`` and ``_untrained``; then settings, costs and the batch shift."""
+    ``_chance`` and ``_untrained``; then settings and the batch shift."""
     columns: dict[str, Any] = {}
     answers = {name: score for name in (BITS, MARGIN) if (score := getattr(entry, name))}
     for metric, score in (entry.metrics | answers).items():
@@ -145,7 +141,7 @@ def _task(task: str, entry: TaskScores) -> dict[str, Any]:
         columns[f"{name}_untrained"] = score.untrained
         if metric not in answers:
             columns[f"{name}_chance"] = score.chance
-    columns |= {f"{task}:{name}": getattr(entry, name) for name in (*TASK_SETTINGS, *TASK_COMPUTE)}
+    columns |= {f"{task}:{name}": getattr(entry, name) for name in TASK_SETTINGS}
     shift = {f"{task}:batch_shift_{of}": getattr(entry.batch_shift, of, None) for of in TASK_SHIFT}
     return columns | shift
 

@@ -15,8 +15,8 @@ from modbench.report.table import Table, escaped
 
 #: Stands in a rendered template for the table of that number; no text of a record has it (`escaped`).
 _PLACE = re.compile(r"\x00(\d+)\x00")
-#: Headings of sections that only explain; a terminal shows what stands above them.
-_LATE = re.compile(r"^## (Figures|What the columns mean)$", re.MULTILINE)
+#: Headings of the sections that a terminal leaves out.
+_LATE = re.compile(r"^## (Figures|Details)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Page:
     parts: Sequence[str | Table]
 
     def before_figures(self) -> list[str | Table]:
-        """The tables, and the text around them, up to figures and explanations."""
+        """The tables, and the text around them, up to figures and details."""
         lead: list[str | Table] = []
         for part in self.parts:
             if isinstance(part, str) and (late := _LATE.search(part)):

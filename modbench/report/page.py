@@ -61,7 +61,6 @@ class Report:
 def write_report(
     suite_folder: Path,
     *,
-    rank_by: str | None = None,
     html: bool = False,
     csv: bool = False,
     png: bool = False,
@@ -72,7 +71,6 @@ def write_report(
 
     Args:
         suite_folder: ``results/<suite>``
-        rank_by: the metric that ranks the table; by default the one of the suite's newest record
         html: write the page in HTML too, with the index over all suites, and leave out lines that are
             damaged. A page that is there is written again in any case, so that it never differs from
             the tables.
@@ -85,7 +83,7 @@ def write_report(
         UserError: see `contents_of`; or the folder can't be written to.
     """
     folder = Path(suite_folder)
-    contents = contents_of(folder, rank_by=rank_by, html=html, csv=csv, png=png, say=say)
+    contents = contents_of(folder, html=html, csv=csv, png=png, say=say)
     if not contents:
         return Report([], {})
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
@@ -105,14 +103,13 @@ def write_report(
 def first_difference(
     suite_folder: Path,
     *,
-    rank_by: str | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> str | None:
     """Return a sentence on the first byte in which the derived files in ``results/<suite>`` differ from
     those that its records give; None if they are equal. Writes nothing. For the arguments see
     `write_report`. Raises UserError: see `contents_of`; or a file can't be read."""
     folder = Path(suite_folder)
-    contents = contents_of(folder, rank_by=rank_by, say=say)
+    contents = contents_of(folder, say=say)
     made = {name: _bytes_of(content) for name, content in contents.items()}
     frames = {name: of for name, of in contents.items() if isinstance(of, pd.DataFrame)}
     floats = {name: {*frame.columns[frame.dtypes == "Float64"]} for name, frame in frames.items()}
@@ -171,21 +168,20 @@ def _same_values(stored: bytes, expected: bytes, floats: Collection[str]) -> boo
 def contents_of(
     folder: Path,
     *,
-    rank_by: str | None = None,
     html: bool = False,
     csv: bool = False,
     png: bool = False,
     say: Callable[[str], object] = lambda text: None,
 ) -> _Contents:
     """The derived files of ``folder`` (``results/<suite>``) by name, or those in CSV only; none if no
-    run has finished. They depend on the records and ``rank_by`` only. For the arguments see
+    run has finished. They depend on the records only. For the arguments see
     `write_report`.
 
     Raises:
-        UserError: no records, an invalid one, a link in the folder, an unusable ``rank_by``, or timings
+        UserError: no records, an invalid one, a link in the folder, or timings
             of one session from several machines.
     """
-    compared = compared_of(folder, rank_by)
+    compared = compared_of(folder)
     records, times = compared.records, compared.times
     if compared.board is None and times is None:
         say(f"{folder}: no run has finished yet; there is nothing to report")

@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 
 from modbench.analysis.frames import DENSE
 from modbench.errors import several
-from modbench.records.metrics import METRICS
 from modbench.report.compared import Compared
 from modbench.report.frame import plain_records
 from modbench.report.leaderboard.board import TO_DENSE, Board, comparison_titles
@@ -42,7 +41,7 @@ MOST_PAIRS = 40  #: of a forest plot
 #: Kinds of differences with their marker; without a verdict it is a stroke across the interval.
 _SIGNIFICANT, _EQUIVALENT, _NOT, _UNTOLD = "significant", "equivalent", "not significant", "no verdict"
 _MARKERS = {_SIGNIFICANT: "o", _EQUIVALENT: "D", _NOT: "o"}
-_BUDGET = "training FLOPs"
+_BUDGET, _LOSS = "training FLOPs", "validation loss (nats/token)"
 _CONTROL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
 _ZERO: dict[str, Any] = {"color": REFERENCE, "linewidth": 1.4, "zorder": 1}
 
@@ -52,7 +51,7 @@ def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
     board, sweep = compared.board, compared.sweep
     if board is None:
         return {}
-    frame, metric = (sweep.curves.pairs, "heldout_loss") if sweep else (board.pairs, board.rank_by)
+    frame = sweep.curves.pairs if sweep else board.pairs
     if sweep:
         names = {budget: f"{budget:.3g} {_BUDGET}" for budget in sweep.budgets}
     else:
@@ -63,11 +62,9 @@ def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
         pairs = _stated(board) or pairs
     runs = chain.from_iterable(row["_results"] for row in board.rows)
     controls = {run.scheme for run in runs if run.run.router.options.get("scores") in _CONTROLS}
-    label = f"{'validation loss' if metric == 'heldout_loss' else metric} ({METRICS[metric].unit})"
-    better = "above" if METRICS[metric].direction == "higher" else "below"
     return {
-        "difference_to_dense": partial(to_dense, pairs, names, label, look_of, controls),
-        "differences": partial(forest, pairs, names, label, better),
+        "difference_to_dense": partial(to_dense, pairs, names, look_of, controls),
+        "differences": partial(forest, pairs, names),
     }
 
 
@@ -95,7 +92,6 @@ def not_all_drawn(frame: pd.DataFrame) -> str:
 def to_dense(
     pairs: Sequence[Pair],
     names: Mapping[int, str],
-    label: str,
     look_of: Mapping[str, Mark],
     controls: Collection[str] = (),
 ) -> Figure | None:
@@ -135,7 +131,7 @@ def to_dense(
     axes.set_xticks(range(len(places)), budgets)
     axes.set_xlabel(_BUDGET)
     axes.grid(visible=False, axis="x")
-    axes.set_ylabel(f"{label}\nminus dense, 95 % interval")
+    axes.set_ylabel(f"{_LOSS}\nminus dense, 95 % interval")
     handles: dict[str, Any] = {"dense": Line2D([], [], **_ZERO)}
     handles |= _handles_of(kinds, "_")
     if {*controls} & {*last}:
@@ -144,12 +140,10 @@ def to_dense(
     return figure
 
 
-def forest(
-    pairs: Sequence[Pair], names: Mapping[int, str], label: str, better: str = "below"
-) -> Figure | None:
+def forest(pairs: Sequence[Pair], names: Mapping[int, str]) -> Figure | None:
     """The differences of all pairs, a line per pair with its places below each other, and below each
     place its differences ``by_seed``, if the pairs have them. Of too many pairs, the first that
-    `not_all_drawn` tells. ``better``: below or above. None without a pair."""
+    `not_all_drawn` tells. None without a pair."""
     rows = _lines(pairs)
     if len(rows) > MOST_PAIRS:
         tested_first = sorted(rows, key=lambda of: not any(pair["family"] for pair in rows[of].values()))
@@ -183,7 +177,7 @@ def forest(
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [*rows])
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(f"difference of {label}, 95 % interval\n{better} 0: the first scheme is better")
+    axes.set_xlabel(f"difference of {_LOSS}, 95 % interval\nbelow 0: the first scheme is better")
     handles: dict[str, Any] = {}
     for place, color in zip(places, colors, strict=True) if len(places) > 1 else ():
         handles["runs of equal shape" if place is None else names[place]] = handle(Mark(color, "o"))

@@ -23,10 +23,6 @@ _FIRST = ("scheme", "minus dense", "validation loss", "loss at the optimum")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-class Markdown(str):
-    """A cell that is Markdown already: not escaped there, and shown as it stands in other forms."""
-
-
 class Number(str):
     """A number as a cell shows it, with its value at full precision."""
 
@@ -146,8 +142,6 @@ def to_csv(frame: "pd.DataFrame") -> str:
 def escaped(text: object) -> str:
     """``text`` from any source as one line of plain Markdown: no HTML, links, cell boundaries, invisible
     or direction-changing characters."""
-    if isinstance(text, Markdown):
-        return text
     line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(_line(text), quote=False))
     # GitHub makes links of bare addresses: https://example.org, www.example.org.
     line = re.sub(r"(?i)(?<=[a-z])(?=://)|(?<=\bwww)(?=\.)", r"\\", line)

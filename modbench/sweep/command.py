@@ -75,7 +75,6 @@ def suite_of(
     return {
         "name": header.name,
         "version": header.version,
-        "rank_by": header.rank_by,
         "rows": list(stated.values()),
         "wanted": settings | ({"downstream": tasks} if tasks else {}),
     } | ({"compare": compared} if compared else {})

@@ -15,7 +15,6 @@ from modbench.hf.config import hub_keys, hub_of, refuse_sizes
 from modbench.measure.config import MeasureConfig
 from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig, Shape
-from modbench.records.metrics import METRICS
 from modbench.records.names import LABEL, LABEL_WORDS
 from modbench.shipped import shipped_suites
 from modbench.sweep.tables import (
@@ -320,13 +319,7 @@ def _refuse_contradictions(
 
 def _check_comparisons(where: str, suite: Suite) -> None:
     """Raises UserError: a row, budget or depth that ``suite`` does not have, a row with itself or with
-    one of other seeds, two comparisons of the same, or a ranking without noise."""
-    rank_by = suite.header.rank_by
-    if suite.comparisons and METRICS[rank_by].kind == "exact":
-        raise UserError(
-            f"{where} [[compare]] tests differences, and [suite] rank_by {rank_by} is exact, so that it "
-            "needs no test; remove one of them"
-        )
+    one of other seeds, or two comparisons of the same."""
     seeds = {scheme.label: {*suite.seeds_of(scheme)} for scheme in suite.schemes}
     depths: dict[str, set[int | None]] = {}
     for scheme in suite.schemes:

@@ -10,7 +10,6 @@ from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.measure.config import MeasureConfig
 from modbench.plan.family import Family
-from modbench.records.metrics import ranking_metric
 from modbench.records.names import LABEL, LABEL_WORDS, NAME, at_depth
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
@@ -34,7 +33,6 @@ class Header:
     name: str  #: also the name of its folder in the results folder
     version: int = 1  #: raised when the suite's meaning changes
     description: str = ""  #: one sentence, shown by `modbench list suites`
-    rank_by: str = "heldout_loss"  #: the metric that ranks the table
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -42,7 +40,6 @@ class Header:
                 f"name is {self.name!r}; it becomes a folder's name: lower-case letters, digits, "
                 "'_', '-' and '.', starting with a letter or a digit"
             )
-        ranking_metric(self.rank_by)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from modbench.analysis.items import (
-    SharedChoices,
-    centred_correct,
-    mean_with_stderr,
-    paired_bootstrap,
-    score_item,
-)
+from modbench.analysis.items import SharedChoices, centred_correct, score_item
 
 
 def test_one_item_is_scored_by_its_log_probabilities() -> None:
@@ -48,37 +42,3 @@ def test_centred_accuracy_of_random_scores_is_chance() -> None:
         for answer in range(4)
     ]
     assert centred_correct(items).mean() == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 1e4))
-
-
-def test_the_interval_of_a_paired_difference_covers_the_truth_in_95_percent() -> None:
-    draw = np.random.default_rng(0)
-    covered = 0
-    for trial in range(400):
-        hardness = draw.standard_normal(200)  # shared by both schemes
-        a = (hardness + draw.standard_normal(200) > -0.3).astype(float)
-        b = (hardness + draw.standard_normal(200) > 0.0).astype(float)
-        low, high = paired_bootstrap(a, b, draws=400, seed=trial).interval
-        truth = 0.5 * math.erf(0.3 / math.sqrt(2) / math.sqrt(2))
-        covered += low <= truth <= high
-    assert 0.91 <= covered / 400 <= 0.98
-
-
-def test_pairing_narrows_the_interval() -> None:
-    draw = np.random.default_rng(0)
-    hardness = draw.standard_normal(500)
-    a, b = hardness + 0.1 + 0.1 * draw.standard_normal(500), hardness + 0.1 * draw.standard_normal(500)
-    found = paired_bootstrap(a, b)
-    assert found.difference == pytest.approx(a.mean() - b.mean())
-    assert found.items == 500
-    low, high = found.interval
-    assert 0 < low < found.difference < high
-    assert high - low < 0.2 * 4 * mean_with_stderr(a)[1]
-
-
-def test_schemes_with_other_items_are_not_compared() -> None:
-    with pytest.raises(ValueError, match="3 and 2 items can't be compared"):
-        paired_bootstrap([1.0, 0.0, 1.0], [1.0, 0.0])
-    with pytest.raises(ValueError, match="without an item in common"):
-        paired_bootstrap([], [])
-    nan = math.nan
-    assert paired_bootstrap([1.0, nan, 0.0, 1.0], [0.0, 1.0, nan, 1.0]).difference == 0.5

@@ -17,7 +17,7 @@ RUN_BY = {
     ("clusters", "sh"): "sweep/test_machines.py",
     ("counting", "python"): "test_docs.py",
     ("counting", "sh"): "test_docs.py",
-    ("evaluation", "python"): "report/test_downstream.py",
+    ("evaluation", "python"): "cli/test_eval.py",
     ("evaluation", "sh"): "cli/test_eval.py",
     ("models", "console"): "test_models_page.py",
     ("models", "python"): "test_models_page.py",
@@ -25,7 +25,6 @@ RUN_BY = {
     ("retrofit", "python"): "hf/test_retrofit_page.py",
     ("start", "python"): "pages/test_start.py",
     ("start", "sh"): "pages/test_start.py",
-    ("tasks", "python"): "report/test_downstream.py",
     ("writing_a_router", "python"): "test_docs.py",
     ("your_block", "python"): "routing/test_module_router.py",
 }

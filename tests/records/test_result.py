@@ -44,8 +44,8 @@ def test_a_result_has_the_metrics_of_its_run_its_end_and_its_measurements(tmp_pa
     assert set(names) <= result.metrics.keys()
     assert (result.routing, result.layers) == (made.routing, made.layers)
     assert (result.label, result.scheme, result.seed, result.status) == ("mod", "mod", 3, "ok")
-    named = {name: result.suite[name] for name in ("name", "version", "rank_by")}
-    assert named == {"name": "fake", "version": 1, "rank_by": "heldout_loss"}
+    named = {name: result.suite[name] for name in ("name", "version")}
+    assert named == {"name": "fake", "version": 1}
     assert [finding.probe for finding in result.audit] == [1, 2, 3, 5, 9]
 
 

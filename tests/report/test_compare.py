@@ -71,7 +71,7 @@ def test_the_interval_of_two_rows_is_that_of_the_page():
     """The noise of a run is pooled over all rows of the folder, as on the page."""
     folder = Path(__file__).parents[2] / "results" / "quick-scores"
     records = read_suite(folder)
-    board = board_of(results_of(records), "heldout_loss", records.audits)
+    board = board_of(results_of(records), records.audits)
     (on_page,) = [pair for pair in board.pairs_of("dense") if pair["scheme"] == "token_choice"]
     ours = compared(folder / "vanilla", folder / "token_choice").pairs_of("heldout_loss")
     for name in ("value", "low", "high", "p"):

@@ -269,9 +269,7 @@ def test_equivalent_is_explained_by_the_margins_of_the_pairs() -> None:
         ("one", "within 0.02 nats per token"),
         ("none", ""),
     ]
-    assert margins_in_words([("a", None), ("a", 0.05)], "bits/byte") == [
-        ("a", "within the margin of its pair")
-    ]
+    assert margins_in_words([("a", None), ("a", 0.05)]) == [("a", "within the margin of its pair")]
 
 
 def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path: Path) -> None:
@@ -296,7 +294,7 @@ def test_an_unfinished_suite_is_interim_and_has_no_verdicts(tmp_path: Path) -> N
     assert board.pairs["verdict"].isna().all()
     assert board.pairs["low"].notna().all()
     assert {board.group(row) for row in board.rows} == {""}
-    results = page.partition("## What the columns mean")[0]
+    results = page.partition("## Figures")[0]
     assert not any(word in results for word in (" better", " worse", " undecided", "| best |"))
 
 

@@ -166,15 +166,15 @@ def _points(axes, coordinate: int) -> list[tuple[float, str]]:
 def test_differences_to_dense_are_filled_where_significant_and_hollow_for_a_control():
     look_of = marks({"a": "mod", "b": "b"})
     with look():
-        (axes,) = to_dense(PAIRS, NAMES, "loss", look_of).axes
-        (other,) = to_dense(PAIRS, NAMES, "loss", look_of, {"b"}).axes
-        assert to_dense(PAIRS[:2], NAMES, "loss", look_of) is None
+        (axes,) = to_dense(PAIRS, NAMES, look_of).axes
+        (other,) = to_dense(PAIRS, NAMES, look_of, {"b"}).axes
+        assert to_dense(PAIRS[:2], NAMES, look_of) is None
     assert _points(axes, 1) == [(-0.3, "filled"), (0.05, "hollow"), (0.2, "filled")]
     assert _points(other, 1) == [(-0.3, "filled"), (0.05, "hollow"), (0.2, "hollow")]
     assert [text.get_text() for text in axes.texts] == ["a", "b"]  # lowest first
     untold = [pair | {"verdict": None} for pair in PAIRS]  # as in a suite that is not finished
     with look():
-        figure = to_dense(untold, NAMES, "loss", look_of, {"b"})
+        figure = to_dense(untold, NAMES, look_of, {"b"})
     assert {kind for _, kind in _points(figure.axes[0], 1)} == {"stroke"}
     assert {*_legend(figure)} == {"dense", "no verdict", "control, always hollow"}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["small", "large"]
@@ -182,7 +182,7 @@ def test_differences_to_dense_are_filled_where_significant_and_hollow_for_a_cont
 
 def test_a_forest_has_each_pair_once_in_one_direction_and_shows_what_was_not_tested():
     with look():
-        figure = forest(PAIRS, NAMES, "loss")
+        figure = forest(PAIRS, NAMES)
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert [label.split()[::2] for label in labels] == [["a", "vanilla"], ["b", "vanilla"], ["a", "b"]]
@@ -195,7 +195,7 @@ def test_a_forest_shows_the_pairs_of_a_suite_as_it_states_them_with_each_seed_an
     one = _pair("vanilla", "b", 0.1, "equivalent") | {"by_seed": {300: 0.4, 301: -0.2}, "margin": 0.25}
     two = _pair("a", "vanilla", -0.1, "better") | {"by_seed": {300: -0.3, 301: 0.1}, "margin": None}
     with look():
-        figure = forest([one, two], NAMES, "loss")
+        figure = forest([one, two], NAMES)
     (axes,) = figure.axes
     drawn = [[*line.get_xdata()] for line in axes.lines if line.get_marker() == "."]
     assert drawn == [[0.4, -0.2], [-0.3, 0.1]]
@@ -209,7 +209,7 @@ def test_a_forest_shows_the_pairs_of_a_suite_as_it_states_them_with_each_seed_an
 def test_a_forest_of_several_depths_says_where_each_scheme_is_at_its_best():
     equal = _pair("a", "vanilla", -0.2, None) | {"depth": 4}
     with look():
-        (axes,) = forest([*PAIRS, equal], NAMES, "loss").axes
+        (axes,) = forest([*PAIRS, equal], NAMES).axes
     labels = [label.get_text().partition("vanilla")[2] for label in axes.get_yticklabels()]
     assert labels[:3] == [", best depth of each", ", 4 layers", ", best depth of each"]
     assert axes.get_yticklabels()[-1].get_text().split() == [
@@ -231,7 +231,7 @@ def test_of_too_many_pairs_the_first_are_drawn_and_the_caption_tells_how_many(fa
         for pair in pairs:
             pair["family"] = "stated" if {pair["scheme"], pair["other"]} in stated else None
         with look():
-            (axes,) = forest(pairs, NAMES, "loss").axes
+            (axes,) = forest(pairs, NAMES).axes
         names = [{*label.get_text().split()[::2]} for label in axes.get_yticklabels()]
         assert names[: len(stated)] == stated
         drawn_next = ["vanilla" in name for name in names[len(stated) :]]
@@ -240,7 +240,7 @@ def test_of_too_many_pairs_the_first_are_drawn_and_the_caption_tells_how_many(fa
 
 
 def test_the_figure_of_the_readme_is_drawn_for_a_dark_page_too():
-    draw = partial(to_dense, PAIRS, NAMES, "loss", marks({"a": "mod", "b": "b"}))
+    draw = partial(to_dense, PAIRS, NAMES, marks({"a": "mod", "b": "b"}))
     light, dark = drawn_files({"difference_to_dense": draw}).items()
     assert [light[0], dark[0]] == ["difference_to_dense.svg", "difference_to_dense_dark.svg"]
     assert (b"#0d1117" in light[1], b"#0d1117" in dark[1]) == (False, True)

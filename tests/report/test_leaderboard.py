@@ -52,46 +52,6 @@ def test_rows_that_noise_does_not_separate_from_the_best_are_a_group(fakes):
     assert (table["heldout_loss_high"] > table["heldout_loss"]).all()
 
 
-def test_a_metric_whose_better_side_is_up_ranks_so(fakes):
-    records = [
-        fakes.make_record("low", loss=4.0, metrics={"modbench_cloze": 0.3}),
-        fakes.make_record("high", loss=5.0, metrics={"modbench_cloze": 0.5}),
-    ]
-    board = board_of(records, rank_by="modbench_cloze")
-    assert [row["_name"] for row in board.rows] == ["high", "low"]
-
-
-def test_accuracies_over_different_items_are_not_ranked_against_each_other(fakes):
-    records = [
-        fakes.make_record("some", measure={"downstream_limit": 5}, metrics={"modbench_cloze": 0.6}),
-        fakes.make_record("every", measure={"downstream_limit": None}),
-        fakes.make_record("all"),
-    ]
-    placed = [(row["_name"], row["comparison"]) for row in board_of(records).rows]
-    assert {comparison for _, comparison in placed} == {1}
-    board = board_of(records, rank_by="modbench_cloze")
-    placed = [[row["_name"] for row in entries] for entries in board.comparisons]
-    assert sorted(placed) == [["all", "every"], ["some"]]
-    assert [row["position"] for row in board.rows if row["_name"] == "some"] == [1]
-
-
-@pytest.mark.parametrize(
-    ("apart", "group", "verdict"), [(0.01, "not separable", "undecided"), (0.4, "", "better")]
-)
-def test_what_is_better_when_higher_is_compared_so(fakes, apart, group, verdict):
-    records = [
-        fakes.make_record(
-            label, seed=seed, metrics={"modbench_cloze": middle + sign * 0.02 * (seed - 1)}
-        )
-        for label, middle, sign in (("high", 0.3 + apart, 1), ("vanilla", 0.3, -1))
-        for seed in range(3)
-    ]
-    board = board_of(records, rank_by="modbench_cloze")
-    assert [row["_name"] for row in board.rows] == ["high", "vanilla"]
-    assert [board.group(row) for row in board.rows] == ["best", group]
-    assert board.minus(board.rows[0], "dense")["verdict"] == verdict
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -209,15 +169,6 @@ def test_one_seed_among_rows_of_several_has_the_noise_of_those(fakes):
     assert (pair["scheme"], pair["pairs"]) == ("single", 1)
     assert pair["value"] == pytest.approx(-0.5)
     assert (pair["verdict"], board.group(board.rows[1])) == ("better", "")
-
-
-def test_what_is_equal_over_seeds_ranks_rows_of_one_seed_among_those_of_several(fakes):
-    records = [*_seeds(fakes, "several", [4.5, 4.6]), fakes.make_record("single", cost=0.5)]
-    board = board_of(records, rank_by="forward_flops_per_token")
-    assert [(row["_name"], row["position"]) for row in board.rows] == [
-        ("single", 1),
-        ("several", 2),
-    ]
 
 
 def test_the_csv_has_the_interval_and_how_many_seeds_finished(fakes):

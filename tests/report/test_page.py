@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_up_records import replace
 
 from modbench.cli.main import main
 from modbench.errors import UserError
+from modbench.records.line import as_json, key_of
 from modbench.report import page as page_module
 from modbench.report.page import first_difference, write_report
 
@@ -54,6 +56,16 @@ def test_the_report_is_the_files_that_have_data_and_nothing_else(tmp_path, fakes
     paths = write_report(fakes.store(tmp_path, six)).paths
     assert sorted(path.name for path in paths) == _NAMES
     assert list(_bytes(tmp_path)) == _NAMES
+
+
+def test_the_metric_that_earlier_records_rank_by_changes_no_file(tmp_path, fakes, six):
+    record = fakes.suite_record(six)
+    suite = as_json(record.suite) | {"rank_by": "modbench_cloze"}
+    earlier = replace(record, suite=suite, key=key_of(suite))
+    folders = [fakes.store(tmp_path / of.key, six, of) for of in (record, earlier)]
+    for folder in folders:
+        write_report(folder)
+    assert _bytes(folders[0]) == _bytes(folders[1])
 
 
 def test_check_names_the_first_byte_that_differs_and_writes_nothing(tmp_path, fakes, six, capsys):

@@ -86,7 +86,7 @@ def test_a_task_that_failed_is_a_remark_on_its_row(fakes):
 def test_another_amount_of_heldout_text_is_another_comparison(fakes):
     records = [fakes.make_record("mod"), fakes.make_record("half", measure={"heldout_tokens": 1024})]
     records.append(fakes.make_record("lost", status="diverged"))  # nothing was measured on its weights
-    held = {row["_name"]: conditions(row, "heldout_loss") for row in rows_from(records)}
+    held = {row["_name"]: conditions(row) for row in rows_from(records)}
     assert {label: of["heldout_tokens"] for label, of in held.items()} == {
         "half": 1024,
         "lost": 65_536,

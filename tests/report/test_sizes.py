@@ -70,15 +70,6 @@ def test_best_size_is_chosen_by_the_mean_over_seeds(sized: Sized) -> None:
     assert placed(board) == {"mod/L": (1, 2, "largest")}
 
 
-def test_best_size_has_the_highest_mean_of_a_metric_that_is_better_when_higher(fakes: Any) -> None:
-    records = [
-        fakes.make_record(f"mod/{size}", model={"width": width}, metrics={"modbench_cloze": value})
-        for size, width, value in (("S", 64, 0.3), ("L", 128, 0.5))
-    ]
-    board = board_of(records, rank_by="modbench_cloze")
-    assert [row["_name"] for row in board.rows if row["best_size"]] == ["mod/L"]
-
-
 def test_size_that_diverged_is_listed_and_not_chosen(sized: Sized) -> None:
     records = [*sized("mod", {"S": 4.9, "M": 4.8}), *sized("mod", {"L": 4.7}, status="diverged")]
     board = board_of(records)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from modbench.report.table import Markdown, Table
+from modbench.report.table import Table
 
 AWKWARD = [
     *("a|b", "a\\|b", "two\nlines\r\nof text", "=1+1", "-1", "@x", "<b>bold</b>", "a & b", "&lt;"),
@@ -82,11 +82,6 @@ def test_csv_keeps_cells_without_formulas(grid: list[list[str]]) -> None:
 def test_csv_has_numbers_at_full_precision_and_nothing_for_none() -> None:
     table = Table.of([{"a": 1 / 3, "b": None}, {"b": -1, "a": True}])
     assert table.to_csv() == "a,b\n0.3333333333333333,\nTrue,-1\n"
-
-
-def test_markdown_cell_is_not_escaped_again() -> None:
-    table = Table(("a", "b"), [(Markdown("*x* `y`"), "*x*")], left=(1,))
-    assert table.to_markdown() == "| a | b |\n| ---: | --- |\n| *x* `y` | \\*x\\* |"
 
 
 def on_terminal(table: Table, width: int) -> str:

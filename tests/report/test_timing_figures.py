@@ -100,6 +100,24 @@ def test_a_vanilla_row_without_a_valid_time_leaves_its_place_to_the_next(useless
     assert rows["vanilla/b", "forward"]["speed_up"] == 1.0
 
 
+def test_a_step_per_flop_is_compared_with_the_dense_one_of_its_shape_or_the_nearest() -> None:
+    def of(scheme: str, width: int, seconds: float, flops: int, **marks: bool) -> TimingRecord:
+        label = f"{scheme}/w{width}"
+        step = make_case("train", seconds=(seconds,) * 4, flops=flops)
+        measured = timed(label, make_case(), step, **marks).measured
+        return make_timing("training", timed_of(label, model={"width": width}), measured)
+
+    dense = [of("vanilla", 64, 0.1, 1000), of("vanilla", 256, 0.4, 8000, overloaded=True)]
+    # Seconds per 1,000 FLOPs: 0.1 and 0.05 of the dense model, 0.125 and 0.08 of mod.
+    routed = [of("mod", 64, 0.25, 2000), of("mod", 200, 0.32, 4000)]
+    page = page_of(*dense, *routed)
+    assert "| scheme | forward | train | train, s/FLOP over dense |" in page
+    assert "| mod/w64 | 100.00 ± 0.00 | 250.00 ± 0.00 | 1.25 |" in page
+    assert "| mod/w200 | 100.00 ± 0.00 | 320.00 ± 0.00 | 1.60 (vanilla/w256, loaded) |" in page
+    assert "a speed-up of 2 in FLOPs is one of 1.6 in seconds" in page
+    assert "s/FLOP" not in page_of(*routed)
+
+
 def test_a_width_between_two_dense_ones_is_compared_with_the_time_between_them() -> None:
     def of(scheme: str, width: int, seconds: float, flops: int) -> TimingRecord:
         label = f"{scheme}/w{width}"

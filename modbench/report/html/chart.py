@@ -38,13 +38,9 @@ class Chart:
 
     @cached_property
     def qualities(self) -> dict[str, str]:
-        """Names of the vertical axes by metric: the one that ranks, then others that any row has."""
+        """Names of the vertical axes by metric: validation loss, then others that any row has."""
         names = [name for name, of in METRICS.items() if of.kind == "quality" and of.direction != "none"]
-        board = self.report.compared.board
-        if board is None:
-            return {}
-        ordered = dict.fromkeys([board.rank_by, *names])
-        held = [name for name in ordered if name not in COSTS and self._varies(name)]
+        held = [name for name in names if name not in COSTS and self._varies(name)]
         words = {name: name.replace("heldout", "validation").replace("_", " ") for name in held}
         return {name: f"{words[name]} ({METRICS[name].unit})" for name in held}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from modbench.errors import several
 from modbench.report.html.chart import Chart
@@ -18,7 +18,7 @@ from modbench.report.html.source import SuiteReport
 from modbench.report.html.template import data, render
 from modbench.report.leaderboard.metric_cells import si
 from modbench.report.markdown import Page
-from modbench.report.table import Markdown, Number, Table
+from modbench.report.table import Number, Table
 
 #: Tables with more rows get a box that filters them.
 FILTER_ABOVE = 8
@@ -156,7 +156,6 @@ def _cell(value: object, number: bool, is_head: bool) -> Markup:
     text = " ".join(str("-" if value is None else value).split())
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    shown = Markup(MarkdownIt().renderInline(text)) if isinstance(value, Markdown) else escape(text)
     kind = "wide" if is_head and len(text) > _WIDE else ""
     kind = "long" if not number and len(text) > _LONG else "n" if number else kind
     key = value.value if isinstance(value, Number) else value
@@ -165,8 +164,8 @@ def _cell(value: object, number: bool, is_head: bool) -> Markup:
         is_number = isinstance(key, int | float) and not isinstance(key, bool)
         sort = Markup(' data-sort="{}"').format(repr(key).removesuffix(".0") if is_number else "")
     if is_head:
-        return Markup('<th scope="row"{}{}>{}</th>').format(_class(kind), sort, shown)
-    return Markup("<td{}{}>{}</td>").format(_class(kind), sort, shown)
+        return Markup('<th scope="row"{}{}>{}</th>').format(_class(kind), sort, text)
+    return Markup("<td{}{}>{}</td>").format(_class(kind), sort, text)
 
 
 def _header(report: SuiteReport) -> dict[str, Any]:

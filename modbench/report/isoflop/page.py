@@ -25,18 +25,14 @@ from modbench.report.isoflop.tables import (
     with_interval,
 )
 from modbench.report.leaderboard.audited import even_gates, idle_layers
-from modbench.report.leaderboard.columns import OPTIMA, Column, column_table
 from modbench.report.leaderboard.metric_cells import difference_text
 from modbench.report.leaderboard.page import figures_among, margins_in_words, origin_of, suites_of
 from modbench.report.markdown import Page, page
 from modbench.report.table import Number, Table
 
-_LAYERS = Column(
-    "layers",
-    "depth of the lowest of the interior optima, and the share of bootstrap samples in which this "
-    "depth is the best one. The lowest of several noisy minima is biased low, so each sample repeats "
-    "the choice of the depth, and the interval of the loss contains it",
-)
+#: Columns of the first tables; docs/columns.md explains them.
+_LOSS, _MINUS = "loss at the optimum (nats/token)", "minus dense (nats/token)"
+_SPEED_UP = "speed-up at equal loss (FLOPs)"
 _EQUAL_DEPTH = "minus dense at equal depth (nats/token)"
 
 
@@ -80,8 +76,6 @@ def isoflop_page(
         seeds=[of.seeds for of in suite.rows.points if of.seeds],
         downstream=downstream or {"compared": ()},
         figures=figures_among(drawn, suite.curves.pairs),
-        columns=column_table(_columns(suite)),
-        in_seconds=suite.curves.optima["speed_up_seconds"].notna().any(),
         remarks=[
             (scheme, number, runs[scheme], words)
             for words, schemes in remarked
@@ -95,7 +89,9 @@ def isoflop_page(
 
 def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
     """Part of the page on ``budget``: the table of the optima, missing and doubtful values."""
-    optima, headings = suite.best(budget), [column.heading for column in _columns(suite)]
+    optima = suite.best(budget)
+    headings = ["group", "scheme", *["layers"] * bool(suite.depths), _LOSS, _MINUS, _SPEED_UP]
+    headings += ["active parameters", "minimum"]
     cells = [_cells(suite, row) for row in optima]
     table = Table(
         headings,
@@ -122,7 +118,6 @@ def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
         "dense_at_edge": dense in edges,
         "no_dense": no_dense,
         "no_speed_up": no_speed_up,
-        "no_seconds": [row for row in optima if row.speed_up_seconds_missing_because],
         "depths": _depths(suite, budget) if suite.depths else None,
     }
 
@@ -157,19 +152,12 @@ def _shapes(suite: IsoFlopSuite) -> dict[str, Any]:
     }
 
 
-def _columns(suite: IsoFlopSuite) -> tuple[Column, ...]:
-    """The columns of the tables of optima: with the depth, if the suite has several, and with seconds,
-    if steps were timed."""
-    columns = [of for of in OPTIMA if suite.is_timed or "seconds" not in of.heading]
-    return (*columns[:2], *((_LAYERS,) if suite.depths else ()), *columns[2:])
-
-
 def _depths(suite: IsoFlopSuite, budget: int) -> Table:
     """The table of the optima at each depth."""
     rows = [row for row in suite.rows.optima if (row.budget, row.fit) == (budget, HEADLINE)]
     rows.sort(key=lambda row: (row.scheme, row.depth))
     cells = [_cells(suite, row, at_depth=True) for row in rows]
-    headings = ["scheme", "layers", OPTIMA[2].heading, _EQUAL_DEPTH]
+    headings = ["scheme", "layers", _LOSS, _EQUAL_DEPTH]
     headings += ["active parameters", "width / layers", "minimum"]
     table = [[of.get(heading, "-") for heading in headings] for of in cells]
     return Table(headings, table, (0, 6), f"Optima at each depth, {budget:.3g} training FLOPs")
@@ -187,11 +175,10 @@ def _cells(suite: IsoFlopSuite, row: Any, *, at_depth: bool = False) -> dict[str
         "group": (row.group or told) if row.position else "not ranked",
         "scheme": row.scheme,
         "layers": row.depth if at_depth else layers,
-        OPTIMA[2].heading: with_interval(row.loss, ".3f", low, high),
-        OPTIMA[3].heading: _minus_dense(suite, row, None),
+        _LOSS: with_interval(row.loss, ".3f", low, high),
+        _MINUS: _minus_dense(suite, row, None),
         _EQUAL_DEPTH: _minus_dense(suite, row, row.depth),
-        OPTIMA[4].heading: _factor(row, ""),
-        OPTIMA[5].heading: _factor(row, "_seconds"),
+        _SPEED_UP: _factor(row),
         "active parameters": size_cell(row),
         "width / layers": _aspect(suite, row),
         "minimum": "; ".join(filter(None, _minimum(suite, row, at_depth))),
@@ -246,11 +233,10 @@ def _depth_remarks(best: Any, depths: Sequence[Any]) -> Iterable[str]:
             return
 
 
-def _factor(row: Any, unit: str) -> str | None:
+def _factor(row: Any) -> str | None:
     """A speed-up with its interval, ``?`` for an end beyond the dense model's budgets; without one if
     all of it lies beyond the bound."""
-    names = (f"speed_up{unit}", f"speed_up{unit}_low", f"speed_up{unit}_high")
-    factor, *interval = (getattr(row, name) for name in names)
+    factor, interval = row.speed_up, (row.speed_up_low, row.speed_up_high)
     if factor is None:
         return None
     bound = row.speed_up_bound

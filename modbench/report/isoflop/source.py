@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from modbench.analysis.comparison import Times
 from modbench.analysis.curves import Curves, curves_of
 from modbench.analysis.frames import DENSE, rows_of
 from modbench.analysis.isoflop import HEADLINE
@@ -21,7 +20,6 @@ from modbench.report.frame import results_frame
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row
 from modbench.report.table import rounded
-from modbench.report.timing.table import TimingTable, marks_of
 from modbench.report.timing.values import PROCESSOR, machine_in_words
 
 _TYPES = {
@@ -99,12 +97,6 @@ class IsoFlopSuite:
     def has_curves(self) -> bool:
         return bool(self.curves.runs["loss"].notna().any())
 
-    @cached_property
-    def is_timed(self) -> bool:
-        """Return True if steps of a scheme were timed, so that there are speed-ups in seconds."""
-        names = ["speed_up_seconds", "speed_up_seconds_missing_because", "seconds_per_flop"]
-        return bool(self.curves.optima[names].notna().any(axis=None))
-
     def best(self, budget: int, fit: str = HEADLINE) -> list[Any]:
         """The optimum of each scheme at its best depth, those that are ranked first; of a scheme without
         an optimum, its first curve."""
@@ -134,9 +126,7 @@ class IsoFlopSuite:
         return result.key not in self._on_curve
 
 
-def isoflop_suite(
-    results: Sequence[Result], unranked: Mapping[str, str], timings: TimingTable | None = None
-) -> IsoFlopSuite | None:
+def isoflop_suite(results: Sequence[Result], unranked: Mapping[str, str]) -> IsoFlopSuite | None:
     """The isoFLOP curves of a suite; None if it has none. ``unranked``: its schemes that may not be
     ranked, with the reason."""
     if not (results := on_curves(results)):
@@ -151,7 +141,6 @@ def isoflop_suite(
         compare=results[0].suite["compare"],
         interim=bool(results[0].suite["left"]),
         unranked=unranked,
-        times=step_times(timings, results),
     )
     return IsoFlopSuite(results, curves, unranked)
 
@@ -166,23 +155,3 @@ def _newest_plan(results: Sequence[Result]) -> Mapping[str, Any]:
     """The entry ``isoflop`` of the newest suite among ``results``."""
     newest = max(results, key=lambda result: (result.suite["rank"], result.key))
     return newest.isoflop or {}
-
-
-def step_times(table: TimingTable | None, results: Sequence[Result]) -> Times:
-    """The training steps of ``table`` whose scheme, shape and batch are those of one of ``results``,
-    which tell the active parameters. Times with a mark (loaded, unstable, throttled) don't count, nor do
-    those of a CPU with another number of threads than the runs had: that alone can turn a speed-up into
-    a slow-down."""
-    threads = {result.environment.get("threads") for result in results}
-    timed = table.timings[0].environment if table else None
-    if table is None or timed is None or not (timed["gpu"] or timed["threads"] in threads):
-        return Times({})
-    steps = {row["key"]: row for row in table.cases if row["case"] == "train"}
-    measured: dict[Place, set[tuple[float, float]]] = defaultdict(set)
-    for result in results:
-        size, row = result.metrics.get("active_parameters"), steps.get(result.run.timed.key)
-        if size is None or row is None or marks_of(row):
-            continue
-        if row["seconds_median"] and row["flops_realised"]:
-            measured[result.place].add((size, row["seconds_median"] / row["flops_realised"]))
-    return Times({place: sorted(steps) for place, steps in measured.items()})

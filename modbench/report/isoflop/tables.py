@@ -56,7 +56,7 @@ def stated_table(suite: IsoFlopSuite) -> Table | None:
         further = {"FLOPs": f"{of['budget']:.3g}"}
         if suite.depths:
             further["layers"] = str(of.get("depth") or "best")
-        lines.append(stated_cells(found._asdict() if found else pair, "nats/token", **further))
+        lines.append(stated_cells(found._asdict() if found else pair, **further))
     left = (0, 1, 2, len(lines[0]) - 1) if lines else ()
     return Table.of(lines, left).about("Comparisons that the suite states") if lines else None
 
@@ -142,7 +142,7 @@ def _pairs(suite: IsoFlopSuite) -> Table | None:
     leading = [("FLOPs", [f"{pair['budget']:.3g}" for pair in pairs])]
     if suite.depths:
         leading.append(("layers", [str(pair["depth"] or "best") for pair in pairs]))
-    table = pair_table(leading, pairs, "nats/token").about("Differences at the optima")
+    table = pair_table(leading, pairs).about("Differences at the optima")
     return table if pairs else None
 
 

@@ -13,7 +13,6 @@ from modbench.analysis.difference import INTERIM, MARGIN, Difference, compare, r
 from modbench.analysis.noise import Noise
 from modbench.analysis.pairs import pairs_frame
 from modbench.records.line import canonical_json
-from modbench.records.metrics import METRICS, Metric, ranking_metric
 from modbench.records.result import Result
 from modbench.report.downstream.scores import metrics_of, tasks_of
 from modbench.report.frame import plain_records, results_frame, typed
@@ -23,7 +22,6 @@ from modbench.report.leaderboard.rows import (
     by_seed,
     center,
     conditions,
-    figure,
     rows_of,
     same_processor,
 )
@@ -37,6 +35,8 @@ from modbench.report.leaderboard.stated import (
 from modbench.report.table import rounded, rounded_value
 from modbench.report.timing.table import TimingTable, timed_values
 
+#: The metric that orders rows and tells them apart.
+LOSS = "heldout_loss"
 #: Router of the dense model.
 DENSE = "vanilla"
 #: Marks of the rows that may be the best one.
@@ -60,20 +60,19 @@ class Board:
     """``rows``: all rows, comparison by comparison, ranked ones first; see `rows_of`.
 
     A comparison holds rows of equal budget and data (all of `conditions`); rows are ordered within it by
-    the figure that ranks them. ``position`` is missing for a row that may not be ranked, with the reason
+    validation loss. ``position`` is missing for a row that may not be ranked, with the reason
     in ``_unranked``, and for sizes of a scheme that aren't its best. If there are several shapes, each
     scheme is ranked at the size of its best mean. Rows of isoFLOP suites have no position here: their
     optima have. ``runs``: the results frame."""
 
     runs: pd.DataFrame
     rows: Sequence[Row]
-    rank_by: str
     is_rounded: bool = False  #: figures have the digits that a report shows
 
     def shown(self) -> "Board":
         """The board as all files of a report show it: rounded once (`rounded`)."""
         rows = [{name: rounded_value(value) for name, value in row.items()} for row in self.rows]
-        return Board(rounded(self.runs), rows, self.rank_by, is_rounded=True)
+        return Board(rounded(self.runs), rows, is_rounded=True)
 
     @cached_property
     def comparisons(self) -> list[list[Row]]:
@@ -86,16 +85,14 @@ class Board:
     @cached_property
     def noise(self) -> dict[int, Noise]:
         """The noise of one run, by comparison: of all rows that can be ranked, whatever their size, or
-        of the rows that the suite compares; none for an exact metric, and where there is no such row."""
-        if METRICS[self.rank_by].kind != "quality":
-            return {}
+        of the rows that the suite compares; none where there is no such row."""
         noise = {}
         for rows in self.comparisons:
             usable = [row for row in rows if ranked_rows(rows) and not row["_unranked"]]
             stated = [row for row in stated_rows(rows).values() if not why_untested(row)]
             if of := stated or usable:
                 noise[rows[0]["comparison"]] = row_noise(
-                    {row["_name"]: by_seed(row, self.rank_by, in_suite=bool(stated)) for row in of}
+                    {row["_name"]: by_seed(row, LOSS, in_suite=bool(stated)) for row in of}
                 )
         return noise
 
@@ -103,14 +100,13 @@ class Board:
     def pairs(self) -> pd.DataFrame:
         """The frame of pairs: those that the suite states, or those of ranked rows, each scheme at its
         best size, with the dense and with the best row, by family; then all others, untested."""
-        metric = METRICS[self.rank_by]
         pairs = [
             pair
             for rows in self.comparisons
             if rows[0]["comparison"] in self.noise
-            for pair in _pairs(rows, metric, self.noise[rows[0]["comparison"]])
+            for pair in _pairs(rows, self.noise[rows[0]["comparison"]])
         ]
-        frame = pairs_frame(pairs, "higher" if metric.direction == "higher" else "lower")
+        frame = pairs_frame(pairs)
         return rounded(frame) if self.is_rounded else frame
 
     @cached_property
@@ -132,7 +128,7 @@ class Board:
         ``value``."""
         rows = next((rows for rows in self.comparisons if rows[0]["comparison"] == comparison), [])
         of_comparison = self.pairs[self.pairs["comparison"] == comparison]
-        return stated_differences(rows, plain_records(of_comparison), self.rank_by)
+        return stated_differences(rows, plain_records(of_comparison))
 
     def minus(self, row: Row, family: str) -> Mapping[str, Any]:
         """The pair of ``row`` in `TO_DENSE` or `TO_BEST`; empty if there is none."""
@@ -233,13 +229,12 @@ def dense_row(rows: Sequence[Row]) -> Row | None:
 
 def board_of(
     results: Sequence[Result],
-    rank_by: str = "heldout_loss",
     audits: Audits | None = None,
     times: TimingTable | None = None,
 ) -> Board:
     """The leaderboard of ``results``, of the ``audits`` that they refer to, and of the ``times`` of
-    their schemes. Raises UserError: ``rank_by`` is unknown, timed, or has no better side."""
-    criterion, timed = ranking_metric(rank_by), timed_values(times)
+    their schemes."""
+    timed = timed_values(times)
 
     def medians(result: Result) -> dict[str, Any]:
         return {name: of["median"] for name, of in timed.get(result.run.timed.key, {}).items()}
@@ -247,28 +242,26 @@ def board_of(
     runs = results_frame(results, medians)
     groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
     for row in rows_of(runs, audits or {}, timed) if results else ():
-        groups[row["budget"], canonical_json(conditions(row, rank_by))].append(row)
+        groups[row["budget"], canonical_json(conditions(row))].append(row)
     rows = [
         {"comparison": number, **row}
         for number, group in enumerate(sorted(groups), start=1)
-        for row in _ranked(groups[group], criterion)
+        for row in _ranked(groups[group])
     ]
-    return Board(runs, rows, rank_by)
+    return Board(runs, rows)
 
 
-def _ranked(rows: Sequence[Row], criterion: Metric) -> list[Row]:
-    """Ranked rows by figure and name, then those that may not be ranked; at last the sizes that aren't
+def _ranked(rows: Sequence[Row]) -> list[Row]:
+    """Ranked rows by loss and name, then those that may not be ranked; at last the sizes that aren't
     the best of their scheme."""
-    sign = 1 if criterion.direction == "lower" else -1
     for row in rows:
-        row |= {"_unranked": _why_unranked(row, criterion), "position": None}
+        row |= {"_unranked": _why_unranked(row), "position": None}
         row |= {"best_size": True, "sizes": 1, "edge": "", "_pair_name": row["_name"]}
         if row["_unranked"] != row["_why"]:
             row["note"] = "; ".join(filter(None, [row["_unranked"], row["note"]]))
 
     def order(row: Row) -> tuple[float, str]:
-        value = figure(row, criterion.name)
-        return float("inf") if value is None else sign * value, row["_name"]
+        return float("inf") if row[LOSS] is None else row[LOSS], row["_name"]
 
     def placed(some: Iterable[Row]) -> list[Row]:
         ordered = sorted(some, key=lambda row: (bool(row["_unranked"]), order(row)))
@@ -299,14 +292,14 @@ def _ranked(rows: Sequence[Row], criterion: Metric) -> list[Row]:
     return ranked + others
 
 
-def _why_unranked(row: Row, criterion: Metric) -> str:
+def _why_unranked(row: Row) -> str:
     """Why ``row`` cannot be ranked, whatever the other rows are; empty if it can."""
     if row["_why"]:
         return str(row["_why"])
-    if figure(row, criterion.name) is None:
-        return f"{criterion.name} was not measured"
-    if not all(criterion.name in result.metrics for result in row["_ok"]):
-        return f"{criterion.name} was not measured in all seeds"
+    if row[LOSS] is None:
+        return f"{LOSS} was not measured"
+    if not all(LOSS in result.metrics for result in row["_ok"]):
+        return f"{LOSS} was not measured in all seeds"
     return ""
 
 
@@ -331,12 +324,9 @@ def _shapes(rows: Sequence[Row]) -> list[str]:
 _Wanted = tuple[Row, Row, str, float | None]
 
 
-def _pairs(
-    rows: Sequence[Row], metric: Metric, noise: Noise
-) -> Iterator[tuple[Mapping[str, Any], Difference]]:
+def _pairs(rows: Sequence[Row], noise: Noise) -> Iterator[tuple[Mapping[str, Any], Difference]]:
     """The pairs of one comparison with their differences, which no family has judged yet."""
     ranked = ranked_rows(rows)
-    margin = MARGIN if metric.unit == "nats/token" else None
     tested: list[_Wanted] = []
     if rows[0]["_first"].suite["compare"]:
         usable = {label: row for label, row in stated_rows(rows).items() if not why_untested(row)}
@@ -346,11 +336,11 @@ def _pairs(
     else:
         dense = dense_row(rows)
         to = dense if dense and dense["position"] else None
-        tested += [(row, to, TO_DENSE, margin) for row in ranked if to and row is not to]
-        tested += [(row, ranked[0], TO_BEST, margin) for row in ranked[1:]]
+        tested += [(row, to, TO_DENSE, MARGIN) for row in ranked if to and row is not to]
+        tested += [(row, ranked[0], TO_BEST, MARGIN) for row in ranked[1:]]
     known = {frozenset((row["_name"], other["_name"])) for row, other, *_ in tested}
     others: list[_Wanted] = [
-        (row, other, "", margin)
+        (row, other, "", MARGIN)
         for row, other in (combinations(ranked, 2) if len(ranked) <= MOST_ROWS else ())
         if frozenset((row["_name"], other["_name"])) not in known
     ]
@@ -358,7 +348,7 @@ def _pairs(
     for row, other, family, within in (*tested, *others):
         stated = family not in (TO_DENSE, TO_BEST, "")
         spreads = noise.of(row["_name"]), noise.of(other["_name"])
-        ours, theirs = (by_seed(of, metric.name, in_suite=stated) for of in (row, other))
+        ours, theirs = (by_seed(of, LOSS, in_suite=stated) for of in (row, other))
         pooled = noise.pooled if noise.is_pooled else None
         difference = compare(ours, theirs, spreads, pooled, within)
         if difference is not None:
@@ -369,7 +359,7 @@ def _pairs(
                     "budget": row["budget"],
                     "scheme": row["_first"].label if stated else row["_pair_name"],
                     "other": other["_first"].label if stated else other["_pair_name"],
-                    "metric": metric.name,
+                    "metric": LOSS,
                     "family": family,
                     "margin": within,
                     "same_processor": all(same_processor(row, other, seed) for seed in shared),

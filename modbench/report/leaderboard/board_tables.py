@@ -3,42 +3,57 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modbench.records.metrics import METRICS
 from modbench.report.frame import differing, plain_records, shape_columns
 from modbench.report.leaderboard.board import TO_BEST, TO_DENSE, Board, best_rows
-from modbench.report.leaderboard.columns import FIRST, GROUP, MORE
 from modbench.report.leaderboard.metric_cells import (
     difference_text,
-    first_columns,
     metric_columns,
     pair_table,
-    ranking_column,
     stated_cells,
 )
 from modbench.report.leaderboard.rows import Row, center, shape_name
 from modbench.report.table import Table
 
 _LEFT = ("group", "scheme", "size", "FLOPs", "audit")
+#: Headings of columns of metrics, with the cells' format (`metric_text`); docs/columns.md explains them.
+_LOSS = {"validation loss (nats/token)": "{heldout_loss:.3f}"}
+_COSTS = {
+    "realised forward FLOP/token": "{forward_flops_per_token_realised:si3}",
+    "training tokens": "{train_tokens:,d}",
+    "parameters, active / all": "{active_parameters:si3} / {parameters:si3}",
+    "KV cache, share of dense": "{kv_cache_share:.3f}",
+}
+_MORE = {
+    "bits/byte": "{heldout_bits_per_byte:.3f}",
+    "leaky loss (nats/token)": "{heldout_loss_leaky:.3f}",
+    "leak (nats/token)": "{leak:.4f}",
+    "cloze accuracy (untrained, chance)": (
+        "{modbench_cloze:.3f} ({modbench_cloze_untrained:.3f}, {modbench_cloze_chance:.3f})"
+    ),
+    "nominal forward FLOP/token": "{forward_flops_per_token:si}",
+    "training FLOP spent": "{train_flops:si}",
+    "steps": "{train_steps:,d}",
+    "training step (ms), median ± IQR": "{train_step_seconds:ms}",
+    "peak memory (MB)": "{peak_memory_bytes:MB}",
+    "KV cache (B/token)": "{kv_cache_bytes_per_token:,.0f}",
+}
 
 
 def first_table(board: Board, rows: Sequence[Row]) -> Table:
-    """The columns `FIRST` of each scheme at its best size; without groups if no row has one."""
+    """The first table: each scheme at its best size; without groups if no row has one."""
     best, names = best_rows(rows), _names(rows)
     told = any(board.group(row) for row in best)
     cells: dict[str, Sequence[Any]] = {
         "group": [_group(board, row, told) for row in best],
         "scheme": [names[row["_name"]] for row in best],
     }
-    for column in first_columns(board):
-        if column.heading.startswith("minus dense"):
-            minus = [board.minus(row, TO_DENSE) for row in best]
-            cells[column.heading] = [difference_text(pair) if pair else None for pair in minus]
-        else:
-            cells |= metric_columns(best, [column])
-    cells["audit"] = [row["audit"] for row in best]
-    table = _table({name: of for name, of in cells.items() if name != GROUP.heading or {*of} != {"-"}})
-    by = ranking_column(board).heading.partition(" (")[0]
-    return table.about(f"Schemes, ordered by {by}")
+    cells |= metric_columns(best, _LOSS)
+    if board.pairs_of(TO_DENSE):
+        minus = [board.minus(row, TO_DENSE) for row in best]
+        cells["minus dense (nats/token)"] = [difference_text(pair) if pair else None for pair in minus]
+    cells |= metric_columns(best, _COSTS) | {"audit": [row["audit"] for row in best]}
+    table = _table({name: of for name, of in cells.items() if name != "group" or {*of} != {"-"}})
+    return table.about("Schemes, ordered by validation loss")
 
 
 def _group(board: Board, row: Row, told: bool) -> str:
@@ -49,10 +64,9 @@ def _group(board: Board, row: Row, told: bool) -> str:
 
 def stated_table(board: Board, rows: Sequence[Row]) -> Table | None:
     """The pairs of a comparison that the suite states; None if it states none."""
-    stated, unit = board.stated(rows[0]["comparison"]), METRICS[board.rank_by].unit
-    if not stated:
+    if not (stated := board.stated(rows[0]["comparison"])):
         return None
-    lines = [{**stated_cells(pair, unit), "blocks": _blocks(pair)} for pair in stated]
+    lines = [{**stated_cells(pair), "blocks": _blocks(pair)} for pair in stated]
     return Table.of(lines, left=(0, 1, 2, 6)).about("Comparisons that the suite states")
 
 
@@ -70,15 +84,15 @@ def difference_table(board: Board, rows: Sequence[Row]) -> Table | None:
         return None
     of = of[(of["comparison"] == rows[0]["comparison"]) & of["p"].notna()]
     pairs = plain_records(of[of["family"].fillna("") != TO_BEST])
-    table = pair_table((), pairs, METRICS[board.rank_by].unit)
+    table = pair_table((), pairs)
     return table.about("Differences between rows") if pairs else None
 
 
 def more_table(rows: Sequence[Row]) -> Table:
-    """The columns `MORE` of the same rows, without those in which no row has a value."""
+    """Further columns of the same rows, without those in which no row has a value."""
     best, names = best_rows(rows), _names(rows)
     sizes = [_size(row) for row in best] if differing([row["_model"] for row in best]) else ["-"]
-    columns = {"size": sizes, **metric_columns(best, MORE)}
+    columns = {"size": sizes, **metric_columns(best, _MORE)}
     columns["FLOPs"] = [row["flops_source"] or "-" for row in best]
     shown = {heading: cells for heading, cells in columns.items() if {*cells} != {"-"}}
     table = _table({"scheme": [names[row["_name"]] for row in best], **shown})
@@ -99,7 +113,7 @@ def layer_table(rows: Sequence[Row]) -> Table | None:
     return _table(columns).about("Updates and gates of routed layers") if best else None
 
 
-def size_table(board: Board, rows: Sequence[Row]) -> Table | None:
+def size_table(rows: Sequence[Row]) -> Table | None:
     """All sizes of each scheme, in ascending order; None if each has one."""
     best = best_rows(rows)
     if len(best) == len(rows):
@@ -123,7 +137,7 @@ def size_table(board: Board, rows: Sequence[Row]) -> Table | None:
     spent = [row["budget_spent"] for row in rows]
     columns["budget spent"] = [None if share is None else f"{100 * share:.2f} %" for share in spent]
     columns["seeds"] = [row["seeds"] for row in rows]
-    columns |= metric_columns(rows, dict.fromkeys((ranking_column(board), *FIRST)))
+    columns |= metric_columns(rows, _LOSS | _COSTS)
     table = _table({head: cells for head, cells in columns.items() if {*cells} != {None}})
     return table.about("All sizes of each scheme")
 

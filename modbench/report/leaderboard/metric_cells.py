@@ -1,14 +1,11 @@
 """Cells of tables: metrics of a row and pairs of rows, as text."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modbench.analysis.difference import INTERIM
 from modbench.records.metrics import METRICS
-from modbench.report.leaderboard.board import TO_DENSE, Board
-from modbench.report.leaderboard.columns import FIRST, MINUS, Column
 from modbench.report.leaderboard.rows import Row, center, spread
 from modbench.report.table import Number, Table
 from modbench.report.timing.values import MARK, time_marks
@@ -17,29 +14,9 @@ _FIELD = re.compile(r"\{(\w+):([^}]*)\}")
 _UNITS = {"ms": 1e-3, "MB": 1e6}
 
 
-def metric_columns(rows: Sequence[Row], columns: Iterable[Column]) -> dict[str, list[str]]:
-    """The cells of ``rows`` by heading, of those ``columns`` that show metrics."""
-    return {of.heading: [_cell(row, of.cells) for row in rows] for of in columns if of.cells}
-
-
-def ranking_column(board: Board) -> Column:
-    """The column of the metric that ranks ``board``: one of `FIRST`, or another one to put before
-    them."""
-    name = board.rank_by
-    form, unit = "" if METRICS[name].kind == "exact" else ".4f", METRICS[name].unit
-    new = Column(
-        f"{name} ({unit})", METRICS[name].meaning, METRICS[name].direction, f"{{{name}:{form}}}"
-    )
-    return next((column for column in FIRST if f"{{{name}:" in column.cells), new)
-
-
-def first_columns(board: Board) -> list[Column]:
-    """The columns `FIRST` of the page of ``board``: with the metric that ranks it, and the difference to
-    the dense row in its unit; without that if no row has one."""
-    ranking, unit = ranking_column(board), METRICS[board.rank_by].unit
-    rest = [column for column in FIRST[2:] if column not in (ranking, MINUS)]
-    minus = replace(MINUS, heading=f"minus dense ({unit})", better=METRICS[board.rank_by].direction)
-    return [*FIRST[:2], ranking, *([minus] if board.pairs_of(TO_DENSE) else []), *rest]
+def metric_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, list[str]]:
+    """The cells of ``rows`` by heading, from the metrics and formats of ``columns`` (`metric_text`)."""
+    return {heading: [_cell(row, of) for row in rows] for heading, of in columns.items()}
 
 
 def _cell(row: Row, template: str) -> str:
@@ -106,7 +83,7 @@ def p_text(p: float | None) -> str:
     return Number(f"{p:.2g}" if p >= _SMALLEST else f"below {_SMALLEST:g}", p)
 
 
-def stated_cells(pair: Mapping[str, Any], unit: str, **further: object) -> dict[str, object]:
+def stated_cells(pair: Mapping[str, Any], **further: object) -> dict[str, object]:
     """The cells of a pair that a suite states, by heading, with ``further`` ones after the names. A pair
     that can't be compared has no value; that of an unfinished suite is not judged."""
     untold = pair["no_verdict_because"]
@@ -116,19 +93,19 @@ def stated_cells(pair: Mapping[str, Any], unit: str, **further: object) -> dict[
         "scheme": pair["scheme"],
         "minus": pair["other"],
         **further,
-        f"difference ({unit})": told,
-        f"margin ({unit})": pair["margin"],
+        "difference (nats/token)": told,
+        "margin (nats/token)": pair["margin"],
         "adjusted p": p_text(None if untold == INTERIM else pair["p_adjusted"]),
         "verdict": pair["verdict"] or untold,
     }
 
 
 def pair_table(
-    leading: Sequence[tuple[str, Sequence[str]]], pairs: Sequence[Mapping[str, Any]], unit: str
+    leading: Sequence[tuple[str, Sequence[str]]], pairs: Sequence[Mapping[str, Any]]
 ) -> Table:
     """A table of rows of the frame of pairs: columns ``leading``, then scheme, minus, difference and
     p of each of ``pairs``."""
-    headings = [*(heading for heading, _ in leading), "scheme", "minus", f"difference ({unit})"]
+    headings = [*(heading for heading, _ in leading), "scheme", "minus", "difference (nats/token)"]
     rows = [
         (
             *(cells[number] for _, cells in leading),

@@ -9,7 +9,6 @@ import pandas as pd
 
 from modbench.analysis.idle_layers import LEAST_ADDED
 from modbench.errors import several
-from modbench.records.metrics import METRICS
 from modbench.records.result import Result
 from modbench.report.captions import CAPTIONS
 from modbench.report.downstream.page import downstream_section
@@ -33,13 +32,12 @@ from modbench.report.leaderboard.board_tables import (
     size_table,
     stated_table,
 )
-from modbench.report.leaderboard.columns import MORE, Column, column_table
-from modbench.report.leaderboard.metric_cells import first_columns, metric_text, ranking_column, si
+from modbench.report.leaderboard.metric_cells import metric_text, si
 from modbench.report.leaderboard.rows import Row, center, conditions
 from modbench.report.leaderboard.stated import is_stated
 from modbench.report.markdown import Page, page
 from modbench.report.pair_figures import not_all_drawn
-from modbench.report.table import Table, escaped
+from modbench.report.table import escaped
 from modbench.report.timing.values import HARDWARE, machine_in_words
 
 #: Settings that the page states above the table of each comparison.
@@ -69,15 +67,11 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         schemes=len({row["label"] for row in rows}),
         sizes=[size for row in stated or rows if (size := center(row, "active_parameters"))] or [0],
         most_seeds=len({result.seed for result in of_stated or results}),
-        exact=METRICS[board.rank_by].kind == "exact",
-        by=ranking_column(board).heading.partition(" (")[0],
-        families=margins_in_words(told, METRICS[board.rank_by].unit),
+        families=margins_in_words(told),
         tests={family: len(board.pairs_of(family)) for family in (*board.families, TO_BEST)},
         dense=DENSE,
         downstream=downstream_section(board),
         figures=figures_among(drawn, board.pairs, seeds=any(of["stated"] for of in compared)),
-        columns=_meanings(first_columns(board), (of["table"] for of in compared)),
-        more_columns=_meanings(MORE, (of["more"] for of in compared)),
         most_rows=MOST_ROWS,
         least_added=f"{LEAST_ADDED:g}",
         seeds=sorted({result.seed for result in results}),
@@ -94,7 +88,7 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
     ranked = [row for row in rows if row["position"] is not None]
     pairs = plain_records(board.pairs[board.pairs["comparison"] == number])
     noise = board.noise.get(number)
-    held, models = conditions(rows[0], board.rank_by), [row["_model"] for row in rows]
+    held, models = conditions(rows[0]), [row["_model"] for row in rows]
     of_several, stated = differing(models), stated_table(board, rows)
     # Equal in all rows; a row that stopped early has none.
     scored = next((row for row in rows if center(row, "unigram_loss")), rows[0])
@@ -123,7 +117,7 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "split": any(pair["split"] for pair in board.stated(number)),
         "lost": any(pair["lost"] for pair in board.stated(number)),
         "layers": layer_table(rows),
-        "sizes": size_table(board, rows),
+        "sizes": size_table(rows),
     }
 
 
@@ -134,9 +128,7 @@ def _seeds_in_words(rows: Sequence[Row]) -> str:
     return f"{least}{several(max(numbers), 'seed')}"
 
 
-def margins_in_words(
-    tested: Iterable[tuple[str, float | None]], unit: str = "nats/token"
-) -> list[tuple[str, str]]:
+def margins_in_words(tested: Iterable[tuple[str, float | None]]) -> list[tuple[str, str]]:
     """For each family of comparisons, what *equivalent* means in it; empty if it has no margin.
     ``tested``: family and margin of each pair with a verdict."""
     margins: dict[str, set[float | None]] = defaultdict(set)
@@ -145,7 +137,7 @@ def margins_in_words(
     words = []
     for family, of in margins.items():
         margin = next(iter(of))
-        same = f"within {margin:g} {unit.replace('/', ' per ')}" if margin else ""
+        same = f"within {margin:g} nats per token" if margin else ""
         words.append((family, same if len(of) == 1 else "within the margin of its pair"))
     return words
 
@@ -167,12 +159,6 @@ def figures_among(
         more["differences"] = " Small points: the differences of single seeds."
     among = [name for name in CAPTIONS if f"{name}.svg" in drawn]
     return [(name, CAPTIONS[name] + more.get(name, "")) for name in among]
-
-
-def _meanings(columns: Iterable[Column], tables: Iterable[Table]) -> Table:
-    """The meanings of those of ``columns`` that one of ``tables`` has."""
-    headings = {heading for table in tables for heading in table.headings}
-    return column_table(column for column in columns if column.heading in headings)
 
 
 def origin_of(results: Sequence[Result]) -> dict[str, Any]:

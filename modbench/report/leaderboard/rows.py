@@ -179,7 +179,7 @@ def _interval(name: str, values: Sequence[Any]) -> Row:
 
 def _tasks(columns: Mapping[str, Sequence[Any]], tasks: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """The columns of downstream ``tasks``: scores as means over seeds with their interval, which with
-    one seed is over items; settings that all seeds share; mean costs; the largest batch shift."""
+    one seed is over items; settings that all seeds share; the largest batch shift."""
     for column, values in columns.items():
         # A task may have a colon in its name, and be the start of another one's.
         starts = [f"{task}:" for task in tasks if column.startswith(f"{task}:")]
@@ -243,14 +243,6 @@ def _ends(text: str) -> tuple[float, float]:
     return low, high
 
 
-def figure(row: Row, name: str) -> float | None:
-    """The value of metric ``name``: the mean over seeds, of an exact metric the middle of its range."""
-    middle = center(row, name)
-    if middle is not None and METRICS[name].kind == "exact":
-        middle += (spread(row, name) or 0.0) / 2
-    return middle
-
-
 def by_seed(row: Row, name: str, *, in_suite: bool = False) -> dict[int, float]:
     """The metric ``name`` of each finished seed that measured it; ``in_suite``: of those that the newest
     suite wants."""
@@ -264,20 +256,17 @@ def same_processor(row: Row, other: Row, seed: int) -> bool:
     return len(processor_types(runs)) == 1
 
 
-def conditions(row: Row, rank_by: str) -> dict[str, Any]:
+def conditions(row: Row) -> dict[str, Any]:
     """Conditions that must be equal for two rows to be ranked against each other: budget, data,
-    sequence length, amount of validation text; if ``rank_by`` is a downstream task, its limit on items
-    and its few-shot examples too, since others are another test."""
+    sequence length, amount of validation text."""
     first: Result = row["_first"]
-    held = {
+    return {
         "budget": row["budget"],
         "data": first.record.run["data"],
         "corpus": first.data,
         "sequence": first.run.train.sequence,
         "heldout_tokens": row["_settings"].get("heldout", {}).get("heldout_tokens"),
     }
-    task = row["_settings"].get("downstream", {}).get(rank_by, {})
-    return held | {f"downstream_{name}": task[name] for name in ("limit", "fewshot") if name in task}
 
 
 def _scheme(result: Result) -> str:

@@ -49,9 +49,7 @@ def why_no_pair(found: Sequence[Row], names: Sequence[str]) -> str:
     return "; ".join(reasons) or "no finished seed in common"
 
 
-def stated_differences(
-    rows: Sequence[Row], pairs: Iterable[Mapping[str, Any]], rank_by: str
-) -> list[dict[str, Any]]:
+def stated_differences(rows: Sequence[Row], pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """`Board.stated` of one comparison: its ``rows``, and those of the frame of pairs."""
     row_of = stated_rows(rows)
     told = {(of["family"], of["scheme"], of["other"]): of for of in pairs}
@@ -63,7 +61,7 @@ def stated_differences(
             continue
         pair = told.get((wanted["role"], *names)) or not_compared(wanted, why_no_pair(found, names))
         row, other = found[0], found[-1]
-        ours, theirs = (by_seed(of, rank_by, in_suite=True) for of in (row, other))
+        ours, theirs = (by_seed(of, "heldout_loss", in_suite=True) for of in (row, other))
         seeds = sorted(ours.keys() & theirs.keys()) if pair["value"] is not None else ()
         by = {seed: ours[seed] - theirs[seed] for seed in seeds}
         split = sum(not same_processor(row, other, seed) for seed in by)

@@ -2,17 +2,27 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from modbench.errors import several
 from modbench.records.record import PROTOCOL
 from modbench.report.leaderboard.page import made_by
 from modbench.report.markdown import Page, page
 from modbench.report.table import Table
-from modbench.report.timing.table import HOST_BOUND, PARTS, Case, TimingTable, is_timed, marks_of
+from modbench.report.timing.table import (
+    HOST_BOUND,
+    PARTS,
+    Case,
+    TimingTable,
+    is_timed,
+    marks_of,
+    nearest_dense,
+)
 from modbench.report.timing.values import machine_in_words
 
+_STEPS = "Forward pass and training step (ms)"
 _PHASES = {
-    "Forward pass and training step (ms)": ("forward", "train"),
+    _STEPS: ("forward", "train"),
     "Prefill (ms)": ("prefill",),
     "Decoding, one step of the batch (ms)": ("decode",),
 }
@@ -27,7 +37,13 @@ def timing_page(timings: TimingTable, others: int = 0) -> Page:
         for heading, phases in _PHASES.items()
     }
     by_case |= {heading: (rows, cell) for heading, cell in _CELLS.items()}
-    tables = [(heading, _by_case(heading, *of)) for heading, of in by_case.items()]
+    tables = {heading: _by_case(heading, *of) for heading, of in by_case.items()}
+    per_flop = {row["label"]: cell for row in rows if (cell := _per_flop(row, rows))}
+    if per_flop and (steps := tables[_STEPS]):
+        lines = [[*line, per_flop.get(str(line[0]), "-")] for line in steps.rows]
+        tables[_STEPS] = replace(
+            steps, headings=[*steps.headings, "train, s/FLOP over dense"], rows=lines
+        )
     shapes: dict[tuple[str, str], dict[str, None]] = {}
     for row in timings.cases:
         shapes.setdefault((row["model"], row["train"]), {})[row["label"]] = None
@@ -44,13 +60,14 @@ def timing_page(timings: TimingTable, others: int = 0) -> Page:
             {"labels": [*labels], "model": json.loads(model), "train": json.loads(train)}
             for (model, train), labels in shapes.items()
         ],
-        tables=[(heading, table) for heading, table in tables if table],
+        tables=[(heading, table) for heading, table in tables.items() if table],
         memory=_memory(timings) if timings.memory else None,
         ceilings=_ceilings(timings) if timings.ceilings else None,
         copied=f"{copied / 1e9:.4g}",
         remarks=[*_remarks(timings)],
         begun=min(timing.started for timing in timings.timings),
         ended=max(timing.finished for timing in timings.timings),
+        per_flop=bool(per_flop),
         taken=sorted({(row["n"], row["processes"]) for row in rows}),
         forced=any(row["balance"] == "forced" for row in rows),
         utilised=any(row["utilisation"] is not None for row in rows),
@@ -79,6 +96,18 @@ def _milliseconds(row: Case) -> str:
     per = 1e3 / (row["tokens"] or 1) if row["phase"] == "decode" else 1e3
     median, spread = (row["seconds_median"] or 0) * per, (row["seconds_iqr"] or 0) * per
     return f"{median:.2f} ± {spread:.2f}" + (f" ({marks_of(row)})" if marks_of(row) else "")
+
+
+def _per_flop(row: Case, rows: Sequence[Case]) -> str:
+    """Seconds per FLOP of a training step over the dense model's, which is named if its shape is another
+    one; empty for other cases, and without a dense step among ``rows``."""
+    dense = nearest_dense(row, rows) if row["case"] == "train" else None
+    if dense is None or not (dense["flops_realised"] and row["flops_realised"]):
+        return ""
+    own, of_dense = (of["seconds_median"] / of["flops_realised"] for of in (row, dense))
+    shape = dense["label"] if dense["model"] != row["model"] else ""
+    marks = ", ".join(dict.fromkeys(filter(None, [shape, marks_of(row), marks_of(dense)])))
+    return f"{own / of_dense:.2f}" + (f" ({marks})" if marks else "")
 
 
 def _utilisation(row: Case) -> str:

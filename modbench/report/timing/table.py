@@ -76,6 +76,26 @@ def dense_case(row: Case, dense: Sequence[Case]) -> Dense | None:
     return Dense(seconds, between(*(float(end["flops_realised"] or 0) for end in ends)), ends)
 
 
+def nearest_dense(row: Case, cases: Sequence[Case]) -> Case | None:
+    """Of the timed dense ``cases`` with the name and settings of ``row``, that of its shape, or that of
+    the nearest one by width squared times layers."""
+    same = [
+        of
+        for of in cases
+        if of["router"] == "vanilla" and all(of[name] == row[name] for name in ("case", "train"))
+    ]
+
+    def apart(of: Case) -> tuple[bool, float]:
+        return of["model"] != row["model"], abs(_size_of(of["model"]) - _size_of(row["model"]))
+
+    return min(same, key=apart, default=None)
+
+
+def _size_of(model: str) -> float:
+    shape = _shape_of(model)
+    return float(shape.get("width", 0) ** 2 * shape.get("layers", 0))
+
+
 @cache
 def _shape_of(model: str) -> dict[str, Any]:
     return dict(json.loads(model))
@@ -105,7 +125,7 @@ MEMORY = {"training_memory": "training", "inference_memory": "inference"}
 PARTS = ("parameters", "gradients", "optimizer", "cache", "activations", "peak")
 
 
-#: Columns of timings.csv after the shape; `modbench.report.csv_columns` defines them. The status is ok,
+#: Columns of timings.csv after the shape; docs/columns.md defines them. The status is ok,
 #: invalid (fewer samples than `FEWEST`, so no time), oom or failed.
 COLUMNS = (
     *("label", "key", "router", "model", "train", "case", "phase", "sequences", "tokens", "past"),

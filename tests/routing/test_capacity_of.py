@@ -271,10 +271,9 @@ def test_check_flops_and_plan_follow(plugin: Path, capsys: pytest.CaptureFixture
     assert main(["flops", *shape, "--sequence", "250", "--phase", "train", "--profile"]) == 0
     (stated,) = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
     assert stated["counters"]["modbench"]["flops"] == stated["flops"]
-    gpu = ["--gpu", "h100"]
-    assert main(["plan", *shape, *gpu, "--sequence", "250", "--tokens", "250"]) == 0
+    assert main(["plan", *shape, "--budget", "1e15"]) == 0
     (planned,) = json.loads(capsys.readouterr().out.splitlines()[-1])["schemes"]
-    assert planned["training_flops"] == stated["flops"]
+    assert 0.99e15 < planned["flops"] <= 1e15
 
 
 @pytest.mark.parametrize(("case", "nominal"), [(Ignores, "0.25"), (Halves, "0.625")])

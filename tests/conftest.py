@@ -16,12 +16,14 @@ from inline import inline_workers, own_routers, processes
 from modbench.analysis import isoflop
 from modbench.model.config import ModelConfig
 from modbench.report import plot_style
+from modbench.timing import system_load
 
 #: Fixtures of made-up records, for the tests of several folders.
 pytest_plugins = ("made_up_records",)
 
 # Measurements would wait for a quiet machine, which a test run never is.
 os.environ.setdefault("MODBENCH_QUIET_SECONDS", "0")
+system_load.QUIET_SECONDS = 0.0  # it has been imported already
 # Caches of this run of the tests, shared by its processes: nothing is under the home folder, where
 # locks would make other commands wait.
 CACHES = Path(

@@ -45,7 +45,7 @@ def text(sequences: int, tokens: int, draw: int) -> torch.Tensor:
 def test_every_example_of_a_router_is_here() -> None:
     assert {file.stem for file in EXAMPLES.glob("*.py")} == {
         *STATED,
-        *("local_items", "port_bugs"),
+        "port_bugs",
     }
 
 

@@ -28,10 +28,8 @@ class ScoringOptions:
     #: sequences per forward pass; auto: as many as fit 8192 tokens, or 2048 on a CPU
     batch_size: Annotated[str, arg(metavar="N|auto")] = "auto"
     num_fewshot: Count = None  #: examples before each item; by default as the task says
-    #: folder of local files, in place of the hub; a file there is also a task of its own (modbench docs
-    #: evaluation)
-    data_dir: Folder = None
-    #: folder of your own YAML files of lm-eval tasks; their Python is run
+    #: folder of your own YAML files of lm-eval tasks, which may read local files (modbench docs
+    #: evaluation); their Python is run
     include_path: Folder = None
     #: selection rule; topk is the training rule, which looks ahead: its scores are non-causal
     rule: Literal["causal", "topk"] = "causal"
@@ -43,11 +41,7 @@ class ScoringOptions:
         """The sequences per pass. Raises UserError: an option is out of range, or a task is unknown."""
         if not tasks:
             raise UserError("eval needs --tasks, such as --tasks lambada_openai,modbench_cloze")
-        if self.data_dir is not None and not self.data_dir.is_dir():
-            raise UserError(
-                f"--data-dir {self.data_dir} is no folder; give one with files such as arc_easy.jsonl"
-            )
-        check_names(tasks, include=self.include_path, data_dir=self.data_dir)
+        check_names(tasks, self.include_path)
         if self.batch_size == "auto":
             return "auto"
         if not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
@@ -98,7 +92,6 @@ def eval_(
             names,
             limit=scoring.limit,
             num_fewshot=scoring.num_fewshot,
-            data_dir=scoring.data_dir,
             include=scoring.include_path,
             data=loaded.data,
         ):
@@ -148,12 +141,10 @@ def _tell_of(
     evaluation: "Evaluation", scores: dict[str, Any], num_fewshot: int | None, longest: int
 ) -> None:
     """Tell the ``scores`` of a task, and which requests were not scored as asked."""
-    from modbench.evaluate.downstream.table import missing_sentence, sentence
+    from modbench.evaluate.downstream.table import sentence
 
     name, tasks = evaluation.name, evaluation.tasks
     tell(sentence(name, scores))
-    if missing := evaluation.missing:
-        tell(missing_sentence(name, missing, len(tasks)))
     if num_fewshot and all(task.config.num_fewshot == 0 for task in tasks.values()):
         tell(
             f"{name}: --num-fewshot {num_fewshot} is not used; the task fixes its number of examples "

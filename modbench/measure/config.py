@@ -36,9 +36,6 @@ class MeasureConfig:
     downstream: tuple[str, ...] = ("modbench_cloze",)
     downstream_limit: Count | None = None  #: items per task; None: all
     downstream_fewshot: Natural | None = None  #: examples before each item; None: as the task says
-    #: folder of local files in place of the hub, relative to the working directory; a file there is also
-    #: a task of its own; None: the hub
-    downstream_data: str | None = None
     #: folder of a user's own YAML files of lm-eval tasks, relative to the working directory; their
     #: Python is run
     downstream_include: str | None = None
@@ -51,12 +48,7 @@ class MeasureConfig:
                     raise UserError(f"{key} names '{name}' twice; remove one")
         if "train" not in self.steps:
             raise UserError(f"steps is {list(self.steps)}; 'train' must be there")
-        check_names(self.downstream, include=self.include, data_dir=self.data_dir)
-
-    @property
-    def data_dir(self) -> Path | None:
-        """The folder of local files for standard tasks."""
-        return None if self.downstream_data is None else Path(self.downstream_data)
+        check_names(self.downstream, self.include)
 
     @property
     def include(self) -> Path | None:
@@ -78,7 +70,6 @@ class MeasureConfig:
         settings = {
             "limit": self.downstream_limit,
             "fewshot": self.downstream_fewshot,
-            "data": self.downstream_data,
             "include": self.downstream_include,
         }
         return {"task": name} | {key: value for key, value in settings.items() if value is not None}

@@ -203,7 +203,7 @@ class _Command:
         if left:
             refuse_more_passes(rows, {item.wanted.name for item in left}, data["train_tokens"])
             if "downstream" in suite.measure.steps:
-                check_tasks(suite, embedded, self.tell)
+                check_tasks(suite, embedded)
         if store:
             store_suite(rows, wanted, expand_planned(rows), measures, self.folder, records)
         total = len({item.run.key for item in runs})

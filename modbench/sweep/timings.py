@@ -49,8 +49,8 @@ def time_suite(request: TimeRequest) -> int:
     report of the suite of ``request`` into its folder of results. Returns the exit code, see
     `modbench.sweep.command.end_of_command`. Raises UserError: an error in the suite, the plugins of all
     rows or the folder, or `modbench run` works on this machine, before anything has run."""
-    refuse_running()
     suite, only = load_suite(request.name, request.settings), request.only
+    refuse_running()
     if (repetitions := request.repetitions) is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
     rows = resolve(suite, request.plugins)

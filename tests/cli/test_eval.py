@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from local_tasks import rows_of, write_task
 from trained_runs import RUNS, add_records, record_of, save_trained
 
 from modbench.cli.main import main
@@ -23,9 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"goal": "so " * number + "it is", "sol1": "ab", "sol2": "bcd e", "label": number % 2}
         for number in range(6)
     ]
-    (tmp_path / "data").mkdir()
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "data" / "piqa.jsonl").write_text(text)
+    write_task(tmp_path / "data", "piqa", rows)
     return tmp_path
 
 
@@ -34,7 +33,9 @@ def run(*words: str) -> int:
 
 
 def test_a_run_is_scored_printed_and_written(place, capsys):
-    code = run("tiny/mod", "--tasks", "piqa", "--data-dir", "data", "--out", "scores", "--limit", "4")
+    code = run(
+        "tiny/mod", "--tasks", "piqa", "--include-path", "data", "--out", "scores", "--limit", "4"
+    )
     out, err = capsys.readouterr()
     assert code == 0
     assert re.search(r"^piqa +acc +0\.\d+ +0\.\d+ +0\.5000 +4 +0 +1\.0 +causal$", out, re.MULTILINE)
@@ -51,7 +52,7 @@ def test_a_run_is_scored_printed_and_written(place, capsys):
 
 def test_the_training_rule_is_labelled(place, capsys):
     folder = str(next((place / "my-results" / "tiny" / "runs").iterdir()))
-    words = ("--tasks", "piqa", "--data-dir", "data", "--rule", "topk")
+    words = ("--tasks", "piqa", "--include-path", "data", "--rule", "topk")
     words += ("--no-validity", "--out", "scores")
     assert run(folder, *words) == 0
     out, err = capsys.readouterr()
@@ -64,8 +65,7 @@ def test_the_training_rule_is_labelled(place, capsys):
 
 
 def test_a_task_without_examples_says_that_num_fewshot_is_not_used(place, capsys):
-    words = ("--num-fewshot", "2", "--limit", "4", "--no-validity", "--data-dir", "data")
-    (place / "data" / "piqa_train.jsonl").write_text((place / "data" / "piqa.jsonl").read_text())
+    words = ("--num-fewshot", "2", "--limit", "4", "--no-validity", "--include-path", "data")
     assert run("tiny/mod", "--tasks", "modbench_copy_16,piqa", *words) == 0
     out, err = capsys.readouterr()
     assert err.count("modbench_copy_16: --num-fewshot 2 is not used") == err.count("not used") == 1
@@ -73,10 +73,11 @@ def test_a_task_without_examples_says_that_num_fewshot_is_not_used(place, capsys
 
 
 def test_finished_tasks_are_printed_and_kept_when_a_later_one_fails(place, capsys):
-    assert run("tiny/mod", "--tasks", "piqa,arc_easy", "--data-dir", "data", "--out", "scores") == 2
+    write_task(place / "data", "arc_easy", [{"question": "a"}])
+    assert run("tiny/mod", "--tasks", "piqa,arc_easy", "--include-path", "data", "--out", "scores") == 2
     out, err = capsys.readouterr()
     assert "piqa" in out
-    assert "task 'arc_easy' needs arc_easy.jsonl in --data-dir data" in err.splitlines()[-1]
+    assert "task 'arc_easy'" in err.splitlines()[-1]
     assert list((place / "scores").rglob("results_*.json"))
 
 
@@ -118,7 +119,7 @@ def test_lm_eval_s_command_line_scores_a_run(place, monkeypatch, capsys):
     config = {
         "task": "tiny_choice",
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(place / "data" / "piqa.jsonl")}},
+        "dataset_kwargs": {"data_files": {"test": str(place / "data" / "piqa_validation.jsonl")}},
         "output_type": "multiple_choice",
         "test_split": "test",
         "doc_to_text": "{{goal}}",
@@ -149,10 +150,9 @@ def test_the_page_s_commands_and_code_run(place, monkeypatch, capsys):
     command = re.findall(
         r"^modbench (eval my-results/quick/mod --tasks lambada.*)$", page, re.MULTILINE
     )[0]
-    (place / "my-data").mkdir()
-    (place / "data" / "piqa.jsonl").rename(place / "my-data" / "piqa.jsonl")
+    write_task(place / "my-tasks", "piqa", rows_of(place / "data", "piqa"))
     words = command.replace("quick/mod", "tiny/mod").replace("lambada_openai,arc_easy,", "").split()
-    assert main(words) == 0
+    assert main([*words, "--include-path", "my-tasks"]) == 0
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (code,) = (one.replace("quick/mod", "tiny/mod") for one in blocks if "sequence=256" in one)
     capsys.readouterr()

@@ -41,7 +41,7 @@ def test_an_exported_model_scores_what_it_did(router: str, tmp_path: Path) -> No
     theirs = HFLM(pretrained=str(out), batch_size=2, device="cpu")
     data = write_tasks(tmp_path / "data")
     for ours in (load_lm(str(weights)).lm, load_hub_lm(out)):
-        for evaluation in evaluate(ours, ["arc_easy", "piqa"], data_dir=data):
+        for evaluation in evaluate(ours, ["arc_easy", "piqa"], include=data):
             task = evaluation.tasks[evaluation.name]
             answers = [
                 resp[0] for instance in task.instances for resp in [instance.filtered_resps["none"]]

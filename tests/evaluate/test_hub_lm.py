@@ -1,8 +1,7 @@
 """A dense model of transformers scored by our adapter and by lm-eval's own. To compare them on real
-items, set MODBENCH_EVAL_DATA to a folder of --data-dir with LAMBADA, ARC-easy and PIQA; -s prints the
-scores."""
+items, set MODBENCH_EVAL_DATA to a folder of --include-path with LAMBADA, ARC-easy and PIQA; -s prints
+the scores."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from inline import own_routers
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
-from local_tasks import request, write_tasks
+from local_tasks import request, rows_of, write_task, write_tasks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -71,7 +70,7 @@ def folder(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(path)
-    text = (Path(REAL or tasks) / "arc_easy.jsonl").read_text()
+    text = (tasks / "arc_easy_test.jsonl").read_text()
     byte_tokenizer(text, VOCABULARY - 10).save_pretrained(path)
     return path
 
@@ -86,8 +85,8 @@ def test_scores_equal_those_of_lm_eval_s_own_adapter(folder, tasks, batch):
     theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=2)
     assert ours.max_length == theirs.max_length == LENGTH
     names = ["lambada_openai", "arc_easy", "piqa", *(() if REAL else ("wikitext",))]
-    data_dir = Path(REAL) if REAL else tasks
-    for evaluation in evaluate(ours, names, data_dir=data_dir, limit=LIMIT):
+    include = Path(REAL) if REAL else tasks
+    for evaluation in evaluate(ours, names, include=include, limit=LIMIT):
         score = evaluation.score(evaluation.name)
         answers = pairs(evaluation.tasks[evaluation.name])
         loaded = {"tasks": dict(evaluation.tasks)}
@@ -112,13 +111,12 @@ def pairs(task):
 
 
 def test_few_shot_prompts_are_those_of_lm_eval(folder, tasks, tmp_path):
-    rows = (tasks / "arc_easy.jsonl").read_text().splitlines()
-    (tmp_path / "arc_easy.jsonl").write_text("\n".join(rows[:4]))
-    (tmp_path / "arc_easy_train.jsonl").write_text("\n".join(rows[4:]))
-    [evaluation] = evaluate(load_hub_lm(folder), ["arc_easy"], data_dir=tmp_path, num_fewshot=2)
+    rows = rows_of(tasks, "arc_easy")
+    write_task(tmp_path / "few", "arc_easy", rows[:4], rows[4:])
+    [evaluation] = evaluate(load_hub_lm(folder), ["arc_easy"], include=tmp_path / "few", num_fewshot=2)
     prompt = evaluation.tasks["arc_easy"].instances[0].args[0]
     assert prompt.count("Question: ") == 3
-    assert prompt.endswith(f"{json.loads(rows[0])['question']}\nAnswer:")
+    assert prompt.endswith(f"{rows[0]['question']}\nAnswer:")
     assert evaluation.score("arc_easy").few_shot == 2
 
 
@@ -161,7 +159,7 @@ def test_a_converted_model_with_a_router_of_a_plugin_needs_its_file(folder, tmp_
 
 def test_a_tokenizer_of_another_model_is_refused(folder, tasks, tmp_path):
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
-    byte_tokenizer((tasks / "arc_easy.jsonl").read_text(), 320).save_pretrained(tmp_path)
+    byte_tokenizer((tasks / "arc_easy_test.jsonl").read_text(), 320).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its tokenizer has 320 ids, but the model only 300"):
         load_hub_lm(tmp_path)
 

@@ -57,9 +57,3 @@ def test_a_name_of_the_users_folder_comes_first(small_lm_eval: Path, tmp_path: P
     (tmp_path / "mine" / "some.yaml").write_text("task: first\n")
     assert find_task("first", tmp_path / "mine") == tmp_path / "mine" / "some.yaml"
     assert find_task("second", tmp_path / "mine") == small_lm_eval / "b.yaml"
-
-
-def test_files_of_items_need_no_index(small_lm_eval: Path, tmp_path: Path) -> None:
-    (tmp_path / "quiz.jsonl").touch()
-    check_names(["quiz", "modbench_cloze"], data_dir=tmp_path)
-    assert not (tmp_path / "cache").exists()

@@ -98,7 +98,7 @@ def test_the_page_has_the_main_metric_of_each_task_with_its_interval_and_chance(
     unlike = {"value": 0.9, "stderr": None, "chance": None, "untrained": None, "higher_is_better": True}
     scores = {
         "arc_easy": row() | {"metrics": {"a_norm": unlike} | row()["metrics"]},
-        "mmlu": row(0.3, part_of="mmlu", sha256=None, answer_bits_per_byte=None, missing=["mmlu_art"]),
+        "mmlu": row(0.3, part_of="mmlu", sha256=None, answer_bits_per_byte=None),
         "mmlu_law": row(0.2, part_of="mmlu"),
     }
     asked = {"downstream": ["arc_easy", "mmlu"]}
@@ -114,7 +114,7 @@ def test_the_page_has_the_main_metric_of_each_task_with_its_interval_and_chance(
     assert table.headings == ("task", "metric", "chance", "mod", "vanilla")
     assert [*table.rows] == [
         ("arc_easy", "acc", "0.250", "0.310 ± 0.025", "0.400 ± 0.020"),
-        ("mmlu (partial)", "acc", "0.250", "-", "0.300 ± 0.020"),
+        ("mmlu", "acc", "0.250", "-", "0.300 ± 0.020"),
         ("mmlu_law", "acc", "0.250", "-", "0.200 ± 0.020"),
     ]
     assert "Not comparable" not in section(board_of(records)).to_markdown()

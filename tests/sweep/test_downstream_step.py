@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_tasks import write_task
 from small_suite import modbench_says, write_suite
 
 from modbench.data.cache_folder import cache_folder
@@ -33,19 +34,17 @@ def keep_names(place: Path) -> None:
 
 def write_items(folder: Path) -> None:
     keep_names(folder.parent)
-    folder.mkdir()
     items = [{**ITEM, "answerKey": "ABC"[number % 3]} for number in range(6)]
-    (folder / "arc_easy.jsonl").write_text("".join(json.dumps(one) + "\n" for one in items))
-    (folder / "arc_easy_train.jsonl").write_text(json.dumps(ITEM) + "\n")
+    write_task(folder, "arc_easy", items, [ITEM])
     texts = [{"text": f"one line and another {number}"} for number in range(4)]
-    (folder / "lambada_openai.jsonl").write_text("".join(json.dumps(one) + "\n" for one in texts))
+    write_task(folder, "lambada_openai", texts)
 
 
 def measure(**settings: Any) -> dict[str, Any]:
     return {
         "steps": ["train", "heldout", "downstream"],
         "downstream": TASKS,
-        "downstream_data": "data",
+        "downstream_include": "data",
         "downstream_limit": 5,
         **settings,
     }
@@ -122,7 +121,7 @@ def test_the_report_compares_the_schemes_from_the_records_alone(
     again = (tmp_path / "some" / "leaderboard.md").read_bytes()
     assert again == (folder / "leaderboard.md").read_bytes()
     text = again.decode()
-    assert "Difference from vanilla on the same items" in text
+    assert "| lambada_openai | acc |" in text
 
 
 def test_lm_evals_own_files_lie_next_to_the_weights(
@@ -137,7 +136,7 @@ def test_lm_evals_own_files_lie_next_to_the_weights(
         assert len(list((own / FILES).rglob("samples_*.jsonl"))) == 2
 
 
-def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_path: Path) -> None:
+def test_few_shot_examples_are_recorded(tmp_path: Path) -> None:
     write_items(tmp_path / "data")
     settings = measure(downstream=["arc_easy"], downstream_fewshot=1)
     write_suite(tmp_path, "some", "vanilla", measure=settings, train={"sequence": 96, "batch": 1})
@@ -147,19 +146,9 @@ def test_few_shot_examples_are_recorded_and_missing_files_are_refused_first(tmp_
     assert record.downstream is not None
     assert record.downstream["arc_easy"].few_shot == 1
     assert record.settings["downstream"]["arc_easy"]["fewshot"] == 1
-    (tmp_path / "data/arc_easy_train.jsonl").unlink()
-    write_suite(tmp_path, "other", "vanilla", measure=settings)
-    code, said = modbench_says(tmp_path, "run", "suite.toml")
-    assert code == 2
-    assert "takes its 1 examples from arc_easy_train.jsonl, which data" in " ".join(said.split())
-    write_suite(tmp_path, "other", "vanilla", measure=measure(downstream=["piqa"]))
-    code, said = modbench_says(tmp_path, "run", "suite.toml")
-    assert code == 2
-    assert "[measure] downstream: task 'piqa' needs piqa.jsonl" in " ".join(said.split())
-    assert not (tmp_path / "my-results/other/records").exists()
 
 
 def test_a_task_is_measured_with_the_settings_that_alter_its_score() -> None:
     assert MeasureConfig().task("arc_easy") == {"task": "arc_easy"}
-    stated = MeasureConfig(downstream_fewshot=0, downstream_data="data")
-    assert stated.task("piqa") == {"task": "piqa", "fewshot": 0, "data": "data"}
+    stated = MeasureConfig(downstream_fewshot=0, downstream_limit=5)
+    assert stated.task("piqa") == {"task": "piqa", "fewshot": 0, "limit": 5}

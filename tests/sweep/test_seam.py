@@ -1,11 +1,11 @@
 """Changes that cannot alter the weights train nothing: labels, tasks, intervals, other measurements."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_tasks import write_task
 from small_suite import modbench_says, write_suite
 
 from modbench.records.result import results_of
@@ -34,9 +34,8 @@ def rows(place: Path) -> dict[str, dict[str, str]]:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder in which a suite of two schemes was run."""
-    (tmp_path / "data").mkdir()
-    lines = [json.dumps(ITEM | {"answerKey": "AB"[number % 2]}) for number in range(4)]
-    (tmp_path / "data" / "arc_easy.jsonl").write_text("\n".join(lines) + "\n")
+    items = [ITEM | {"answerKey": "AB"[number % 2]} for number in range(4)]
+    write_task(tmp_path / "data", "arc_easy", items)
     write_suite(tmp_path, "seam", "vanilla", "mod", measure=MEASURE, **TABLES)
     run(tmp_path)
     return tmp_path
@@ -59,7 +58,7 @@ def test_labels_intervals_tasks_and_other_measurements_train_nothing(place: Path
         "steps": ["train", "heldout", "downstream"],
         "heldout_tokens": 256,
         "downstream": ["arc_easy"],
-        "downstream_data": "data",
+        "downstream_include": "data",
     }
     write_suite(place, "seam", "vanilla", "mod", measure=measure, **TABLES)
     out = run(place)
@@ -83,7 +82,7 @@ def test_labels_intervals_tasks_and_other_measurements_train_nothing(place: Path
 
 def test_old_runs_are_scored_on_a_task_by_one_command(place: Path) -> None:
     with (place / "suite.toml").open() as suite:
-        text = suite.read().replace("[measure]", '[measure]\ndownstream_data = "data"')
+        text = suite.read().replace("[measure]", '[measure]\ndownstream_include = "data"')
     (place / "suite.toml").write_text(text)
     out = run(place, "--measure", "arc_easy")
     assert ": train" not in out

@@ -1,7 +1,6 @@
 """Downstream scoring: all cloze items, next to one request at a time; the choices of an item from one
 cached pass over its context, next to a pass for each; and the start of ``modbench eval``."""
 
-import json
 import os
 import random
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from interleaved import InTurns
 from lm_eval.api.instance import Instance
+from local_tasks import write_task
 from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 from trained_runs import add_records, record_of, save_trained
@@ -135,9 +135,8 @@ def test_start(tmp_path: Path, benchmark: BenchmarkFixture, reach: Reach) -> Non
     """From the command to the scores of one item."""
     add_records(tmp_path / "my-results", record_of("mod", "mod", 0))
     save_trained(tmp_path / "my-results", "tiny/mod", merges=())
-    item = {"query": "Question: one\n", "choices": ["a", "b"], "gold": 0}
-    (tmp_path / "piqa.jsonl").write_text(json.dumps(item) + "\n")
-    words = "eval tiny/mod --tasks piqa --data-dir . --no-validity"
+    write_task(tmp_path / "tasks", "piqa", [{"goal": "one", "sol1": "a", "sol2": "b", "label": 0}])
+    words = "eval tiny/mod --tasks piqa --include-path tasks --no-validity"
     command = [sys.executable, "-m", "modbench", *words.split()]
 
     def start() -> None:

@@ -14,7 +14,7 @@ from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.evaluate.downstream.item_answers import ItemAnswers, item_answers
 from modbench.evaluate.downstream.loading import load_tasks, quiet, seeded, task_errors
-from modbench.evaluate.downstream.local_data import Sources, files_by_name
+from modbench.evaluate.downstream.task_files import Sources, files_by_name
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.evaluate.scoring_passes import Cost
 from modbench.evaluate.tasks import CHANCE
@@ -29,7 +29,7 @@ class TaskScore:
 
     ``metrics`` and ``errors``: value and standard error by name, such as ``acc``, or ``acc,FILTER`` for
     other filters than ``none``; an error is None where there is none, as with one item. ``chance``: by
-    metric, where it is known. ``missing``: tasks of a group that are left out.
+    metric, where it is known.
     """
 
     task: str
@@ -41,7 +41,6 @@ class TaskScore:
     few_shot: int
     version: str
     answers: ItemAnswers
-    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,7 @@ class Evaluation:
 
     ``rule``: selection rule, ``causal`` or ``topk``, whose scores are *non-causal*. ``truncated``:
     requests whose context did not fit the model's length. ``results``: lm-eval's own results, with
-    ``samples``. ``tasks``: lm-eval's task objects by name. ``missing``: tasks that are left out, since
-    their files are not there.
+    ``samples``. ``tasks``: lm-eval's task objects by name.
     """
 
     name: str
@@ -61,7 +59,6 @@ class Evaluation:
     truncated: int
     results: dict[str, Any]
     tasks: Mapping[str, Any]
-    missing: tuple[str, ...] = ()
 
     def score(self, task: str) -> TaskScore:
         """Return the scores of ``task``."""
@@ -74,7 +71,6 @@ def evaluate(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    data_dir: Path | None = None,
     include: Path | None = None,
     data: DataConfig | None = None,
 ) -> Iterator[Evaluation]:
@@ -84,7 +80,6 @@ def evaluate(
     Args:
         limit: number of items of each task; None: all.
         num_fewshot: examples before each item; None: as the task says. Tasks that fix it to 0 keep that.
-        data_dir: folder of local files in place of the hub, see `Sources`.
         include: folder of further YAML files of tasks.
         data: the corpus whose held-out part our tasks are built from; None: the embedded one.
 
@@ -97,10 +92,9 @@ def evaluate(
         raise UserError(f"limit is {limit}; it must be 1 or more")
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(f"num_fewshot is {num_fewshot}; it must be 0 or more")
-    files = files_by_name(names, include=include, data_dir=data_dir)
+    files = files_by_name(names, include)
     for name in names:
-        sources = Sources(name=name, files=files[name], data_dir=data_dir, include=include)
-        sources.check()
+        sources = Sources(name=name, files=files[name])
         with quiet(), seeded(), sources.written() as folder, task_errors(sources):
             loaded = load_tasks(sources, folder, num_fewshot=num_fewshot, data=data or DataConfig())
             lm.reset()
@@ -115,7 +109,7 @@ def _evaluation(sources: Sources, lm: RoutedLM, loaded: TaskDict, results: dict[
     tasks, groups = loaded["tasks"], loaded.get("groups", {})
     of_tasks = {name: _task_score(name, task, results) for name, task in tasks.items()}
     of_groups = {
-        name: _group_score(name, group, of_tasks, sources, results)
+        name: _group_score(name, group, of_tasks, results)
         for name, group in groups.items()
         if name in results["results"]
     }
@@ -132,7 +126,6 @@ def _evaluation(sources: Sources, lm: RoutedLM, loaded: TaskDict, results: dict[
         truncated=lm.truncated,
         results=results,
         tasks=tasks,
-        missing=sources.missing,
     )
 
 
@@ -153,7 +146,7 @@ def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
 
 
 def _group_score(
-    name: str, group: Any, tasks: Mapping[str, TaskScore], sources: Sources, results: dict[str, Any]
+    name: str, group: Any, tasks: Mapping[str, TaskScore], results: dict[str, Any]
 ) -> TaskScore:
     metrics, errors = _metrics(name, results)
     members = [tasks[member] for member in _members(name, results) if member in tasks]
@@ -167,7 +160,6 @@ def _group_score(
         few_shot=max((member.few_shot for member in members), default=0),
         version=str(results["versions"].get(name, "")),
         answers=ItemAnswers.empty(),
-        missing=sources.missing_of(name),
     )
 
 

@@ -16,7 +16,7 @@ from lm_eval.tasks.manager import TaskDict, TaskManager
 
 from modbench.data.config import DataConfig
 from modbench.errors import FAULTS, UserError
-from modbench.evaluate.downstream.local_data import Sources
+from modbench.evaluate.downstream.task_files import Sources
 from modbench.evaluate.routed_lm import RoutedLM
 
 #: lm-eval's own seed of few-shot examples.
@@ -25,9 +25,7 @@ FEWSHOT_SEED = 1234
 
 def load_tasks(sources: Sources, folder: Path, *, num_fewshot: int | None, data: DataConfig) -> TaskDict:
     """Load the tasks of ``sources``, whose YAML files are written in ``folder``, and set few-shot number
-    and seed as lm-eval's command line does.
-
-    Raises UserError: few-shot examples without a file, or a task that runs generated code."""
+    and seed as lm-eval's command line does. Raises UserError: a task runs generated code."""
     metadata = {"data": asdict(data)}
     manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
     loaded = manager.load([sources.name])
@@ -44,22 +42,11 @@ def _prepare(sources: Sources, name: str, task: Any, num_fewshot: int | None) ->
         wanted = num_fewshot if num_fewshot is not None else stated or 0
         task.set_config(key="num_fewshot", value=wanted)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    check_examples(sources, name, task.config.num_fewshot, remedy="use --num-fewshot 0")
     if name in sources.files:  # not the temporary files
         if isinstance(task.config.metadata, dict):
             task.config.metadata["config_source"] = str(sources.files[name])
         if isinstance(task.config.dataset_kwargs, dict):
             task.config.dataset_kwargs.pop("cache_dir", None)
-
-
-def check_examples(sources: Sources, task: str, number: int | None, *, remedy: str) -> None:
-    """Raises UserError: ``task`` needs a file for ``number`` few-shot examples that is not there."""
-    lacking = sources.lacks_examples(task) if number and task in sources.files else None
-    if lacking:
-        raise UserError(
-            f"task '{task}' takes its {number} examples from {lacking}, which {sources.data_dir} lacks; "
-            f"add it, or {remedy}"
-        )
 
 
 @contextmanager
@@ -73,12 +60,9 @@ def task_errors(sources: Sources) -> Iterator[None]:
     except UserError:
         raise
     except (ConnectionError, TimeoutError, FileNotFoundError, DatasetsError) as error:
-        instead = "give local files with --data-dir FOLDER"
-        if sources.data_dir is not None:
-            instead = "add its file there"
         raise UserError(
-            f"the data set of task '{sources.name}' could not be loaded from the Hugging Face hub "
-            f"({' '.join(str(error).split())[:120]}); connect to a network, or {instead} "
+            f"the data set of task '{sources.name}' could not be loaded "
+            f"({' '.join(str(error).split())[:120]}); connect to a network, or give local files "
             "(modbench docs evaluation)"
         ) from error
     except FAULTS as error:

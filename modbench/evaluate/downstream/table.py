@@ -3,7 +3,7 @@ a record, whose schema is in `modbench.records.sections`."""
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -28,10 +28,10 @@ def rule_label(rule: str) -> str:
 
 
 def rows(evaluations: Iterable[Evaluation]) -> list[tuple[str, ...]]:
-    """Return a row per metric of each task, columns as `HEADS`; a group that lacks tasks is marked."""
+    """Return a row per metric of each task, columns as `HEADS`."""
     return [
         (
-            score.task + " (partial)" * bool(score.missing),
+            score.task,
             metric,
             _number(value),
             _number(score.errors.get(metric)),
@@ -66,8 +66,6 @@ def details(evaluation: Evaluation, shift: BatchShift | None, leak: str) -> dict
         "truncated": evaluation.truncated,
         "leak": leak,
     }
-    if evaluation.missing:
-        facts["missing"] = list(evaluation.missing)
     for name, of_answers in (
         ("bits_per_byte_of_answer", "answer_bits_per_byte"),
         ("margin_nats", "answer_margin"),
@@ -100,14 +98,6 @@ def sentence(name: str, facts: dict[str, Any]) -> str:
     return f"{name}: " + "; ".join(parts)
 
 
-def missing_sentence(name: str, missing: Sequence[str], scored: int) -> str:
-    """Return one line on the tasks of a group that are left out."""
-    return (
-        f"{name} is partial: {scored} of {scored + len(missing)} tasks are scored, since the folder of "
-        f"local files lacks {', '.join(f'{task}.jsonl' for task in missing)}"
-    )
-
-
 def _number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
@@ -134,7 +124,6 @@ def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:
             "batch_shift": asdict(shift) | {"nats": _finite(shift.nats), "batches": list(shift.batches)},
             "sha256": _documents(evaluation, score.task),
             "by_item": _by_item(score.answers),
-            **({"missing": list(score.missing)} if score.missing else {}),
         }
         for score in evaluation.scores
     }

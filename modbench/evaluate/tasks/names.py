@@ -12,25 +12,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from modbench.data.cache_folder import cache_folder, file_lock, put
-from modbench.errors import UserError, is_file, nearest_names
+from modbench.errors import UserError, nearest_names
 from modbench.evaluate.tasks import FOLDER, TASKS
 
 #: The YAML file of each task and group, relative to its folder, and the tasks of each tag.
 Index = dict[str, str | list[str]]
 
 
-def check_names(
-    names: Iterable[str], *, include: Path | None = None, data_dir: Path | None = None
-) -> None:
-    """Check that each of ``names`` is a task, group or tag, ours, lm-eval's or of ``include``, or a file
-    of items in ``data_dir``. Raises UserError: one is not known, with the nearest names; ``include`` is
-    no folder of tasks."""
+def check_names(names: Iterable[str], include: Path | None = None) -> None:
+    """Check that each of ``names`` is a task, group or tag, ours, lm-eval's or of ``include``. Raises
+    UserError: one is not known, with the nearest names; ``include`` is no folder of tasks."""
     if include is not None:
         _check_include(include)
     for name in names:
-        is_items = data_dir is not None and is_file(items_file(name, data_dir))
-        if name not in TASKS and not is_items and find_task(name, include) is None:
-            raise unknown_task(name, include, data_dir)
+        if name not in TASKS and find_task(name, include) is None:
+            raise unknown_task(name, include)
 
 
 def _check_include(folder: Path) -> None:
@@ -52,16 +48,10 @@ def _check_include(folder: Path) -> None:
         )
 
 
-def items_file(task: str, folder: Path) -> Path:
-    """Return the path of the items of ``task`` in a folder of local files."""
-    return folder / f"{task}.jsonl"
-
-
-def unknown_task(name: str, include: Path | None = None, data_dir: Path | None = None) -> UserError:
+def unknown_task(name: str, include: Path | None = None) -> UserError:
     """Return the error of an unknown task, with the nearest names."""
     known = {known for _, index in _indexes(include) for known in index}
-    looked = f", and {data_dir} has no {items_file(name, data_dir).name}" if data_dir else ""
-    return UserError(f"task '{name}' is not known{looked}; {nearest_names(name, known)}")
+    return UserError(f"task '{name}' is not known; {nearest_names(name, known)}")
 
 
 def find_task(name: str, include: Path | None = None) -> Path | list[str] | None:
@@ -77,6 +67,7 @@ def _indexes(include: Path | None) -> Iterator[tuple[Path, Index]]:
     """Yield each folder of tasks and its names, in the order in which they are looked up."""
     for folder in (include, FOLDER):
         if folder is not None:
+            folder = folder.resolve()
             yield folder, _of_folder(folder)
     lm_eval = find_spec("lm_eval")  # not imported, which takes seconds
     assert lm_eval is not None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from modbench.report.downstream.scores import comparable, entries_of, metrics_of, tasks_of
+from modbench.report.downstream.scores import comparable, metrics_of, tasks_of
 from modbench.report.leaderboard.board import Board, comparison_titles
 from modbench.report.leaderboard.rows import Row, spread
 from modbench.report.table import Number, Table
@@ -53,8 +53,7 @@ def _table(rows: Sequence[Row]) -> Table:
         name = f"{task}:{metric}"
         chances = (row.get(f"{name}_chance") for row in rows)
         levels = dict.fromkeys(_number(chance) for chance in chances if chance is not None)
-        partial = any(entry.missing for row in rows for entry in entries_of(row, task))
-        about = (f"{task} (partial)" if partial else task, metric, ", ".join(levels) or "-")
+        about = (task, metric, ", ".join(levels) or "-")
         lines.append((*about, *(_score(row, name) for row in rows)))
     names = [row["_name"] + (" †" if row["_unranked"] else "") for row in rows]
     return Table(("task", "metric", "chance", *names), lines, left=(0, 1), caption="Scores")

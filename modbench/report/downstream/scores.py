@@ -42,5 +42,5 @@ def comparable(rows: Sequence[Mapping[str, Any]], task: str) -> bool:
     """Return True if all rows that have ``task`` were scored on the same items in the same way."""
     names = ("items", "few_shot", "version", "sha256")
     entries = [entry for row in rows for entry in entries_of(row, task)]
-    settings = {(*(getattr(entry, name) for name in names), *(entry.missing or ())) for entry in entries}
+    settings = {tuple(getattr(entry, name) for name in names) for entry in entries}
     return len(settings) == 1

@@ -63,14 +63,12 @@ def _adapter(model: LanguageModel, work: RunWork) -> "RoutedLM":
 def _evaluated(lm: "RoutedLM", work: RunWork, settings: dict[str, Any]) -> "Iterator[Evaluation]":
     from modbench.evaluate.downstream import evaluate
 
-    folders = {name: Path(settings[name]) if name in settings else None for name in ("data", "include")}
     return evaluate(
         lm,
         (settings["task"],),
         limit=settings.get("limit"),
         num_fewshot=settings.get("fewshot"),
-        data_dir=folders["data"],
-        include=folders["include"],
+        include=Path(settings["include"]) if "include" in settings else None,
         data=work.run.data,
     )
 

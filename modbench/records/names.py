@@ -8,7 +8,7 @@ from modbench.errors import several
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,59}")
 #: The label of a scheme or a shape, and the name of a router.
 LABEL = re.compile(r"\w[\w .,:;+%=()@*-]{0,59}")
-#: The label of a row: its scheme's, in suites of several shapes with its shape's.
+#: The label of a row: its scheme's, with that of its size after a slash if the suite has several.
 ROW_LABEL = re.compile(rf"{LABEL.pattern}(/{LABEL.pattern})?")
 #: The characters of a label, in words.
 LABEL_WORDS = (

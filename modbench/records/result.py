@@ -32,7 +32,7 @@ class Result:
 
     record: RunRecord
     budget: int
-    label: str  #: of the row: the scheme's, in suites of several shapes with its shape's
+    label: str  #: of the row: the scheme's, with its size after a slash if the suite has several
     row_number: int = 0  #: of the row, in the order of its suite
     #: that names the row: name, version, time and rank of its record; and of the newest suite,
     #: ``compare``: its stated comparisons; ``left``, ``wanted``: runs not finished, and all

@@ -30,8 +30,7 @@ CAPTIONS = {
     ),
     "loss_vs_forward_flops": (
         "Final validation loss against realised forward FLOPs per token, as in the table: points at the "
-        "lower left are better and cheaper. Bars: 95 % t-intervals over seeds. Of several sizes, "
-        "joined by a line, the best is filled."
+        "lower left are better and cheaper. Bars: 95 % t-intervals over seeds."
     ),
     "routing": (
         "Share of validation tokens that each depth-routed layer selects, by position in the sequence, "

@@ -15,6 +15,7 @@ from modbench.sweep.refuse import refuse_before_preparing, refuse_more_passes, t
 from modbench.sweep.request import SuiteRequest
 from modbench.sweep.rows import Rows, resolve
 from modbench.sweep.suite import Suite, load_suite
+from modbench.sweep.tables import Scheme
 from modbench.sweep.wanted import Wanted, chosen, expand_planned
 
 Tell = Callable[[str], None]
@@ -95,12 +96,9 @@ def _step_flops(rows: Rows) -> StepFlops:
         row = rows.resolved.get(scheme.name)
         if row is None:  # its plugin has a mistake
             continue
-        shapes = [*zip(rows.suite.shapes_of(scheme).values(), row.flops, strict=False)]
+        by_scheme[scheme.name] = {rows.suite.shape_of(scheme): row.flops}
         for models, flops in zip(row.grids, row.grid_flops, strict=True):
-            shapes += zip(models, flops, strict=True)
-        by_scheme[scheme.name] = {
-            model: of_step for model, of_step in shapes if isinstance(of_step, int)
-        }
+            by_scheme[scheme.name] |= zip(models, flops, strict=True)
     return by_scheme
 
 
@@ -117,21 +115,22 @@ def _parts(
     for scheme in rows.suite.schemes:
         for budget in rows.suite.axes.budgets:
             if part := by_part.get((scheme.name, budget)):
-                yield _part(part, flops[scheme.name], text)
+                yield _part(scheme, part, flops[scheme.name], text)
 
 
-def _part(runs: Sequence[tuple[Wanted, int]], flops: Mapping[Shape, int], text: int | None) -> Part:
+def _part(
+    scheme: Scheme, runs: Sequence[tuple[Wanted, int]], flops: Mapping[Shape, int], text: int | None
+) -> Part:
     sizes: dict[tuple[int, int], int] = {}
     tokens = 0
     for wanted, _ in runs:
         model = wanted.run.model
         of_step = sizes[model.width, model.layers] = flops[model]
         tokens = max(tokens, tokens_of(wanted.budget, of_step, wanted.run.train))
-    first, _ = runs[0]
     return Part(
-        scheme=first.scheme,
-        depth=first.depth,
-        budget=first.budget,
+        scheme=scheme.label,
+        depth=scheme.depth,
+        budget=runs[0][0].budget,
         sizes=tuple(sorted(sizes, key=sizes.__getitem__)),
         runs=len(runs),
         flops=sum(spent for _, spent in runs),

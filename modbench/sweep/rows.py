@@ -26,12 +26,12 @@ LEAST_STEPS = 200
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
     """A scheme whose router was built: its name, all of its options, the hash of its plugin, and the
-    nominal FLOPs of a training step at each shape (a sentence where it can't take the shape)."""
+    nominal FLOPs of a training step; 0 with isoFLOP grids."""
 
     name: str
     options: dict[str, Any]
     plugin_sha256: str | None
-    flops: list[int | str]
+    flops: int = 0
     #: with isoFLOP grids: the shapes of each budget of the suite, in ascending order
     grids: list[list[ModelConfig]] = field(default_factory=list)
     #: and the nominal FLOPs of a training step of each
@@ -78,12 +78,11 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
         except UserError as error:
             rows.mistakes.append(error)
     installed, named = installed_modules(), {_router(scheme) for scheme in suite.schemes}
-    for name, file in files.items():
-        if name not in named:
-            _add(rows, name, file)
-    for depth in dict.fromkeys(scheme.depth for scheme in rows.suite.schemes):
-        labels = [scheme.label for scheme in rows.suite.schemes if scheme.depth == depth]
-        check_labels(f"suite {suite.source} with its plugins", labels)
+    added = {name: file for name, file in files.items() if name not in named}
+    labels = dict.fromkeys(scheme.label.partition("/")[0] for scheme in suite.schemes)
+    check_labels(f"suite {suite.source} with its plugins", [*labels, *added])
+    for name, file in added.items():
+        _add(rows, name, file)
     unread = bool(rows.mistakes)
     for scheme in rows.suite.schemes:
         plugin, module = files.get(_router(scheme)), installed.get(_router(scheme))
@@ -108,8 +107,8 @@ def _router(scheme: Scheme) -> str:
 
 
 def _add(rows: Rows, name: str, file: Path) -> None:
-    """Add a row of router ``name`` at each depth, with `model` and `train` of the first row with the
-    built-in router of its base class."""
+    """Add a row of router ``name`` at each size or depth, with `model` and `train` of the first row with
+    the built-in router of its base class."""
     from modbench.routing.depth_router import DepthRouter
     from modbench.routing.expert_router import ExpertRouter
     from modbench.routing.registry import router_class
@@ -127,27 +126,28 @@ def _add(rows: Rows, name: str, file: Path) -> None:
     if like:
         row = replace(row, model=like.model, train=like.train)
         if like.train or like.model.keys() - ({"layers"} if like.depth else {}):
-            rows.added[name] += f", and it has `model` and `train` of row '{like.label}'"
-    rows.suite = replace(suite, schemes=(*suite.schemes, *suite.at_depths(row)))
+            label = like.label.partition("/")[0]
+            rows.added[name] += f", and it has `model` and `train` of row '{label}'"
+    rows.suite = replace(suite, schemes=(*suite.schemes, *suite.rows_of(row)))
 
 
 def _resolved(suite: Suite, scheme: Scheme) -> Resolved:
-    """Build the router of ``scheme`` and read its FLOPs at each of its shapes, or at the grids of its
-    budgets. Imports torch and the router. Raises UserError: an unknown router or option, a wrong value,
-    or a budget without a grid."""
+    """Build the router of ``scheme`` and read its FLOPs at its shape, or at the grids of its budgets.
+    Imports torch and the router. Raises UserError: an unknown router or option, a wrong value, a shape
+    that the router can't take, or a budget without a grid."""
     from modbench.hf.models import outline_of
     from modbench.routing.build import outline
     from modbench.routing.registry import build_router, plugin_sha256, preset_options
     from modbench.train.counted import flops_per_step
 
     config = suite.training_of(scheme).config()
-    models = [*suite.shapes_of(scheme).values()]
-    row = Resolved(name=TRANSFORMERS, options={}, plugin_sha256=None, flops=[])
+    model = suite.shape_of(scheme)
+    row = Resolved(name=TRANSFORMERS, options={}, plugin_sha256=None)
     if scheme.router != TRANSFORMERS:
         name, preset = preset_options(scheme.router)
         router = build_router(name, {**preset, **scheme.options})
         sha256 = plugin_sha256(name)
-        row = Resolved(name=name, options=router.options(), plugin_sha256=sha256, flops=[])
+        row = Resolved(name=name, options=router.options(), plugin_sha256=sha256)
 
     @cache
     def read(model: ModelConfig) -> tuple[int, int]:
@@ -155,19 +155,13 @@ def _resolved(suite: Suite, scheme: Scheme) -> Resolved:
         decoder = outline(model, router)
         return flops_per_step(decoder, config), decoder.parameter_count("active")
 
-    for model in models:
-        if isinstance(model, HubConfig):
-            row.flops.append(flops_per_step(outline_of(model, row.name, row.options), config))
-            continue
-        if suite.isoflop:
-            step_tokens = config.batch * config.sequence
-            family, budgets = suite.family_of(scheme), suite.axes.budgets
-            return _with_grids(row, family, model, budgets, read, step_tokens)
-        try:
-            row.flops.append(read(model)[0])
-        except UserError as error:
-            row.flops.append(str(error))
-    return row
+    if isinstance(model, HubConfig):
+        return replace(row, flops=flops_per_step(outline_of(model, row.name, row.options), config))
+    if suite.isoflop:
+        step_tokens = config.batch * config.sequence
+        family, budgets = suite.family_of(scheme), suite.axes.budgets
+        return _with_grids(row, family, model, budgets, read, step_tokens)
+    return replace(row, flops=read(model)[0])
 
 
 def _with_grids(

@@ -4,7 +4,7 @@ tables against each other. Imports no torch."""
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,12 @@ class Suite:
     keep: KeepConfig
     track: TrackConfig
     axes: Axes
-    shapes: dict[str, Shape]  #: sizes of the model by label; one size alone has an empty label
-    #: keys that the file states of each of them; of a model of transformers none
+    #: keys that the file states of each size, by its label in [[shapes]]; one size alone has an empty
+    #: label, a model of transformers has none
     stated: dict[str, dict[str, Any]]
     hubs: dict[str, HubConfig]  #: models of transformers by the label of their scheme
-    schemes: tuple[Scheme, ...]  #: with [isoflop] layers, each scheme once for each of its depths
-    #: sizes around a centre per scheme and budget, in place of shapes
+    schemes: tuple[Scheme, ...]  #: each scheme once for each of its sizes or depths (`rows_of`)
+    #: sizes around a centre per scheme and budget, in place of [[shapes]]
     isoflop: IsoFlopConfig | None
     depths: dict[int | None, DepthConfig]  #: settings of [isoflop] by `Scheme.depth`
     comparisons: tuple[Comparison, ...]  #: empty: all rows are compared
@@ -61,13 +61,12 @@ class Suite:
         """The seeds of ``scheme``."""
         return self.axes.seeds if scheme.seeds is None else scheme.seeds
 
-    def shapes_of(self, scheme: Scheme) -> dict[str, Shape]:
-        """The shapes of ``scheme`` by label."""
+    def shape_of(self, scheme: Scheme) -> Shape:
+        """The shape of ``scheme``; that of its size, if its label has one after a slash."""
         if scheme.label in self.hubs:
-            return {"": self.hubs[scheme.label]}
-        if not scheme.model:
-            return self.shapes
-        return {label: ModelConfig(**{**keys, **scheme.model}) for label, keys in self.stated.items()}
+            return self.hubs[scheme.label]
+        size = scheme.label.partition("/")[2]
+        return ModelConfig(**{**self.stated[size], **scheme.model})
 
     def training_of(self, scheme: Scheme) -> TrainTable:
         """The training settings of ``scheme``."""
@@ -81,8 +80,14 @@ class Suite:
         assert not isinstance(centre, dict)  # `at_depths` took the depth's number
         return replace(family, tokens_per_parameter=centre)
 
-    def at_depths(self, scheme: Scheme) -> list[Scheme]:
-        """``scheme`` once for each of its depths; itself without [isoflop] layers."""
+    def rows_of(self, *schemes: Scheme) -> tuple[Scheme, ...]:
+        """``schemes`` once for each size of [[shapes]], as LABEL/SIZE, or for each depth of theirs."""
+        if self.stated.keys() - {""}:
+            sizes = product(self.stated, schemes)
+            return tuple(replace(of, label=f"{of.label}/{size}") for size, of in sizes)
+        return tuple(chain.from_iterable(map(self._at_depths, schemes)))
+
+    def _at_depths(self, scheme: Scheme) -> list[Scheme]:
         if self.isoflop is None or self.isoflop.layers is None:
             return [scheme]
         centre = scheme.tokens_per_parameter
@@ -194,8 +199,6 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         keep=file.keep,
         track=file.track,
         axes=file.sweep,
-        shapes={label: ModelConfig(**keys) for label, keys in stated.items()}
-        or {"": next(iter(hubs.values()))},
         stated=stated,
         hubs=hubs,
         schemes=(),
@@ -203,7 +206,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         depths=_depths(where, file.isoflop),
         comparisons=file.compare,
     )
-    suite = replace(suite, schemes=tuple(chain.from_iterable(map(suite.at_depths, schemes))))
+    suite = replace(suite, schemes=suite.rows_of(*schemes))
     _check_comparisons(where, suite)
     return suite
 
@@ -323,9 +326,7 @@ def _check_comparisons(where: str, suite: Suite) -> None:
     seeds = {scheme.label: {*suite.seeds_of(scheme)} for scheme in suite.schemes}
     depths: dict[str, set[int | None]] = {}
     for scheme in suite.schemes:
-        for size in suite.shapes:
-            label = f"{scheme.label}/{size}" if size and scheme.label not in suite.hubs else scheme.label
-            depths.setdefault(label, set()).add(scheme.depth)
+        depths.setdefault(scheme.label, set()).add(scheme.depth)
     seen = set[tuple[frozenset[str], int, int | None]]()
     budgets = suite.axes.budgets
     for number, pair in enumerate(suite.comparisons, start=1):
@@ -341,7 +342,12 @@ def _check_comparisons(where: str, suite: Suite) -> None:
                 )
         if pair.a == pair.b:
             raise UserError(f"{at} compares '{pair.a}' with itself; name another row")
-        if seeds[pair.a.partition("/")[0]].isdisjoint(seeds[pair.b.partition("/")[0]]):
+        if pair.a.partition("/")[2] != pair.b.partition("/")[2]:
+            raise UserError(
+                f"{at} compares '{pair.a}' with '{pair.b}', and rows of two sizes are in two tables; "
+                "name rows of one size, or give [[schemes]] their own model in place of [[shapes]]"
+            )
+        if seeds[pair.a].isdisjoint(seeds[pair.b]):
             raise UserError(f"{at} compares '{pair.a}' with '{pair.b}', which share no seed; give one")
         if pair.budget is not None and pair.budget not in budgets:
             raise UserError(f"{at} budget is {pair.budget:g}, which [sweep] budgets lacks; add it there")

@@ -149,7 +149,7 @@ class Scheme:
 class Comparison:
     """One difference: the loss of row ``a`` minus that of row ``b``."""
 
-    a: str  #: a row: a scheme's label; with [[shapes]] LABEL/SHAPE
+    a: str  #: a row: a scheme's label; with [[shapes]] LABEL/SIZE
     b: str  #: the row that is subtracted
     #: a secondary comparison has a correction of its own for the number of comparisons (Holm)
     role: Literal["primary", "secondary"] = "primary"

@@ -10,7 +10,6 @@ from typing import Any
 from modbench.errors import UserError, known_names
 from modbench.records.finished import Finished
 from modbench.records.line import key_of
-from modbench.records.names import at_depth
 from modbench.records.record import DONE
 from modbench.records.run import Run
 from modbench.records.run_name import RunName, shortest
@@ -24,19 +23,15 @@ from modbench.sweep.tables import Scheme
 class Wanted:
     """A run under the label of its row."""
 
-    label: str  #: the scheme's, in suites of several shapes with its shape's
+    label: str  #: the scheme's, in isoFLOP suites with its width
     run: Run
+    name: str = ""  #: `modbench.sweep.suite.Scheme.name`
     depth: int | None = None  #: layers, in a suite with curves of several depths
 
     @property
     def scheme(self) -> str:
-        """The label of its scheme."""
+        """The label of its scheme, without its size."""
         return self.label.partition("/")[0]
-
-    @property
-    def name(self) -> str:
-        """That of its scheme at its depth (`modbench.sweep.suite.Scheme.name`)."""
-        return at_depth(self.scheme, self.depth)
 
     @property
     def budget(self) -> int:
@@ -46,10 +41,8 @@ class Wanted:
 
 def expand(rows: Rows, done: Mapping[str, float | None] | None = None) -> list[Wanted]:
     """Return the runs of ``rows`` in the order in which they are run: seed by seed, in the suite's
-    order. A plugin's router that can't take a shape is
-    added to the mistakes of ``rows``, and its runs are left out. isoFLOP runs come in blocks
-    (`_in_blocks`). ``done``: loss by key of the runs that are done, which tells the learning rates of
-    isoFLOP grids; None: diverged. Raises UserError: a built-in router can't take a shape, or a budget is
+    order. isoFLOP runs come in blocks (`_in_blocks`). ``done``: loss by key of the runs that are done,
+    which tells the learning rates of isoFLOP grids; None: diverged. Raises UserError: a budget is
     smaller than one training step; the sentence starts with the suite."""
     suite = rows.suite
     if suite.isoflop is None:
@@ -71,7 +64,7 @@ def expand_planned(rows: Rows) -> list[Wanted]:
 def _isoflop_wanted(rows: Rows, done: Mapping[str, float | None] | None) -> list[Wanted]:
     """The runs of `isoflop_runs` of all schemes and depths, each with its label."""
     return [
-        Wanted(label=_label_of(scheme, run), run=run, depth=scheme.depth)
+        Wanted(label=_label_of(scheme, run), run=run, name=scheme.name, depth=scheme.depth)
         for scheme in rows.suite.schemes
         if scheme.name in rows.resolved
         for run in isoflop_runs(rows, scheme, done)
@@ -110,43 +103,33 @@ def _in_blocks(suite: Suite, runs: Sequence[Wanted]) -> list[Wanted]:
 
 
 def _grid_runs(rows: Rows) -> list[Wanted]:
-    """The runs of a suite without isoFLOP grids: schemes times shapes times budgets times seeds."""
+    """The runs of a suite without isoFLOP grids: schemes times budgets times seeds."""
     suite = rows.suite
     runs = list[Wanted]()
-    for number, size in enumerate(suite.shapes):
-        for scheme in suite.schemes:
-            row = rows.resolved.get(scheme.label)
-            if row is None:  # its plugin has a mistake
-                continue
-            label = f"{scheme.label}/{size}" if size else scheme.label
-            flops = row.flops[number]
-            if isinstance(flops, str):
-                mistake = UserError(f"suite {suite.source}: row '{label}': {flops}")
-                if row.plugin is None:
-                    raise mistake
-                if str(mistake) not in map(str, rows.mistakes):
-                    rows.mistakes.append(mistake)
-                continue
-            table = suite.training_of(scheme)
-            for budget in suite.axes.budgets:
-                if budget < flops:
-                    raise UserError(
-                        f"suite {suite.source}: [sweep] budgets: budget {budget:g} is smaller than one "
-                        f"training step of '{label}', which takes {flops:g} FLOPs; raise it there, or "
-                        "shrink batch, sequence or model"
-                    )
-            router, model, config = router_code(row), suite.shapes_of(scheme)[size], table.config()
-            for budget in suite.axes.budgets:
-                for seed in suite.seeds_of(scheme):
-                    run = Run(
-                        router=router,
-                        model=model,
-                        data=suite.data,
-                        train=config,
-                        schedule=table.schedule_of(budget),
-                        seed=seed,
-                    )
-                    runs.append(Wanted(label=label, run=run))
+    for scheme in suite.schemes:
+        row = rows.resolved.get(scheme.name)
+        if row is None:  # its plugin has a mistake
+            continue
+        table = suite.training_of(scheme)
+        for budget in suite.axes.budgets:
+            if budget < row.flops:
+                raise UserError(
+                    f"suite {suite.source}: [sweep] budgets: budget {budget:g} is smaller than one "
+                    f"training step of '{scheme.label}', which takes {row.flops:g} FLOPs; raise it "
+                    "there, or shrink batch, sequence or model"
+                )
+        router, model, config = router_code(row), suite.shape_of(scheme), table.config()
+        for budget in suite.axes.budgets:
+            for seed in suite.seeds_of(scheme):
+                run = Run(
+                    router=router,
+                    model=model,
+                    data=suite.data,
+                    train=config,
+                    schedule=table.schedule_of(budget),
+                    seed=seed,
+                )
+                runs.append(Wanted(label=scheme.label, run=run, name=scheme.name))
     return runs
 
 

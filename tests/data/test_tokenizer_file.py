@@ -60,7 +60,7 @@ def test_a_file_without_end_of_text_has_one_id_more() -> None:
 
 def test_the_vocabulary_of_a_suite_is_that_of_the_file() -> None:
     suite = load_suite("suite.toml")
-    assert suite.data.vocabulary == suite.shapes[""].vocabulary == 300
+    assert suite.data.vocabulary == suite.stated[""]["vocabulary"] == 300
     data = prepare(suite.data, say=lambda text: None)
     assert data.tokenizer.decode(data.heldout_N[:40].tolist()) in TEXT
     text_bytes = int(data.token_bytes_V[data.train_N].sum() + data.token_bytes_V[data.heldout_N].sum())

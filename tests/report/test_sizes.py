@@ -1,125 +1,74 @@
-"""Suites of several shapes: one table per budget and data set, each scheme at its best size."""
+"""Suites of several sizes: a table for each, with the rows of that size."""
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from modbench.records.result import Result
-from modbench.report.leaderboard.board import Board, board_of
+from modbench.report.leaderboard.board import board_of, comparison_titles
 from modbench.report.leaderboard.page import leaderboard_page
-from modbench.report.markdown import Page
-from modbench.report.table import Table, to_csv
+from modbench.report.table import Table
 
-WIDTHS = {"S": 64, "M": 96, "L": 128}
+WIDTHS = {"S": 64, "L": 128}
 Sized = Callable[..., list[Result]]
 
 
 @pytest.fixture
 def sized(fakes: Any) -> Sized:
-    """Records of a scheme by the losses of its sizes: one loss, or one per seed."""
+    """Records of schemes at both sizes, by the losses of each."""
 
-    def made(scheme: str, losses: Mapping[str, Any], **fields: Any) -> list[Result]:
-        found = []
-        for size, values in losses.items():
-            model = {"width": WIDTHS[size], "heads": 4}
-            metrics = {"active_parameters": 12 * WIDTHS[size] ** 2}
-            for seed, loss in enumerate(values if isinstance(values, tuple) else (values,)):
-                common = {"router": scheme.partition(" ")[0], "seed": seed, "model": model}
-                found.append(
-                    fakes.make_record(
-                        f"{scheme}/{size}", loss=loss, metrics=metrics, **{**common, **fields}
-                    )
-                )
-        return found
+    def made(budget: int = 10**12, **losses: tuple[float, float]) -> list[Result]:
+        return [
+            fakes.make_record(
+                f"{scheme}/{size}",
+                loss=loss,
+                model={"width": width, "heads": 4},
+                train={"budget": budget},
+            )
+            for scheme, of in losses.items()
+            for (size, width), loss in zip(WIDTHS.items(), of, strict=True)
+        ]
 
     return made
 
 
-def placed(board: Board) -> dict[str, tuple[int | None, int, str]]:
-    """Position, number of sizes and edge by label of the row at which each scheme is shown."""
-    return {e["_name"]: (e["position"], e["sizes"], e["edge"]) for e in board.rows if e["best_size"]}
+def test_a_row_is_compared_with_the_rows_of_its_size(sized: Sized) -> None:
+    board = board_of(sized(vanilla=(5.0, 4.9), mod=(4.7, 5.1)))
+    assert comparison_titles(board.comparisons) == ["L, 1e+12 training FLOPs", "S, 1e+12 training FLOPs"]
+    placed = [[(row["_name"], row["position"]) for row in rows] for rows in board.comparisons]
+    assert placed == [[("vanilla/L", 1), ("mod/L", 2)], [("mod/S", 1), ("vanilla/S", 2)]]
+    pairs = [
+        (of["comparison"], of["scheme"], of["other"], of["value"]) for of in board.pairs_of("dense")
+    ]
+    assert pairs == [
+        (1, "mod/L", "vanilla/L", pytest.approx(0.2)),
+        (2, "mod/S", "vanilla/S", pytest.approx(-0.3)),
+    ]
+    assert [*board.frame()["shape"]] == ["L", "L", "S", "S"]
 
 
-def cells_of(page: Page, first: str) -> list[Sequence[object]]:
-    """The cells of each table row of ``page`` whose first or second cell is ``first``."""
-    rows = [row for part in page.parts if isinstance(part, Table) for row in part.rows]
-    return [row for row in rows if first in row[:2]]
+def test_the_page_has_a_table_for_each_size_and_budget(sized: Sized) -> None:
+    results = [*sized(vanilla=(5.0, 4.9), mod=(4.7, 5.1)), *sized(2 * 10**12, mod=(4.5, 4.4))]
+    page = leaderboard_page(board_of(results))
+    first = [part for part in page.parts if isinstance(part, Table) and part.caption.startswith("Sche")]
+    assert [[row[0] for row in table.rows] for table in first] == [
+        ["vanilla/L", "mod/L"],
+        ["mod/S", "vanilla/S"],
+        ["mod/L"],
+        ["mod/S"],
+    ]
+    assert "## S, 2e+12 training FLOPs" in page.to_markdown()
 
 
-def test_sizes_meet_in_one_table_with_each_scheme_at_its_best(sized: Sized) -> None:
+def test_schemes_with_a_model_of_their_own_make_one_table(fakes: Any) -> None:
+    losses = {"vanilla": 5.0, "half": 4.9, "mod": 4.8}
     records = [
-        *sized("vanilla", {"S": 5.0, "M": 4.6, "L": 4.9}),
-        *sized("mod", {"S": 4.7, "M": 4.8, "L": 5.1}),
+        fakes.make_record(label, loss=loss, model={"width": 32 * width})
+        for width, (label, loss) in enumerate(losses.items(), start=1)
     ]
-    board = board_of(records)
-    assert len(board.comparisons) == 1
-    assert placed(board) == {"vanilla/M": (1, 3, ""), "mod/S": (2, 3, "smallest")}
-    page = leaderboard_page(board)
-    assert "## 1e+12 training FLOPs" not in page.to_markdown()
-    assert cells_of(page, "vanilla, M (best of 3 sizes)")[0][2] is None
-    assert cells_of(page, "mod, S (best of 3 sizes, the smallest)")[0][2] == "+0.100"
-    assert [cells[1] for cells in cells_of(page, "vanilla")] == ["S", "M (best)", "L"]
-    assert "which is slightly optimistic" in page.to_markdown()
-
-
-def test_best_size_is_chosen_by_the_mean_over_seeds(sized: Sized) -> None:
-    board = board_of(sized("mod", {"S": (4.0, 5.0), "L": (4.4, 4.5)}))
-    assert placed(board) == {"mod/L": (1, 2, "largest")}
-
-
-def test_size_that_diverged_is_listed_and_not_chosen(sized: Sized) -> None:
-    records = [*sized("mod", {"S": 4.9, "M": 4.8}), *sized("mod", {"L": 4.7}, status="diverged")]
-    board = board_of(records)
-    assert placed(board) == {"mod/M": (1, 2, "largest")}
-    page = leaderboard_page(board)
-    assert cells_of(page, "mod, M (best of 2 sizes, the largest, 1 more not ranked)")
-    assert cells_of(page, "mod")[2][1] == "L (not ranked) †"
-    assert "- **mod/L**: seed 0 diverged: the loss is not finite at step 7\n" in page.to_markdown()
-
-
-def test_scheme_without_a_size_that_can_be_ranked_stays_in_the_table(sized: Sized) -> None:
-    records = [
-        *sized("leaky", {"S": 1.0, "L": 1.1}, failed_probes=(1,)),
-        *sized("vanilla", {"S": 5.0, "L": 4.9}),
-    ]
-    page = leaderboard_page(board_of(records))
-    assert cells_of(page, "vanilla, L (best of 2 sizes, the largest)")[0][0] == "-"
-    assert cells_of(page, "leaky, S")[0][0] == "not ranked †"
-
-
-def test_schemes_of_different_shapes_with_one_size_each_make_one_table(sized: Sized) -> None:
-    records = [*sized("vanilla", {"L": 5.0}), *sized("half", {"S": 4.9}), *sized("mod", {"L": 4.8})]
-    board = board_of(records)
-    assert {label: position for label, (position, _, _) in placed(board).items()} == {
-        "mod/L": 1,
-        "half/S": 2,
-        "vanilla/L": 3,
-    }
-    page = leaderboard_page(board)
-    first = next(part for part in page.parts if isinstance(part, Table))
-    assert [row[0] for row in first.rows] == ["mod, L", "half, S", "vanilla, L"]
-    text = page.to_markdown()
-    assert "The sizes of each scheme" not in text
-    assert "optimistic" not in text
-
-
-def test_budgets_are_tables_of_their_own(sized: Sized) -> None:
-    records = sized("mod", {"S": 4.8, "L": 4.9}) + sized(
-        "mod", {"S": 4.5, "L": 4.4}, train={"budget": 2 * 10**12}
-    )
-    board = board_of(records)
-    assert [[row["budget"] for row in one] for one in board.comparisons] == [
-        [10**12] * 2,
-        [2 * 10**12] * 2,
-    ]
-    assert [row["edge"] for row in board.rows if row["best_size"]] == ["smallest", "largest"]
-
-
-def table(board: Board) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(to_csv(board.frame()))))
+    (rows,) = board_of(records).comparisons
+    assert [(row["_name"], row["position"]) for row in rows] == [("mod", 1), ("half", 2), ("vanilla", 3)]
 
 
 def test_rows_of_an_isoflop_suite_have_no_position_of_their_own(fakes: Any) -> None:

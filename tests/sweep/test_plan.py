@@ -53,14 +53,17 @@ def test_a_plan_has_the_runs_flops_tokens_and_passes_of_each_scheme_and_budget()
     text, plan = prepared(), planned()
     rows = resolve(load_suite("suite.toml"))
     assert [(part.scheme, part.budget) for part in plan.parts] == [
-        (scheme, budget) for scheme in ("vanilla", "mod") for budget in (10**7, 3 * 10**7)
+        (f"{scheme}/{size}", budget)
+        for size in ("s", "l")
+        for scheme in ("vanilla", "mod")
+        for budget in (10**7, 3 * 10**7)
     ]
     for part in plan.parts:
-        steps = rows.resolved[part.scheme].flops
-        assert part.sizes == ((16, 2), (32, 4))
-        assert part.runs == 2 * 3
-        assert part.flops == 3 * sum(part.budget // flops * flops for flops in steps)  # type: ignore[operator]
-        assert part.tokens == part.budget // steps[0] * 16  # type: ignore[operator]
+        flops = rows.resolved[part.scheme].flops
+        assert part.sizes == (((16, 2),) if part.scheme.endswith("/s") else ((32, 4),))
+        assert part.runs == 3
+        assert part.flops == 3 * (part.budget // flops * flops)
+        assert part.tokens == part.budget // flops * 16
         assert part.passes == part.tokens / text
     assert (plan.runs, plan.flops) == (24, sum(part.flops for part in plan.parts))
 

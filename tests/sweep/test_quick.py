@@ -34,7 +34,7 @@ def test_width_and_rate_of_a_row_are_those_that_its_curves_suggest(scheme: Schem
     (budget,) = QUICK.axes.budgets
     parameters = exp(offset + slope * log(budget))
     router = build_router(*preset_options(scheme.router))
-    (model,) = QUICK.shapes_of(scheme).values()
+    model = QUICK.shape_of(scheme)
     assert isinstance(model, ModelConfig)
 
     def distance(width: int) -> float:

@@ -53,9 +53,9 @@ def test_a_suite_is_read_with_whole_floats_as_budgets(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_follows_the_tokenizer(tmp_path: Path) -> None:
-    assert parse(tmp_path, GOOD).shapes[""].vocabulary == 257
+    assert parse(tmp_path, GOOD).stated[""]["vocabulary"] == 257
     bpe = GOOD.replace('tokenizer = "bytes"', "vocabulary = 512")
-    assert parse(tmp_path, bpe).shapes[""].vocabulary == 512
+    assert parse(tmp_path, bpe).stated[""]["vocabulary"] == 512
 
 
 def test_a_scheme_has_a_shape_of_its_own(tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_a_scheme_has_a_shape_of_its_own(tmp_path: Path) -> None:
         ("mod", 2),
     }
     step = TrainConfig(batch=4)
-    assert resolve(parse(tmp_path, shallow)).resolved["vanilla"].flops == [
+    assert resolve(parse(tmp_path, shallow)).resolved["vanilla"].flops == (
         flops_per_step(meta_decoder("vanilla", {}, runs[0].model), step)
-    ]
+    )
 
 
 @pytest.mark.parametrize(("stated", "mlp_width"), [("", 3 * 24), ("mlp_width = 40\n", 40)])
@@ -78,7 +78,7 @@ def test_a_width_of_its_own_sets_what_follows_from_it(
     text = GOOD.replace("width = 32\n", f"width = 32\n{stated}")
     narrow = text.replace('router = "vanilla"', 'router = "vanilla"\nmodel = { width = 24, heads = 2 }')
     suite = parse(tmp_path, narrow)
-    shape = suite.shapes_of(suite.schemes[0])[""]
+    shape = suite.shape_of(suite.schemes[0])
     assert (shape.mlp_width, shape.kv_heads) == (mlp_width, 2)
 
 
@@ -94,10 +94,19 @@ def test_a_wrong_shape_of_a_scheme_is_refused(tmp_path: Path, model: str, senten
         parse(tmp_path, GOOD.replace('router = "vanilla"', f'router = "vanilla"\nmodel = {model}'))
 
 
-def test_shapes_override_the_model_and_carry_labels(tmp_path: Path) -> None:
+def test_each_size_is_a_row_that_is_compared_with_rows_of_its_size(tmp_path: Path) -> None:
     shapes = '[[shapes]]\nlabel = "small"\n[[shapes]]\nlabel = "wide"\nwidth = 64\n'
     suite = parse(tmp_path, GOOD + shapes)
-    assert {label: model.width for label, model in suite.shapes.items()} == {"small": 32, "wide": 64}
+    assert [(of.label, suite.shape_of(of).width) for of in suite.schemes] == [
+        ("vanilla/small", 32),
+        ("mod 25 %/small", 32),
+        ("vanilla/wide", 64),
+        ("mod 25 %/wide", 64),
+    ]
+    pair = '[[compare]]\na = "mod 25 %/small"\nb = "vanilla/{}"\n'
+    assert len(parse(tmp_path, GOOD + shapes + pair.format("small")).comparisons) == 1
+    with pytest.raises(UserError, match="rows of two sizes are in two tables"):
+        parse(tmp_path, GOOD + shapes + pair.format("wide"))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def loaded(*pairs: str, seeds: str | None = None, budget: str | None = None) -> 
 def test_settings_stand_in_place_of_those_of_the_file() -> None:
     suite = loaded("train.learning_rate=3e-3", "data.tokenizer=bpe", "model.layers=3")
     assert (suite.train.learning_rate, suite.data.tokenizer) == (3e-3, "bpe")
-    assert suite.shapes[""].layers == 3
+    assert suite.stated[""]["layers"] == 3
     suite = loaded(seeds="0,1", budget="1e12,3_000_000_000_000")
     assert (suite.axes.seeds, suite.axes.budgets) == ((0, 1), (10**12, 3 * 10**12))
     assert isinstance(loaded(budget="1e12").axes.budgets[0], int)

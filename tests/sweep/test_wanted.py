@@ -131,7 +131,7 @@ def test_a_scheme_that_can_not_take_its_shape_is_named_with_suite_row_and_size(
     model = {"width": 32, "layers": 1, "heads": 4}
     schemes = [{"router": "vanilla"}, {"router": "mod", "label": "mod, every second"}]
     shapes = [{"label": "deep", "layers": 2}, {"label": "flat", "layers": 1}]
-    with pytest.raises(UserError, match=r"row 'mod, every second/flat': router 'mod'"):
+    with pytest.raises(UserError, match=r"\[\[schemes\]\] 'mod, every second/flat': router 'mod'"):
         refuse(suite(schemes, model=model, shapes=shapes))
 
 

@@ -100,7 +100,7 @@ class Chart:
 
     @staticmethod
     def _can_be_ranked(row: Row) -> bool:
-        """Return True also for sizes that are not their scheme's best, and those of isoFLOP curves."""
+        """Return True also for the sizes of isoFLOP curves."""
         return not row["_unranked"] and bool(row["_ok"])
 
     @staticmethod

@@ -179,7 +179,7 @@ def _header(report: SuiteReport) -> dict[str, Any]:
         "folder": report.folder,
         "name": name,
         "version": version,
-        "rows": len({(row["label"], row["comparison"]) for row in rows if row["best_size"]}),
+        "rows": len({(row["label"], row["comparison"]) for row in rows}),
         "schemes": len({row["label"] for row in rows}),
         "budgets": [f"{si(budget, 3)}FLOP" for budget in budgets],
         "seeds": _seeds(report),

@@ -1,7 +1,7 @@
 """The leaderboard: rows in comparisons of equal budget and text, ranked, and their pairs."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -20,7 +20,6 @@ from modbench.report.leaderboard.audited import Audits
 from modbench.report.leaderboard.rows import (
     Row,
     by_seed,
-    center,
     conditions,
     rows_of,
     same_processor,
@@ -59,11 +58,10 @@ _MINUS = {"": "value", "_low": "low", "_high": "high", "_p": "p", "_p_adjusted":
 class Board:
     """``rows``: all rows, comparison by comparison, ranked ones first; see `rows_of`.
 
-    A comparison holds rows of equal budget and data (all of `conditions`); rows are ordered within it by
-    validation loss. ``position`` is missing for a row that may not be ranked, with the reason
-    in ``_unranked``, and for sizes of a scheme that aren't its best. If there are several shapes, each
-    scheme is ranked at the size of its best mean. Rows of isoFLOP suites have no position here: their
-    optima have. ``runs``: the results frame."""
+    A comparison holds rows of equal budget, data (all of `conditions`) and size (`size_of`); rows are
+    ordered within it by validation loss. ``position`` is missing for a row that may not be ranked, with
+    the reason in ``_unranked``. Rows of isoFLOP suites have no position here: their optima have.
+    ``runs``: the results frame."""
 
     runs: pd.DataFrame
     rows: Sequence[Row]
@@ -84,13 +82,12 @@ class Board:
 
     @cached_property
     def noise(self) -> dict[int, Noise]:
-        """The noise of one run, by comparison: of all rows that can be ranked, whatever their size, or
-        of the rows that the suite compares; none where there is no such row."""
+        """The noise of one run, by comparison: of all ranked rows, or of the rows that the suite
+        compares; none where there is no such row."""
         noise = {}
         for rows in self.comparisons:
-            usable = [row for row in rows if ranked_rows(rows) and not row["_unranked"]]
             stated = [row for row in stated_rows(rows).values() if not why_untested(row)]
-            if of := stated or usable:
+            if of := stated or ranked_rows(rows):
                 noise[rows[0]["comparison"]] = row_noise(
                     {row["_name"]: by_seed(row, LOSS, in_suite=bool(stated)) for row in of}
                 )
@@ -98,8 +95,8 @@ class Board:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """The frame of pairs: those that the suite states, or those of ranked rows, each scheme at its
-        best size, with the dense and with the best row, by family; then all others, untested."""
+        """The frame of pairs: those that the suite states, or those of ranked rows with the dense and
+        with the best row, by family; then all others, untested."""
         pairs = [
             pair
             for rows in self.comparisons
@@ -155,18 +152,15 @@ class Board:
             return BEST if to_best else ""
         return NOT_SEPARABLE if self.minus(row, TO_BEST).get("verdict", "worse") != "worse" else ""
 
-    def frame(self, size: Callable[[Row], Mapping[str, Any]] | None = None) -> pd.DataFrame:
-        """The frame of leaderboard.csv: all metrics and downstream scores, means over seeds. ``size``:
-        columns on the place of a row among the sizes of its scheme; by default ``best_size`` and
-        ``sizes``."""
-        size = size or (lambda row: {"best_size": row["best_size"], "sizes": row["sizes"]})
+    def frame(self, more: Callable[[Row], Mapping[str, Any]] = lambda row: {}) -> pd.DataFrame:
+        """The frame of leaderboard.csv: all metrics and downstream scores, means over seeds. ``more``:
+        further columns of a row."""
         order = [column for task in tasks_of(self.rows) for column in self._columns_of(task)]
         lines = []
         for row in self.rows:
             shown = {name: value for name, value in row.items() if not name.startswith("_")}
             shown["group"] = self.group(row) or None
             front = {name: shown.pop(name) for name in _FIRST}
-            shown = {name: shown[name] for name in shown if name not in ("best_size", "sizes", "edge")}
             at = list(shown).index("processor")
             shape, rest = list(shown)[:at], list(shown)[at:]
             of_tasks = [name for name in order if name in shown]
@@ -174,7 +168,7 @@ class Board:
             lines.append(
                 front
                 | {name: shown[name] for name in shape}
-                | dict(size(row))
+                | dict(more(row))
                 | (self._minus(row) if len(self.pairs) else {})
                 | {name: shown[name] for name in (*rest, *of_tasks)}
             )
@@ -207,15 +201,10 @@ def ranked_rows(rows: Sequence[Row]) -> list[Row]:
     return sorted((row for row in rows if row["position"]), key=lambda row: row["position"])
 
 
-def best_rows(rows: Sequence[Row]) -> list[Row]:
-    """Those of ``rows`` that are their scheme's best size."""
-    return [row for row in rows if row["best_size"]]
-
-
 def dense_row(rows: Sequence[Row]) -> Row | None:
-    """The dense row of a comparison: of the rows with the router `DENSE`, at their best size, the first
-    in the order of the suite, but first those of pairs that the suite states, then those of the shape
-    that most rows have. None if there is no such row."""
+    """The dense row of a comparison: of the rows with the router `DENSE`, the first in the order of
+    the suite, but first those of pairs that the suite states, then those of the shape that most rows
+    have. None if there is no such row."""
     shapes = Counter(row["model"] for row in rows)
     common = max(shapes.values(), default=0)
 
@@ -223,7 +212,7 @@ def dense_row(rows: Sequence[Row]) -> Row | None:
         is_rare = shapes[row["model"]] != common
         return not is_stated(row), is_rare, row["_first"].row_number, row["_name"]
 
-    dense = (row for row in rows if row["best_size"] and row["router"] == DENSE)
+    dense = (row for row in rows if row["router"] == DENSE)
     return min(dense, key=order, default=None)
 
 
@@ -240,9 +229,9 @@ def board_of(
         return {name: of["median"] for name, of in timed.get(result.run.timed.key, {}).items()}
 
     runs = results_frame(results, medians)
-    groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    groups: dict[tuple[int, str, str], list[Row]] = defaultdict(list)
     for row in rows_of(runs, audits or {}, timed) if results else ():
-        groups[row["budget"], canonical_json(conditions(row))].append(row)
+        groups[row["budget"], canonical_json(conditions(row)), size_of(row)].append(row)
     rows = [
         {"comparison": number, **row}
         for number, group in enumerate(sorted(groups), start=1)
@@ -252,44 +241,25 @@ def board_of(
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """Ranked rows by loss and name, then those that may not be ranked; at last the sizes that aren't
-    the best of their scheme."""
+    """Ranked rows by loss and name, then those that may not be ranked."""
+    labels = Counter(row["label"] for row in rows)
     for row in rows:
-        row |= {"_unranked": _why_unranked(row), "position": None}
-        row |= {"best_size": True, "sizes": 1, "edge": "", "_pair_name": row["_name"]}
+        row |= {"_unranked": _why_unranked(row), "position": None, "_pair_name": row["_name"]}
         if row["_unranked"] != row["_why"]:
             row["note"] = "; ".join(filter(None, [row["_unranked"], row["note"]]))
-
-    def order(row: Row) -> tuple[float, str]:
-        return float("inf") if row[LOSS] is None else row[LOSS], row["_name"]
-
-    def placed(some: Iterable[Row]) -> list[Row]:
-        ordered = sorted(some, key=lambda row: (bool(row["_unranked"]), order(row)))
-        for number, row in enumerate(ordered, start=1):
-            row["position"] = None if row["_unranked"] else number
-        names = Counter(row["label"] for row in ordered)
-        for row in ordered:
-            row["_pair_name"] = row["label"] if names[row["label"]] == 1 else row["_name"]
-        return ordered
-
     if any(result.isoflop for row in rows for result in row["_results"]):
         return list(rows)
-    if len({row["model"] for row in rows}) == 1:
-        return placed(rows)
-    schemes: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        schemes[row["label"]].append(row)
-    usable = {name: [row for row in of if not row["_unranked"]] for name, of in schemes.items()}
-    best = [min(usable[name] or of, key=order) for name, of in schemes.items()]
-    for row in best:
-        row |= _among(row, usable[row["label"]])
-    ranked = placed(best)
-    number = {row["label"]: number for number, row in enumerate(ranked)}
-    others = [row for row in rows if not any(row is of for of in best)]
-    for row in others:
-        row |= {"best_size": False, "sizes": len(_shapes(usable[row["label"]]))}
-    others.sort(key=lambda row: (number[row["label"]], size_of(row)))
-    return ranked + others
+
+    def order(row: Row) -> tuple[bool, float, str]:
+        loss = float("inf") if row[LOSS] is None else row[LOSS]
+        return bool(row["_unranked"]), loss, row["_name"]
+
+    ordered = sorted(rows, key=order)
+    for number, row in enumerate(ordered, start=1):
+        row["position"] = None if row["_unranked"] else number
+        if labels[row["label"]] == 1:
+            row["_pair_name"] = "/".join(filter(None, (row["label"], row["shape"])))
+    return ordered
 
 
 def _why_unranked(row: Row) -> str:
@@ -303,22 +273,9 @@ def _why_unranked(row: Row) -> str:
     return ""
 
 
-def size_of(row: Row) -> tuple[float, str]:
-    """Active parameters of ``row`` and its name, to sort sizes; first those without a measurement."""
-    return center(row, "active_parameters") or 0.0, row["_name"]
-
-
-def _among(best: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """The place of ``best`` among the ``rows`` of its scheme that can be ranked."""
-    models = _shapes(rows)
-    index = models.index(best["model"]) if models else 0
-    inner = len(models) < 2 or 0 < index < len(models) - 1
-    return {"sizes": len(models), "edge": "" if inner else "largest" if index else "smallest"}
-
-
-def _shapes(rows: Sequence[Row]) -> list[str]:
-    """The shapes of ``rows``, smallest first."""
-    return list(dict.fromkeys(row["model"] for row in sorted(rows, key=size_of)))
+def size_of(row: Row) -> str:
+    """The label of its size in a suite with [[shapes]]; empty in others."""
+    return "" if row["_first"].isoflop else row["shape"] or ""
 
 
 _Wanted = tuple[Row, Row, str, float | None]
@@ -369,10 +326,13 @@ def _pairs(rows: Sequence[Row], noise: Noise) -> Iterator[tuple[Mapping[str, Any
 
 
 def comparison_titles(comparisons: Sequence[Sequence[Row]]) -> list[str]:
-    """The budget of each comparison; with its number, as in leaderboard.csv, if comparisons share
-    budgets, as those of several texts do."""
-    budgets = [f"{rows[0]['budget']:.3g} training FLOPs" for rows in comparisons]
-    if len(set(budgets)) == len(budgets):
-        return budgets
-    numbers = [rows[0]["comparison"] for rows in comparisons]
-    return [f"{b}, comparison {n}" for b, n in zip(budgets, numbers, strict=True)]
+    """The size and budget of each comparison; with its number, as in leaderboard.csv, if comparisons
+    share them, as those of several texts do."""
+    first = [rows[0] for rows in comparisons]
+    budgets = [f"{row['budget']:.3g} training FLOPs" for row in first]
+    titles = [
+        ", ".join(filter(None, (size_of(row), of))) for row, of in zip(first, budgets, strict=True)
+    ]
+    if len(set(titles)) == len(titles):
+        return titles
+    return [f"{of}, comparison {row['comparison']}" for row, of in zip(first, titles, strict=True)]

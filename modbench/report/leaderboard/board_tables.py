@@ -1,17 +1,17 @@
-"""Tables of one comparison of the leaderboard: schemes at their best size, more columns, all sizes."""
+"""Tables of one comparison of the leaderboard: its rows, their pairs, and more columns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modbench.report.frame import differing, plain_records, shape_columns
-from modbench.report.leaderboard.board import TO_BEST, TO_DENSE, Board, best_rows
+from modbench.report.frame import differing, plain_records
+from modbench.report.leaderboard.board import TO_BEST, TO_DENSE, Board
 from modbench.report.leaderboard.metric_cells import (
     difference_text,
     metric_columns,
     pair_table,
     stated_cells,
 )
-from modbench.report.leaderboard.rows import Row, center, shape_name
+from modbench.report.leaderboard.rows import Row, shape_name
 from modbench.report.table import Table
 
 _LEFT = ("group", "scheme", "size", "FLOPs", "audit")
@@ -40,18 +40,17 @@ _MORE = {
 
 
 def first_table(board: Board, rows: Sequence[Row]) -> Table:
-    """The first table: each scheme at its best size; without groups if no row has one."""
-    best, names = best_rows(rows), _names(rows)
-    told = any(board.group(row) for row in best)
+    """The first table; without groups if no row has one."""
+    told = any(board.group(row) for row in rows)
     cells: dict[str, Sequence[Any]] = {
-        "group": [_group(board, row, told) for row in best],
-        "scheme": [names[row["_name"]] for row in best],
+        "group": [_group(board, row, told) for row in rows],
+        "scheme": [row["_pair_name"] for row in rows],
     }
-    cells |= metric_columns(best, _LOSS)
+    cells |= metric_columns(rows, _LOSS)
     if board.pairs_of(TO_DENSE):
-        minus = [board.minus(row, TO_DENSE) for row in best]
+        minus = [board.minus(row, TO_DENSE) for row in rows]
         cells["minus dense (nats/token)"] = [difference_text(pair) if pair else None for pair in minus]
-    cells |= metric_columns(best, _COSTS) | {"audit": [row["audit"] for row in best]}
+    cells |= metric_columns(rows, _COSTS) | {"audit": [row["audit"] for row in rows]}
     table = _table({name: of for name, of in cells.items() if name != "group" or {*of} != {"-"}})
     return table.about("Schemes, ordered by validation loss")
 
@@ -90,86 +89,26 @@ def difference_table(board: Board, rows: Sequence[Row]) -> Table | None:
 
 def more_table(rows: Sequence[Row]) -> Table:
     """Further columns of the same rows, without those in which no row has a value."""
-    best, names = best_rows(rows), _names(rows)
-    sizes = [_size(row) for row in best] if differing([row["_model"] for row in best]) else ["-"]
-    columns = {"size": sizes, **metric_columns(best, _MORE)}
-    columns["FLOPs"] = [row["flops_source"] or "-" for row in best]
+    is_one_shape = not differing([row["_model"] for row in rows])
+    sizes = ["-" if is_one_shape else row["shape"] or shape_name(row["_model"]) for row in rows]
+    columns = {"size": sizes, **metric_columns(rows, _MORE)}
+    columns["FLOPs"] = [row["flops_source"] or "-" for row in rows]
     shown = {heading: cells for heading, cells in columns.items() if {*cells} != {"-"}}
-    table = _table({"scheme": [names[row["_name"]] for row in best], **shown})
+    table = _table({"scheme": [row["_pair_name"] for row in rows], **shown})
     return table.about("Further metrics")
 
 
 def layer_table(rows: Sequence[Row]) -> Table | None:
-    """Updates and gates of the routed layers of each scheme at its best size, means over seeds; None if
-    no run has them."""
-    names, layers = _names(rows), [name for name in rows[0] if "_layer_" in name]
-    best = [row for row in best_rows(rows) if any(row[name] is not None for name in layers)]
-    columns: dict[str, Sequence[Any]] = {"scheme": [names[row["_name"]] for row in best]}
+    """Updates and gates of the routed layers of each row, means over seeds; None if no run has them."""
+    layers = [name for name in rows[0] if "_layer_" in name]
+    rows = [row for row in rows if any(row[name] is not None for name in layers)]
+    columns: dict[str, Sequence[Any]] = {"scheme": [row["_pair_name"] for row in rows]}
     for name in layers:
-        cells = ["-" if row[name] is None else f"{row[name]:.2g}" for row in best]
+        cells = ["-" if row[name] is None else f"{row[name]:.2g}" for row in rows]
         part, _, layer = name.partition("_layer_")
         if {*cells} - {"-"}:
             columns[f"layer {layer} {'adds' if part == 'added' else 'gate'}"] = cells
-    return _table(columns).about("Updates and gates of routed layers") if best else None
-
-
-def size_table(rows: Sequence[Row]) -> Table | None:
-    """All sizes of each scheme, in ascending order; None if each has one."""
-    best = best_rows(rows)
-    if len(best) == len(rows):
-        return None
-    number = {row["label"]: number for number, row in enumerate(best)}
-
-    def order(row: Row) -> tuple[int, float]:
-        return number[row["label"]], center(row, "active_parameters") or float("inf")
-
-    rows = sorted(rows, key=order)
-    shapes = shape_columns([row["_model"] for row in rows])
-    columns: dict[str, list[Any]] = {
-        "scheme": [row["label"] for row in rows],
-        "size": [_size(row) + _mark(row) for row in rows],
-    }
-    for name in shapes[0]:
-        columns[name.replace("_", " ")] = [shape[name] for shape in shapes]
-    rates = [row["learning_rate"] for row in rows]
-    if len({*rates}) > 1:
-        columns["learning rate"] = rates
-    spent = [row["budget_spent"] for row in rows]
-    columns["budget spent"] = [None if share is None else f"{100 * share:.2f} %" for share in spent]
-    columns["seeds"] = [row["seeds"] for row in rows]
-    columns |= metric_columns(rows, _LOSS | _COSTS)
-    table = _table({head: cells for head, cells in columns.items() if {*cells} != {None}})
-    return table.about("All sizes of each scheme")
-
-
-def _names(rows: Sequence[Row]) -> dict[str, str]:
-    """Label of each row, by its name; if ``rows`` have several sizes, its scheme at a size."""
-    if not differing([row["_model"] for row in rows]):
-        return {row["_name"]: row["_name"] for row in rows}
-    return {row["_name"]: _at_size(row, rows) for row in rows}
-
-
-def _mark(row: Row) -> str:
-    if row["_unranked"]:
-        return " (not ranked) †"
-    return f"{' (best)' if row['best_size'] and row['sizes'] > 1 else ''}{' †' if row['note'] else ''}"
-
-
-def _size(row: Row) -> str:
-    """The label of the shape; without one, width and depth."""
-    return row["shape"] or shape_name(row["_model"])
-
-
-def _at_size(row: Row, rows: Sequence[Row]) -> str:
-    """The scheme of ``row``, its size, and the place of that among those of the scheme."""
-    sizes = [other for other in rows if other["label"] == row["label"]]
-    if len(sizes) == 1 and not row["shape"]:
-        return str(row["label"])
-    words = [f"best of {row['sizes']} sizes"] if row["sizes"] > 1 else []
-    words += [f"the {row['edge']}"] if row["edge"] else []
-    if row["sizes"] and (others := sum(bool(other["_unranked"]) for other in sizes)):
-        words.append(f"{others} more not ranked")
-    return f"{row['label']}, {_size(row)}" + (f" ({', '.join(words)})" if words else "")
+    return _table(columns).about("Updates and gates of routed layers") if rows else None
 
 
 def _table(columns: Mapping[str, Sequence[Any]]) -> Table:

@@ -1,10 +1,9 @@
 """Figures of the leaderboard: loss against training FLOPs and against forward FLOPs per token, both in
-convention ``model``, in panels by budget; learning curves also by size. Rows beyond the first
+convention ``model``, in panels by budget and size. Rows beyond the first
 `MOST_NAMED` are drawn in grey, without a name."""
 
 import math
 import statistics
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modbench.report.leaderboard.board import Board, comparison_titles, size_of
-from modbench.report.leaderboard.rows import Row, center, shape_name, spread
+from modbench.report.leaderboard.board import Board, comparison_titles
+from modbench.report.leaderboard.rows import Row, center, spread
 from modbench.report.plot_style import (
     DOTTED,
     WIDTH,
@@ -67,34 +66,16 @@ def _interpolated(curve: Sequence[tuple[float, float]], flops: float) -> float:
     return float(np.interp(math.log(flops), np.log(spent), losses))
 
 
-def _panels(
-    board: Board, of: Callable[[Row], object], *, by_shape: bool = False
-) -> tuple[Figure | None, _Panels]:
-    """Panels with the rows that ``of`` finds data for: one per comparison and, if ``by_shape`` and a
-    scheme has several shapes, per shape. Those of one comparison have a common y axis."""
+def _panels(board: Board, of: Callable[[Row], object]) -> tuple[Figure | None, _Panels]:
+    """Panels with the rows that ``of`` finds data for, one per comparison."""
     comparisons = [found for rows in board.comparisons if (found := [row for row in rows if of(row)])]
-    several = len(comparisons) > 1
-    titles = comparison_titles(comparisons) if several else [""]
-    shown = [*zip(titles, comparisons, strict=False)]
-    schemes = Counter((row["comparison"], row["label"]) for rows in comparisons for row in rows)
-    if by_shape and max(schemes.values(), default=0) > 1:
-        of_size = sorted((row for rows in comparisons for row in rows), key=size_of)
-        names = {row["model"]: row["shape"] or shape_name(row["_model"]) for row in of_size}
-        shown = [
-            (f"{name}, {title}" if several else name, [row for row in rows if row["model"] == shape])
-            for shape, name in names.items()
-            for title, rows in shown
-        ]
-    shown = [(title, rows) for title, rows in shown if rows]
-    if not shown:
+    if not comparisons:
         return None, []
-    figure, every = panels(len(shown), *([0.6 * WIDTH] if len(shown) == 1 else []))
-    first: dict[int, Axes] = {}
-    for axes, (title, rows) in zip(every, shown, strict=True):
-        axes.set_title(title)
-        if (other := first.setdefault(rows[0]["comparison"], axes)) is not axes:
-            axes.sharey(other)
-    return figure, [(axes, rows) for axes, (_, rows) in zip(every, shown, strict=True)]
+    figure, every = panels(len(comparisons), *([0.6 * WIDTH] if len(comparisons) == 1 else []))
+    if len(comparisons) > 1:
+        for axes, title in zip(every, comparison_titles(comparisons), strict=True):
+            axes.set_title(title)
+    return figure, [*zip(every, comparisons, strict=True)]
 
 
 def _finished(figure: Figure, every: Iterable[Axes], x: str, y: str, handles: dict[str, Any]) -> Figure:
@@ -113,7 +94,7 @@ def _not_ranked(row: Row) -> str:
 
 def learning_curves(board: Board, look_of: Mapping[str, Mark]) -> Figure | None:
     """Loss during training by FLOPs spent: mean of the seeds, with a band from least to greatest."""
-    figure, shown = _panels(board, curve_points, by_shape=True)
+    figure, shown = _panels(board, curve_points)
     if figure is None:
         return None
     handles: dict[str, Any] = {}
@@ -136,8 +117,7 @@ def learning_curves(board: Board, look_of: Mapping[str, Mark]) -> Figure | None:
 
 
 def final_losses(board: Board, look_of: Mapping[str, Mark]) -> Figure | None:
-    """Final loss by realised forward FLOPs per token, with the 95 % t-interval over seeds. The sizes of
-    a scheme are joined, the best one is filled."""
+    """Final loss by realised forward FLOPs per token, with the 95 % t-interval over seeds."""
     figure, shown = _panels(board, lambda row: row["heldout_loss"] is not None and row[_FLOPS])
     if figure is None:
         return None
@@ -145,22 +125,16 @@ def final_losses(board: Board, look_of: Mapping[str, Mark]) -> Figure | None:
     every = dict.fromkeys(row["label"] for _, rows in shown for row in rows)
     named = {*[*every][:MOST_NAMED]}
     for axes, rows in shown:
-        lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for row in rows:
-            lines[row["label"]].append((row[_FLOPS], row["heldout_loss"]))
-            x, y = lines[row["label"]][-1]
+            x, y = row[_FLOPS], row["heldout_loss"]
             if row["label"] not in named:
                 axes.plot(x, y, ".", **_UNNAMED)
                 continue
             mark, half = look_of[row["label"]], spread(row, "heldout_loss")
             if half:
                 axes.errorbar(x, y, yerr=half, fmt="none", ecolor=mark.color, zorder=2.5)
-            draw_point(axes, x, y, mark, filled=row["best_size"], markersize=8, zorder=3)
-            if row["best_size"]:
-                handles.setdefault(row["label"] + _not_ranked(row), handle(mark, markersize=8))
-        for scheme, points in lines.items():
-            if len(points) > 1 and scheme in named:
-                axes.plot(*zip(*sorted(points), strict=True), color=look_of[scheme].color, linewidth=1)
+            draw_point(axes, x, y, mark, filled=True, markersize=8, zorder=3)
+            handles.setdefault(row["label"] + _not_ranked(row), handle(mark, markersize=8))
         axes.margins(0.1)
     flops = "realised forward FLOPs per token"
     return _finished(figure, [axes for axes, _ in shown], flops, f"final {_LOSS}", handles)

@@ -1,5 +1,5 @@
-"""Contents of leaderboard.md: each scheme's row with its numbers and comparisons, further columns and
-notes. The words are in ``pages/leaderboard.md.j2``."""
+"""Contents of leaderboard.md: each row with its numbers and comparisons, further columns and notes. The
+words are in ``pages/leaderboard.md.j2``."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,7 +20,6 @@ from modbench.report.leaderboard.board import (
     TO_BEST,
     TO_DENSE,
     Board,
-    best_rows,
     comparison_titles,
     dense_row,
 )
@@ -29,7 +28,6 @@ from modbench.report.leaderboard.board_tables import (
     first_table,
     layer_table,
     more_table,
-    size_table,
     stated_table,
 )
 from modbench.report.leaderboard.metric_cells import metric_text, si
@@ -93,7 +91,6 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
     # Equal in all rows; a row that stopped early has none.
     scored = next((row for row in rows if center(row, "unigram_loss")), rows[0])
     return {
-        "best": len(best_rows(rows)),
         "rows": len(rows),
         "ranked": len(ranked),
         "budget": si(first.budget, 3),
@@ -106,7 +103,6 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "has_dense": bool(board.pairs_of(TO_DENSE, number)),
         "untold": [*dict.fromkeys(pair["no_verdict_because"] for pair in pairs)],
         "mixed": not all(pair["same_processor"] for pair in pairs),
-        "has_sizes": any(row["sizes"] > 1 for row in ranked),
         "notes": [(row["_name"], row["note"]) for row in rows if row["note"]],
         "held": held,
         "model": {name: value for name, value in models[0].items() if name not in of_several},
@@ -117,7 +113,6 @@ def _comparison(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
         "split": any(pair["split"] for pair in board.stated(number)),
         "lost": any(pair["lost"] for pair in board.stated(number)),
         "layers": layer_table(rows),
-        "sizes": size_table(rows),
     }
 
 

@@ -98,15 +98,6 @@ def flops_under(convention: str, ledger: Ledger, reading: Reading, workload: Wor
     return FORMULAS[convention].flops(reading, workload)
 
 
-def convention_flops(decoder: "RoutedDecoder", workload: Workload, convention: str) -> int:
-    """Compute the FLOPs of ``decoder`` on ``workload`` under any convention. Raise a `UserError` for an
-    unknown convention."""
-    ledger = decoder.ledger(workload)
-    if convention in CONVENTIONS:
-        return ledger.total(convention)
-    return flops_under(convention, ledger, reading(decoder), workload)
-
-
 def check_known(convention: str) -> None:
     """Raise a `UserError` if ``convention`` is unknown."""
     if convention not in ALL_CONVENTIONS:

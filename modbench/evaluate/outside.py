@@ -4,13 +4,11 @@ read, fetched or run unless the command line names it too."""
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os.path import abspath
-from pathlib import Path
 from typing import Any
 
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.evaluate.tasks import TASKS
-from modbench.evaluate.tasks.names import find_task
 
 
 def outside(data: DataConfig, tasks: Iterable[Mapping[str, Any]] = ()) -> dict[str, str]:
@@ -24,10 +22,7 @@ def outside(data: DataConfig, tasks: Iterable[Mapping[str, Any]] = ()) -> dict[s
     for settings in tasks:
         task = settings["task"]
         named.append((settings.get("include"), "a folder of tasks, whose Python is run"))
-        named.append((settings.get("data"), "a folder of items"))
-        # A task that lm-eval does not know is a file of that folder; a known one may fetch all the same.
-        is_file_name = "data" in settings and Path(task).name == task and find_task(task) is None
-        if task not in TASKS and not is_file_name:
+        if task not in TASKS:
             named.append((task, "a task, whose items may be fetched"))
     meanings: dict[str, dict[str, None]] = {}
     for name, meaning in named:

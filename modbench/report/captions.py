@@ -43,9 +43,9 @@ CAPTIONS = {
     "routing_pattern": (
         "The first tokens of one validation passage that each layer processes under the causal rule, "
         "one run per scheme, layer 0 at the bottom. Blue: selected (darker: larger router weight); "
-        "pale: skipped; thin grey rows: layers that process all tokens. A dot: the training rule "
+        "pale: skipped; grey rows: layers that process all tokens. A dot: the training rule "
         "decides otherwise. In layers of experts among which every token chooses, the colour is the "
         "token's first expert. Where experts choose their tokens, a token has no first expert, so such "
-        "schemes are not drawn. The shares are of the whole passage, which the page in HTML shows."
+        "schemes are not drawn. The page in HTML shows the whole passage."
     ),
 }

@@ -38,7 +38,7 @@ from modbench.report.timing.table import TimingTable
 DERIVED = {
     PAGE,
     *("runs.csv", "leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
-    *("learning_rates.csv", "depths.csv"),  # the latter of earlier versions
+    "learning_rates.csv",
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in CAPTIONS for ending in ("png", "svg")),
     *(f"{name}_dark.{ending}" for name in DARK_TOO for ending in ("png", "svg")),
@@ -71,9 +71,8 @@ def write_report(
 
     Args:
         suite_folder: ``results/<suite>``
-        html: write the page in HTML too, with the index over all suites, and leave out lines that are
-            damaged. A page that is there is written again in any case, so that it never differs from
-            the tables.
+        html: write the page in HTML too, with the index over all suites. A page that is there is
+            written again in any case, so that it never differs from the tables.
         csv: write the tables in CSV only, and leave the pages and figures as they are
         png: write the figures in PNG too, such as for slides
         say: called with a sentence if no run has

@@ -12,7 +12,6 @@ from modbench.accounting.literature import (
     ALL_CONVENTIONS,
     FORMULAS,
     Reading,
-    convention_flops,
     flops_under,
     reading,
 )
@@ -122,6 +121,10 @@ def test_chinchillas_table_a4(
     six_nd = 6 * parameters * sequence
     assert f"{papers('chinchilla_a4', shape, workload) / six_nd:.2f}" == printed
     assert f"{papers('chinchilla_text', shape, workload) / six_nd:.2f}" != printed
+
+
+def convention_flops(model: RoutedDecoder, workload: Workload, convention: str) -> int:
+    return flops_under(convention, model.ledger(workload), reading(model), workload)
 
 
 def test_dense_gpt2_equals_palm_exactly() -> None:

@@ -2,19 +2,16 @@
 
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from modbench.records.result import Result
 from modbench.report.leaderboard.board import board_of
 from modbench.report.plot_style import drawn_files, look
 from modbench.report.routing.cases import RoutingCase, cases_of_board
-from modbench.report.routing.pattern import (
-    POSITIONS,
-    differing,
-    pattern_figure,
-    shares,
-    token_labels,
-)
+from modbench.report.routing.pattern import POSITIONS, pattern_figure, token_labels
 
 pytestmark = pytest.mark.figures
 
@@ -50,29 +47,34 @@ def drawn(draw: Any, *records: Result) -> Any:
         return draw([RoutingCase(record.label, record) for record in records])
 
 
-def bars_of(axes: Any) -> list[list[tuple[int, int]]]:
-    """(first token, tokens) of the bars of each collection of a panel."""
-    every = [[path.vertices[:, 0] for path in bars.get_paths()] for bars in axes.collections]
-    return [[(round(x.min() + 0.5), round(x.max() - x.min())) for x in of] for of in every]
+def bars_of(collection: Any) -> list[tuple[int, int, Any]]:
+    """(first token, tokens, colour) of the bars of a layer."""
+    spans = [path.vertices[:, 0] for path in collection.get_paths()]
+    colors = map(tuple, collection.get_facecolor())
+    return [(round(x.min()), round(np.ptp(x)), color) for x, color in zip(spans, colors, strict=True)]
 
 
-def test_bars_stand_where_a_layer_selects_and_dense_layers_are_full(fakes: Any) -> None:
-    (axes,) = drawn(pattern_figure, record(fakes, "mod", passage({1: "01100", 3: "00001"}))).axes
-    dense, skipped = [(0, 5)], [(0, 5)]
-    selected = [[(1, 1), (2, 1)], [(4, 1)]]
-    assert bars_of(axes) == [dense, skipped, selected[0], dense, skipped, selected[1]]
-    heights = [bars.get_paths()[0].vertices[:, 1].mean() for bars in axes.collections]
-    assert heights == pytest.approx([0, 1, 1, 2, 3, 3], abs=0.1)  # layer 0 at the bottom
+def test_selected_tokens_are_blue_and_dense_layers_grey(fakes: Any) -> None:
+    found = passage({1: "01100", 3: "00001"}, {1: "01010", 3: "00001"}, gates=[0.1, 0.2, 0.9, 0.1, 0.1])
+    (axes,) = drawn(pattern_figure, record(fakes, "mod", found)).axes
+    grey, pale = to_rgba("0.72"), to_rgba("#f3f3f3")
+    bottom, first, dense, second = (bars_of(bars) for bars in axes.collections)  # layer 0 at the bottom
+    assert bottom == dense == [(0, 5, grey)]
+    (skipped, (start, of, light), (after, more, dark), rest) = first
+    assert (skipped, start, of, after, more, rest) == ((0, 1, pale), 1, 1, 2, 1, (3, 2, pale))
+    assert sum(dark) < sum(light)  # a larger gate
+    assert second[0] == (0, 4, pale)
+    (line, none) = axes.lines  # where the training rule differs
+    assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(2.5, 1.5), (3.5, 1.5)]
+    assert not len(none.get_xdata())
 
 
-def test_dots_mark_where_the_training_rule_differs(fakes: Any) -> None:
-    case = RoutingCase("mod", record(fakes, "mod", passage({1: "01100"}, {1: "01010"})))
-    assert [*differing(case, range(5))] == [(1, 2, True), (1, 3, False)]
-    assert shares(case) == "selected: 40.0 %, training rule 40.0 %"
-    (axes,) = drawn(pattern_figure, case.record).axes
-    assert len(axes.lines) == 2
-    same = RoutingCase("mod", record(fakes, "mod", passage({1: "01100"})))
-    assert not [*differing(same, range(5))]
+def test_first_experts_have_colours_and_tokens_without_one_are_pale(fakes: Any) -> None:
+    found = passage(experts={1: [0, 3, -1]}, texts=["a", "b", "c"])
+    (axes,) = drawn(pattern_figure, record(fakes, "token_choice", found)).axes
+    viridis = mpl.colormaps["viridis"]
+    drawn_bars = [color for _, _, color in bars_of(axes.collections[1])]
+    assert drawn_bars == [viridis(0.0), viridis(1.0), to_rgba("#f3f3f3")]
 
 
 def test_the_first_tokens_of_a_long_passage_are_drawn(fakes: Any) -> None:

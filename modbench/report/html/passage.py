@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from modbench.records.sections import FirstChoice, Selected
-from modbench.report.routing.cases import RoutingCase, with_passage
-from modbench.report.routing.pattern import layers_of
+from modbench.report.routing.cases import RoutingCase, layers_of, with_passage
 
 
 def passages(all_cases: Iterable[RoutingCase]) -> dict[str, Any] | None:

@@ -1,13 +1,13 @@
 """Runs whose routing is drawn token by token: one of each scheme, its best or, in an isoFLOP sweep, the
 one nearest to its optimum."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
 
 from modbench.errors import several
 from modbench.records.result import Result
-from modbench.records.sections import Passage
+from modbench.records.sections import FirstChoice, Passage, Selected
 from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.leaderboard.board import Board
 from modbench.report.leaderboard.rows import Row
@@ -85,3 +85,12 @@ def cases_of_sweep(sweep: IsoFlopSuite) -> list[RoutingCase]:
         name = f"{scheme}: {shape}, {budget:.3g} training FLOPs"
         cases.append(RoutingCase(name, results[first.key, float(budget), scheme]))
     return cases
+
+
+def layers_of(case: RoutingCase) -> list[tuple[int, Selected | FirstChoice | None]]:
+    """All layers of a case with a passage, from the first; None: a dense one."""
+    assert case.passage is not None
+    layers: Sequence[Selected | FirstChoice] = case.passage.causal or case.passage.experts
+    routed = {layer.layer: layer for layer in layers}
+    count = max(case.record.run.model.layers, max(routed) + 1)
+    return [(number, routed.get(number)) for number in range(count)]

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import stat
 import subprocess
 import tempfile
 import time
@@ -14,7 +13,6 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from modbench.data.cache_folder import cache_folder
 from modbench.errors import UserError
 
 #: Limit on this container's processor time (control groups, version 2).
@@ -155,7 +153,7 @@ def measuring(
 ) -> Iterator[None]:
     """Measure alone on this machine. ``wait`` is called with the reason of each wait, ``poll``
     repeatedly while it lasts, and may raise."""
-    lock = FileLock(_folder() / "measuring.lock")
+    lock = FileLock(Path(tempfile.gettempdir(), "modbench-measuring.lock"), mode=0o666)
     while not lock.is_locked:
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
@@ -214,22 +212,3 @@ def _processor_seconds() -> dict[int, float]:
         for process in psutil.process_iter(["cpu_times"])
         if process.pid not in pids and process.info["cpu_times"]
     }
-
-
-def _folder() -> Path:
-    folder = cache_folder()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        return folder
-    # A cache folder that is read-only, shared by several users.
-    folder = Path(tempfile.gettempdir()) / f"modbench-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    state = folder.lstat()
-    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o022:
-        raise UserError(
-            f"{folder} is a link, or others may write to it; remove it, or set MODBENCH_CACHE to a "
-            "folder of your own"
-        )
-    return folder

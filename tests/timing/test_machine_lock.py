@@ -29,7 +29,8 @@ with system_load.measuring():
 
 @pytest.fixture(autouse=True)
 def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(system_load.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(system_load, "QUIET_SECONDS", 0.0)
 
 
@@ -124,37 +125,10 @@ def test_a_busy_process_is_named_and_waited_for_only_so_long(monkeypatch: pytest
     assert all(reason.startswith(named) for reason in reasons)
 
 
-def test_a_read_only_cache_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(system_load.tempfile, "gettempdir", lambda: str(tmp_path))
-    with measuring():
-        assert list(tmp_path.glob("modbench-*/measuring.lock"))
-
-
-@pytest.mark.parametrize("prepared", ["link", "open to others"])
-def test_a_fallback_of_the_cache_that_others_prepared_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: str
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(system_load.tempfile, "gettempdir", lambda: str(tmp_path))
-    fallback, target = tmp_path / f"modbench-{os.getuid()}", tmp_path / "target"
-    target.mkdir(mode=0o700)
-    if prepared == "link":
-        fallback.symlink_to(target)
-    else:
-        fallback.mkdir()
-        fallback.chmod(0o777)
-    with pytest.raises(UserError, match="MODBENCH_CACHE"), measuring():
-        pass
-    assert not [*target.iterdir()]
-
-
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("content")
-    (tmp_path / "measuring.lock").symlink_to(target)
+    (tmp_path / "modbench-measuring.lock").symlink_to(target)
     with pytest.raises(OSError, match="symbolic"), measuring():
         pass
     assert target.read_text() == "content"

@@ -169,14 +169,6 @@ class BatchShift(Part):
     batches: Counts
 
 
-class ItemScores(Part):
-    """Scores of single items, in the order of the documents."""
-
-    correct: list[_Known]
-    bits_per_byte: list[_Known]
-    margin: list[_Known]
-
-
 class TaskScores(Part):
     """Scores on a task, or on a group of tasks."""
 
@@ -189,15 +181,16 @@ class TaskScores(Part):
     answer_bits_per_byte: Mean | None  #: of the right answer
     answer_margin: Mean | None  #: of the right answer over the best wrong one, nats
     truncated: Count  #: requests whose context did not fit the model's length
-    tokens: Count  #: evaluated tokens
-    seconds_per_token: Real
-    nominal_flops_per_token: _Known
-    realised_flops_per_token: _Known
-    share_routed: _Known
     batch_shift: BatchShift | None = None  #: on the first items; of a group's tasks together
     sha256: str | None  #: of the items' documents; None for a group
-    by_item: ItemScores | None = None  #: None for a group
-    missing: list[TaskName] | None = None  #: tasks of a group that were left out
+    #: of records until November 2026, as `by_item` and `missing`; nothing reads them
+    tokens: Count | None = None
+    seconds_per_token: Real | None = None
+    nominal_flops_per_token: _Known = None
+    realised_flops_per_token: _Known = None
+    share_routed: _Known = None
+    by_item: dict[Literal["correct", "bits_per_byte", "margin"], list[_Known]] | None = None
+    missing: list[TaskName] | None = None
 
 
 @with_config(OPEN)

@@ -99,8 +99,7 @@ def test_tasks_are_in_the_order_of_the_suite(tmp_path, fakes):
     names = ["zebra", "apple", "modbench_cloze"]
     score = {"metrics": {}, "items": 1, "few_shot": 0, "version": "1.0", "rule": "causal"}
     score |= {"answer_bits_per_byte": None, "answer_margin": None, "truncated": 0, "tokens": 1}
-    score |= {"seconds_per_token": 1.0, "nominal_flops_per_token": None, "sha256": None}
-    score |= {"realised_flops_per_token": None, "share_routed": None}
+    score |= {"sha256": None}
     downstream = {name: score | {"part_of": name} for name in names[:2]}
     made = fakes.make_record(downstream=downstream, measure={"downstream": names})
     (result,) = joined(tmp_path, made.record, *made.measurements, fakes.suite_record([made]))

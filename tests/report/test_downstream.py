@@ -31,11 +31,6 @@ def row(value: float = 0.4, *, part_of: str = "arc_easy", **fields: Any) -> dict
         "answer_bits_per_byte": {"value": 1.5, "stderr": 0.1, "untrained": 8.0},
         "answer_margin": None,
         "truncated": 0,
-        "tokens": 90_000,
-        "seconds_per_token": 2e-5,
-        "nominal_flops_per_token": 2_000_000.0,
-        "realised_flops_per_token": 1_900_000.0,
-        "share_routed": None,
         "sha256": "ab" * 32,
         **fields,
     }

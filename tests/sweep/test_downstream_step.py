@@ -80,32 +80,20 @@ def test_scores_of_tasks_by_name_are_in_the_record(ran: tuple[Path, list[Result]
         assert accuracy["higher_is_better"] is True
         assert arc["answer_bits_per_byte"]["value"] < arc["answer_bits_per_byte"]["untrained"]
         assert arc["answer_margin"]["stderr"] > 0
-        assert arc["seconds_per_token"] > 0
-        assert arc["tokens"] > 0
         perplexity = as_json(record.downstream["lambada_openai"].metrics["perplexity"])
         assert perplexity["value"] != perplexity["untrained"]
     dense, routed = (
         as_json(record.downstream["arc_easy"]) for record in (vanilla, mod) if record.downstream
     )
-    assert dense["nominal_flops_per_token"] == dense["realised_flops_per_token"]
-    assert routed["nominal_flops_per_token"] < dense["nominal_flops_per_token"]
     assert routed["sha256"] == dense["sha256"]
-    assert 0 <= routed["share_routed"] <= 1
-    assert dense["share_routed"] is None
 
 
-def test_items_and_batch_shift_are_in_the_record(
+def test_the_batch_shift_is_in_the_record(
     ran: tuple[Path, list[Result]],
 ) -> None:
     for record in ran[1]:
         assert record.downstream is not None
         arc = as_json(record.downstream["arc_easy"])
-        items = arc["by_item"]
-        assert [len(column) for column in items.values()] == [5, 5, 5]
-        bits = arc["answer_bits_per_byte"]
-        assert sum(items["bits_per_byte"]) / 5 == pytest.approx(bits["value"], abs=1e-3)
-        assert sum(items["margin"]) / 5 == pytest.approx(arc["answer_margin"]["value"], abs=1e-3)
-        assert sum(items["correct"]) / 5 == pytest.approx(arc["metrics"]["acc"]["value"])
         shift = arc["batch_shift"]
         assert (shift["items"], shift["batches"]) == (5, [1, 7, 32])
         assert shift["nats"] < 1e-4

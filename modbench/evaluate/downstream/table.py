@@ -120,10 +120,8 @@ def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:
             "rule": evaluation.rule,
             **answer_means(score.answers),
             "truncated": evaluation.truncated,
-            **evaluation.cost.per_token(),
             "batch_shift": asdict(shift) | {"nats": _finite(shift.nats), "batches": list(shift.batches)},
             "sha256": _documents(evaluation, score.task),
-            "by_item": _by_item(score.answers),
         }
         for score in evaluation.scores
     }
@@ -147,20 +145,6 @@ def _values(
         for name, mean in answer_means(score.answers).items():
             if mean is not None and of_task[name] is not None:
                 yield of_task[name], mean["value"]
-
-
-def _by_item(answers: ItemAnswers) -> dict[str, list[float | None]] | None:
-    """Return the scores of single items, to three decimals; None where there are no items."""
-    columns = {
-        "correct": answers.correct,
-        "bits_per_byte": answers.bits_per_byte,
-        "margin": answers.margin,
-    }
-    rounded = {
-        name: [None if _finite(value) is None else round(value, 3) for value in values]
-        for name, values in columns.items()
-    }
-    return rounded if len(answers) else None
 
 
 def _metric(score: TaskScore, metric: str) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from modbench.analysis.noise import ROUNDING, Array, Spread
 
 #: The kinds of curve. Only an interior one has an optimum: at an edge the loss still falls at the
 #: smallest or largest size, an open-down one is concave, and too few means fewer than three sizes.
-Verdict = Literal["interior", "edge-low", "edge-high", "open-down", "too-few"]
-VERDICTS: tuple[Verdict, ...] = ("interior", "edge-low", "edge-high", "open-down", "too-few")
+MinimumVerdict = Literal["interior", "edge-low", "edge-high", "open-down", "too-few"]
+VERDICTS: tuple[MinimumVerdict, ...] = ("interior", "edge-low", "edge-high", "open-down", "too-few")
 LEAST_SIZES = 3
 
 
@@ -121,7 +121,7 @@ def _checked(sizes: Any, losses: Any) -> tuple[Array, Array]:
     return x, y
 
 
-def nothing(verdict: Verdict, rows: int) -> Minima:
+def nothing(verdict: MinimumVerdict, rows: int) -> Minima:
     """``rows`` curves without a minimum, because of ``verdict``."""
     unknown = np.full(rows, np.nan)
     return minima(np.full(rows, VERDICTS.index(verdict)), unknown, unknown)

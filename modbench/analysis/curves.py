@@ -13,9 +13,11 @@ from modbench.analysis.comparison import speed_up
 from modbench.analysis.difference import INTERIM
 from modbench.analysis.fitted import Curve, Fitted
 from modbench.analysis.frames import (
+    BEST,
     DENSE,
     LAW_COLUMNS,
     MEANS,
+    NOT_SEPARABLE,
     OPTIMA_COLUMNS,
     POINT_COLUMNS,
     RATE_COLUMNS,
@@ -23,16 +25,13 @@ from modbench.analysis.frames import (
     SIZE,
     SURFACE_COLUMNS,
     frame_of,
-    rows_of,
+    tuples_of,
     with_ends,
 )
 from modbench.analysis.isoflop import FITS, HEADLINE, IsoFlop, Optimum, Place, analyse
 from modbench.analysis.learning_rate import Plan, Rates
 from modbench.analysis.noise import Noise, Run
 from modbench.analysis.pairs import pairs_frame
-
-#: Groups of schemes that may be the best one of a budget.
-BEST, NOT_SEPARABLE = "best", "not separable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +80,17 @@ def curves_of(
         }
         compare = [{**pair, "budget": float(pair["budget"])} for pair in compare]
     by_place: dict[Place, list[Any]] = defaultdict(list)
-    rows = rows_of(results)
+    rows = tuples_of(results)
     for run in rows:
         by_place[run.scheme, run.depth].append(run)
     rates = {place: Rates.of(by_place[place], plans[place]) for place in sorted(by_place, key=_order)}
     runs = results[[rates[run.scheme, run.depth].is_on_curve(run) for run in rows]]
     points = points_of(runs)
     by_curve: dict[Curve, list[Any]] = defaultdict(list)
-    for point in rows_of(points):
+    for point in tuples_of(points):
         by_curve[point.scheme, point.depth, point.budget].append(point)
     fitted = Fitted(
-        rows=[run for run in rows_of(runs) if run.loss is not None],
+        rows=[run for run in tuples_of(runs) if run.loss is not None],
         points=by_curve,
         budgets=sorted({run.budget for run in rows}),
         rates=rates,
@@ -132,7 +131,7 @@ def runs_of(results: pd.DataFrame) -> list[Run]:
             loss=run.loss,
             seed=run.seed,
         )
-        for run in rows_of(results[results["loss"].notna()])
+        for run in tuples_of(results[results["loss"].notna()])
     ]
 
 
@@ -180,7 +179,7 @@ def _optima(fitted: Fitted, pairs: pd.DataFrame) -> pd.DataFrame:
     to_best = pairs[(pairs["family"] == "best") & pairs["verdict"].notna()]
     groups = {
         (row.scheme, row.budget): None if row.verdict == "worse" else NOT_SEPARABLE
-        for row in rows_of(to_best)
+        for row in tuples_of(to_best)
     }
     if not (fitted.stated or fitted.untold or fitted.isoflop.noise.pooled is None):
         groups |= {(names[0], at): BEST for at in fitted.budgets if (names := fitted.ranked(at))}

@@ -9,6 +9,8 @@ from modbench.analysis.pairs import typed
 
 #: The dense model, with which all schemes are compared.
 DENSE = "vanilla"
+#: Marks of the rows that may be the best one: of a table, or of a budget's curves.
+BEST, NOT_SEPARABLE = "best", "not separable"
 #: Metric on the axis of the curves.
 SIZE = "active_parameters"
 #: Metrics of which points have the mean.
@@ -88,7 +90,7 @@ def frame_of(
     return typed(frame, {name: kinds.get(name, "Float64") for name in columns})
 
 
-def rows_of(frame: pd.DataFrame) -> list[Any]:
+def tuples_of(frame: pd.DataFrame) -> list[Any]:
     """The rows of ``frame`` as named tuples, with None for what is missing."""
     known = frame.astype(object).where(frame.notna(), None)
     return list(known.itertuples(index=False, name="Row"))

@@ -25,7 +25,7 @@ from modbench.analysis.curve import (
     CURVE_FITS,
     VERDICTS,
     Minima,
-    Verdict,
+    MinimumVerdict,
     minima,
     minimum_weights,
     nothing,
@@ -77,7 +77,7 @@ class Optimum:
     fit: str
     depth: int | None = None  #: layers, in a sweep of several depths
     best: bool = False  #: the lowest optimum over the depths
-    minimum: Verdict
+    minimum: MinimumVerdict
     loss: float | None = None
     loss_low: float | None = None
     loss_high: float | None = None

@@ -30,7 +30,7 @@ _NAMED |= dict.fromkeys((*SHAPE, "depth"), "Int64")
 _TYPES = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
 
 
-def typed(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def rows_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A frame of ``rows`` with nullable types; of integers beyond 64 bits, and of mixed types, objects.
     A row may lack columns that another one has."""
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -72,7 +72,7 @@ def results_frame(
     scheme. Nothing is rounded; a missing figure is NA."""
     results = list(results)
     shapes = shape_columns([result.model for result in results])
-    frame = typed(
+    frame = rows_frame(
         [
             {**_names(result, shape), **_figures(result, times(result)), RESULT: result}
             for result, shape in zip(results, shapes, strict=True)

@@ -18,7 +18,7 @@ from modbench.records.store import read_bytes, write_files
 from modbench.report.captions import CAPTIONS
 from modbench.report.compared import Compared, compared_of
 from modbench.report.downstream.page import downstream_section
-from modbench.report.frame import RESULT, shape_columns, typed
+from modbench.report.frame import RESULT, rows_frame, shape_columns
 from modbench.report.html.index import PAGE
 from modbench.report.isoflop.figures import isoflop_figures
 from modbench.report.isoflop.page import isoflop_page
@@ -275,8 +275,8 @@ def _tables_of_results(compared: Compared) -> _Contents:
 
 def _tables_of_times(table: TimingTable) -> _Contents:
     return {
-        "timings.csv": typed(_with_shape(table.cases)),
-        "memory.csv": typed(_with_shape(table.memory)),
+        "timings.csv": rows_frame(_with_shape(table.cases)),
+        "memory.csv": rows_frame(_with_shape(table.memory)),
     }
 
 

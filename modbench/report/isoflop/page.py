@@ -21,7 +21,7 @@ from modbench.report.isoflop.tables import (
     minimum_text,
     size_cell,
     sizes_text,
-    stated_table,
+    stated_optima_table,
     with_interval,
 )
 from modbench.report.leaderboard.audited import even_gates, idle_layers
@@ -56,7 +56,7 @@ def isoflop_page(
         "isoflop",
         suites=suites_of(results),
         suite=results[0].suite,
-        stated=stated_table(suite),
+        stated=stated_optima_table(suite),
         schemes=len(suite.schemes),
         depths=suite.depths,
         layers=int(layers[0]) if not suite.depths and len(layers) == 1 else None,

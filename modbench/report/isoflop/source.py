@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from modbench.analysis.curves import Curves, curves_of
-from modbench.analysis.frames import DENSE, rows_of
+from modbench.analysis.frames import DENSE, tuples_of
 from modbench.analysis.isoflop import HEADLINE
 from modbench.analysis.pairs import typed
 from modbench.records.metrics import METRICS
@@ -72,7 +72,7 @@ class IsoFlopSuite:
     @cached_property
     def rows(self) -> SimpleNamespace:
         """The rows of the frames of ``curves``, with None for what is missing."""
-        return SimpleNamespace(**{name: rows_of(frame) for name, frame in self._frames.items()})
+        return SimpleNamespace(**{name: tuples_of(frame) for name, frame in self._frames.items()})
 
     @cached_property
     def to_dense(self) -> dict[tuple[int, str, int | None], Any]:

@@ -41,7 +41,7 @@ def details(suite: IsoFlopSuite, budgets: Sequence[dict[str, Any]]) -> dict[str,
     }
 
 
-def stated_table(suite: IsoFlopSuite) -> Table | None:
+def stated_optima_table(suite: IsoFlopSuite) -> Table | None:
     """The pairs that the suite states; None if it states none."""
     told = {(of.budget, of.depth, of.family, of.scheme, of.other): of for of in suite.rows.pairs}
     optima = {(of.budget, of.depth, of.scheme) for of in suite.rows.optima if of.loss is not None}

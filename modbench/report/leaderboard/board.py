@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 
 from modbench.analysis.difference import INTERIM, MARGIN, Difference, compare, row_noise
+from modbench.analysis.frames import BEST, DENSE, NOT_SEPARABLE
 from modbench.analysis.noise import Noise
 from modbench.analysis.pairs import pairs_frame
 from modbench.records.line import canonical_json
 from modbench.records.result import Result
 from modbench.report.downstream.scores import metrics_of, tasks_of
-from modbench.report.frame import plain_records, results_frame, typed
+from modbench.report.frame import plain_records, results_frame, rows_frame
 from modbench.report.leaderboard.audited import Audits
 from modbench.report.leaderboard.rows import (
     Row,
@@ -36,10 +37,6 @@ from modbench.report.timing.table import TimingTable, timed_values
 
 #: The metric that orders rows and tells them apart.
 LOSS = "heldout_loss"
-#: Router of the dense model.
-DENSE = "vanilla"
-#: Marks of the rows that may be the best one.
-BEST, NOT_SEPARABLE = "best", "not separable"
 #: Families of comparisons; a suite that states its pairs has its own.
 TO_DENSE, TO_BEST = "dense", "best"
 #: Ranked rows of a comparison beyond which they are compared with the dense and the best row only: all
@@ -172,7 +169,7 @@ class Board:
                 | (self._minus(row) if len(self.pairs) else {})
                 | {name: shown[name] for name in (*rest, *of_tasks)}
             )
-        return typed([{**line, "note": line["note"] or None} for line in lines])
+        return rows_frame([{**line, "note": line["note"] or None} for line in lines])
 
     def _minus(self, row: Row) -> dict[str, Any]:
         """The columns on the differences of ``row`` to the dense row and to the best one."""

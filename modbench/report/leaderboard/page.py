@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from modbench.analysis.frames import DENSE
 from modbench.analysis.idle_layers import LEAST_ADDED
 from modbench.errors import several
 from modbench.records.result import Result
@@ -15,7 +16,6 @@ from modbench.report.downstream.page import downstream_section
 from modbench.report.frame import differing, plain_records
 from modbench.report.leaderboard.audited import lacking_probes
 from modbench.report.leaderboard.board import (
-    DENSE,
     MOST_ROWS,
     TO_BEST,
     TO_DENSE,

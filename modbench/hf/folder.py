@@ -1,6 +1,7 @@
 """Models of a local folder of transformers: safetensors alone, and code of the folder where a suite asks
 for it by `trust_remote_code`."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def _folder(shape: HubConfig) -> Path:
 def _config(shape: HubConfig) -> Any:
     """Return the config of transformers."""
     transformers = installed()
-    keys = {key: value for key, value in shape.config.items() if key not in ("model_type", "auto_map")}
+    known = ("model_type", "auto_map")
+    keys = {key: deepcopy(value) for key, value in shape.config.items() if key not in known}
     if shape.code is None:
         return transformers.AutoConfig.for_model(shape.family, **keys)
     folder = _folder(shape)

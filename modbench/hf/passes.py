@@ -48,7 +48,8 @@ def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
         config = config.to_dict()
     elif not isinstance(config, Mapping):
         raise UserError(_not_countable(config))
-    keys = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    # transformers writes into what it is given, such as rope_scaling.
+    keys = {key: copy.deepcopy(of) for key, of in config.items() if key not in _NOT_THE_MODEL}
     name = keys.pop("model_type", None)
     refuse_hub_code(keys)
     known = isinstance(name, str) and name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -1,5 +1,6 @@
 """A model of transformers as a `LanguageModel`: same logits, exact FLOPs, cached as uncached."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -277,3 +278,26 @@ def test_a_shape_is_stored_with_its_config_and_not_its_folder() -> None:
     assert one != one.random
     with pytest.raises(UserError, match="digest"):
         shape_of("run: model", {**stated, "config": {**stated["config"], "vocab_size": 62}})
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=lambda scaling: str(scaling.get("type") or scaling["rope_type"]),
+)
+def test_a_config_is_not_changed_by_its_model(scaling: dict[str, Any]) -> None:
+    """Else the key of a run would differ once it was trained."""
+    config = {"model_type": "llama", **SMALL, "rope_scaling": scaling, "rope_theta": 10_000.0}
+    shape = HubConfig(width=24, layers=2, vocabulary=61, config=copy.deepcopy(config))
+    model_of(shape, TRANSFORMERS, {})
+    assert shape.config == config

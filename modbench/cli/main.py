@@ -79,7 +79,7 @@ COMMANDS = {
     "list": "Name the routers, the shipped suites and the metrics.",
     "data": "Fetch, check and tokenize a corpus into the cache.",
     "flops": "Print the FLOPs of a model: total, per token, by component.",
-    "plan": "Print what a suite will take on this machine: runs, FLOPs, tokens, time.",
+    "plan": "Print a suite's runs, FLOPs, tokens and costs, or shapes of equal FLOPs.",
     "audit": "Test a router before it is trained: causality, decode parity, FLOPs and more.",
     "new-router": "Write a package with a router of your own, its tests and a workflow.",
     "eval": "Score a trained model on tasks of lm-eval or modbench's own.",

@@ -158,7 +158,7 @@ class MeasuredResult(Part):
 
 
 class MeasurementRecord(Outcome):
-    """A measurement of the weights of a run at one of its budgets."""
+    """A measurement of the weights of a run at its budget."""
 
     about = "measurement"
 

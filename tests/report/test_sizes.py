@@ -59,6 +59,7 @@ def test_the_page_has_a_table_for_each_size_and_budget(sized: Sized) -> None:
         ["mod/S"],
     ]
     assert "## S, 2e+12 training FLOPs" in page.to_markdown()
+    assert "It rests on 2 budgets" in page.to_markdown()
 
 
 def test_schemes_with_a_model_of_their_own_make_one_table(fakes: Any) -> None:

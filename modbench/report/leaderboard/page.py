@@ -62,6 +62,7 @@ def leaderboard_page(board: Board, drawn: Collection[str] = ()) -> Page:
         suites=suites_of(results),
         suite=results[0].suite if results else {"left": 0, "wanted": 0, "compare": ()},
         compared=compared,
+        budgets=len({row["budget"] for row in rows}),
         schemes=len({row["label"] for row in rows}),
         sizes=[size for row in stated or rows if (size := center(row, "active_parameters"))] or [0],
         most_seeds=len({result.seed for result in of_stated or results}),

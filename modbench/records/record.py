@@ -102,6 +102,7 @@ class Point(Part):
     tokens: Count
     train_loss: Real
     heldout_loss: Real
+    decay: Positive | None = None  #: of records until November 2026: the budget whose decay it is in
 
 
 class RunRecord(Outcome):
@@ -113,18 +114,19 @@ class RunRecord(Outcome):
     run: RunJson
     data: Text
     metrics: Metrics  #: costs of the scheme at this shape
-    ends: list[End]  #: one, if the budget was reached
+    ends: list[End]  #: one, if the budget was reached; records until November 2026 may have several
     curve: list[Point]
     audit_key: str | None = None  #: key of the audit of its scheme
     flops_source: Literal["closed form", "counted"] | None = None  #: how its FLOPs were found
+    left_behind: Count | None = None  #: of records until November 2026; nothing reads it
     programs: Programs | None = None
     workers: Positive | None = None  #: jobs that shared the machine's memory
     seconds: Seconds | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        budget = self.what.schedule.budget  # raises UserError: a field is wrong
-        if self.status == "ok" and [end.budget for end in self.ends] != [budget]:
+        budgets = self.what.schedule.budgets  # raises UserError: a field is wrong
+        if self.status == "ok" and tuple(end.budget for end in self.ends) != budgets:
             raise ValueError("status is ok but ends lack the budget of the schedule")
         return self
 

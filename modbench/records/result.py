@@ -141,8 +141,8 @@ class Result:
 
     @property
     def curve(self) -> list[Point]:
-        """Its learning curve."""
-        return self.record.curve
+        """Its learning curve, without the decays of smaller budgets."""
+        return [point for point in self.record.curve if point.decay in (None, self.budget)]
 
     @property
     def routing(self) -> Routing | None:

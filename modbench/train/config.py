@@ -1,6 +1,7 @@
 """The [train] table of a suite. Imports no torch."""
 
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any, Literal
 
 from modbench.train.schedule import Kind, Schedule
@@ -16,8 +17,9 @@ class TrainConfig:
     #: sequences per forward and backward pass; a step adds up their gradients. By default the batch, or
     #: a process's part of it
     micro_batch: Count | None = None
-    #: `{ data = N }`: processes that train a run together, each with its sequences of the batch
-    parallel: dict[Literal["data"], Count] | None = None
+    #: `{ data = N }`: processes that train a run together, each with its sequences of the batch; records
+    #: until November 2026 also have ``shard`` and ``expert``
+    parallel: dict[Literal["data", "shard", "expert"], Count] | None = None
     #: keep only the input of each layer and run the layer again in the backward pass
     recompute: bool = False
     learning_rate: Positive = 3e-3  #: peak learning rate
@@ -47,7 +49,7 @@ class TrainConfig:
     @property
     def ranks(self) -> int:
         """Processes that train a run together."""
-        return (self.parallel or {}).get("data", 1)
+        return prod((self.parallel or {}).values())
 
     @property
     def rows(self) -> int:
@@ -68,6 +70,8 @@ _ALTER_NOTHING = ("evaluations", "checkpoint_seconds")
 class TrainTable(TrainConfig):
     """The [train] table: the settings and those of the schedule, whose budget [sweep] gives."""
 
+    #: `{ data = N }`: processes that train a run together, each with its sequences of the batch
+    parallel: dict[Literal["data"], Count] | None = None  # type: ignore[assignment]
     #: learning rate after the warm-up: a cosine, or constant with a linear decay at the end (wsd)
     schedule: Kind = "cosine"
     warmup: Share = 0.1  #: fraction of the budget in which the learning rate rises linearly

@@ -16,7 +16,8 @@ class Schedule:
     decay (Hu et al. 2024, arXiv:2404.06395, Haegele et al. 2024, arXiv:2405.18392). Raises UserError:
     there is not one budget, or warm-up and decay of ``wsd`` leave no room between them."""
 
-    kind: Kind = "cosine"
+    #: records until November 2026 also have ``trapezoid``: ``wsd``, at several budgets perhaps
+    kind: Kind | Literal["trapezoid"] = "cosine"
     #: the training FLOPs, realised, convention ``model``: one number, in a list as records have it
     budgets: tuple[Count, ...]
     warmup: Share = 0.1  #: fraction of the budget in which the learning rate rises linearly
@@ -25,7 +26,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budgets", tuple(self.budgets))
-        if len(self.budgets) != 1:
+        if not self.budgets or (len(self.budgets) > 1 and self.kind != "trapezoid"):
             raise UserError(f"budgets of a schedule are {list(self.budgets)}; it must be one")
         if self.kind == "wsd" and self.warmup + self.decay >= 1:
             raise UserError(
@@ -34,8 +35,8 @@ class Schedule:
 
     @property
     def budget(self) -> int:
-        """The training FLOPs."""
-        return self.budgets[0]
+        """The training FLOPs; the largest of several."""
+        return self.budgets[-1]
 
     def learning_rate(self, peak: float, done: float) -> float:
         """The rate of a step. ``done``: fraction of the budget that is spent after it, if all further

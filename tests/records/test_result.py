@@ -148,3 +148,25 @@ def test_a_measurement_that_failed_is_the_status_of_its_result(tmp_path, fakes):
     lost = replace(made.measurements[0], status="oom", error="out of memory", result={})
     (result,) = joined(tmp_path, made.record, lost, fakes.suite_record([made]))
     assert (result.status, result.error) == ("oom", "out of memory")
+
+
+def test_records_of_several_budgets_and_of_sharded_weights_are_read(tmp_path, fakes):
+    """As runs were recorded until November 2026; no suite can state either now."""
+    record = fakes.make_record("mod", train={"parallel": {"shard": 2, "data": 1}}).record
+    run = record.run | {"schedule": dict(record.run["schedule"])}
+    budget = run["schedule"]["budgets"][0]
+    small = budget // 3
+    end, point = as_json(record.ends[0]), as_json(record.curve[-1])
+    run["schedule"] |= {"kind": "trapezoid", "budgets": [small, budget], "decay": 0.2}
+    old = replace(
+        record,
+        run=run,
+        key=key_of(run),
+        ends=[end | {"budget": small}, end],
+        curve=[point, point | {"decay": small}, point | {"decay": budget}],
+        left_behind=0,
+    )
+    (result,) = joined(tmp_path, old)
+    assert result.budget == budget
+    assert result.record.what.train.ranks == 2
+    assert [point.decay for point in result.curve] == [None, budget]

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from modbench.hf.retrofit.apply import upcycle as upcycle
     from modbench.ledger import Ledger as Ledger
     from modbench.ledger import Workload as Workload
-    from modbench.report.frames import curves as curves
-    from modbench.report.frames import pairs as pairs
-    from modbench.report.frames import results as results
+    from modbench.report.api import curves as curves
+    from modbench.report.api import pairs as pairs
+    from modbench.report.api import results as results
     from modbench.routing.depth_router import DepthRouter as DepthRouter
     from modbench.routing.expert_router import ExpertRouter as ExpertRouter
     from modbench.routing.module_router import ModuleRouter as ModuleRouter
@@ -37,9 +37,9 @@ _WHERE = {
     "Router": "modbench.routing.router",
     "Workload": "modbench.ledger",
     "count": "modbench.accounting.count",
-    "curves": "modbench.report.frames",
-    "pairs": "modbench.report.frames",
-    "results": "modbench.report.frames",
+    "curves": "modbench.report.api",
+    "pairs": "modbench.report.api",
+    "results": "modbench.report.api",
     "family_ledger": "modbench.hf.families",
     "load": "modbench.trained.load",
     "receipt": "modbench.hf.retrofit",

@@ -6,9 +6,9 @@ from math import log
 from typing import Any
 
 from modbench.records.result import Result
-from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite, unranked_schemes
-from modbench.report.leaderboard.board import board_of
+from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.markdown import Page
+from modbench.report.suite import suite_of
 from modbench.report.table import Table
 
 BUDGETS = (10**12, 3 * 10**12, 10**13)
@@ -96,9 +96,9 @@ def records(make: Make, schemes: tuple[str, ...] = ("vanilla", "mod"), **others:
 
 def analysed(found: Sequence[Result]) -> IsoFlopSuite:
     """The curves of the results of a suite."""
-    suite = isoflop_suite(found, unranked_schemes(board_of(found)))
-    assert suite is not None
-    return suite
+    sweep = suite_of(found).sweep
+    assert sweep is not None
+    return sweep
 
 
 def table_under(page: Page, heading: str) -> list[list[str]]:

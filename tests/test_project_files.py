@@ -26,7 +26,7 @@ def test_the_wheel_has_type_information_and_no_tests() -> None:
     assert "modbench/py.typed" in files
     assert "modbench/cli/package/router.py.in" in files
     pages = "modbench/report/html"
-    assert f"{pages}/templates/suite.html.j2" in files
-    vendored = {"sortable.min.js", "sortable.LICENSE.txt", "uPlot.iife.min.js", "uPlot.LICENSE.txt"}
+    assert f"{pages}/assets/page.html.j2" in files
+    vendored = {"sortable.min.js", "sortable.LICENSE.txt"}
     assert {f"{pages}/assets/vendor/{name}" for name in vendored} <= files
     assert not [name for name in files if name.startswith(("tests/", "results/"))]

@@ -12,7 +12,7 @@ import pytest
 import modbench
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
-from modbench.report.leaderboard.audited import even_gates, idle_layers
+from modbench.report.audited import even_gates, idle_layers
 from modbench.sweep.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +96,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         findings = [*found.audits[result.audit_key].audit, *result.audit]
         assert all(finding.verdict != "failed" for finding in findings)
         assert result.metrics["heldout_loss"] < result.metrics["unigram_loss"] - 0.5
-    assert idle_layers(results) == even_gates(results) == []
+    assert idle_layers([of.layers for of in results]) == []
+    assert even_gates([(of.routing, of.layers) for of in results]) == []
     table = (tmp_path / "my-results" / "quick" / "leaderboard.csv").read_text()
     assert "mlp_mod" in table.splitlines()[1]

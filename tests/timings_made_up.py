@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from modbench.analysis.frames import plain_records
 from modbench.model.config import ModelConfig
 from modbench.records.line import key_of
 from modbench.records.record import SuiteRecord, TimingKind, TimingRecord
 from modbench.records.result import Result
 from modbench.records.run import RouterCode, Timed
-from modbench.report.timing.table import Case, TimingTable
+from modbench.report.times import Times, time_marks
 
 MODEL = {"vocabulary": 2048, "width": 128, "layers": 4}
 TIME = {"samples": 4}
@@ -130,7 +131,7 @@ def times_of(
     peak: int = 80_000_000,
     overloaded: bool = False,
     **fields: Any,
-) -> TimingTable:
+) -> Times:
     """A session that timed the schemes of ``results``: 100 ± 6 ms and 80 MB each."""
     timings, labels = list[TimingRecord](), dict[str, str]()
     for result in results:
@@ -142,7 +143,7 @@ def times_of(
             timings.append(make_timing("training", what, measured, **fields))
             memory = weighed(result.label, peak).measured
             timings.append(make_timing("training_memory", what, memory, **fields))
-    return TimingTable(timings, labels, "fake")
+    return Times(timings, labels, "fake")
 
 
 def ceiling(
@@ -182,9 +183,9 @@ def labels_in(timings: Iterable[TimingRecord]) -> dict[str, str]:
     return {key: router["options"].get("label", router["name"]) for key, router in routers.items()}
 
 
-def table_of(*timings: TimingRecord) -> TimingTable:
+def table_of(*timings: TimingRecord) -> Times:
     """The table of ``timings``; labels as `timed_of` was given them."""
-    return TimingTable(timings, labels_in(timings), "fake")
+    return Times(timings, labels_in(timings), "fake")
 
 
 def suite_of(
@@ -203,5 +204,10 @@ def suite_of(
     )
 
 
-def rows_of(*timings: TimingRecord) -> dict[tuple[str, str], Case]:
-    return {(row["label"], row["case"]): row for row in table_of(*timings).cases}
+def rows_of(*timings: TimingRecord) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["label"], row["case"]): row for row in plain_records(table_of(*timings).cases)}
+
+
+def marks_of(row: Mapping[str, Any]) -> str:
+    """Reasons to doubt the time of a case."""
+    return time_marks(*(row[name] for name in ("stable", "loaded", "throttled", "host_bound")))

@@ -66,7 +66,7 @@ class Fitted:
         if self.stated:
             roles = [of["role"] for of in self.stated]
             ordered = sorted(self.stated, key=lambda of: roles.index(of["role"]))
-            tested = [self._stated(of) for of in ordered]
+            tested: list[Pair | None] = [self._stated(of) for of in ordered]
         else:
             rows = [(at, scheme, schemes) for at, schemes in ranked for scheme in schemes]
             tested = [
@@ -74,15 +74,16 @@ class Fitted:
                 *(self._pair((at, of, to[0], None), "best") for at, of, to in rows if of != to[0]),
                 *(self._pair(of, "dense, equal depth") for of in equal),
             ]
-        pairs = [of for of in tested if of and (of[1].p is not None or self.stated)]
-        seen = {(of["budget"], of["scheme"], of["other"], of["depth"]) for of, _ in pairs}
+        pairs = [of for of in tested if of and (_is_tested(of) or self.stated)]
+        known = (of for of, minus in pairs if minus is not None)
+        seen = {(of["budget"], of["scheme"], of["other"], of["depth"]) for of in known}
         every: list[Compared] = [(at.budget, at.scheme, DENSE, None) for at in self.isoflop.best()]
         every += [(at, *of, None) for at, schemes in ranked for of in combinations(schemes, 2)]
         for compared in (*every, *equal, *others):
             budget, scheme, other, depth = compared
             both = {compared, (budget, other, scheme, depth)}
             pair = None if scheme == other or seen & both else self._pair(compared)
-            if pair and (pair[1].p is not None or (other, depth) == (DENSE, None)):
+            if pair and (_is_tested(pair) or (other, depth) == (DENSE, None)):
                 seen |= both
                 pairs.append(pair)
         return [*pairs, *self._of_equal_runs()]
@@ -100,13 +101,17 @@ class Fitted:
         named |= {"metric": "heldout_loss", "margin": margin, "same_processor": same}
         return named, replace(minus, untold=(family and self.untold) or minus.untold)
 
-    def _stated(self, of: Mapping[str, Any]) -> Pair | None:
-        """The pair that the suite states; None if it can't be compared."""
+    def _stated(self, of: Mapping[str, Any]) -> Pair:
+        """The pair that the suite states, with the reason if it can't be compared."""
         budget, schemes, depth = of["budget"], (of["a"], of["b"]), of.get("depth")
-        optima = [self.isoflop.optima.get((name, budget, HEADLINE, depth)) for name in schemes]
-        if not all(at and at.place in self.comparable for at in optima):
-            return None
-        return self._pair((budget, *schemes, depth), of["role"], of)
+        optima = {name: self.isoflop.optima.get((name, budget, HEADLINE, depth)) for name in schemes}
+        lacking = [name for name, at in optima.items() if at is None or at.loss is None]
+        ranked = all(at and at.place in self.comparable for at in optima.values())
+        pair = self._pair((budget, *schemes, depth), of["role"], of) if ranked else None
+        why = f"no optimum: {', '.join(lacking)}" if lacking else "not ranked: a scheme or its rate"
+        named = {"budget": budget, "scheme": of["a"], "other": of["b"], "depth": depth}
+        named |= {"family": of["role"], "margin": of.get("margin"), "metric": "heldout_loss"}
+        return pair or (named | {"no_verdict_because": self.untold or why}, None)
 
     def _at_equal_depth(self) -> tuple[list[Compared], list[Compared]]:
         """Pairs of comparable schemes with an optimum at the same depth: those with the dense model, and
@@ -171,3 +176,7 @@ class Fitted:
     def bits_per_byte(self) -> float:
         """Bits per byte of one nat per token, equal for all runs of one text and tokenizer."""
         return float(np.median([run.heldout_bits_per_byte / run.heldout_loss for run in self.rows]))
+
+
+def _is_tested(pair: Pair) -> bool:
+    return pair[1] is not None and pair[1].p is not None

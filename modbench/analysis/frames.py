@@ -1,6 +1,6 @@
 """Frames of isoFLOP curves: their columns, and rows of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -88,6 +88,44 @@ def frame_of(
         rows = pd.DataFrame([*rows], columns=[*columns], dtype=object)
     frame = rows.reindex(columns=[*columns])
     return typed(frame, {name: kinds.get(name, "Float64") for name in columns})
+
+
+_KINDS = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
+
+
+def rows_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A frame of ``rows`` with nullable types; of integers beyond 64 bits, and of mixed types, objects.
+    A row may lack columns that another one has."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    series = {name: _series([row.get(name) for row in rows]) for name in columns}
+    return pd.DataFrame(series, columns=[*columns])
+
+
+def _series(values: list[Any]) -> "pd.Series[Any]":
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        kinds = {float}
+    kind = kinds.pop() if len(kinds) == 1 else object
+    if kind is int and any(abs(value or 0) >= 2**63 for value in values):
+        kind = object
+    if kind is object and all(value is None for value in values):
+        return pd.Series(values, dtype="Float64")
+    if kind is not int:
+        return pd.Series(values, dtype=_KINDS.get(kind, "object"))
+    # With None among them, pandas would pass integers through floats.
+    whole = pd.Series([0 if value is None else value for value in values], dtype="Int64")
+    return whole.mask(pd.Series([value is None for value in values]))
+
+
+def plain(column: "pd.Series[Any]") -> list[Any]:
+    """The values of ``column`` as Python's, None for those that are missing."""
+    return [None if value is pd.NA else value for value in column.astype(object).tolist()]
+
+
+def plain_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of ``frame`` as dictionaries, None for what is missing."""
+    columns = {str(name): plain(frame[name]) for name in frame.columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def tuples_of(frame: pd.DataFrame) -> list[Any]:

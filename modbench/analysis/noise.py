@@ -137,11 +137,8 @@ class Cell(NamedTuple):
 def by_cell(runs: Iterable[Run]) -> dict[Cell, dict[int, Run]]:
     """The runs of each cell by seed, in a fixed order."""
 
-    def order(run: Run) -> tuple[str, float, int, float, int]:
-        return run.scheme, run.budget, run.depth or 0, run.size, run.seed
-
     cells: dict[Cell, dict[int, Run]] = defaultdict(dict)
-    for run in sorted(runs, key=order):
+    for run in sorted(runs, key=lambda of: (of.scheme, of.budget, of.depth or 0, of.size, of.seed)):
         seeds = cells[Cell(run.scheme, run.budget, run.depth, run.size)]
         if run.seed in seeds:
             raise UserError(

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 #: Columns and their types. The value is that of ``scheme`` minus that of ``other``, with the 95 %
 #: interval ``low`` to ``high`` and the p-values of this one comparison: of no difference, and
 #: ``p_equivalent`` of one as large as the margin. ``p_adjusted`` and ``verdict`` are adjusted for the
-#: number of comparisons in its ``family``, and missing without one.
+#: number of comparisons in its ``family``, and missing without one. ``pairs``: blocks, those seeds that
+#: both have; of pairs that a suite states, those ``split`` between processor types, and those ``lost``,
+#: since a run diverged or failed.
 COLUMNS = {
     "comparison": "Int64",
     "budget": "Int64",
@@ -32,6 +34,8 @@ COLUMNS = {
     "margin": "Float64",
     "degrees_of_freedom": "Float64",
     "pairs": "Int64",
+    "split": "Int64",
+    "lost": "Int64",
     "runs": "Int64",
     "lower_in": "Int64",
     "per_efold_of_size": "Float64",
@@ -40,8 +44,8 @@ COLUMNS = {
     "at_optima_high": "Float64",
     "same_processor": "boolean",
 }
-#: Names of a pair, and its difference before the verdict.
-Pair = tuple[Mapping[str, Any], Difference]
+#: Names of a pair, and its difference before the verdict; None: it can't be compared.
+Pair = tuple[Mapping[str, Any], Difference | None]
 
 
 def pairs_frame(pairs: Iterable[Pair], better: Literal["lower", "higher"] = "lower") -> "pd.DataFrame":
@@ -50,15 +54,14 @@ def pairs_frame(pairs: Iterable[Pair], better: Literal["lower", "higher"] = "low
     import pandas as pd
 
     pairs = list(pairs)
-    families: dict[str, list[int]] = defaultdict(list)
-    for number, (names, _) in enumerate(pairs):
-        families[names.get("family") or ""].append(number)
-    judged = [difference for _, difference in pairs]
-    for family, numbers in families.items():
-        of_family = [judged[number] for number in numbers]
-        for number, told in zip(numbers, judge(of_family, better) if family else of_family, strict=True):
-            judged[number] = told
-    rows = [pair_row(names, told) for (names, _), told in zip(pairs, judged, strict=True)]
+    families: dict[str, dict[int, Difference]] = defaultdict(dict)
+    for number, (names, difference) in enumerate(pairs):
+        if difference is not None:
+            families[names.get("family") or ""][number] = difference
+    judged: dict[int, Difference] = families.pop("", {})
+    for of_family in families.values():
+        judged |= zip(of_family, judge([*of_family.values()], better), strict=True)
+    rows = [pair_row(names, judged.get(number)) for number, (names, _) in enumerate(pairs)]
     return typed(pd.DataFrame(rows, columns=[*COLUMNS], dtype=object), COLUMNS)
 
 
@@ -69,8 +72,10 @@ def typed(frame: "pd.DataFrame", types: Mapping[str, str]) -> "pd.DataFrame":
     return frame.astype({**types, **({"budget": "Float64"} if is_large else {})})
 
 
-def pair_row(names: Mapping[str, Any], difference: Difference) -> dict[str, Any]:
+def pair_row(names: Mapping[str, Any], difference: Difference | None) -> dict[str, Any]:
     """The row of one pair."""
+    if difference is None:
+        return dict(names)
     low, high = difference.interval or (None, None)
     return {
         "value": difference.value,
@@ -85,11 +90,3 @@ def pair_row(names: Mapping[str, Any], difference: Difference) -> dict[str, Any]
         "pairs": difference.pairs,
         **{name: value for name, value in names.items() if name != "family" or value},
     }
-
-
-def not_compared(stated: Mapping[str, Any], why: str) -> dict[str, Any]:
-    """The pair that a suite states (`modbench.sweep.tables.Comparison`), as a row of the frame of pairs
-    without a value."""
-    names = {"family": stated["role"], "scheme": stated["a"], "other": stated["b"]}
-    rest = {"margin": stated.get("margin"), "no_verdict_because": why}
-    return {**dict.fromkeys(("value", "low", "high", "p_adjusted", "verdict", "pairs")), **names, **rest}

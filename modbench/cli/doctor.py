@@ -10,7 +10,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-#: GB of memory that the largest rows of the gpu suite need: an estimate from their parameters and activations, not measured.
+#: GB of memory that the largest rows of the gpu suite need: an estimate from their parameters and
+#: activations, not measured.
 _ROOM = 62
 _ASKED = "index,name,driver_version,compute_cap,memory.total,memory.used,mig.mode.current,compute_mode"
 

@@ -41,7 +41,7 @@ def report(
             first byte
     """
     from modbench.records.store import recorded_suites
-    from modbench.report.page import write_report
+    from modbench.report.write import write_report
 
     folders = [_suite_folder(name, results) for name in suites]
     folders = folders or [results / name for name in recorded_suites(results)]
@@ -72,7 +72,7 @@ def _suite_folder(name: str, results: Path) -> Path:
 def _check(folders: Sequence[Path], *, all_suites: bool) -> int:
     """Compare the files of ``folders``, and the index next to them; of ``all_suites``, those without
     a page are left out."""
-    from modbench.report.page import first_difference, index_difference
+    from modbench.report.write import first_difference, index_difference
 
     different = False
     for folder in folders:

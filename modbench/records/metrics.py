@@ -114,11 +114,12 @@ _TABLE = (
            "peak memory of training steps above the baseline, which is taken after the same steps "
            "were run once and freed"),
     Metric("modbench_cloze", "accuracy", "higher", "quality",
-           "four-way cloze accuracy on held-out sentences, causal rule, scored by lm-eval"),
+           "four-way cloze accuracy on held-out sentences, causal rule, scored by lm-eval; column "
+           "modbench_cloze:acc of tables"),
     Metric("modbench_cloze_untrained", "accuracy", "none", "quality",
-           "the same model before training"),
+           "the same model before training; column modbench_cloze:acc_untrained"),
     Metric("modbench_cloze_chance", "accuracy", "none", "exact",
-           "one over the number of choices"),
+           "one over the number of choices; column modbench_cloze:acc_chance"),
 )
 # fmt: on
 

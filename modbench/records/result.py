@@ -3,19 +3,17 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-from modbench.records.line import Code, Environment
 from modbench.records.record import (
     End,
     Finding,
+    Measured,
     MeasurementRecord,
     Plan,
     Point,
     RunRecord,
     SuiteRecord,
-    Text,
     rank_of,
 )
 from modbench.records.run import Run, reported_shape
@@ -26,9 +24,10 @@ from modbench.records.store import Records, latest
 Place = tuple[str, int | None]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Result:
-    """One seed of a row: a run at one of its budgets, and the measurements of its weights there."""
+    """One seed of a row: a run at one of its budgets, and the measurements of its weights there. What is
+    not given follows from these records."""
 
     record: RunRecord
     budget: int
@@ -43,158 +42,69 @@ class Result:
     #: settings of the measurements that the suite wants, in the form of `settings`
     wanted: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def run(self) -> Run:
-        return self.record.what
+    run: Run = field(init=False)
+    key: str = field(init=False)
+    seed: int = field(init=False)
+    learning_rate: float = field(init=False)
+    width: int = field(init=False)
+    scheme: str = field(init=False)  #: the label of its scheme
+    depth: int | None = field(init=False)  #: layers, in a suite with curves of several depths
+    model: dict[str, Any] = field(init=False)  #: the shape of its model, as its record states it
+    end: End | None = field(init=False)  #: what was spent at the budget; None if it was not reached
+    status: str = field(init=False)  #: that of the training, or of the held-out loss if that was lost
+    error: str | None = field(init=False)
+    lost: list[str] = field(init=False)  #: tasks that were not scored, each with its status
+    audit_key: str | None = field(init=False)  #: of the audit of its scheme
+    audit: Sequence[Finding] = field(init=False)  #: findings on its trained weights
+    metrics: dict[str, Any] = field(init=False)  #: all but those that are timed
+    curve: list[Point] = field(init=False)  #: without the decays of smaller budgets
+    routing: Routing | None = field(init=False)  #: on held-out text; None if it routes nothing
+    layers: list[RoutedLayer] = field(init=False)  #: updates and gates; empty: not measured
+    downstream: dict[str, TaskScores] = field(init=False)  #: scores by task
+    #: of its measurements: ``heldout``, and ``downstream`` by name in the suite; of a lost run, those of
+    #: the measurements that the suite wants
+    settings: dict[str, Any] = field(init=False)
 
-    @property
-    def key(self) -> str:
-        return self.record.key
-
-    @property
-    def seed(self) -> int:
-        return self.run.seed
-
-    @property
-    def scheme(self) -> str:
-        """The label of its scheme."""
-        return self.label.partition("/")[0]
-
-    @property
-    def learning_rate(self) -> float:
-        return self.run.train.learning_rate
-
-    @property
-    def width(self) -> int:
-        return self.run.model.width
-
-    @property
-    def depth(self) -> int | None:
-        """Layers, in a suite with curves of several depths."""
-        return self.isoflop.get("depth") if self.isoflop else None
+    def __post_init__(self) -> None:
+        record, measured = self.record, self.measurements
+        self.run, self.key, self.model = record.what, record.key, reported_shape(record.run["model"])
+        self.seed, self.learning_rate = self.run.seed, self.run.train.learning_rate
+        self.width, self.scheme = self.run.model.width, self.label.partition("/")[0]
+        self.depth = self.isoflop.get("depth") if self.isoflop else None
+        self.end = next((end for end in record.ends if end.budget == self.budget), None)
+        self.status, self.error = record.status, record.error
+        failed = [of for of in measured if of.status != "ok"]
+        if self.end and record.status == "ok":
+            heldout = [(of.status, of.error) for of in failed if of.measurement.measures == "heldout"]
+            self.status, self.error = heldout[0] if heldout else ("ok", None)
+        tasks = ((of.measurement.settings.get("task"), of.status) for of in failed)
+        self.lost = [f"{task} {status}" for task, status in tasks if task]
+        found = [of.result for of in measured]
+        self.audit_key = next(filter(None, (of.audit_key for of in found)), record.audit_key)
+        self.audit = self.end.audit if self.end else ()
+        self.routing = next(filter(None, (of.routing for of in found)), None)
+        self.layers = next(filter(None, (of.layers for of in found)), [])
+        self.curve = [point for point in record.curve if point.decay in (None, self.budget)]
+        self.metrics = dict(record.metrics)
+        if self.end:
+            spent = ("steps", "tokens", "flops", "flops_nominal")
+            self.metrics |= {f"train_{name}": getattr(self.end, name) for name in spent}
+        self.downstream = {}
+        for of in found:
+            self.metrics |= of.metrics
+            self.downstream |= of.downstream
+        wanted = self.wanted if self.status != "ok" else {}
+        self.settings = {kind: dict(of) for kind, of in wanted.items()}
+        for kind, settings in ((of.measurement.measures, of.measurement.settings) for of in measured):
+            if kind == "downstream":
+                self.settings.setdefault(kind, {})[settings["task"]] = settings
+            else:
+                self.settings[kind] = settings
 
     @property
     def place(self) -> Place:
         """The scheme and the depth whose curves it belongs to."""
         return self.scheme, self.depth
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """The shape of its model, as its record states it."""
-        return reported_shape(self.record.run["model"])
-
-    @cached_property
-    def end(self) -> End | None:
-        """Steps, tokens and FLOPs spent at the budget; None if it was not reached."""
-        return next((end for end in self.record.ends if end.budget == self.budget), None)
-
-    @cached_property
-    def _outcome(self) -> tuple[str, str | None]:
-        if self.end is None or self.record.status != "ok":
-            return self.record.status, self.record.error
-        lost = [
-            (record.status, record.error)
-            for record in self.measurements
-            if record.status != "ok" and record.measurement.measures == "heldout"
-        ]
-        return lost[0] if lost else ("ok", None)
-
-    @property
-    def status(self) -> str:
-        """That of the training, or of the held-out loss if that was lost."""
-        return self._outcome[0]
-
-    @property
-    def error(self) -> str | None:
-        return self._outcome[1]
-
-    @property
-    def lost(self) -> list[str]:
-        """Tasks that were not scored, each with its status."""
-        return [
-            f"{task} {record.status}"
-            for record in self.measurements
-            if record.status != "ok" and (task := record.measurement.settings.get("task"))
-        ]
-
-    @property
-    def audit_key(self) -> str | None:
-        """Key of the audit of its scheme."""
-        later = (record.result.audit_key for record in self.measurements)
-        return next(filter(None, later), self.record.audit_key)
-
-    @property
-    def audit(self) -> Sequence[Finding]:
-        """Findings on its trained weights."""
-        return self.end.audit if self.end else ()
-
-    @cached_property
-    def metrics(self) -> dict[str, Any]:
-        """All metrics but those that are timed."""
-        metrics = dict(self.record.metrics)
-        if self.end:
-            spent = ("steps", "tokens", "flops", "flops_nominal")
-            metrics |= {f"train_{name}": getattr(self.end, name) for name in spent}
-        for record in self.measurements:
-            metrics |= record.result.metrics
-        return metrics
-
-    @property
-    def curve(self) -> list[Point]:
-        """Its learning curve, without the decays of smaller budgets."""
-        return [point for point in self.record.curve if point.decay in (None, self.budget)]
-
-    @property
-    def routing(self) -> Routing | None:
-        """Histograms of its routing on held-out text; None if it routes nothing."""
-        return next(filter(None, (record.result.routing for record in self.measurements)), None)
-
-    @property
-    def layers(self) -> list[RoutedLayer]:
-        """Updates and gates of its routed layers; empty if they were not measured."""
-        return next(filter(None, (record.result.layers for record in self.measurements)), [])
-
-    @cached_property
-    def downstream(self) -> dict[str, TaskScores]:
-        """Scores by task."""
-        scores: dict[str, TaskScores] = {}
-        for record in self.measurements:
-            scores |= record.result.downstream
-        return scores
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Settings of its measurements: ``heldout``, and ``downstream`` by name of the suite; of a lost
-        run, those of the measurements that the suite wants."""
-        settings: dict[str, Any] = {}
-        if self.status != "ok":
-            settings = {kind: dict(of) for kind, of in self.wanted.items()}
-        for record in self.measurements:
-            measured = record.measurement
-            if measured.measures == "downstream":
-                task = measured.settings["task"]
-                settings.setdefault("downstream", {})[task] = measured.settings
-            else:
-                settings[measured.measures] = measured.settings
-        return settings
-
-    @property
-    def environment(self) -> Environment:
-        """Of the process that trained it."""
-        return self.record.environment
-
-    @property
-    def data(self) -> Text:
-        """The text."""
-        return self.record.data
-
-    @property
-    def code(self) -> Code:
-        return self.record.code
-
-    @property
-    def flops_source(self) -> str | None:
-        return self.record.flops_source
 
 
 #: For runs that no suite record names.
@@ -279,13 +189,15 @@ def _measured(records: Sequence[MeasurementRecord], wanted: Mapping[str, Any]) -
     order = {task: rank for rank, task in enumerate(tasks)}
     best: dict[tuple[Any, ...], MeasurementRecord] = {}
 
-    def is_wanted(record: MeasurementRecord) -> bool:
-        measured = record.measurement
+    def is_wanted(measured: Measured) -> bool:
         of_kind = tasks if measured.measures == "downstream" else wanted
         name = measured.settings["task"] if measured.measures == "downstream" else measured.measures
         return bool(measured.settings == of_kind.get(name))
 
-    for record in sorted(records, key=lambda r: (r.status == "ok", is_wanted(r), r.finished_at, r.key)):
+    for record in sorted(
+        records,
+        key=lambda of: (of.status == "ok", is_wanted(of.measurement), of.finished_at, of.key),
+    ):
         measured = record.measurement
         task = measured.settings.get("task", "")
         kind = "0" if measured.measures == "heldout" else measured.measures

@@ -17,8 +17,7 @@ from modbench.records.metrics import METRICS
 from modbench.records.named import Named
 from modbench.records.result import Result
 from modbench.report.table import Table
-from modbench.report.timing.table import TimingTable, timed_values
-from modbench.report.timing.values import newest_session, time_marks
+from modbench.report.times import Times, newest_session, time_marks, timed_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +168,7 @@ class Comparison:
     def pairs_of(self, metric: str) -> dict[str, dict[str, Any]]:
         """The pairs of ``metric`` by row; rows that lack it are left out."""
         if metric not in self._known:
-            from modbench.report.frame import plain_records
+            from modbench.analysis.frames import plain_records
 
             pairs = plain_records(self.pairs(metric))
             self._known[metric] = {str(pair["scheme"]): pair for pair in pairs}
@@ -265,20 +264,24 @@ class Comparison:
             for first, second in [means(pairs, name)]
             if second
         ]
-        first, second = (self._times(number) for number in (0, 1))
-        for name in first.keys() & second.keys():
-            sides = first[name], second[name]
-            doubts = {time_marks(*(of.get(mark) for mark in _DOUBTS)) for of in sides}
+        sides = [self._times(number) for number in (0, 1)]
+        for name in METRICS:
+            if not all(f"{name}_median" in side for side in sides):
+                continue
+            first, second = (side[f"{name}_median"] for side in sides)
+            doubts = {time_marks(*(side.get(f"{name}_{mark}") for mark in _DOUBTS)) for side in sides}
             marks = ", ".join(sorted(doubts - {""}))
             sentences.append(
-                f"speed-up in {METRICS[name].meaning}: {sides[0]['median'] / sides[1]['median']:.3g}x"
+                f"speed-up in {METRICS[name].meaning}: {first / second:.3g}x"
                 + f" ({marks})" * bool(marks)
             )
         return sentences
 
-    def _times(self, number: int) -> Mapping[str, Mapping[str, Any]]:
-        """The times of one row, the first or the second, in the newest session of its folder; none if
-        that of the other folder is another one."""
+    def _times(self, number: int) -> Mapping[str, Any]:
+        """The times of one row, the first or the second, in the newest session of its folder, by column
+        of `timed_frame`; none if that of the other folder is another one."""
+        from modbench.analysis.frames import tuples_of
+
         sides = self.first, self.second
         sessions = [
             newest_session(side.records.timings) if side.records.timings else [] for side in sides
@@ -287,7 +290,8 @@ class Comparison:
             return {}
         timings = sessions[number]
         key = sides[number].results[0].run.timed.key
-        return timed_values(TimingTable(timings, {key: ""})).get(key, {}) if timings else {}
+        rows = tuples_of(timed_frame(Times(timings, {key: ""}))) if timings else []
+        return {name: of for row in rows for name, of in row._asdict().items() if of is not None}
 
     def reasons(self) -> list[str]:
         """A sentence for each setting, part of the machine and version that differs in any pair."""
@@ -354,10 +358,10 @@ def _differences(first: Result, second: Result) -> Iterator[tuple[str, tuple[str
     for name in dict.fromkeys((*settings[0], *settings[1])):
         yield from _pair(name, settings[0].get(name), settings[1].get(name))
     for name, key in _MACHINE.items():
-        values = [result.environment.get(key) for result in (first, second)]
+        values = [result.record.environment.get(key) for result in (first, second)]
         if None not in values or key == "gpu":
             yield from _pair(name, *values)
-    codes = [result.code for result in (first, second)]
+    codes = [result.record.code for result in (first, second)]
     yield from _pair("modbench", *(f"{code['version']} {(code['commit'] or '')[:8]}" for code in codes))
 
 

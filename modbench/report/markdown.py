@@ -10,8 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from modbench.errors import several
-from modbench.report.leaderboard.metric_cells import si
-from modbench.report.table import Table, escaped
+from modbench.report.table import Table, escaped, si
 
 #: Stands in a rendered template for the table of that number; no text of a record has it (`escaped`).
 _PLACE = re.compile(r"\x00(\d+)\x00")

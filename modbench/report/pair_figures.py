@@ -4,7 +4,6 @@ pairs. A difference is significant if its verdict, adjusted for its family, is b
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import matplotlib as mpl
@@ -13,11 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from modbench.analysis.frames import DENSE
+from modbench.analysis.frames import DENSE, plain_records
 from modbench.errors import several
-from modbench.report.compared import Compared
-from modbench.report.frame import plain_records
-from modbench.report.leaderboard.board import TO_DENSE, Board, comparison_titles
+from modbench.report.pairs import TO_DENSE, by_seed
 from modbench.report.plot_style import (
     GREY,
     PANEL,
@@ -30,6 +27,7 @@ from modbench.report.plot_style import (
     panels,
     paper,
 )
+from modbench.report.suite import Suite
 
 #: A row of the frame. Its ``place`` is the key of its budget, or comparison, in ``names``.
 Pair = Mapping[str, Any]
@@ -46,36 +44,22 @@ _CONTROL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1}
 _ZERO: dict[str, Any] = {"color": REFERENCE, "linewidth": 1.4, "zorder": 1}
 
 
-def pair_figures(compared: Compared, look_of: Mapping[str, Mark]) -> Draws:
-    """The figures of the pairs of ``compared``."""
-    board, sweep = compared.board, compared.sweep
-    if board is None:
-        return {}
-    frame = sweep.curves.pairs if sweep else board.pairs
+def pair_figures(suite: Suite, look_of: Mapping[str, Mark]) -> Draws:
+    """The figures of the pairs of ``suite``; of those that it states, with differences ``by_seed``."""
+    sweep = suite.sweep
+    pairs = _with_interval(sweep.curves.pairs if sweep else suite.pairs)
     if sweep:
         names = {budget: f"{budget:.3g} {_BUDGET}" for budget in sweep.budgets}
     else:
-        titles = comparison_titles(board.comparisons)
-        names = {rows[0]["comparison"]: of for rows, of in zip(board.comparisons, titles, strict=True)}
-    pairs = _with_interval(frame)
-    if not sweep:
-        pairs = _stated(board) or pairs
-    runs = chain.from_iterable(row["_results"] for row in board.rows)
-    controls = {run.scheme for run in runs if run.run.router.options.get("scores") in _CONTROLS}
+        numbers = (rows[0]["comparison"] for rows in suite.comparisons)
+        names = dict(zip(numbers, suite.titles, strict=True))
+        if suite.state["compare"] and (stated := [pair for pair in pairs if pair["family"]]):
+            pairs = [{**pair, "by_seed": by_seed(pair, suite.of_row, suite.schemes)} for pair in stated]
+    is_control = {of.scheme for of in suite.results if of.run.router.options.get("scores") in _CONTROLS}
     return {
-        "difference_to_dense": partial(to_dense, pairs, names, look_of, controls),
+        "difference_to_dense": partial(to_dense, pairs, names, look_of, is_control),
         "differences": partial(forest, pairs, names),
     }
-
-
-def _stated(board: Board) -> list[Pair]:
-    """The pairs that the suite states."""
-    return [
-        {**pair, "place": pair["comparison"]}
-        for rows in board.comparisons
-        for pair in board.stated(rows[0]["comparison"])
-        if pair["low"] is not None
-    ]
 
 
 def not_all_drawn(frame: pd.DataFrame) -> str:

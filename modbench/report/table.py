@@ -1,9 +1,7 @@
-"""A table as a value, and its forms: Markdown, CSV, text, and rich for a terminal. Cells stay text in
-each of them, whatever they hold."""
+"""A table as a value, and its forms: Markdown, text, and rich for a terminal. Cells stay text in each of
+them, whatever they hold. And frames in CSV."""
 
-import csv
 import html
-import io
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,13 +57,6 @@ class Table:
         lines = [map(escaped, self.headings), rule, *(map(escaped, row) for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    def to_csv(self) -> str:
-        """The table in CSV; see `to_csv`."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows(map(_csv_cell, row) for row in (self.headings, *self.rows))
-        return stream.getvalue()
-
     def to_text(self) -> str:
         """Columns with spaces between them."""
         headings, *rows = self._lines()
@@ -108,7 +99,15 @@ class Table:
 
     def _lines(self) -> list[list[str]]:
         """Headings and rows as text on one line each."""
-        return [[_line(cell) for cell in row] for row in (self.headings, *self.rows)]
+        return [[one_line(cell) for cell in row] for row in (self.headings, *self.rows)]
+
+
+def si(value: float, digits: int = 4) -> str:
+    """``value`` with ``digits`` significant digits and an SI prefix: 1.234 T."""
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = min(max(int(exponent) // 3, 0), 8)
+    number = f"{float(mantissa) * 10 ** (int(exponent) - 3 * power):#.{digits}g}".rstrip(".")
+    return f"{number} {' kMGTPEZY'[power]}".rstrip()
 
 
 #: Significant digits of a number in any file: two types of processor agree on them.
@@ -130,9 +129,9 @@ def rounded_value(value: Any) -> Any:
 
 
 def to_csv(frame: "pd.DataFrame") -> str:
-    """``frame``, rounded, in CSV; a missing value is an empty cell. A text that a spreadsheet would take
-    for a formula gets an apostrophe in front."""
-    shown = rounded(frame)
+    """``frame``, rounded, in CSV, without columns that are empty in all rows; a missing value is an
+    empty cell. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    shown = rounded(frame.loc[:, (frame.notna() & (frame != "").fillna(False)).any().to_numpy(bool)])
     for name in shown.columns[shown.dtypes.map(lambda kind: kind in ("string", "object"))]:
         shown[name] = shown[name].map(_csv_cell, na_action="ignore")
     shown.columns = [_csv_cell(name) for name in shown.columns]
@@ -142,14 +141,14 @@ def to_csv(frame: "pd.DataFrame") -> str:
 def escaped(text: object) -> str:
     """``text`` from any source as one line of plain Markdown: no HTML, links, cell boundaries, invisible
     or direction-changing characters."""
-    line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(_line(text), quote=False))
+    line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(one_line(text), quote=False))
     # GitHub makes links of bare addresses: https://example.org, www.example.org.
     line = re.sub(r"(?i)(?<=[a-z])(?=://)|(?<=\bwww)(?=\.)", r"\\", line)
     # Markdown leaves an underscore inside a word alone, and token_choice reads better so.
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
 
 
-def _line(text: object) -> str:
+def one_line(text: object) -> str:
     """``text`` on one line, without invisible or direction-changing characters, cut where it is long."""
     line = " ".join(str("-" if text is None else text).split())
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

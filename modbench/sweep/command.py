@@ -101,7 +101,7 @@ def end_of_command(rows: Rows, folder: Path, failures: Sequence[Failure], page: 
     job failed, 2 if that or a row left out is a plugin's mistake. Divergence and lack of memory are
     results, not failures."""
     # Loads matplotlib and scipy.
-    from modbench.report.page import write_report
+    from modbench.report.write import write_report
 
     report = write_report(folder, say=tell)
     if page in report.pages:

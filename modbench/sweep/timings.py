@@ -20,7 +20,7 @@ from modbench.records.line import canonical_json, sha256
 from modbench.records.record import DONE, PROTOCOL, TimingKind
 from modbench.records.run import Timed
 from modbench.records.store import read_suite, remove_leftovers
-from modbench.report.timing.values import machine_in_words, settings_of
+from modbench.report.times import machine_in_words, settings_of
 from modbench.routing.registry import code_sha256
 from modbench.sweep.command import end_of_command, run_all, store_suite
 from modbench.sweep.job import TimeJob, identity_of

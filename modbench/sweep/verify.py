@@ -132,15 +132,15 @@ def _trained(
     """Train the run of ``recorded`` (one entry per budget) in ``folder`` with all measurements that are
     recorded; return False if that failed, and say why."""
     first = recorded[0]
-    run, environment = first.run, first.environment
+    run, environment = first.run, first.record.environment
     try:
         data = prepare(run.data, say=lambda text: say(console, text)).summary()
     except UserError as error:
         where = "; a relative path is one from the folder in which the suite was run"
         raise UserError(f"{error}{where if run.data.path else ''}") from error
-    if data["sha256"] != first.data["sha256"]:
+    if data["sha256"] != (text := first.record.data["sha256"]):
         raise UserError(
-            f"{run_name(first)} was trained on other text (sha256 {first.data['sha256'][:12]}) than "
+            f"{run_name(first)} was trained on other text (sha256 {text[:12]}) than "
             f"{run.data.source} is now ({data['sha256'][:12]}); restore that text"
         )
     left = Left(

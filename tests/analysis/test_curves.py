@@ -9,13 +9,14 @@ from isoflop_made_up import BUDGETS, PLAN, Make, records
 
 from modbench.analysis.curves import Curves, curves_of
 from modbench.report.isoflop.source import curve_runs
+from modbench.report.runs import runs_frame
 
 
 def curves(make: Make, factor: int = 1) -> Curves:
     """Those of two schemes, at budgets times ``factor``."""
     found = [replace(result, budget=factor * result.budget) for result in records(make)]
     plan = PLAN | {"middle_budget": factor * BUDGETS[1]}
-    frame = curve_runs(found)
+    frame = curve_runs(found, runs_frame(found))
     frame["train_tokens"] = frame["train_tokens"].fillna(1e6)  # no end of a run has such a budget
     return curves_of(frame, {(scheme, None): plan for scheme in ("vanilla", "mod")}, margin=0.01)
 
@@ -51,7 +52,8 @@ def test_budgets_may_be_larger_than_whole_numbers_of_64_bits(make: Make) -> None
 
 
 def test_draws_do_not_depend_on_the_type_of_a_column(make: Make) -> None:
-    frame = curve_runs(records(make))
+    found = records(make)
+    frame = curve_runs(found, runs_frame(found))
     plans = {(scheme, None): PLAN for scheme in ("vanilla", "mod")}
     floats = frame.astype({"budget": "float64", "active_parameters": "float64"})
     one, other = (curves_of(of, plans, margin=0.01).optima for of in (frame, floats))

@@ -10,10 +10,10 @@ from made_up_records import replace
 from modbench.errors import UserError
 from modbench.records.record import AuditRecord, key_of, read_record
 from modbench.records.store import append_record, read_suite
-from modbench.report.leaderboard.board import board_of
-from modbench.report.leaderboard.page import leaderboard_page
-from modbench.report.page import write_report
+from modbench.report.leaderboard import leaderboard_page
+from modbench.report.suite import suite_of
 from modbench.report.table import to_csv
+from modbench.report.write import write_report
 
 PROBES = {1: "causal", 2: "batch-invariant", 3: "decode parity", 9: "count", 10: "state"}
 
@@ -57,7 +57,7 @@ def runs(fakes, audit, *, own=(), label="mod", seeds=(0,), **changes):
 
 
 def board_with(records, *audits):
-    return board_of(records, audits={audit.key: audit for audit in audits})
+    return suite_of(records, audits={audit.key: audit for audit in audits})
 
 
 def test_records_and_audits_share_a_folder_and_are_read_apart(tmp_path, fakes):
@@ -104,7 +104,7 @@ def test_of_two_audits_of_one_scheme_the_one_finished_last_counts(tmp_path):
 def test_seeds_share_the_audit_of_their_scheme(fakes):
     audit = make_audit()
     (row,) = board_with(runs(fakes, audit, seeds=(0, 1, 2)), audit).rows
-    assert (row["position"], row["audit"], row["note"]) == (1, "passed 5", "")
+    assert (row["position"], row["audit"], row["note"]) == (1, "passed 5", None)
 
 
 @pytest.mark.parametrize("probe", [1, 2, 3, 9])
@@ -142,7 +142,7 @@ def test_training_steps_that_could_not_be_counted_do_not_hide_the_audit(fakes):
 def test_a_run_whose_audit_is_missing_is_not_ranked(fakes):
     audit, other = make_audit(), make_audit("vanilla")
     records = runs(fakes, audit) + runs(fakes, other, label="vanilla")
-    entries = {row["_name"]: row for row in board_with(records, other).rows}
+    entries = {row["row"]: row for row in board_with(records, other).rows}
     assert entries["vanilla"]["position"] == 1
     assert (entries["mod"]["position"], entries["mod"]["note"]) == (None, "audit was not run")
     assert entries["mod"]["audit"] == "not run"
@@ -166,14 +166,14 @@ def test_a_suite_without_a_finished_run_is_no_error(tmp_path):
 
 def test_how_flops_were_found_is_a_column(fakes):
     sources = {"a": "closed form", "b": "counted", "old": None}
-    board = board_of(
+    board = suite_of(
         [fakes.make_record(label, flops_source=source) for label, source in sources.items()]
     )
     page = leaderboard_page(board).to_markdown()
     for label, source in sources.items():
         lines = [line for line in page.splitlines() if line.startswith(f"| {label} |")]
         assert any(line.endswith(f" | {source or '-'} |") for line in lines[1:])
-    table = csv.DictReader(io.StringIO(to_csv(board.frame())))
+    table = csv.DictReader(io.StringIO(to_csv(board.schemes)))
     assert {line["label"]: line["flops_source"] or None for line in table} == sources
 
 
@@ -192,8 +192,8 @@ def test_how_flops_were_found_is_a_column(fakes):
 def test_a_causal_rule_far_from_its_nominal_capacity_is_marked(fakes, name, realised, nominal, note):
     metrics = {f"{name}realised_capacity": realised, f"{name}nominal_capacity": nominal}
     records = [fakes.make_record("mod", metrics=metrics), fakes.make_record("vanilla")]
-    board = board_of(records)
-    notes = {row["_name"]: row["note"] for row in board.rows}
-    assert notes == {"mod": note, "vanilla": ""}
+    board = suite_of(records)
+    notes = {row["row"]: row["note"] for row in board.rows}
+    assert notes == {"mod": note or None, "vanilla": None}
     page = leaderboard_page(board).to_markdown()
     assert (f"- **mod**: {note}\n" in page) == bool(note)

@@ -11,7 +11,7 @@ from modbench.records.named import named
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
 from modbench.report.compare import Comparison
-from modbench.report.leaderboard.board import board_of
+from modbench.report.suite import suite_of
 
 
 def compared(first, second):
@@ -71,7 +71,7 @@ def test_the_interval_of_two_rows_is_that_of_the_page():
     """The noise of a run is pooled over all rows of the folder, as on the page."""
     folder = Path(__file__).parents[2] / "results" / "quick-scores"
     records = read_suite(folder)
-    board = board_of(results_of(records), records.audits)
+    board = suite_of(results_of(records), records.audits)
     (on_page,) = [pair for pair in board.pairs_of("dense") if pair["scheme"] == "token_choice"]
     ours = compared(folder / "vanilla", folder / "token_choice").pairs_of("heldout_loss")
     for name in ("value", "low", "high", "p"):

@@ -80,26 +80,26 @@ def test_each_scheme_is_ranked_at_its_best_depth(make: Make) -> None:
     first, second = table_under(page, MIDDLE)
     assert first[:3] == ["best", "mod", "4 (100 %)"]
     assert second[:3] == ["worse than best", "vanilla", "2 (100 %)"]
-    assert first[4].startswith("-0.3")  # 3.7 at four layers minus 4.0 at two
-    assert first[4].endswith("better")
+    assert first[5].startswith("-0.3")  # 3.7 at four layers minus 4.0 at two
+    assert first[5].endswith("better")
     assert "each at its own best size and depth (of 2, 4, 8 layers)" in page.to_markdown()
 
 
 def test_schemes_are_compared_at_equal_depth_too(make: Make) -> None:
     rows = depth_rows(deep(make))
-    minus = {depth: rows["mod", depth][3] for depth in ("2", "4", "8")}
+    minus = {depth: rows["mod", depth][4] for depth in ("2", "4", "8")}
     assert minus["2"].startswith("+0.2")  # .5 - .3
     assert minus["2"].endswith("worse")
     assert minus["4"].startswith("-0.4")
     assert minus["8"].startswith("-0.4")
     assert minus["8"].endswith("better")
-    assert rows["vanilla", "2"][3] == "-"
+    assert rows["vanilla", "2"][4] == "-"
 
 
 def test_depth_at_an_edge_of_its_sizes_is_no_candidate(make: Make) -> None:
     sweep = deep(make, ("mod", 8))
     assert depth_rows(sweep)["mod", "8"][-1] == "edge-high; no candidate for the best depth"
-    assert depth_rows(sweep)["mod", "8"][2:4] == ["-", "-"]
+    assert depth_rows(sweep)["mod", "8"][3:5] == ["-", "-"]
     mod = next(row for row in table_under(isoflop_page(sweep), MIDDLE) if row[1] == "mod")
     assert mod[2].startswith("4 (")
     # Four layers is the largest of those with an optimum, not of those that were tried.

@@ -13,10 +13,10 @@ from modbench.records.line import as_json, key_of
 from modbench.records.probes import RANKING_PROBES
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
-from modbench.report.leaderboard.board import Board, board_of, dense_row
-from modbench.report.leaderboard.board_tables import first_table, stated_table
-from modbench.report.leaderboard.page import leaderboard_page, margins_in_words
-from modbench.report.table import to_csv
+from modbench.report.leaderboard import leaderboard_page, margins_in_words
+from modbench.report.pairs import by_seed, dense_row
+from modbench.report.suite import Suite, suite_of
+from modbench.report.table import Table, to_csv
 
 LOSSES = {"mod": (3.90, 4.00, 4.11), "vanilla": (4.00, 4.11, 4.20), "token_choice": (4.00, 4.10, 4.21)}
 
@@ -29,14 +29,19 @@ def suite(**fields: Any) -> list[Result]:
     return [result for label, losses in LOSSES.items() for result in seeds(label, losses, **fields)]
 
 
-def minus_dense(board: Board) -> dict[object, object]:
-    table = first_table(board, board.rows)
+def table_about(board: Suite, caption: str) -> Table:
+    parts = leaderboard_page(board).parts
+    return next(part for part in parts if isinstance(part, Table) and part.caption.startswith(caption))
+
+
+def minus_dense(board: Suite) -> dict[object, object]:
+    table = table_about(board, "Schemes, ordered")
     scheme, minus = table.headings.index("scheme"), table.headings.index("minus dense (nats/token)")
     return {row[scheme]: row[minus] for row in table.rows}
 
 
 def test_each_row_has_its_difference_to_the_dense_one() -> None:
-    cells = minus_dense(board_of(suite()))
+    cells = minus_dense(suite_of(suite()))
     assert cells["vanilla"] is None
     assert str(cells["mod"]).startswith("-0.100 (-0.11")
     assert str(cells["mod"]).endswith(") better")
@@ -48,12 +53,12 @@ def test_the_page_says_how_many_comparisons_there_are() -> None:
     one, two = suite(), [*suite(), *suite(train=more)]
     assert "Holm's method for 2 comparisons: all those with the dense row" in page_of(one)
     both = page_of(two)
-    assert both.count("Holm's method for 4 comparisons: all those with the dense row") == 2
+    assert both.count("Holm's method for 4 comparisons: all those with the dense row") == 1
     assert both.count("Holm's method for 4 comparisons with the first row of each table") == 2
 
 
 def page_of(results: Sequence[Result]) -> str:
-    return leaderboard_page(board_of(results)).to_markdown()
+    return leaderboard_page(suite_of(results)).to_markdown()
 
 
 def test_rows_without_a_seed_in_common_are_not_compared() -> None:
@@ -65,7 +70,7 @@ def test_rows_without_a_seed_in_common_are_not_compared() -> None:
 
 @pytest.mark.parametrize(("other", "shown"), [("Imaginary CPU", False), ("Another CPU", True)])
 def test_rows_of_other_processor_types_are_marked(other: str, shown: bool) -> None:
-    board = board_of(
+    board = suite_of(
         [
             *seeds("vanilla", LOSSES["vanilla"]),
             *seeds("token_choice", LOSSES["token_choice"]),
@@ -77,12 +82,12 @@ def test_rows_of_other_processor_types_are_marked(other: str, shown: bool) -> No
     assert "‡" not in str(cells["token_choice"])
     page = leaderboard_page(board).to_markdown()
     assert ("‡: the two rows did not run on one processor type" in page) == shown
-    rows = list(csv.DictReader(io.StringIO(to_csv(board.frame()))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(board.schemes))))
     assert {row["label"]: row["processor"] for row in rows}["mod"] == f"cpu {other}, threads 2"
 
 
 def test_differences_csv_has_all_pairs() -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(board_of(suite()).pairs))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(suite_of(suite()).pairs))))
     found = {(row["scheme"], row["other"]): row for row in rows}
     pair = found["token_choice", "mod"]  # mod is the best row
     assert float(pair["value"]) == pytest.approx(0.1)
@@ -94,11 +99,12 @@ def test_differences_csv_has_all_pairs() -> None:
 
 def test_one_seed_gives_differences_without_interval_and_verdict() -> None:
     records = [make_record("mod", loss=4.0), make_record("vanilla", loss=4.5)]
-    board = board_of(records)
+    board = suite_of(records)
     assert minus_dense(board)["mod"] == "-0.500"
     assert "no run was repeated" in leaderboard_page(board).to_markdown()
-    row, _ = csv.DictReader(io.StringIO(to_csv(board.pairs)))
-    assert [row[name] for name in ("low", "p", "p_adjusted", "verdict")] == [""] * 4
+    row, _ = board.pairs_of()
+    assert [row[name] for name in ("low", "p", "p_adjusted", "verdict")] == [None] * 4
+    assert "p_adjusted" not in to_csv(board.pairs)  # empty in all rows
 
 
 def test_one_seed_at_several_budgets_is_explained_once_and_promises_no_intervals(tmp_path: Path) -> None:
@@ -121,9 +127,9 @@ def test_the_dense_row_is_the_first_of_the_suite_that_has_the_shape_of_most_rows
     stated["rows"].sort(key=lambda row: order.index(row["label"]))
     record = replace(record, suite=stated, key=key_of(stated))
     results = results_of(read_suite(store(tmp_path, runs, record)))
-    dense = dense_row(board_of(results).rows)
+    dense = dense_row(suite_of(results).rows)
     assert dense is not None
-    assert dense["_name"] == "dense b"
+    assert dense["row"] == "dense b"
 
 
 def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
@@ -139,7 +145,7 @@ def test_many_rows_are_compared_with_the_dense_and_the_best_one_only(fakes):
         for n, label in enumerate(labels)
         for seed in (0, 1)
     ]
-    board = board_of(results)
+    board = suite_of(results)
     assert board.pairs["family"].value_counts(dropna=False).to_dict() == {"dense": 70, "best": 70}
     page = leaderboard_page(board).to_markdown()
     assert "With more than 64 rows, only the differences to the dense row are listed" in page
@@ -169,8 +175,8 @@ def stated_results(
 def test_a_suite_that_states_its_pairs_has_no_other_tests(tmp_path: Path) -> None:
     pair = {"b": "token_choice", "role": "secondary", "budget": 10**12}
     primary = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 10**12, "margin": 0.3}
-    board = board_of(stated_results(tmp_path, [primary, {**pair, "a": "mod"}, {**pair, "a": "vanilla"}]))
-    assert board.families == ["primary", "secondary"]
+    board = suite_of(stated_results(tmp_path, [primary, {**pair, "a": "mod"}, {**pair, "a": "vanilla"}]))
+    assert [*dict.fromkeys(pair["family"] for pair in board.pairs_of())] == ["primary", "secondary"]
     (first,) = board.pairs_of("primary")
     assert first["p_adjusted"] == first["p"]
     assert (first["verdict"], first["margin"]) == ("better", 0.3)
@@ -178,7 +184,7 @@ def test_a_suite_that_states_its_pairs_has_no_other_tests(tmp_path: Path) -> Non
     assert [of["p_adjusted"] for of in second] == sorted(
         min(1.0, 2 * of["p"]) if of["scheme"] == "mod" else of["p"] for of in second
     )
-    assert {board.group(row) for row in board.rows} == {""}
+    assert {row["group"] for row in board.rows} == {None}
     assert len(board.pairs) == 3  # all pairs are stated
     page = leaderboard_page(board).to_markdown()
     assert "the primary ones that the suite states" in page
@@ -191,15 +197,14 @@ def test_the_pairs_that_a_suite_states_come_first_with_their_blocks(tmp_path: Pa
     pilot = [make_record("a pilot", seed=seed, loss=4.5, **dense) for seed in (7, 8)]
     elsewhere = make_record("mod", seed=3, loss=4.05, environment={"cpu": "Another CPU"})
     last = make_record("vanilla", seed=3, loss=4.1)
-    board = board_of(stated_results(tmp_path, [pair], *pilot, elsewhere, last))
-    table = stated_table(board, board.rows)
-    assert table is not None
+    board = suite_of(stated_results(tmp_path, [pair], *pilot, elsewhere, last))
+    table = table_about(board, "Comparisons")
     (row,) = (dict(zip(table.headings, cells, strict=True)) for cells in table.rows)
     assert (row["scheme"], row["minus"], row["verdict"]) == ("mod", "vanilla", "better")
     assert row["blocks"] == "4 (1 split)"
-    (stated,) = board.stated(1)
-    assert stated["by_seed"] == pytest.approx({0: -0.1, 1: -0.11, 2: -0.09, 3: -0.05})
-    assert dense_row(board.rows)["_name"] == "vanilla"  # not the pilot
+    (stated,) = board.pairs_of("primary")
+    seeds = by_seed(stated, board.of_row, board.schemes)
+    assert seeds == pytest.approx({0: -0.1, 1: -0.11, 2: -0.09, 3: -0.05})
     page = leaderboard_page(board).to_markdown()
     assert page.index("| role |") < page.index("| validation loss")
     assert "*split*" in page
@@ -211,23 +216,26 @@ PAIR = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 10**12, "margin
 
 def test_a_run_that_the_suite_names_no_more_counts_in_no_stated_pair(tmp_path: Path) -> None:
     """The seeds of a block that isn't complete leave the suite file; their runs stay."""
-    before = board_of(stated_results(tmp_path / "before", [PAIR]))
+    before = suite_of(stated_results(tmp_path / "before", [PAIR]))
     others = [make_record("mod", seed=7, loss=9.0), make_record("vanilla", seed=7, loss=1.0)]
     others += seeds("mod", (3.0, 3.0, 3.0), train={"learning_rate": 0.5})  # the rate before a change
-    after = board_of(stated_results(tmp_path / "after", [PAIR], left_out=others))
+    after = suite_of(stated_results(tmp_path / "after", [PAIR], left_out=others))
     same = ("value", "low", "high", "p", "pairs", "degrees_of_freedom")
     (first,), (second,) = before.pairs_of("primary"), after.pairs_of("primary")
     assert {name: second[name] for name in same} == {name: first[name] for name in same}
     assert (second["pairs"], second["verdict"]) == (3, "better")
     assert after.noise[1].pooled == before.noise[1].pooled
+    page = leaderboard_page(after).to_markdown()
+    assert "| vanilla | 4 (3 compared) |" in page  # its mean is of other runs than its comparison
+    assert "| token_choice | 3 |" in page
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
 def test_a_pair_is_compared_over_the_seeds_that_finished(tmp_path: Path, status: str) -> None:
     lost = make_record("mod", seed=3, status=status)
-    board = board_of(stated_results(tmp_path, [PAIR], lost, make_record("vanilla", seed=3, loss=4.1)))
-    assert not next(row for row in board.rows if row["_name"] == "mod")["position"]
-    table = stated_table(board, board.rows)
+    board = suite_of(stated_results(tmp_path, [PAIR], lost, make_record("vanilla", seed=3, loss=4.1)))
+    assert not next(row for row in board.rows if row["row"] == "mod")["position"]
+    table = table_about(board, "Comparisons")
     assert [row[-1] for row in table.rows] == ["3 (1 lost)"]
     page = leaderboard_page(board).to_markdown()
     assert "*lost*: one of its runs diverged or failed" in page
@@ -239,14 +247,16 @@ def test_a_stated_pair_that_has_no_difference_stays_with_its_reason(tmp_path: Pa
     leaky = seeds("leaky", (1.0, 1.1, 1.2), failed_probes=(RANKING_PROBES[0],), **other)
     apart = [make_record("apart", router="mod", seed=seed, loss=4 + seed / 70) for seed in (7, 8)]
     pairs = [PAIR | {"a": "leaky"}, PAIR | {"a": "apart"}, PAIR]
-    board = board_of(stated_results(tmp_path, pairs, *leaky, *apart))
-    table = stated_table(board, board.rows)
+    board = suite_of(stated_results(tmp_path, pairs, *leaky, *apart))
+    table = table_about(board, "Comparisons")
     verdict = table.headings.index("verdict")
     assert [row[1] for row in table.rows] == ["leaky", "apart", "mod"]
     assert str(table.rows[0][verdict]).startswith("leaky: failed audit probe")
     assert [str(row[verdict]) for row in table.rows[1:]] == ["no finished seed in common", "better"]
-    interim = board_of(stated_results(tmp_path / "left", pairs, *leaky, left=1))
-    table = stated_table(interim, interim.rows)
+    lines = to_csv(board.pairs).splitlines()
+    assert lines[2].startswith("1,1000000000000,apart,vanilla,heldout_loss,primary,,")  # no value
+    interim = suite_of(stated_results(tmp_path / "left", pairs, *leaky, left=1))
+    table = table_about(interim, "Comparisons")
     assert [(row[verdict], row[verdict - 1]) for row in table.rows] == [("interim", "-")] * 3
 
 
@@ -260,7 +270,7 @@ def test_pairs_of_sizes_are_compared_whichever_size_is_the_best(tmp_path: Path) 
         for seed in range(3)
     ]
     pairs = [PAIR | {"a": f"mod/{size}", "b": f"vanilla/{size}"} for size in ("a", "b")]
-    board = board_of(stated_results(tmp_path, pairs, *runs))
+    board = suite_of(stated_results(tmp_path, pairs, *runs))
     assert [of["value"] for of in board.pairs_of("primary")] == pytest.approx([0.4, -0.3])
 
 
@@ -275,7 +285,7 @@ def test_equivalent_is_explained_by_the_margins_of_the_pairs() -> None:
 def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path: Path) -> None:
     pair = {"a": "mod", "b": "vanilla", "role": "primary", "budget": 2 * 10**12}
     results = stated_results(tmp_path, [pair], budgets=(10**12, 2 * 10**12))
-    board = board_of(results)
+    board = suite_of(results)
     (tested,) = board.pairs_of("primary")
     assert (tested["scheme"], tested["budget"]) == ("mod", 2 * 10**12)
     assert tested["verdict"] == "better"
@@ -287,20 +297,20 @@ def test_a_pair_of_one_budget_is_the_only_test_of_a_suite_with_several(tmp_path:
 
 
 def test_an_unfinished_suite_is_interim_and_has_no_verdicts(tmp_path: Path) -> None:
-    board = board_of(stated_results(tmp_path, [], left=1))
+    board = suite_of(stated_results(tmp_path, [], left=1))
     page = leaderboard_page(board).to_markdown()
     assert "**Interim:** 1 of 10 runs of this suite are left, so intervals stand here without" in page
     assert "**Interim" not in page_of(stated_results(tmp_path / "done", []))
     assert board.pairs["verdict"].isna().all()
     assert board.pairs["low"].notna().all()
-    assert {board.group(row) for row in board.rows} == {""}
+    assert {row["group"] for row in board.rows} == {None}
     results = page.partition("## Figures")[0]
     assert not any(word in results for word in (" better", " worse", " undecided", "| best |"))
 
 
 def test_two_seeds_of_few_rows_give_no_verdict_and_the_page_says_why() -> None:
     records = [result for result in suite() if result.seed < 2]
-    board = board_of(records)
+    board = suite_of(records)
     assert str(minus_dense(board)["mod"]).endswith("(few seeds)")
     assert "fewer than three seeds" in leaderboard_page(board).to_markdown()
-    assert {board.group(row) for row in board.rows} == {""}
+    assert {row["group"] for row in board.rows} == {None}

@@ -10,9 +10,9 @@ import pytest
 from modbench.errors import UserError
 from modbench.records.line import as_json
 from modbench.records.record import read_record
-from modbench.report.downstream.page import downstream_section
-from modbench.report.leaderboard.board import Board, board_of
+from modbench.report.downstream import downstream_section
 from modbench.report.markdown import Page, page
+from modbench.report.suite import Suite, suite_of
 from modbench.report.table import Table, to_csv
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +36,12 @@ def row(value: float = 0.4, *, part_of: str = "arc_easy", **fields: Any) -> dict
     }
 
 
-def section(board: Board) -> Page:
+def section(board: Suite) -> Page:
     return page("downstream", downstream=downstream_section(board))
 
 
-def lines_of(board: Board) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(to_csv(board.frame()))))
+def lines_of(board: Suite) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(board.schemes))))
 
 
 def test_a_record_with_scores_is_read_back_and_one_without_has_no_section(fakes: Any) -> None:
@@ -75,7 +75,7 @@ def test_the_table_has_value_error_chance_and_interval_of_each_task(fakes: Any) 
         ),
         fakes.make_record("other"),
     ]
-    lines = {line["label"]: line for line in lines_of(board_of(records))}
+    lines = {line["label"]: line for line in lines_of(suite_of(records))}
     vanilla, mod, other = lines["vanilla"], lines["mod"], lines["other"]
     assert float(vanilla["arc_easy:acc"]) == 0.4
     assert float(vanilla["arc_easy:acc_stderr"]) == 0.01
@@ -104,7 +104,7 @@ def test_the_page_has_the_main_metric_of_each_task_with_its_interval_and_chance(
         for seed in range(3)
     ]
     records = [fakes.make_record("vanilla", downstream=scores, measure=asked), *seeds]
-    table = section(board_of(records)).parts[1]
+    table = section(suite_of(records)).parts[1]
     assert isinstance(table, Table)
     assert table.headings == ("task", "metric", "chance", "mod", "vanilla")
     assert [*table.rows] == [
@@ -112,7 +112,7 @@ def test_the_page_has_the_main_metric_of_each_task_with_its_interval_and_chance(
         ("mmlu", "acc", "0.250", "-", "0.300 ± 0.020"),
         ("mmlu_law", "acc", "0.250", "-", "0.200 ± 0.020"),
     ]
-    assert "Not comparable" not in section(board_of(records)).to_markdown()
+    assert "Not comparable" not in section(suite_of(records)).to_markdown()
 
 
 def test_scores_on_other_items_are_marked_as_not_comparable(fakes: Any) -> None:
@@ -120,7 +120,7 @@ def test_scores_on_other_items_are_marked_as_not_comparable(fakes: Any) -> None:
         fakes.make_record("vanilla", downstream={"arc_easy": row()}),
         fakes.make_record("mod", downstream={"arc_easy": row(items=10)}),
     ]
-    text = section(board_of(records)).to_markdown()
+    text = section(suite_of(records)).to_markdown()
     assert "Not comparable, since items, examples or versions differ between columns: arc\\_easy" in (
         text.replace("arc_easy.", "arc\\_easy.")
     )
@@ -132,13 +132,13 @@ def test_of_isoflop_grids_each_scheme_is_shown_at_its_lowest_loss(make: Any) -> 
         for scheme in ("vanilla", "mod")
         for width, loss in ((32, 5.0), (64, 4.0))
     ]
-    table = section(board_of(records)).parts[1]
+    table = section(suite_of(records)).parts[1]
     assert isinstance(table, Table)
     assert table.headings[-2:] == ("mod/w64", "vanilla/w64")
 
 
 def test_the_name_of_a_task_may_hold_colons_and_start_that_of_another(fakes: Any) -> None:
     scores = {"arc": row(0.3, part_of="arc"), "arc:hard:v2": row(0.2, part_of="arc:hard:v2")}
-    (line,) = lines_of(board_of([fakes.make_record("mod", downstream=scores)]))
+    (line,) = lines_of(suite_of([fakes.make_record("mod", downstream=scores)]))
     assert (line["arc:acc"], line["arc:hard:v2:acc"]) == ("0.3", "0.2")
     assert line["arc:hard:v2:version"] == "1.0"

@@ -4,23 +4,22 @@ from functools import partial
 import pytest
 from matplotlib.image import imread
 
-from modbench.report.frame import plain_records
-from modbench.report.leaderboard import figures as figures_module
-from modbench.report.leaderboard.board import Board, board_of
-from modbench.report.leaderboard.figures import leaderboard_figures
-from modbench.report.leaderboard.page import leaderboard_page
+from modbench.analysis.frames import plain_records
+from modbench.report.leaderboard import leaderboard_page
+from modbench.report.losses import curve_points, loss_figures
 from modbench.report.pair_figures import forest, to_dense
 from modbench.report.plot_style import drawn_files, look, marks
+from modbench.report.suite import Suite, suite_of
 from modbench.routing.registry import installed_modules
 
 pytestmark = pytest.mark.figures
 
 
-def _draws(board: Board):
-    return leaderboard_figures(board, marks({row["label"]: row["router"] for row in board.rows}))
+def _draws(board: Suite):
+    return loss_figures(board, marks({row["label"]: row["router"] for row in board.rows}))
 
 
-def _axes(board: Board, name: str):
+def _axes(board: Suite, name: str):
     with look():
         figure = _draws(board)[name]()
     return figure, figure.axes[0]
@@ -31,7 +30,7 @@ def _legend(figure) -> list[str]:
 
 
 def test_figures_are_svg_with_their_text_and_png_for_slides_where_asked(six, tmp_path):
-    draws = _draws(board_of(six))
+    draws = _draws(suite_of(six))
     contents = drawn_files(draws, png=True)
     assert sorted(contents) == sorted(f"{name}.{end}" for name in draws for end in ("png", "svg"))
     for name, content in contents.items():
@@ -46,7 +45,7 @@ def test_figures_are_svg_with_their_text_and_png_for_slides_where_asked(six, tmp
 
 
 def test_learning_curves_have_a_line_each_a_log_axis_and_the_unigram_loss(six):
-    figure, axes = _axes(board_of(six), "loss_vs_training_flops")
+    figure, axes = _axes(suite_of(six), "loss_vs_training_flops")
     assert axes.get_xscale() == "log"
     assert "FLOP" in figure.get_supxlabel()
     assert "nats/token" in figure.get_supylabel()
@@ -57,7 +56,7 @@ def test_learning_curves_have_a_line_each_a_log_axis_and_the_unigram_loss(six):
 
 
 def test_curves_over_seeds_are_one_line_with_a_band(fakes):
-    board = board_of([fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(3)])
+    board = suite_of([fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(3)])
     _, axes = _axes(board, "loss_vs_training_flops")
     assert len(axes.lines) == 2
     assert len(axes.collections) == 1
@@ -65,18 +64,18 @@ def test_curves_over_seeds_are_one_line_with_a_band(fakes):
 
 def test_a_seed_that_diverged_early_does_not_take_the_curve_of_the_others(fakes):
     finished = [fakes.make_record(seed=seed, loss=5 + seed / 10) for seed in range(2)]
-    _, axes = _axes(board_of(finished), "loss_vs_training_flops")
+    _, axes = _axes(suite_of(finished), "loss_vs_training_flops")
     losses = list(axes.lines[0].get_ydata())
     lost = fakes.make_record(seed=2, status="diverged", curve=finished[0].curve[:1])
-    figure, axes = _axes(board_of([*finished, lost]), "loss_vs_training_flops")
+    figure, axes = _axes(suite_of([*finished, lost]), "loss_vs_training_flops")
     assert list(axes.lines[0].get_ydata()) == losses
     assert _legend(figure)[0] == "vanilla (not ranked)"
     begun = fakes.make_record(status="diverged", curve=finished[0].curve[:3])
-    assert len(_axes(board_of([begun]), "loss_vs_training_flops")[1].lines[0].get_ydata()) == 2
+    assert len(_axes(suite_of([begun]), "loss_vs_training_flops")[1].lines[0].get_ydata()) == 2
 
 
 def test_each_point_is_named_and_says_when_it_is_unranked(fakes, six):
-    board = board_of([*six, fakes.make_record("leaky", failed_probes=(1,), cost=1.3)])
+    board = suite_of([*six, fakes.make_record("leaky", failed_probes=(1,), cost=1.3)])
     names = [record.label for record in six]
     figure, axes = _axes(board, "loss_vs_forward_flops")
     assert {*names, "leaky (not ranked)"} == {*_legend(figure)}
@@ -84,14 +83,14 @@ def test_each_point_is_named_and_says_when_it_is_unranked(fakes, six):
 
 
 def test_points_lie_at_the_realised_flops_of_the_table(six):
-    figure, axes = _axes(board_of(six), "loss_vs_forward_flops")
+    figure, axes = _axes(suite_of(six), "loss_vs_forward_flops")
     drawn = {float(line.get_xdata()[0]) for line in axes.lines}
     assert drawn == {record.metrics["forward_flops_per_token_realised"] for record in six}
     assert "realised" in figure.get_supxlabel()
 
 
 def test_runs_that_all_failed_make_no_figures(fakes):
-    assert drawn_files(_draws(board_of([fakes.make_record(status="oom")]))) == {}
+    assert drawn_files(_draws(suite_of([fakes.make_record(status="oom")]))) == {}
 
 
 def test_each_scheme_keeps_its_mark_whatever_the_order_and_differs_from_all_others():
@@ -125,13 +124,13 @@ def test_seeds_are_joined_by_flops_and_their_curve_has_all_points(fakes):
             )
             for spent in flops
         ]
-    (row,) = board_of([first, second]).rows
-    points = figures_module.curve_points(row)
+    board = suite_of([first, second])
+    points = curve_points(board, board.rows[0])
     assert [spent for spent, *_ in points] == flops
     assert [mean for _, mean, *_ in points] == pytest.approx([6.5 - spent / 10**12 for spent in flops])
     assert [high - low for *_, low, high in points] == pytest.approx([1] * 8)
     second.curve[3] = second.curve[3].model_copy(update={"flops": second.curve[3].flops * 1.1})
-    points = figures_module.curve_points(row)
+    points = curve_points(board, board.rows[0])
     assert points[3][0] == pytest.approx(4.2e11)
     assert points[3][2] == pytest.approx(6 - 0.42, abs=0.005)  # the first seed, between its points
 
@@ -221,7 +220,7 @@ def test_a_forest_of_several_depths_says_where_each_scheme_is_at_its_best():
 
 def test_of_too_many_pairs_the_first_are_drawn_and_the_caption_tells_how_many(fakes):
     labels = ["vanilla", *"abcdefghij"]  # 55 pairs
-    board = board_of(
+    board = suite_of(
         fakes.make_record(name, seed=seed, loss=5 + seed * number / 100)
         for number, name in enumerate(labels)
         for seed in (0, 1)

@@ -13,7 +13,7 @@ from timings_made_up import ceiling, labels_in, make_case, suite_of, timed, weig
 
 from modbench.records.record import AnyRecord
 from modbench.records.result import Result
-from modbench.report.page import write_report
+from modbench.report.write import write_report
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modbench.report.page import write_report
+from modbench.report.write import write_report
 
 pytestmark = pytest.mark.figures
 
@@ -146,7 +146,7 @@ def test_a_row_is_a_line_of_a_table_with_its_number_in_full(page, many):
     (line,) = [line for line in page.splitlines() if line.startswith("<tr>") and "4.870 ±" in line]
     assert '<td class="n" data-sort="4.87">4.870 ± ' in line
     assert line.endswith("</tr>")
-    for table in re.findall(r"<table.*?</table>", page, flags=re.DOTALL):
+    for table in re.findall(r"<table.*?</table>", page.partition("<script")[0], flags=re.DOTALL):
         assert "<caption" in table
         assert '<th scope="col"' in table
 
@@ -154,31 +154,20 @@ def test_a_row_is_a_line_of_a_table_with_its_number_in_full(page, many):
 def test_the_routing_of_a_passage_is_data_that_no_text_can_end(page):
     parsed = Parsed(page)
     texts = {of.get("id"): text for tag, of, text in parsed.raw if of.get("type") == "application/json"}
-    passage = json.loads(texts["passage-data"])
-    assert passage["texts"][0][2] == "</script>"
-    assert passage["schemes"][0]["layers"] == [
-        None,
-        {"causal": "1000010000", "training": "1100000000"},
-        None,
-        {"causal": "0000000001", "training": "0000000001"},
-    ]
-    chart = json.loads(texts["chart-data"])
-    assert chart["y"][0]["name"] == "heldout_loss"
-    assert "forward_flops_per_token_realised" in [axis["name"] for axis in chart["x"]]
+    (passage,) = json.loads(texts["passage-data"])
+    assert passage["texts"][2] == "</script>"
+    skipped = [-1] * 9
+    assert passage["layers"] == [None, [0, *skipped[:4], 0, *skipped[:4]], None, [*skipped, 0]]
     assert "<" not in texts["passage-data"]
-
-
-def test_the_chart_has_the_marks_of_the_figures(fakes, tmp_path):
-    records = [
-        fakes.make_record(name, router=name.partition(":")[0], loss=5 + n, cost=1 + n)
-        for n, name in enumerate(("mod", "mod:b", "vanilla"))
-    ]
-    text = page_of(fakes.store(tmp_path / "fake", records))
-    (data,) = re.findall(r'id="chart-data">(.*?)</script>', text)
-    corners = {of["name"]: of["corners"] for of in json.loads(data)["schemes"]}
-    assert corners["vanilla"] == []
-    assert corners["mod"] == [[-1, 1], [1, 1], [1, -1], [-1, -1]]
-    assert corners["mod:b"] == [[-1, 0], [1, 1], [1, -1]]  # to the left
+    chart = json.loads(texts["chart-data"])
+    vertical, horizontal, rows = (param["bind"]["options"] for param in chart["params"])
+    assert vertical[0] == "validation loss (nats/token)"
+    assert "forward flops per token realised (FLOP/token)" in horizontal
+    assert rows == ["1: 1e+12 training FLOPs"]
+    (points,) = chart["datasets"].values() if "datasets" in chart else [chart["data"]["values"]]
+    assert {(point["name"], point["ranked"]) for point in points} == {
+        *(("vanilla", True), ("mod", True), ("token_choice", True), ("lost", False)),
+    }
 
 
 def test_the_same_records_give_the_same_bytes_in_any_folder(page, many, tmp_path):

@@ -28,9 +28,10 @@ from made_up_records import replace, store
 from modbench.records.line import as_json
 from modbench.records.result import Result
 from modbench.report.isoflop.page import isoflop_page
-from modbench.report.leaderboard.board import board_of
 from modbench.report.markdown import Page
-from modbench.report.page import DERIVED, write_report
+from modbench.report.suite import suite_of
+from modbench.report.table import to_csv
+from modbench.report.write import DERIVED, WRITTEN, write_report
 
 
 def page_of(found: list[Result]) -> Page:
@@ -48,9 +49,10 @@ def test_each_scheme_is_ranked_at_its_optimum(make: Make) -> None:
     for budget in ("1e+12", "3e+12", "1e+13"):
         first, second = table_under(page, f"{budget} training FLOPs")
         assert (first[:2], second[:2]) == (["best", "mod"], ["worse than best", "vanilla"])
-        assert first[3].startswith("-0.")
-        assert first[3].endswith("better")
-        assert second[3] == second[4] == "-"
+        assert first[2] == second[2] == ("3" if budget == "3e+12" else "1")  # seeds
+        assert first[4].startswith("-0.")
+        assert first[4].endswith("better")
+        assert second[4] == second[5] == "-"
     text = page.to_markdown()
     assert "| mod | 64 x 4 |" in text
     assert "width 128: 0.00354 by the law, which is best" in text
@@ -66,15 +68,15 @@ def test_runs_with_even_gates_are_counted_by_scheme(make: Make, fakes: ModuleTyp
 def test_speed_up_is_of_the_dense_model_at_equal_loss(make: Make) -> None:
     # A lead of 0.3 nats is a factor e of budget on this law, less than the ratio of the budgets.
     middle = table_under(page_of(records(make)), "1e+12 training FLOPs")[0]
-    assert float(middle[4].split()[0]) == pytest.approx(2.718, rel=0.02)
-    assert table_under(page_of(records(make)), "1e+13 training FLOPs")[0][4].startswith("at least 1.00")
+    assert float(middle[5].split()[0]) == pytest.approx(2.718, rel=0.02)
+    assert table_under(page_of(records(make)), "1e+13 training FLOPs")[0][5].startswith("at least 1.00")
 
 
 def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
-    board = board_of(records(make))
+    board = suite_of(records(make))
     suite = analysed(records(make))
-    runs = list(csv.DictReader(io.StringIO(board.frame(suite.on_curve).to_csv())))
-    assert {row["position"] for row in runs} == {""}
+    runs = list(csv.DictReader(io.StringIO(to_csv(board.schemes))))
+    assert board.schemes["position"].isna().all()
     assert {row["label"] for row in runs} == {"vanilla", "mod"}
     of_curve = [
         row
@@ -92,7 +94,7 @@ def test_optimum_follows_from_the_rows_of_leaderboard_csv(make: Make) -> None:
     assert optimum.active_parameters == pytest.approx(np.exp(-slope / (2 * square)), rel=1e-6)
     assert optimum.loss == pytest.approx(constant - slope**2 / (4 * square), rel=1e-8)
     assert optimum.curvature == pytest.approx(square)
-    assert all(0.999 < float(row["budget_spent"]) < 1 for row in of_curve)
+    assert board.schemes["budget_spent"].between(0.999, 1, inclusive="neither").all()
 
 
 @pytest.mark.figures
@@ -118,7 +120,7 @@ def test_optima_csv_has_all_fits_at_full_precision(make: Make, tmp_path: Path) -
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
     figures = {"isoflop_curves.svg", "difference_to_dense.svg", "differences.svg", "learning_rates.svg"}
     assert figures <= set(files)
-    assert set(files) <= DERIVED
+    assert set(files) <= {*DERIVED, WRITTEN}
 
 
 def test_any_two_schemes_are_compared_at_their_optima_and_run_by_run(make: Make, tmp_path: Path) -> None:
@@ -219,8 +221,8 @@ def test_schemes_of_other_processor_types_are_marked_at_their_budget(make: Make)
     )
     moved += [run for run in other if run.budget == BUDGETS[0]]
     page = page_of(moved)
-    assert table_under(page, "1e+12 training FLOPs")[0][3].endswith("better ‡")
-    assert table_under(page, "3e+12 training FLOPs")[0][3].endswith("better")
+    assert table_under(page, "1e+12 training FLOPs")[0][4].endswith("better ‡")
+    assert table_under(page, "3e+12 training FLOPs")[0][4].endswith("better")
     text = page.to_markdown()
     assert text.count("‡: the two rows did not run on one processor type") == 1
     assert "‡: the two" not in page_of(found).to_markdown()

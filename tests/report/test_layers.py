@@ -9,8 +9,8 @@ import pytest
 from modbench.errors import UserError
 from modbench.records.line import as_json
 from modbench.records.record import read_record
-from modbench.report.leaderboard.board import board_of
-from modbench.report.leaderboard.page import leaderboard_page
+from modbench.report.leaderboard import leaderboard_page
+from modbench.report.suite import suite_of
 from modbench.report.table import to_csv
 
 IDLE = [
@@ -30,11 +30,11 @@ def test_a_layer_that_adds_next_to_nothing_is_a_remark_in_table_and_page(fakes):
         fakes.make_record("mod_half", layers=WORKING),
         fakes.make_record("vanilla"),
     ]
-    board = board_of(records)
-    assert {row["_name"]: row["note"] for row in board.rows} == {
+    board = suite_of(records)
+    assert {row["row"]: row["note"] for row in board.rows} == {
         "mod": REMARK,
-        "mod_half": "",
-        "vanilla": "",
+        "mod_half": None,
+        "vanilla": None,
     }
     page = leaderboard_page(board).to_markdown()
     assert f"- **mod**: {REMARK}\n" in page
@@ -45,7 +45,7 @@ def test_a_layer_that_adds_next_to_nothing_is_a_remark_in_table_and_page(fakes):
 
 
 def test_a_layer_that_selects_no_token_says_so(fakes):
-    (row,) = board_of([fakes.make_record("mod", layers=[{"layer": 1, "added": 0.0}])]).rows
+    (row,) = suite_of([fakes.make_record("mod", layers=[{"layer": 1, "added": 0.0}])]).rows
     assert row["note"] == "layer 1 selects no validation token under the causal rule"
 
 
@@ -82,8 +82,8 @@ EVEN, SPREAD = (-5, 16, [995, *[0] * 14, 5]), (-5, 16, [60] * 16)
     ],
 )
 def test_gates_that_hardly_vary_are_a_remark(fakes, gates, scale, remark):
-    board = board_of([fakes.make_record("mod", **with_gates(fakes, *gates, scale=scale))])
-    assert [row["note"] for row in board.rows] == [remark]
+    board = suite_of([fakes.make_record("mod", **with_gates(fakes, *gates, scale=scale))])
+    assert [row["note"] for row in board.rows] == [remark or None]
     assert (f"- **mod**: {remark}\n" in leaderboard_page(board).to_markdown()) == bool(remark)
 
 
@@ -92,7 +92,7 @@ def test_a_remark_on_gates_counts_seeds(fakes):
         fakes.make_record("mod", seed=seed, **with_gates(fakes, gates))
         for seed, gates in enumerate((EVEN, SPREAD, EVEN))
     ]
-    (row,) = board_of(seeds).rows
+    (row,) = suite_of(seeds).rows
     assert row["note"].endswith("to 0.531, in 2 of 3 seeds")
 
 
@@ -104,7 +104,7 @@ def test_the_csv_has_a_column_for_each_layer_of_any_row(fakes):
         ),
         fakes.make_record("vanilla"),
     ]
-    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(to_csv(board_of(records).frame())))}
+    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(to_csv(suite_of(records).schemes)))}
     assert [name for name in rows["mod"] if "_layer_" in name] == [
         "added_layer_1",
         "gate_scale_layer_1",

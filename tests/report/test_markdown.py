@@ -3,13 +3,12 @@ from collections.abc import Collection, Iterable
 import pytest
 from timings_made_up import times_of
 
-from modbench.report.leaderboard.board import Board, board_of
-from modbench.report.leaderboard.metric_cells import si
-from modbench.report.leaderboard.page import leaderboard_page
-from modbench.report.table import Table, escaped
+from modbench.report.leaderboard import leaderboard_page
+from modbench.report.suite import Suite, suite_of
+from modbench.report.table import Table, escaped, si
 
 
-def _text(board: Board, drawn: Collection[str] = ()) -> str:
+def _text(board: Suite, drawn: Collection[str] = ()) -> str:
     return leaderboard_page(board, drawn).to_markdown()
 
 
@@ -17,7 +16,7 @@ def _tables(parts: Iterable[str | Table]) -> list[Table]:
     return [part for part in parts if isinstance(part, Table)]
 
 
-def _cells(board: Board, label: str) -> dict[str, object]:
+def _cells(board: Suite, label: str) -> dict[str, object]:
     """The cells of the row ``label`` in all tables of the page of ``board``, by heading."""
     cells: dict[str, object] = {}
     for table in _tables(leaderboard_page(board).parts):
@@ -28,10 +27,9 @@ def _cells(board: Board, label: str) -> dict[str, object]:
 
 def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
     record = fakes.make_record("mod", loss=4.9)
-    cells = _cells(board_of([record], times=times_of(record)), "mod")
+    cells = _cells(suite_of([record], times=times_of(record)), "mod")
     assert "group" not in cells
     assert cells["validation loss (nats/token)"] == "4.900"
-    assert cells["cloze accuracy (untrained, chance)"] == "0.400 (0.260, 0.250)"
     assert cells["realised forward FLOP/token"] == "3.03 M"
     assert cells["nominal forward FLOP/token"] == "3.000 M"
     assert cells["training tokens"] == "110,592"
@@ -66,7 +64,7 @@ def test_the_row_shows_its_figures_in_the_units_of_its_headings(fakes):
 )
 def test_foreign_text_stays_text(fakes, text, shown):
     assert escaped(text) == shown
-    page = _text(board_of([fakes.make_record(status="failed", error=text)]))
+    page = _text(suite_of([fakes.make_record(status="failed", error=text)]))
     assert f"seed 0 failed: {shown}\n" in page
     assert "<script" not in page
 
@@ -87,10 +85,10 @@ def test_an_amount_has_four_digits_and_the_prefix_of_what_it_rounds_to(value, sh
 
 
 def test_a_run_that_ends_above_its_unigram_loss_is_marked(fakes):
-    board = board_of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")])
+    board = suite_of([fakes.make_record("bad", loss=6.5), fakes.make_record("good")])
     assert (_cells(board, "good")["group"], _cells(board, "bad")["group"]) == ("-", "†")
     assert "- **bad**: validation loss is above the unigram loss\n" in _text(board)
-    assert "†" not in _text(board_of([fakes.make_record("good")]))
+    assert "†" not in _text(suite_of([fakes.make_record("good")]))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +104,6 @@ def test_a_doubtful_time_is_marked(fakes, stable, loaded, marks):
     record, seconds = fakes.make_record("mod"), (0.097, 0.097, 0.103, 0.103)
     loops = 1 if stable else 0.001  # a sample is shorter than 1 ms
     times = times_of(record, seconds=tuple(loops * one for one in seconds), overloaded=loaded)
-    board = board_of([record], times=times)
+    board = suite_of([record], times=times)
     shown = "100.0 ± 6.0" if stable else "0.1 ± 0.0"
     assert _cells(board, "mod")["training step (ms), median ± IQR"] == f"{shown}{marks}"

@@ -10,8 +10,8 @@ from made_up_records import replace
 from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.records.line import as_json, key_of
-from modbench.report import page as page_module
-from modbench.report.page import first_difference, write_report
+from modbench.report import write as write_module
+from modbench.report.write import WRITTEN, first_difference, write_report
 
 pytestmark = pytest.mark.figures
 
@@ -26,7 +26,7 @@ _NAMES = [
 _REPORT = """
 import sys
 from pathlib import Path
-from modbench.report.page import first_difference, write_report
+from modbench.report.write import WRITTEN, first_difference, write_report
 write_report(Path(sys.argv[1]))
 assert "torch" not in sys.modules
 """
@@ -55,7 +55,7 @@ def _many(fakes, six):
 def test_the_report_is_the_files_that_have_data_and_nothing_else(tmp_path, fakes, six):
     paths = write_report(fakes.store(tmp_path, six)).paths
     assert sorted(path.name for path in paths) == _NAMES
-    assert list(_bytes(tmp_path)) == _NAMES
+    assert list(_bytes(tmp_path)) == [WRITTEN, *_NAMES]
 
 
 def test_the_metric_that_earlier_records_rank_by_changes_no_file(tmp_path, fakes, six):
@@ -81,9 +81,12 @@ def test_check_names_the_first_byte_that_differs_and_writes_nothing(tmp_path, fa
     assert main(["report", "--check", "--results", str(tmp_path)]) == 1
     assert sentence in capsys.readouterr().out
     (folder / "leaderboard.csv").write_bytes(table)
-    (folder / "timings.csv").write_text("of an earlier report\n")
+    (folder / "timings.csv").write_text("mine\n")
+    assert first_difference(folder) is None
+    (folder / WRITTEN).write_text((folder / WRITTEN).read_text() + "timings.csv\n")
     assert str(first_difference(folder)).endswith("timings.csv does not follow from the records")
     (folder / "timings.csv").unlink()
+    (folder / WRITTEN).write_bytes(before[WRITTEN])
     (folder / "loss_vs_training_flops.svg").unlink()
     assert str(first_difference(folder)).endswith("loss_vs_training_flops.svg is missing")
     assert _bytes(folder) == {n: of for n, of in before.items() if n != "loss_vs_training_flops.svg"}
@@ -149,7 +152,7 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, fakes, six, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(page_module, "drawn_files", fail)
+        patch.setattr(write_module, "drawn_files", fail)
         with pytest.raises(MemoryError):
             write_report(tmp_path)
     assert _bytes(tmp_path) == before
@@ -175,7 +178,10 @@ def test_figures_for_slides_are_written_where_asked_and_removed_by_a_plain_repor
     write_report(tmp_path, png=True)
     slides = {name.replace("svg", "png") for name in plain if name.endswith("svg")}
     assert _bytes(tmp_path).keys() - plain.keys() == slides
-    assert {name: of for name, of in _bytes(tmp_path).items() if name in plain} == plain
+    written = _bytes(tmp_path)
+    assert {name: written[name] for name in plain if name != WRITTEN} == {
+        name: of for name, of in plain.items() if name != WRITTEN
+    }
     assert first_difference(tmp_path) is None
     write_report(tmp_path)
     assert _bytes(tmp_path) == plain
@@ -185,10 +191,16 @@ def test_csv_writes_the_tables_and_leaves_pages_and_figures_as_they_are(tmp_path
     whole = fakes.store(tmp_path / "whole", six)
     write_report(whole)
     folder = fakes.store(tmp_path / "tables", six)
-    (folder / "leaderboard.md").write_text("of an earlier report")
-    (folder / "optima.csv").write_text("of an earlier report")
+    for name in ("leaderboard.md", "optima.csv", "memory.csv"):
+        (folder / name).write_text("of an earlier report")
+    (folder / WRITTEN).write_text("leaderboard.md\noptima.csv\nrecords\n../other\n")
     paths = write_report(folder, csv=True).paths
     assert sorted(path.name for path in paths) == ["differences.csv", "leaderboard.csv", "runs.csv"]
     assert all(path.read_bytes() == (whole / path.name).read_bytes() for path in paths)
     assert (folder / "leaderboard.md").read_text() == "of an earlier report"
     assert not (folder / "optima.csv").exists()
+    assert (folder / "memory.csv").exists()  # a user's own
+    assert {*(folder / WRITTEN).read_text().split()} == {
+        "leaderboard.md",
+        *(path.name for path in paths),
+    }

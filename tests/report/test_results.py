@@ -12,8 +12,8 @@ from timings_made_up import times_of
 from modbench.records.record import AnyRecord
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
-from modbench.report.leaderboard.board import board_of
-from modbench.report.page import write_report
+from modbench.report.suite import suite_of
+from modbench.report.write import write_report
 
 FIRST, SECOND = ("2026-01-03T00:00:00+00:00", "2026-01-04T00:00:00+00:00")
 
@@ -31,8 +31,8 @@ def test_times_are_those_of_the_scheme_at_its_shape_and_batch() -> None:
         make_record("edited", router="mod", plugin_sha256="cd" * 32),
     ]
     rate = make_record("rate", router="mod", train={"learning_rate": 0.1})
-    board = board_of([timed, seed, *others, rate], times=times_of(timed))
-    measured = {row["_name"] for row in board.rows if row["train_step_seconds_median"] is not None}
+    board = suite_of([timed, seed, *others, rate], times=times_of(timed))
+    measured = {row["row"] for row in board.rows if row["train_step_seconds_median"] is not None}
     assert measured == {"mod", "rate"}
 
 
@@ -52,4 +52,4 @@ def test_a_lost_run_has_the_settings_that_the_suite_wants(tmp_path: Path) -> Non
     runs = [make_record("mod"), make_record("lost", status="diverged")]
     lost, mod = read(tmp_path, runs)
     assert lost.settings == mod.settings == runs[0].settings
-    assert len(board_of([lost, mod]).comparisons) == 1
+    assert len(suite_of([lost, mod]).comparisons) == 1

@@ -2,16 +2,16 @@
 
 import pytest
 
-from modbench.report.leaderboard.board import board_of
 from modbench.report.plot_style import look
 from modbench.report.routing.figure import depth_figure, expert_figure
+from modbench.report.suite import suite_of
 
 pytestmark = pytest.mark.figures
 
 
 def _drawn(draw, records):
     with look():
-        return draw(board_of(records))
+        return draw(suite_of(records))
 
 
 def _heights(axes) -> list[list[float]]:

@@ -8,10 +8,10 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from modbench.records.result import Result
-from modbench.report.leaderboard.board import board_of
 from modbench.report.plot_style import drawn_files, look
-from modbench.report.routing.cases import RoutingCase, cases_of_board
+from modbench.report.routing.cases import RoutingCase, cases_of
 from modbench.report.routing.pattern import POSITIONS, pattern_figure, token_labels
+from modbench.report.suite import suite_of
 
 pytestmark = pytest.mark.figures
 
@@ -114,12 +114,12 @@ def test_a_scheme_has_the_best_row_of_its_largest_budget(fakes: Any) -> None:
         return made
 
     records = [mod(64, 10**12, 4.0), mod(64, 2 * 10**12, 4.1, 1), mod(64, 2 * 10**12, 4.1)]
-    (case,) = cases_of_board(board_of([*records, fakes.make_record("lost", status="oom")]))
+    (case,) = cases_of(suite_of([*records, fakes.make_record("lost", status="oom")]))
     assert case.record is records[2]
 
 
 def test_nothing_recorded_gives_no_file(fakes: Any, six: list[Result]) -> None:
-    cases = cases_of_board(board_of(six))
+    cases = cases_of(suite_of(six))
     assert pattern_figure(cases) is None
     unrouted = passage({}, experts={0: [0, 1]}) | {"experts": []}
     assert pattern_figure([RoutingCase("mod", record(fakes, "mod", unrouted))]) is None

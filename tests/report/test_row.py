@@ -1,12 +1,12 @@
 import pytest
 from made_up_records import replace
 
-from modbench.report.frame import results_frame
-from modbench.report.leaderboard.rows import conditions, rows_of
+from modbench.report.schemes import conditions
+from modbench.report.suite import suite_of
 
 
 def rows_from(results):
-    return rows_of(results_frame(results), {}, {})
+    return sorted(suite_of(results).rows, key=lambda row: row["row"])
 
 
 def test_interval_is_students_over_seeds(fakes):
@@ -20,15 +20,17 @@ def test_interval_is_students_over_seeds(fakes):
 def test_seeds_of_one_run_are_one_row_and_options_are_not(fakes):
     records = [fakes.make_record("mod", seed=seed) for seed in (2, 0, 1)]
     records += [fakes.make_record("mod_half", router="mod", options={"capacity": 0.5})]
-    rows = rows_from(records)
-    assert [row["_name"] for row in rows] == ["mod", "mod_half"]
-    assert [record.seed for record in rows[0]["_results"]] == [0, 1, 2]
+    of_row = suite_of(records).of_row
+    assert {row: [result.seed for result in of] for row, of in of_row.items()} == {
+        "mod": [0, 1, 2],
+        "mod_half": [0],
+    }
 
 
 def test_two_rows_of_one_label_are_told_apart(fakes):
     rows = rows_from([fakes.make_record("mod", options={"capacity": share}) for share in (0.1, 0.2)])
-    assert len({row["_name"] for row in rows}) == 2
-    assert all(row["_name"].startswith("mod [") for row in rows)
+    assert len({row["row"] for row in rows}) == 2
+    assert all(row["row"].startswith("mod [") for row in rows)
 
 
 def test_rows_of_one_label_that_differ_in_budget_are_told_apart_by_it(fakes):
@@ -37,11 +39,11 @@ def test_rows_of_one_label_that_differ_in_budget_are_told_apart_by_it(fakes):
             [fakes.make_record("mod", options={"k": k}, train={"budget": budget}) for k, budget in runs]
         )
 
-    assert [row["_name"] for row in rows((0, 10**12), (0, 3 * 10**9))] == [
+    assert [row["row"] for row in rows((0, 10**12), (0, 3 * 10**9))] == [
         "mod [1e+12 FLOP]",
         "mod [3e+09 FLOP]",
     ]
-    labels = [row["_name"] for row in rows((0, 10**12), (0, 3 * 10**9), (1, 3 * 10**9))]
+    labels = [row["row"] for row in rows((0, 10**12), (0, 3 * 10**9), (1, 3 * 10**9))]
     assert len(set(labels)) == 3
     assert not any("FLOP" in label for label in labels)
 
@@ -69,7 +71,7 @@ def test_quality_comes_from_finished_runs_alone(fakes):
     (row,) = rows_from([fakes.make_record(seed=0, loss=5.0), lost])
     assert (row["heldout_loss"], row["heldout_loss_low"]) == (5.0, None)
     assert row["status"] == "ok 1, failed 1"
-    assert row["_why"] == "seed 1 failed: it broke"
+    assert row["barred"] == "seed 1 failed: it broke"
     (alone,) = rows_from([lost])
     assert alone["heldout_loss"] is None
 
@@ -86,7 +88,8 @@ def test_a_task_that_failed_is_a_remark_on_its_row(fakes):
 def test_another_amount_of_heldout_text_is_another_comparison(fakes):
     records = [fakes.make_record("mod"), fakes.make_record("half", measure={"heldout_tokens": 1024})]
     records.append(fakes.make_record("lost", status="diverged"))  # nothing was measured on its weights
-    held = {row["_name"]: conditions(row) for row in rows_from(records)}
+    held = {record.label: conditions(record) for record in records}
+    assert len(suite_of(records).comparisons) == 2
     assert {label: of["heldout_tokens"] for label, of in held.items()} == {
         "half": 1024,
         "lost": 65_536,

@@ -11,9 +11,9 @@ from timings_made_up import (
     timed_of,
 )
 
+from modbench.analysis.frames import plain_records
 from modbench.records.record import TimingRecord
-from modbench.report.timing.page import timing_page
-from modbench.report.timing.table import is_timed
+from modbench.report.timing_page import timing_page
 
 
 def page_of(*timings: TimingRecord) -> str:
@@ -49,9 +49,13 @@ def test_energy_is_the_mean_of_the_processes_that_told_it() -> None:
 def test_three_samples_are_the_fewest(samples: int, status: str) -> None:
     timing = timed("mod", make_case(seconds=(0.1,) * samples))
     (row,) = rows_of(timing).values()
-    assert (is_timed(row), row["status"], row["n"]) == (status == "ok", status, samples)
+    assert ((row["seconds_median"] is not None), row["status"], row["n"]) == (
+        status == "ok",
+        status,
+        samples,
+    )
     few = f"mod, forward: invalid: no time, too few samples: {samples}\n"
-    assert (few in page_of(timing)) != is_timed(row)
+    assert (few in page_of(timing)) != (row["seconds_median"] is not None)
 
 
 def test_a_case_of_too_few_samples_does_not_look_measured() -> None:
@@ -126,7 +130,7 @@ def test_a_width_between_two_dense_ones_is_compared_with_the_time_between_them()
 
     dense = [of("vanilla", 64, 0.1, 1000), of("vanilla", 256, 0.4, 16000)]
     timings = [*dense, of("mod", 128, 0.1, 2000), of("mod", 512, 0.1, 2000)]
-    rows = {row["label"]: row for row in table_of(*timings).cases}
+    rows = {row["label"]: row for row in plain_records(table_of(*timings).cases)}
     row, outside = rows["mod/w128"], rows["mod/w512"]
     # Half-way in the logarithm of the width: 0.2 s and 4,000 FLOPs.
     assert row["dense"] == "interpolated"

@@ -13,6 +13,7 @@ from timings_made_up import (
     labels_in,
     make_case,
     make_timing,
+    marks_of,
     rows_of,
     suite_of,
     table_of,
@@ -21,18 +22,18 @@ from timings_made_up import (
     weighed,
 )
 
+from modbench.analysis.frames import plain_records
 from modbench.errors import UserError
 from modbench.records.record import PROTOCOL, TimingRecord, read_record
 from modbench.records.store import append_record, read_suite
-from modbench.report.page import write_report
-from modbench.report.timing.page import timing_page
-from modbench.report.timing.table import Case, TimingTable, marks_of, timed_values
-from modbench.report.timing.values import labels_of, newest_session
+from modbench.report.times import Times, labels_of, newest_session, timed_frame
+from modbench.report.timing_page import timing_page
+from modbench.report.write import write_report
 
 THROTTLED = ("hardware slowdown",)
 
 
-def row_of(*timings: TimingRecord) -> Case:
+def row_of(*timings: TimingRecord) -> dict[str, Any]:
     (row,) = rows_of(*timings).values()
     return row
 
@@ -144,7 +145,7 @@ def test_two_schemes_under_one_label_are_not_pooled() -> None:
     keys = [timed_of("mine", "mod", options={"every": every}) for every in (1, 2)]
     measured = timed("mine", make_case()).measured
     timings = [make_timing("training", what, measured) for what in keys]
-    rows = TimingTable(timings, {what.key: "mine" for what in keys}).cases
+    rows = plain_records(Times(timings, {what.key: "mine" for what in keys}).cases)
     assert sorted((row["key"], row["n"]) for row in rows) == sorted((what.key, 4) for what in keys)
 
 
@@ -222,8 +223,8 @@ def test_the_hosts_share_of_a_step_is_what_it_takes_less_in_a_row(in_a_row: floa
     result = make_record("mod")
     what = result.run.timed
     of_result = replace(timing, timed=what.as_json(), key=what.key)
-    values = timed_values(TimingTable([of_result], {what.key: "mod"}))
-    assert values[what.key]["train_step_seconds"]["median"] == 0.1
+    values = timed_frame(Times([of_result], {what.key: "mod"}))
+    assert values.loc[what.key, "train_step_seconds_median"] == 0.1
 
 
 def test_clocks_of_a_gpu_are_shown_and_its_power_cap_is_no_mark() -> None:
@@ -282,7 +283,7 @@ def test_a_case_says_when_it_is_unstable(case: dict[str, Any]) -> None:
 
 def test_memory_is_shown_by_part() -> None:
     table = table_of(weighed("mod", 1_100_000))
-    (row,) = table.memory
+    (row,) = plain_records(table.memory)
     assert (row["peak"], row["gradients"], row["cache"]) == (1_100_000, 10, None)
     assert "| 0.0 | - | 1.1 | 1.1 |" in timing_page(table).to_markdown()
 
@@ -366,7 +367,7 @@ def test_the_csv_has_every_case_in_full(tmp_path: Path) -> None:
     assert float(rows[0]["realised_efficiency"]) == pytest.approx(1.25 * 0.7)
     counts = [int(rows[0][f"flops_{name}"]) for name in ("nominal", "realised", "executed")]
     assert counts == [7 * 7 * 10**8, 7 * 10**8, 2 * 5 * 7 * 10**8]
-    assert rows[0]["joules"] == ""
+    assert "joules" not in rows[0]
     assert [row["past"] for row in rows] == ["0", "0", "0"]  # a 0 is no blank
     (row,) = csv.DictReader(io.StringIO((tmp_path / "memory.csv").read_text()))
     assert [row[name] for name in ("label", "shape", "phase", "peak")] == [
@@ -381,7 +382,7 @@ def test_a_scheme_is_compared_to_vanilla_of_its_own_size() -> None:
         measured = timed("x", make_case(seconds=(seconds,) * 4)).measured
         timings.append(make_timing("training", what, measured))
     table = table_of(*timings)
-    speed_ups = {row["label"]: row["speed_up"] for row in table.cases}
+    speed_ups = {row["label"]: row["speed_up"] for row in plain_records(table.cases)}
     assert speed_ups == {"vanilla/small": 1.0, "mod/small": 2.0, "vanilla/large": 1.0}
     page = timing_page(table).to_markdown()
     assert re.search(r"Model of mod/small, vanilla/small: .*width 128;", page)

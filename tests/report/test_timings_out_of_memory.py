@@ -5,7 +5,7 @@ from made_up_records import replace
 from timings_made_up import make_case, make_timing, rows_of, table_of, timed, timed_of
 
 from modbench.errors import UserError
-from modbench.report.timing.page import timing_page
+from modbench.report.timing_page import timing_page
 
 
 def test_out_of_memory_is_a_row_with_the_size() -> None:

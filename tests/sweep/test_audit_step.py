@@ -232,7 +232,7 @@ def test_three_seeds_of_a_scheme_are_audited_once(tmp_path: Path) -> None:
     wanted = [Wanted(label="mod", run=record.what) for record in stored.runs]
     assert left_of(wanted, [], finished(folder), audit=True) == []
     row = (folder / "leaderboard.csv").read_text().splitlines()[1]
-    assert row.startswith("1,1,,mod,ok,3,passed 12,")
+    assert row.startswith("1,1,mod,ok,3,passed 12,")
 
 
 @dataclass(frozen=True, kw_only=True)

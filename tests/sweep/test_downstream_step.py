@@ -16,7 +16,7 @@ from modbench.measure.config import MeasureConfig
 from modbench.records.line import as_json
 from modbench.records.result import Result, results_of
 from modbench.records.store import read_suite
-from modbench.report.page import write_report
+from modbench.report.write import write_report
 from modbench.sweep.steps.downstream import FILES
 
 TASKS = ["arc_easy", "lambada_openai"]

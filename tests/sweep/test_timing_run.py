@@ -10,12 +10,12 @@ import fake_worker
 import pytest
 from timing_suite import ISOFLOP, write_suite
 
+from modbench.analysis.frames import plain_records
 from modbench.cli.main import main
 from modbench.errors import UserError
 from modbench.records.record import TimingRecord
 from modbench.records.store import read_suite
-from modbench.report.timing.table import TimingTable
-from modbench.report.timing.values import labels_of
+from modbench.report.times import Times, labels_of
 from modbench.sweep import process, worker
 from modbench.sweep import timings as verb
 from modbench.sweep.lease import suite_lease
@@ -112,15 +112,15 @@ def test_a_scheme_that_was_edited_is_not_pooled_with_what_it_was(tmp_path: Path,
     ]
     timings = timings_of(folder)
     assert len({timing.session for timing in timings}) == 1
-    table = TimingTable(timings, labels_of(read_suite(folder).suites))
-    edited = {row["label"]: row["key"] for row in table.cases}
+    table = Times(timings, labels_of(read_suite(folder).suites))
+    edited = {row["label"]: row["key"] for row in plain_records(table.cases)}
     (now,) = {
         timing.key
         for timing in timings
         if (timing.timed["router"] or {}).get("options", {}).get("every") == 1
     }
     assert edited["b"] == now
-    assert {row["n"] for row in table.cases} == {3}
+    assert {*table.cases["n"]} == {3}
     assert time("a", "b", repetitions=1, change=change) == 0
     assert asked(tmp_path) == []
 
@@ -308,8 +308,8 @@ def test_the_real_worker_gives_times_memory_and_ceilings(
     timings = timings_of(results / "fake")
     assert [timing.status for timing in timings] == ["ok"] * 9
     assert str(tmp_path) not in "".join(timing.line() for timing in timings)
-    table = TimingTable(timings, labels_of(read_suite(results / "fake").suites))
-    depth = {row["case"]: row for row in table.cases if row["label"] == "depth"}
+    table = Times(timings, labels_of(read_suite(results / "fake").suites))
+    depth = {row["case"]: row for row in plain_records(table.cases) if row["label"] == "depth"}
     assert list(depth)[:3] == ["forward", "train", "prefill 4 x 1"]
     for row in depth.values():
         assert row["flops_realised"] == row["flops_nominal"]
@@ -318,4 +318,4 @@ def test_the_real_worker_gives_times_memory_and_ceilings(
         assert row["realised_efficiency"] is not None
         assert row["utilisation"] is not None
     assert table.ceilings
-    assert {row["phase"] for row in table.memory} == {"training", "inference"}
+    assert {*table.memory["phase"]} == {"training", "inference"}

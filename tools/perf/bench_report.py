@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from targets import Reach
 
 from modbench.report.html.index import PAGE
-from modbench.report.page import write_report
+from modbench.report.write import write_report
 
 QUICK = Path(__file__).parents[2] / "results" / "quick"
 ROWS, MANY, OPENED = 500, 10_000, 9

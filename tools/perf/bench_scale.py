@@ -21,7 +21,7 @@ from modbench.measure import environment as environments
 from modbench.records.finished import Watch
 from modbench.records.run import Run
 from modbench.records.store import append_record, read_suite
-from modbench.report.page import Report, write_report
+from modbench.report.write import Report, write_report
 from modbench.sweep import run
 from modbench.sweep.executor import AT_ONCE
 from modbench.sweep.job import done_of, run_identity, run_record
@@ -96,7 +96,7 @@ def test_many_runs_are_found_finished(
     suite = many()
     finish(suite, tmp_path / suite.header.name)
     monkeypatch.setattr(run, "load_suite", lambda name, settings: suite)
-    monkeypatch.setattr("modbench.report.page.write_report", lambda *given, **named: Report([], {}))
+    monkeypatch.setattr("modbench.report.write.write_report", lambda *given, **named: Report([], {}))
 
     def recognise() -> int:
         return run.run_suite(RunRequest(name="many", results=tmp_path))

@@ -14,7 +14,7 @@ from targets import Reach
 
 from modbench.records.line import canonical_json, key_of
 from modbench.records.store import read_suite
-from modbench.report.page import Report
+from modbench.report.write import Report
 from modbench.sweep import command, run
 from modbench.sweep.job import Job
 from modbench.sweep.loop import Failure, Loop
@@ -100,7 +100,7 @@ def test_finished_sweep(
     finish(suite, folder)
     monkeypatch.setattr(run, "load_suite", lambda name, settings: suite)
     # The report comes after.
-    monkeypatch.setattr("modbench.report.page.write_report", lambda *given, **named: Report([], {}))
+    monkeypatch.setattr("modbench.report.write.write_report", lambda *given, **named: Report([], {}))
     spent = time.process_time()
 
     def recognise() -> int:

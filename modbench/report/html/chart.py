@@ -1,130 +1,103 @@
-"""Data of the chart whose axes can be chosen."""
+"""The chart of a suite's page: a point per row, by Vega-Lite, with axes that a reader chooses."""
 
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
+import altair as alt
+import pandas as pd
+import vl_convert
 from matplotlib.colors import to_hex
-from matplotlib.markers import MarkerStyle
 
 from modbench.records.metrics import METRICS
-from modbench.report.html.source import SuiteReport
-from modbench.report.leaderboard.board import comparison_titles
-from modbench.report.leaderboard.rows import Row, center
-from modbench.report.plot_style import Mark
-from modbench.report.table import escaped
 
-#: Costs that a chart can have on its horizontal axis, with their names there.
-COSTS = {
-    "forward_flops_per_token_realised": "realised forward FLOPs per token",
-    "forward_flops_per_token": "nominal forward FLOPs per token",
-    "train_flops": "training budget (FLOPs)",
-    "train_step_seconds": "seconds per training step",
-    "forward_seconds": "seconds per forward pass",
-    "peak_memory_bytes": "peak memory of training (bytes)",
-    "active_parameters": "active parameters",
-    "parameters": "all parameters",
-    "kv_cache_bytes_per_token": "KV cache (bytes per token)",
-    "train_tokens": "training tokens",
-}
-_TIMED = ("train_step_seconds", "peak_memory_bytes")
+#: Columns of leaderboard.csv that the vertical and the horizontal axis can show.
+_QUALITIES = ("heldout_loss", "heldout_bits_per_byte", "modbench_cloze:acc")
+_COSTS = (
+    *("forward_flops_per_token_realised", "forward_flops_per_token", "budget", "train_step_seconds"),
+    *("forward_seconds", "peak_memory_bytes", "active_parameters", "parameters"),
+    *("kv_cache_bytes_per_token", "train_tokens"),
+)
+_UNITS = {"budget": "FLOP", "modbench_cloze:acc": "accuracy"}
+_START = 'vegaEmbed("#plot", JSON.parse(document.getElementById("chart-data").textContent));'
+#: Vega interprets its expressions, since the policy of the page forbids `eval`, and adds no style.
+_EMBED = {"ast": True, "renderer": "svg", "bind": "#axes", "actions": False, "defaultStyle": False}
+_EMBED |= {"tooltip": {"disableDefaultStyle": True}}
 
 
-@dataclass(frozen=True)
-class Chart:
-    """The rows of a suite as points."""
-
-    report: SuiteReport
-
-    @cached_property
-    def qualities(self) -> dict[str, str]:
-        """Names of the vertical axes by metric: validation loss, then others that any row has."""
-        names = [name for name, of in METRICS.items() if of.kind == "quality" and of.direction != "none"]
-        held = [name for name in names if name not in COSTS and self._varies(name)]
-        words = {name: name.replace("heldout", "validation").replace("_", " ") for name in held}
-        return {name: f"{words[name]} ({METRICS[name].unit})" for name in held}
-
-    @cached_property
-    def costs(self) -> dict[str, str]:
-        """Names of the horizontal axes by metric."""
-        return {name: text for name, text in COSTS.items() if self._varies(name)}
-
-    def _varies(self, name: str) -> bool:
-        return len({self.value(row, name) for row in self.report.rows} - {None}) > 1
-
-    @staticmethod
-    def value(row: Row, name: str) -> float | None:
-        """The metric ``name`` of ``row``; for training FLOPs the budget, which they reach within one
-        step."""
-        if name == "train_flops":
-            return float(row["budget"])
-        value = center(row, name)
-        return None if value is None else float(f"{value:.7g}")
-
-    def missing(self) -> list[str]:
-        """Sentences on what the chart lacks."""
-        if not self.qualities or not self.costs:
-            return ["No chart: it needs two finished rows with a loss and a cost that differ."]
-        missing = [COSTS[name] for name in _TIMED if name not in self.costs]
-        if not missing:
-            return []
-        return [
-            f"No axis for {' and '.join(missing)}: fewer than two rows were timed. "
-            f"`modbench time {escaped(self.report.folder)}` measures them."
-        ]
-
-    def data(self) -> dict[str, Any] | None:
-        """Axes and points, for the page's script; None without two rows to show."""
-        if not self.qualities or not self.costs or self.report.compared.board is None:
-            return None
-        comparisons = self.report.compared.board.comparisons
-        rows = self.report.rows
-        schemes = list(dict.fromkeys(row["label"] for row in rows))
-        axes = [*self.qualities, *self.costs]
-        return {
-            "y": self._axes(self.qualities),
-            "x": self._axes(self.costs),
-            "groups": comparison_titles(comparisons),
-            "schemes": [self._scheme(scheme) for scheme in schemes],
-            "points": [
-                [
-                    schemes.index(row["label"]),
-                    row["comparison"] - 1,
-                    row["_first"].label,
-                    int(self._can_be_ranked(row)),
-                    *(self.value(row, name) for name in axes),
-                ]
-                for row in rows
-            ],
-        }
-
-    @staticmethod
-    def _can_be_ranked(row: Row) -> bool:
-        """Return True also for the sizes of isoFLOP curves."""
-        return not row["_unranked"] and bool(row["_ok"])
-
-    @staticmethod
-    def _axes(names: dict[str, str]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": name,
-                "label": label,
-                "meaning": METRICS[name].meaning,
-                "lower": METRICS[name].direction != "higher",
-            }
-            for name, label in names.items()
-        ]
-
-    def _scheme(self, scheme: str) -> dict[str, Any]:
-        look = self.report.looks.get(scheme, Mark("0.35", "o"))
-        return {"name": scheme, "color": to_hex(look.color), "corners": _corners(look.marker)}
+@cache
+def chart_script() -> str:
+    """Vega, Vega-Lite and vega-embed in one script, which draws the chart."""
+    return f"\n{vl_convert.javascript_bundle(_START, '6.4')}\n"
 
 
-def _corners(marker: str) -> list[list[float]]:
-    """The corners of matplotlib's ``marker``, downwards, with a circle's radius as 1; none: a circle."""
-    if marker == "o":
-        return []
-    shape = MarkerStyle(marker)
-    vertices: Any = shape.get_path().transformed(shape.get_transform()).vertices
-    corners = (vertices[:-1] * (2, -2)).round(2) + 0.0  # without -0.0
-    return [*corners.tolist()]
+def chart_spec(schemes: pd.DataFrame, colors: Mapping[str, str]) -> dict[str, Any] | None:
+    """The chart of the rows of ``schemes`` in Vega-Lite; None unless two rows differ in a quality and in
+    a cost. Rows of isoFLOP suites that only try a learning rate are not shown."""
+    is_sweep = "on_curve" in schemes
+    rows = schemes[schemes["on_curve"]] if is_sweep else schemes
+    qualities, costs = _axes(rows, _QUALITIES), _axes(rows, _COSTS)
+    if qualities.empty or costs.empty:
+        return None
+    shapes = rows["shape"].astype("string")
+    titles = rows["comparison"].astype(str) + rows["budget"].map(": {:.3g} training FLOPs".format)
+    titles += "" if is_sweep else (", " + shapes).fillna("")
+    points = pd.concat([qualities, costs], axis="columns").assign(
+        scheme=rows["label"],
+        name=rows["label"] + ("/" + shapes).fillna(""),
+        title=titles,
+        ranked=rows["position"].notna() | is_sweep,
+    )
+    rows_of = [*titles[::-1].unique(), *["all"] * (titles.nunique() > 1)]
+    choices = {"vertical": [*qualities], "horizontal": [*costs], "rows": rows_of}
+    selects = {name: alt.binding_select(options=of, name=name) for name, of in choices.items()}
+    params = [alt.param(name, bind=of, value=choices[name][0]) for name, of in selects.items()]
+    return dict(_drawn(points, colors).add_params(*params).to_dict())
+
+
+def _axes(rows: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """The metrics ``names`` in which ``rows`` differ, with their units; of a range, its low end."""
+    axes = {}
+    for name in names:
+        column = name if name in rows else f"{name}_median"
+        if column in rows and rows[column].nunique() > 1:
+            unit = _UNITS.get(name) or METRICS[name].unit
+            text = f"{name.replace('heldout', 'validation').replace('_', ' ')} ({unit})"
+            axes[text] = pd.to_numeric(rows[column].astype("string").str.partition("..")[0])
+    return pd.DataFrame(axes)
+
+
+def _drawn(points: pd.DataFrame, colors: Mapping[str, str]) -> Any:
+    """``points``, pale if they are not ranked, and the Pareto front of those that are."""
+    base = (
+        alt.Chart(alt.Data(values=json.loads(points.to_json(orient="records"))))
+        .transform_calculate(x="datum[horizontal]", y="datum[vertical]")
+        .transform_filter("datum.x > 0 && isValid(datum.y) && indexof(['all', datum.title], rows) >= 0")
+        .transform_calculate(
+            loss="test(/cloze/, vertical) ? -datum.y : datum.y",
+            text="datum.name + ', ' + datum.title + '\\n' + vertical + ': ' + format(datum.y, '.5~g')"
+            " + '\\n' + horizontal + ': ' + format(datum.x, '.4~s')",
+        )
+    )
+    log = alt.Scale(type="log", nice=False, padding=20)
+    x = alt.X("x:Q", title=None, scale=log, axis=alt.Axis(format=".3~s"))
+    y = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False))
+    schemes = [*points["scheme"].unique()]
+    hues = alt.Scale(domain=schemes, range=[to_hex(colors.get(name, "0.35")) for name in schemes])
+    legend = alt.Legend(orient="bottom", title=None, columns=2, labelLimit=150)
+    front = (
+        base.transform_filter("datum.ranked")
+        .transform_window(least="min(loss)", sort=[{"field": "x"}, {"field": "loss"}], frame=[None, 0])
+        .transform_filter("datum.loss == datum.least")
+        .mark_line(interpolate="step-after", strokeDash=[4, 3], color="gray")
+        .encode(x, y, order="x:Q")
+    )
+    marks = base.mark_point(filled=True, size=80).encode(
+        *(x, y, alt.Tooltip("text:N"), alt.Description("text:N")),
+        alt.Shape("scheme:N", scale=alt.Scale(domain=schemes), legend=legend),
+        alt.Color("scheme:N", scale=hues, legend=legend),
+        opacity=alt.condition("datum.ranked", alt.value(1), alt.value(0.35)),
+    )
+    shown: dict[str, Any] = {"width": "container", "height": 340, "background": "transparent"}
+    return alt.layer(front, marks, usermeta={"embedOptions": _EMBED}, **shown)

@@ -10,8 +10,9 @@ from modbench.analysis.frames import DENSE
 from modbench.analysis.isoflop import HEADLINE
 from modbench.errors import several
 from modbench.records.names import at_depth
-from modbench.report.downstream.page import Section
-from modbench.report.frame import differing
+from modbench.report.audited import even_gates, idle_layers
+from modbench.report.cells import difference_text
+from modbench.report.downstream import Section
 from modbench.report.isoflop.source import IsoFlopSuite
 from modbench.report.isoflop.tables import (
     details,
@@ -24,10 +25,9 @@ from modbench.report.isoflop.tables import (
     stated_optima_table,
     with_interval,
 )
-from modbench.report.leaderboard.audited import even_gates, idle_layers
-from modbench.report.leaderboard.metric_cells import difference_text
-from modbench.report.leaderboard.page import figures_among, margins_in_words, origin_of, suites_of
+from modbench.report.leaderboard import figures_among, margins_in_words, origin_of, suites_of
 from modbench.report.markdown import Page, page
+from modbench.report.runs import differing
 from modbench.report.table import Number, Table
 
 #: Columns of the first tables; docs/columns.md explains them.
@@ -42,15 +42,21 @@ def isoflop_page(
     """The page. ``downstream``: its section on downstream tasks; ``drawn``: names of the files with
     figures."""
     results, optima = suite.results, suite.rows.optima
-    tested = [pair for pair in suite.rows.pairs if pair.family]
+    tested = [pair for pair in suite.rows.pairs if pair.family and pair.value is not None]
     noise = suite.curves.noise
     layers = suite.curves.runs["layers"].unique()
     told = [(pair.family, pair.margin) for pair in tested if pair.family != "best" and pair.verdict]
     done = [result for result in results if result.status == "ok"]
     runs = Counter(result.scheme for result in done)
     remarked = (
-        ("a routed layer adds next to nothing", Counter(of.scheme for of in done if idle_layers([of]))),
-        ("gates of a layer hardly vary", Counter(of.scheme for of in done if even_gates([of]))),
+        (
+            "a routed layer adds next to nothing",
+            Counter(of.scheme for of in done if idle_layers([of.layers])),
+        ),
+        (
+            "gates of a layer hardly vary",
+            Counter(of.scheme for of in done if even_gates([(of.routing, of.layers)])),
+        ),
     )
     return page(
         "isoflop",
@@ -90,7 +96,7 @@ def isoflop_page(
 def _at_budget(suite: IsoFlopSuite, budget: int) -> dict[str, Any]:
     """Part of the page on ``budget``: the table of the optima, missing and doubtful values."""
     optima = suite.best(budget)
-    headings = ["group", "scheme", *["layers"] * bool(suite.depths), _LOSS, _MINUS, _SPEED_UP]
+    headings = ["group", "scheme", *["layers"] * bool(suite.depths), "seeds", _LOSS, _MINUS, _SPEED_UP]
     headings += ["active parameters", "minimum"]
     cells = [_cells(suite, row) for row in optima]
     table = Table(
@@ -142,7 +148,7 @@ def _costly_laws(suite: IsoFlopSuite) -> list[tuple[str, str]]:
 
 def _shapes(suite: IsoFlopSuite) -> dict[str, Any]:
     """Sizes that differ between the shapes of all curves, and those held fixed."""
-    models = [result.model for result in suite.results if not suite.is_trial(result)]
+    models = [result.model for result in suite.results if result.key in suite.on_curve]
     varied = [name for name in differing(models) if name not in ("width", "layers")]
     fixed = models[0].keys() - {*varied, "width", "layers"} if models else ()
     return {
@@ -157,10 +163,10 @@ def _depths(suite: IsoFlopSuite, budget: int) -> Table:
     rows = [row for row in suite.rows.optima if (row.budget, row.fit) == (budget, HEADLINE)]
     rows.sort(key=lambda row: (row.scheme, row.depth))
     cells = [_cells(suite, row, at_depth=True) for row in rows]
-    headings = ["scheme", "layers", _LOSS, _EQUAL_DEPTH]
+    headings = ["scheme", "layers", "seeds", _LOSS, _EQUAL_DEPTH]
     headings += ["active parameters", "width / layers", "minimum"]
     table = [[of.get(heading, "-") for heading in headings] for of in cells]
-    return Table(headings, table, (0, 6), f"Optima at each depth, {budget:.3g} training FLOPs")
+    return Table(headings, table, (0, 7), f"Optima at each depth, {budget:.3g} training FLOPs")
 
 
 def _cells(suite: IsoFlopSuite, row: Any, *, at_depth: bool = False) -> dict[str, object]:
@@ -175,6 +181,7 @@ def _cells(suite: IsoFlopSuite, row: Any, *, at_depth: bool = False) -> dict[str
         "group": (row.group or told) if row.position else "not ranked",
         "scheme": row.scheme,
         "layers": row.depth if at_depth else layers,
+        "seeds": _seeds(suite, row),
         _LOSS: with_interval(row.loss, ".3f", low, high),
         _MINUS: _minus_dense(suite, row, None),
         _EQUAL_DEPTH: _minus_dense(suite, row, row.depth),
@@ -184,6 +191,14 @@ def _cells(suite: IsoFlopSuite, row: Any, *, at_depth: bool = False) -> dict[str
         "minimum": "; ".join(filter(None, _minimum(suite, row, at_depth))),
     }
     return {heading: "-" if cell is None else cell for heading, cell in cells.items()}
+
+
+def _seeds(suite: IsoFlopSuite, row: Any) -> str:
+    """The number of seeds of a size of the curve of an optimum."""
+    curve = (row.scheme, row.depth, row.budget)
+    points = (of for of in suite.rows.points if (of.scheme, of.depth, of.budget) == curve)
+    numbers = sorted({of.seeds for of in points if of.seeds})
+    return " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1])))) if numbers else "-"
 
 
 def _minimum(suite: IsoFlopSuite, row: Any, at_depth: bool) -> Iterable[str]:

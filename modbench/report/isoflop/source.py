@@ -13,42 +13,32 @@ from modbench.analysis.curves import Curves, curves_of
 from modbench.analysis.frames import DENSE, tuples_of
 from modbench.analysis.isoflop import HEADLINE
 from modbench.analysis.pairs import typed
-from modbench.records.metrics import METRICS
 from modbench.records.record import canonical_json
 from modbench.records.result import Place, Result
-from modbench.report.frame import results_frame
-from modbench.report.leaderboard.board import Board
-from modbench.report.leaderboard.rows import Row
+from modbench.report.runs import COLUMNS
 from modbench.report.table import rounded
-from modbench.report.timing.values import PROCESSOR, machine_in_words
+from modbench.report.times import PROCESSOR, machine_in_words
 
 _TYPES = {
     **dict.fromkeys(("scheme", "label", "router", "status", "key", "processor", "settings"), "string"),
     **dict.fromkeys(("width", "layers", "depth", "budget", "seed"), "Int64"),
     "learning_rate": "Float64",
-    **dict.fromkeys(METRICS, "Float64"),
+    **dict.fromkeys(COLUMNS, "Float64"),
 }
 
 
-def curve_runs(results: Sequence[Result]) -> pd.DataFrame:
-    """The results frame with what the curves need: processor types by the parts that all runs state, and
-    ``settings``, all of a run but its router."""
+def curve_runs(results: Sequence[Result], runs: pd.DataFrame) -> pd.DataFrame:
+    """``runs``, the frame of ``results``, with what the curves need: processor types by the parts that
+    all runs state, and ``settings``, all of a run but its router."""
     parts = [part for part in PROCESSOR if part != "instructions"]
-    if all("instructions" in result.environment for result in results):
+    if all("instructions" in result.record.environment for result in results):
         parts = [*PROCESSOR]
     settings = ({**of.record.run, "router": None, "budget": of.budget} for of in results)
-    frame = results_frame(results).assign(
-        processor=[machine_in_words(result.environment, parts) for result in results],
+    frame = runs.assign(
+        processor=[machine_in_words(result.record.environment, parts) for result in results],
         settings=[canonical_json(of) for of in settings],
     )
     return typed(frame[[*_TYPES]], _TYPES)
-
-
-def on_curves(results: Sequence[Result]) -> list[Result]:
-    """The results that belong to isoFLOP grids. A sweep at work, or stopped between the two, has trained
-    a run and not measured its loss; such a run is left out."""
-    done = (of for of in results if of.status != "ok" or "heldout_loss" in of.metrics)
-    return [result for result in done if result.isoflop]
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class IsoFlopSuite:
     @cached_property
     def to_dense(self) -> dict[tuple[int, str, int | None], Any]:
         """The differences to the dense model by budget, scheme and depth; those of its family first."""
-        pairs = [pair for pair in self.rows.pairs if pair.other == DENSE]
+        pairs = [of for of in self.rows.pairs if of.other == DENSE and of.value is not None]
         return {(pair.budget, pair.scheme, pair.depth): pair for pair in reversed(pairs)}
 
     @cached_property
@@ -108,34 +98,39 @@ class IsoFlopSuite:
         return [*first.values()]
 
     @cached_property
-    def _done(self) -> frozenset[str]:
-        runs = self.curves.runs
-        return frozenset(runs.loc[runs["loss"].notna(), "key"])
-
-    @cached_property
-    def _on_curve(self) -> frozenset[str]:
+    def on_curve(self) -> frozenset[str]:
+        """Keys of the runs on the curves; others only try a learning rate."""
         return frozenset(self.curves.runs["key"])
 
-    def on_curve(self, row: Row) -> dict[str, bool]:
-        """Column of leaderboard.csv: True if ``row`` is a point of a curve, False if it only tries a
-        learning rate or has no finished run."""
-        return {"on_curve": any(result.key in self._done for result in row["_results"])}
+    def with_on_curve(self, schemes: pd.DataFrame) -> pd.DataFrame:
+        """``schemes`` with the column of leaderboard.csv that is True for a point of a curve, False for
+        a row that only tries a learning rate or has no finished run."""
+        runs = self.curves.runs
+        done = {*runs.loc[runs["loss"].notna(), "key"]}
+        on_curve = [not done.isdisjoint(keys.split()) for keys in schemes["records"]]
+        schemes.insert([*schemes].index("processor"), "on_curve", pd.array(on_curve, "boolean"))
+        return schemes
 
-    def is_trial(self, result: Result) -> bool:
-        """Return True if ``result`` only tries a learning rate."""
-        return result.key not in self._on_curve
 
-
-def isoflop_suite(results: Sequence[Result], unranked: Mapping[str, str]) -> IsoFlopSuite | None:
-    """The isoFLOP curves of a suite; None if it has none. ``unranked``: its schemes that may not be
-    ranked, with the reason."""
-    if not (results := on_curves(results)):
+def isoflop_suite(
+    results: Sequence[Result], runs: pd.DataFrame, unranked: Mapping[str, str]
+) -> IsoFlopSuite | None:
+    """The isoFLOP curves of ``results``, whose frame is ``runs``; None if the suite has none.
+    ``unranked``: its schemes that may not be ranked, with the reason. A sweep at work, or stopped
+    between the two, has trained a run and not measured its loss; such a run is left out."""
+    known = [
+        number
+        for number, of in enumerate(results)
+        if of.isoflop and (of.status != "ok" or "heldout_loss" in of.metrics)
+    ]
+    if not known:
         return None
+    results = [results[number] for number in known]
     by_place: dict[Place, list[Result]] = defaultdict(list)
     for result in results:
         by_place[result.place].append(result)
     curves = curves_of(
-        curve_runs(results),
+        curve_runs(results, runs.iloc[known]),
         {place: _newest_plan(of) for place, of in by_place.items()},
         margin=float(_newest_plan(results)["margin"]),
         compare=results[0].suite["compare"],
@@ -143,12 +138,6 @@ def isoflop_suite(results: Sequence[Result], unranked: Mapping[str, str]) -> Iso
         unranked=unranked,
     )
     return IsoFlopSuite(results, curves, unranked)
-
-
-def unranked_schemes(board: Board) -> dict[str, str]:
-    """The schemes that may not be ranked, with the reason."""
-    rows = (row for row in board.rows if len(row["_ok"]) == len(row["_results"]))
-    return {row["_first"].scheme: row["_why"] for row in rows if row["_why"]}
 
 
 def _newest_plan(results: Sequence[Result]) -> Mapping[str, Any]:

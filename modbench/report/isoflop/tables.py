@@ -5,20 +5,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from modbench.analysis.difference import INTERIM
 from modbench.analysis.isoflop import FITS
-from modbench.analysis.pairs import not_compared
 from modbench.errors import several
 from modbench.records.names import at_depth
+from modbench.report.cells import difference_text, p_text, pair_table, stated_cells
 from modbench.report.isoflop.source import IsoFlopSuite
-from modbench.report.leaderboard.metric_cells import (
-    difference_text,
-    p_text,
-    pair_table,
-    si,
-    stated_cells,
-)
-from modbench.report.table import Number, Table
+from modbench.report.table import Number, Table, si
 
 
 def details(suite: IsoFlopSuite, budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -43,20 +35,11 @@ def details(suite: IsoFlopSuite, budgets: Sequence[dict[str, Any]]) -> dict[str,
 
 def stated_optima_table(suite: IsoFlopSuite) -> Table | None:
     """The pairs that the suite states; None if it states none."""
-    told = {(of.budget, of.depth, of.family, of.scheme, of.other): of for of in suite.rows.pairs}
-    optima = {(of.budget, of.depth, of.scheme) for of in suite.rows.optima if of.loss is not None}
-    optima |= {(budget, None, scheme) for budget, _, scheme in optima}
     lines = []
-    for of in suite.results[0].suite["compare"]:
-        at, sides = (of["budget"], of.get("depth")), (of["a"], of["b"])
-        found = told.get((*at, of["role"], *sides))
-        missing = [scheme for scheme in sides if (*at, scheme) not in optima]
-        why = f"no optimum: {', '.join(missing)}" if missing else "not ranked: a scheme or its rate"
-        pair = not_compared(of, INTERIM if suite.results[0].suite["left"] else why)
-        further = {"FLOPs": f"{of['budget']:.3g}"}
-        if suite.depths:
-            further["layers"] = str(of.get("depth") or "best")
-        lines.append(stated_cells(found._asdict() if found else pair, **further))
+    for pair in suite.rows.pairs if suite.results[0].suite["compare"] else ():
+        if pair.family:
+            layers = {"layers": str(pair.depth or "best")} if suite.depths else {}
+            lines.append(stated_cells(pair._asdict(), FLOPs=f"{pair.budget:.3g}", **layers))
     left = (0, 1, 2, len(lines[0]) - 1) if lines else ()
     return Table.of(lines, left).about("Comparisons that the suite states") if lines else None
 
@@ -136,14 +119,15 @@ def _pairs(suite: IsoFlopSuite) -> Table | None:
     shown: dict[tuple[Any, ...], Any] = {}
     for pair in sorted(suite.rows.pairs, key=lambda pair: (not pair.family, pair.family == "best")):
         both = {(pair.budget, pair.scheme), (pair.budget, pair.other)} <= ranked
+        if pair.value is None:
+            continue
         if pair.family or (pair.budget and pair.p is not None and (pair.depth or both)):
             shown.setdefault((pair.budget, pair.scheme, pair.other, pair.depth), pair)
     pairs = [pair._asdict() for pair in shown.values()]
     leading = [("FLOPs", [f"{pair['budget']:.3g}" for pair in pairs])]
     if suite.depths:
         leading.append(("layers", [str(pair["depth"] or "best") for pair in pairs]))
-    table = pair_table(leading, pairs).about("Differences at the optima")
-    return table if pairs else None
+    return pair_table(pairs, *leading).about("Differences at the optima") if pairs else None
 
 
 def _equal(suite: IsoFlopSuite) -> Table | None:

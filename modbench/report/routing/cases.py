@@ -9,8 +9,7 @@ from modbench.errors import several
 from modbench.records.result import Result
 from modbench.records.sections import FirstChoice, Passage, Selected
 from modbench.report.isoflop.source import IsoFlopSuite
-from modbench.report.leaderboard.board import Board
-from modbench.report.leaderboard.rows import Row
+from modbench.report.suite import Row, Suite
 
 #: Largest number of runs in a figure.
 MOST_CASES = 6
@@ -42,22 +41,24 @@ def with_passage(cases: Iterable[RoutingCase]) -> list[RoutingCase]:
     return sorted(routed, key=lambda case: not (case.passage and case.passage.causal))
 
 
-def cases_of_board(board: Board) -> list[RoutingCase]:
-    """Of each scheme, the first finished seed of its best row in the last comparison, which is that of
-    the largest budget."""
+def cases_of(suite: Suite) -> list[RoutingCase]:
+    """The cases of ``suite``: of an isoFLOP suite by its curves; else, of each scheme, the first
+    finished seed of its best row in the last comparison, which is that of the largest budget."""
+    if suite.sweep:
+        return _of_sweep(suite.sweep)
     best: dict[str, Row] = {}
-    for row in board.rows:
-        if row["_ok"]:
-            scheme = row["_ok"][0].scheme
+    for row in suite.rows:
+        if row["seeds"]:
+            scheme = suite.first(row).scheme
             if scheme not in best or row["comparison"] > best[scheme]["comparison"]:
                 best[scheme] = row
     return [
-        RoutingCase(row["_name"] + " (not ranked)" * (row["position"] is None), row["_ok"][0])
-        for row in best.values()
+        RoutingCase(of["row"] + " (not ranked)" * (of["position"] is None), suite.finished(of)[0])
+        for of in best.values()
     ]
 
 
-def cases_of_sweep(sweep: IsoFlopSuite) -> list[RoutingCase]:
+def _of_sweep(sweep: IsoFlopSuite) -> list[RoutingCase]:
     """Of each scheme, the first seed of the size nearest to its optimum at the largest budget; the size
     with the lowest loss if the curve has no interior optimum."""
     cases = []

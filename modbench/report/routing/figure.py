@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from modbench.records.sections import ExpertLayer, Routing
-from modbench.report.leaderboard.board import Board
-from modbench.report.leaderboard.rows import Row
+from modbench.records.result import Result
+from modbench.records.sections import ExpertLayer
 from modbench.report.plot_style import DOTTED, REFERENCE, WIDTH, Draws, legend_below, panels
+from modbench.report.suite import Suite
 
 #: Largest number of panels, in the table's order.
 MOST_ROWS = 12
@@ -29,34 +29,34 @@ _EXPERT: dict[str, Any] = {"marker": "o", "markersize": 3}
 _NO_OP: dict[str, Any] = _EXPERT | {"linestyle": (0, (2, 1))}
 
 
-def routing_figures(board: Board) -> Draws:
-    """The figures of ``board``."""
-    return {"routing": partial(depth_figure, board), "expert_load": partial(expert_figure, board)}
+def routing_figures(suite: Suite) -> Draws:
+    """The figures of ``suite``."""
+    return {"routing": partial(depth_figure, suite), "expert_load": partial(expert_figure, suite)}
 
 
-def depth_figure(board: Board) -> Figure | None:
+def depth_figure(suite: Suite) -> Figure | None:
     """The share of tokens that each depth-routed layer selects, by position; None without any."""
-    figure, shown = _panels(board, "depth")
+    figure, shown = _panels(suite, "depth")
     if figure is None:
         return None
-    for axes, row in shown:
-        _positions(axes, row)
+    for axes, result in shown:
+        _positions(axes, result)
     figure.supxlabel("position in the sequence", fontsize="medium")
     figure.supylabel("tokens selected", fontsize="medium")
     _finish(figure, shown, "depth", {"causal rule": _CAUSAL, "training rule": _TRAINING})
     return figure
 
 
-def expert_figure(board: Board) -> Figure | None:
+def expert_figure(suite: Suite) -> Figure | None:
     """The load of the experts of each layer; None without experts."""
-    figure, shown = _panels(board, "experts")
+    figure, shown = _panels(suite, "experts")
     if figure is None:
         return None
     styles = {"even load": DOTTED}
-    for axes, row in shown:
-        no_ops = row["_first"].run.router.options.get("no_op_experts")
+    for axes, result in shown:
+        no_ops = result.run.router.options.get("no_op_experts")
         no_ops = no_ops if isinstance(no_ops, int) else 0
-        _loads(axes, _routing(row).causal.experts, no_ops)
+        _loads(axes, _layers(result, "experts"), no_ops)
         styles |= {"no-op experts, ranked apart": _NO_OP} if no_ops else {}
     figure.supxlabel("rank of the expert by load", fontsize="medium")
     figure.supylabel("load / even load", fontsize="medium")
@@ -64,30 +64,27 @@ def expert_figure(board: Board) -> Figure | None:
     return figure
 
 
-def _routing(row: Row) -> Routing:
-    routing: Routing = row["_ok"][0].routing
-    return routing
-
-
-def _layers(row: Row, part: str) -> list[Any]:
+def _layers(result: Result, part: str) -> list[Any]:
     """The layers of ``part``, depth or experts, under the causal rule."""
-    routing = row["_ok"][0].routing
-    return list(getattr(routing.causal, part)) if routing else []
+    return [*getattr(result.routing.causal, part)] if result.routing else []
 
 
-def _panels(board: Board, part: str) -> tuple[Figure | None, list[tuple[Axes, Row]]]:
-    """A figure with a titled panel for each row whose routing has a ``part``; None if there are none."""
-    rows = [row for row in board.rows if row["_ok"] and _layers(row, part)][:MOST_ROWS]
-    if not rows:
+def _panels(suite: Suite, part: str) -> tuple[Figure | None, list[tuple[Axes, Result]]]:
+    """A figure with a titled panel for each row whose routing has a ``part``, with its first finished
+    result; None if there are none."""
+    first = ((row, suite.finished(row)[0]) for row in suite.rows if row["seeds"])
+    shown = [(row, result) for row, result in first if _layers(result, part)][:MOST_ROWS]
+    if not shown:
         return None, []
-    figure, every = panels(len(rows), 0.35 * WIDTH, sharey=True)
-    for axes, row in zip(every, rows, strict=True):
-        axes.set_title(row["_name"] + " (not ranked)" * bool(row["_unranked"]))
-    return figure, [*zip(every, rows, strict=True)]
+    figure, every = panels(len(shown), 0.35 * WIDTH, sharey=True)
+    for axes, (row, _) in zip(every, shown, strict=True):
+        axes.set_title(row["row"] + " (not ranked)" * bool(row["unranked"]))
+    return figure, [*zip(every, (result for _, result in shown), strict=True)]
 
 
-def _positions(axes: Axes, row: Row) -> None:
-    routing = _routing(row)
+def _positions(axes: Axes, result: Result) -> None:
+    routing = result.routing
+    assert routing is not None  # as in all panels
     together = -(-(len(routing.edges) - 1) // _POSITIONS)
     edges = sorted({*routing.edges[::together], routing.edges[-1]})
     tokens = [(high - low) * routing.windows for low, high in pairwise(edges)]
@@ -122,13 +119,13 @@ def _colors(count: int) -> list[Any]:
 
 def _finish(
     figure: Figure,
-    shown: Sequence[tuple[Axes, Row]],
+    shown: Sequence[tuple[Axes, Result]],
     part: str,
     styles: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Set ticks; add a legend of the layers and ``styles``. The layers of panels that differ in them are
     named in each panel."""
-    layers = [[layer.layer for layer in _layers(row, part)] for _, row in shown]
+    layers = [[layer.layer for layer in _layers(result, part)] for _, result in shown]
     handles: dict[str, Any] = {}
     for (axes, _), numbers in zip(shown, layers, strict=True):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

@@ -35,7 +35,7 @@ def test_the_committed_results_are_of_all_schemes_and_of_committed_code() -> Non
     assert {(result.label, result.seed) for result in results} == wanted
     for result in results:
         assert result.status == "ok"
-        assert result.code["dirty"] is False
+        assert result.record.code["dirty"] is False
         assert result.metrics["heldout_loss"] < result.metrics["unigram_loss"] - 0.5
 
 

@@ -2,12 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 class UserError(ValueError):
     """A user's mistake. The command line prints the message, no traceback, and exits with code 2."""
+
+
+class ModelError(UserError):
+    """A fault of transformers, or of the code in a model's folder, on a model. A suite excludes its row
+    and runs the others."""
 
 
 #: Control characters, which a terminal may obey, but for tabs and line breaks.
@@ -20,6 +26,23 @@ FAULTS = (Exception, SystemExit)
 NO_VALUES = (
     "FLOPs are counted on tensors without values: see `modbench docs writing_a_router`, Your own ledger"
 )
+
+
+def reason(error: BaseException) -> str:
+    """Return the message of ``error`` in one line, shortened."""
+    return " ".join(str(error).split())[:160]
+
+
+@contextmanager
+def models_code(fault: str, remedy: str) -> Iterator[None]:
+    """Context in which code of transformers, or of a model's folder, runs. Raise a `ModelError` for what
+    it raises: ``fault``, the error, and ``remedy``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise ModelError(f"{fault} ({type(error).__name__}: {reason(error)}); {remedy}") from error
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from lm_eval.api.model import TemplateLM
 from torch import Tensor, nn
 
-from modbench.errors import UserError, several
+from modbench.errors import UserError, reason, several
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.hf.families import family_ledger, load_config, stated_length
 from modbench.hf.folder import check_files
@@ -127,7 +127,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
         )
     except Exception as error:  # tokenizers raises plain ones for a damaged tokenizer.json
         raise UserError(
-            f"{folder} has no tokenizer that transformers can load ({_first_line(error)}); copy the "
+            f"{folder} has no tokenizer that transformers can load ({reason(error)}); copy the "
             "tokenizer files of the model there"
         ) from error
     try:
@@ -145,7 +145,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
     ) as error:
         raise UserError(
             f"{folder} has no causal language model that transformers can load "
-            f"({_first_line(error)}); give a folder that save_pretrained wrote"
+            f"({reason(error)}); give a folder that save_pretrained wrote"
         ) from error
     model, loading_info = loaded
     if missing := sorted(loading_info["missing_keys"]):
@@ -169,7 +169,3 @@ def check_vocabulary(tokenizer: int, model: int, name: str) -> None:
             f"{name}: its tokenizer has {tokenizer} ids, but the model only {model}; it is the "
             "tokenizer of another model, give the one that the model was trained with"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

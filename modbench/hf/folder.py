@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from modbench.errors import FAULTS, UserError, several
+from modbench.errors import UserError, models_code, reason, several
 from modbench.hf.config import digest_of
 from modbench.hf.passes import installed
 from modbench.model.shape import HubConfig
@@ -22,7 +22,7 @@ def check_files(folder: Path) -> None:
                 pass
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"{file} is truncated or damaged ({_first_line(error)}); copy it again"
+                f"{file} is truncated or damaged ({reason(error)}); copy it again"
             ) from error
 
 
@@ -50,7 +50,7 @@ def load_weights(shape: HubConfig) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{folder} has no weights that transformers can load as {shape.family} "
-            f"({_first_line(error)}); give a folder that save_pretrained wrote"
+            f"({reason(error)}); give a folder that save_pretrained wrote"
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(
@@ -65,18 +65,10 @@ def build_from_code(shape: HubConfig, device: str) -> Any:
     the folder is not known or has other code, or that fails."""
     transformers = installed()
     folder = _folder(shape)
-    try:
-        with torch.device(device):
-            return transformers.AutoModelForCausalLM.from_config(
-                _config(shape), trust_remote_code=True, **_experts(shape)
-            )
-    except FAULTS as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"the code in {folder} builds no model ({type(error).__name__}: {_first_line(error)}); fix "
-            "it there"
-        ) from error
+    with models_code(f"the code in {folder} builds no model", "fix it there"), torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(
+            _config(shape), trust_remote_code=True, **_experts(shape)
+        )
 
 
 def _folder(shape: HubConfig) -> Path:
@@ -108,7 +100,3 @@ def _config(shape: HubConfig) -> Any:
 
 def _experts(shape: HubConfig) -> dict[str, str]:
     return {} if shape.experts is None else {"experts_implementation": shape.experts}
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

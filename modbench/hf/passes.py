@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.counting.counter import FlopCounter
-from modbench.errors import UserError
+from modbench.errors import UserError, models_code
 from modbench.hf.families import FAMILIES, family_reading, load_config
 from modbench.hf.families.config import has_no_effect
 from modbench.ledger import Phase
@@ -66,15 +66,11 @@ def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
         )
     if name in FAMILIES:
         family_reading({"model_type": name, **keys})  # says what is wrong in a sentence
-    try:
-        with torch.device(device):
-            built = transformers.AutoConfig.for_model(name, **keys)
-            chosen = {} if experts is None else {"experts_implementation": experts}
-            model = transformers.AutoModelForCausalLM.from_config(built, **chosen)
-    except Exception as error:
-        raise UserError(
-            f"config of model_type '{name}' builds no model ({type(error).__name__}: {error}); fix it"
-        ) from error
+    fault = f"config of model_type '{name}' builds no model"
+    with models_code(fault, "fix it, or give another family"), torch.device(device):
+        built = transformers.AutoConfig.for_model(name, **keys)
+        chosen = {} if experts is None else {"experts_implementation": experts}
+        model = transformers.AutoModelForCausalLM.from_config(built, **chosen)
     if name not in FAMILIES:
         _name_unknown_keys(built, keys)
     return model  # type: ignore[no-any-return]

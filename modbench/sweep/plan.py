@@ -42,7 +42,7 @@ class SuitePlan:
     suite: Suite
     parts: tuple[Part, ...]
     train_tokens: int | None
-    left_out: bool  #: a row has a mistake of its plugin
+    left_out: bool  #: a row has a mistake of its plugin, or a fault of its model
     added: dict[str, str]  #: a sentence for each row that the suite does not name
     flops_of: Sequence[tuple[Wanted, int]]  #: the runs, each with its FLOPs
 
@@ -94,7 +94,7 @@ def _step_flops(rows: Rows) -> StepFlops:
     by_scheme: StepFlops = {}
     for scheme in rows.suite.schemes:
         row = rows.resolved.get(scheme.name)
-        if row is None:  # its plugin has a mistake
+        if row is None:  # it was left out
             continue
         by_scheme[scheme.name] = {rows.suite.shape_of(scheme): row.flops}
         for models, flops in zip(row.grids, row.grid_flops, strict=True):

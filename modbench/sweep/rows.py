@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modbench.errors import UserError, is_file, several
+from modbench.errors import ModelError, UserError, is_file, models_code, several
 from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig
 from modbench.plan.family import LAYER_STEP
@@ -42,7 +42,7 @@ class Resolved:
 @dataclass
 class Rows:
     """The rows of ``suite``, which has one scheme more for each router of the plugins that it does not
-    name; and the ``mistakes`` of plugins whose rows were left out."""
+    name; and the ``mistakes`` of plugins and faults of models whose rows were left out."""
 
     suite: Suite
     resolved: dict[str, Resolved] = field(default_factory=dict)  #: by the scheme's name
@@ -63,8 +63,8 @@ class Rows:
 
 def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
     """Resolve the rows of ``suite``, and of the routers of the files ``plugins``, which are imported. A
-    plugin's mistake leaves out its rows. Raises UserError: an unknown router or option or a wrong value
-    in the suite; a plugin file is missing; or two rows have the same label."""
+    plugin's mistake or a `ModelError` leaves out its rows. Raises UserError: an unknown router or option
+    or a wrong value in the suite; a plugin file is missing; or two rows have the same label."""
     from modbench.routing.registry import installed_modules, load_plugin
 
     for file in plugins:
@@ -93,7 +93,8 @@ def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
         except UserError as error:
             where = f"suite {suite.source}: [[schemes]] '{scheme.name}'"
             mistake = UserError(f"{where}: {error}")
-            if not plugin and (module is None or module.startswith("modbench.")):
+            built_in = module is None or module.startswith("modbench.")
+            if not plugin and built_in and not isinstance(error, ModelError):
                 raise mistake from error
             rows.mistakes.append(mistake)
         else:
@@ -156,7 +157,9 @@ def _resolved(suite: Suite, scheme: Scheme) -> Resolved:
         return flops_per_step(decoder, config), decoder.parameter_count("active")
 
     if isinstance(model, HubConfig):
-        return replace(row, flops=flops_per_step(outline_of(model, row.name, row.options), config))
+        fault = f"the FLOPs of a model of model_type '{model.family}' can't be counted"
+        with models_code(fault, "fix its config.json, or give another family"):
+            return replace(row, flops=flops_per_step(outline_of(model, row.name, row.options), config))
     if suite.isoflop:
         step_tokens = config.batch * config.sequence
         family, budgets = suite.family_of(scheme), suite.axes.budgets

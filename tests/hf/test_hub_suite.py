@@ -204,6 +204,30 @@ def test_a_config_that_is_no_row_is_refused_before_anything_runs(
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        bad(model_type="jetmoe", num_key_value_heads=2, kv_channels=8, num_local_experts=4),
+        bad(model_type="roberta", is_decoder=True),
+        bad(model_type="openai-gpt", n_embd=32, n_layer=2, n_head=4, n_positions=64),
+        bad(model_type="fuyu"),
+        bad(model_type="modernbert-decoder"),
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_a_family_that_can_not_be_a_row_leaves_the_others(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("llama.json", config)
+    Path("suite.toml").write_text(SUITE)
+    assert main(["plan", "suite.toml", "--format", "json"]) == 2
+    out, error = capsys.readouterr()
+    (sentence,) = error.splitlines()
+    assert "'Llama'" in sentence
+    assert f"'{config['model_type']}'" in sentence
+    assert [part["scheme"] for part in json.loads(out)["parts"]] == ["vanilla", "mod"]
+
+
+@pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         ('hf = "llama.json"', 'hf = "nowhere"', "nowhere.*can't be read"),

@@ -23,7 +23,7 @@ from modbench.data.batches import Batches
 from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus
 from modbench.data.documents import Document
-from modbench.errors import UserError
+from modbench.errors import UserError, reason
 from modbench.hf.retrofit.apply import receipt, retrofit, router_of, upcycle
 from modbench.hf.retrofit.build import routers_of
 from modbench.hf.retrofit.refuse import refuse_pickle
@@ -134,10 +134,9 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"folder {folder} has no causal language model with a tokenizer that transformers can load "
-            f"({reason}); give a folder that save_pretrained wrote both into"
+            f"({reason(error)}); give a folder that save_pretrained wrote both into"
         ) from error
     return model, tokenizer
 

@@ -14,10 +14,10 @@ import torch
 from lm_eval.api.model import TemplateLM
 from torch import Tensor, nn
 
-from modbench.errors import UserError, reason, several
+from modbench.errors import UserError, reason
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.hf.families import family_ledger, load_config, stated_length
-from modbench.hf.folder import check_files
+from modbench.hf.folder import check_files, check_loaded
 from modbench.hf.passes import installed
 from modbench.hf.saved import register_for
 from modbench.ledger import Ledger, Workload
@@ -148,11 +148,7 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
             f"({reason(error)}); give a folder that save_pretrained wrote"
         ) from error
     model, loading_info = loaded
-    if missing := sorted(loading_info["missing_keys"]):
-        raise UserError(
-            f"the weights in {folder} lack {missing[0]} and in all {several(len(missing), 'tensor')} of "
-            f"{type(model).__name__}; copy them again, with the config.json of the same model"
-        )
+    check_loaded(folder, model, loading_info)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer in {folder} has no eos_token; set it and save the tokenizer again"

@@ -27,6 +27,8 @@ _NOT_THE_MODEL = (
 #: Ids of special tokens: ours belong to the tokenizer of the data.
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+#: Files that stand for weights and hold none that are read.
+_UNREAD = ("*.index.json", "*.gguf")
 _NUMBER_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer")
@@ -204,6 +206,11 @@ def _weights(path: Path, stated: Mapping[str, Any]) -> str | None:
             raise UserError(
                 f"hf {path}: its weights {pickled[0]} are pickled, which may run code; save them as "
                 "safetensors, or name its config.json for random weights"
+            )
+        if others := sorted(file.name for kind in _UNREAD for file in path.glob(kind)):
+            raise UserError(
+                f"hf {path}: the folder has {others[0]} and no safetensors; copy those of the model "
+                "there, or name its config.json for random weights"
             )
         return None
     if "quantization_config" in stated:

@@ -1,6 +1,8 @@
 """Models of a local folder of transformers: safetensors alone, and code of the folder where a suite asks
 for it by `trust_remote_code`."""
 
+import re
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -52,12 +54,25 @@ def load_weights(shape: HubConfig) -> Any:
             f"{folder} has no weights that transformers can load as {shape.family} "
             f"({reason(error)}); give a folder that save_pretrained wrote"
         ) from error
+    check_loaded(folder, model, info)
+    return model
+
+
+def check_loaded(folder: Path, model: Any, info: Mapping[str, Any]) -> None:
+    """Raise a `UserError` if the weights in ``folder`` lack tensors of ``model``, or have more layers.
+    ``info``: what ``from_pretrained`` says of the keys."""
+    remedy = "copy them again, with the config.json of the same model"
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"the weights in {folder} lack {missing[0]} and in all {several(len(missing), 'tensor')} of "
-            f"{type(model).__name__}; copy them again, with the config.json of the same model"
+            f"{type(model).__name__}; {remedy}"
         )
-    return model
+    known = model.state_dict().keys()
+    for name in sorted(info["unexpected_keys"]):
+        if re.sub(r"\.\d+\.", ".0.", name, count=1) in known:
+            raise UserError(
+                f"the weights in {folder} hold {name}, of a layer that its config.json lacks; {remedy}"
+            )
 
 
 def build_from_code(shape: HubConfig, device: str) -> Any:

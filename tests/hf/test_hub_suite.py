@@ -232,6 +232,8 @@ def test_a_family_that_can_not_be_a_row_leaves_the_others(
     [
         ('hf = "llama.json"', 'hf = "nowhere"', "nowhere.*can't be read"),
         ('hf = "llama.json"', 'hf = "pickled"', "pytorch_model.bin are pickled"),
+        ('hf = "llama.json"', 'hf = "unsharded"', "has model.safetensors.index.json and no safetensors"),
+        ('hf = "llama.json"', 'hf = "gguf"', "has model.gguf and no safetensors"),
         ('hf = "llama.json"', 'hf = "quantised"', "its weights are quantised"),
         (
             'hf = "llama.json"',
@@ -247,6 +249,9 @@ def test_a_family_that_can_not_be_a_row_leaves_the_others(
 def test_keys_that_name_no_model_are_refused(old: str, new: str, sentence: str) -> None:
     write("pickled/config.json", LLAMA)
     Path("pickled/pytorch_model.bin").touch()
+    for name in ("unsharded/model.safetensors.index.json", "gguf/model.gguf"):
+        write(f"{Path(name).parent}/config.json", LLAMA)
+        Path(name).touch()
     write("quantised/config.json", bad(quantization_config={}))
     Path("quantised/model.safetensors").touch()
     write("narrow/config.json", bad(vocab_size=7))
@@ -288,6 +293,9 @@ def test_damaged_and_missing_weights_are_named() -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(UserError, match=r"lack model\.layers\.2"):
+        model_of(runs(text)["Llama"].model, TRANSFORMERS, {})
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(UserError, match=r"hold model\.layers\.1.* config\.json lacks"):
         model_of(runs(text)["Llama"].model, TRANSFORMERS, {})
 
 

@@ -24,6 +24,7 @@ from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus
 from modbench.data.documents import Document
 from modbench.errors import UserError, reason
+from modbench.hf.folder import check_loaded
 from modbench.hf.retrofit.apply import receipt, retrofit, router_of, upcycle
 from modbench.hf.retrofit.build import routers_of
 from modbench.hf.retrofit.refuse import refuse_pickle
@@ -129,8 +130,8 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
         )
     register_for(folder)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -138,6 +139,8 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
             f"folder {folder} has no causal language model with a tokenizer that transformers can load "
             f"({reason(error)}); give a folder that save_pretrained wrote both into"
         ) from error
+    model, info = loaded
+    check_loaded(folder, model, info)
     return model, tokenizer
 
 

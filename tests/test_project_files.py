@@ -27,6 +27,6 @@ def test_the_wheel_has_type_information_and_no_tests() -> None:
     assert "modbench/cli/package/router.py.in" in files
     pages = "modbench/report/html"
     assert f"{pages}/assets/page.html.j2" in files
-    vendored = {"sortable.min.js", "sortable.LICENSE.txt"}
+    vendored = {"sortable.min.js", "sortable.LICENSE.txt", "vega.LICENSE.txt"}
     assert {f"{pages}/assets/vendor/{name}" for name in vendored} <= files
     assert not [name for name in files if name.startswith(("tests/", "results/"))]

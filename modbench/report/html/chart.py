@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -19,8 +20,8 @@ _COSTS = (
     *("forward_seconds", "peak_memory_bytes", "active_parameters", "parameters"),
     *("kv_cache_bytes_per_token", "train_tokens"),
 )
-_UNITS = {"budget": "FLOP", "modbench_cloze:acc": "accuracy"}
-_START = 'vegaEmbed("#plot", JSON.parse(document.getElementById("chart-data").textContent));'
+_START = 'addEventListener("load", () => vegaEmbed("#plot", '
+_START += 'JSON.parse(document.getElementById("chart-data").textContent)));'
 #: Vega interprets its expressions, since the policy of the page forbids `eval`, and adds no style.
 _EMBED = {"ast": True, "renderer": "svg", "bind": "#axes", "actions": False, "defaultStyle": False}
 _EMBED |= {"tooltip": {"disableDefaultStyle": True}}
@@ -28,8 +29,9 @@ _EMBED |= {"tooltip": {"disableDefaultStyle": True}}
 
 @cache
 def chart_script() -> str:
-    """Vega, Vega-Lite and vega-embed in one script, which draws the chart."""
-    return f"\n{vl_convert.javascript_bundle(_START, '6.4')}\n"
+    """Vega, Vega-Lite and vega-embed in one script, which draws the chart once the page is shown."""
+    licence = Path(__file__).parent / "assets" / "vendor" / "vega.LICENSE.txt"  # for all copies
+    return f"\n/*!\n{licence.read_text()}*/\n{vl_convert.javascript_bundle(_START, '6.4')}\n"
 
 
 def chart_spec(schemes: pd.DataFrame, colors: Mapping[str, str]) -> dict[str, Any] | None:
@@ -62,7 +64,7 @@ def _axes(rows: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     for name in names:
         column = name if name in rows else f"{name}_median"
         if column in rows and rows[column].nunique() > 1:
-            unit = _UNITS.get(name) or METRICS[name].unit
+            unit = getattr(METRICS.get(name.removesuffix(":acc")), "unit", "FLOP")
             text = f"{name.replace('heldout', 'validation').replace('_', ' ')} ({unit})"
             axes[text] = pd.to_numeric(rows[column].astype("string").str.partition("..")[0])
     return pd.DataFrame(axes)
@@ -95,8 +97,8 @@ def _drawn(points: pd.DataFrame, colors: Mapping[str, str]) -> Any:
     )
     marks = base.mark_point(filled=True, size=80).encode(
         *(x, y, alt.Tooltip("text:N"), alt.Description("text:N")),
-        alt.Shape("scheme:N", scale=alt.Scale(domain=schemes), legend=legend),
         alt.Color("scheme:N", scale=hues, legend=legend),
+        alt.Shape("scheme:N", scale=alt.Scale(domain=schemes), legend=legend),
         opacity=alt.condition("datum.ranked", alt.value(1), alt.value(0.35)),
     )
     shown: dict[str, Any] = {"width": "container", "height": 340, "background": "transparent"}

@@ -1,4 +1,3 @@
-"use strict";
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);

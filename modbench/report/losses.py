@@ -133,8 +133,7 @@ def final_losses(suite: Suite, look_of: Mapping[str, Mark]) -> Figure | None:
                 axes.plot(x, y, ".", **_UNNAMED)
                 continue
             mark, high = look_of[row["label"]], row["heldout_loss_high"]
-            if high is not None:
-                half = high - y
+            if high is not None and (half := high - y):
                 axes.errorbar(x, y, yerr=half, fmt="none", ecolor=mark.color, zorder=2.5)
             draw_point(axes, x, y, mark, filled=True, markersize=8, zorder=3)
             handles.setdefault(row["label"] + _not_ranked(row), handle(mark, markersize=8))

@@ -124,12 +124,12 @@ def test_what_was_measured_stands_next_to_its_estimate(tmp_path: Path) -> None:
     """Where the row, its batch and the quantity were measured."""
     head = "label,shape,case,sequences,seconds_median,flops_nominal,realised_efficiency"
     lines = [
-        "vanilla/124M,124M,train,64,0.2,52320000000000,1.0",
-        "vanilla/124M,124M,train x 20,64,0.1,52320000000000,1.0",
-        "mod/124M,124M,train,64,0.18,36360000000000,0.77",
-        "mod/350M,350M,train,64,0.5,36360000000000,",
-        "mod:half/350M,350M,train,64,,,",
-        "token_choice/350M,350M,train,8,0.5,4545000000000,0.5",
+        "vanilla,124M,train,64,0.2,52320000000000,1.0",
+        "vanilla,124M,train x 20,64,0.1,52320000000000,1.0",
+        "mod,124M,train,64,0.18,36360000000000,0.77",
+        "mod,350M,train,64,0.5,36360000000000,",
+        "mod:half,350M,train,64,,,",
+        "token_choice,350M,train,8,0.5,4545000000000,0.5",
     ]
     (tmp_path / "timings.csv").write_text("\n".join([head, *lines]))
     table = gpu_estimates.table(tmp_path / "timings.csv").splitlines()
@@ -183,5 +183,7 @@ def test_its_commands_run_on_a_small_copy_of_its_suite(noxfile: ModuleType, tmp_
     assert "| mod/124M | 64 | step over vanilla | 0.86-0.91 | - |" in printed[0]
     files = {path.name for path in (tmp_path / "my-results-gpu" / "gpu").iterdir()}
     assert {"leaderboard.md", "leaderboard.csv", "timings.md", "timings.csv", "memory.csv"} <= files
+    measured = gpu_estimates.measured(tmp_path / "my-results-gpu" / "gpu" / "timings.csv")
+    assert "training step (ms)" in measured["mod/124M", "2"]
     leaderboard = (tmp_path / "my-results-gpu" / "gpu" / "leaderboard.md").read_text()
     assert "mod/124M" in leaderboard

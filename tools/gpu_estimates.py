@@ -29,14 +29,10 @@ def measured(timings: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {}
     with timings.open(newline="") as file:
         steps = [line for line in csv.DictReader(file) if line["case"] == "train"]
-    seconds = {
-        (line["label"], line["sequences"]): float(line["seconds_median"])
-        for line in steps
-        if line["seconds_median"]
-    }
+    seconds = {_row(line): float(line["seconds_median"]) for line in steps if line["seconds_median"]}
     found = dict[tuple[str, str], dict[str, str]]()
     for line in steps:
-        row = line["label"], line["sequences"]
+        row = _row(line)
         if row in seconds:
             used = int(line["flops_nominal"]) / seconds[row] / PEAK
             found[row] = {
@@ -46,9 +42,16 @@ def measured(timings: Path) -> dict[tuple[str, str], dict[str, str]]:
             dense = seconds.get((f"vanilla/{line['shape']}", line["sequences"]))
             if dense:
                 found[row]["step over vanilla"] = f"{seconds[row] / dense:.2f}"
-            if efficiency := line["realised_efficiency"]:
+            if efficiency := line.get(
+                "realised_efficiency"
+            ):  # a column that is empty in all is not there
                 found[row]["realised efficiency"] = f"{float(efficiency):.2f}"
     return found
+
+
+def _row(line: Line) -> tuple[str, str]:
+    """The row's name in its suite, and the number of sequences."""
+    return f"{line['label']}/{line['shape']}", line["sequences"]
 
 
 def table(timings: Path | None = None) -> str:

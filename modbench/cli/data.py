@@ -6,6 +6,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from modbench.cli.messages import tell
 from modbench.data.config import DataConfig
+from modbench.errors import several
 
 
 def data(
@@ -33,5 +34,6 @@ def data(
     print(
         f"{config.source} is ready: {len(made.train_N):,} training and {len(made.heldout_N):,} held-out "
         f"tokens of a {config.tokenizer} vocabulary of {config.vocabulary:,}; sha256 {made.sha256}"
+        + (f"; skipped {several(made.skipped, 'document')} without text" if made.skipped else "")
     )
     return 0

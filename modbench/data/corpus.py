@@ -4,14 +4,15 @@ import codecs
 import hashlib
 import json
 import lzma
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
 from modbench.data.config import DataConfig
-from modbench.data.documents import Corpus, Document, in_pieces, json_row, split_by_hash, text_of
-from modbench.data.hub_text import first_documents
-from modbench.data.text_folder import ENDINGS, files_of, fingerprint
+from modbench.data.documents import Corpus, Document, in_pieces, split_by_hash
+from modbench.data.hub_text import first_texts
+from modbench.data.text_folder import ENDINGS, Range, files_of, fingerprint
 from modbench.errors import UserError
 
 
@@ -22,9 +23,9 @@ def read_corpus(config: DataConfig, *, say: Callable[[str], None] = print) -> Co
     if config.source == "text":
         return _read_text(config)
     if config.source == "huggingface":
-        documents = first_documents(config, say)
-        return split_by_hash(documents, config.heldout, f"data set '{config.name}'")
-    return read_pypi_en()
+        return split_by_hash(first_texts(config, say), config.heldout, f"data set '{config.name}'")
+    train, heldout = ([piece.text for piece in side] for side in read_pypi_en())
+    return Corpus(train, heldout)
 
 
 def text_sha256(config: DataConfig) -> str | None:
@@ -34,7 +35,7 @@ def text_sha256(config: DataConfig) -> str | None:
         return None
     if is_folder(config):
         return fingerprint(Path(str(config.path)))
-    return hashlib.sha256(_text_bytes(config)).hexdigest()
+    return hashlib.sha256(_file_of(config).read_bytes().removeprefix(codecs.BOM_UTF8)).hexdigest()
 
 
 def most_tokens(config: DataConfig) -> int | None:
@@ -43,25 +44,11 @@ def most_tokens(config: DataConfig) -> int | None:
     compressed. Raise a `UserError` if there is no such file."""
     if config.source != "text":
         return None
-    path = Path(str(config.path))
-    files = files_of(path) if is_folder(config) else [path]
+    files = files_of(Path(str(config.path))) if is_folder(config) else [_file_of(config)]
     if any(file.suffix in (".parquet", ".gz") for file in files):
         return None
     # A line of JSON is longer than its text by more than the end-of-text token; a .txt has two of these.
-    return sum(_size(file) + 2 for file in files)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"data path '{path}' can't be read ({error.strerror}); give the path of a text file"
-    )
+    return sum(file.stat().st_size + 2 for file in files)
 
 
 def is_folder(config: DataConfig) -> bool:
@@ -69,8 +56,8 @@ def is_folder(config: DataConfig) -> bool:
     return config.path is not None and Path(config.path).is_dir()
 
 
-def _text_bytes(config: DataConfig) -> bytes:
-    """The content of the local text file without a byte-order mark."""
+def _file_of(config: DataConfig) -> Path:
+    """The local text file. Raise a `UserError` if it can't be read."""
     path = Path(str(config.path))
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(
@@ -78,40 +65,29 @@ def _text_bytes(config: DataConfig) -> bytes:
             f"a folder of {', '.join(chain.from_iterable(ENDINGS))} files"
         )
     try:
-        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        path.open("rb").close()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise UserError(
+            f"data path '{path}' can't be read ({error.strerror}); give the path of a text file"
+        ) from None
+    return path
 
 
 def _read_text(config: DataConfig) -> Corpus:
-    try:
-        text = _text_bytes(config).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"data path '{config.path}' is not UTF-8 (byte {error.start} of the text); convert it first"
-        ) from None
-    if str(config.path).endswith(".jsonl"):
-        return split_by_hash(_jsonl_documents(text, config), config.heldout, f"file '{config.path}'")
-    return _split_tail(text, config)
-
-
-def _split_tail(text: str, config: DataConfig) -> Corpus:
-    """Hold out the tail, from the first line that starts in the last fraction of the text."""
+    """The documents of a .jsonl file; or a text whose tail is held out, from the first line that starts
+    in the last fraction of it."""
+    path = _file_of(config)
+    texts = list(Range(path, 0, sys.maxsize, 0).texts(config.text_field))
+    if path.suffix == ".jsonl":
+        return split_by_hash(texts, config.heldout, f"file '{path}'")
+    (text,) = texts
     cut = text.find("\n", int(len(text) * (1 - config.heldout))) + 1
     if not cut or not text[:cut].strip() or not text[cut:].strip():
         raise UserError(
-            f"file '{config.path}' has no text on both sides of a line break near the last "
+            f"file '{path}' has no text on both sides of a line break near the last "
             f"{config.heldout:g} of it, which is held out; give more lines, or change data heldout"
         )
-    return Corpus(train=(Document("head", text[:cut]),), heldout=(Document("tail", text[cut:]),))
-
-
-def _jsonl_documents(text: str, config: DataConfig) -> Iterator[Document]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{config.path}:{number}"
-        yield Document(str(number), text_of(json_row(line, where), config.text_field, where))
+    return Corpus([text[:cut]], [text[cut:]])
 
 
 #: About 15 MB of clean English, shipped in one file, which `tools/embedded_corpus/build.py` made of four
@@ -123,12 +99,12 @@ PYPI_EN = "pypi-en-v1"
 PYPI_EN_FILE = Path(__file__).parent / f"{PYPI_EN}.jsonl.xz"
 
 
-def read_pypi_en() -> Corpus:
-    """Read the corpus, split and in order."""
+def read_pypi_en() -> tuple[Sequence[Document], Sequence[Document]]:
+    """The training and the held-out pieces of the corpus, in order."""
     with lzma.open(PYPI_EN_FILE, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     train, heldout = (
         in_pieces(Document(row["name"], row["text"]) for row in rows if row["heldout"] is side)
         for side in (False, True)
     )
-    return Corpus(train=train, heldout=heldout)
+    return train, heldout

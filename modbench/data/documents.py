@@ -1,9 +1,8 @@
 """Documents of a corpus, and how they are split, cut and ordered."""
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,37 +19,27 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training and held-out documents, in reading order."""
+    """Texts of the training and held-out documents, in reading order; ``skipped``: documents without
+    text."""
 
-    train: tuple[Document, ...]
-    heldout: tuple[Document, ...]
+    train: Sequence[str]
+    heldout: Sequence[str]
+    skipped: int = 0
 
 
-def text_of(row: Mapping[str, Any], field: str, where: object) -> str:
-    """The text of a row; messages name ``where`` it lies. Raise a `UserError` if ``field`` holds no text
-    that UTF-8 can encode."""
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """The text in ``field`` of a row; empty if it holds none that UTF-8 can encode."""
     value = row.get(field)
-    if not isinstance(value, str) or not _is_utf8(value):
-        known = known_names(field, map(str, row))
-        other = "" if field in row else f", or set data text_field ({known})"
-        raise UserError(f"{where} has no UTF-8 text in field '{field}'; fix or remove it{other}")
-    return value
-
-
-def _is_utf8(text: str) -> bool:
     try:
-        text.encode()
+        return value if isinstance(value, str) and value.encode() else ""
     except UnicodeEncodeError:  # a surrogate without its other half
-        return False
-    return True
+        return ""
 
 
-def json_row(line: str | bytes, where: object) -> dict[str, Any]:
-    """The object in a line of JSON. Raise a `UserError` if it holds none."""
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{where} is not a JSON object ({error}); fix or remove the line") from None
+def no_field(where: object, field: str, known: Iterable[str]) -> UserError:
+    """The error of a file or data set without the field of the texts."""
+    names = known_names(field, map(str, known))
+    return UserError(f"{where} has no field '{field}'; set data text_field ({names})")
 
 
 def digest(text: str) -> bytes:
@@ -87,11 +76,11 @@ def _cut(text: str, size: int) -> list[str]:
     return [*pieces, "\n\n".join(current)]
 
 
-def split_by_hash(documents: Iterable[Document], share: float, where: str) -> Corpus:
+def split_by_hash(texts: Sequence[str], share: float, where: str) -> Corpus:
     """Hold out the fraction ``share`` of the distinct texts, at least one: those with the smallest hash.
-    Equal texts lie on one side; those without text are dropped. Raise a `UserError`, which names
-    ``where`` the documents come from, for fewer than two."""
-    hashed = [(digest(document.text), document) for document in documents if document.text.strip()]
+    Equal texts lie on one side; blank ones are skipped. Raise a `UserError`, which names ``where`` the
+    texts come from, for fewer than two."""
+    hashed = [(digest(text), text) for text in texts if text.strip()]
     keys = sorted({key for key, _ in hashed})
     if len(keys) < 2:
         raise UserError(
@@ -100,6 +89,7 @@ def split_by_hash(documents: Iterable[Document], share: float, where: str) -> Co
         )
     out = set(keys[: min(max(1, math.ceil(share * len(keys))), len(keys) - 1)])
     return Corpus(
-        train=tuple(document for key, document in hashed if key not in out),
-        heldout=tuple(document for key, document in hashed if key in out),
+        train=[text for key, text in hashed if key not in out],
+        heldout=[text for key, text in hashed if key in out],
+        skipped=len(texts) - len(hashed),
     )

@@ -9,27 +9,25 @@ from typing import Any
 
 from modbench.data.cache_folder import writable
 from modbench.data.config import DataConfig
-from modbench.data.documents import Document, text_of
+from modbench.data.documents import no_field, text_of
 from modbench.errors import UserError, several
 
 #: Documents in a file: about 50 MB of text, twice in memory while it is written.
 FILE_DOCUMENTS = 10_000
 
 
-def first_documents(config: DataConfig, say: Callable[[str], None]) -> Iterator[Document]:
-    """The first ``documents`` of ``config``, held in memory. Raise a `UserError` if they can't be read
-    or one has no text."""
+def first_texts(config: DataConfig, say: Callable[[str], None]) -> list[str]:
+    """The texts of the first ``documents`` of ``config``, empty for one without. Raise a `UserError` if
+    they can't be read."""
     say(f"streaming {several(config.documents, 'document')} of {_name(config)}")
     with _readable(config):
-        rows = list(islice(_stream(config), config.documents))
-    for number, row in enumerate(rows):
-        yield Document(str(number), text_of(row, config.text_field, _where(config, number)))
+        return [text_of(row, config.text_field) for row in islice(_stream(config), config.documents)]
 
 
 def fetch(config: DataConfig, folder: Path, say: Callable[[str], None]) -> Path:
     """Stream the first ``documents`` of ``config`` into .parquet files in ``folder``, from where an
-    earlier call was stopped; return the folder of the files. Raise a `UserError` as `first_documents`
-    does, or if the folder can't be written."""
+    earlier call was stopped; return the folder of the files. Raise a `UserError` as `first_texts` does,
+    or if the folder can't be written."""
     import pyarrow
     from pyarrow import parquet
 
@@ -51,10 +49,7 @@ def fetch(config: DataConfig, folder: Path, say: Callable[[str], None]) -> Path:
             batch = list(islice(rows, min(FILE_DOCUMENTS, config.documents - done)))
         if not batch:  # the data set has no more
             break
-        texts = [
-            text_of(row, config.text_field, _where(config, number))
-            for number, row in enumerate(batch, start=done)
-        ]
+        texts = [text_of(row, config.text_field) for row in batch]
         done += len(batch)
         # The place in the stream is part of the file, so that both exist or neither.
         table = pyarrow.table({config.text_field: texts}).replace_schema_metadata(
@@ -71,16 +66,17 @@ def _name(config: DataConfig) -> str:
     return f"data set '{config.name}'"
 
 
-def _where(config: DataConfig, number: int) -> str:
-    return f"{_name(config)}, document {number}"
-
-
 def _stream(config: DataConfig) -> Any:
+    """The rows of ``config``, of which only the text is decoded."""
     import datasets
 
-    return datasets.load_dataset(
-        config.name, config.subset, split=config.split, revision=config.revision, streaming=True
-    )
+    builder = datasets.load_dataset_builder(str(config.name), config.subset, revision=config.revision)
+    stream = builder.as_streaming_dataset(split=config.split)
+    if builder.name == "json":
+        builder.info.features = None  # those of the first rows, to which it would cast all others
+    if config.text_field not in (known := stream.column_names or [config.text_field]):
+        raise no_field(_name(config), config.text_field, known)
+    return stream.select_columns([config.text_field])
 
 
 @contextmanager
@@ -88,6 +84,8 @@ def _readable(config: DataConfig) -> Iterator[None]:
     # Streaming raises errors of the transport, the hub's client and parsers; all have the same remedy.
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200] or "no message"
         raise UserError(

@@ -32,10 +32,15 @@ class Shard:
     train_tokens: int
     heldout_tokens: int
     sha256: str
+    skipped: int = 0  #: documents without text
 
     @property
     def bytes(self) -> int:
         return 2 * (self.train_tokens + self.heldout_tokens)
+
+    def header(self) -> dict[str, object]:
+        """What the hash of the tokens is of."""
+        return {name: value for name, value in asdict(self).items() if name != "skipped"}
 
 
 class ShardedTokens:
@@ -117,14 +122,16 @@ def write_shard(
     folder: Path, name: str, texts: Iterable[str], tokenizer: Tokenizer, heldout: float
 ) -> Shard:
     """Tokenize ``texts`` into the shard ``name``: those with a hash below ``heldout`` are held out, and
-    those without text are dropped. A process killed at any moment leaves no part of a shard that a later
+    blank ones are skipped. A process killed at any moment leaves no part of a shard that a later
     start would use. Raise a `UserError` if the folder can't be written."""
     temporary = folder / f"{name}.{os.getpid()}.part"
     digest = hashlib.sha256()
-    train_tokens = 0
+    train_tokens = skipped = 0
     heldout_N = [np.zeros(0, "<u2")]
     with writable(folder), temporary.open("wb") as file:
-        for batch in _batches(texts):
+        for every in _batches(texts):
+            batch = [text for text in every if text.strip()]
+            skipped += len(every) - len(batch)
             is_out = [fraction(text) < heldout for text in batch]
             sides = [
                 [text for text, out in zip(batch, is_out, strict=True) if out is side]
@@ -146,6 +153,7 @@ def write_shard(
         train_tokens=train_tokens,
         heldout_tokens=len(last_N),
         sha256=digest.hexdigest(),
+        skipped=skipped,
     )
     put(folder / f"{name}.json", json.dumps(asdict(shard)).encode())
     return shard
@@ -155,9 +163,8 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     characters = 0
     for text in texts:
-        if text.strip():
-            batch.append(text)
-            characters += len(text)
+        batch.append(text)
+        characters += len(text)
         if len(batch) == _DOCUMENTS or characters > _CHARACTERS:
             yield batch
             batch = []

@@ -5,18 +5,19 @@ can share the work."""
 import codecs
 import gzip
 import hashlib
+import json
 import re
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from modbench.data.documents import json_row, text_of
-from modbench.errors import UserError, known_names
+from modbench.data.documents import no_field, text_of
+from modbench.errors import UserError
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -48,8 +49,8 @@ class Range:
     size: int  #: bytes of text, about
 
     def texts(self, field: str) -> Iterator[str]:
-        """The texts of its documents, read a few at a time. Raise a `UserError` if one has no text, or
-        the file is damaged."""
+        """The texts of its documents, empty for one without, read a few at a time. Raise a `UserError`
+        if no document has the ``field``, or the file is damaged."""
         from pyarrow import ArrowException
 
         ending = _ending(self.file)
@@ -79,41 +80,36 @@ class Range:
                 file.readline()  # the rest of a line of the previous range
             elif file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
                 file.seek(0)
+            known: set[str] = set()
             while (at := file.tell()) < self.stop and (line := file.readline()):
                 if line.strip():
-                    where = _Line(self.file, at)
-                    yield text_of(json_row(line, where), field, where)
+                    row = self._row(line, at)
+                    known |= row.keys()
+                    yield text_of(row, field)
+            if self.start == 0 and known and field not in known:
+                raise no_field(self.file, field, known)
+
+    def _row(self, line: bytes, at: int) -> dict[str, Any]:
+        """The JSON object in ``line``, which starts at the byte ``at``."""
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            number = 1
+            with _opened(self.file) as file:
+                while file.tell() < at:
+                    file.readline()
+                    number += 1
+            raise UserError(
+                f"{self.file}:{number} is not a JSON object ({error}); fix or remove the line"
+            ) from None
 
     def _rows(self, field: str) -> Iterator[str]:
         with _parquet(self.file) as file:
-            names = file.schema_arrow.names
-            if field not in names:
-                raise UserError(
-                    f"{self.file} has no field '{field}'; set data text_field "
-                    f"({known_names(field, names)})"
-                )
+            if field not in file.schema_arrow.names:
+                raise no_field(self.file, field, file.schema_arrow.names)
             groups = range(self.start, self.stop)
-            first = sum(file.metadata.row_group(group).num_rows for group in range(self.start))
-            numbers = count(first)
             for batch in file.iter_batches(64, row_groups=groups, columns=[field], use_threads=False):
-                for row in batch.to_pylist():
-                    yield text_of(row, field, f"{self.file}, row {next(numbers)}")
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of a file, in messages: lines are counted only if there is one."""
-
-    file: Path
-    at: int  #: its first byte
-
-    def __str__(self) -> str:
-        with _opened(self.file) as file:
-            number = 1
-            while file.tell() < self.at:
-                file.readline()
-                number += 1
-        return f"{self.file}:{number}"
+                yield from (text_of(row, field) for row in batch.to_pylist())
 
 
 #: Ranges that one process reads, in order.

@@ -8,7 +8,7 @@ N tokens, V vocabulary.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -47,6 +47,7 @@ class TokenData:
     token_bytes_V: np.ndarray  #: int64: bytes of text that each token stands for, 0 for end of text
     tokenizer: Tokenizer
     sha256: str  #: of the tokens and what made them
+    skipped: int = 0  #: documents without text
 
     def summary(self) -> dict[str, Any]:
         """The data of a record."""
@@ -122,6 +123,7 @@ def _load(config: DataConfig, path: Path, *, verify: bool) -> TokenData:
         token_bytes_V=np.array([len(piece) for piece in tokenizer.pieces], dtype=np.int64),
         tokenizer=tokenizer,
         sha256=sha256,
+        skipped=document.get("skipped", 0),
     )
 
 
@@ -149,16 +151,16 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None], processes
         header |= {
             "train_tokens": sum(shard.train_tokens for shard in shards),
             "heldout_tokens": sum(shard.heldout_tokens for shard in shards),
-            "shards": [asdict(shard) for shard in shards],
+            "shards": [shard.header() for shard in shards],
         }
+        skipped = sum(shard.skipped for shard in shards)
     else:
         corpus = read_corpus(config, say=say)
-        train = [document.text for document in corpus.train]
-        heldout = [document.text for document in corpus.heldout]
-        characters = sum(map(len, train)) + sum(map(len, heldout))
+        sides, skipped = (corpus.train, corpus.heldout), corpus.skipped
+        characters = sum(len(text) for texts in sides for text in texts)
         say(f"tokenizing {characters:,} characters of {config.source}")
-        tokenizer = tokenizer_for(config, train)
-        train_N, heldout_N = (_token_stream(tokenizer, texts) for texts in (train, heldout))
+        tokenizer = tokenizer_for(config, corpus.train)
+        train_N, heldout_N = (_token_stream(tokenizer, texts) for texts in sides)
         tokens_N = np.concatenate([train_N, heldout_N])
         header |= {"train_tokens": len(train_N), "heldout_tokens": len(heldout_N)}
     header |= tokenizer.stored()
@@ -174,7 +176,8 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None], processes
         buffer = BytesIO()
         np.save(buffer, tokens_N)
         put(path.with_suffix(".npy"), buffer.getvalue())
-    put(path, json.dumps({"header": header, "sha256": built}, sort_keys=True).encode())
+    document = {"header": header, "sha256": built, "skipped": skipped}
+    put(path, json.dumps(document, sort_keys=True).encode())
 
 
 def _token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:

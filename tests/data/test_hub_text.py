@@ -52,7 +52,11 @@ def streamed(tmp_path: Path, documents: int) -> tuple[list[str], dict[str, list[
     folder = tmp_path / "set"
     folder.mkdir(exist_ok=True)
     for name, numbers in {"train-a": range(30), "train-b": range(30, 45)}.items():
-        rows = [json.dumps({"id": number, "text": f"text {number};"}) for number in numbers]
+        other = {
+            "id": 1 if name == "train-a" else [name],
+            name: 1,
+        }  # of a type of its own
+        rows = [json.dumps({**other, "text": f"text {number};"}) for number in numbers]
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     program = tmp_path / "stream.py"
     program.write_text(STREAM)

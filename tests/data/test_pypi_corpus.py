@@ -7,7 +7,7 @@ import pytest
 
 from modbench.data import corpus, token_data
 from modbench.data.config import DataConfig
-from modbench.data.documents import Corpus, Document
+from modbench.data.documents import Document
 
 
 def word_ngrams(text: str, n: int) -> set[int]:
@@ -23,12 +23,12 @@ def real():
 
 @pytest.mark.full
 def test_real_corpus_has_no_boilerplate_and_no_passage_on_both_sides(real):
-    for piece in (*real.train, *real.heldout):
+    for piece in (*real[0], *real[1]):
         assert not re.search(
             r"Project Gutenberg|by William Shakespeare|:\w+:`|^\.\. \w+::|Psalm \d", piece.text, re.M
         ), piece.name
     sides = []
-    for side in (real.train, real.heldout):
+    for side in real:
         names = {piece.name.partition("#")[0] for piece in side}
         sides.append({re.sub(r"^bible/\w+/", "bible/", name) for name in names})
     assert not sides[0] & sides[1]
@@ -37,9 +37,9 @@ def test_real_corpus_has_no_boilerplate_and_no_passage_on_both_sides(real):
 @pytest.mark.full
 def test_no_held_out_document_is_told_in_the_training_part(real):
     """Runs of 13 words that a held-out document shares with the training text show near-duplicates."""
-    train = set().union(*(word_ngrams(piece.text, 13) for piece in real.train))
+    train = set().union(*(word_ngrams(piece.text, 13) for piece in real[0]))
     documents: dict[str, set[int]] = {}
-    for piece in real.heldout:
+    for piece in real[1]:
         documents.setdefault(piece.name.partition("#")[0], set()).update(word_ngrams(piece.text, 13))
     shares = {name: len(grams & train) / max(1, len(grams)) for name, grams in documents.items()}
     worst = max(shares, key=shares.__getitem__)
@@ -60,13 +60,11 @@ def test_tokens_decode_to_the_real_text(tmp_path, real):
     data = token_data.prepare(DataConfig(), cache=tmp_path, say=lambda sentence: None)
     ends = np.flatnonzero(data.heldout_N == data.tokenizer.end_of_text) + 1
     heldout = [data.tokenizer.decode(ids_N) for ids_N in np.split(data.heldout_N, ends)[:-1]]
-    assert heldout == [piece.text for piece in real.heldout]
+    assert heldout == [piece.text for piece in real[1]]
 
 
 def test_tokens_that_are_not_the_pinned_ones_are_refused_and_not_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        corpus, "read_pypi_en", lambda: Corpus((Document("a", "x"),), (Document("b", "y"),))
-    )
+    monkeypatch.setattr(corpus, "read_pypi_en", lambda: ([Document("a", "x")], [Document("b", "y")]))
     with pytest.raises(
         token_data.UserError, match=r"came out with sha256 .*, not the pinned .* tokenizers \d"
     ):

@@ -182,6 +182,35 @@ def test_documents_and_documents_packed_are_both_read(tmp_path: Path) -> None:
     assert left_out(tmp_path) == ""
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "file"])
+def test_rows_without_text_are_skipped_and_counted(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the types of their other fields."""
+    without: list[object] = [None, "", " \n", *([] if name == "a.parquet" else [7, ["a"], "\ud800"])]
+    rows: list[dict[str, object]] = [{"text": text, "id": 1} for text in TEXTS[:40]]
+    rows[10:10] = [{"text": value, "id": "b"} for value in without]
+    if name != "a.parquet":
+        rows[0:0] = [{"id": {"of": "no text"}}]
+    monkeypatch.setenv("MODBENCH_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    path = folder / ("a.jsonl" if name == "file" else name)
+    if name == "a.parquet":
+        parquet.write_table(pa.table({"text": [row["text"] for row in rows]}), path)
+    else:
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    config = config_of(path if name == "file" else folder, tokenizer="bytes", vocabulary=257)
+    for data in (prepare(config, say=silent, processes=1), load(config)):
+        read = documents(data, "train_N") + documents(data, "heldout_N")
+        assert sorted(read) == sorted(TEXTS[:40])
+        assert data.skipped == len(rows) - 40
+    command = ["data", "prepare", "--source", "text", "--path", str(config.path)]
+    assert main([*command, "--tokenizer", "bytes"]) == 0
+    assert f"; skipped {len(rows) - 40} documents without text\n" in capsys.readouterr().out
+
+
 def test_a_changed_folder_is_another_text(prepared: tuple[DataConfig, Path, TokenData]) -> None:
     config, cache, _ = prepared
     with (Path(str(config.path)) / "b.jsonl").open("a") as file:
@@ -240,8 +269,8 @@ def only(folder: Path, name: str, content: bytes) -> None:
             "a.jsonl.gz is cut or damaged (Compressed file ended",
         ),
         (
-            lambda folder: only(folder, "a.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text": 1}\n')),
-            "a.jsonl.gz:2 has no UTF-8 text in field 'text'; fix or remove it",
+            lambda folder: only(folder, "a.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text"\n')),
+            "a.jsonl.gz:2 is not a JSON object",
         ),
         (lambda folder: only(folder, "a.txt", b"a\xff"), "a.txt is not UTF-8 (byte 1 of the text)"),
         (
@@ -249,11 +278,11 @@ def only(folder: Path, name: str, content: bytes) -> None:
             "b.jsonl:1 is not a JSON object",
         ),
         (
-            lambda folder: (folder / "b.jsonl").write_text('{"text": 1}\n'),
-            "b.jsonl:1 has no UTF-8 text in field 'text'; fix or remove it",
+            lambda folder: (folder / "b.jsonl").write_text('{"txt": "a"}\n'),
+            "b.jsonl has no field 'text'; set data text_field (did you mean 'txt'? known: txt)",
         ),
     ],
-    ids=["cut-jsonl", "missing", "cut-gz", "no-text-gz", "not-utf8", "nested", "no-text"],
+    ids=["cut-jsonl", "missing", "cut-gz", "not-json-gz", "not-utf8", "nested", "no-field"],
 )
 def test_a_file_that_is_missing_or_cut_is_named_in_one_sentence(
     folder: Path, change, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch

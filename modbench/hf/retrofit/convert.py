@@ -22,7 +22,6 @@ from modbench.counting.counter import FlopCounter
 from modbench.data.batches import Batches
 from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus
-from modbench.data.documents import Document
 from modbench.errors import UserError, reason
 from modbench.hf.folder import check_loaded
 from modbench.hf.retrofit.apply import receipt, retrofit, router_of, upcycle
@@ -248,11 +247,11 @@ def _batches(
     return train, heldout
 
 
-def _ids(documents: Sequence[Document], tokenizer: Any) -> np.ndarray:
+def _ids(texts: Sequence[str], tokenizer: Any) -> np.ndarray:
     ids: list[int] = []
-    for first in range(0, len(documents), 1000):  # in batches, which use all cores
-        texts = [document.text for document in documents[first : first + 1000]]
-        for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+    for first in range(0, len(texts), 1000):  # in batches, which use all cores
+        batch = list(texts[first : first + 1000])
+        for row in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
             ids += [*row, tokenizer.eos_token_id]
     return np.array(ids, dtype=np.int64)
 

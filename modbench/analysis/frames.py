@@ -1,4 +1,4 @@
-"""Frames of isoFLOP curves: their columns, and rows of them."""
+"""Frames of isoFLOP curves: their columns; and rows of any frame."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,6 +7,8 @@ import pandas as pd
 
 from modbench.analysis.pairs import typed
 
+#: A row of a frame as a dictionary, None for what is missing.
+Row = Mapping[str, Any]
 #: The dense model, with which all schemes are compared.
 DENSE = "vanilla"
 #: Marks of the rows that may be the best one: of a table, or of a budget's curves.

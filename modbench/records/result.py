@@ -20,9 +20,6 @@ from modbench.records.run import Run, reported_shape
 from modbench.records.sections import RoutedLayer, Routing, TaskScores
 from modbench.records.store import Records, latest
 
-#: A scheme, and the depth of its curves; None: its suite has no curves of several depths.
-Place = tuple[str, int | None]
-
 
 @dataclass(kw_only=True, eq=False)
 class Result:
@@ -102,7 +99,7 @@ class Result:
                 self.settings[kind] = settings
 
     @property
-    def place(self) -> Place:
+    def place(self) -> tuple[str, int | None]:
         """The scheme and the depth whose curves it belongs to."""
         return self.scheme, self.depth
 

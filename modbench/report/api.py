@@ -22,9 +22,9 @@ def results(folder: str | Path) -> "pd.DataFrame":
     for the metric ``modbench_cloze``), and ``added_layer_N`` and ``gate_scale_layer_N`` for routed
     layers. Times are medians of the scheme in the newest session of ``modbench time``. Raises UserError:
     there are no records of runs."""
-    from modbench.report.runs import INNER
+    from modbench.report.runs import INNER_OF_RUNS
 
-    return _read(folder, curves=False).runs.drop(columns=[*INNER])
+    return _read(folder, curves=False).runs.drop(columns=[*INNER_OF_RUNS])
 
 
 def pairs(folder: str | Path) -> "pd.DataFrame":

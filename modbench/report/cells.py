@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modbench.analysis.difference import INTERIM
+from modbench.analysis.frames import Row
 from modbench.records.metrics import METRICS
 from modbench.report.schemes import ends_of
 from modbench.report.table import Number, Table, si
 from modbench.report.times import MARK, time_marks
 
-Row = Mapping[str, Any]
 _FIELD = re.compile(r"\{(\w+):([^}]*)\}")
 _UNITS = {"ms": 1e-3, "MB": 1e6}
 _SMALLEST = 1e-4

@@ -67,7 +67,8 @@ def leaderboard_page(suite: Suite, drawn: Collection[str] = ()) -> Page:
     compare = suite.state["compare"]
     labels = {pair[side] for pair in compare for side in ("a", "b")}
     stated = [row for row in rows if row["in_suite"] and row["suite_label"] in labels]
-    seeds = [pair["pairs"] or 0 for pair in tested] if compare else [row["seeds"] for row in rows]
+    of_pairs = [pair["pairs"] for pair in tested if pair["pairs"]] if compare else []
+    of_rows = [row["seeds"] for row in rows if row["seeds"]]
     return page(
         "leaderboard",
         suites=suites_of(results),
@@ -75,8 +76,9 @@ def leaderboard_page(suite: Suite, drawn: Collection[str] = ()) -> Page:
         compared=compared,
         budgets=len({row["budget"] for row in rows}),
         schemes=len({row["label"] for row in rows}),
-        sizes=[size for row in stated or rows if (size := center(row, "active_parameters"))] or [0],
-        seeds_each=[number for number in seeds if number] or [0],
+        sizes=[size for row in stated or rows if (size := center(row, "active_parameters"))],
+        seeds_each=of_pairs or of_rows,
+        each="comparison" if of_pairs else "row",
         families=margins_in_words(told),
         tests={TO_BEST: 0, **Counter(pair["family"] for pair in tested)},
         dense=DENSE,
@@ -153,7 +155,7 @@ def _group(row: Row, told: bool) -> str:
 def _seeds(row: Row, pairs: Sequence[Row]) -> object:
     """The number of seeds in the mean of ``row``, and that in its comparisons on the page where it is
     another one."""
-    names = {row["name"], row["suite_label"]}
+    names = {row["name"], row["suite_label"] if row["in_suite"] else row["name"]}
     of_row = [pair for pair in pairs if pair["family"] and names & {pair["scheme"], pair["other"]}]
     shown = [of for of in of_row if of["verdict"] or of["family"] != TO_BEST]
     numbers = sorted({pair["pairs"] for pair in shown if pair["pairs"] is not None})

@@ -9,14 +9,13 @@ from typing import Any
 import pandas as pd
 
 from modbench.analysis.difference import INTERIM, MARGIN, Difference, compare, row_noise
-from modbench.analysis.frames import BEST, DENSE, NOT_SEPARABLE, plain_records
+from modbench.analysis.frames import BEST, DENSE, NOT_SEPARABLE, Row, plain_records
 from modbench.analysis.noise import Noise
 from modbench.analysis.pairs import pairs_frame
 from modbench.records.result import Result
 from modbench.report.schemes import LOSS
 from modbench.report.times import processor_types
 
-Row = Mapping[str, Any]
 #: Families of comparisons; a suite that states its pairs has its own.
 TO_DENSE, TO_BEST = "dense", "best"
 #: Ranked rows of a comparison beyond which they are compared with the dense and the best row only: all
@@ -125,9 +124,8 @@ def compared(
                 "lost": _lost(results[of["row"]], results[of["other_row"]]),
             }
         if minus is None:
-            named["no_verdict_because"] = (
-                INTERIM if interim else of["why"] or "no finished seed in common"
-            )
+            missing = INTERIM if interim else "no finished seed in common"
+            named["no_verdict_because"] = of["why"] or missing
         elif interim:
             minus = replace(minus, untold=INTERIM)
         pairs.append((named, minus))

@@ -20,7 +20,7 @@ from modbench.report.times import processor_types
 #: Columns that every table of shapes has; other fields of a shape follow if they differ.
 SHAPE = ("width", "layers", "heads")
 #: Names of the two scores of right answers, next to a task's own metrics.
-BITS, MARGIN = "answer_bits_per_byte", "answer_margin"
+ANSWER_BITS, ANSWER_MARGIN = "answer_bits_per_byte", "answer_margin"
 #: Columns of a task besides its metrics, after a colon, and those of its batch shift.
 TASK_SETTINGS = ("items", "few_shot", "version", "truncated")
 TASK_SHIFT = ("nats", "flipped", "items")
@@ -28,7 +28,7 @@ TASK_SHIFT = ("nats", "flipped", "items")
 LAYER = ("added", "gate_scale")
 #: Columns that runs.csv leaves out: the row of the leaderboard, its scheme's name there, and whether the
 #: newest suite wants the run.
-INNER = ("row", "row_scheme", "in_suite")
+INNER_OF_RUNS = ("row", "row_scheme", "in_suite")
 #: Metrics in records that the columns of a task have: TASK:acc and its ends.
 _OF_TASK = {
     "modbench_cloze": "modbench_cloze:acc",
@@ -36,7 +36,7 @@ _OF_TASK = {
     "modbench_cloze_chance": "modbench_cloze:acc_chance",
 }
 #: Metrics with a column of their own.
-COLUMNS = [name for name in METRICS if name not in _OF_TASK]
+METRIC_COLUMNS = [name for name in METRICS if name not in _OF_TASK]
 _NAMED = dict.fromkeys(("shape", "plugin_sha256", "error", "flops_source"), "string")
 _NAMED |= dict.fromkeys((*SHAPE, "depth"), "Int64")
 _FINDING = {"run": "Int64", "row": "string", "seed": "Int64", "probe": "Int64", "bars": "boolean"}
@@ -53,7 +53,7 @@ def runs_frame(results: Sequence[Result], timed: pd.DataFrame | None = None) -> 
     rows = []
     for result, shape, (row, scheme) in zip(results, shapes, _row_names(results), strict=True):
         times = medians.get(result.run.timed.key, {}) if medians else {}
-        inner = dict(zip(INNER, (row, scheme, result.in_suite), strict=True))
+        inner = dict(zip(INNER_OF_RUNS, (row, scheme, result.in_suite), strict=True))
         rows.append({**_names(result, shape), **_figures(result, times), **inner})
     frame = rows_frame(rows)
     # A column without any value has its type, too.
@@ -148,7 +148,7 @@ def _figures(result: Result, times: Mapping[str, Any]) -> dict[str, Any]:
     metrics = result.metrics
     spent = metrics.get("train_flops")
     figures: dict[str, Any] = {"budget_spent": None if spent is None else spent / result.budget}
-    figures |= {name: metrics.get(name, times.get(name)) for name in COLUMNS}
+    figures |= {name: metrics.get(name, times.get(name)) for name in METRIC_COLUMNS}
     for layer in result.layers:
         for name in LAYER:
             if (value := getattr(layer, name)) is not None:
@@ -163,7 +163,7 @@ def _task(task: str, entry: TaskScores) -> dict[str, Any]:
     """The columns of ``task``: ``TASK:METRIC`` is the score; suffixes ``_stderr`` (over items),
     ``_chance`` and ``_untrained``; then settings and the batch shift."""
     columns: dict[str, Any] = {}
-    answers = {name: score for name in (BITS, MARGIN) if (score := getattr(entry, name))}
+    answers = {name: score for name in (ANSWER_BITS, ANSWER_MARGIN) if (score := getattr(entry, name))}
     for metric, score in (entry.metrics | answers).items():
         name = f"{task}:{metric}"
         columns |= {name: score.value, f"{name}_stderr": score.stderr}

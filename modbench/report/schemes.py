@@ -1,5 +1,5 @@
 """The frame of schemes: the runs that differ in their seed only are a row, with means over its seeds,
-its comparison and position. Its columns, without `INNER`, are those of leaderboard.csv."""
+its comparison and position. Its columns, without `INNER_OF_ROWS`, are those of leaderboard.csv."""
 
 import json
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ from modbench.report.audited import (
     leak_of,
     why_unranked,
 )
-from modbench.report.runs import COLUMNS, LAYER, TASK_SETTINGS, shape_columns
+from modbench.report.runs import LAYER, METRIC_COLUMNS, TASK_SETTINGS, shape_columns
 from modbench.report.tasks import of_task, task_columns, tasks_of
 from modbench.report.times import processor_types
 
@@ -35,7 +35,7 @@ LOSS = "heldout_loss"
 #: label and number in the suite, and whether the newest one wants its runs; whether it is a point of an
 #: isoFLOP grid; why it has no position, whatever its loss, or because of it, and why it can't be in a
 #: pair that the suite states; its first run.
-INNER = (
+INNER_OF_ROWS = (
     *("row", "name", "suite_label", "row_number", "in_suite", "is_point"),
     *("barred", "unranked", "untested", "first"),
 )
@@ -47,7 +47,7 @@ _FIRST = (
 _STATED = ("model", "data", "train", "schedule")
 _LAST = ("plugin_sha256", "options", *_STATED, "measure", "corpus_sha256", "records")
 _EXACT, _QUALITY = (
-    [name for name in COLUMNS if METRICS[name].kind == kind] for kind in ("exact", "quality")
+    [name for name in METRIC_COLUMNS if METRICS[name].kind == kind] for kind in ("exact", "quality")
 )
 #: A realised capacity further from the nominal one than this factor is remarked on.
 FAR = 1.5
@@ -86,9 +86,9 @@ def schemes_frame(
         parts.append(times.set_index(frame.index))
     whole = pd.concat([frame, *(part.reindex(frame.index) for part in parts)], axis=1)
     whole = _ranked(whole)
-    metrics = [f"{name}{end}" for name in COLUMNS for end in ("", "_low", "_high", *TIMED)]
+    metrics = [f"{name}{end}" for name in METRIC_COLUMNS for end in ("", "_low", "_high", *TIMED)]
     order = [*_FIRST, *shapes[0], "processor", "flops_source", *metrics, *_LAST, *layers]
-    order += ["leak_audit"] * bool(tasks) + task_columns([*scores], tasks) + [*INNER]
+    order += ["leak_audit"] * bool(tasks) + task_columns([*scores], tasks) + [*INNER_OF_ROWS]
     return whole[[name for name in order if name in whole]].reset_index(drop=True)
 
 

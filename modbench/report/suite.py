@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from modbench.analysis.frames import plain_records
+from modbench.analysis.frames import Row, plain_records
 from modbench.analysis.noise import Noise
 from modbench.errors import UserError
 from modbench.records.record import AuditRecord
@@ -21,9 +21,6 @@ from modbench.report.runs import findings_frame, runs_frame
 from modbench.report.schemes import schemes_frame
 from modbench.report.table import rounded
 from modbench.report.times import Times, labels_of, newest_session, timed_frame
-
-#: A row of the frame of schemes, None for what is missing.
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

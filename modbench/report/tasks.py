@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from modbench.records.result import Result
-from modbench.report.runs import BITS, MARGIN
+from modbench.report.runs import ANSWER_BITS, ANSWER_MARGIN
 
 #: Metrics that stand for a task on the page, if it has one of them, in this order.
 _MAIN = ("acc", "exact_match", "bits_per_byte")
@@ -35,11 +35,12 @@ def of_task(column: str, tasks: Iterable[str]) -> tuple[str, str]:
 
 
 def metrics_of(columns: Iterable[str], task: str, tasks: Sequence[str]) -> list[str]:
-    """Metrics of ``task`` among ``columns``, its main one first; `BITS` and `MARGIN` last."""
+    """Metrics of ``task`` among ``columns``, its main one first; those of answers last."""
     parts = {part for column in columns for of, part in [of_task(column, tasks)] if of == task}
     names = {part for part in parts if f"{part}_untrained" in parts}
     main = next((name for name in _MAIN if name in names), None)
-    return sorted(names, key=lambda name: (name == MARGIN, name == BITS, name != main, name))
+    last = (ANSWER_BITS, ANSWER_MARGIN)
+    return sorted(names, key=lambda name: (name in last, name != main, name))
 
 
 def task_columns(columns: Sequence[str], tasks: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from modbench.analysis.frames import rows_frame
+from modbench.errors import UserError
 from modbench.records.store import Records, read_bytes, write_files
 from modbench.report.captions import CAPTIONS
 from modbench.report.downstream import downstream_section
@@ -27,8 +28,8 @@ from modbench.report.plot_style import DARK_TOO, Draws, Mark, drawn_files, marks
 from modbench.report.routing.cases import RoutingCase, cases_of
 from modbench.report.routing.figure import routing_figures
 from modbench.report.routing.pattern import pattern_figure
-from modbench.report.runs import INNER, shape_columns
-from modbench.report.schemes import INNER as INNER_OF_ROWS
+from modbench.report.runs import INNER_OF_RUNS, shape_columns
+from modbench.report.schemes import INNER_OF_ROWS
 from modbench.report.suite import Suite, read
 from modbench.report.table import to_csv
 from modbench.report.times import Times, shape_of
@@ -185,8 +186,8 @@ def contents_of(
     `write_report`.
 
     Raises:
-        UserError: no records, an invalid one, a link in the folder, or timings
-            of one session from several machines.
+        UserError: no records, an invalid one, a link in the folder, timings of one session from several
+            machines, or a page of a user's own with the name of that in HTML.
     """
     records, suite, times = read(folder)
     if suite is None and times is None:
@@ -204,6 +205,8 @@ def contents_of(
     if times is not None:
         others = len({timing.session for timing in records.timings}) - 1
         contents["timings.md"] = timing_page(times, others)
+    if html and (folder / PAGE).exists() and not has_page(folder):
+        raise UserError(f"{folder / PAGE}: modbench did not write it; move it, or leave --html out")
     if html or has_page(folder):
         return contents | _html(folder, records, suite, cases, look_of, contents)
     return contents
@@ -230,8 +233,10 @@ def _html(
     from modbench.report.html.page import suite_page  # with altair, which takes long to import
 
     every = (*records.runs, *records.measurements, *records.timings)
+    is_named = bool(records.suites)
     page = suite_page(
-        folder=folder.resolve().name,
+        name=suite.state["name"] if is_named and suite else folder.resolve().name,
+        version=suite.state["version"] if is_named and suite else None,
         runs=suite.runs if suite else pd.DataFrame(),
         schemes=suite.schemes if suite else pd.DataFrame(),
         pages={name: content for name, content in contents.items() if isinstance(content, Page)},
@@ -239,7 +244,7 @@ def _html(
         cases=cases,
         colors={scheme: mark.color for scheme, mark in look_of.items()},
         finished=max((record.finished for record in every), default="")[:10],
-        is_named=bool(records.suites),
+        is_named=is_named,
     )
     return {PAGE: page}
 
@@ -262,7 +267,7 @@ def _page(suite: Suite, drawn: Collection[str]) -> Page:
 
 def _tables_of(suite: Suite) -> _Contents:
     tables = {
-        "runs.csv": suite.runs.drop(columns=[*INNER]),
+        "runs.csv": suite.runs.drop(columns=[*INNER_OF_RUNS]),
         "leaderboard.csv": suite.schemes.drop(columns=[*INNER_OF_ROWS]),
     }
     if suite.sweep is None:

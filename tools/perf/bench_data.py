@@ -31,7 +31,7 @@ BATCH, SEQUENCE = 32, 1024
 
 def documents() -> Iterator[str]:
     """Passages of the embedded corpus, each with a number, so that no two are equal."""
-    texts = [document.text for document in read_pypi_en().train]
+    texts = [document.text for document in read_pypi_en()[0]]
     random = np.random.default_rng(0)
     number = 0
     while True:

@@ -49,7 +49,7 @@ def chart_spec(schemes: pd.DataFrame, colors: Mapping[str, str]) -> dict[str, An
         scheme=rows["label"],
         name=rows["label"] + ("/" + shapes).fillna(""),
         title=titles,
-        ranked=rows["position"].notna() | is_sweep,
+        ranked=rows["unranked"].isna(),
     )
     rows_of = [*titles[::-1].unique(), *["all"] * (titles.nunique() > 1)]
     choices = {"vertical": [*qualities], "horizontal": [*costs], "rows": rows_of}
@@ -87,7 +87,8 @@ def _drawn(points: pd.DataFrame, colors: Mapping[str, str]) -> Any:
     y = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False))
     schemes = [*points["scheme"].unique()]
     hues = alt.Scale(domain=schemes, range=[to_hex(colors.get(name, "0.35")) for name in schemes])
-    legend = alt.Legend(orient="bottom", title=None, columns=2, labelLimit=150)
+    columns = 2 if max(map(len, schemes)) < 20 else 1  # for a narrow screen
+    legend = alt.Legend(orient="bottom", title=None, columns=columns, labelLimit=300)
     front = (
         base.transform_filter("datum.ranked")
         .transform_window(least="min(loss)", sort=[{"field": "x"}, {"field": "loss"}], frame=[None, 0])

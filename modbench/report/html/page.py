@@ -24,7 +24,8 @@ _TITLES = {"leaderboard.md": "", "timings.md": "## Times and memory\n"}
 
 def suite_page(
     *,
-    folder: str,
+    name: str,
+    version: int | None,
     runs: pd.DataFrame,
     schemes: pd.DataFrame,
     pages: Mapping[str, Page],
@@ -34,18 +35,16 @@ def suite_page(
     finished: str,
     is_named: bool,
 ) -> bytes:
-    """The page of the suite in ``folder``: the tables of leaderboard.md, chart and passage, then its
+    """The page of the suite ``name``: the tables of leaderboard.md, chart and passage, then its
     figures and details, then timings.md. ``runs``, ``schemes``: the frames of runs.csv and
     leaderboard.csv; ``drawings``: SVG files by name; ``colors``: by scheme; ``finished``: the date of
     the newest record; ``is_named``: a record of a suite names the runs."""
-    suites = (runs["suite"], runs["suite_version"]) if is_named and len(runs) else ()
-    name, version = max(zip(*suites, strict=True), default=(folder, None))
     budgets = [f"{si(budget, 3)}FLOP" for budget in sorted({*runs.get("budget", ())})]
     # Each is "cpu NAME, dtype float32, threads 1", and a cell may have several.
     processors = {of for cell in runs.get("processor", ()) for of in cell.split("; ")}
     machines = sorted({of.partition(",")[0].partition(" ")[2] for of in processors})
     told = (len({*schemes.get("label", ())}), ", ".join(budgets), "; ".join(machines), finished)
-    facts: Facts = (name, version and int(version), *told)
+    facts: Facts = (name, version, *told)
     texts = [_html(pages[file], title, drawings) for file, title in _TITLES.items() if file in pages]
     lead, *rest = map(Markup, re.split(r"(?=<h2>)", "".join(texts)))
     sections = [(of.partition("</h2>")[0].striptags(), of) for of in rest]

@@ -11,11 +11,11 @@ import pandas as pd
 
 from modbench.analysis.curves import Curves, curves_of
 from modbench.analysis.frames import DENSE, tuples_of
-from modbench.analysis.isoflop import HEADLINE
+from modbench.analysis.isoflop import HEADLINE, Place
 from modbench.analysis.pairs import typed
 from modbench.records.record import canonical_json
-from modbench.records.result import Place, Result
-from modbench.report.runs import COLUMNS
+from modbench.records.result import Result
+from modbench.report.runs import METRIC_COLUMNS
 from modbench.report.table import rounded
 from modbench.report.times import PROCESSOR, machine_in_words
 
@@ -23,7 +23,7 @@ _TYPES = {
     **dict.fromkeys(("scheme", "label", "router", "status", "key", "processor", "settings"), "string"),
     **dict.fromkeys(("width", "layers", "depth", "budget", "seed"), "Int64"),
     "learning_rate": "Float64",
-    **dict.fromkeys(COLUMNS, "Float64"),
+    **dict.fromkeys(METRIC_COLUMNS, "Float64"),
 }
 
 

@@ -17,8 +17,8 @@ from modbench.hf.retrofit.layer import (
     Pass,
     RetrofitRouter,
     RoutedLayer,
+    layer_class,
     named_arguments,
-    routed_class,
 )
 from modbench.hf.retrofit.refuse import windows_of
 from modbench.model.config import ModelConfig
@@ -67,17 +67,6 @@ class ExpertLayer(nn.Module):
             return super().forward(hidden_states, **named)  # type: ignore[misc,no-any-return]
 
 
-def expert_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of the layer class ``kind`` whose MLP is a bank of experts."""
-    if kind not in _CLASSES:
-        own = {"modbench_own": getattr(kind, "modbench_own", kind)}
-        _CLASSES[kind] = type(f"Expert{kind.__name__}", (ExpertLayer, kind), own)
-    return _CLASSES[kind]
-
-
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -120,7 +109,7 @@ def put_experts(layers: nn.ModuleList, parts: Mapping[int, UpcycledExperts]) -> 
     """Put ``parts`` in place of the MLPs of their layers."""
     for number, part in parts.items():
         layer: Any = layers[number]
-        layer.__class__ = expert_class(type(layer))
+        layer.__class__ = layer_class(ExpertLayer, layer.__class__)
         layer.mlp = part.train(layer.training)
 
 
@@ -222,7 +211,7 @@ def put_routers(layers: nn.ModuleList, parts: dict[int, RetrofitRouter], model: 
     windows = windows_of(model)
     for number, part in parts.items():
         layer: Any = layers[number]
-        layer.__class__ = routed_class(type(layer))
+        layer.__class__ = layer_class(RoutedLayer, layer.__class__)
         assert isinstance(layer, RoutedLayer)
         layer.modbench_layer = number
         layer.modbench_window = windows[number]

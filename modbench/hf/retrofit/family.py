@@ -21,8 +21,9 @@ from modbench.errors import UserError
 from modbench.hf.config import PREFIX
 from modbench.hf.retrofit.build import rebuild
 from modbench.hf.retrofit.cache import refuse_offloaded
-from modbench.hf.retrofit.layer import CONTEXT, PASS, Pass
+from modbench.hf.retrofit.layer import CONTEXT, PASS, Made, Pass
 from modbench.hf.retrofit.refuse import check_attention
+from modbench.ledger import OUTSIDE
 from modbench.model.trace import Trace
 
 
@@ -33,6 +34,10 @@ class RetrofittedModel:
     routing: Trace
     #: Route evenly, whatever the scores, so that an untrained model can be timed.
     forced_balance = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Exclude the reports, whose tensors belong to a backward pass and can't be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "routing"}
 
     def _modbench_forward(self, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         context = arguments.pop(CONTEXT, None)
@@ -60,12 +65,32 @@ class RetrofittedModel:
             arguments["use_cache"] = False  # what training selects is not what decoding continues
         as_dict = arguments.pop("return_dict", None)
         outputs = forward(self, **arguments, **{PASS: current}, return_dict=True)
-        auxiliary = current.trace.auxiliary_loss()
-        loss = outputs.get("loss")
-        if training and loss is not None and isinstance(auxiliary, Tensor):
-            outputs["loss"] = loss + auxiliary.to(loss.device, loss.dtype)
+        if training and outputs.get("loss") is not None:
+            self._add_auxiliary_losses(outputs, current.trace, arguments)
         self.routing = current.trace
         return outputs.to_tuple() if as_dict is False else outputs
+
+    def _add_auxiliary_losses(self, outputs: Any, trace: Trace, arguments: dict[str, Any]) -> None:
+        """Add the losses of ``trace``, and transformers' own balance loss to ``trace``. Where the
+        cross-entropy is divided by ``num_items_in_batch``, the predicted tokens of all micro-batches of
+        a step, the losses are multiplied by this micro-batch's fraction of them."""
+        loss, items = outputs["loss"], arguments.get("num_items_in_batch")
+        if outputs.get("aux_loss") is not None:
+            own: Any = self
+            coefficient = (
+                own.aux_loss_coef if hasattr(self, "aux_loss_coef") else own.router_aux_loss_coef
+            )
+            balance = coefficient * outputs["aux_loss"].to(loss.device)
+            trace.loss(OUTSIDE, "balance", balance)
+            loss = loss - balance
+        auxiliary = trace.auxiliary_loss()
+        if not isinstance(auxiliary, Tensor):
+            return
+        auxiliary = auxiliary.to(loss.device, loss.dtype)
+        if items is not None:
+            predicted = (arguments["labels"][..., 1:] != -100).sum()
+            auxiliary = auxiliary * (predicted.to(loss.device) / items)
+        outputs["loss"] = loss + auxiliary
 
     def _ask_for_router_logits(self, arguments: dict[str, Any], current: Pass) -> None:
         """Have transformers take the balance loss of its experts over the tokens that each layer
@@ -160,10 +185,11 @@ def _classes(family: str) -> tuple[type[PreTrainedConfig], type]:
 
     base_config = CONFIG_MAPPING[family]
     base: Any = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
-    config: Any = type(
+    made: dict[str, Any] = {"__module__": __name__, "modbench_made_by": _made_again}
+    config: Any = Made(
         f"Retrofitted{base_config.__name__}",
         (base_config,),
-        {"model_type": f"{PREFIX}{family}", "__module__": __name__},
+        {**made, "model_type": f"{PREFIX}{family}"},
     )
     plain = base.forward
     signature = inspect.signature(plain)
@@ -180,14 +206,14 @@ def _classes(family: str) -> tuple[type[PreTrainedConfig], type]:
         rebuild(self)
 
     split = {*(base._no_split_modules or [])}
-    model = type(
+    model = Made(
         f"Retrofitted{base.__name__}",
         (RetrofittedModel, base),
         {
+            **made,
             "config_class": config,
             "forward": forward,
             "__init__": construct,
-            "__module__": __name__,
             "_no_split_modules": sorted(split | {f"Routed{name}" for name in split}),
         },
     )
@@ -199,6 +225,11 @@ def _classes(family: str) -> tuple[type[PreTrainedConfig], type]:
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
     return config, model
+
+
+def _made_again(*bases: Any) -> type:
+    """Return the config or model class that was made from ``bases``."""
+    return model_class(bases[-1]) if len(bases) > 1 else _classes(bases[0].model_type)[0]
 
 
 class _Family:

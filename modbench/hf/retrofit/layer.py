@@ -5,6 +5,8 @@ B sequences, T tokens, D model width, R sequences with a selected token, K selec
 C cached and new tokens, P width of a rotary embedding.
 """
 
+import copyreg
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -287,15 +289,22 @@ def _run_eagerly(router: RetrofitRouter, x_BTD: Tensor, context: LayerContext) -
     return router(x_BTD, context)  # type: ignore[no-any-return]
 
 
-def routed_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of the layer class ``kind`` whose layers process their selected tokens."""
-    if kind not in _ROUTED:
-        own = {"modbench_own": getattr(kind, "modbench_own", kind)}
-        _ROUTED[kind] = type(f"Routed{kind.__name__}", (RoutedLayer, kind), own)
-    return _ROUTED[kind]
+class Made(type):
+    """The class of classes that are made at run time. A pickle has their bases, and the function that
+    makes them from these, ``modbench_made_by``."""
+
+    modbench_made_by: Callable[..., Any]
 
 
-_ROUTED: dict[type[nn.Module], type[nn.Module]] = {}
+copyreg.pickle(Made, lambda made: (made.modbench_made_by, made.__bases__))
+
+
+@functools.cache
+def layer_class(part: type[nn.Module], kind: type[nn.Module]) -> Any:
+    """Return the subclass of ``part``, such as `RoutedLayer`, and of the layer class ``kind``."""
+    name = part.__name__.removesuffix("Layer") + kind.__name__
+    own = {"modbench_own": getattr(kind, "modbench_own", kind), "modbench_made_by": layer_class}
+    return Made(name, (part, kind), own)
 
 
 def named_arguments(layer: nn.Module, arguments: Sequence[Any]) -> dict[str, Any]:

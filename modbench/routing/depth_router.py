@@ -324,6 +324,8 @@ class DepthRouted(Layer):
         if self.threshold is not None:
             if self.training and not context.trace.repeated:
                 lowest_B = scores_BT.detach().masked_fill(~selected_BT, torch.inf).amin(1)
+                if 0 in lengths:  # a sequence of padding alone
+                    lowest_B = lowest_B[[length > 0 for length in lengths]]
                 self.threshold.update(lowest_B.mean())
         elif self.control is None:
             errors_BT = F.binary_cross_entropy_with_logits(

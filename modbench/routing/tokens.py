@@ -119,14 +119,18 @@ def tokens_of(
         ids, positions = ids_BT.flatten(), positions_BT.flatten()
         if slots_N is not None:
             ids, positions = ids.index_select(0, slots_N), positions.index_select(0, slots_N)
+    lengths, past = context.lengths(x_BTD), context.before(x_BTD)
+    if flat and 0 in lengths:  # without sequences of padding alone
+        past = [before for before, length in zip(past, lengths, strict=True) if length]
+        lengths = [length for length in lengths if length]
     return Tokens(
         ids=ids,
         positions=positions,
         layer=noise.layer,
         training=noise.training and context.selection == "topk",
         causal=context.selection == "causal",
-        lengths=context.lengths(x_BTD),
-        past=context.before(x_BTD),
+        lengths=lengths,
+        past=past,
         _noise=noise,
         _context=context,
         state=_state(scorer, noise, context),

@@ -114,6 +114,48 @@ def test_the_training_rule_selects_the_capacity_and_the_loss_has_the_auxiliary_l
     torch.testing.assert_close(model(ids_BT, labels=ids_BT, return_dict=False)[0], loss)
 
 
+UPCYCLED = ["token_choice", "expert_choice", "expert_threshold"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("router", [*ROUTERS, *UPCYCLED])
+def test_a_sequence_of_padding_alone_changes_nothing(router: str, training: bool) -> None:
+    if router == "mod:gaussian" and training:
+        pytest.skip("draws scores for all sequences at once")
+    model = modbench.upcycle(tiny("llama"), 4, router) if router in UPCYCLED else routed(router)
+    twin = copy.deepcopy(model.train(training))
+    ids_BT = tokens(3)
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[1] = 0
+    mask_BT[2, :5] = 0
+    labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
+    with_it = model(ids_BT, attention_mask=mask_BT, labels=labels_BT)
+    rows = [0, 2]
+    without = twin(ids_BT[rows], attention_mask=mask_BT[rows], labels=labels_BT[rows])
+    assert with_it.logits.isfinite().all()
+    real_BT = mask_BT[rows].bool()
+    torch.testing.assert_close(
+        with_it.logits[rows][real_BT], without.logits[real_BT], rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(with_it.loss, without.loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+    assert model(ids_BT, attention_mask=torch.zeros_like(mask_BT)).logits.isfinite().all()
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_text_that_begins_after_a_chunk_of_padding_is_read_as_in_one_pass(router: str) -> None:
+    model, ids_BT = routed(router), tokens()
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[0, :5] = 0
+    with torch.no_grad():
+        whole = model(ids_BT, attention_mask=mask_BT).logits
+        first = model(ids_BT[:, :4], attention_mask=mask_BT[:, :4])
+        cache = given(model, cache_of(first))
+        rest = model(ids_BT[:, 4:], attention_mask=mask_BT, **cache).logits
+    torch.testing.assert_close(rest[0, 1:], whole[0, 5:], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("plugin", ["mlp_mod", "gumbel_skip"])
 def test_a_plugin_trains_with_noise_of_its_own_and_is_saved(plugin: str, tmp_path: Path) -> None:
     load_plugin(Path(__file__).parents[2] / "examples" / f"{plugin}.py")

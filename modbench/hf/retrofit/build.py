@@ -44,6 +44,8 @@ class UpcycledExperts(nn.Module):
         if isinstance(current, Context):  # tokens that depth routing has gathered
             return self.experts(hidden_states, current)  # type: ignore[no-any-return]
         assert current is not None
+        if current.is_padding:
+            return torch.zeros_like(hidden_states)
         x_BTD = current.ordered(hidden_states)
         return current.restored(self.experts(x_BTD, current.context(x_BTD)))
 

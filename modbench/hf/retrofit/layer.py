@@ -61,6 +61,11 @@ class Pass:
         if not torch.equal(order_BT, same_T.expand_as(order_BT)):
             self.order_BT = order_BT
 
+    @property
+    def is_padding(self) -> bool:
+        """True if no token is real, and routers have nothing to select from."""
+        return self.lengths is not None and not any(self.lengths)
+
     @classmethod
     def of(cls, context: Context, ids_BT: Tensor, attention: str) -> "Pass":
         """Return the pass of ``context`` on ``ids_BT``, which is padded on the right."""
@@ -109,6 +114,10 @@ class LayerContext(Context):
     """The context of a retrofitted layer; ``call`` runs the layer of transformers on some tokens."""
 
     call: "Call | None" = None
+
+    def lengths(self, x_BTD: Tensor) -> list[int]:
+        """Return the number of real tokens of each sequence of ``x_BTD``: 0 of one of padding alone."""
+        return super().lengths(x_BTD) if self.lengths_B is None else self.lengths_B.on_host  # type: ignore[attr-defined,no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +280,7 @@ class RoutedLayer(nn.Module):
             more["positions_BT"] = store.positions(tokens, x_BTD.device)
         context = current.context(x_BTD, **more)
         with current.repeating(router):
-            out_BTD = _routed(router, x_BTD, context)
+            out_BTD = x_BTD if current.is_padding else _routed(router, x_BTD, context)
         if cached is not None:
             cached.advance(tokens, context.lengths(x_BTD))
         return current.restored(out_BTD)

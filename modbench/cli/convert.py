@@ -74,11 +74,13 @@ def convert(
 
 
 def _sentence(result: Mapping[str, Any], out: Path) -> str:
+    from modbench.hf.retrofit.convert import routed_in_words
+
     losses = ""
     if result["heldout_loss"] is not None:
         losses = (
             f"validation loss {result['heldout_loss_before']:.4f} before, {result['heldout_loss']:.4f} "
-            "after; "
+            f"after{routed_in_words(result['share_routed'])}; "
         )
     return (
         f"{result['steps']} steps, {result['flops']:.4g} FLOPs; {losses}largest difference of a logit "

@@ -1,10 +1,12 @@
 """`modbench convert`: a trained model of transformers becomes a routed one."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from modbench.cli.main import main
 from modbench.counting.counter import FlopCounter
+from modbench.data.batches import Batches
 from modbench.hf.retrofit.build import routers_of
 from modbench.model.config import ModelConfig
 from modbench.routing.depth_router import DepthRouter
@@ -80,6 +83,34 @@ def test_a_converted_model_is_loaded_with_its_receipt(
     if case == "mod":
         assert {part.options.capacity for part in routers_of(model)} == {0.25}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_cross_entropy_and_auxiliary_losses_are_printed_apart_with_the_share_of_tokens(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = tmp_path / "out", ["--option", "capacity=0.25", "--option", "auxiliary=5"]
+    assert run(files, out, "--budget", "6e7", *options) == 0
+    told = capsys.readouterr().err
+    steps = re.findall(r"cross-entropy ([\d.]+), auxiliary losses ([\d.]+), ([\d.]+)% of tokens", told)
+    first, *_, last = [[*map(float, step)] for step in steps]
+    conversion = json.loads((out / "config.json").read_text())["modbench"]["conversion"]
+    assert first[0] == pytest.approx(conversion["heldout_loss_before"], abs=0.5)
+    assert first[1] > 2
+    assert first[2] == 100
+    assert last[2] < 100
+    assert 0 <= conversion["share_routed"] <= 1
+    assert f"after, {conversion['share_routed']:.1%} of tokens routed; " in told
+
+
+def test_the_validation_loss_has_no_balance_loss() -> None:
+    from modbench.hf.retrofit.convert import _scored
+
+    text = Batches(np.arange(200) % 97, batch=1, sequence=16, seed=0)
+    losses = [
+        _scored(tiny("mixtral", output_router_logits=True, router_aux_loss_coef=weight), text)
+        for weight in (0.0, 10.0)
+    ]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("router", ["mod", "threshold_skip", "expert_choice"])

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modbench.counting.counter import FlopCounter
@@ -28,6 +29,7 @@ from modbench.hf.retrofit.apply import receipt, retrofit, router_of, upcycle
 from modbench.hf.retrofit.build import routers_of
 from modbench.hf.retrofit.refuse import refuse_pickle
 from modbench.hf.saved import register_for
+from modbench.model.trace import Trace
 from modbench.routing.expert_router import ExpertScheme, RoutedExperts
 from modbench.routing.registry import preset_options, router_class
 from modbench.routing.scorer import LinearScorer
@@ -82,7 +84,7 @@ def convert(
     model.to(device)
     train, heldout = _batches(conversion, data, tokenizer, model)
     original = copy.deepcopy(model)
-    before = _loss(original, heldout)
+    before, _ = _scored(original, heldout)
     _route(model, conversion)
     targets = _capacities(model)
     start_from_original(model)
@@ -90,13 +92,15 @@ def convert(
     del original
     say(f"receipt: largest difference of a logit {written['largest_logit_difference']:.1e}")
     steps, flops = _train(model, conversion, train, targets, say)
+    after, share_routed = _scored(model, heldout)
     measured = {
         "train": conversion.train,
         "budget": conversion.budget,
         "flops": flops,
         "steps": steps,
         "heldout_loss_before": before,
-        "heldout_loss": _loss(model, heldout),
+        "heldout_loss": after,
+        "share_routed": share_routed,
     }
     model.config.modbench = {**model.config.modbench, "conversion": measured}
     model.to("cpu").save_pretrained(into)
@@ -212,7 +216,12 @@ def _train(
         spent += last
         step += 1
         if step & (step - 1) == 0:  # step 1, 2, 4, 8 and on
-            say(f"step {step}: {spent:.2e} of {budget:.2e} FLOPs, loss {loss.item():.3f}")
+            auxiliary = sum(each.item() for each in model.routing.losses.values())
+            say(
+                f"step {step}: {spent:.2e} of {budget:.2e} FLOPs, cross-entropy "
+                f"{loss.item() - auxiliary:.3f}, auxiliary losses {auxiliary:.3f}"
+                + routed_in_words(_share_routed(model, ids_BT))
+            )
     _set_capacities(targets, 1.0)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -257,15 +266,30 @@ def _ids(texts: Sequence[str], tokenizer: Any) -> np.ndarray:
 
 
 @torch.no_grad()
-def _loss(model: Any, batches: Batches | None) -> float | None:
-    """Return the held-out loss under the causal rule, in nats per token; None: no such text."""
+def _scored(model: Any, batches: Batches | None) -> tuple[float | None, float | None]:
+    """Return the validation loss under the causal rule, without auxiliary losses and in nats per token,
+    and the share of tokens routed; None: no such text, and no layer with depth routing."""
     if batches is None:
-        return None
+        return None, None
     model.eval()
     device = next(model.parameters()).device
-    losses = []
+    losses, shares = [], []
     for step in range(min(_HELDOUT, batches.windows)):
-        inputs_BT, targets_BT = batches.step(step)
-        ids_BT = torch.cat((inputs_BT, targets_BT[:, -1:]), 1).to(device)
-        losses.append(model(ids_BT, labels=ids_BT, use_cache=False).loss.item())
-    return sum(losses) / len(losses)
+        inputs_BT, targets_BT = (ids_BT.to(device) for ids_BT in batches.step(step))
+        logits_BTV = model(inputs_BT, use_cache=False).logits
+        losses.append(F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten()).item())
+        shares.append(_share_routed(model, inputs_BT))
+    known = [share for share in shares if share is not None]
+    return sum(losses) / len(losses), sum(known) / len(known) if known else None
+
+
+def _share_routed(model: Any, ids_BT: Tensor) -> float | None:
+    """Return the share of ``ids_BT``, the tokens of the last pass, that a layer with depth routing
+    processed, averaged over such layers; None: there is none."""
+    counts = getattr(model, "routing", Trace()).counts
+    processed = [sum(each) for (_, name), each in counts.items() if name == "depth"]
+    return sum(processed) / (len(processed) * ids_BT.numel()) if processed else None
+
+
+def routed_in_words(share: float | None) -> str:
+    return "" if share is None else f", {share:.1%} of tokens routed"

@@ -38,10 +38,19 @@ def write(folder: Path, task: str, *rows: object) -> Path:
     return file
 
 
-def test_a_line_that_is_no_item_is_one_sentence_with_the_name_of_the_task(tmp_path):
-    write_task(tmp_path / "tasks", "piqa", [FOUNDRY, FOUNDRY])
-    with pytest.raises(UserError, match=r"task 'piqa' can't be scored .*goal"):
-        scored("piqa", tmp_path / "tasks")
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        *((task, FOUNDRY) for task in ("arc_easy", "boolq", "commonsense_qa", "copa", "piqa")),
+        ("lambada_openai", {"context": "The capital of France is", "continuation": "Paris"}),
+        ("winogrande", {"context_options": ["a", "b"], "continuation": "c", "gold": 1}),
+        ("gsm8k", {"context": "1 + 1", "answer": "2"}),
+    ],
+)
+def test_items_of_another_format_are_one_sentence_with_the_task_and_what_reads_them(task, row, tmp_path):
+    write_task(tmp_path / "tasks", task, [row, row])
+    with pytest.raises(UserError, match=rf"task '{task}' can't be scored .*: .*docs evaluation\)$"):
+        scored(task, tmp_path / "tasks")
 
 
 def test_an_error_of_the_model_is_not_one_of_the_task(tasks, monkeypatch):

@@ -72,7 +72,7 @@ def task_errors(sources: Sources) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"task '{sources.name}' can't be scored ({type(error).__name__}: {reason}); fix the task or "
-            "its items"
+            "its items, or read items of another format by a YAML file (modbench docs evaluation)"
         ) from error
 
 

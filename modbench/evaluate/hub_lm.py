@@ -7,19 +7,16 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 from lm_eval.api.model import TemplateLM
 from torch import Tensor, nn
 
-from modbench.errors import UserError, reason
+from modbench.errors import UserError
 from modbench.evaluate.routed_lm import RoutedLM
 from modbench.hf.families import family_ledger, load_config, stated_length
-from modbench.hf.folder import check_files, check_loaded
-from modbench.hf.passes import installed
-from modbench.hf.saved import register_for
+from modbench.hf.folder import load_folder, load_tokenizer
 from modbench.ledger import Ledger, Workload
 from modbench.model.context import Context
 from modbench.model.shape import refuse_hub_code
@@ -117,42 +114,8 @@ def load_hub_lm(folder: Path, *, batch: int | Literal["auto"] = "auto", device: 
     """Load a model folder of transformers with its tokenizer; no code of the folder is run. Raises
     UserError: transformers is missing, the folder has no weights, no tokenizer, no causal language
     model, a tokenizer of another model, or a file that is truncated or damaged."""
-    transformers = installed()
-    check_files(folder)
     refuse_hub_code(load_config(folder))
-    register_for(folder)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # tokenizers raises plain ones for a damaged tokenizer.json
-        raise UserError(
-            f"{folder} has no tokenizer that transformers can load ({reason(error)}); copy the "
-            "tokenizer files of the model there"
-        ) from error
-    try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype="auto",
-            output_loading_info=True,
-        )
-    except UserError as error:  # of the router that the folder names
-        raise UserError(f"{folder}: {error}") from error
-    except (
-        *(ImportError, OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError),
-    ) as error:
-        raise UserError(
-            f"{folder} has no causal language model that transformers can load "
-            f"({reason(error)}); give a folder that save_pretrained wrote"
-        ) from error
-    model, loading_info = loaded
-    check_loaded(folder, model, loading_info)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer in {folder} has no eos_token; set it and save the tokenizer again"
-        )
+    model, tokenizer = load_folder(folder, dtype="auto"), load_tokenizer(folder)
     check_vocabulary(len(tokenizer), len(model.get_input_embeddings().weight), str(folder))
     return HubLM(model.to(device).eval(), tokenizer, batch=batch)
 

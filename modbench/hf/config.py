@@ -201,17 +201,9 @@ def _weights(path: Path, stated: Mapping[str, Any]) -> str | None:
     """Return the digest of the weights in the folder ``path``; None if there are none."""
     if not path.is_dir():
         return None
+    if unread := why_unread(path):
+        raise UserError(f"hf {path}: {unread}, or name its config.json for random weights")
     if not any(path.glob("*.safetensors")):
-        if pickled := sorted(file.name for kind in _PICKLES for file in path.glob(kind)):
-            raise UserError(
-                f"hf {path}: its weights {pickled[0]} are pickled, which may run code; save them as "
-                "safetensors, or name its config.json for random weights"
-            )
-        if others := sorted(file.name for kind in _UNREAD for file in path.glob(kind)):
-            raise UserError(
-                f"hf {path}: the folder has {others[0]} and no safetensors; copy those of the model "
-                "there, or name its config.json for random weights"
-            )
         return None
     if "quantization_config" in stated:
         raise UserError(
@@ -219,6 +211,17 @@ def _weights(path: Path, stated: Mapping[str, Any]) -> str | None:
             "folder of the model before quantisation, or name its config.json for random weights"
         )
     return digest_of(path)
+
+
+def why_unread(folder: Path) -> str:
+    """Return why no weights in ``folder`` can be read, and a remedy; empty if they are safetensors, or
+    there are none."""
+    if any(folder.glob("*.safetensors")):
+        return ""
+    if pickled := sorted(file.name for kind in _PICKLES for file in folder.glob(kind)):
+        return f"its weights {pickled[0]} are pickled, which may run code; save them as safetensors"
+    others = sorted(file.name for kind in _UNREAD for file in folder.glob(kind))
+    return f"it has {others[0]} and no safetensors; copy those of the model there" if others else ""
 
 
 def _code(path: Path, stated: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from modbench.counting.counter import FlopCounter
 from modbench.errors import FAULTS, UserError
 from modbench.hf.attention import attention_without_masks
-from modbench.hf.cache_view import CacheView, mask, windows_of
+from modbench.hf.cache import CacheView, mask, windows_of
 from modbench.hf.families import FAMILIES, family_ledger, family_reading
 from modbench.hf.passes import cache_argument, make_fit_for_float64, make_fit_for_meta
 from modbench.ledger import OUTSIDE, Ledger, Workload, labels
@@ -36,7 +36,7 @@ Select = Callable[[Tensor], Tensor]
 class HubModel(LanguageModel):
     """``inner``, a causal language model of transformers, on tokens and contexts of ours. Experts of its
     own route by one rule, in training and prediction alike; its cache is ours
-    (`modbench.hf.cache_view`)."""
+    (`modbench.hf.cache`)."""
 
     def __init__(self, config: HubConfig, inner: Any) -> None:
         super().__init__()

@@ -91,15 +91,15 @@ def _name_unknown_keys(config: Any, keys: Mapping[str, Any]) -> None:
 
 
 def installed() -> Any:
-    """Return the module transformers. Raise a `UserError` if version 5 or later is not installed."""
+    """Return the module transformers. Raise a `UserError` if it is missing or too old."""
     remedy = "in the clone of modbench, run `python -m pip install '.[hf]'`"
     try:
         import transformers
     except ImportError as error:
         raise UserError(f"a Hugging Face model needs transformers; {remedy}") from error
-    if int(transformers.__version__.partition(".")[0]) < 5:
-        version = transformers.__version__
-        raise UserError(f"a Hugging Face model needs transformers 5, not {version}; {remedy}")
+    version = transformers.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < (5, 18):
+        raise UserError(f"a Hugging Face model needs transformers 5.18, not {version}; {remedy}")
     return transformers
 
 

@@ -11,12 +11,11 @@ from typing import Any, Literal
 from torch import nn
 
 from modbench.errors import UserError
-from modbench.hf.cache_view import CacheView
+from modbench.hf.cache import CacheView, RoutedCacheLayer
 from modbench.hf.families import FAMILIES, head_ledger, ledgers_of_layers
 from modbench.hf.model import HubModel
 from modbench.hf.retrofit.apply import retrofit
 from modbench.hf.retrofit.build import everything_selected, routers_of
-from modbench.hf.retrofit.cache import RoutedCacheLayer
 from modbench.hf.retrofit.layer import CONTEXT, RetrofitRouter
 from modbench.ledger import Counts, Ledger, Workload
 from modbench.model.context import Context
@@ -52,7 +51,7 @@ class RoutedHubModel(HubModel):
     def _view(self, cache: Cache, lengths: list[int]) -> CacheView:
         view = super()._view(cache, lengths)
         for part in self._parts:
-            view.layers[part.layer] = _RoutedLayerView(part.layer, cache)
+            view.layers[part.layer] = RoutedCacheLayer(part.layer, cache.sequences, None, cache)
         return view
 
     def _told(self, context: Context) -> dict[str, Any]:
@@ -98,18 +97,6 @@ class _Block(nn.Module):
 
     def expected_counts(self, workload: Workload) -> Counts:
         return {}
-
-
-class _RoutedLayerView(RoutedCacheLayer):
-    """A routed layer of `CacheView`: its tokens are stored in ``cache``, which the model advances."""
-
-    def __init__(self, layer: int, cache: Cache) -> None:
-        super().__init__(layer, cache.sequences, None)
-        self.store = cache
-        self.seen = max(cache.read)
-
-    def advance(self, tokens: int, real: Any) -> None:
-        pass
 
 
 def retrofitted(shape: HubConfig, inner: Any, router: DepthScheme, seed: int) -> RoutedHubModel:

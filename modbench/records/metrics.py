@@ -117,7 +117,7 @@ _TABLE = (
            "four-way cloze accuracy on held-out sentences, causal rule, scored by lm-eval; column "
            "modbench_cloze:acc of tables"),
     Metric("modbench_cloze_untrained", "accuracy", "none", "quality",
-           "the same model before training; column modbench_cloze:acc_untrained"),
+           "the model with random weights; column modbench_cloze:acc_untrained"),
     Metric("modbench_cloze_chance", "accuracy", "none", "exact",
            "one over the number of choices; column modbench_cloze:acc_chance"),
 )

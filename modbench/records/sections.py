@@ -149,7 +149,7 @@ class Mean(Part):
 
     value: _Known
     stderr: _Known
-    untrained: _Known  #: value of the same model before training
+    untrained: _Known  #: of the model with random weights
     checkpoints: list[_Known] | None = None  #: values at the last checkpoints before the end
 
 

@@ -14,6 +14,7 @@ from modbench.errors import UserError
 from modbench.hf.models import model_of
 from modbench.measure.loss import heldout_windows
 from modbench.model.language_model import LanguageModel
+from modbench.model.shape import HubConfig
 from modbench.records.record import AnyRecord, AuditRecord, Finding
 from modbench.records.run import RouterCode
 from modbench.records.store import append_record, read_audit, read_run
@@ -162,15 +163,17 @@ class RunWork:
             finding.name == "decode parity" and finding.verdict == "failed" for finding in audit.audit
         )
 
-    def fresh_model(self) -> LanguageModel:
-        """The run's model before training."""
-        router = self.run.router
-        model = model_of(self.run.model, router.name, router.options, self.run.seed)
-        return model.to(self.device)
+    def fresh_model(self, *, random: bool = False) -> LanguageModel:
+        """The run's model before training; ``random``: without the weights of a folder that its training
+        begins with."""
+        router, shape = self.run.router, self.run.model
+        if random and isinstance(shape, HubConfig):
+            shape = shape.random
+        return model_of(shape, router.name, router.options, self.run.seed).to(self.device)
 
     def trained_model(self) -> LanguageModel:
         """The trained model."""
-        model = self.fresh_model()
+        model = self.fresh_model(random=True)
         weights = self.folder / WEIGHTS
         try:
             load_weights(weights, model, key=self.run.key)

@@ -195,7 +195,7 @@ def test_pickles_and_quantised_weights_are_refused(
     (given / "config.json").write_text(json.dumps(config))
     (given / "pytorch_model.bin").write_bytes(b"")
     assert run(tmp_path, tmp_path / "out", "--budget", "1e8") == 2
-    assert "holds pytorch_model.bin, a pickle" in capsys.readouterr().err
+    assert "weights pytorch_model.bin are pickled" in capsys.readouterr().err
     (given / "model.safetensors").write_bytes(b"")
     (given / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
     assert run(tmp_path, tmp_path / "out", "--budget", "1e8") == 2

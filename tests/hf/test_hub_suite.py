@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from modbench.model.shape import TRANSFORMERS, HubConfig
 from modbench.records.run import Run
 from modbench.records.store import read_suite
 from modbench.sweep.rows import resolve
+from modbench.sweep.run_job import RunWork
 from modbench.sweep.suite import Suite, load_suite
 from modbench.sweep.wanted import expand
 
@@ -137,6 +139,10 @@ def test_weights_of_a_folder_are_trained_on_and_are_in_the_key() -> None:
     assert all(
         torch.equal(value, model.inner.state_dict()[name]) for name, value in theirs.state_dict().items()
     )
+    work: Any = SimpleNamespace(run=run, device="cpu")
+    assert RunWork.fresh_model(work).embedding.weight.equal(model.embedding.weight)
+    untrained = RunWork.fresh_model(work, random=True)  # whose scores stand next to the trained model's
+    assert not untrained.embedding.weight.equal(model.embedding.weight)
     with torch.no_grad():
         theirs.lm_head.weight.add_(1)
     theirs.save_pretrained(folder)

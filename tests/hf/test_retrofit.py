@@ -13,8 +13,8 @@ from torch import Tensor
 import modbench
 from modbench import FlopCounter
 from modbench.errors import UserError
+from modbench.hf.folder import load_folder
 from modbench.hf.retrofit.build import routers_of
-from modbench.hf.retrofit.refuse import refuse_pickle
 from modbench.routers.mod import MixtureOfDepths
 from modbench.routing.registry import load_plugin
 
@@ -307,10 +307,13 @@ def test_a_router_that_cannot_be_used_is_named(router: Any, options: Any, words:
     assert model.config.model_type == "llama"
 
 
-def test_a_folder_of_pickles_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no config.json"):
-        refuse_pickle(tmp_path)
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds pytorch_model.bin, a pickle"):
-        refuse_pickle(tmp_path)
+    for name, said in (
+        ("config.json", "has no safetensors"),
+        ("model.gguf", "has model.gguf and no safetensors"),
+        ("pytorch_model.bin", "weights pytorch_model.bin are pickled, which may run code"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=said):
+            load_folder(tmp_path)

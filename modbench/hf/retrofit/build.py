@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modbench.errors import UserError
+from modbench.hf.cache import windows_of
 from modbench.hf.retrofit.layer import (
     PASS,
     ROUTER,
@@ -20,7 +21,6 @@ from modbench.hf.retrofit.layer import (
     layer_class,
     named_arguments,
 )
-from modbench.hf.retrofit.refuse import windows_of
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
 from modbench.model.init import stream
@@ -210,7 +210,7 @@ def initialise(part: nn.Module, seed: int) -> None:
 
 
 def put_routers(layers: nn.ModuleList, parts: dict[int, RetrofitRouter], model: Any) -> None:
-    windows = windows_of(model)
+    windows = windows_of(model.config)
     for number, part in parts.items():
         layer: Any = layers[number]
         layer.__class__ = layer_class(RoutedLayer, layer.__class__)

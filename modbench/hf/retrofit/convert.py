@@ -6,7 +6,6 @@ B sequences, T tokens, N tokens of text.
 """
 
 import copy
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +22,11 @@ from modbench.counting.counter import FlopCounter
 from modbench.data.batches import Batches
 from modbench.data.config import DataConfig
 from modbench.data.corpus import read_corpus
-from modbench.errors import UserError, reason
-from modbench.hf.folder import check_loaded
+from modbench.errors import UserError
+from modbench.hf.families import load_config
+from modbench.hf.folder import load_folder, load_tokenizer
 from modbench.hf.retrofit.apply import receipt, retrofit, router_of, upcycle
 from modbench.hf.retrofit.build import routers_of
-from modbench.hf.retrofit.refuse import refuse_pickle
-from modbench.hf.saved import register_for
 from modbench.model.trace import Trace
 from modbench.routing.expert_router import ExpertScheme, RoutedExperts
 from modbench.routing.registry import preset_options, router_class
@@ -124,27 +122,11 @@ def start_from_original(model: Any) -> None:
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:
-    import transformers
-
-    refuse_pickle(folder)
-    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+    if "quantization_config" in load_config(folder):
         raise UserError(
             f"folder {folder} has quantised weights, which can't be trained; give the original model"
         )
-    register_for(folder)
-    try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"folder {folder} has no causal language model with a tokenizer that transformers can load "
-            f"({reason(error)}); give a folder that save_pretrained wrote both into"
-        ) from error
-    model, info = loaded
-    check_loaded(folder, model, info)
-    return model, tokenizer
+    return load_folder(folder, dtype=torch.float32), load_tokenizer(folder)
 
 
 def _route(model: Any, conversion: Conversion) -> None:
@@ -240,8 +222,6 @@ def _batches(
     conversion: Conversion, data: str, tokenizer: Any, model: Any
 ) -> tuple[Batches, Batches | None]:
     """Return batches of the training text, and of the held-out text if it is long enough."""
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no eos_token; set it and save the tokenizer again")
     room = getattr(model.config, "max_position_embeddings", conversion.sequence)
     if conversion.sequence > room:
         raise UserError(f"sequence {conversion.sequence} is above the model's {room} positions")

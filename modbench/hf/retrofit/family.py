@@ -18,9 +18,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from modbench.errors import UserError
+from modbench.hf.cache import refuse_offloaded
 from modbench.hf.config import PREFIX
 from modbench.hf.retrofit.build import rebuild
-from modbench.hf.retrofit.cache import refuse_offloaded
 from modbench.hf.retrofit.layer import CONTEXT, PASS, Made, Pass
 from modbench.hf.retrofit.refuse import check_attention
 from modbench.ledger import OUTSIDE

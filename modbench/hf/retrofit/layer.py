@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache as HubCache
 
 from modbench.errors import UserError
-from modbench.hf.retrofit.cache import RoutedCacheLayer, routed_cache_layer
+from modbench.hf.cache import RoutedCacheLayer, routed_cache_layer
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context, Selection, host_lengths
 from modbench.model.trace import Trace

@@ -1,13 +1,14 @@
 """Checks of models before anything is changed: a message names the class and an alternative."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from modbench.errors import UserError
 from modbench.hf.attention import WITHOUT_MASKS
+from modbench.hf.cache import windows_of
+from modbench.hf.passes import installed
 
 #: Arguments that a decoder layer may take besides its hidden states. Any other one may hold a value per
 #: token, which would not be gathered.
@@ -55,7 +56,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
             f"{name} has no head over the vocabulary; give a causal language model: {_WORKS}"
         )
     layers = _layers_of(model)
-    windows_of(model)
+    windows_of(model.config)
     for layer in layers:
         check_layer(layer)
     for part in (model, model.base_model):
@@ -65,47 +66,6 @@ def decoder_layers(model: Any) -> nn.ModuleList:
                 f"layer is told of padding; {_WORKS}"
             )
     return layers
-
-
-def windows_of(model: Any) -> list[int | None]:
-    """Return the width of each layer's sliding window; None: full attention. Raise a `UserError` for
-    layers with a state of another kind, such as linear attention."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    for kind in getattr(model.config, "layer_types", None) or ():
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UserError(
-                f"{type(model).__name__} has layers of {kind}; retrofit knows full and sliding "
-                f"attention: {_WORKS}"
-            )
-    windows: list[int | None] = []
-    for layer in DynamicCache(config=model.config).layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise UserError(
-                f"{type(model).__name__} caches a {type(layer).__name__}; retrofit knows full and "
-                f"sliding attention: {_WORKS}"
-            )
-        windows.append(getattr(layer, "sliding_window", None))
-    return windows
-
-
-def installed() -> Any:
-    """Return the module transformers. Raise a `UserError` if it is missing or too old."""
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            "transformers is not installed; in the clone of modbench, run `python -m pip install "
-            "'.[hf]'`"
-        ) from None
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if version < (5, 18):
-        raise UserError(
-            f"transformers {transformers.__version__} is too old for retrofit; pip install "
-            "'transformers>=5.18'"
-        )
-    return transformers
 
 
 def refuse_unfit_weights(model: Any) -> None:
@@ -163,19 +123,6 @@ def _returns_hidden_states(layer: nn.Module) -> bool:
         return False
     returned = [line.strip() for line in source.splitlines() if line.strip().startswith("return")]
     return bool(returned) and set(returned) == {"return hidden_states"}
-
-
-def refuse_pickle(folder: Path) -> None:
-    """Raise a `UserError` unless ``folder`` holds a config and weights as safetensors."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"folder {folder} has no config.json; give a folder that save_pretrained wrote")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(
-        path.name for end in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(end)
-    )
-    held = f"holds {pickled[0]}, a pickle, which may run code" if pickled else "holds no weights"
-    raise UserError(f"folder {folder} {held}; save it again with safetensors (save_pretrained does)")
 
 
 def _layers_of(model: Any) -> nn.ModuleList:

@@ -41,7 +41,7 @@ def downstream(
         shift = batch_shift(lm, evaluation.tasks)
         files.add(evaluation, details(evaluation, shift, leak))
         scores |= section(evaluation, shift)
-    for evaluation in _evaluated(_adapter(work.fresh_model(), work), work, settings):
+    for evaluation in _evaluated(_adapter(work.fresh_model(random=True), work), work, settings):
         add_untrained(scores, evaluation)
     return {"downstream": scores, "metrics": _metrics(scores)}
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modbench.errors import UserError
 from modbench.hf.config import PREFIX
+from modbench.hf.folder import load_folder, load_tokenizer
 from modbench.hf.passes import installed
 from modbench.model.block import Block
 from modbench.model.config import ModelConfig
@@ -275,20 +276,19 @@ def _write_tokenizer(loaded: Loaded, folder: Path) -> None:
 def _difference(loaded: Loaded, folder: Path) -> float:
     """Return the largest difference of a logit between ``loaded`` and the model that transformers loads
     from ``folder``. Raises UserError: it is too large, or the tokenizers differ."""
-    transformers = installed()
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = load_folder(folder, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(loaded.sequence, 256))
     tokens_BT = torch.randint(loaded.model.config.vocabulary, shape, generator=generator)
     ours_BTV = loaded.model(tokens_BT, Context(selection="causal"))
     difference = (theirs(tokens_BT).logits - ours_BTV).abs().max().item()
-    ids = transformers.AutoTokenizer.from_pretrained(folder)(_TEXT, verbose=False)["input_ids"]
+    ids = load_tokenizer(folder)(_TEXT, verbose=False)["input_ids"]
     wrong = "token ids" if ids != loaded.tokenizer.encode(_TEXT) else ""
     if not difference <= _TOLERANCE * max(1.0, ours_BTV.abs().max().item()):
         wrong = f"logits (difference {difference:.1e})"
     if wrong:
         raise UserError(
-            f"transformers {transformers.__version__} computes other {wrong} for {loaded.label}; use "
+            f"transformers {installed().__version__} computes other {wrong} for {loaded.label}; use "
             "another version, nothing was written"
         )
     return difference

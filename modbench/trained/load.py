@@ -11,7 +11,7 @@ from modbench.errors import UserError, known_names
 from modbench.hf.models import model_of
 from modbench.model.language_model import LanguageModel
 from modbench.model.shape import HubConfig
-from modbench.records.named import folder_of
+from modbench.records.named import folder_of, run_name
 from modbench.records.probes import leak_verdict
 from modbench.records.record import Finding
 from modbench.records.result import Result, results_of
@@ -255,23 +255,14 @@ def _named(name: str, known: Sequence[Result]) -> list[Result]:
     if labelled := [result for result in known if result.label == name]:
         return labelled
     parts = RunName.parsed(name)
-    fitting = [result for result in known if name and parts.names(_full_name(result))]
+    fitting = [result for result in known if name and parts.names(run_name(result))]
     labelled = [result for result in fitting if result.label == parts.row]
     return labelled or [result for result in fitting if result.key.startswith(parts.row)]
 
 
-def _full_name(result: Result) -> RunName:
-    return RunName(
-        row=result.label,
-        budget=result.budget,
-        seed=result.seed,
-        learning_rate=result.learning_rate,
-    )
-
-
 def _names_of(results: Sequence[Result], known: Sequence[Result]) -> list[str]:
     """The names of ``results``, which tell them apart from all of ``known``."""
-    names = shortest([_full_name(result) for result in known], [result.key for result in known])
+    names = shortest([run_name(result) for result in known], [result.key for result in known])
     return [name for name, result in zip(names, known, strict=True) if result in results]
 
 

@@ -38,9 +38,18 @@ if os.environ.get("MODBENCH_TESTS_MISALIGNED"):
 # A second thread slows models this small down, all the more on a busy machine.
 torch.set_num_threads(1)
 
-#: Awkward on purpose: odd vocabulary, grouped heads, an untied head, a depth that 2 does not divide.
+#: Awkward on purpose: odd vocabulary, grouped heads, an untied head, a depth that 2 does not divide,
+#: norms of queries and keys.
 AWKWARD = ModelConfig(
-    vocabulary=301, width=48, layers=3, heads=6, kv_heads=2, mlp="gelu", mlp_width=80, tied_head=False
+    vocabulary=301,
+    width=48,
+    layers=3,
+    heads=6,
+    kv_heads=2,
+    mlp="gelu",
+    mlp_width=80,
+    tied_head=False,
+    qk_norm=True,
 )
 PLAIN = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
 

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from modbench.hf import passes as hugging_face
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.shape import shape_json
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import raised
 
@@ -114,7 +115,7 @@ def router_statement(
         workload,
         asked,
         name=router,
-        described={**described, "shape": asdict(model)},
+        described={**described, "shape": shape_json(model)},
         source=routed.flops_source,
     )
 

@@ -34,6 +34,9 @@ class Attention(nn.Module):
         columns = (self.heads + 2 * self.key_heads) * self.head_width
         self.qkv = nn.Linear(model.width, columns, bias=False)
         self.out = nn.Linear(model.width, model.width, bias=False)
+        if model.qk_norm:
+            self.q_norm = nn.RMSNorm(self.head_width, eps=model.norm_epsilon)
+            self.k_norm = nn.RMSNorm(self.head_width, eps=model.norm_epsilon)
 
     def initialise(self, seed: int) -> None:
         name = f"layers.{self.layer}.attention"
@@ -65,6 +68,8 @@ class Attention(nn.Module):
         """Return the closed form of `forward` for ``workload``."""
         rows = workload.slots
         projected = with_upstream_grad(workload, self.qkv)
+        if self.model.qk_norm:
+            projected = with_upstream_grad(with_upstream_grad(projected, self.q_norm), self.k_norm)
         return (
             weight_ledger(workload, self.layer, "attention.qkv", self.qkv.weight, rows)
             + attention(projected, self.layer, heads=self.heads, head_width=self.head_width)
@@ -77,6 +82,9 @@ class Attention(nn.Module):
             qkv_BTC = self.qkv(x_BTD)
         heads_BTCP = qkv_BTC.unflatten(-1, (-1, self.head_width))
         qk_BTCP, v_BTKP = heads_BTCP.split((self.heads + self.key_heads, self.key_heads), dim=2)
+        if self.model.qk_norm:
+            q_BTHP, k_BTKP = qk_BTCP.to(self.q_norm.weight.dtype).split((self.heads, self.key_heads), 2)
+            qk_BTCP = torch.cat((self.q_norm(q_BTHP), self.k_norm(k_BTKP)), 2).to(qk_BTCP.dtype)
         if positions_BT is None:
             positions_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         angles = rotary_angles(positions_BT, self.head_width, self.model.rope_base)

@@ -21,6 +21,9 @@ class ModelConfig:
     tied_head: bool = True  #: the head shares its matrix with the embedding
     rope_base: Positive = 10_000.0  #: base of the rotary embedding's frequencies
     norm_epsilon: Positive = 1e-5  #: added to the mean square in RMSNorm
+    #: RMSNorm on queries and keys, per head, before the rotary embedding (Dehghani et al. 2023,
+    #: arXiv:2302.05442, section 2); no part of a run's key unless it is true
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():

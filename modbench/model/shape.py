@@ -71,9 +71,11 @@ Shape: TypeAlias = ModelConfig | HubConfig
 
 
 def shape_json(shape: Shape) -> dict[str, Any]:
-    """Return ``shape`` as a record states it: fields that are None, and folders, are left out."""
+    """Return ``shape`` as a record states it: fields that are None, and folders, are left out; so are
+    fields of later versions that have their default, and keys of records stay."""
     stated = {field.name: getattr(shape, field.name) for field in fields(shape)}
-    return {key: value for key, value in stated.items() if value is not None and key != "folder"}
+    left_out = {"folder", *(() if stated.get("qk_norm") else ("qk_norm",))}
+    return {key: value for key, value in stated.items() if value is not None and key not in left_out}
 
 
 def shape_of(where: str, value: Mapping[str, Any]) -> Shape:

@@ -1,5 +1,6 @@
-"""Trained models in the format of Hugging Face transformers: vanilla as Llama, token choice as Mixtral,
-depth routing, with or without experts, as a Llama that `modbench.hf.retrofit` routes.
+"""Trained models in the format of Hugging Face transformers: vanilla as Llama, with `qk_norm` as Qwen3,
+token choice as Mixtral, depth routing, with or without experts, as a Llama or Qwen3 that
+`modbench.hf.retrofit` routes.
 
 B sequences, T tokens, V vocabulary.
 """
@@ -60,7 +61,14 @@ def model_type(loaded: Loaded) -> str:
             "(as Llama), token_choice (as Mixtral) and depth routing (as Llama with "
             f"modbench.hf.retrofit); {otherwise}"
         )
-    theirs = _MODELS.get(name, "llama").capitalize()
+    kind = _MODELS.get(name, "llama")
+    theirs = kind.capitalize()
+    if shape.qk_norm and kind == "mixtral":
+        raise UserError(
+            f"{loaded.label} normalises queries and keys (qk_norm), and {theirs} doesn't; {otherwise}"
+        )
+    if shape.qk_norm:
+        kind = "qwen3"
     if shape.mlp != "swiglu":
         raise UserError(f"mlp of {loaded.label} is '{shape.mlp}', and {theirs}'s is swiglu; {otherwise}")
     for option, (value, reason) in _OF_MIXTRAL.items() if name == "token_choice" else ():
@@ -71,7 +79,7 @@ def model_type(loaded: Loaded) -> str:
                 f"{reason}; {otherwise}"
             )
     if not depth:
-        return _MODELS[name]
+        return kind
     if plugin_file(name) is not None:
         raise UserError(
             f"router '{name}' of {loaded.label} is of a plugin file, which transformers can't load; "
@@ -83,7 +91,7 @@ def model_type(loaded: Loaded) -> str:
                 f"router '{name}' of {loaded.label} has a {type(block.feed_forward).__name__} in its "
                 f"blocks, and a Llama has an MLP or experts; {otherwise}"
             )
-    return f"{PREFIX}llama"
+    return f"{PREFIX}{kind}"
 
 
 def routed_type(loaded: Loaded) -> bool:
@@ -151,6 +159,8 @@ def _config(loaded: Loaded) -> dict[str, Any]:
         "pad_token_id": None,
         "dtype": "float32",
     }
+    if config.qk_norm:  # of Qwen3
+        shape |= {"head_dim": config.head_width, "attention_bias": False, "use_sliding_window": False}
     if isinstance(router, DepthScheme):
         return shape | {"modbench": _routing(loaded)}
     if router.name == "vanilla":
@@ -225,6 +235,8 @@ def _weights(model: LanguageModel) -> dict[str, Tensor]:
         names = {
             "attention_norm.weight": "input_layernorm.weight",
             "attention.out.weight": "self_attn.o_proj.weight",
+            "attention.q_norm.weight": "self_attn.q_norm.weight",
+            "attention.k_norm.weight": "self_attn.k_norm.weight",
             "feed_forward_norm.weight": "post_attention_layernorm.weight",
             "feed_forward.down.weight": "mlp.down_proj.weight",
             "feed_forward.router.weight": "mlp.gate.weight",

@@ -35,6 +35,7 @@ RUN = make_run()
         replace(RUN, router=replace(RUN.router, plugin_sha256="ab" * 32)),
         replace(RUN, model=replace(RUN.model, width=64)),
         replace(RUN, model=replace(RUN.model, tied_head=not RUN.model.tied_head)),
+        replace(RUN, model=replace(RUN.model, qk_norm=True)),
         replace(RUN, data=DataConfig(tokenizer="bytes")),
         replace(RUN, data=replace(RUN.data, vocabulary=512)),
         replace(RUN, train=replace(RUN.train, sequence=16)),
@@ -56,6 +57,11 @@ RUN = make_run()
 def test_a_field_that_alters_weights_changes_the_key(changed: Run) -> None:
     assert len(changed.key) == len(RUN.key) == 16
     assert changed.key != RUN.key
+
+
+def test_a_shape_of_earlier_versions_has_the_json_that_it_had() -> None:
+    assert "qk_norm" not in RUN.as_json()["model"]
+    assert replace(RUN, model=replace(RUN.model, qk_norm=True)).as_json()["model"]["qk_norm"]
 
 
 def test_the_decay_is_in_the_key_of_wsd_alone() -> None:

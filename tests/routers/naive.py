@@ -102,9 +102,16 @@ def attention(part: Any, x_TD: Tensor, positions: Sequence[int]) -> Tensor:
     """Each token attends to itself and to those that stand before it here."""
     width, group = part.head_width, part.heads // part.key_heads
     projected = (x_TD @ part.qkv.weight.T).split(width, dim=1)
-    base = part.model.rope_base
-    queries = [rotated(q_TP, positions, base) for q_TP in projected[: part.heads]]
-    keys = [rotated(k_TP, positions, base) for k_TP in projected[part.heads :][: part.key_heads]]
+    queries, keys = projected[: part.heads], projected[part.heads :][: part.key_heads]
+    if part.model.qk_norm:
+        queries, keys = (
+            [normalised(norm, part.model, head_TP) for head_TP in heads]
+            for norm, heads in ((part.q_norm, queries), (part.k_norm, keys))
+        )
+    queries, keys = (
+        [rotated(head_TP, positions, part.model.rope_base) for head_TP in heads]
+        for heads in (queries, keys)
+    )
     values = projected[part.heads + part.key_heads :]
     mixed = []
     for head, q_TP in enumerate(queries):

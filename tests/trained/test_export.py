@@ -80,6 +80,8 @@ SAME = {
     "dense": ("vanilla", {}, {}, "llama"),
     "tied": ("vanilla", {}, {"tied_head": True}, "llama"),
     "one-head-each": ("vanilla", {}, {"kv_heads": 4}, "llama"),
+    "qk-norm": ("vanilla", {}, {"qk_norm": True}, "qwen3"),
+    "mod-qk-norm": ("mod", {"capacity": 0.5}, {"qk_norm": True, "kv_heads": 4}, "modbench_qwen3"),
     "experts": ("token_choice", {"experts": 4}, {}, "mixtral"),
     "three-of-five": ("token_choice", {"experts": 5, "top_k": 3}, {"tied_head": True}, "mixtral"),
     "width-9": ("token_choice", {"expert_width": 9}, {}, "mixtral"),
@@ -145,6 +147,7 @@ def test_transformers_generates_what_modbench_generates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("router", "options", "shape", "words"),
     [
+        ("token_choice", {}, {"qk_norm": True}, "tiny/one normalises queries and keys"),
         ("relu_routing", {}, {}, "router 'relu_routing' of tiny/one has no counterpart"),
         ("vanilla", {}, {"mlp": "gelu"}, "mlp of tiny/one is 'gelu', and Llama's is swiglu"),
         ("token_choice", {"renormalise": False}, {}, "option renormalise of tiny/one is False"),

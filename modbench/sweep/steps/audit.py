@@ -67,7 +67,7 @@ def scheme_of(run: Run) -> dict[str, Any]:
             # Of an installed router, the hash of its package; of a built-in one, that of modbench.
             "code_sha256": router.plugin_sha256 or code_sha256(Path(_file_of(router.name))),
         },
-        "model": shape_json(_shape(run)) if isinstance(run.model, HubConfig) else asdict(run.model),
+        "model": shape_json(_shape(run)),
         # An odd length, and the length and batch of scoring.
         "shapes": [list(ODD), [SCORING_BATCH, train.sequence]],
         "trained": [train.rows, train.sequence],

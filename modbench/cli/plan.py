@@ -59,9 +59,11 @@ def plan(
     gpus: OmitArgPrefixes[GpuOptions],
     format: Literal["table", "json"] = "table",
     price: Annotated[float | None, arg(metavar="AMOUNT", help_behavior_hint="")] = None,
+    detect: Annotated[float | None, arg(metavar="NATS", help_behavior_hint="")] = None,
+    noise: Annotated[float | None, arg(metavar="NATS", help_behavior_hint="")] = None,
 ) -> int:
     """Print what a suite will take: its runs, their FLOPs, tokens and epochs; with --price, GPU-hours
-    and costs. Nothing is run.
+    and costs; with --detect, the seeds that a difference of losses needs. Nothing is run.
 
     With --router instead: print the shape of each scheme that spends --budget, which compares schemes at
     equal compute. (modbench plan --router vanilla mod --budget 1e18 --set model.layers=12)
@@ -77,6 +79,9 @@ def plan(
         gpus: GPUs of --price
         format: table: for reading; json: one JSON document on the last line
         price: of one GPU per hour: print a suite's hours on --gpu and costs
+        detect: a difference between two rows in nats per token: print the seeds for a power of 80 %
+        noise: of --detect: standard deviation of one run between seeds; by default that of the
+            suite's records in --results
     """
     if (suite is None) == (not router):
         given = "both" if router else "none"
@@ -93,9 +98,13 @@ def plan(
         priced = None
         if price is not None:
             priced = Cluster(described_gpu(gpus.gpu, gpus.peak_tflops), price, gpus.utilisation)
-        return _plan_suite(SuiteRequest(**common.asked(suite)), format, priced)
-    if price is not None or common.seeds is not None or common.only:
-        raise UserError("--price, --seeds and --only need a suite; leave them out with --router")
+        if noise is not None and detect is None:
+            raise UserError("--noise has no effect without --detect; leave it out")
+        return _plan_suite(SuiteRequest(**common.asked(suite)), format, priced, detect, noise)
+    if any(of is not None for of in (price, detect, noise, common.seeds)) or common.only:
+        raise UserError(
+            "--price, --detect, --noise, --seeds and --only need a suite; leave them out with --router"
+        )
     return _solve(flat(router), common, solved, format)
 
 
@@ -160,7 +169,13 @@ def _row(solution: "Solution", budget: int) -> dict[str, object]:
     }
 
 
-def _plan_suite(request: SuiteRequest, format: str, cluster: Cluster | None) -> int:
+def _plan_suite(
+    request: SuiteRequest,
+    format: str,
+    cluster: Cluster | None,
+    detect: float | None,
+    noise: float | None,
+) -> int:
     from modbench.sweep.plan import as_json, as_table, plan_suite
 
     made = plan_suite(request, tell)
@@ -171,5 +186,15 @@ def _plan_suite(request: SuiteRequest, format: str, cluster: Cluster | None) -> 
         costs = priced(made.flops_of, cluster)
         document |= costs_as_json(costs)
         text += f"\n\n{costs_as_table(costs)}"
+    if detect is not None:
+        from modbench.sweep.detect import detection
+
+        if made.suite.isoflop:
+            raise UserError(
+                "--detect is of rows, and this suite compares optima of curves; leave it out"
+            )
+        found = detection(detect, noise, request.results / made.suite.header.name, made.flops_of)
+        document |= {"detect": asdict(found)}
+        text += f"\n\n{found.in_words()}"
     print(json.dumps(document) if format == "json" else text)
     return 2 if made.left_out else 0

@@ -1,13 +1,16 @@
 """`modbench plan SUITE`: runs, FLOPs, tokens and passes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_records import make_record, store, suite_record
 from small_suite import write_suite
 
 from modbench.cli.main import main
 from modbench.data.token_data import prepare
+from modbench.report.suite import read
 from modbench.sweep.plan import SuitePlan, as_json, as_table, plan_suite
 from modbench.sweep.request import SuiteRequest
 from modbench.sweep.rows import resolve
@@ -66,6 +69,39 @@ def test_a_plan_has_the_runs_flops_tokens_and_passes_of_each_scheme_and_budget()
         assert part.tokens == part.budget // flops * 16
         assert part.passes == part.tokens / text
     assert (plan.runs, plan.flops) == (24, sum(part.flops for part in plan.parts))
+
+
+@pytest.mark.parametrize(("nats", "seeds"), [("0.07", 2), ("0.05", 3), ("0.03", 8), ("0.02", 17)])
+def test_a_plan_says_how_many_seeds_a_difference_needs(
+    nats: str, seeds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = {"budgets": [1e7], "seeds": [0, 1]}
+    write_suite(Path(), "planned", "vanilla", "mod", sweep=sweep, model={"layers": 2})
+    words = ["plan", "suite.toml", "--detect", nats]
+    assert main([*words, "--noise", "0.0204", "--format", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = plan["detect"]
+    assert (found["seeds"], found["rows"], found["runs"]) == (seeds, 2, 2 * seeds)
+    assert found["flops"] * 2 == plan["flops"] * seeds
+    for wrong, said in (([], "--noise 0.02"), (["--noise", "-1"], "--noise is -1; it must be above 0")):
+        assert main([*words, *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_noise_of_a_plan_is_that_of_the_records(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {"vanilla": (4.0, 4.02, 4.04), "mod": (4.0, 4.03, 4.02)}
+    runs = [
+        make_record(name, seed=seed, loss=loss)
+        for name, of in losses.items()
+        for seed, loss in enumerate(of)
+    ]
+    folder = store(Path("there") / "planned", runs, suite_record(runs))
+    sweep = {"budgets": [1e7], "seeds": [0]}
+    write_suite(Path(), "planned", "vanilla", "mod", sweep=sweep, model={"layers": 2})
+    assert main(["plan", "suite.toml", "--detect", "0.03", "--results", "there"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    noise = read(folder)[1].noise[1].pooled
+    assert f"the noise of one run is {noise.sd:.4f} (there/planned, {noise.freedom} degrees" in said
 
 
 def test_the_rows_after_only_are_planned() -> None:

@@ -192,8 +192,8 @@ def rehearse(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Audit every router, preset and known bug and write docs/audit.md and docs/known_bugs.md; arguments
-    after -- go to the script (--check only compares)."""
+    """Audit every router, preset and known bug and write docs/audit.md and tests/audit/known_bugs.md;
+    arguments after -- go to the script (--check only compares)."""
     session.run(ready(session), "tools/audit_page.py", *session.posargs)
 
 

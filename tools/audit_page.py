@@ -1,5 +1,5 @@
-"""Writes the table of ``docs/audit.md``, the audit of each built-in router, and ``docs/known_bugs.md``,
-the audit of each known bug.
+"""Writes the table of ``docs/audit.md``, the audit of each built-in router, and
+``tests/audit/known_bugs.md``, the audit of each known bug.
 ``nox -s audit``, with ``-- --check`` to compare only.
 
 All of it comes from running the probes: the same code and machine type give the same bytes.
@@ -25,7 +25,7 @@ sys.path.append(str(ROOT / "tests" / "audit"))
 from mutants import MUTANTS, Depth  # noqa: E402
 
 DOCS = ROOT / "docs"
-PAGE, BUGS = DOCS / "audit.md", DOCS / "known_bugs.md"
+PAGE, BUGS = DOCS / "audit.md", ROOT / "tests" / "audit" / "known_bugs.md"
 #: Four layers, since recursions share some; all else is small, to make the page quickly.
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 MUTANT_SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
@@ -55,8 +55,7 @@ EXAMPLES = {
 
 BUGS_HEAD = """# Known bugs and the probes that find them
 
-After reading this page you can say which probes find a known bug, if you change a probe or add one.
-[The audit](audit.md) says what a user does about a failure.
+Read what this page loses when you change a probe. `docs/audit.md` says what a user does about a failure.
 
 A correct router (`right`), and a mutant of it for each bug found in public ports
 (`tests/audit/mutants.py`). ✓ passed, **✗** failed, · n/a,
@@ -107,7 +106,7 @@ def bugs_page() -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write docs/audit.md and docs/known_bugs.md.")
+    parser = argparse.ArgumentParser(description="Write docs/audit.md and tests/audit/known_bugs.md.")
     parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
     only_check = parser.parse_args().check
     make_deterministic()

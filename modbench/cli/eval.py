@@ -132,7 +132,7 @@ def _loaded(
     )
     if loaded.data is not None and (scoring.include_path or not TASKS.keys().isdisjoint(names)):
         permit(loaded.name, outside(loaded.data), allowed, tell)
-    if loaded.data is None and getattr(loaded.lm.model, "ledger", None) is None:
+    if loaded.data is None and loaded.lm.ledger is None:
         tell(f"{loaded.name}: its FLOPs are not shown, since its family has no closed form")
     return loaded
 

@@ -4,7 +4,7 @@ transformers."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lm_eval.models  # noqa: F401  first: lm-eval registers its models only if there are none yet
 import torch
@@ -13,15 +13,13 @@ from lm_eval.utils import simple_parse_args_string
 
 from modbench.data.config import DataConfig
 from modbench.errors import UserError, known_names
-from modbench.evaluate.hub_lm import check_vocabulary, load_hub_lm
 from modbench.evaluate.routed_lm import RoutedLM
+from modbench.evaluate.scored_lm import Batch, ScoredLM, check_vocabulary
 from modbench.model.context import Selection
 from modbench.routing.registry import load_plugin
 from modbench.train.numerics import pin_attention
 from modbench.trained.load import leak_of, load_trained
 from modbench.trained.weights_folder import DESCRIPTION
-
-Batch = int | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,7 @@ class LoadedLM:
     """A language model, its ``name`` in tables, the corpus of its training, None for a model of another
     kind, and the audit's verdict on leaks, ``not audited`` where there is none."""
 
-    lm: RoutedLM
+    lm: ScoredLM
     name: str
     data: DataConfig | None
     leak: str
@@ -59,7 +57,9 @@ def load_lm(
             raise UserError(f"{folder} is a model of transformers, which has no rule '{rule}'")
         for plugin in plugins:
             load_plugin(plugin)
-        lm: RoutedLM = load_hub_lm(folder, batch=batch, device=device)
+        from modbench.evaluate.hub_lm import load_hub_lm  # needs the extra hf
+
+        lm: ScoredLM = load_hub_lm(folder, batch=batch, device=device)
         return LoadedLM(lm=lm, name=folder.resolve().name, data=None, leak="not audited")
     loaded = load_trained(run, plugins, results=results)
     vocabulary = loaded.model.config.vocabulary
@@ -90,13 +90,13 @@ class ModbenchLM(RoutedLM):
     @classmethod
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
-    ) -> RoutedLM:
+    ) -> ScoredLM:
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
-    ) -> RoutedLM:
+    ) -> ScoredLM:
         stated = {**arg_dict, **{k: v for k, v in (additional_config or {}).items() if v is not None}}
         known = {"pretrained", "results", "plugin", "rule", "batch_size", "max_batch_size", "device"}
         if unknown := sorted(stated.keys() - known):

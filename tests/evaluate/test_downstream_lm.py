@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from local_tasks import request as ask
+from made_up import ByHand
 from torch import Tensor, nn
 
 from modbench.evaluate.routed_lm import RoutedLM
@@ -22,6 +23,7 @@ class Letters:
     """One token per letter; end of text is the last id."""
 
     end_of_text = len(LETTERS)
+    vocabulary = end_of_text + 1
 
     def encode(self, text: str) -> list[int]:
         return [LETTERS.index(letter) for letter in text]
@@ -37,7 +39,7 @@ class Pairs(Letters):
         return super().encode(text.replace("ab", "h"))
 
 
-class Bigram(nn.Module):
+class Bigram(ByHand):
     """log p(next | last token) from a random table. Remembers what it was fed."""
 
     def __init__(self) -> None:
@@ -57,7 +59,7 @@ class Bigram(nn.Module):
         return sum(self.log_p_VV[a, b].item() for a, b in pairwise(ids))
 
 
-class Summing(nn.Module):
+class Summing(ByHand):
     """Logits that depend on all real tokens so far, so that a window shows; poison for padding."""
 
     def __init__(self) -> None:

@@ -10,7 +10,8 @@ import statistics
 
 import pytest
 import torch
-from torch import Tensor, nn
+from made_up import ByHand
+from torch import Tensor
 
 from modbench.data.token_data import load
 from modbench.evaluate.downstream import TaskScore, evaluate
@@ -24,12 +25,12 @@ from modbench.model.context import Context
 V = 257
 
 
-class Uniform(nn.Module):
+class Uniform(ByHand):
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
         return torch.zeros(*tokens_BT.shape, V)
 
 
-class Oracle(nn.Module):
+class Oracle(ByHand):
     """Knows each item's text: what follows each of its beginnings."""
 
     def __init__(self, texts: list[list[int]]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lm_eval.api.metrics import mean_stderr
 from local_tasks import rows_of, write_tasks
+from made_up import ByHand
 from torch import nn
 
 from modbench.data.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ from modbench.evaluate.routed_lm import RoutedLM
 NAMES = ["lambada_openai", "arc_easy", "piqa", "wikitext"]
 
 
-class Smooth(nn.Module):
+class Smooth(ByHand):
     """Logits that depend on the tokens so far; with ``leak``, on the other rows of the batch too."""
 
     def __init__(self, leak: float = 0.0) -> None:

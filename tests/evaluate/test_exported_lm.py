@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
+from lm_eval.models.huggingface import HFLM
 from local_tasks import write_tasks
 from trained_runs import add_records, record_of, save_trained
 
@@ -25,8 +26,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("router", OPTIONS)
 def test_an_exported_model_scores_what_it_did(router: str, tmp_path: Path) -> None:
-    from lm_eval.models.huggingface import HFLM  # needs accelerate, of the extra dev
-
     results = tmp_path / "my-results"
     record = record_of("one", router, 0, options=OPTIONS[router], model=SHAPE, sequence=64)
     add_records(results, record)

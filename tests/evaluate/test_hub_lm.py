@@ -2,13 +2,17 @@
 items, set MODBENCH_EVAL_DATA to a folder of --include-path with LAMBADA, ARC-easy and PIQA; -s prints
 the scores."""
 
+import importlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from inline import own_routers
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
+from lm_eval.models.huggingface import HFLM
 from local_tasks import request, rows_of, write_task, write_tasks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -77,8 +81,6 @@ def folder(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("batch", ["auto", 3])
 def test_scores_equal_those_of_lm_eval_s_own_adapter(folder, tasks, batch):
-    from lm_eval.models.huggingface import HFLM  # needs accelerate, of the extra dev
-
     ours = load_hub_lm(folder, batch=batch)
     # It sums in the model's type, and float32 is up to 2e-4 nats off at 2,000 nats.
     model = AutoModelForCausalLM.from_pretrained(folder).double()
@@ -124,10 +126,95 @@ def test_generation_is_that_of_transformers(folder):
     lm = load_hub_lm(folder)
     options = {"until": [], "max_gen_toks": 8}
     [text] = lm.generate_until([request("stone river", options, kind="generate_until")])
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), lm.model.model
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), lm.model
     inputs = tokenizer("stone river", return_tensors="pt", return_token_type_ids=False)
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert text == tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch", ["auto", 1, 3])
+def test_generation_costs_its_prompts_and_new_tokens_up_to_their_ends(folder, batch):
+    """In one pass over prompt and text, as much as in a pass of its own for each new token."""
+    lm = load_hub_lm(folder, batch=batch)
+    prompts = ["stone river", "lamp", "seven cold walks to a green market"]
+    [whole] = lm.generate_until([request(prompts[0], {"max_gen_toks": 12}, kind="generate_until")])
+    options = {"until": [whole[4:6]], "max_gen_toks": 12}
+    lm.reset()
+    texts = lm.generate_until([request(each, options, kind="generate_until") for each in prompts])
+    assert texts[0] == whole[: whole.index(whole[4:6])]
+    cost, lm = lm.cost, load_hub_lm(folder, batch=1)
+    for prompt in prompts:
+        lm.generate_until([request(prompt, options, kind="generate_until")])
+    assert (cost.tokens, cost.nominal_flops) == (lm.cost.tokens, lm.cost.nominal_flops)
+    assert cost.tokens < sum(len(lm.tok_encode(prompt)) + 11 for prompt in prompts)
+    lm.reset()
+    lm.generate_until([request("lamp", {"max_gen_toks": 12}, kind="generate_until")])
+    read = len(lm.tok_encode("lamp")) + 11
+    counted = count(lm.model, (1, read), phase="prefill").total_model
+    assert (lm.cost.tokens, lm.cost.nominal_flops) == (read, counted + 11 * 2 * 32 * VOCABULARY)
+
+
+def test_text_is_drawn_alike_each_time_and_from_no_global_generator(folder):
+    lm, before = load_hub_lm(folder), torch.get_rng_state()
+    asked = [request("stone", {"do_sample": True, "temperature": 2.0}, kind="generate_until")]
+    assert lm.generate_until(asked) == lm.generate_until(asked)
+    greedy = lm.generate_until([request("stone", {}, kind="generate_until")])
+    assert greedy != lm.generate_until(asked)
+    asked = [request("stone", {"do_sample": True}, kind="generate_until")]
+    assert greedy == lm.generate_until(asked)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_new_tokens_take_half_of_the_length_and_longer_prompts_are_truncated(folder):
+    lm, options = load_hub_lm(folder), {"max_gen_toks": 10_000}
+    [text, empty] = lm.generate_until(
+        [request(each, options, kind="generate_until") for each in ("river " * LENGTH, "")]
+    )
+    assert text
+    assert empty
+    assert lm.truncated == 1
+    assert lm.cost.tokens == LENGTH // 2 + 1 + 2 * (LENGTH // 2 - 1)
+
+
+def test_scores_do_not_depend_on_other_requests_with_equal_inputs(folder):
+    lm = load_hub_lm(folder)
+    requests = [request("stone river", " green lamp"), request("stone river green", " lamp")]
+    together = lm.loglikelihood(requests)
+    assert together == [lm.loglikelihood([each])[0] for each in requests]
+
+
+def test_a_continuation_longer_than_the_model_is_scored_in_full(folder):
+    lm = load_hub_lm(folder)
+    [(total, _)] = lm.loglikelihood([request("stone", " river" * LENGTH)])
+    ids = torch.tensor(lm.tok_encode("stone" + " river" * LENGTH))
+    context = len(lm.tok_encode("stone"))
+    expected = 0.0
+    for start in range(context, len(ids), LENGTH):
+        end = min(start + LENGTH, len(ids))
+        inputs = ids[max(0, end - LENGTH - 1) : end - 1]
+        log_p_TV = lm.model(inputs[None]).logits[0].log_softmax(-1)[start - end :]
+        expected += log_p_TV.gather(1, ids[start:end, None]).sum().item()
+    assert total == pytest.approx(expected, abs=1e-3)
+    assert lm.truncated == 1
+
+
+def test_an_empty_continuation_is_named_and_an_empty_context_is_a_start(folder):
+    lm = load_hub_lm(folder)
+    with pytest.raises(UserError, match="item 3 of task 'made_up' has an empty continuation"):
+        lm.loglikelihood([request("stone", "", item=3)])
+    scores = lm.loglikelihood([request(context, "stone") for context in ("", "<s>")])
+    assert scores[0] == scores[1]
+    assert lm.loglikelihood([request(" ", "stone"), request("", " stone")]) == 2 * [
+        lm.loglikelihood([request("<s>", " stone")])[0]
+    ]
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    for module in ("lm_eval.models.huggingface", "modbench.evaluate.hub_lm"):
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(UserError, match=r"needs accelerate; .* pip install '\.\[hf\]'"):
+        importlib.import_module("modbench.evaluate.hub_lm")
 
 
 PLUGIN = """from dataclasses import dataclass
@@ -169,7 +256,7 @@ def test_flops_are_those_that_the_counter_sees(folder):
     lm = load_hub_lm(folder)
     lm.loglikelihood([request("stone river green", " lamp")])
     tokens = lm.cost.tokens
-    counted = count(lm.model.model, (1, tokens), phase="prefill").total_model
+    counted = count(lm.model, (1, tokens), phase="prefill").total_model
     rows = len(lm.tok_encode("stone river green lamp")) - len(lm.tok_encode("stone river green"))
     logits = 2 * 32 * VOCABULARY * (rows - 1)
     assert lm.cost.nominal_flops == lm.cost.realised_flops == counted + logits
@@ -189,7 +276,7 @@ def test_a_family_without_a_closed_form_has_no_flops(folder, tmp_path):
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     lm = load_hub_lm(tmp_path)
     lm.loglikelihood([request("stone", " lamp")])
-    assert lm.model.ledger is None
+    assert lm.ledger is None
     assert lm.cost.per_token()["nominal_flops_per_token"] is None
 
 

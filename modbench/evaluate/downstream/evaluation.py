@@ -15,8 +15,7 @@ from modbench.errors import UserError
 from modbench.evaluate.downstream.item_answers import ItemAnswers, item_answers
 from modbench.evaluate.downstream.loading import load_tasks, quiet, seeded, task_errors
 from modbench.evaluate.downstream.task_files import Sources, files_by_name
-from modbench.evaluate.routed_lm import RoutedLM
-from modbench.evaluate.scoring_passes import Cost
+from modbench.evaluate.scored_lm import Cost, ScoredLM
 from modbench.evaluate.tasks import CHANCE
 
 #: Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form.
@@ -66,7 +65,7 @@ class Evaluation:
 
 
 def evaluate(
-    lm: RoutedLM,
+    lm: ScoredLM,
     tasks: Sequence[str],
     *,
     limit: int | None = None,
@@ -105,7 +104,7 @@ def evaluate(
         yield evaluation
 
 
-def _evaluation(sources: Sources, lm: RoutedLM, loaded: TaskDict, results: dict[str, Any]) -> Evaluation:
+def _evaluation(sources: Sources, lm: ScoredLM, loaded: TaskDict, results: dict[str, Any]) -> Evaluation:
     tasks, groups = loaded["tasks"], loaded.get("groups", {})
     of_tasks = {name: _task_score(name, task, results) for name, task in tasks.items()}
     of_groups = {

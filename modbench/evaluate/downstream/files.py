@@ -14,7 +14,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 from modbench.errors import UserError
 from modbench.evaluate.downstream.evaluation import BOOTSTRAP, Evaluation
 from modbench.evaluate.downstream.loading import FEWSHOT_SEED, NUMPY_SEED, SEED
-from modbench.evaluate.routed_lm import RoutedLM
+from modbench.evaluate.scored_lm import ScoredLM
 
 #: Parts of lm-eval's results that have an entry per task.
 _BY_TASK = (
@@ -35,7 +35,7 @@ class ResultFiles:
     Raises UserError: ``folder`` cannot be written.
     """
 
-    def __init__(self, folder: Path, name: str, lm: RoutedLM, *, limit: int | None) -> None:
+    def __init__(self, folder: Path, name: str, lm: ScoredLM, *, limit: int | None) -> None:
         self.tracker = EvaluationTracker(output_path=str(folder))
         general = self.tracker.general_config_tracker
         # Like lm-eval's folder of a local model: its name with / as __.

@@ -17,7 +17,7 @@ from lm_eval.tasks.manager import TaskDict, TaskManager
 from modbench.data.config import DataConfig
 from modbench.errors import FAULTS, UserError
 from modbench.evaluate.downstream.task_files import Sources
-from modbench.evaluate.routed_lm import RoutedLM
+from modbench.evaluate.scored_lm import ScoredLM
 
 #: lm-eval's own seed of few-shot examples.
 FEWSHOT_SEED = 1234
@@ -67,7 +67,7 @@ def task_errors(sources: Sources) -> Iterator[None]:
         ) from error
     except FAULTS as error:
         frames = traceback.walk_tb(error.__traceback__)
-        if any(frame.f_globals["__name__"] == RoutedLM.__module__ for frame, _ in frames):
+        if any(isinstance(frame.f_locals.get("self"), ScoredLM) for frame, _ in frames):
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -1,12 +1,10 @@
 """Batch shift: how much a model's scores depend on the batch size."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modbench.evaluate.routed_lm import RoutedLM
-from modbench.evaluate.scoring_passes import Cost
+from modbench.evaluate.scored_lm import ScoredLM
 
 #: Batch sizes that are compared.
 BATCHES = (1, 7, 32)
@@ -26,7 +24,7 @@ class BatchShift:
     batches: tuple[int, ...] = BATCHES
 
 
-def batch_shift(lm: RoutedLM, tasks: Mapping[str, Any], *, items: int = ITEMS) -> BatchShift:
+def batch_shift(lm: ScoredLM, tasks: Mapping[str, Any], *, items: int = ITEMS) -> BatchShift:
     """Score the first items of each of ``tasks``, lm-eval tasks that were evaluated, at batch sizes 1, 7
     and 32: about ``items`` together. The cost is not added to that of ``lm``."""
     nats = 0.0
@@ -63,12 +61,9 @@ def _first_items(task: Any, items: int) -> list[int]:
     return kept
 
 
-def _answers(lm: RoutedLM, batch: int, instances: Sequence[Any]) -> list[Any]:
+def _answers(lm: ScoredLM, batch: int, instances: Sequence[Any]) -> list[Any]:
     """Return (log-probability, greedy) or a text for each instance, in batches of ``batch``."""
-    other = copy.copy(lm)
-    other.batch = batch
-    other.passes = copy.copy(lm.passes)
-    other.passes.cost = Cost()
+    other = lm.with_batch(batch)
     by_number: dict[int, Any] = {}
     for kind in dict.fromkeys(instance.request_type for instance in instances):
         asked = [number for number, instance in enumerate(instances) if instance.request_type == kind]

@@ -56,7 +56,7 @@ def _adapter(model: LanguageModel, work: RunWork) -> "RoutedLM":
         work.stage.check()
         work.stage.tell()
 
-    lm.passes.watch = watch
+    lm.watch = watch
     return lm
 
 

@@ -28,7 +28,7 @@ NO_VALUES = (
 )
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException | str) -> str:
     """Return the message of ``error`` in one line, shortened."""
     return " ".join(str(error).split())[:160]
 

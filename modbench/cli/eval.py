@@ -150,6 +150,8 @@ def _tell_of(
             f"{name}: --num-fewshot {num_fewshot} is not used; the task fixes its number of examples "
             "to 0"
         )
+    for warning, times in evaluation.warnings.items():
+        tell(f"{name}: lm-eval warns: {warning}" + (f" ({times:,} times)" if times > 1 else ""))
     if evaluation.truncated:
         tell(
             f"{name}: the context of {several(evaluation.truncated, 'request', ',')} was truncated on "

@@ -72,6 +72,23 @@ def test_a_task_without_examples_says_that_num_fewshot_is_not_used(place, capsys
     assert re.search(r"^piqa +acc .* 4 +2 +1\.0 +causal$", out, re.MULTILINE)
 
 
+def test_what_lm_eval_warns_of_is_said_once(place, capsys):
+    file = place / "data" / "piqa_validation.jsonl"
+    stated = {
+        "task": "odd",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+    }
+    stated |= {"test_split": "test", "output_type": "multiple_choice", "doc_to_text": "goal"}
+    stated |= {"doc_to_choice": "{{[sol1, sol2]}}", "doc_to_target": "neither"}
+    (place / "data" / "odd.yaml").write_text(json.dumps(stated))
+    assert run("tiny/mod", "--tasks", "odd", "--include-path", "data", "--no-validity") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "lm-eval warns" in line]
+    assert len(said) == 1
+    assert "Label index" in said[0]
+    assert said[0].endswith("(6 times)")
+
+
 def test_finished_tasks_are_printed_and_kept_when_a_later_one_fails(place, capsys):
     write_task(place / "data", "arc_easy", [{"question": "a"}])
     assert run("tiny/mod", "--tasks", "piqa,arc_easy", "--include-path", "data", "--out", "scores") == 2

@@ -48,7 +48,8 @@ class Evaluation:
 
     ``rule``: selection rule, ``causal`` or ``topk``, whose scores are *non-causal*. ``truncated``:
     requests whose context did not fit the model's length. ``results``: lm-eval's own results, with
-    ``samples``. ``tasks``: lm-eval's task objects by name.
+    ``samples``. ``tasks``: lm-eval's task objects by name. ``warnings``: lm-eval's, and how often each
+    was said.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Evaluation:
     truncated: int
     results: dict[str, Any]
     tasks: Mapping[str, Any]
+    warnings: Mapping[str, int]
 
     def score(self, task: str) -> TaskScore:
         """Return the scores of ``task``."""
@@ -94,17 +96,23 @@ def evaluate(
     files = files_by_name(names, include)
     for name in names:
         sources = Sources(name=name, files=files[name])
-        with quiet(), seeded(), sources.written() as folder, task_errors(sources):
+        with quiet() as said, seeded(), sources.written() as folder, task_errors(sources):
             loaded = load_tasks(sources, folder, num_fewshot=num_fewshot, data=data or DataConfig())
             lm.reset()
             results: Any = lm_eval_evaluate(
                 lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
             )
-            evaluation = _evaluation(sources, lm, loaded, results)
+            evaluation = _evaluation(sources, lm, loaded, results, said)
         yield evaluation
 
 
-def _evaluation(sources: Sources, lm: ScoredLM, loaded: TaskDict, results: dict[str, Any]) -> Evaluation:
+def _evaluation(
+    sources: Sources,
+    lm: ScoredLM,
+    loaded: TaskDict,
+    results: dict[str, Any],
+    warnings: Mapping[str, int],
+) -> Evaluation:
     tasks, groups = loaded["tasks"], loaded.get("groups", {})
     of_tasks = {name: _task_score(name, task, results) for name, task in tasks.items()}
     of_groups = {
@@ -125,6 +133,7 @@ def _evaluation(sources: Sources, lm: ScoredLM, loaded: TaskDict, results: dict[
         truncated=lm.truncated,
         results=results,
         tasks=tasks,
+        warnings=warnings,
     )
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import numpy as np
 from lm_eval.tasks.manager import TaskDict, TaskManager
 
 from modbench.data.config import DataConfig
-from modbench.errors import FAULTS, UserError
+from modbench.errors import FAULTS, UserError, reason
 from modbench.evaluate.downstream.task_files import Sources
 from modbench.evaluate.scored_lm import ScoredLM
 
@@ -62,17 +63,17 @@ def task_errors(sources: Sources) -> Iterator[None]:
     except (ConnectionError, TimeoutError, FileNotFoundError, DatasetsError) as error:
         raise UserError(
             f"the data set of task '{sources.name}' could not be loaded "
-            f"({' '.join(str(error).split())[:120]}); connect to a network, or give local files "
+            f"({reason(error)}); connect to a network, or give local files "
             "(modbench docs evaluation)"
         ) from error
     except FAULTS as error:
         frames = traceback.walk_tb(error.__traceback__)
         if any(isinstance(frame.f_locals.get("self"), ScoredLM) for frame, _ in frames):
             raise
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"task '{sources.name}' can't be scored ({type(error).__name__}: {reason}); fix the task or "
-            "its items, or read items of another format by a YAML file (modbench docs evaluation)"
+            f"task '{sources.name}' can't be scored ({type(error).__name__}: {reason(error)}); fix the "
+            "task or its items, or read items of another format by a YAML file (modbench docs "
+            "evaluation)"
         ) from error
 
 
@@ -80,19 +81,36 @@ def task_errors(sources: Sources) -> Iterator[None]:
 SEED, NUMPY_SEED = 0, 1234
 
 
+#: Parts of warnings that hold for most tasks and tell nothing about their items.
+_USUAL = ("Custom kwargs can be passed", "using default")
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Context without lm-eval's progress bars, prints and warnings, and without its process pool."""
+def quiet() -> Iterator[Counter[str]]:
+    """Context without lm-eval's progress bars and prints, and without its process pool. Yields what
+    lm-eval warns of, in the order in which it is first said, and how often."""
+    said: Counter[str] = Counter()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            first, *_ = record.getMessage().splitlines() or [""]
+            if not any(usual in first for usual in _USUAL):
+                said[reason(first)] += 1
+
+    handler = Listener(logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub", "httpx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    loggers[0].setLevel(logging.WARNING)
+    loggers[0].addHandler(handler)
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            yield
+            yield said
     finally:
+        loggers[0].removeHandler(handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if before is None:

@@ -9,8 +9,10 @@ from made_up import made_up_text
 
 from modbench.data.config import DataConfig
 from modbench.data.token_data import prepare
-from modbench.evaluate.tasks.modbench_cloze import items as cloze
-from modbench.evaluate.tasks.modbench_cloze.items import build_items, items
+from modbench.evaluate.tasks import cloze
+from modbench.evaluate.tasks.build import items_of_task
+from modbench.evaluate.tasks.cloze import build_items
+from modbench.evaluate.tasks.heldout import HeldOut
 from modbench.evaluate.tasks.words import count_words
 
 
@@ -21,7 +23,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def built(words):
-    return build_items([made_up_text(300)], words, count=100)
+    return build_items(HeldOut((made_up_text(300),), "-", words), count=100)
 
 
 def test_words_are_counted_without_punctuation_and_where_sentences_end():
@@ -51,7 +53,7 @@ def test_the_right_word_is_the_one_that_follows_in_the_text(built):
 
 def test_no_sentence_is_asked_twice_and_no_answer_often(words):
     text = made_up_text(300, 1)
-    built = build_items([text, text], words)
+    built = build_items(HeldOut((text, text), "--", words))
     ends = {item["context"][-40:] + item["choices"][item["answer"]] for item in built}
     assert len(ends) == len(built)
     assert max(Counter(item["choices"][item["answer"]] for item in built).values()) <= 4
@@ -59,7 +61,7 @@ def test_no_sentence_is_asked_twice_and_no_answer_often(words):
 
 def test_items_name_the_source_of_their_document(words):
     heldout = [made_up_text(300, 1), made_up_text(300, 2)]
-    built = build_items(heldout, words, sources="ab")
+    built = build_items(HeldOut(tuple(heldout), "ab", words))
     assert {item["source"] for item in built} == {"a", "b"}
     assert all(item["context"] in heldout["ab".index(item["source"])] for item in built)
 
@@ -68,7 +70,7 @@ def test_a_word_that_starts_another_is_never_among_its_choices():
     starts = [f"{a}{b}gh{end}" for a in "xyz" for b in "ijkl" for end in ("", "m")]
     rng = random.Random(0)
     text = "\n".join(f"Now {' '.join(rng.sample(starts, 20))} and {word}." for word in starts * 25)
-    built = build_items([text], count_words([text]))
+    built = build_items(HeldOut((text,), "-", count_words([text])))
     assert len(built) > 50
     for item in built:
         for one in item["choices"]:
@@ -78,4 +80,6 @@ def test_a_word_that_starts_another_is_never_among_its_choices():
 def test_the_tokenizer_has_no_say(made_up):
     bpe = DataConfig(source="text", path=made_up.path, vocabulary=300, heldout=0.3)
     prepare(bpe, say=lambda _: None)
-    assert fingerprint(items(bpe)) == fingerprint(items(made_up))
+    assert fingerprint(items_of_task("modbench_cloze", bpe)) == fingerprint(
+        items_of_task("modbench_cloze", made_up)
+    )

@@ -1,15 +1,17 @@
 """The probes: what is asked was seen at the stated distance, and only a model that uses it is right."""
 
 import re
+from functools import partial
 
 import pytest
 from item_checks import accuracy, made_up_heldout
 
 from modbench.evaluate.tasks import DISTANCES
-from modbench.evaluate.tasks.modbench_copy.items import COPY
-from modbench.evaluate.tasks.modbench_mixture.items import build_items as mixture
-from modbench.evaluate.tasks.modbench_recall.items import RECALL
+from modbench.evaluate.tasks.mixture import build_items as mixture
+from modbench.evaluate.tasks.probes import build_items
 from modbench.evaluate.tasks.words import bare
+
+copy, recall = partial(build_items, "copy"), partial(build_items, "recall")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def last_seen(context, choice):
     return max((place for place, word in enumerate(words) if word == choice), default=-1)
 
 
-@pytest.mark.parametrize("build", [COPY.build_items, RECALL.build_items])
+@pytest.mark.parametrize("build", [copy, recall])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_the_answer_was_seen_once_at_the_distance(build, distance, text):
     for item in build(text, distance=distance):
@@ -50,7 +52,7 @@ def test_the_answer_was_seen_once_at_the_distance(build, distance, text):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_only_the_right_choice_of_a_copy_item_was_seen(distance, text):
-    for item in COPY.build_items(text, distance=distance):
+    for item in copy(text, distance=distance):
         words = words_of(item["context"])
         seen = [choice in words for choice in item["choices"]]
         assert seen == [place == item["answer"] for place in range(4)]
@@ -58,7 +60,7 @@ def test_only_the_right_choice_of_a_copy_item_was_seen(distance, text):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_recall_needs_the_key(distance, text):
-    items = RECALL.build_items(text, distance=distance)
+    items = recall(text, distance=distance)
     for item in items:
         words = words_of(item["context"])
         assert [words.count(choice) for choice in item["choices"]] == [1] * 4
@@ -71,13 +73,13 @@ def test_recall_needs_the_key(distance, text):
     assert accuracy(items, lambda *both: -last_seen(*both)) == 0.25
 
 
-@pytest.mark.parametrize("build", [COPY.build_items, RECALL.build_items])
+@pytest.mark.parametrize("build", [copy, recall])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_a_rule_that_continues_what_was_repeated_solves_copy_and_recall(build, distance, text):
     assert accuracy(build(text, distance=distance), induction) == 1.0
 
 
-@pytest.mark.parametrize("build", [COPY.build_items, RECALL.build_items])
+@pytest.mark.parametrize("build", [copy, recall])
 def test_words_and_filler_are_the_same_at_every_distance(build, text):
     short, long = (build(text, distance=distance) for distance in (16, 64))
     for one, other in zip(short, long, strict=True):

@@ -16,15 +16,9 @@ from made_up import made_up_text
 from modbench.data.config import DataConfig
 from modbench.data.token_data import prepare
 from modbench.errors import UserError
-from modbench.evaluate.tasks import CHANCE, TASKS
-from modbench.evaluate.tasks.build import check_text, items_of_task
+from modbench.evaluate.tasks import CHANCE, TASKS, bits_per_byte
+from modbench.evaluate.tasks.build import BUILDERS, check_text, items_of_task
 from modbench.evaluate.tasks.heldout import HeldOut, read_heldout
-from modbench.evaluate.tasks.modbench_bits_per_byte.items import build_items as pieces
-from modbench.evaluate.tasks.modbench_cloze.items import build_items as cloze
-from modbench.evaluate.tasks.modbench_continuation.items import build_items as continuation
-from modbench.evaluate.tasks.modbench_copy.items import COPY
-from modbench.evaluate.tasks.modbench_mixture.items import build_items as mixture
-from modbench.evaluate.tasks.modbench_recall.items import RECALL
 from modbench.evaluate.tasks.words import count_words
 
 #: sha256 of the items of a made-up text.
@@ -66,18 +60,7 @@ CHOICE = [name for name in SINGLE if TASKS[name].metric == "acc"]
 
 def built_from(text: HeldOut) -> dict:
     """The items of every task."""
-    return {
-        "modbench_cloze": cloze(text.documents, text.words, sources=text.sources),
-        "modbench_continuation": continuation(text.documents, sources=text.sources),
-        "modbench_bits_per_byte": pieces(text.documents, sources=text.sources),
-        **{
-            f"{probe.task}_{number}": probe.build_items(text, distance=number)
-            for probe in (COPY, RECALL)
-            for number in (16, 64, 256, 1024)
-        },
-        "modbench_mixture_easy": mixture(text, hard=False),
-        "modbench_mixture_hard": mixture(text, hard=True),
-    }
+    return {task: build(text) for task, build in BUILDERS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +140,17 @@ def test_choices_of_a_continuation_are_as_long_and_follow_elsewhere_in_the_same_
             assert choice not in item["context"]
 
 
+def pieces(*documents: str) -> list:
+    return bits_per_byte.build_items(HeldOut(documents, "-" * len(documents), count_words([])))
+
+
 def test_pieces_hold_the_documents_in_full():
     text = "one two three\n" * 1000 + "end"
-    cut = pieces([text, "short"])
+    cut = pieces(text, "short")
     assert [len(item["text"]) <= 8192 for item in cut] == [True] * 3
     assert "\n".join(item["text"] for item in cut[:2]) == text
     assert cut[2]["text"] == "short"
-    assert [len(piece["text"]) for piece in pieces(["x" * 20_000])] == [8192, 8192, 3616]
+    assert [len(piece["text"]) for piece in pieces("x" * 20_000)] == [8192, 8192, 3616]
 
 
 @pytest.mark.parametrize("task", SINGLE)

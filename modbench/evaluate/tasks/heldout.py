@@ -1,6 +1,5 @@
 """Held-out documents and training word counts, from which all items are built."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -10,14 +9,11 @@ import numpy as np
 from modbench.data.config import DataConfig
 from modbench.data.shards import Tokens
 from modbench.data.token_data import load, prepare
-from modbench.errors import UserError, several
 from modbench.evaluate.tasks.words import WordCounts, count_words
 
 if TYPE_CHECKING:
     from modbench.data.tokenizer import Tokenizer
 
-#: Fewer items would have a standard error of five points and more.
-LEAST_ITEMS = 100
 #: Tokens of a text in shards from which items are built: enough for every task, and a minute to decode.
 MOST_TOKENS = 2**25
 
@@ -54,16 +50,6 @@ def read_heldout(config: DataConfig) -> HeldOut:
         sources="".join(source for _, source in kept),
         words=count_words(_documents(_in_memory(data.train_N), data.tokenizer)),
     )
-
-
-def enough(task: str, config: DataConfig, built: Sequence[object], least: int = LEAST_ITEMS) -> None:
-    """Raise a UserError if fewer than ``least`` items were built."""
-    if len(built) < least:
-        raise UserError(
-            f"the held-out part of data source '{config.source}' yields "
-            f"{several(len(built), 'item')}, but task {task} needs {least}; give more text, "
-            "hold out more of it, or leave the task out"
-        )
 
 
 def _in_memory(tokens_N: Tokens) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from modbench.evaluate.tasks.words import shuffled
+from modbench.evaluate.tasks.words import overlap, shuffled
 
 Item = dict[str, Any]
 
@@ -22,6 +22,11 @@ class Draft(NamedTuple):
     context: str
     answer: str
     band: Hashable
+
+
+def alike(first: Draft, second: Draft) -> bool:
+    """Return True if an answer is a prefix of the other."""
+    return overlap(first.answer, second.answer)
 
 
 def build_quartets(

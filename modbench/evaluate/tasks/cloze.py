@@ -9,14 +9,12 @@ import random
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modbench.data.config import DataConfig
-from modbench.evaluate.tasks.heldout import enough, read_heldout
-from modbench.evaluate.tasks.quartets import Draft, Item, build_quartets, items_of
-from modbench.evaluate.tasks.words import WordCounts, overlap, shuffled, word_bands
+from modbench.evaluate.tasks.heldout import HeldOut
+from modbench.evaluate.tasks.quartets import Draft, Item, alike, build_quartets, items_of
+from modbench.evaluate.tasks.words import shuffled, word_bands
 
 # These numbers decide the items: with another one, the version in the YAML file must be raised.
 ITEMS = 2000  # a standard error of 1 point at chance
@@ -32,35 +30,17 @@ _ANSWER = re.compile(
 )
 
 
-@lru_cache(maxsize=4)
-def items(config: DataConfig) -> tuple[Item, ...]:
-    """The items, ``{"source", "context", "choices", "answer"}``. Raises UserError: the corpus is missing
-    or altered, or has too few suitable sentences."""
-    text = read_heldout(config)
-    built = tuple(build_items(text.documents, text.words, sources=text.sources))
-    enough("modbench_cloze", config, built)
-    return built
-
-
-def build_items(
-    heldout: Sequence[str], words: WordCounts, *, sources: str | None = None, count: int = ITEMS
-) -> list[Item]:
-    """Build up to ``count`` items, the same on every machine.
-
-    Args:
-        heldout: documents not used in training.
-        words: counts in the training text.
-        sources: one letter per document. None: one source.
-    """
-    bands = word_bands(words)
+def build_items(text: HeldOut, *, count: int = ITEMS) -> list[Item]:
+    """Build up to ``count`` items, the same on every machine."""
+    bands = word_bands(text.words)
     rng = random.Random(_SEED)
     used: Counter[str] = Counter()
     seen: set[str] = set()
     drafts = []
     candidates = [
         Draft(source, context, answer, bands[answer])
-        for source, text in zip(sources or "-" * len(heldout), heldout, strict=True)
-        for context, answer in _sentences(text, bands)
+        for source, document in zip(text.sources, text.documents, strict=True)
+        for context, answer in _sentences(document, bands)
     ]
     for draft in shuffled(rng, candidates):
         end = " ".join(re.findall(r"[a-z]+", draft.context.lower())[-8:])
@@ -68,11 +48,7 @@ def build_items(
             used[draft.answer] += 1
             seen.add(end)
             drafts.append(draft)
-    return items_of(
-        build_quartets(
-            drafts, lambda first, second: overlap(first.answer, second.answer), rng, count // 4
-        )
-    )
+    return items_of(build_quartets(drafts, alike, rng, count // 4))
 
 
 def _sentences(text: str, known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

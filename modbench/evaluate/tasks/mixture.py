@@ -11,16 +11,13 @@ import random
 import re
 from collections import Counter, deque
 from collections.abc import Collection, Container, Iterable, Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
-from modbench.data.config import DataConfig
-from modbench.evaluate.tasks.heldout import HeldOut, enough, read_heldout
-from modbench.evaluate.tasks.quartets import Draft, Item, build_quartets, items_of
+from modbench.evaluate.tasks.heldout import HeldOut
+from modbench.evaluate.tasks.quartets import Draft, Item, alike, build_quartets, items_of
 from modbench.evaluate.tasks.words import (
     bare,
     is_sentence,
-    overlap,
     shuffled,
     split_sentences,
     word_bands,
@@ -48,25 +45,8 @@ class _Run(NamedTuple):
     words: frozenset[str]
 
 
-@lru_cache(maxsize=4)
-def easy_items(config: DataConfig) -> tuple[Item, ...]:
-    """The items, ``{"source", "context", "choices", "answer"}``. Raises UserError: the corpus is missing
-    or altered, or has too few suitable sentences."""
-    built = tuple(build_items(read_heldout(config), hard=False))
-    enough("modbench_mixture_easy", config, built)
-    return built
-
-
-@lru_cache(maxsize=4)
-def hard_items(config: DataConfig) -> tuple[Item, ...]:
-    """Like `easy_items`."""
-    built = tuple(build_items(read_heldout(config), hard=True))
-    enough("modbench_mixture_hard", config, built)
-    return built
-
-
-def build_items(text: HeldOut, *, hard: bool, count: int = ITEMS) -> list[Item]:
-    """Build up to ``count`` items, the same on every machine."""
+def build_items(text: HeldOut, *, hard: bool) -> list[Item]:
+    """Build up to `ITEMS` items, the same on every machine."""
     rng = random.Random(f"{_SEED} {hard}")
     bands = word_bands(text.words)
     refrains = _runs(text, bands, 1, *_REFRAIN_WORDS)
@@ -76,7 +56,7 @@ def build_items(text: HeldOut, *, hard: bool, count: int = ITEMS) -> list[Item]:
 
     def clash(first: Draft, second: Draft) -> bool:
         return (
-            overlap(first.answer, second.answer)
+            alike(first, second)
             or first.answer in run_of[second.context].words
             or second.answer in run_of[first.context].words
         )
@@ -84,7 +64,7 @@ def build_items(text: HeldOut, *, hard: bool, count: int = ITEMS) -> list[Item]:
     drafts = [Draft(run.source, run.sentences[-1], run.answer, bands[run.answer]) for run in asked]
     partners = deque(shuffled(rng, others))
     quartets = []
-    for quartet in build_quartets(_capped(shuffled(rng, drafts)), clash, rng, count // 4):
+    for quartet in build_quartets(_capped(shuffled(rng, drafts)), clash, rng, ITEMS // 4):
         choices = {draft.answer for draft in quartet}
         drawn = [_partner(partners, choices) for _ in quartet]
         quartets.append(

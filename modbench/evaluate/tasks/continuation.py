@@ -5,11 +5,9 @@ The three wrong ones follow other passages of the same source, and differ by at 
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator
 
-from modbench.data.config import DataConfig
-from modbench.evaluate.tasks.heldout import enough, read_heldout
+from modbench.evaluate.tasks.heldout import HeldOut
 from modbench.evaluate.tasks.quartets import Draft, Item, build_quartets, items_of
 from modbench.evaluate.tasks.words import is_sentence, split_sentences
 
@@ -21,25 +19,14 @@ _LEAST_CONTEXT_WORDS = 16  # as in modbench_cloze
 _SENTENCE_WORDS = (6, 20)  # least and most
 
 
-@lru_cache(maxsize=4)
-def items(config: DataConfig) -> tuple[Item, ...]:
-    """The items, ``{"source", "context", "choices", "answer"}``. Raises UserError: the corpus is missing
-    or altered, or has too few suitable sentences."""
-    text = read_heldout(config)
-    built = tuple(build_items(text.documents, sources=text.sources))
-    enough("modbench_continuation", config, built)
-    return built
-
-
-def build_items(heldout: Sequence[str], *, sources: str | None = None, count: int = ITEMS) -> list[Item]:
-    """Build up to ``count`` items from documents not used in training, the same on every machine.
-    ``sources``: one letter per document; None: one source."""
+def build_items(text: HeldOut) -> list[Item]:
+    """Build up to `ITEMS` items, the same on every machine."""
     drafts: dict[str, Draft] = {}
-    for source, text in zip(sources or "-" * len(heldout), heldout, strict=True):
-        for draft in _drafts(source, text):
+    for source, document in zip(text.sources, text.documents, strict=True):
+        for draft in _drafts(source, document):
             drafts.setdefault(draft.answer, draft)
     rng = random.Random(_SEED)
-    return items_of(build_quartets(drafts.values(), _ambiguous, rng, count // 4))
+    return items_of(build_quartets(drafts.values(), _ambiguous, rng, ITEMS // 4))
 
 
 def _drafts(source: str, text: str) -> Iterator[Draft]:

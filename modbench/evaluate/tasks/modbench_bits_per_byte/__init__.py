@@ -1,1 +1,0 @@
-"""Bits per byte of held-out documents."""

@@ -1,1 +1,0 @@
-"""Four-way cloze on held-out sentences."""

@@ -1,1 +1,0 @@
-"""The next held-out sentence, among four."""

@@ -1,1 +1,0 @@
-"""Copying a word over a distance."""

@@ -1,1 +1,0 @@
-"""Predictable and unpredictable words in one text."""

@@ -1,1 +1,0 @@
-"""Key-value recall over a distance."""

@@ -25,6 +25,7 @@ Window = tuple[Tokens, Tokens]
 #: The number of a request, the log-probability of one or more of its targets, and True if each is the
 #: most likely token.
 Rating = tuple[int, float, bool]
+NON_CAUSAL = "topk (non-causal)"
 #: Tokens of a forward pass of batch size "auto", padding and cached ones included: on a CPU, whose
 #: caches hold no more, and on other devices.
 CPU_TOKENS, AUTO_TOKENS = 2048, 8192
@@ -113,7 +114,7 @@ class ScoredLM(TemplateLM):
         """Return what lm-eval writes into the ``config`` of its results."""
         return {
             "model_num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "selection_rule": self.rule if self.rule == "causal" else f"{self.rule} (non-causal)",
+            "selection_rule": rule_label(self.rule),
         }
 
     def loglikelihood(
@@ -236,6 +237,11 @@ class ScoredLM(TemplateLM):
         assert self.ledger is not None
         both = self.ledger(Workload(lengths=(2,))).total()
         return both - self.ledger(Workload(lengths=(2,), phase="prefill")).total()
+
+
+def rule_label(rule: str) -> str:
+    """Return the name of a selection rule; the training rule is labelled non-causal."""
+    return rule if rule == "causal" else NON_CAUSAL
 
 
 def check_vocabulary(tokenizer: int, model: int, name: str) -> None:

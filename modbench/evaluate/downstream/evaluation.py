@@ -1,8 +1,9 @@
 """Evaluates a model on lm-eval's tasks, one task at a time."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from modbench.evaluate.tasks import CHANCE
 
 #: Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form.
 BOOTSTRAP = 1000
+#: The chance level of those of the metrics for which it is known.
+Chance = Callable[[Mapping[str, float]], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,17 +141,13 @@ def _evaluation(
 
 
 def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
-    metrics, errors = _metrics(name, results)
     answers = item_answers(task)
-    return TaskScore(
-        task=name,
-        metrics=metrics,
-        errors=errors,
-        chance=_chance(name, metrics, task, answers),
-        higher_is_better=_higher_is_better(name, results),
+    return _score(
+        name,
+        results,
+        partial(_chance, task, answers),
         items=results["n-samples"].get(name, {}).get("effective", 0),
         few_shot=int(results["n-shot"].get(name) or 0),
-        version=str(results["versions"].get(name, "")),
         answers=answers,
     )
 
@@ -156,24 +155,32 @@ def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
 def _group_score(
     name: str, group: Any, tasks: Mapping[str, TaskScore], results: dict[str, Any]
 ) -> TaskScore:
-    metrics, errors = _metrics(name, results)
     members = [tasks[member] for member in _members(name, results) if member in tasks]
+    return _score(
+        name,
+        results,
+        partial(_group_chance, group, members),
+        items=sum(member.items for member in members),
+        few_shot=max((member.few_shot for member in members), default=0),
+        answers=ItemAnswers(),
+    )
+
+
+def _score(name: str, results: dict[str, Any], chance: Chance, **of: Any) -> TaskScore:
+    metrics, errors = _metrics(name, results)
+    levels = chance(metrics)
+    if name in CHANCE and metrics:
+        levels = {"acc" if "acc" in metrics else next(iter(metrics)): CHANCE[name]}
+    better = results["higher_is_better"].get(name, {})
     return TaskScore(
         task=name,
         metrics=metrics,
         errors=errors,
-        chance=_group_chance(name, group, metrics, members),
-        higher_is_better=_higher_is_better(name, results),
-        items=sum(member.items for member in members),
-        few_shot=max((member.few_shot for member in members), default=0),
+        chance=levels,
+        higher_is_better={metric: each for metric, each in better.items() if each is not None},
         version=str(results["versions"].get(name, "")),
-        answers=ItemAnswers.empty(),
+        **of,
     )
-
-
-def _higher_is_better(name: str, results: Mapping[str, Any]) -> dict[str, bool]:
-    stated = results["higher_is_better"].get(name, {})
-    return {metric: better for metric, better in stated.items() if better is not None}
 
 
 def _metrics(name: str, results: dict[str, Any]) -> tuple[dict[str, float], dict[str, float | None]]:
@@ -211,13 +218,8 @@ def _members(group: str, results: Mapping[str, Any]) -> list[str]:
     return members
 
 
-def _chance(
-    name: str, metrics: Mapping[str, float], task: Any, answers: ItemAnswers
-) -> dict[str, float]:
-    """Return the chance level of each metric that has a known one: what our task states, or the mean of
-    1 / choices for the accuracies of a multiple-choice task."""
-    if name in CHANCE:
-        return _stated_chance(name, metrics)
+def _chance(task: Any, answers: ItemAnswers, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the chance level of accuracies of a multiple-choice task: the mean of 1 / choices."""
     if task.OUTPUT_TYPE != "multiple_choice" or not any(answers.choices):
         return {}
     level = sum(1 / count for count in answers.choices) / len(answers.choices)
@@ -225,12 +227,10 @@ def _chance(
 
 
 def _group_chance(
-    name: str, group: Any, metrics: Mapping[str, float], members: Sequence[TaskScore]
+    group: Any, members: Sequence[TaskScore], metrics: Mapping[str, float]
 ) -> dict[str, float]:
     """Return the chance levels of a group: the mean over its tasks, weighted as their scores are, of
     each metric whose chance is known for all of them."""
-    if name in CHANCE:
-        return _stated_chance(name, metrics)
     chances: dict[str, float] = {}
     for stated in group.aggregate_metric_list or ():
         metric = stated.metric
@@ -240,10 +240,6 @@ def _group_chance(
         weights = [member.items if stated.weight_by_size else 1 for member in members]
         chances[metric] = float(np.average(levels, weights=weights))  # type: ignore[arg-type]
     return chances
-
-
-def _stated_chance(name: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {"acc" if "acc" in metrics else next(iter(metrics)): CHANCE[name]} if metrics else {}
 
 
 def standard_error(values: Sequence[Any], aggregate: float) -> float | None:

@@ -3,7 +3,7 @@ over the best wrong answer, and whether it is chosen."""
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from modbench.analysis.items import score_item
@@ -22,16 +22,12 @@ class ItemAnswers:
     has no such number. ``choices``: number of choices, 0 where there are none.
     """
 
-    doc_id: list[int]
-    logprob: list[float]
-    bytes: list[int]
-    margin: list[float]
-    correct: list[float]
-    choices: list[int]
-
-    @classmethod
-    def empty(cls) -> "ItemAnswers":
-        return cls(doc_id=[], logprob=[], bytes=[], margin=[], correct=[], choices=[])
+    doc_id: list[int] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
+    margin: list[float] = field(default_factory=list)
+    correct: list[float] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
 
     @property
     def bits_per_byte(self) -> list[float]:
@@ -52,10 +48,9 @@ def item_answers(task: Any) -> ItemAnswers:
         (doc_id, *_item(task, sorted(requests[doc_id], key=lambda request: request.idx)))
         for doc_id in sorted(requests)
     ]
-    if not rows:
-        return ItemAnswers.empty()
+    # No items have no columns.
     columns = (list(column) for column in zip(*rows, strict=True))
-    return ItemAnswers(**dict(zip(ItemAnswers.__dataclass_fields__, columns, strict=True)))
+    return ItemAnswers(**dict(zip(ItemAnswers.__dataclass_fields__, columns, strict=False)))
 
 
 def _item(task: Any, instances: list[Any]) -> tuple[float, int, float, float, int]:

@@ -14,22 +14,16 @@ from modbench.analysis.items import mean_with_stderr
 from modbench.evaluate.downstream.evaluation import Evaluation, TaskScore
 from modbench.evaluate.downstream.item_answers import ItemAnswers
 from modbench.evaluate.downstream.validity import BatchShift
+from modbench.evaluate.scored_lm import NON_CAUSAL, rule_label
 
 HEADS = (
     "task", "metric", "value", "stderr", "chance", "items", "few-shot", "version", "rule",
 )  # fmt: skip
-_LEFT = (0, 1)  # columns of words: task and metric
-NON_CAUSAL = "topk (non-causal)"
 
 
-def rule_label(rule: str) -> str:
-    """Return the name of a selection rule; the training rule is labelled non-causal."""
-    return rule if rule == "causal" else NON_CAUSAL
-
-
-def rows(evaluations: Iterable[Evaluation]) -> list[tuple[str, ...]]:
-    """Return a row per metric of each task, columns as `HEADS`."""
-    return [
+def as_table(evaluations: Iterable[Evaluation]) -> str:
+    """Return the table as text, with a row per metric of each task."""
+    rows = [
         (
             score.task,
             metric,
@@ -45,13 +39,8 @@ def rows(evaluations: Iterable[Evaluation]) -> list[tuple[str, ...]]:
         for score in evaluation.scores
         for metric, value in score.metrics.items()
     ]
-
-
-def as_table(evaluations: Iterable[Evaluation]) -> str:
-    """Return the table as text."""
-    align = ["left" if column in _LEFT else "right" for column in range(len(HEADS))]
-    lines = rows(evaluations)
-    return tabulate(lines, HEADS, "plain", disable_numparse=True, colalign=align)
+    align = ["left" if head in ("task", "metric") else "right" for head in HEADS]
+    return tabulate(rows, HEADS, "plain", disable_numparse=True, colalign=align)
 
 
 def details(evaluation: Evaluation, shift: BatchShift | None, leak: str) -> dict[str, Any]:

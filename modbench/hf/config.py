@@ -28,7 +28,7 @@ _NOT_THE_MODEL = (
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 #: Files that stand for weights and hold none that are read.
-_UNREAD = ("*.index.json", "*.gguf")
+_UNREAD = ("*.index.json", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 _NUMBER_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer")

@@ -39,7 +39,7 @@ class Shard:
         return 2 * (self.train_tokens + self.heldout_tokens)
 
     def header(self) -> dict[str, object]:
-        """What the hash of the tokens is of."""
+        """The fields that the hash of the tokens covers."""
         return {name: value for name, value in asdict(self).items() if name != "skipped"}
 
 

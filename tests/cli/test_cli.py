@@ -81,7 +81,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("plan tiny.toml --option every=1", "--option has no effect without --router; leave it out"),
         ("plan tiny.toml --price 2 --gpu h1000", "GPU 'h1000' is not known; did you mean 'h100'?"),
         ("plan --router mod", "plan --router needs --budget"),
-        ("plan --router mod --budget 1e15 --price 2", "--price, --detect, --noise, --seeds and --only need a suite"),
+        (
+            "plan --router mod --budget 1e15 --price 2",
+            "--price, --detect, --noise, --seeds and --only need a suite",
+        ),
         (
             "plan --router mod --budget 1e15 --set model.layer=2",
             "--set model has no 'layer'; did you mean 'layers'?",

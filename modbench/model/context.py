@@ -33,7 +33,8 @@ class Context:
     ``past``: number of tokens of each sequence that came earlier. ``logits``: of every token, or of each
     sequence's last real one. ``checkpoint``: keep only each layer's input for the backward pass and run
     its forward pass again; ``programs``: the compiled layers to run so. ``forced_balance``: route
-    evenly, whatever the scores (`modbench.routing.force_balance`).
+    evenly, whatever the scores (`modbench.routing.force_balance`). ``first_row``: number of the pass's
+    first sequence in its training step's batch, of which it is a part; None: it is the batch.
 
     A layer that processes some of the tokens gets the inner context from
     `modbench.routing.gathered_tokens.GatheredTokens`, which carries all of this over.
@@ -51,6 +52,7 @@ class Context:
     checkpoint: bool = False
     programs: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     forced_balance: bool = False
+    first_row: Tensor | None = None
 
     def check(self, tokens_BT: Tensor) -> None:
         """Check token ids (B, T) against this context. Raise a `UserError` for no tokens, or for lengths

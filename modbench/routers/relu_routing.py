@@ -9,8 +9,7 @@ are 0 (7 and 8). lambda starts at 1e-8 and alpha is 1.2: for about the first hun
 experts per token are active (section 3.5), and their FLOPs are counted.
 
 Differences from the paper: each layer has its own lambda, updated from its own S, where the paper has
-one for all layers; here every layer reaches k on average. lambda is updated after each training forward
-pass.
+one for all layers; here every layer reaches k on average.
 
 N tokens of a batch, E experts.
 """
@@ -29,6 +28,7 @@ from modbench.routing.expert_router import ExpertScheme
 from modbench.routing.registry import register_router
 from modbench.routing.router import Presets
 from modbench.routing.scorer import LinearScorer
+from modbench.routing.step_state import Steered
 from modbench.routing.tokens import Tokens
 from modbench.typed import Count, Positive
 
@@ -81,15 +81,21 @@ class ReluRouting(BankOptions, ExpertScheme):
         return {"sparsity": coefficient * loss}
 
     def update(self, scorer: nn.Module, logits_NE: Tensor, gates_NE: Tensor, tokens: Tokens) -> None:
-        # S is below its target where more gates are above 0 than there should be.
-        scorer.exponent += ((gates_NE > 0).sum() - len(gates_NE) * self.active_experts).sign()  # type: ignore[operator]
+        scorer.update((gates_NE > 0).sum() - len(gates_NE) * self.active_experts)  # type: ignore[operator]
 
 
-class SteeredScorer(LinearScorer):
+class SteeredScorer(Steered, LinearScorer):
     """Linear logits, and the exponent that steers the number of gates above 0: a whole number neither
-    underflows nor changes with the dtype."""
+    underflows nor changes with the dtype. What it has seen is by how many there are too many."""
+
+    exponent: Tensor
 
     def __init__(self, model: ModelConfig, experts: int) -> None:
         super().__init__(model.width, experts)
         self.register_buffer("exponent", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("layers", torch.tensor(model.layers), persistent=False)
+
+    def move(self, seen: Tensor) -> None:
+        """S is below its target where more gates are above 0 than there should be."""
+        self.exponent += seen.sign()

@@ -8,7 +8,9 @@ B sequences, N tokens, E experts, K chosen.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from modbench.routing.step_state import Steered
 
 #: Most experts whose assignments a GPU counts by comparison with each of them. Its deterministic
 #: `index_add` sorts the indices and adds equal ones one after another; beyond this number, a byte per
@@ -44,11 +46,10 @@ def balance_loss(
     return experts * (share_BE * mean_BE).sum() / (tokens_B > 0).sum().clamp(min=1)
 
 
-class SelectionBias(nn.Module):
+class SelectionBias(Steered):
     """A bias per expert that is added to the scores only for choosing experts: after each training step
-    b += step * sign(mean load - load) (Wang et al. 2024, algorithm 1; DeepSeek-V3, equation 16).
-
-    A training step is one forward pass, which updates the bias at its end.
+    b += step * sign(mean load - load) (Wang et al. 2024, algorithm 1; DeepSeek-V3, equation 16). What it
+    has seen is the load, the number of assignments of each expert.
     """
 
     value: Tensor
@@ -57,9 +58,9 @@ class SelectionBias(nn.Module):
         super().__init__()
         self.step = step
         self.register_buffer("value", torch.zeros(experts))
+        self.register_buffer("seen", torch.zeros(experts, dtype=torch.int64), persistent=False)
 
-    @torch.no_grad()
-    def update(self, load_E: Tensor) -> None:
-        """Move the bias by one step; ``load_E``: assignments of each expert."""
-        load_E = load_E.to(self.value.dtype)
+    def move(self, seen: Tensor) -> None:
+        """Move the bias by one step."""
+        load_E = seen.to(self.value.dtype)
         self.value += self.step * (load_E.mean() - load_E).sign()

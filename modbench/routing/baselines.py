@@ -56,6 +56,8 @@ class Gaussian(_Hashed):
         if context.selection == "causal":
             return _uniform(self.key, places_BT)
         row_B1 = torch.arange(len(x_BTD), device=x_BTD.device)[:, None]
+        if context.first_row is not None:
+            row_B1 = row_B1 + context.first_row
         return _uniform(self.key, 1 + self._draw(context), row_B1, places_BT)
 
     def _draw(self, context: Context) -> Tensor:

@@ -48,6 +48,7 @@ class GatheredTokens:
             rows=cached_rows,
             past=past,
             forced_balance=context.forced_balance,
+            first_row=context.first_row,
         )
 
     def gather(self, values_BT: Tensor) -> Tensor:

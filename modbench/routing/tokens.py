@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from modbench.model.context import Context
 from modbench.model.init import stream
 
+#: Between the keys of passes that begin at two rows of a batch; any odd number.
+_KEYS_APART = 1_000_003
+
 
 class Noise(nn.Module):
     """Seeded generators of a layer: another one for each training pass, the same one when activation
@@ -41,14 +44,17 @@ class Noise(nn.Module):
 
     @torch._disable_dynamo
     def _seeded(self, context: Context) -> torch.Generator:
-        key = f"{self.name}draw"
-        shown = context.trace.tensors.get((self.layer, key))
+        name = f"{self.name}draw"
+        shown = context.trace.tensors.get((self.layer, name))
         if shown is None:
             shown = self.draws.clone()
-            context.trace.show(self.layer, key, shown)
+            context.trace.show(self.layer, name, shown)
             if self.training:
                 self.draws += 1
-        seed = (int(self.key) << 32) + int(shown)
+        key = int(self.key)
+        if context.first_row is not None:
+            key = key + _KEYS_APART * int(context.first_row) & 0x7FFFFFFF
+        seed = (key << 32) + int(shown)
         return torch.Generator(device=self.key.device).manual_seed(seed)
 
 

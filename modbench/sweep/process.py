@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import modbench
 from modbench.train.out_of_memory import out_of_memory_kills
 
@@ -21,6 +23,7 @@ Say = Callable[[Event], None]
 COMMAND = (sys.executable, "-P", "-m", "modbench.sweep.worker")
 FILE, EVENTS = "job.json", "events.jsonl"
 _POLL_SECONDS = 0.1  #: short next to the seconds that a worker takes to start
+_END_SECONDS = 5.0  #: for killed processes to leave their GPUs
 _REPEAT_SECONDS = 1.0  #: between two equal events, which say that the job makes progress
 _MOST = 32_768  #: bytes of events, of which the latest of each kind are kept
 
@@ -149,11 +152,8 @@ class Process:
             self._process.terminate()
 
     def close(self) -> None:
-        """Kill what is left of the worker's session."""
-        # Nothing may be left; macOS raises PermissionError for a group with only a zombie.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """Kill what is left of the worker's session, and of what it has started in others."""
+        end_all(self._process)
         assert self._process.stdin is not None
         self._process.stdin.close()
 
@@ -162,6 +162,22 @@ class Process:
         counted an out-of-memory kill, had not enough memory."""
         killed = self.code == -signal.SIGKILL and out_of_memory_kills() > self._kills_before
         return "oom" if killed else "failed", error_of(self._log, self._log_start, self.code)
+
+
+def end_all(process: "subprocess.Popen[Any]") -> None:
+    """Kill ``process``, its descendants and, if it leads one, its session; wait for their end."""
+    descendants = []
+    with contextlib.suppress(psutil.NoSuchProcess):  # once it has ended, they follow by themselves
+        descendants = psutil.Process(process.pid).children(recursive=True)
+    # Nothing may be left; macOS raises PermissionError for a group with only a zombie.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    for descendant in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
+    process.wait()
+    psutil.wait_procs(descendants, timeout=_END_SECONDS)
 
 
 def silence(timeout: float, phase: str) -> str:

@@ -8,8 +8,10 @@ whose processes run `main` on the job's file. They share the run's folder, and r
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +24,23 @@ from modbench.errors import UserError
 from modbench.routing.plugin_fault import at, raised
 from modbench.sweep.job import RunJob, read_job
 from modbench.sweep.local import refuse_missing_devices
-from modbench.sweep.process import FILE, Event, Events
+from modbench.sweep.process import FILE, Event, Events, end_all
 from modbench.sweep.run_job import RunWork, Stage, prepare_process
 from modbench.sweep.steps.training import restored, train_part
 from modbench.sweep.track import TrackConfig
+from modbench.timing.footprint import release_memory
 from modbench.train.loop import DivergedError, StoppedError, Trained
 from modbench.train.numerics import make_deterministic
 from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
-from modbench.train.rank_group import RankGroup
+from modbench.train.ranks import Ranks
 
 #: Times that a process which was killed is replaced, and all go on from the checkpoint.
 RESTARTS = 3
 _POLL_SECONDS = 0.2
+_WATCH_SECONDS = 1.0  #: soon after its owner, a process leaves its GPU
+#: Timeouts of a job for which a process waits for the others; the command ends them all after one.
+_PATIENCE = 2
 _EVENTS, _STOP = "rank-events.jsonl", "rank-stop"
-_OWNER = "MODBENCH_OWNER"  #: environment variable: process id and start of the job's process
 
 
 class OutOfMemoryError(RuntimeError):
@@ -52,23 +57,26 @@ def train_by_ranks(work: RunWork) -> Trained:
     """
     ranks = work.train.ranks
     refuse_missing_devices(ranks)
+    release_memory(work.device)  # of the audit, on the first GPU
     files = [work.folder / name for name in (_EVENTS, _STOP)]
     for file in files:
         file.unlink(missing_ok=True)
     # A restart by torchrun itself may hang where the processes meet again (seen with PyTorch 2.13).
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
-    command += ["--nproc-per-node", str(ranks), "-m", "modbench.sweep.rank", str(work.folder)]
-    owner = {**os.environ, _OWNER: f"{os.getpid()} {_born(os.getpid())}"}
+    command += ["--nproc-per-node", str(ranks), "-m", "modbench.sweep.rank"]
+    command += [str(work.folder), str(os.getpid())]
     events = Events(work.folder, _EVENTS)
     try:
         for _ in range(1 + RESTARTS):
-            with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=owner) as process:
-                while process.poll() is None:
-                    if work.stage.stopped():
-                        files[1].touch()
-                    _pass_on(events, work)
-                    work.stage.tell()
-                    time.sleep(_POLL_SECONDS)
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+                try:
+                    while process.poll() is None:
+                        if work.stage.stopped():
+                            files[1].touch()
+                        _pass_on(events, work)
+                        time.sleep(_POLL_SECONDS)
+                finally:
+                    end_all(process)
             _pass_on(events, work)
             if events.end:
                 return _outcome(events.end)
@@ -104,17 +112,11 @@ def main() -> int:
     folder = Path(sys.argv[1])
     job = read_job((folder / FILE).read_bytes())
     assert isinstance(job, RunJob)
-    on = "cuda" if torch.cuda.is_available() else "cpu"
-    if on == "cuda":
+    threading.Thread(target=_follow, args=(int(sys.argv[2]),), daemon=True).start()
+    if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    ranks = RankGroup.joined(on)
+    ranks = Ranks.join(_PATIENCE * job.timeout)
     events = Events(folder, _EVENTS)
-    pid, born = os.environ[_OWNER].split()
-
-    def stop() -> bool:
-        if _born(int(pid)) != born:  # another process may take the run over
-            os._exit(1)
-        return (folder / _STOP).exists()
 
     def report(status: str, error: str = "", **more: Any) -> None:
         events.say({"event": "end", "status": status, "error": error, **more})
@@ -122,11 +124,12 @@ def main() -> int:
     try:
         prepare_process(job.run.router, job.plugins, job.threads)
         make_deterministic()
-        stage = Stage(events.say if ranks.leads else lambda event: None, stop)
+        stage = Stage(events.say if ranks.leads else lambda event: None, (folder / _STOP).exists)
         untracked = replace(job, track=TrackConfig())
         trained = train_part(RunWork(untracked, load(job.run.data), stage), ranks)
     except StoppedError:
-        report("stopped")
+        if ranks.leads:  # it has stored the checkpoint
+            report("stopped")
     except DivergedError as error:
         report("diverged", str(error))
     except UserError as error:
@@ -150,14 +153,17 @@ def main() -> int:
     return 0
 
 
-def _born(pid: int) -> str:
-    """The start of the process ``pid`` on a clock that cannot be set, Linux's ticks since the boot,
-    which tells it from a later one of the same number; empty: it has ended."""
-    try:
-        # The name, in brackets, may hold spaces.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "" if Path("/proc/self").exists() or not psutil.pid_exists(pid) else "alive"
+def _follow(owner: int) -> None:
+    """End this process, whatever it does, once the job's process ``owner`` or torchrun's has ended:
+    another one may take the run over."""
+    torchrun = os.getppid()
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(owner)
+        while os.getppid() == torchrun and process.is_running():
+            if process.status() == psutil.STATUS_ZOMBIE:
+                break
+            time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":

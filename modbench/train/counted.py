@@ -3,7 +3,7 @@ for what a step computes, and the audit sees only the trained model.
 
 The first step is counted before it is taken, the last one after it, and one in between, which the run's
 seed draws, before it is taken: a router can't know it. Of a step with several micro-batches, the first
-one is counted and charged again.
+one of the first process is counted and charged again.
 """
 
 import random
@@ -19,7 +19,6 @@ from modbench.model.trace import Trace
 from modbench.routing.plugin_fault import raised
 from modbench.train.config import TrainConfig
 from modbench.train.out_of_memory import failed_allocation
-from modbench.train.ranks import ALONE, Ranks
 
 #: Charges that are asked for again. A ledger that answers differently for one step in ten is found in
 #: 29 of 30 runs; asking costs as much as charging 32 steps.
@@ -48,17 +47,10 @@ class CountedSteps:
         return bool(self.drawn)
 
     def count(
-        self,
-        number: int,
-        model: LanguageModel,
-        load: Workload,
-        passes: Callable[[], Trace],
-        ranks: Ranks = ALONE,
+        self, number: int, model: LanguageModel, load: Workload, passes: Callable[[], Trace]
     ) -> None:
         """Run ``passes``, a forward and backward pass of step ``number``, under the counter, and
         compare with the ledger of ``load`` as it was routed. Training is unchanged, to the bit."""
-        off: list[int] = []
-        wrong: str | None = None
         try:
             with untouched(model, train=True), FlopCounter() as counter:
                 trace = passes()
@@ -66,17 +58,12 @@ class CountedSteps:
         # An op without a formula, or an error of the router's code: it goes to the record.
         except Exception as error:
             if failed_allocation(error) is None:
-                wrong = f"training step {number} {raised(error, remedy='')}"
-        # Where experts are shared out, a process computes rows of others: only sums are equal.
-        of_all = ranks.all((off, wrong))
-        if wrongs := [wrong for _, wrong in of_all if wrong]:
-            self.wrong[number] = wrongs[0]
-        elif not all(off for off, _ in of_all):
-            self.unseen += 1
+                self.wrong[number] = f"training step {number} {raised(error, remedy='')}"
+            else:
+                self.unseen += 1
         else:
             self.counted += 1
-            sums = [sum(column) for column in zip(*(off for off, _ in of_all), strict=True)]
-            if first := next(filter(None, sums), 0):
+            if first := next(filter(None, off), 0):
                 self.wrong[number] = f"{first:+d} in training step {number}"
 
     def figure(self) -> str:

@@ -81,9 +81,7 @@ class _Run:
         clock: Callable[[], float],
         ranks: Ranks,
     ) -> None:
-        ranks.spread(model)
         self.ranks = ranks
-        self.asked_to_stop = False  #: of several processes; known to all after each step
         self.clock = clock
         self.since = clock()
         self.earlier = 0.0  #: seconds that other processes have trained it
@@ -93,8 +91,8 @@ class _Run:
         self.train, self.schedule = train, schedule
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, train)
-        how = "off" if ranks.count > 1 and train.compile == "auto" else train.compile
-        self.losses = compiled(eager(model), model, how, recompute=train.recompute)
+        losses = compiled(eager(model), model, train.compile, recompute=train.recompute)
+        self.losses = ranks.together(losses, model)
         #: of one micro-batch
         self.load = Workload.uniform(train.rows, train.sequence, "train", checkpoint=train.recompute)
         self.nominal = flops_per_step(model, train)
@@ -103,7 +101,7 @@ class _Run:
         self.curve = list[dict[str, Any]]()
         self.each = self.nominal  #: FLOPs of the last step, the estimate for the next one
         self.counts, self.charges = CountedSteps(), Charges()
-        #: realised routing and FLOPs of the micro-batches of the last step, which ``each`` sums up
+        #: realised routing and FLOPs of this process's micro-batches of the last step
         self._routed: Sequence[Counts] = []
         self._flops: list[int] = []
         self._ahead: dict[int, tuple[Tensor, Tensor]] = {}  #: the next batch, by step
@@ -122,8 +120,9 @@ class _Run:
             flops_nominal=self.step * self.nominal,
         )
 
-    def take_step(self, left: int, stop: Callable[[], bool]) -> float:
-        """Take one of ``left`` steps that are expected until the end of the budget; return its loss."""
+    def take_step(self, left: int, stop: Callable[[], bool]) -> tuple[float, bool]:
+        """Take one of ``left`` steps that are expected until the end of the budget; return its loss, and
+        True if a process was asked to ``stop``."""
         done = (self.flops + self.each) / (self.flops + left * self.each)
         rate = self.schedule.learning_rate(self.train.learning_rate, done)
         for group in self.optimizer.param_groups:
@@ -131,7 +130,7 @@ class _Run:
         seed = self.batches.seed
         number = self.step + 1
         if number == 1 or self.counts.draws(seed, number, done, left):
-            self.count(number)
+            self.count(number)  # the other processes wait in their first exchange
         batch = self.batch(self.step)
         step = partial(training_step, self.model, self.optimizer, self.train, batch, self.dtype)
         loss, traces = step(losses=self.losses, ranks=self.ranks)
@@ -141,21 +140,21 @@ class _Run:
         if routed != self._routed:
             loads = [replace(self.load, counts=counts) for counts in routed]
             self._flops = [self.model.ledger(load).total("model") for load in loads]
-            self._routed, self.each = routed, sum(self._flops)
-        if self.ranks.count > 1:
-            self.each, asked = self.ranks.sums([sum(self._flops), int(stop())])
-            self.asked_to_stop = asked > 0
+            self._routed = routed
+        self.each, stops = self.ranks.sums([sum(self._flops), stop()])
         self.charges.add(seed, number, routed[0], self._flops[0])
         self.flops += self.each
         self.step += 1
-        return value
+        return value, stops > 0
 
     def count(self, number: int) -> None:
         """Count the passes of the first micro-batch of step ``number`` (from 1), eager, with the current
         weights."""
+        if not self.ranks.leads:
+            return
         losses, part = eager(self.model), parts_of(self.batch(number - 1), self.train)[0]
         run = partial(passes, losses, part, self.dtype, self.train)
-        self.counts.count(number, self.model, self.load, lambda: run()[1], self.ranks)
+        self.counts.count(number, self.model, self.load, lambda: run()[1])
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of step ``step`` (from 0) for this process, on the model's device."""
@@ -174,7 +173,7 @@ class _Run:
     def add_point(self, train_loss: float, evaluate: Callable[[LanguageModel], float]) -> dict[str, Any]:
         """Add a point to the learning curve and return it. Raise a `DivergedError` if a weight or the
         held-out loss is not finite."""
-        if not self.ranks.finite(self.model.parameters()):
+        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
             raise DivergedError(f"a weight is not finite after step {self.step}")
         heldout_loss = evaluate(self.model)
         self.model.train()
@@ -187,9 +186,8 @@ class _Run:
 
     def save(self, path: Path, origin: str) -> None:
         """Store the checkpoint at ``path``."""
-        state = self.state(origin)
         if self.ranks.leads:
-            checkpoint.save(path, state)
+            checkpoint.save(path, self.state(origin))
 
     def state(self, origin: str) -> dict[str, Any]:
         """The checkpoint."""
@@ -217,16 +215,13 @@ class _Run:
             if state["origin"] != origin:
                 raise checkpoint.DamagedError(f"it is of {state['origin']}, not {origin}")
         except checkpoint.DamagedError as error:
-            why = f"{path.name} is not used ({error}): training starts from the beginning"
-            print(why, file=sys.stderr)
+            self.tell(f"{path.name} is not used ({error}): training starts from the beginning")
             return
-        if state["ranks"] != self.ranks.count and self.ranks.leads:
-            print(
-                f"{path.name} is of {state['ranks']} processes, and {self.ranks.count} go on: losses "
-                "may differ by rounding",
-                file=sys.stderr,
-            )
-        self.ranks.load(self.model, self.optimizer, state["model"], state["optimizer"])
+        if state["ranks"] != self.ranks.count:
+            of = f"{path.name} is of {state['ranks']} processes, and {self.ranks.count} go on"
+            self.tell(f"{of}: losses may differ by rounding")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         if state["gpu_random"] is not None:
             torch.cuda.set_rng_state(state["gpu_random"], self.device)
@@ -236,6 +231,11 @@ class _Run:
             self.charges = Charges()
         for name in _PLAIN:
             setattr(self, name, state[name])
+
+    def tell(self, sentence: str) -> None:
+        """Write ``sentence`` to standard error, of one process."""
+        if self.ranks.leads:
+            print(sentence, file=sys.stderr)
 
 
 def train_model(
@@ -283,13 +283,14 @@ def train_model(
         return cost < _CHEAP or time.monotonic() - saved >= cost / SHARE
 
     model.train()
+    stopping = sum(ranks.sums([stop()])) > 0
     while (left := run.steps_left()) >= 1:
-        if run.asked_to_stop if ranks.count > 1 else stop():
+        if stopping:
             run.save(path, origin)
             raise StoppedError
         expected = run.flops + left * run.each  # FLOPs at the end, if all steps cost as much as the last
         total = run.step + left
-        loss = run.take_step(left, stop)
+        loss, stopping = run.take_step(left, stop)
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} at step {run.step} of {total}")
         ends = run.steps_left() < 1
@@ -305,8 +306,7 @@ def train_model(
             done = {"phase": "train", "step": run.step, "steps": total, "loss": loss}
             say({"event": "step", **done, **spent})
             reported = now
-        due = (now - saved >= train.checkpoint_seconds or ends) and affordable() and not stop()
-        if due if ranks.count == 1 else any(ranks.sums([int(due and ranks.leads)])):
+        if (now - saved >= train.checkpoint_seconds or ends) and affordable() and not stopping:
             run.save(path, origin)
             saved = time.monotonic()
             cost = saved - now
@@ -316,6 +316,6 @@ def train_model(
         counted_steps=run.counts.counted,
         unseen_steps=run.counts.unseen,
         miscounted=run.counts.figure(),
-        recharged=", ".join(filter(None, ranks.all(run.charges.asked_again(model, run.load)))),
+        recharged=run.charges.asked_again(model, run.load),
         curve=run.curve,
     )

@@ -1,21 +1,39 @@
-"""The processes that train one model: this one alone, or several (`modbench.train.rank_group`)."""
+"""The processes that train one model together ([train] parallel): each has the whole model and its own
+sequences of the batch. Or this process alone.
 
-from collections.abc import Iterable, Mapping
+B sequences, T tokens.
+"""
+
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from modbench.model.context import Context
 from modbench.model.language_model import LanguageModel
+from modbench.train.compiled import Losses
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """One process alone. Methods that return what all processes have must be called by all of them."""
+    """The processes, seen from one of them. All must call what sums over them."""
 
     number: int = 0  #: of this process, from 0
     count: int = 1
+    joined: bool = False  #: `torchrun` has started them
+
+    @classmethod
+    def join(cls, seconds: float) -> "Ranks":
+        """Join the processes that `torchrun` has started. One that waits for others longer than
+        ``seconds`` ends."""
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        return cls(number=dist.get_rank(), count=dist.get_world_size(), joined=True)
 
     @property
     def leads(self) -> bool:
@@ -24,41 +42,48 @@ class Ranks:
 
     def part(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The sequences of this process in ``batch``, inputs and targets (B, T)."""
-        return batch
+        each = len(batch[0]) // self.count
+        inputs_BT, targets_BT = (of[self.number * each : (self.number + 1) * each] for of in batch)
+        return inputs_BT, targets_BT
 
-    def spread(self, model: LanguageModel) -> None:
-        """Give this process noise of its own in ``model``, which all processes have built alike."""
+    def together(self, losses: Losses, model: LanguageModel) -> Losses:
+        """Return ``losses`` of ``model``, whose backward pass makes gradients those of all processes."""
+        if not self.joined:
+            return losses
+        with warnings.catch_warnings():  # the name that PyTorch 2.13 prefers is unknown to 2.11
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(
+                _Losses(losses, model),
+                broadcast_buffers=False,  # a step ends with those of all processes
+                # A part of a router may get no gradient in a process. This also keeps the buckets as
+                # they are: others after the first step would make a resumed run differ by rounding.
+                find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )
 
-    def reduce(self, model: LanguageModel) -> None:
-        """Make the gradients of ``model`` those of the mean loss of all processes, and its averages the
-        means over them."""
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum ``tensor`` over the processes, in place; return it."""
+        if self.joined:
+            dist.all_reduce(tensor)
+        return tensor
 
-    def mean(self, loss: Tensor) -> Tensor:
-        """The mean of ``loss`` over the processes."""
-        return loss
+    def sums(self, numbers: Sequence[int]) -> list[int]:
+        """The sum of each whole number over the processes. On a GPU, no process waits for its own."""
+        return self.total(torch.tensor(numbers, dtype=torch.int64)).tolist()  # type: ignore[no-any-return]
 
-    def sums(self, numbers: list[int]) -> list[int]:
-        """The sum of each number over the processes."""
-        return numbers
 
-    def all(self, value: Any) -> list[Any]:
-        """The ``value`` of each process."""
-        return [value]
+class _Losses(nn.Module):
+    """The module whose forward pass is ``losses`` of ``model``."""
 
-    def finite(self, weights: Iterable[Tensor]) -> bool:
-        """True if all ``weights`` of all processes are finite."""
-        return all(bool(weight.isfinite().all()) for weight in weights)
+    def __init__(self, losses: Losses, model: LanguageModel) -> None:
+        super().__init__()
+        self.losses = losses
+        self.model = model
 
-    def load(
-        self,
-        model: LanguageModel,
-        optimizer: torch.optim.Optimizer,
-        of_model: Mapping[str, Tensor],
-        of_optimizer: dict[str, Any],
-    ) -> None:
-        """Load the states of a process."""
-        model.load_state_dict(of_model)
-        optimizer.load_state_dict(of_optimizer)
+    def forward(
+        self, inputs_BT: Tensor, targets_BT: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor | float]:
+        return self.losses(inputs_BT, targets_BT, context)
 
 
 ALONE = Ranks()

@@ -3,12 +3,16 @@
 B sequences, T tokens.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from modbench.model.context import Context
 from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
+from modbench.routing.step_state import StepState
 from modbench.train.compiled import Losses, eager
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import autocast
@@ -30,19 +34,38 @@ def training_step(
     in nats per token, without auxiliary losses, and the traces of the passes. ``forced_balance``: see
     `modbench.model.context.Context`. ``losses``: the compiled losses of ``model``
     (`modbench.train.compiled`). ``ranks``: the processes that take the step together, each with its
-    part ``batch``.
+    part ``batch``; ``losses`` are then those of `Ranks.together`.
 
-    The gradient is the mean over the micro-batches: that of the whole batch, but for what a router takes
-    over all tokens of a pass (a pool, a capacity, a balance loss, an average), which is the micro-batch.
+    The gradient is the mean over the micro-batches of all processes: that of the whole batch, but for
+    what a router takes over all tokens of a pass (a pool, a capacity, a balance loss), which is the
+    micro-batch. Biases and averages move once (`modbench.routing.step_state`).
     """
     losses = losses or eager(model)
-    parts = [passes(losses, part, dtype, train, forced_balance) for part in parts_of(batch, train)]
-    ranks.reduce(model)
+    parts = parts_of(batch, train)
+    number = len(parts) * ranks.count
+    state = StepState(model) if number > 1 else None
+    first = ranks.number * len(batch[0])
+    done: list[tuple[Tensor, Trace]] = []
+    for part in parts:
+        with _exchanging(losses, len(done) + 1 == len(parts)):
+            done.append(passes(losses, part, dtype, train, forced_balance, first if state else None))
+        if state:
+            state.end_pass(first=first == 0)
+        first += train.rows
+    if state:
+        state.end(ranks.total, number)
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    loss = ranks.mean(torch.stack([loss.detach() for loss, _ in parts]).mean())
-    return loss, [trace for _, trace in parts]
+    loss = torch.stack([loss.detach() for loss, _ in done]).mean()
+    return ranks.total(loss) / ranks.count, [trace for _, trace in done]
+
+
+def _exchanging(losses: Losses, last: bool) -> AbstractContextManager[None]:
+    """Exchange gradients with other processes in the backward pass of the ``last`` micro-batch alone."""
+    if isinstance(losses, DistributedDataParallel) and not last:
+        return losses.no_sync()
+    return nullcontext()
 
 
 def parts_of(batch: tuple[Tensor, Tensor], train: TrainConfig) -> list[tuple[Tensor, Tensor]]:
@@ -57,11 +80,15 @@ def passes(
     dtype: torch.dtype,
     train: TrainConfig,
     forced_balance: bool = False,
+    first: int | None = None,
 ) -> tuple[Tensor, Trace]:
-    """Forward and backward pass of one micro-batch."""
+    """Forward and backward pass of one micro-batch; ``first``: see `first_row` of `Context`."""
     inputs_BT, targets_BT = batch
+    on = inputs_BT.device
     context = Context(selection="topk", forced_balance=forced_balance, checkpoint=train.recompute)
-    with autocast(dtype, inputs_BT.device):
+    if first is not None:
+        context.first_row = torch.full((), first, device=on)
+    with autocast(dtype, on):
         loss, auxiliary = losses(inputs_BT, targets_BT, context)
     ((loss + auxiliary) / train.micro_batches).backward()
     return loss, context.trace

@@ -19,8 +19,9 @@ from modbench.train.compiled import eager
 from modbench.train.config import TrainConfig
 from modbench.train.counted import flops_per_step
 from modbench.train.loop import Trained, train_model
+from modbench.train.optimizer import build_optimizer
 from modbench.train.schedule import Schedule
-from modbench.train.step import parts_of, passes
+from modbench.train.step import parts_of, passes, training_step
 
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 TRAIN = TrainConfig(sequence=32, batch=8, learning_rate=1e-3, evaluations=3, precision="float32")
@@ -29,6 +30,7 @@ TEXT_N = (np.arange(9000) * 7 % 97).astype(np.uint16)
 BY_SEQUENCE = {
     "vanilla": {},
     "mod": {"capacity": 0.25},
+    "mod/random": {"capacity": 0.25, "scores": "gaussian"},
     "expert_choice": {"experts": 4},
     "token_choice": {"experts": 4, "balance_scope": "sequence"},
 }
@@ -39,7 +41,7 @@ def trained(
 ) -> tuple[Decoder, Trained, list[float]]:
     """A model after ten steps, and the training loss of each."""
     settings = replace(TRAIN, **train)
-    model = build_model(SHAPE, build_router(name, options or {}), seed=1)
+    model = build_model(SHAPE, build_router(name.partition("/")[0], options or {}), seed=1)
     folder.mkdir()
     losses: list[float] = []
     spent = train_model(
@@ -73,8 +75,37 @@ def test_loss_and_weights_equal_those_of_one_batch(name: str, micro_batch: int, 
     weights = [key for key in ours if ours[key].is_floating_point() and "threshold" not in key]
     for key in weights:  # Adam's first steps are as large for a small gradient as for a large one
         assert torch.allclose(ours[key], theirs[key], atol=2e-3), key
-    moved = build_model(SHAPE, build_router(name, options), seed=1).state_dict()
+    moved = build_model(SHAPE, build_router(name.partition("/")[0], options), seed=1).state_dict()
     assert any((moved[key] - ours[key]).abs().max() > 5e-3 for key in weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("token_choice", {"experts": 4, "affinity": "sigmoid", "bias_step": 0.1, "balance": 0.0}),
+        ("relu_routing", {"experts": 4}),
+        ("mod", {"causal": "ema_threshold"}),
+    ],
+)
+def test_biases_and_averages_move_once_a_step(name: str, options: dict[str, Any]) -> None:
+    """By the loads of all micro-batches, and by the mean of their averages."""
+    batch = Batches(TEXT_N, sequence=32, batch=8, seed=1).step(0)
+
+    def moved(micro_batch: int) -> dict[str, torch.Tensor]:
+        model = build_model(SHAPE, build_router(name, options), seed=1)
+        train = replace(TRAIN, micro_batch=micro_batch)
+        training_step(model, build_optimizer(model, train), train, batch, torch.float32)
+        return stored(model)
+
+    def stored(model: Decoder) -> dict[str, torch.Tensor]:
+        state = model.state_dict()
+        return {name: state[name] for name, _ in model.named_buffers() if name in state}
+
+    whole, parts = moved(8), moved(2)
+    start = stored(build_model(SHAPE, build_router(name, options), seed=1))
+    assert any(not torch.equal(whole[key], start[key]) for key in whole)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-6, atol=0, msg=key)
 
 
 def test_gradient_equals_that_of_one_batch() -> None:

@@ -45,6 +45,7 @@ class Pass:
     ids_BT: Tensor | None  #: token ids
     real_BT: Tensor | None  #: True for tokens that are not padding; None: all of them
     forced_balance: bool = False  #: route evenly, whatever the scores
+    first_row: torch.Tensor | None = None  #: see `Context`
     trace: Trace = field(default_factory=Trace)
     run: set[object] = field(default_factory=set)  #: what has run; a second time is a repetition
     #: Slots of each sequence, those of real tokens first; None: they are in this order already.
@@ -75,6 +76,7 @@ class Pass:
             ids_BT=ids_BT,
             real_BT=None,
             forced_balance=context.forced_balance,
+            first_row=context.first_row,
             trace=context.trace,
         )
         if context.lengths_B is not None:
@@ -99,6 +101,7 @@ class Pass:
             lengths_B=lengths,
             tokens_BT=ids_BT,
             forced_balance=self.forced_balance,
+            first_row=self.first_row,
             **more,
         )
 

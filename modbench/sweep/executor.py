@@ -61,6 +61,17 @@ class Executor:
         user asks again."""
 
 
+def refuse_few_gpus(request: Mapping[str, str], ranks: int) -> None:
+    """Raise a `UserError` if ``request`` asks for GPUs, but for fewer than ``ranks``."""
+    for name in ("gpus", "gpus-per-node", "gpus-per-task", "gres", "num_gpus"):
+        number = request.get(name, "").rpartition(":")[2]  # such as gpu:h100:8
+        if number.isdigit() and 0 < int(number) < ranks:
+            raise UserError(
+                f"--request {name}={request[name]}: [train] parallel has {ranks} processes, one per "
+                f"GPU; ask for {ranks}, or lower it"
+            )
+
+
 def whole(request: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
     """The whole number that ``request`` has under ``name``. Raises UserError: it is none, or is below
     ``least``."""

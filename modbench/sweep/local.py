@@ -17,7 +17,7 @@ from modbench.sweep import process
 from modbench.sweep.executor import Executor, Tell
 from modbench.sweep.job import Job, TimeJob
 from modbench.sweep.worker import HELD, STOPPED, serve
-from modbench.timing.system_load import parallel
+from modbench.timing.system_load import gpu_users, parallel
 
 _STOP_SECONDS = 20.0  #: time for a worker to store a small checkpoint when asked to stop
 _STORED_BYTES = 1e8  #: bytes of a large one stored in a second, with its copy from a GPU and its hash
@@ -31,6 +31,7 @@ class Devices:
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         folder = Path(tempfile.gettempdir())
+        self.names = names
         self._locks = {
             name: FileLock(folder / f"modbench-device-{name}.lock", mode=0o666) for name in names
         }
@@ -102,6 +103,19 @@ def refuse_missing_devices(ranks: int) -> None:
         raise UserError(
             f"[train] parallel has {ranks} processes, one per GPU, and a run sees {devices} here; lower "
             "it, or give the run more GPUs"
+        )
+
+
+def refuse_used_devices(ranks: int) -> None:
+    """Raise a `UserError` if a run needs ``ranks`` of this machine's GPUs, more than one, and other
+    processes use too many of them. This one does not use them."""
+    names = Devices.here().names
+    users = gpu_users(names) if names and ranks > 1 else {}
+    if users and len(names) - len(users) < ranks:
+        pids = ", ".join(users.values())
+        raise UserError(
+            f"[train] parallel has {ranks} processes, one per GPU, and {len(users)} of {len(names)} "
+            f"GPUs here are in use (process {pids}); wait for their end, or lower it"
         )
 
 

@@ -27,9 +27,9 @@ class StoppedError(Exception):
 
 class Ray(Executor):
     """Executor of Ray, ``workers`` tasks at a time (0: no limit). ``request``: num_cpus and num_gpus of
-    each; by default 1 CPU, and 1 GPU where the cluster has any."""
+    each; by default 1 CPU, and where the cluster has GPUs, ``ranks``: one per process of a run."""
 
-    def __init__(self, request: Mapping[str, str], workers: int) -> None:
+    def __init__(self, request: Mapping[str, str], workers: int, ranks: int = 1) -> None:
         if unknown := {*request} - {"num_cpus", "num_gpus"}:
             raise UserError(
                 f"--request {min(unknown)}: --engine ray knows num_cpus and num_gpus, such as num_gpus=1"
@@ -37,6 +37,7 @@ class Ray(Executor):
         self.threads = whole(request, "num_cpus", 1)
         self._gpus = whole(request, "num_gpus", 0, least=0) if "num_gpus" in request else None
         self._workers = workers
+        self._ranks = ranks
         self._tasks: dict[Any, Path] = {}
         self._waiting: deque[Path] = deque()
         self._remote: Any = None
@@ -70,7 +71,7 @@ class Ray(Executor):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = max(node.get("GPU", 0) for node in nodes)
         if self._gpus is None:
-            self._gpus = 1 if gpus else 0
+            self._gpus = self._ranks if gpus else 0
         for name, kind, most in (("num_gpus", "GPU", self._gpus), ("num_cpus", "CPU", self.threads)):
             known = max(int(node.get(kind, 0)) for node in nodes)
             if most > known:

@@ -15,10 +15,16 @@ from modbench.records.record import TimingKind
 from modbench.records.run import RouterCode
 from modbench.records.store import remove_leftovers
 from modbench.sweep.command import end_of_command, run_all, store_suite
-from modbench.sweep.executor import AT_ONCE, Executor
+from modbench.sweep.executor import AT_ONCE, Executor, refuse_few_gpus
 from modbench.sweep.job import Job, RunJob, folder_of, has_weights
 from modbench.sweep.lease import make_folder, suite_lease
-from modbench.sweep.local import Devices, Local, refuse_machine, refuse_missing_devices
+from modbench.sweep.local import (
+    Devices,
+    Local,
+    refuse_machine,
+    refuse_missing_devices,
+    refuse_used_devices,
+)
 from modbench.sweep.loop import Failure
 from modbench.sweep.progress import say
 from modbench.sweep.ray import Ray
@@ -87,12 +93,17 @@ def run_suite(request: RunRequest) -> int:
     if engine in ("local", "inline"):
         refuse_machine(suite.axes.device, suite.train.precision)
         refuse_missing_devices(ranks)
+        refuse_used_devices(ranks)
         if not measure and {"timing", "memory"} & {*suite.measure.steps}:
             refuse_blocking_launches()
         workers = 1 if engine == "inline" else workers or max(1, parallel()[0] // ranks)
         executor = Local(workers, Devices.here(), inline=engine == "inline")
     else:  # each task has an allocation of its own
-        executor = Slurm(folder, resources, workers) if engine == "slurm" else Ray(resources, workers)
+        refuse_few_gpus(resources, ranks)
+        if engine == "slurm":
+            executor = Slurm(folder, resources, workers)
+        else:
+            executor = Ray(resources, workers, ranks)
         if not request.dry_run:
             executor.check()
     command = _Command(

@@ -5,7 +5,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,19 @@ def gpu_processes() -> list[str]:
     if others and torch.cuda.memory_reserved() and str(here.pid) not in dict(listed):
         others.pop()  # in a container, where this process has another number: one of them is it
     return [f"process {pid} ({mebibytes} MiB)" for pid, mebibytes in others]
+
+
+def gpu_users(names: Sequence[str]) -> dict[str, str]:
+    """A process, by its number, on each GPU of ``names`` that one uses, by the GPU's UUID; {} if
+    nvidia-smi does not tell. Needs no PyTorch, which would use the GPU."""
+    asked = ("nvidia-smi", f"--id={','.join(names)}", "--query-compute-apps=gpu_uuid,pid")
+    try:
+        answer = subprocess.run(
+            [*asked, "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(line.split(", ") for line in answer.splitlines() if line.count(", ") == 1)
 
 
 #: Longest wait for a quiet machine; then the measurement is taken, and marked as loaded. On a machine

@@ -1,10 +1,11 @@
 """Processes that train one run together are killed, or the sweep is stopped, at random moments: the run
-ends with the results of an undisturbed one."""
+ends with the results of an undisturbed one. If one of them hangs, all end."""
 
 import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,15 +17,33 @@ from modbench.records.store import read_suite
 pytestmark = pytest.mark.processes
 
 
-def write(place: Path) -> None:
+#: A router of which one process sleeps in a step, while the others wait for its gradients.
+HANGING = """
+import os, time
+from dataclasses import dataclass
+from modbench import ExpertRouter, register_router
+
+@register_router("hanging")
+@dataclass(frozen=True, kw_only=True)
+class Hanging(ExpertRouter):
+    def choose(self, logits_NE, tokens):
+        gates_NK, ids_NK = logits_NE.softmax(-1).topk(self.top_k)
+        if tokens.training and os.environ.get("RANK") == "1":
+            open("asleep", "w").close()
+            time.sleep(10_000)
+        return ids_NK, gates_NK
+"""
+
+
+def write(place: Path, router: str = "token_choice", **sweep: float) -> None:
     write_suite(
         place,
         "ranks",
-        "token_choice",
+        router,
         model={"width": 32, "layers": 2, "heads": 4},
         train={"sequence": 64, "batch": 4, "checkpoint_seconds": 0.5, "parallel": {"data": 2}},
         measure={"steps": ["train", "heldout"], "heldout_tokens": 512, "curve_tokens": 256},
-        sweep={"budgets": [1e10], "seeds": [0]},
+        sweep={"budgets": [1e10], "seeds": [0], **sweep},
     )
 
 
@@ -79,3 +98,43 @@ def test_kills_of_a_runs_processes_change_no_result(tmp_path: Path, rounds: int)
         assert code == 0, (output, said)
         assert finished(tmp_path / f"round-{number}" / "ranks") == whole, number
     assert seen >= rounds / 2
+
+
+def hanging(place: Path, **sweep: float) -> "subprocess.Popen[str]":
+    """A sweep whose second process sleeps in its first step."""
+    write(place, "hanging", **sweep)
+    (place / "hanging.py").write_text(HANGING)
+    return start(place, "run", "suite.toml", "--plugin", "hanging.py", "--results", "r")
+
+
+@pytest.mark.slow
+def test_a_hanging_process_ends_with_its_whole_group_within_the_runs_timeout(tmp_path: Path) -> None:
+    """torchrun starts each in a session of its own."""
+    process = hanging(tmp_path, cell_timeout=30.0)
+    ranks = set[psutil.Process]()
+    while process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            ranks |= {*ranks_of(process)}
+        time.sleep(0.1)
+    said, _ = process.communicate()
+    assert (tmp_path / "asleep").exists()
+    assert "no progress for 30 s" in said
+    assert len(ranks) == 2
+    assert not [rank for rank in ranks if rank.is_running()]
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_killed_worker_end_by_themselves(tmp_path: Path) -> None:
+    process = hanging(tmp_path)
+    while not (tmp_path / "asleep").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    ranks = ranks_of(process)
+    (worker,) = [
+        of for of in psutil.Process(process.pid).children() if "modbench.sweep.worker" in of.cmdline()
+    ]
+    worker.kill()
+    assert len(ranks) == 2
+    assert not psutil.wait_procs(ranks, timeout=30)[1]
+    assert process.wait(timeout=60) == 1
+    process.communicate()

@@ -4,9 +4,10 @@ B sequences, T tokens, D model width, V vocabulary.
 """
 
 import copy
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
@@ -21,7 +22,6 @@ from modbench.model.kv_cache import Cache
 from modbench.model.language_model import LanguageModel
 from modbench.model.layer import Layer
 from modbench.routing.build import RoutedDecoder, build_model, outline
-from modbench.train.out_of_memory import return_freed_memory
 from modbench.typed import built
 
 #: Largest relative difference of two float64 results that counts as rounding. It leaves room for
@@ -356,3 +356,13 @@ def plain_block(layer: nn.Module) -> Block | None:
     inside = {id(part) for block in blocks for part in block.modules() if part is not block}
     outer = [block for block in blocks if id(block) not in inside]
     return outer[0] if len(outer) == 1 else None
+
+
+def return_freed_memory(*, at_once: bool = False) -> None:
+    """Give memory that was freed back to the system, where glibc's allocator holds it. ``at_once``: from
+    now on, blocks of a megabyte or more when they are freed."""
+    with suppress(OSError, TypeError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        if at_once:
+            library.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+        library.malloc_trim(0)

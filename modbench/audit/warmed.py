@@ -6,8 +6,10 @@ B sequences, T tokens.
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -20,8 +22,12 @@ from modbench.routing.build import RoutedDecoder, build_model, outline
 from modbench.routing.registry import build_router
 from modbench.routing.router import Router
 from modbench.train.numerics import device
-from modbench.train.out_of_memory import free_bytes
 
+#: Folder of a Linux control group, and the files of its limit and of what is used; versions 2 and 1.
+_GROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 #: Training steps before the audit, so that thresholds, biases and predictors have changed.
 STEPS = 8
 #: Small, since a few steps at the full rate teach a predictor to skip all tokens.
@@ -85,3 +91,16 @@ def take_step(model: LanguageModel, text_BT: Tensor) -> None:
             if parameter.grad is not None:
                 parameter.sub_(parameter.grad.sign(), alpha=RATE)
     model.zero_grad(set_to_none=True)
+
+
+def free_bytes(on: torch.device) -> int:
+    """Bytes that this process can still allocate on the device ``on``, within the limit of its control
+    group."""
+    if on.type == "cuda":
+        held = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
+        return torch.cuda.mem_get_info(on)[0] + held
+    free = [psutil.virtual_memory().available]
+    for folder, limit, used in _GROUPS:
+        with suppress(OSError, ValueError):  # no such group, or "max"
+            free.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
+    return min(free)

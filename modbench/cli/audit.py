@@ -40,15 +40,12 @@ def audit(
     import torch
 
     from modbench.audit import findings, printed
+    from modbench.audit.finding import return_freed_memory
     from modbench.audit.warmed import LONG, ODD, fitting, warmed
     from modbench.routing.plugin_fault import authors_code
     from modbench.routing.registry import build_router, load_plugin, preset_options, router_class
     from modbench.train.numerics import make_deterministic
-    from modbench.train.out_of_memory import (
-        failed_allocation,
-        out_of_memory_sentence,
-        return_freed_memory,
-    )
+    from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
 
     for file in flat(plugin):
         load_plugin(file)

@@ -11,7 +11,6 @@ import torch
 
 import modbench
 from modbench.kernels import mode
-from modbench.train.numerics import attention_backend
 
 #: Variables that change results or speed.
 VARIABLES = (
@@ -149,3 +148,15 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def attention_backend(on: torch.device) -> str:
+    """The kernels that attention without a mask takes on the device ``on``: the first that PyTorch may
+    choose."""
+    cuda = torch.backends.cuda
+    chosen = {
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "flash": cuda.flash_sdp_enabled(),
+        "efficient": cuda.mem_efficient_sdp_enabled(),
+    }
+    return next((name for name, enabled in chosen.items() if enabled and on.type == "cuda"), "math")

@@ -45,7 +45,7 @@ class ReluRouting(BankOptions, ExpertScheme):
 
     active_experts: Count = 2  #: k, the mean number of experts per token that the loss aims at
     start_coefficient: Positive = 1e-8  #: lambda before training
-    #: alpha, the factor by which lambda changes in a training pass
+    #: alpha, the factor by which lambda changes in a training step
     multiplier: Annotated[float, Gt(1)] = 1.2
 
     def __post_init__(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 
 import modbench
-from modbench.train.out_of_memory import out_of_memory_kills
 
 Event = dict[str, Any]
 Say = Callable[[Event], None]
@@ -178,6 +177,13 @@ def end_all(process: "subprocess.Popen[Any]") -> None:
             descendant.kill()
     process.wait()
     psutil.wait_procs(descendants, timeout=_END_SECONDS)
+
+
+def out_of_memory_kills() -> int:
+    """Number of processes that the Linux kernel has killed for lack of memory; 0 if unknown."""
+    vmstat = Path("/proc/vmstat")
+    match = re.search(r"^oom_kill (\d+)$", vmstat.read_text() if vmstat.exists() else "", re.MULTILINE)
+    return 0 if match is None else int(match[1])
 
 
 def silence(timeout: float, phase: str) -> str:

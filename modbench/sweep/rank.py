@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,14 +23,14 @@ from modbench.errors import UserError
 from modbench.routing.plugin_fault import at, raised
 from modbench.sweep.job import RunJob, read_job
 from modbench.sweep.local import refuse_missing_devices
-from modbench.sweep.process import FILE, Event, Events, end_all
+from modbench.sweep.process import FILE, Events, end_all
 from modbench.sweep.run_job import RunWork, Stage, prepare_process
 from modbench.sweep.steps.training import restored, train_part
 from modbench.sweep.track import TrackConfig
 from modbench.timing.footprint import release_memory
 from modbench.train.loop import DivergedError, StoppedError, Trained
 from modbench.train.numerics import make_deterministic
-from modbench.train.out_of_memory import failed_allocation, out_of_memory_sentence
+from modbench.train.out_of_memory import failed_allocation
 from modbench.train.ranks import Ranks
 
 #: Times that a process which was killed is replaced, and all go on from the checkpoint.
@@ -43,8 +42,13 @@ _PATIENCE = 2
 _EVENTS, _STOP = "rank-events.jsonl", "rank-stop"
 
 
-class OutOfMemoryError(RuntimeError):
-    """A process of the run had not enough memory."""
+#: How a process ends training before its budget is spent, and what the job's process raises then.
+_ENDS: dict[str, type[Exception]] = {
+    "stopped": StoppedError,
+    "diverged": DivergedError,
+    "refused": UserError,
+    "out of memory": MemoryError,
+}
 
 
 def train_by_ranks(work: RunWork) -> Trained:
@@ -68,18 +72,20 @@ def train_by_ranks(work: RunWork) -> Trained:
     events = Events(work.folder, _EVENTS)
     try:
         for _ in range(1 + RESTARTS):
-            with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-                try:
-                    while process.poll() is None:
-                        if work.stage.stopped():
-                            files[1].touch()
-                        _pass_on(events, work)
-                        time.sleep(_POLL_SECONDS)
-                finally:
-                    end_all(process)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            try:
+                while process.poll() is None:
+                    if work.stage.stopped():
+                        files[1].touch()
+                    _pass_on(events, work)
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                end_all(process)
             _pass_on(events, work)
-            if events.end:
-                return _outcome(events.end)
+            if (end := events.end) and end["status"] == "ok":
+                return restored(end["trained"])
+            if end:
+                raise _ENDS[end["status"]](end["error"])
     finally:
         for file in files:
             file.unlink(missing_ok=True)
@@ -92,19 +98,6 @@ def _pass_on(events: Events, work: RunWork) -> None:
     for event in events.new():
         if event["event"] != "end":
             work.say(event)
-
-
-def _outcome(end: Event) -> Trained:
-    match end["status"]:
-        case "ok":
-            return restored(end["trained"])
-        case "stopped":
-            raise StoppedError
-        case "diverged":
-            raise DivergedError(end["error"])
-        case "oom":
-            raise OutOfMemoryError(end["error"])
-    raise UserError(end["error"])
 
 
 def main() -> int:
@@ -130,21 +123,15 @@ def main() -> int:
     except StoppedError:
         if ranks.leads:  # it has stored the checkpoint
             report("stopped")
-    except DivergedError as error:
-        report("diverged", str(error))
-    except UserError as error:
-        report("refused", str(error))
+    except (DivergedError, UserError) as error:
+        report("diverged" if isinstance(error, DivergedError) else "refused", str(error))
         return 2
     except Exception as error:
-        failed = failed_allocation(error)
-        if failed is not None:
-            report("oom", out_of_memory_sentence(failed))
-            return 1
-        if at(error):  # else another process may have been killed, and all start again
-            traceback.print_exception(error)
+        if failed := failed_allocation(error):
+            report("out of memory", str(failed))
+        elif at(error):  # else another process may have been killed, and all start again
             fault = raised(error, remedy="fix it and run again")
             report("refused", f"router '{job.run.router.name}' {fault}")
-            return 2
         raise
     else:
         if ranks.leads:

@@ -186,13 +186,10 @@ class _Run:
 
     def save(self, path: Path, origin: str) -> None:
         """Store the checkpoint at ``path``."""
-        if self.ranks.leads:
-            checkpoint.save(path, self.state(origin))
-
-    def state(self, origin: str) -> dict[str, Any]:
-        """The checkpoint."""
+        if not self.ranks.leads:
+            return
         on_gpu = self.device.type == "cuda"
-        return {
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
@@ -204,6 +201,7 @@ class _Run:
             "ranks": self.ranks.count,
             **{name: getattr(self, name) for name in _PLAIN},
         }
+        checkpoint.save(path, state)
 
     def resume(self, path: Path, origin: str) -> None:
         """Continue from the checkpoint at ``path``, if there is one. One that is damaged or of another

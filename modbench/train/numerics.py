@@ -14,11 +14,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def has_bfloat16(on: torch.device) -> bool:
-    """Return True unless ``on`` is a GPU that would only emulate bfloat16."""
-    return on.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def check_device(wanted: str, precision: str, *, bfloat16: bool | None = None) -> None:
     """Raise a `UserError`: no GPU where ``wanted`` is "cuda"; or ``precision`` is "bfloat16" on a GPU
     without it. ``bfloat16``: whether the GPU has it; None: PyTorch is asked, which uses the GPU."""
@@ -29,7 +24,9 @@ def check_device(wanted: str, precision: str, *, bfloat16: bool | None = None) -
             "--gpu` names the reason, `modbench run quick` runs on a CPU, and --set sweep.device=auto "
             "runs this suite there"
         )
-    if precision == "bfloat16" and not (has_bfloat16(on) if bfloat16 is None else bfloat16):
+    if bfloat16 is None and precision == "bfloat16":
+        bfloat16 = on.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bfloat16" and not bfloat16:
         raise UserError(
             "the GPU has no bfloat16 (compute capability below 8), and [train] precision asks for it; "
             "use a newer GPU, or --set train.precision=float32"
@@ -42,7 +39,8 @@ def precision(wanted: str, on: torch.device) -> torch.dtype:
         # Attention in bfloat16 raises where ATEN_CPU_CAPABILITY allows less than the processor has.
         wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
         here = torch.cpu._is_avx512_bf16_supported() and wide
-        pays = has_bfloat16(on) if on.type == "cuda" else here
+        on_gpu = on.type == "cuda"
+        pays = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else here
         return torch.bfloat16 if pays else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
@@ -52,18 +50,6 @@ def autocast(dtype: torch.dtype, on: torch.device) -> AbstractContextManager[Non
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(on.type, dtype=dtype)  # type: ignore[return-value]
-
-
-def attention_backend(on: torch.device) -> str:
-    """The kernels that attention without a mask takes on the device ``on``: the first that PyTorch may
-    choose."""
-    cuda = torch.backends.cuda
-    chosen = {
-        "cudnn": cuda.cudnn_sdp_enabled(),
-        "flash": cuda.flash_sdp_enabled(),
-        "efficient": cuda.mem_efficient_sdp_enabled(),
-    }
-    return next((name for name, enabled in chosen.items() if enabled and on.type == "cuda"), "math")
 
 
 def pin_attention() -> None:

@@ -68,7 +68,9 @@ class Ranks:
         return tensor
 
     def sums(self, numbers: Sequence[int]) -> list[int]:
-        """The sum of each whole number over the processes. On a GPU, no process waits for its own."""
+        """The sum of each whole number over the processes. None waits for its GPU."""
+        if not self.joined:
+            return [int(number) for number in numbers]
         return self.total(torch.tensor(numbers, dtype=torch.int64)).tolist()  # type: ignore[no-any-return]
 
 

@@ -3,7 +3,7 @@
 B sequences, T tokens.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -47,7 +47,8 @@ def training_step(
     first = ranks.number * len(batch[0])
     done: list[tuple[Tensor, Trace]] = []
     for part in parts:
-        with _exchanging(losses, len(done) + 1 == len(parts)):
+        more = len(done) + 1 < len(parts)
+        with losses.no_sync() if more and isinstance(losses, DistributedDataParallel) else nullcontext():
             done.append(passes(losses, part, dtype, train, forced_balance, first if state else None))
         if state:
             state.end_pass(first=first == 0)
@@ -59,13 +60,6 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     loss = torch.stack([loss.detach() for loss, _ in done]).mean()
     return ranks.total(loss) / ranks.count, [trace for _, trace in done]
-
-
-def _exchanging(losses: Losses, last: bool) -> AbstractContextManager[None]:
-    """Exchange gradients with other processes in the backward pass of the ``last`` micro-batch alone."""
-    if isinstance(losses, DistributedDataParallel) and not last:
-        return losses.no_sync()
-    return nullcontext()
 
 
 def parts_of(batch: tuple[Tensor, Tensor], train: TrainConfig) -> list[tuple[Tensor, Tensor]]:

@@ -17,9 +17,11 @@ if reason := why_not():
 import numpy as np
 import torch
 import torch._dynamo as dynamo
+import torch.distributed as dist
 from fake_cuda import CUDA, SCHEMES, Watch, built, fake_cuda, on_cuda, tokens
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from modbench.counting.counter import FlopCounter
 from modbench.data.batches import Batches
@@ -34,7 +36,7 @@ from modbench.train import loop
 from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.optimizer import build_optimizer
-from modbench.train.ranks import ALONE
+from modbench.train.ranks import ALONE, Ranks
 from modbench.train.schedule import Schedule
 from modbench.train.step import parts_of, passes, training_step
 
@@ -105,6 +107,24 @@ def test_a_step_runs_fast_kernels_and_waits_only_where_stated(scheme: str) -> No
     expect_kernels(watch, scheme)
     assert set(watch.waits) == stated_waits(scheme)
     assert watch.reads <= model.config.layers * TRAIN.micro_batches
+
+
+@pytest.mark.parametrize("scheme", ["vanilla", "mod:gaussian", "token_choice:deepseek_v3"])
+def test_a_step_of_several_processes_waits_no_more(scheme: str) -> None:
+    """Without DDP, whose buckets take no fake tensors."""
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        train = replace(TRAIN, batch=2 * TRAIN.batch, parallel={"data": 2})
+        model = built(scheme).train()
+        with fake_cuda(uneven=True) as watch:
+            on_cuda(model)
+            optimizer, ranks = build_optimizer(model, train), Ranks(number=1, count=2, joined=True)
+            batch = batch_of(model)
+            training_step(model, optimizer, train, batch, torch.bfloat16, ranks=ranks)
+    finally:
+        dist.destroy_process_group()
+    expect_kernels(watch, scheme)
+    assert set(watch.waits) == stated_waits(scheme)
 
 
 @pytest.mark.parametrize("scheme", COMPILED)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modbench.measure.environment import environment
-from modbench.train.numerics import attention_backend, make_deterministic
+from modbench.measure.environment import attention_backend, environment
+from modbench.train.numerics import make_deterministic
 
 NVIDIA = "NVIDIA H100 80GB HBM3, 580.65.06, 1980 MHz, 2619 MHz, 700.00 W"
 

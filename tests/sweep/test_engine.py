@@ -242,3 +242,10 @@ def test_a_run_that_ended_after_a_lack_of_memory_is_measured(order: int) -> None
     heldout = [("heldout", {"heldout_tokens": 9})]
     (left,) = left_of([fake_run("a")], heldout, records, audit=False)
     assert (left.train, len(left.measurements)) == (False, 1)
+
+
+def test_the_kernels_kills_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "Path", lambda name: tmp_path / name.replace("/", "_"))
+    assert process.out_of_memory_kills() == 0  # not Linux
+    (tmp_path / "_proc_vmstat").write_text("pgfault 7\noom_kill 3\nx_oom_kill 90\n")
+    assert process.out_of_memory_kills() == 3

@@ -14,8 +14,10 @@ from small_suite import write_suite
 import modbench
 from modbench.cli.main import main
 from modbench.cli.options import requested
+from modbench.errors import UserError
 from modbench.records.store import append_record
 from modbench.sweep.job import RunJob, run_record
+from modbench.sweep.ray import Ray
 from modbench.sweep.slurm import Slurm, recorded_rate, time_limit
 from modbench.train.schedule import Schedule
 
@@ -111,8 +113,8 @@ def test_a_list_is_frozen_and_found_by_the_name_of_its_array(place: Path) -> Non
     assert second.alive() == {job.folder for job in jobs}
 
 
-def refused(place: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    write_suite(place, "tiny", "vanilla")
+def refused(place: Path, capsys: pytest.CaptureFixture[str], *words: str, **train: object) -> str:
+    write_suite(place, "tiny", "vanilla", train=train)
     assert main(["run", "suite.toml", *words]) == 2
     assert not (place / "my-results").exists()
     (sentence,) = capsys.readouterr().err.splitlines()
@@ -152,6 +154,65 @@ def test_a_wrong_request_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
     assert refused(place, capsys, *words).startswith(f"modbench: {sentence}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("slurm", "gpus=1"), ("slurm", "gres=gpu:h100:1", "nodes=1"), ("ray", "num_gpus=1", "num_cpus=8")],
+)
+def test_a_request_for_fewer_gpus_than_a_run_has_processes_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    engine, *request = words
+    words = ("--engine", engine, "--request", *request)
+    said = refused(place, capsys, *words, batch=4, parallel={"data": 2})
+    assert said.startswith(f"modbench: --request {request[0]}: [train] parallel has 2 processes")
+
+
+def test_a_task_of_ray_asks_for_a_gpu_for_each_process_of_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, object] = {}
+    ray = ModuleType("ray")
+    ray.init = lambda **more: None  # type: ignore[attr-defined]
+    ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 8, "GPU": 4}}]  # type: ignore[attr-defined]
+    ray.remote = lambda **more: asked.update(more) or (lambda task: task)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    Ray({}, workers=0, ranks=4).check()
+    assert (asked["num_gpus"], asked["num_cpus"]) == (4, 1)
+    with pytest.raises(UserError, match="num_gpus=8: a node of the cluster has at most 4"):
+        Ray({}, workers=0, ranks=8).check()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "used", "batch", "sentence"),
+    [
+        (1, 0, 4, "[train] parallel has 2 processes, one per GPU, and a run sees 1 here"),
+        (4, 3, 4, "[train] parallel has 2 processes, one per GPU, and 3 of 4 GPUs here are in use"),
+        (
+            4,
+            0,
+            5,
+            "suite suite.toml: [train] parallel has 2 processes; they must divide batch, which is 5",
+        ),
+    ],
+)
+def test_processes_of_a_run_without_a_gpu_or_a_sequence_of_their_own_are_refused(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: int,
+    used: int,
+    batch: int,
+    sentence: str,
+) -> None:
+    apps = "".join(f"GPU-{number}, {4000 + number}\n" for number in range(used))
+    command(place, "nvidia-smi", f"[ $1 = --id=0,1,2,3 ] && printf '{apps}'")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    said = refused(place, capsys, batch=batch, parallel={"data": 2})
+    assert said.startswith(f"modbench: {sentence}")
 
 
 def test_a_dry_run_prints_the_script_and_writes_no_result(

@@ -1,15 +1,11 @@
 """Failed allocations are recognised, with their size."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from modbench.train import out_of_memory
 from modbench.train.out_of_memory import (
     asked_bytes,
     failed_allocation,
-    out_of_memory_kills,
     out_of_memory_sentence,
 )
 
@@ -73,10 +69,3 @@ def test_the_sentence_has_the_size_on_one_line() -> None:
     assert out_of_memory_sentence(MemoryError()) == (
         "out of memory, asked for an unknown number of bytes (MemoryError)"
     )
-
-
-def test_the_kernels_kills_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(out_of_memory, "Path", lambda name: tmp_path / name.replace("/", "_"))
-    assert out_of_memory_kills() == 0  # not Linux
-    (tmp_path / "_proc_vmstat").write_text("pgfault 7\noom_kill 3\nx_oom_kill 90\n")
-    assert out_of_memory_kills() == 3

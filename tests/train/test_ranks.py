@@ -55,7 +55,9 @@ def check_equal(folder: Path, scheme: str, alone: Path, *, rounds: bool = False,
     found = json.loads((folder / scheme / "found.json").read_text())
     expected = json.loads(json.dumps(asdict(of_one)))
     assert found["end"] == expected["end"]
-    assert (found["counted_steps"], found["miscounted"], found["recharged"]) == (3, "", "")
+    assert found["counted_steps"] == expected["counted_steps"] >= 2
+    assert not found["miscounted"]
+    assert not found["recharged"]
     for ours, theirs in zip(found["curve"], expected["curve"], strict=True):
         for name in ("train_loss", "heldout_loss"):
             assert ours[name] == pytest.approx(theirs[name], abs=1e-5), (scheme, ours["step"], name)

@@ -64,14 +64,16 @@ def trained(
     ranks: Ranks = ALONE,
     steps: int = STEPS,
     kill_at: int | None = None,
+    double: bool = False,
     **train: Any,
 ) -> tuple[Trained, dict[str, torch.Tensor]]:
     """A model after the FLOPs of ``steps`` nominal steps. ``kill_at``: the last process ends itself by
-    SIGKILL at this step, if nothing was stored before."""
+    SIGKILL at this step, if nothing was stored before. ``double``: in float64."""
     torch.set_num_threads(1)
     settings = replace(TRAIN, checkpoint_seconds=1e-6, evaluations=steps, **train)
     shape = replace(SHAPE, layers=4 if scheme.startswith("mixture") else 2)
     model = build_model(shape, build_router(*preset_options(scheme)), seed=1)
+    model = model.double() if double else model
     windows_WT = heldout_windows(TEXT_N, sequence=32, tokens=512)
     fresh = not (folder / "checkpoint.pt").exists()
 

@@ -80,7 +80,8 @@ def check_equal(folder: Path, scheme: str, alone: Path, *, rounds: bool = False,
 def test_processes_train_as_one_does_in_as_many_passes(
     schemes: Sequence[str], processes: int, micro_batch: int, steps: int, tmp_path: Path
 ) -> None:
-    train = {"micro_batch": micro_batch, "steps": steps}
+    # With more than two addends their order rounds, which can change a choice of experts in float32.
+    train = {"micro_batch": micro_batch, "steps": steps, "double": micro_batch < 4}
     together(tmp_path, schemes, processes, **train)
     for scheme in schemes:
         check_equal(tmp_path, scheme, tmp_path / "alone" / scheme, rounds=micro_batch < 4, **train)

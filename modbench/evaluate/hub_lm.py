@@ -103,17 +103,26 @@ class HubLM(ScoredLM, HFLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
         """As lm-eval; new tokens are limited to half of the model's length."""
-        start = self.tokenizer.decode([self.prefix_token_id])
         devices = [self.device] if self.device.type == "cuda" else []
         self.model.generation_config.max_new_tokens = None  # which would outlast lm-eval's max_length
         self.batch_size_per_gpu = AUTO_PROMPTS if self.batch == "auto" else self.batch
         with self._timed(), torch.random.fork_rng(devices):
             torch.manual_seed(0)  # for tasks that draw
             asked = [
-                Instance(request.request_type, request.doc, (request.args[0] or start, options), 0)
+                Instance(request.request_type, request.doc, (request.args[0], options), 0)
                 for request, (_, options) in zip(requests, self._prompts(requests), strict=True)
             ]
             return HFLM.generate_until(self, asked, disable_tqdm=True)  # type: ignore[no-any-return]
+
+    def tok_batch_encode(self, strings: Sequence[str], **options: Any) -> tuple[Tensor, Tensor]:
+        """As lm-eval; a text without tokens is one end of text."""
+        ids_BT, real_BT = HFLM.tok_batch_encode(self, strings, **options)
+        if not ids_BT.shape[1]:
+            ids_BT, real_BT = torch.zeros(2, len(strings), 1, dtype=torch.int64)
+        empty_B = real_BT.sum(1) == 0
+        ids_BT[empty_B, -1] = self.prefix_token_id
+        real_BT[empty_B, -1] = 1
+        return ids_BT, real_BT
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **options: Any

@@ -171,11 +171,13 @@ def has_experts(shape: HubConfig) -> bool:
 
 def stretched(shape: HubConfig, tokens: int) -> HubConfig:
     """Return ``shape`` with random weights and a context of ``tokens`` or more, for a learned position
-    embedding; others have no end."""
-    stated = shape.config.get("n_positions")
-    if stated is None or stated >= tokens:
-        return shape.random
-    return replace(shape.random, config=shape.config | {"n_positions": tokens}, digest="")
+    embedding; rotary ones have no end."""
+    names = ["n_positions"]
+    if not any(name.startswith("rope") for name in shape.config):
+        names.append("max_position_embeddings")
+    stated = {name: shape.config.get(name) for name in names}
+    short = {name: tokens for name, of in stated.items() if isinstance(of, int) and of < tokens}
+    return replace(shape.random, config=shape.config | short, digest="") if short else shape.random
 
 
 def matrices_of(shape: HubConfig) -> dict[str, tuple[int, int]]:

@@ -67,7 +67,7 @@ def build(config: Any, device: str, experts: str | None = None) -> nn.Module:
     if name in FAMILIES:
         family_reading({"model_type": name, **keys})  # says what is wrong in a sentence
     fault = f"config of model_type '{name}' builds no model"
-    with models_code(fault, "fix it, or give another family"), torch.device(device):
+    with models_code(fault, "give another family, or fix it"), torch.device(device):
         built = transformers.AutoConfig.for_model(name, **keys)
         chosen = {} if experts is None else {"experts_implementation": experts}
         model = transformers.AutoModelForCausalLM.from_config(built, **chosen)

@@ -158,7 +158,7 @@ def _resolved(suite: Suite, scheme: Scheme) -> Resolved:
 
     if isinstance(model, HubConfig):
         fault = f"the FLOPs of a model of model_type '{model.family}' can't be counted"
-        with models_code(fault, "fix its config.json, or give another family"):
+        with models_code(fault, "give another family, or fix its config.json"):
             return replace(row, flops=flops_per_step(outline_of(model, row.name, row.options), config))
     if suite.isoflop:
         step_tokens = config.batch * config.sequence

@@ -46,7 +46,7 @@ def byte_tokenizer(text: str, ids: int) -> PreTrainedTokenizerFast:
     special = ["<s>", "</s>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=ids, show_progress=False, special_tokens=special, initial_alphabet=alphabet
+        vocab_size=ids, show_progress=False, special_tokens=special, initial_alphabet=sorted(alphabet)
     )
     engine.train_from_iterator([text], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=engine, bos_token="<s>", eos_token="</s>")
@@ -174,6 +174,17 @@ def test_new_tokens_take_half_of_the_length_and_longer_prompts_are_truncated(fol
     assert empty
     assert lm.truncated == 1
     assert lm.cost.tokens == LENGTH // 2 + 1 + 2 * (LENGTH // 2 - 1)
+
+
+def test_an_empty_prompt_is_one_end_of_text_where_its_name_is_text(folder):
+    """Folders that modbench exports take the characters of a special token as text."""
+    lm = load_hub_lm(folder)
+    asked = [request("", {"max_gen_toks": 4}, kind="generate_until")]
+    expected = lm.generate_until(asked)
+    lm.tokenizer.split_special_tokens = True
+    assert lm.generate_until(asked) == expected
+    assert lm.generate_until([*asked, request("a", {"max_gen_toks": 4}, kind="generate_until")])
+    assert lm.cost.tokens == 4 * (1 + 3)
 
 
 def test_scores_do_not_depend_on_other_requests_with_equal_inputs(folder):

@@ -146,6 +146,14 @@ def test_the_audit_passes(name: str) -> None:
     assert [finding.probe for finding in results if finding.verdict == "passed"] == [1, 2, 3, 9]
 
 
+def test_the_audit_passes_without_a_closed_form_and_with_learned_positions() -> None:
+    sizes = {"hidden_size": 24, "word_embed_proj_dim": 24, "num_hidden_layers": 2, "vocab_size": 61}
+    config = {"model_type": "opt", **sizes, "num_attention_heads": 4, "max_position_embeddings": 40}
+    opt = HubConfig(vocabulary=61, width=24, layers=2, config=config)
+    model = model_of(stretched(opt, 300), TRANSFORMERS, {})
+    assert not [finding.figure for finding in findings(model, trained=(2, 16)) if finding.failed]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_their_own_cache_gives_the_logits_of_ours(name: str) -> None:

@@ -61,7 +61,7 @@ def install(folder: Path, package: str, code: str) -> None:
 
 
 def start(place: Path, *words: str) -> "subprocess.Popen[str]":
-    """`modbench WORDS` in ``place``, with both outputs in one pipe."""
+    """`modbench WORDS` in ``place``, with both outputs in one pipe and a process group of its own."""
     path = [str(Path(modbench.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     places = {"MODBENCH_CACHE": str(place / "cache"), "PYTHONPATH": os.pathsep.join(filter(None, path))}
     return subprocess.Popen(
@@ -71,6 +71,7 @@ def start(place: Path, *words: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        process_group=0,  # as a shell starts it
     )
 
 

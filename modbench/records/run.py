@@ -111,7 +111,7 @@ class Run:
             router=self.router,
             model=model.random if isinstance(model, HubConfig) else model,
             sequence=train.sequence,
-            batch=train.batch,
+            batch=train.batch // train.ranks,
             precision=train.precision,
             micro_batch=None if train.micro_batches == 1 else train.rows,
             recompute=train.recompute,

@@ -63,8 +63,11 @@ class Executor:
 
 def refuse_few_gpus(request: Mapping[str, str], ranks: int) -> None:
     """Raise a `UserError` if ``request`` asks for GPUs, but for fewer than ``ranks``."""
-    for name in ("gpus", "gpus-per-node", "gpus-per-task", "gres", "num_gpus"):
-        number = request.get(name, "").rpartition(":")[2]  # such as gpu:h100:8
+    for name in ("gpus", "gpus-per-node", "gres", "num_gpus"):
+        parts = request.get(name, "").split(",")
+        of_gpus = [part for part in parts if name != "gres" or part.split(":")[0] == "gpu"]
+        number = of_gpus[0].rpartition(":")[2] if of_gpus else ""  # such as gpu:h100:8
+        number = "1" if number == "gpu" else number
         if number.isdigit() and 0 < int(number) < ranks:
             raise UserError(
                 f"--request {name}={request[name]}: [train] parallel has {ranks} processes, one per "

@@ -1,6 +1,7 @@
 """The process of a worker, as its parent sees it: its environment, its events and its end."""
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -22,6 +23,7 @@ Say = Callable[[Event], None]
 COMMAND = (sys.executable, "-P", "-m", "modbench.sweep.worker")
 FILE, EVENTS = "job.json", "events.jsonl"
 _POLL_SECONDS = 0.1  #: short next to the seconds that a worker takes to start
+_PARENT_DEATH_SIGNAL = 1  #: option of prctl
 _END_SECONDS = 5.0  #: for killed processes to leave their GPUs
 _REPEAT_SECONDS = 1.0  #: between two equal events, which say that the job makes progress
 _MOST = 32_768  #: bytes of events, of which the latest of each kind are kept
@@ -177,6 +179,15 @@ def end_all(process: "subprocess.Popen[Any]") -> None:
             descendant.kill()
     process.wait()
     psutil.wait_procs(descendants, timeout=_END_SECONDS)
+
+
+def follow(parent: int) -> None:
+    """Let Linux kill this process, whatever it does, once its ``parent`` has ended: another process may
+    take its job over."""
+    with contextlib.suppress(OSError, AttributeError):  # another system
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def out_of_memory_kills() -> int:

@@ -8,14 +8,11 @@ whose processes run `main` on the job's file. They share the run's folder, and r
 import os
 import subprocess
 import sys
-import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from modbench.data.token_data import load
@@ -23,7 +20,7 @@ from modbench.errors import UserError
 from modbench.routing.plugin_fault import at, raised
 from modbench.sweep.job import RunJob, read_job
 from modbench.sweep.local import refuse_missing_devices
-from modbench.sweep.process import FILE, Events, end_all
+from modbench.sweep.process import FILE, Events, end_all, follow
 from modbench.sweep.run_job import RunWork, Stage, prepare_process
 from modbench.sweep.steps.training import restored, train_part
 from modbench.sweep.track import TrackConfig
@@ -36,12 +33,19 @@ from modbench.train.ranks import Ranks
 #: Times that a process which was killed is replaced, and all go on from the checkpoint.
 RESTARTS = 3
 _POLL_SECONDS = 0.2
-_WATCH_SECONDS = 1.0  #: soon after its owner, a process leaves its GPU
 #: Timeouts of a job for which a process waits for the others; the command ends them all after one.
 _PATIENCE = 2
 _EVENTS, _STOP = "rank-events.jsonl", "rank-stop"
-
-
+_OWNER = "MODBENCH_TORCHRUN"  #: environment variable: the process id of torchrun
+#: Runs torchrun, which follows the process of its first argument.
+_TORCHRUN = f"""
+import os, sys
+from modbench.sweep.process import follow
+follow(int(sys.argv[1]))
+os.environ["{_OWNER}"] = str(os.getpid())
+from torch.distributed.run import main
+main(sys.argv[2:])
+"""
 #: How a process ends training before its budget is spent, and what the job's process raises then.
 _ENDS: dict[str, type[Exception]] = {
     "stopped": StoppedError,
@@ -66,13 +70,14 @@ def train_by_ranks(work: RunWork) -> Trained:
     for file in files:
         file.unlink(missing_ok=True)
     # A restart by torchrun itself may hang where the processes meet again (seen with PyTorch 2.13).
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
-    command += ["--nproc-per-node", str(ranks), "-m", "modbench.sweep.rank"]
-    command += [str(work.folder), str(os.getpid())]
+    command = [sys.executable, "-P", "-c", _TORCHRUN, str(os.getpid()), "--standalone"]
+    command += ["--max-restarts", "0", "--nproc-per-node", str(ranks)]
+    command += ["-m", "modbench.sweep.rank", str(work.folder)]
     events = Events(work.folder, _EVENTS)
     try:
         for _ in range(1 + RESTARTS):
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            # In a session of its own, Ctrl-C at a terminal reaches it as a stop alone.
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
             try:
                 while process.poll() is None:
                     if work.stage.stopped():
@@ -105,7 +110,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     job = read_job((folder / FILE).read_bytes())
     assert isinstance(job, RunJob)
-    threading.Thread(target=_follow, args=(int(sys.argv[2]),), daemon=True).start()
+    follow(int(os.environ[_OWNER]))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     ranks = Ranks.join(_PATIENCE * job.timeout)
@@ -138,19 +143,6 @@ def main() -> int:
             report("ok", trained=asdict(trained))
     torch.distributed.destroy_process_group()
     return 0
-
-
-def _follow(owner: int) -> None:
-    """End this process, whatever it does, once the job's process ``owner`` or torchrun's has ended:
-    another one may take the run over."""
-    torchrun = os.getppid()
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(owner)
-        while os.getppid() == torchrun and process.is_running():
-            if process.status() == psutil.STATUS_ZOMBIE:
-                break
-            time.sleep(_WATCH_SECONDS)
-    os._exit(1)
 
 
 if __name__ == "__main__":

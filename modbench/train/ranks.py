@@ -18,6 +18,8 @@ from modbench.model.context import Context
 from modbench.model.language_model import LanguageModel
 from modbench.train.compiled import Losses
 
+_LONGEST = 1e8  #: seconds, three years
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -32,7 +34,7 @@ class Ranks:
         """Join the processes that `torchrun` has started. One that waits for others longer than
         ``seconds`` ends."""
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        dist.init_process_group(backend, timeout=timedelta(seconds=min(seconds, _LONGEST)))
         return cls(number=dist.get_rank(), count=dist.get_world_size(), joined=True)
 
     @property

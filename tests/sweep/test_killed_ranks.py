@@ -1,6 +1,7 @@
 """Processes that train one run together are killed, or the sweep is stopped, at random moments: the run
 ends with the results of an undisturbed one. If one of them hangs, all end."""
 
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from small_suite import finished, modbench_says, start, write_suite
 
 from modbench.records.store import read_suite
@@ -52,7 +54,7 @@ def ranks_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         words = child.cmdline()
-        if "modbench.sweep.rank" in words and "torch.distributed.run" not in words:
+        if "modbench.sweep.rank" in words and "-c" not in words:
             found.append(child)
     return found
 
@@ -130,6 +132,7 @@ def test_the_processes_of_a_killed_worker_end_by_themselves(tmp_path: Path) -> N
         assert process.poll() is None
         time.sleep(0.1)
     ranks = ranks_of(process)
+    ranks[0].suspend()  # it can do nothing for its end
     (worker,) = [
         of for of in psutil.Process(process.pid).children() if "modbench.sweep.worker" in of.cmdline()
     ]
@@ -138,3 +141,22 @@ def test_the_processes_of_a_killed_worker_end_by_themselves(tmp_path: Path) -> N
     assert not psutil.wait_procs(ranks, timeout=30)[1]
     assert process.wait(timeout=60) == 1
     process.communicate()
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal_stores_a_checkpoint_of_a_run_in_the_commands_process(
+    tmp_path: Path,
+) -> None:
+    """It reaches all processes of the terminal's group."""
+    write(tmp_path)
+    process = start(tmp_path, "run", "suite.toml", "--results", "r", "--engine", "inline")
+    while not (stored := [*tmp_path.glob("r/ranks/runs/*/checkpoint.pt")]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    pressed = time.time()
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert stored[0].stat().st_mtime > pressed
+    assert torch.load(stored[0], weights_only=False)["step"] > 0

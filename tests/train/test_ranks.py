@@ -49,7 +49,8 @@ def together(folder: Path, schemes: Sequence[str], processes: int, **more: Any) 
 
 
 def check_equal(folder: Path, scheme: str, alone: Path, *, rounds: bool = False, **train: Any) -> None:
-    """What processes found in ``folder`` is what one finds with the settings ``train``, in ``alone``."""
+    """Check that the processes have left in ``folder`` the result of one process, which this trains in
+    ``alone`` with the settings ``train``."""
     alone.mkdir(parents=True)
     of_one, of_one_weights = trained(scheme, alone, **train)
     found = json.loads((folder / scheme / "found.json").read_text())

@@ -10,12 +10,12 @@ class Steered(nn.Module):
     """A module whose buffers move by whole numbers that a pass has ``seen``, such as loads. A step of
     several passes moves them once, by the sum."""
 
-    seen: Tensor  #: so far; a buffer that is not stored
+    seen: Tensor  #: by the last pass; a buffer that is not stored
 
     @torch.no_grad()
     def update(self, seen: Tensor) -> None:
         """Move the buffers by what a pass has ``seen``."""
-        self.seen += seen
+        self.seen.copy_(seen)
         self.move(seen)
 
     def move(self, seen: Tensor) -> None:

@@ -10,6 +10,7 @@ from modbench.records.record import SuiteRecord, TimingKind, TimingRecord
 from modbench.records.result import Result
 from modbench.records.run import RouterCode, Timed
 from modbench.report.times import Times, time_marks
+from modbench.train.config import TrainConfig
 
 MODEL = {"vocabulary": 2048, "width": 128, "layers": 4}
 TIME = {"samples": 4}
@@ -41,9 +42,7 @@ def timed_of(
     return Timed(
         router=named,
         model=ModelConfig(**{**MODEL, **(model or {})}),
-        sequence=256,
-        batch=batch,
-        precision=precision,
+        train=TrainConfig(sequence=256, batch=batch, precision=precision),
     )
 
 

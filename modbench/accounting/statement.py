@@ -23,6 +23,7 @@ from modbench.hf import passes as hugging_face
 from modbench.ledger import CONVENTIONS, Ledger, Phase, Workload
 from modbench.model.config import ModelConfig
 from modbench.model.context import Context
+from modbench.model.language_model import LanguageModel
 from modbench.model.shape import shape_json
 from modbench.routing.build import RoutedDecoder
 from modbench.routing.plugin_fault import raised
@@ -34,11 +35,13 @@ Model = tuple[Ledger, Reading]
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """Statement of FLOPs: under one ``convention``, or compared under all; ``profile`` also counts
-    them as the model runs, which no paper's formula allows."""
+    them as the model runs, which no paper's formula allows. ``update`` gives the FLOPs of the
+    optimizer's step; None: they are left out."""
 
     convention: str = "model"
     compare: bool = False
     profile: bool = False
+    update: Callable[[LanguageModel], Ledger] | None = None
 
     def __post_init__(self) -> None:
         check_known(self.convention)
@@ -69,6 +72,8 @@ class Statement:
     ignored: Sequence[str] = ()  #: keys of a config.json that are not read
     defaults: Mapping[str, Any] = field(default_factory=dict)  #: of keys that it leaves out
     source: str = "closed form"  #: how the FLOPs were found; ``counted`` if a layer has no closed form
+    #: of the optimizer's step and of all that a step executes
+    update: tuple[int, int] | None = None
 
     def difference(self, counter: str) -> float | None:
         """Per cent by which ``counter`` differs from the closed form."""
@@ -108,15 +113,22 @@ def router_statement(
 
     routed, dense = meta_decoder(router, options, model), meta_decoder("vanilla", {}, model)
     described = {"router": routed.router.name, "options": routed.router.options()}
+    ledgers = [decoder.ledger(workload) for decoder in (routed, dense)]
+    update = None
+    if asked.update:
+        updates = [asked.update(decoder) for decoder in (routed, dense)]
+        ledgers = [of_passes + of_step for of_passes, of_step in zip(ledgers, updates, strict=True)]
+        update = updates[0].total("executed"), ledgers[0].total("executed")
     return _stated(
         routed,
-        (routed.ledger(workload), reading(routed)),
-        (dense.ledger(workload), reading(dense)),
+        (ledgers[0], reading(routed)),
+        (ledgers[1], reading(dense)),
         workload,
         asked,
         name=router,
         described={**described, "shape": shape_json(model)},
         source=routed.flops_source,
+        update=update,
     )
 
 
@@ -264,6 +276,10 @@ def _table(s: Statement) -> Iterator[str]:
     yield f"{'parameters':<18}{s.parameters:>22,}"
     yield f"{'active parameters':<18}{s.active_parameters:>22,}"
     yield f"ratio to the dense model of the same shape {s.flops / s.dense_flops:.4f}"
+    if s.update:
+        of_step, executed = s.update
+        share = f"{of_step / tokens:,.1f} per token, {of_step / executed:.1%} of all that is executed"
+        yield f"optimizer         {of_step:,} FLOPs in a step, {share}"
     if s.ignored:
         yield f"ignored keys      {', '.join(s.ignored)}"
     if s.defaults:
@@ -302,6 +318,9 @@ def _document(s: Statement) -> dict[str, Any]:
         "ignored_keys": list(s.ignored),
         "defaults_taken": dict(s.defaults),
     }
+    if s.update:
+        model["optimizer_flops"], model["step_flops_executed"] = s.update
+        model["optimizer_flops_per_token"] = s.update[0] / s.workload.tokens
     if s.conventions:
         model["conventions"] = dict(s.conventions)
     if s.counters:

@@ -1,7 +1,8 @@
 """The command `modbench flops`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,12 +11,13 @@ from tyro.conf import OmitArgPrefixes, arg
 from modbench.cli.messages import tell
 from modbench.cli.options import Plugins, RouterOptions, Routers, Several, flat, parsed_options
 from modbench.errors import UserError
-from modbench.ledger import Phase
+from modbench.ledger import Ledger, Phase
 from modbench.model.sizes import ShapeOptions
 from modbench.routing.registry import load_plugin
 
 if TYPE_CHECKING:
     from modbench.accounting.statement import Asked, Statement
+    from modbench.model.language_model import LanguageModel
 
 #: Tokens with --hf where the config states no length; also the most with --profile, for which a model
 #: runs, with masks of length squared.
@@ -31,6 +33,7 @@ def flops(
     batch: int = 1,
     past: int = 0,
     phase: Phase = "forward",
+    optimizer: Literal["adamw", "muon"] = "adamw",
     convention: str = "model",
     compare_conventions: bool = False,
     profile: bool = False,
@@ -53,6 +56,8 @@ def flops(
         past: cached tokens of each sequence
         phase: forward: score all tokens; train: a training step; prefill: read a prompt into the cache;
             decode: one token at a time
+        optimizer: of --phase train: muon adds its matmuls, whose share per token depends on --batch, to
+            convention executed; adamw has none
         convention: how FLOPs are counted: model, full, executed, or a paper's convention: kaplan, six_n,
             chinchilla_text, chinchilla_a4, palm, megatron, torchtitan (modbench docs conventions)
         compare_conventions: print the total under every convention
@@ -71,7 +76,12 @@ def flops(
             f"flops takes either --router or --hf and was given {given}; for example: modbench flops "
             "--router mod"
         )
-    asked = Asked(convention=convention, compare=compare_conventions, profile=profile)
+    asked = Asked(
+        convention=convention,
+        compare=compare_conventions,
+        profile=profile,
+        update=_update(optimizer, phase, of_router=bool(router), profile=profile),
+    )
     for file in flat(plugin):
         load_plugin(file)
     if files:
@@ -87,6 +97,24 @@ def flops(
         counted = made.counters["modbench"]
         tell(f"{made.name}: the closed form says {made.flops:,}, the counter {counted:,}")
     return 1 if wrong else 0
+
+
+def _update(
+    optimizer: Literal["adamw", "muon"], phase: Phase, *, of_router: bool, profile: bool
+) -> "Callable[[LanguageModel], Ledger] | None":
+    """Return what gives the FLOPs of a step of ``optimizer``; None: it has none. Raise a `UserError` if
+    there is no such step."""
+    if optimizer == "adamw":
+        return None
+    for given, needs in ((phase == "train", "--phase train"), (of_router, "--router")):
+        if not given:
+            raise UserError(f"--optimizer has no effect without {needs}; add that, or leave it out")
+    if profile:
+        raise UserError("--profile counts passes alone; leave out --optimizer, or --profile")
+    from modbench.train.config import TrainConfig
+    from modbench.train.optimizer import optimizer_ledger
+
+    return partial(optimizer_ledger, train=TrainConfig(optimizer=optimizer))
 
 
 def _refuse_unused(shape: ShapeOptions, option: Sequence[object]) -> None:

@@ -35,6 +35,8 @@ _OUTSIDE: Region = (Label(), None)
 #: of the program then, even if its shapes are inferred several times. Below 1 % of what runs on the meta
 #: device they are a remainder of a program on that device, such as rotary frequencies.
 _REMAINDER = 100
+#: Directions that only convention ``executed`` counts.
+_EXECUTED = ("recompute", "update")
 
 
 def seen_conventions(on: torch.device) -> tuple[str, ...]:
@@ -83,8 +85,9 @@ class FlopCounter:
     pairs it needs: the triangle of causal attention, what a mask or a block mask's rule allows. A mask
     on the meta device has no values, and all its pairs count (``unread_masks`` counts such calls). The
     backward pass of SDPA is twice its forward pass in both; neither includes recomputation by activation
-    checkpointing. ``executed`` is what PyTorch's CPU kernels run, recomputation included
-    (`modbench.counting.attention.FusedAttention`). On the meta device attention is counted as on a CPU.
+    checkpointing. ``executed`` is what PyTorch's CPU kernels run, recomputation and what
+    runs under the label ``optimizer`` included (`modbench.counting.attention.FusedAttention`). On the
+    meta device attention is counted as on a CPU.
 
     Recomputation is what ``torch.utils.checkpoint`` runs again, and what the backward function of a
     `torch.autograd.Function` records and differentiates if its forward function ran the same
@@ -141,7 +144,7 @@ class FlopCounter:
         """FLOPs by op, full square."""
         sums: dict[str, int] = {}
         for (_, direction, op, _), (_, full, _) in self._work():
-            if direction != "recompute":
+            if direction not in _EXECUTED:
                 sums[op] = sums.get(op, 0) + full
         return sums
 
@@ -278,6 +281,8 @@ class FlopCounter:
         direction: Direction = "forward" if node is None else "backward"
         if (node is not None and in_checkpoint(thread)) or infers_shapes(thread):
             direction = "recompute"
+        elif label.component == "optimizer":
+            direction = "update"
         if node is not None and created is not None:
             self._region_of_node.setdefault(created, region)
         try:
@@ -293,7 +298,7 @@ class FlopCounter:
 
     def _add(self, label: Label, op: str, no_values: bool, direction: Direction, flops: Flops) -> None:
         counted = self._counted.setdefault((label, direction, op, no_values), [0, 0, 0])
-        if direction != "recompute":
+        if direction not in _EXECUTED:
             counted[0] += flops.model
             counted[1] += flops.full
         counted[2] += flops.executed

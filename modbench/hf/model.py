@@ -58,8 +58,11 @@ class HubModel(LanguageModel):
 
     @property
     def layers(self) -> nn.ModuleList:  # type: ignore[override]
-        lists = [part for part in self.inner.base_model.children() if isinstance(part, nn.ModuleList)]
-        return max(lists, key=len)
+        base = self.inner.base_model
+        lists = [part for part in base.children() if isinstance(part, nn.ModuleList)]
+        # The layers of some, such as OPT, lie one part deeper.
+        inner = (part for part in base.modules() if isinstance(part, nn.ModuleList))
+        return max(lists, key=len) if lists else next(inner)
 
     @property
     def flops_source(self) -> Literal["closed form", "counted"]:

@@ -7,7 +7,8 @@ from modbench.ledger.cpu_attention import backward_width
 from modbench.ledger.flops import Flops, seen_by
 from modbench.ledger.workload import Workload
 
-Direction = Literal["forward", "backward", "recompute"]
+#: ``update``: the optimizer's step, which like ``recompute`` only convention ``executed`` counts.
+Direction = Literal["forward", "backward", "recompute", "update"]
 #: Layer index of parts outside all layers (the head).
 OUTSIDE = -1
 

@@ -89,6 +89,9 @@ _TABLE = (
            "training FLOPs of the routing that took place, convention model"),
     Metric("train_flops_per_token", "FLOP/token", "lower", "exact",
            "nominal forward and backward FLOPs per training token, convention model"),
+    Metric("optimizer_flops_per_token", "FLOP/token", "lower", "exact",
+           "matmul FLOPs of the optimizer's step per training token, convention executed; budgets and "
+           "train_flops_per_token exclude them, and AdamW has none"),
     Metric("forward_flops_per_token", "FLOP/token", "lower", "exact",
            "nominal forward FLOPs per token, convention model"),
     Metric("forward_flops_per_token_full", "FLOP/token", "lower", "exact",

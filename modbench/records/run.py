@@ -10,15 +10,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, NotRequired
+from typing import Any
 
+from pydantic import with_config
 from typing_extensions import TypedDict
 
 from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.model.shape import HubConfig, Shape, shape_json, shape_of
-from modbench.records.line import Count, Label, Positive, canonical_json, key_of
-from modbench.train.config import TrainConfig
+from modbench.records.line import OPEN, Count, Label, Positive, canonical_json, key_of
+from modbench.train.config import SIZE, TrainConfig
 from modbench.train.schedule import Schedule
 from modbench.typed import built
 
@@ -40,16 +41,15 @@ class RunJson(TypedDict):
     train: dict[str, Any]
 
 
+@with_config(OPEN)
 class TimedJson(TypedDict):
-    """JSON of a `Timed`."""
+    """JSON of a `Timed`: other fields are those of `TrainConfig.step_json`."""
 
     router: RouterJson | None
     model: dict[str, Any]
     sequence: Positive
     batch: Positive
     precision: str
-    micro_batch: NotRequired[Positive]
-    recompute: NotRequired[bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +106,8 @@ class Run:
     @property
     def timed(self) -> "Timed":
         """The scheme whose step time is the one of this run; weights of a folder play no part in it."""
-        train, model = self.train, self.model
-        return Timed(
-            router=self.router,
-            model=model.random if isinstance(model, HubConfig) else model,
-            sequence=train.sequence,
-            batch=train.batch // train.ranks,
-            precision=train.precision,
-            micro_batch=None if train.micro_batches == 1 else train.rows,
-            recompute=train.recompute,
-        )
+        model = self.model.random if isinstance(self.model, HubConfig) else self.model
+        return Timed(router=self.router, model=model, train=self.train.of_a_step)
 
 
 #: The class of each part of a run but its shape, which has several.
@@ -142,46 +134,39 @@ class Timed:
 
     router: RouterCode | None
     model: Shape
-    sequence: int
-    batch: int
-    precision: str
-    micro_batch: int | None = None  #: sequences of a pass, if fewer than the batch
-    recompute: bool = False  #: layers run again in the backward pass
+    train: TrainConfig  #: as `TrainConfig.of_a_step` gives it
 
     @cached_property
     def key(self) -> str:
         return key_of(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        stated: dict[str, Any] = {
+        return {
             "router": self.router and self.router.as_json(),
             "model": shape_json(self.model),
-            **{name: getattr(self, name) for name in ("sequence", "batch", "precision")},
+            **self.train.step_json(),
         }
-        if self.micro_batch is not None:
-            stated["micro_batch"] = self.micro_batch
-        return stated | ({"recompute": True} if self.recompute else {})
 
     @classmethod
     def of(cls, value: Mapping[str, Any], folder: str | None = None) -> "Timed":
         """The inverse of `as_json`; ``folder``: that of the code of a model of transformers. Raises
         UserError: a field is unknown, missing or wrong."""
-        router = value["router"]
-        model = shape_of("timed: model", value["model"])
+        train = dict(value)
+        router = train.pop("router")
+        model = shape_of("timed: model", train.pop("model"))
         if isinstance(model, HubConfig):
             model = replace(model, folder=folder)
         return cls(
             router=None if router is None else built("timed: router", router, RouterCode),
             model=model,
-            **{name: value[name] for name in ("sequence", "batch", "precision")},
-            **{name: value[name] for name in ("micro_batch", "recompute") if name in value},
+            train=built("timed", train, TrainConfig),
         )
 
     @property
     def machine(self) -> "Timed":
         """The ceilings of the machine at these shapes."""
-        fields = {name: getattr(self, name) for name in ("model", "sequence", "batch", "precision")}
-        return Timed(router=None, **fields)
+        size: dict[str, Any] = {name: getattr(self.train, name) for name in SIZE}
+        return Timed(router=None, model=self.model, train=TrainConfig(**size))
 
 
 def reported_shape(model: Mapping[str, Any]) -> dict[str, Any]:

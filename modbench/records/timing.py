@@ -17,7 +17,7 @@ from modbench.records.line import (
     Positive,
     sentence,
 )
-from modbench.records.run import TimedJson
+from modbench.records.run import Timed, TimedJson
 
 #: Version of what `modbench time` measures, raised when times change in meaning: those of two are never
 #: compared. 2: warm-up by time, no garbage collection, ceilings in a row, load of usable cores.
@@ -139,6 +139,7 @@ class TimingRecord(Outcome):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        Timed.of(self.timed)  # raises UserError: a field is unknown or wrong
         if (self.timed["router"] is None) != (self.measures == "ceiling"):
             raise ValueError(f"measures is {self.measures}; a ceiling has no router, every other has")
         if self.status == "ok" or (self.measured and self.measures in ("training", "inference")):

@@ -276,7 +276,7 @@ class Times:
     def _scheme(self, timing: TimingRecord) -> dict[str, Any]:
         timed = timing.timed
         assert timed["router"] is not None  # as of ceilings
-        train = {name: of for name, of in timed.items() if name in ("sequence", "batch", "precision")}
+        train = {name: of for name, of in timed.items() if name not in ("router", "model")}
         scheme = self.labels[timing.key], timing.key, timed["router"]["name"], _shape(timing)
         return dict(zip(_SCHEME, (*scheme, canonical_json(train)), strict=True))
 

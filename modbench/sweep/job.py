@@ -29,6 +29,7 @@ from modbench.records.run import Run, Timed
 from modbench.records.store import write_files
 from modbench.sweep.tables import KeepConfig
 from modbench.sweep.track import TrackConfig
+from modbench.train.config import ALTER_NOTHING
 from modbench.trained.weights_folder import WEIGHTS
 
 #: Kind of record and key; of a timing its session, what it measures and its repetition, too.
@@ -62,7 +63,7 @@ def folder_of(suite: Path, key: str) -> Path:
 
 def _stored(run: Run) -> dict[str, Any]:
     """The JSON of ``run`` with the fields that its key excludes."""
-    watched = {name: getattr(run.train, name) for name in ("evaluations", "checkpoint_seconds")}
+    watched = {name: getattr(run.train, name) for name in ALTER_NOTHING}
     return {"stated": run.as_json(), "watched": watched, "hf": getattr(run.model, "folder", None)}
 
 

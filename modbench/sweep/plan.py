@@ -9,6 +9,7 @@ from modbench.errors import several
 from modbench.model.shape import Shape
 from modbench.plan.units import shown
 from modbench.records.names import at_depth
+from modbench.records.run import Run
 from modbench.report.table import Table
 from modbench.sweep.isoflop import EXTENSIONS
 from modbench.sweep.refuse import refuse_before_preparing, refuse_more_passes, tokens_of
@@ -33,6 +34,9 @@ class Part:
     sizes: tuple[tuple[int, int], ...]  #: width and layers, ascending
     runs: int
     flops: int  #: nominal, of whole steps
+    #: of the matmuls of the optimizer's steps, which ``flops`` excludes
+    optimizer_flops: int
+    optimizer_flops_per_token: float  #: of a training token of these runs
     tokens: int
     passes: float | None
 
@@ -122,11 +126,16 @@ def _part(
     scheme: Scheme, runs: Sequence[tuple[Wanted, int]], flops: Mapping[Shape, int], text: int | None
 ) -> Part:
     sizes: dict[tuple[int, int], int] = {}
-    tokens = 0
+    tokens = read = spent_on_updates = 0
+    updates: dict[Shape, int] = {}
     for wanted, _ in runs:
-        model = wanted.run.model
+        model, train = wanted.run.model, wanted.run.train
         of_step = sizes[model.width, model.layers] = flops[model]
-        tokens = max(tokens, tokens_of(wanted.budget, of_step, wanted.run.train))
+        reads = tokens_of(wanted.budget, of_step, train)
+        if model not in updates:
+            updates[model] = _update(wanted.run)
+        tokens, read = max(tokens, reads), read + reads
+        spent_on_updates += wanted.budget // of_step * updates[model]
     return Part(
         scheme=scheme.label,
         depth=scheme.depth,
@@ -134,9 +143,22 @@ def _part(
         sizes=tuple(sorted(sizes, key=sizes.__getitem__)),
         runs=len(runs),
         flops=sum(spent for _, spent in runs),
+        optimizer_flops=spent_on_updates,
+        optimizer_flops_per_token=spent_on_updates / read,
         tokens=tokens,
         passes=None if text is None else tokens / text,
     )
+
+
+def _update(run: Run) -> int:
+    """The FLOPs of the optimizer's matmuls in a step of ``run``, in all processes."""
+    if run.train.optimizer == "adamw":  # none, and nothing is built
+        return 0
+    from modbench.hf.models import outline_of
+    from modbench.train.optimizer import optimizer_ledger
+
+    model = outline_of(run.model, run.router.name, run.router.options)
+    return run.train.ranks * optimizer_ledger(model, run.train).total("executed")
 
 
 _HEADS = ("scheme", "budget", "sizes", "runs", "FLOPs", "tokens", "epochs")
@@ -144,7 +166,13 @@ _HEADS = ("scheme", "budget", "sizes", "runs", "FLOPs", "tokens", "epochs")
 
 def as_table(plan: SuitePlan) -> str:
     """A row per scheme and budget; the totals; and what the figures are."""
-    table = Table(_HEADS, [*map(_row, plan.parts)], left=(0, 2)).to_text()
+    heads, rows = [*_HEADS], [[*_row(part)] for part in plan.parts]
+    if any(part.optimizer_flops for part in plan.parts):
+        heads.append("optimizer")
+        for part, row in zip(plan.parts, rows, strict=True):
+            share = part.optimizer_flops / part.flops
+            row.append(f"{shown(part.optimizer_flops_per_token)} ({share:.1%})")
+    table = Table(heads, rows, left=(0, 2)).to_text()
     total = f"{several(plan.runs, 'run', ',')}, {plan.flops:.3g} FLOPs"
     return "\n\n".join([f"{plan.suite.header.name}: {total}", table, "\n".join(_notes(plan))])
 
@@ -176,6 +204,11 @@ def _notes(plan: SuitePlan) -> Iterator[str]:
                 "more in [sweep] seeds"
             )
     yield "FLOPs: convention model, nominal routing, whole training steps"
+    if any(part.optimizer_flops for part in plan.parts):
+        yield (
+            "optimizer: FLOPs of its matmuls per training token, and over FLOPs, which exclude them as "
+            "budgets do"
+        )
     if plan.train_tokens is None:
         yield (
             f"epochs: unknown, since text '{suite.data.source}' is not prepared; to prepare it, run "

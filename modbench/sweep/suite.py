@@ -160,7 +160,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         data = with_tokenizer(file.data, content.get("data", {}).get("vocabulary"))
     except UserError as error:
         raise UserError(f"{where} [data]: {error}") from error
-    check_schedule(f"{where} [train]", file.train)
+    check_training(f"{where} [train]", file.train, content.get("train", {}))
     stated = {} if "hf" in file.model else _stated_shapes(where, file, data)
     schemes = list[Scheme]()
     hubs = dict[str, HubConfig]()
@@ -171,7 +171,7 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         at = f"{where} [[schemes]] '{scheme.label}'"
         train = overrides(f"{at} train", scheme.train, TrainTable, asdict(file.train))
         if train:
-            check_schedule(f"{at} train", replace(file.train, **train))
+            check_training(f"{at} train", replace(file.train, **train), train)
         model = dict[str, Any]()
         if hub is not None:
             sequence = train.get("sequence", file.train.sequence)
@@ -263,8 +263,14 @@ def check_labels(where: str, labels: Sequence[Any]) -> None:
             raise UserError(f"{where}: two have the label '{label}'; give each its own label")
 
 
-def check_schedule(at: str, train: TrainTable) -> None:
-    """Raises UserError: warm-up and decay of ``train`` overlap, or micro-batches don't make a batch."""
+def check_training(at: str, train: TrainTable, stated: Mapping[str, Any]) -> None:
+    """Raises UserError: warm-up and decay of ``train`` overlap, micro-batches don't make a batch, or
+    Muon's rate is ``stated`` and Muon isn't used."""
+    if "muon_learning_rate" in stated and train.optimizer != "muon":
+        raise UserError(
+            f"{at} has muon_learning_rate, and optimizer is '{train.optimizer}'; remove it, or set "
+            "optimizer = 'muon' next to it"
+        )
     if train.batch % train.ranks:
         raise UserError(
             f"{at} parallel has {train.ranks} processes; they must divide batch, which is {train.batch}"
@@ -286,7 +292,8 @@ def _refuse_contradictions(
     """Raises UserError: a setting that only an isoFLOP suite has, or that it chooses itself."""
     isoflop = file.isoflop
     depths = {str(depth) for depth in isoflop.layers or ()} if isoflop else set[str]()
-    refused = [(f"{where} [train]", "learning_rate", content.get("train", {}))] if isoflop else []
+    rates = ("learning_rate", "muon_learning_rate") if isoflop else ()
+    refused = [(f"{where} [train]", rate, content.get("train", {})) for rate in rates]
     for scheme in schemes:
         at = f"{where} [[schemes]] '{scheme.label}'"
         centre = scheme.tokens_per_parameter
@@ -303,10 +310,11 @@ def _refuse_contradictions(
                     "add it there"
                 )
         if isoflop is not None:
-            refused.append((f"{at} train", "learning_rate", scheme.train))
+            refused += [(f"{at} train", rate, scheme.train) for rate in rates]
             refused.append((f"{at} model", "width", scheme.model))
             refused.append((at, "seeds", {} if scheme.seeds is None else {"seeds": scheme.seeds}))
-    sources = {"learning_rate": "its learning_rates", "width": "its budgets", "seeds": "[sweep] seeds"}
+    sources = {"width": "its budgets", "seeds": "[sweep] seeds"}
+    sources |= dict.fromkeys(rates, "its learning_rates")
     for at, key, table in refused:
         if key in table:
             raise UserError(f"{at} has {key}, which [isoflop] takes from {sources[key]}; remove it")

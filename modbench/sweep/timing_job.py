@@ -33,7 +33,7 @@ def run_timing(job: TimeJob, say: Say, lease: Lease, began: float) -> dict[str, 
     UserError: invalid plugin, router, option or shape."""
     started = datetime.now(UTC)
     stage = Stage(say, began=began)
-    check_device(job.device, job.timed.precision)
+    check_device(job.device, job.timed.train.precision)
     target = _target(job.timed, job.time, job.plugins, job.threads)
     machine = environment(target.dtype)  # an error of the GPU may prevent it later
     with stage.measuring():

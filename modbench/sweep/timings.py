@@ -151,7 +151,7 @@ class TimingPlan:
             measures=kind,
             session=self.session,
             timed=timed,
-            time=suite.time.resolved(timed.sequence).of_a_process(),
+            time=suite.time.resolved(timed.train.sequence).of_a_process(),
             repetition=repetition,
             machine=self.machine,
         )
@@ -175,7 +175,7 @@ def _threads(rows: Rows) -> int:
 
 def _machine(rows: Rows, timed: Timed) -> dict[str, Any]:
     """The environment of a measuring process; this one does not use the GPU."""
-    time, threads = rows.suite.time.resolved(timed.sequence).of_a_process(), _threads(rows)
+    time, threads = rows.suite.time.resolved(timed.train.sequence).of_a_process(), _threads(rows)
     spec = json.dumps({"timed": timed.as_json(), "time": time, "threads": threads})
     command = [sys.executable, "-P", "-m", "modbench.sweep.timing_job", spec]
     asked = subprocess.run(command, env=environment_of(threads), capture_output=True, text=True)

@@ -29,7 +29,7 @@ from modbench.timing.stopwatch import nothing
 from modbench.train.compiled import compiled, eager
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import autocast, device, precision
-from modbench.train.optimizer import build_optimizer
+from modbench.train.optimizer import build_optimizer, optimizer_ledger
 from modbench.train.step import training_step
 
 #: Types of devices whose host launches work ahead, so that several runs in a row take less time than
@@ -56,20 +56,13 @@ class BenchmarkTarget:
         router = None
         if timed.router is not None and timed.router.name != TRANSFORMERS:
             router = build_router(timed.router.name, timed.router.options)
-        train = TrainConfig(
-            sequence=timed.sequence,
-            batch=timed.batch,
-            micro_batch=timed.micro_batch,
-            recompute=timed.recompute,
-            precision=timed.precision,  # type: ignore[arg-type]
-        )
         return cls(
             config=timed.model,
-            train=train,
-            time=time.resolved(timed.sequence),
+            train=timed.train,
+            time=time.resolved(timed.train.sequence),
             router=router,
             on=on,
-            dtype=precision(train.precision, on),
+            dtype=precision(timed.train.precision, on),
         )
 
     @property
@@ -117,6 +110,7 @@ class BenchmarkCase:
     past: int = 0
     in_a_row: int = 0
     suffix: str = ""
+    train: TrainConfig | None = None  #: of a training step: its settings
     prepare: Callable[[], Prepared | None]
 
     @property
@@ -131,25 +125,30 @@ class BenchmarkCase:
     def flops(self, model: LanguageModel, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
         """FLOPs of a run under each convention: nominal, realised by ``traces``, and dispatched (with
         padded slots)."""
-        each = self.tokens // len(traces)
+        train = self.train
+        # A trace is of a micro-batch of a training step, or of a token of each sequence.
+        rows = train.rows if train else self.sequences
+        each = self.tokens if train else self.tokens // len(traces)
+        again = train is not None and train.recompute
+        update = optimizer_ledger(model, train) if train else Ledger()
 
         def ledger(past: int, tokens: int, **routed: Any) -> Ledger:
-            load = Workload.uniform(self.sequences, tokens, self.phase, past, **routed)
+            load = Workload.uniform(rows, tokens, self.phase, past, checkpoint=again, **routed)
             return model.loss_ledger(load)
 
         def spent(padding: bool) -> Ledger:
             return Ledger.sum(
-                ledger(self.past + number * each, each, counts=trace.counts, padding=padding)
-                for number, trace in enumerate(traces)
+                ledger(self.past + number * each * (not train), each, counts=of.counts, padding=padding)
+                for number, of in enumerate(traces)
             )
 
         ledgers = {
-            "nominal": ledger(self.past, self.tokens),
+            "nominal": ledger(self.past, self.tokens) * (train.micro_batches if train else 1),
             "realised": spent(padding=False),
             "dispatched": spent(padding=True),
         }
         return {
-            kind: {convention: ledger.total(convention) for convention in CONVENTIONS}
+            kind: {convention: (ledger + update).total(convention) for convention in CONVENTIONS}
             for kind, ledger in ledgers.items()
         }
 
@@ -196,9 +195,9 @@ def training_cases(model: LanguageModel, subject: BenchmarkTarget) -> list[Bench
         return Prepared(run)
 
     case = partial(BenchmarkCase, sequences=train.batch, tokens=train.sequence)
-    cases = [case(phase="forward", prepare=forward), case(phase="train", prepare=step)]
+    cases = [case(phase="forward", prepare=forward), case(phase="train", train=train, prepare=step)]
     if subject.on.type in LAUNCHES_AHEAD:
-        cases.append(case(phase="train", in_a_row=STEPS_IN_A_ROW, prepare=step))
+        cases.append(case(phase="train", train=train, in_a_row=STEPS_IN_A_ROW, prepare=step))
     return cases
 
 

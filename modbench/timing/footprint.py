@@ -20,7 +20,7 @@ from modbench.model.kv_cache import Cache
 from modbench.model.language_model import LanguageModel
 from modbench.timing.benchmark_case import BenchmarkTarget, random_batch, random_tokens, read
 from modbench.timing.config import FORCED_BALANCE
-from modbench.train.optimizer import build_optimizer
+from modbench.train.optimizer import Optimizer, build_optimizer
 from modbench.train.step import training_step
 
 
@@ -68,7 +68,7 @@ def largest_prefill(subject: BenchmarkTarget) -> tuple[int, int]:
 
 def _after_a_step(
     subject: BenchmarkTarget, model: LanguageModel
-) -> tuple[torch.optim.Optimizer, Callable[[], object]]:
+) -> tuple[Optimizer, Callable[[], object]]:
     """Take a training step, which creates the optimizer's state; return the optimizer, and a function
     that takes another step."""
     train = subject.train

@@ -1,6 +1,7 @@
 """The [train] table of a suite. Imports no torch."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, Literal
 
@@ -22,8 +23,12 @@ class TrainConfig:
     parallel: dict[Literal["data", "shard", "expert"], Count] | None = None
     #: keep only the input of each layer and run the layer again in the backward pass
     recompute: bool = False
+    #: muon: `torch.optim.Muon` for the matrices of the blocks, AdamW for all else
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Positive = 3e-3  #: peak learning rate
-    #: AdamW's weight decay of matrices; vectors and the embedding have none
+    #: peak learning rate of Muon; by default learning_rate, since its updates are as large as AdamW's
+    muon_learning_rate: Positive | None = None
+    #: weight decay of matrices; vectors and the embedding have none
     weight_decay: NotNegative = 0.1
     beta1: Share = 0.9  #: decay of AdamW's first moment
     beta2: Share = 0.95  #: decay of AdamW's second moment
@@ -36,15 +41,27 @@ class TrainConfig:
 
     def as_json(self) -> dict[str, Any]:
         """The fields that alter weights, as a record holds them."""
-        names = [field.name for field in fields(self) if field.name not in _ALTER_NOTHING]
-        stated = {name: getattr(self, name) for name in names}
+        plain = dict[str, Any]()  # in place of values that mean the default
         if self.micro_batches == 1:
-            del stated["micro_batch"]
-        if not self.recompute:
-            del stated["recompute"]
+            plain["micro_batch"] = None
         if self.ranks == 1:
-            del stated["parallel"]
-        return stated
+            plain["parallel"] = None
+        if self.optimizer != "muon" or self.muon_learning_rate == self.learning_rate:
+            plain["muon_learning_rate"] = None
+        return _stated(replace(self, **plain), _ALWAYS, ALTER_NOTHING)
+
+    @property
+    def of_a_step(self) -> "TrainConfig":
+        """The settings of a training step in one process, of that process's sequences: those that alter
+        neither its time nor its memory have their defaults."""
+        plain = {field.name: field.default for field in fields(TrainConfig) if field.name in _NO_STEP}
+        rows = None if self.micro_batches == 1 else self.rows
+        share = {"batch": self.batch // self.ranks, "micro_batch": rows}
+        return TrainConfig(**_values(self) | plain | share)
+
+    def step_json(self) -> dict[str, Any]:
+        """The fields of `of_a_step`, as a record holds them."""
+        return _stated(self.of_a_step, SIZE, _NO_STEP)
 
     @property
     def ranks(self) -> int:
@@ -62,8 +79,34 @@ class TrainConfig:
         return self.batch // self.ranks // self.rows
 
 
+#: Fields that records have always stated; they state others where they differ from the default, so that
+#: keys stay when a field is added.
+_ALWAYS = (
+    *("sequence", "batch", "learning_rate", "weight_decay", "beta1", "beta2"),
+    *("clip", "precision", "compile"),
+)
+SIZE = ("sequence", "batch", "precision")  #: those of the step of a timing record
 #: Fields that don't alter the weights: a run with others is the same run.
-_ALTER_NOTHING = ("evaluations", "checkpoint_seconds")
+ALTER_NOTHING = ("evaluations", "checkpoint_seconds")
+#: Fields that don't alter time or memory of a step in one process; [time] has a ``compile`` of its own.
+_NO_STEP = (
+    *(*ALTER_NOTHING, "learning_rate", "muon_learning_rate", "weight_decay", "beta1", "beta2"),
+    *("clip", "compile", "parallel"),
+)
+
+
+def _values(train: TrainConfig) -> dict[str, Any]:
+    return {field.name: getattr(train, field.name) for field in fields(TrainConfig)}
+
+
+def _stated(train: TrainConfig, always: Collection[str], never: Collection[str]) -> dict[str, Any]:
+    """The fields of ``train`` that are not its defaults, and those of ``always``; none of ``never``."""
+    return {
+        field.name: getattr(train, field.name)
+        for field in fields(TrainConfig)
+        if field.name in always
+        or (field.name not in never and getattr(train, field.name) != field.default)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +123,7 @@ class TrainTable(TrainConfig):
 
     def config(self) -> TrainConfig:
         """The settings without the schedule."""
-        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        return TrainConfig(**_values(self))
 
     def schedule_of(self, budget: int) -> Schedule:
         """The schedule with ``budget``. Raises UserError: see `Schedule`."""

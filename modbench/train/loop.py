@@ -124,9 +124,8 @@ class _Run:
         """Take one of ``left`` steps that are expected until the end of the budget; return its loss, and
         True if a process was asked to ``stop``."""
         done = (self.flops + self.each) / (self.flops + left * self.each)
-        rate = self.schedule.learning_rate(self.train.learning_rate, done)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.schedule.learning_rate(group["peak"], done)
         seed = self.batches.seed
         number = self.step + 1
         if number == 1 or self.counts.draws(seed, number, done, left):

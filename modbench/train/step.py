@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from modbench.ledger import component
 from modbench.model.context import Context
 from modbench.model.language_model import LanguageModel
 from modbench.model.trace import Trace
@@ -16,12 +17,13 @@ from modbench.routing.step_state import StepState
 from modbench.train.compiled import Losses, eager
 from modbench.train.config import TrainConfig
 from modbench.train.numerics import autocast
+from modbench.train.optimizer import Optimizer
 from modbench.train.ranks import ALONE, Ranks
 
 
 def training_step(
     model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     train: TrainConfig,
     batch: tuple[Tensor, Tensor],
     dtype: torch.dtype,
@@ -56,7 +58,8 @@ def training_step(
     if state:
         state.end(ranks.total, number)
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
-    optimizer.step()
+    with component("optimizer"):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     loss = torch.stack([loss.detach() for loss, _ in done]).mean()
     return ranks.total(loss) / ranks.count, [trace for _, trace in done]

@@ -19,6 +19,7 @@ from modbench.sweep.lease import Lease
 from modbench.sweep.timing_job import run_timing
 from modbench.timing import benchmark_case, clock, system_load
 from modbench.timing.benchmark_case import BenchmarkTarget
+from modbench.train.config import TrainConfig
 
 LACK = torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
 SAID = "out of memory, asked for 2,147,483,648 bytes (Tried to allocate 2.00 GiB.)"
@@ -32,9 +33,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TimeJob:
     timed = Timed(
         router=RouterCode(name="mod", options={}),
         model=ModelConfig(vocabulary=97, width=16, layers=2, heads=2),
-        sequence=16,
-        batch=1,
-        precision="float32",
+        train=TrainConfig(sequence=16, batch=1, precision="float32"),
     )
     time = {
         "samples": 3,

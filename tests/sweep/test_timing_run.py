@@ -273,7 +273,8 @@ def test_budgets_and_seeds_are_timed_once(tmp_path: Path) -> None:
     jobs = TimingPlan.of(rows, Path("nowhere")).jobs(KINDS, rows.suite.time.repetitions)
     timed = [job.timed for job in jobs if job.measures == "training_memory"]
     assert [of.router.name for of in timed if of.router] == ["vanilla", "mod"]
-    assert (timed[0].sequence, timed[0].batch, timed[0].precision) == (16, 1, "auto")
+    train = timed[0].train
+    assert (train.sequence, train.batch, train.precision) == (16, 1, "auto")
     assert len(jobs) == 3 * 5 + 4
     assert len({job.folder for job in jobs}) == len(jobs)
 

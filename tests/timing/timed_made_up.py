@@ -7,6 +7,7 @@ from modbench.records.run import RouterCode, Timed
 from modbench.timing.benchmark_case import BenchmarkTarget
 from modbench.timing.config import TimeConfig
 from modbench.timing.stopwatch import Stopwatch, nothing
+from modbench.train.config import TrainConfig
 
 SHAPE: dict[str, Any] = {"vocabulary": 97, "width": 32, "layers": 4, "heads": 4, "mlp_width": 64}
 TIME: dict[str, Any] = {
@@ -23,9 +24,7 @@ def subject(router: str = "vanilla", **changes: Any) -> BenchmarkTarget:
     timed = Timed(
         router=RouterCode(name=router, options={}),
         model=ModelConfig(**SHAPE),
-        sequence=32,
-        batch=2,
-        precision="float32",
+        train=TrainConfig(sequence=32, batch=2, precision="float32"),
     )
     return BenchmarkTarget.of(timed, TimeConfig(**{**TIME, **changes}))
 

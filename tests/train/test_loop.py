@@ -77,15 +77,17 @@ def run(
     return model, trained
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("name", router_names())
-def test_resumed_equals_uninterrupted_to_the_bit(name: str, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted_to_the_bit(name: str, optimizer: str, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    whole, spent = run(name, tmp_path / "whole")
+    train = replace(TRAIN, optimizer=optimizer)
+    whole, spent = run(name, tmp_path / "whole", train=train)
     for cut in (3, 4):
         with pytest.raises(StoppedError):
-            run(name, tmp_path / "parts", stop_after=cut)
-    parts, spent_in_parts = run(name, tmp_path / "parts")
+            run(name, tmp_path / "parts", stop_after=cut, train=train)
+    parts, spent_in_parts = run(name, tmp_path / "parts", train=train)
     assert spent == spent_in_parts
     ours, theirs = whole.state_dict(), parts.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -88,6 +88,13 @@ def test_processes_train_as_one_does_in_as_many_passes(
         check_equal(tmp_path, scheme, tmp_path / "alone" / scheme, rounds=micro_batch < 4, **train)
 
 
+def test_processes_train_by_muon_as_one_does(tmp_path: Path) -> None:
+    together(tmp_path, ["mod", "token_choice"], 2, optimizer="muon")
+    for scheme in ("mod", "token_choice"):
+        alone = tmp_path / "alone" / scheme
+        check_equal(tmp_path, scheme, alone, micro_batch=4, optimizer="muon")
+
+
 @SLOW
 def test_processes_compile_their_steps(tmp_path: Path) -> None:
     together(tmp_path, ["mod"], 2, compile="on", steps=3)

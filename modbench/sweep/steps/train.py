@@ -19,6 +19,7 @@ from modbench.sweep.steps.training import train_part
 from modbench.train.compiled import programs
 from modbench.train.config import TrainConfig
 from modbench.train.loop import Trained
+from modbench.train.optimizer import optimizer_flops_per_token
 from modbench.trained.weights_folder import Description, write_description
 
 
@@ -66,6 +67,7 @@ def _costs(model: LanguageModel, train: TrainConfig) -> dict[str, Any]:
         "forward_flops_per_token": _per(forward.total("model"), tokens),
         "forward_flops_per_token_full": _per(forward.total("full"), tokens),
         "train_flops_per_token": _per(step.total("model"), tokens),
+        "optimizer_flops_per_token": optimizer_flops_per_token(model, train),
         "parameters": model.parameter_count("total"),
     }
     with suppress(UserError):  # unknown for some experts of transformers

@@ -5,7 +5,6 @@ B matrices of a bank, M rows, N columns.
 """
 
 import math
-from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ class Optimizers:
 
     @property
     def state(self) -> Mapping[Tensor, Any]:
-        return ChainMap(*(part.state for part in self.parts))
+        return {parameter: of for part in self.parts for parameter, of in part.state.items()}
 
     def step(self) -> None:
         for part in self.parts:

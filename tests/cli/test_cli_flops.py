@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,40 @@ def test_options_are_read_as_toml(capsys: pytest.CaptureFixture[str]) -> None:
     eighth = said(capsys, "--router mod --option capacity=0.125")
     assert eighth == said(capsys, "--router mod")
     assert eighth != said(capsys, "--router mod --option capacity=0.5")
+
+
+def test_the_optimizers_matmuls_are_executed_alone_and_fewer_per_token_in_a_larger_batch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stated(more: str) -> dict[str, Any]:
+        words = f"--router mod --phase train --optimizer muon --format json {more}"
+        return dict(json.loads(said(capsys, words).splitlines()[-1])["models"][0])
+
+    plain = json.loads(said(capsys, "--router mod --phase train --format json").splitlines()[-1])
+    model, executed = stated(""), stated("--convention executed")
+    assert model["by_component"]["optimizer"] == 0
+    assert model["flops"] == plain["models"][0]["flops"]
+    assert executed["by_component"]["optimizer"] == model["optimizer_flops"] > 0
+    assert executed["flops"] == model["step_flops_executed"] == sum(executed["by_component"].values())
+    per_token = model["optimizer_flops_per_token"]
+    assert stated("--batch 4")["optimizer_flops_per_token"] == per_token / 4
+    table = said(capsys, "--router mod --phase train --optimizer muon")
+    assert f"{per_token:,.1f} per token" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "noun"),
+    [
+        ("--router mod", "--phase train"),
+        ("--hf config.json --phase train", "--router"),
+        ("--router mod --phase train --profile", "--profile"),
+    ],
+)
+def test_an_optimizer_without_a_step_is_refused(
+    words: str, noun: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["flops", *words.split(), "--optimizer", "muon"]) == 2
+    assert noun in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["--router mod vanilla", "--hf config.json"])

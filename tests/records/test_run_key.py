@@ -47,6 +47,8 @@ RUN = make_run()
         replace(RUN, train=replace(RUN.train, clip=2.0)),
         replace(RUN, train=replace(RUN.train, precision="float32")),
         replace(RUN, train=replace(RUN.train, compile="on")),
+        replace(RUN, train=replace(RUN.train, optimizer="muon")),
+        replace(RUN, train=replace(RUN.train, optimizer="muon", muon_learning_rate=0.1)),
         replace(RUN, schedule=replace(RUN.schedule, kind="wsd")),
         replace(RUN, schedule=replace(RUN.schedule, budgets=(2000,))),
         replace(RUN, schedule=replace(RUN.schedule, warmup=0.2)),
@@ -57,6 +59,21 @@ RUN = make_run()
 def test_a_field_that_alters_weights_changes_the_key(changed: Run) -> None:
     assert len(changed.key) == len(RUN.key) == 16
     assert changed.key != RUN.key
+
+
+def test_training_options_of_later_versions_are_stated_where_they_differ_from_their_defaults() -> None:
+    always = {"sequence", "batch", "learning_rate", "weight_decay", "beta1", "beta2", "clip"}
+    always |= {"precision", "compile"}
+    stated = RUN.as_json()["train"]
+    assert set(stated) == always
+    muon = replace(RUN.train, optimizer="muon")
+    assert muon.as_json() == stated | {"optimizer": "muon"}
+    # The same weights.
+    for same in (replace(muon, muon_learning_rate=muon.learning_rate), muon):
+        assert same.as_json() == muon.as_json()
+    assert replace(RUN.train, muon_learning_rate=0.1).as_json() == stated
+    other = make_run(train=replace(muon, muon_learning_rate=0.1))
+    assert Run.of(other.as_json()) == other
 
 
 def test_a_shape_of_earlier_versions_has_the_json_that_it_had() -> None:

@@ -75,6 +75,10 @@ def test_all_schemes_meet_at_the_middle_budget_then_at_smaller_ones_before_seeds
             {"schemes": [{"router": "mod", "train": {"learning_rate": 0.1}}]},
             "'mod' train has learning_rate, which",
         ),
+        (
+            {"train": {"optimizer": "muon", "muon_learning_rate": 0.1}},
+            r"\[train\] has muon_learning_rate, which \[isoflop\] takes from its learning_rates",
+        ),
         ({"isoflop": {"sizes": 4}}, r"\[isoflop\]: sizes is 4; it must be an odd number"),
         (
             {"schemes": [{"router": "mod", "model": {"width": 64}}]},

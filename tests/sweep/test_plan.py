@@ -11,10 +11,12 @@ from small_suite import write_suite
 from modbench.cli.main import main
 from modbench.data.token_data import prepare
 from modbench.report.suite import read
+from modbench.routing.build import meta_decoder
 from modbench.sweep.plan import SuitePlan, as_json, as_table, plan_suite
 from modbench.sweep.request import SuiteRequest
 from modbench.sweep.rows import resolve
 from modbench.sweep.suite import load_suite
+from modbench.train.optimizer import optimizer_ledger
 
 ISOFLOP = {
     "model": {"layers": 2, "heads": 1},
@@ -69,6 +71,22 @@ def test_a_plan_has_the_runs_flops_tokens_and_passes_of_each_scheme_and_budget()
         assert part.tokens == part.budget // flops * 16
         assert part.passes == part.tokens / text
     assert (plan.runs, plan.flops) == (24, sum(part.flops for part in plan.parts))
+
+
+def test_a_plan_states_what_the_optimizer_costs_per_training_token() -> None:
+    train = {"sequence": 16, "batch": 2, "optimizer": "muon"}
+    write_suite(Path(), "planned", "vanilla", "token_choice", train=train, model={"layers": 2})
+    plan = planned()
+    for part, document in zip(plan.parts, as_json(plan)["parts"], strict=True):
+        row = resolve(plan.suite).resolved[part.scheme]
+        model = meta_decoder(row.name, row.options, plan.suite.shape_of(plan.suite.schemes[0]))
+        step = optimizer_ledger(model, plan.suite.train).total("executed")
+        assert document["optimizer_flops_per_token"] == step / (2 * 16)
+        assert document["optimizer_flops"] == part.budget // row.flops * step
+        assert f"({part.optimizer_flops / part.flops:.1%})" in as_table(plan)
+    write_suite(Path(), "planned", "vanilla")
+    assert "optimizer" not in as_table(planned())
+    assert as_json(planned())["parts"][0]["optimizer_flops_per_token"] == 0
 
 
 @pytest.mark.parametrize(("nats", "seeds"), [("0.07", 2), ("0.05", 3), ("0.03", 8), ("0.02", 17)])

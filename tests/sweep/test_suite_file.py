@@ -52,6 +52,31 @@ def test_a_suite_is_read_with_whole_floats_as_budgets(tmp_path: Path) -> None:
     assert suite.schemes[1].train == {"learning_rate": 0.001}
 
 
+@pytest.mark.parametrize(
+    ("table", "row", "sentence"),
+    [
+        ("muon_learning_rate = 0.02", "", r"\[train\] has muon_learning_rate, and optimizer is 'adamw'"),
+        ('optimizer = "moun"', "", r"\[train\] optimizer is 'moun'.*did you mean 'muon'"),
+        ('optimizer = "muon"\nmuon_learning_rate = 0', "", r"\[train\] muon_learning_rate is 0"),
+        ("", ", muon_learning_rate = 0.02", "'mod 25 %' train has muon_learning_rate, and optimizer is"),
+    ],
+)
+def test_a_rate_of_muon_without_muon_is_refused(
+    table: str, row: str, sentence: str, tmp_path: Path
+) -> None:
+    text = GOOD.replace("learning_rate = 1e-3", f"learning_rate = 1e-3{row}")
+    with pytest.raises(UserError, match=sentence):
+        parse(tmp_path, text.replace("[train]", f"[train]\n{table}"))
+
+
+def test_a_row_goes_back_to_adamw_where_the_table_has_a_rate_of_muon(tmp_path: Path) -> None:
+    muon = '[train]\noptimizer = "muon"\nmuon_learning_rate = 0.02'
+    text = GOOD.replace("[train]", muon).replace("= 1e-3", '= 1e-3, optimizer = "adamw"')
+    runs = {of.label: of.run for of in expand(resolve(parse(tmp_path, text)))}
+    assert runs["vanilla"].as_json()["train"]["muon_learning_rate"] == 0.02
+    assert not {"optimizer", "muon_learning_rate"} & {*runs["mod 25 %"].as_json()["train"]}
+
+
 def test_the_vocabulary_follows_the_tokenizer(tmp_path: Path) -> None:
     assert parse(tmp_path, GOOD).stated[""]["vocabulary"] == 257
     bpe = GOOD.replace('tokenizer = "bytes"', "vocabulary = 512")

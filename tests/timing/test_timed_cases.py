@@ -10,7 +10,8 @@ import pytest
 import torch
 from timed_made_up import subject
 
-from modbench.ledger import Workload
+from modbench.counting.counter import FlopCounter
+from modbench.ledger import CONVENTIONS, Workload
 from modbench.model.context import Context
 from modbench.model.decoder import Decoder
 from modbench.timing import benchmark_case, clock, footprint, stopwatch
@@ -50,6 +51,20 @@ def test_each_case_spends_the_nominal_flops(router: str) -> None:
         names.append(case.name)
     decoding = [f"decode after {past} x {n}" for n in (1, 3) for past in (8, 30)]
     assert names == ["forward", "train", "prefill 24 x 1", *decoding]
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch": 1}, {"recompute": True}, {"optimizer": "muon"}])
+def test_a_timed_steps_flops_are_those_counted(changes: dict[str, Any]) -> None:
+    of = subject("token_choice")
+    of = replace(of, train=replace(of.train, **changes))
+    model = of.build()
+    (case,) = (case for case in training_cases(model, of) if case.phase == "train")
+    prepared = case.prepare()
+    with FlopCounter() as counter:
+        traces = prepared.run()
+    flops = case.flops(model, traces)
+    assert flops["realised"] == flops["nominal"] == flops["dispatched"]
+    assert flops["nominal"] == {name: counter.under(name) for name in CONVENTIONS}
 
 
 def test_decoding_goes_on_from_the_same_place_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 ``model``     causal attention costs its triangle, n(n+1)/2 query-key pairs: what the model needs.
 ``full``      attention costs the square, n * n pairs: what most papers and counters report.
 ``executed``  what kernels run on a CPU: causal attention in whole blocks of keys, scores recomputed in
-              the backward pass, the second forward pass of activation checkpointing.
+              the backward pass, the second forward pass of activation checkpointing, the matmuls of the
+              optimizer's step.
 
 One multiply-accumulate is 2 FLOPs. All conventions count logits, routers and predictors, and in the
 backward pass dX and dW of each matmul where a gradient is needed; the embedding look-up costs 0.

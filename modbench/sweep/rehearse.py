@@ -120,10 +120,8 @@ def _weighed(run: Run) -> str:
     without a GPU. Raises UserError: the GPU has too little."""
     if device().type != "cuda":
         return ""
-    timed, batch = run.timed, run.train.batch // run.train.ranks
-    of_a_rank = replace(timed, train=replace(timed.train, batch=batch))
     try:
-        peak = training_footprint(BenchmarkTarget.of(of_a_rank, TimeConfig()))["peak"]
+        peak = training_footprint(BenchmarkTarget.of(run.timed, TimeConfig()))["peak"]
     except Exception as error:
         if (failed := failed_allocation(error)) is None:
             raise

@@ -161,8 +161,6 @@ def lint(session: nox.Session) -> None:
 def flops(session: nox.Session) -> None:
     """Compare every router's FLOPs with the committed table; arguments after -- go to the gate."""
     module(session, "modbench", "flops", "gate", *session.posargs)
-    if not session.posargs:
-        session.run(ready(session), "tools/conventions_page.py", "--check")
 
 
 def reported() -> list[str]:
@@ -175,7 +173,6 @@ def results(session: nox.Session) -> None:
     """Compare the committed tables, pages and figures of each suite with what its records give, and
     train a committed run again."""
     module(session, "modbench", "report", *reported(), "--results", "results", "--check")
-    session.run(ready(session), "tools/docs_tables.py", "--check")
     # Another processor rounds differently, so that losses may differ a little.
     words = ("quick/vanilla#0", "--results", "results", "--within", "0.3")
     module(session, "modbench", "verify", *words)
@@ -191,10 +188,13 @@ def rehearse(session: nox.Session) -> None:
 
 
 @nox.session
-def audit(session: nox.Session) -> None:
-    """Audit every router, preset and known bug and write docs/audit.md and tests/audit/known_bugs.md;
-    arguments after -- go to the script (--check only compares)."""
-    session.run(ready(session), "tools/audit_page.py", *session.posargs)
+def pages(session: nox.Session) -> None:
+    """Write what pages take from code and results (keys, options, tables, conventions, audit) and the
+    figures; arguments after -- go to tools/pages: --check only compares, names of parts choose. The
+    audit takes minutes."""
+    session.run(ready(session), "tools/pages", *session.posargs)
+    check = [word for word in session.posargs if word == "--check"]
+    session.run(ready(session), "tools/figures.py", *check)
 
 
 @nox.session

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import tomllib
-from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
 
@@ -14,7 +12,6 @@ import pytest
 from modbench.cli.main import COMMANDS, main
 from modbench.records.result import results_of
 from modbench.records.store import read_suite
-from modbench.timing.config import TimeConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 GUIDE = (DOCS / "writing_a_router.md").read_text()
@@ -141,9 +138,11 @@ def test_the_snippets_of_the_page_on_counting_run_as_printed(
     for code in code_of("counting.md", "python"):
         exec(code, {})
         said.append(capsys.readouterr().out.splitlines())
-    (counted, _), (pooled,), (closed,), (per_token,) = said
+    (counted, _), (mixed,), (pooled,), (mfu,), (closed,), (per_token,) = said
     assert counted.split() == [str(2 * 2 * 8 * 64 * 64)] * 3
+    assert mixed == str(2 * 8 * 64 * 4)
     assert pooled == "0"
+    assert re.fullmatch(r"MFU \d+\.\d\d%", mfu)
     assert int(closed) > 1e12
     assert float(per_token) > 1e9
 
@@ -194,7 +193,7 @@ def test_every_command_is_on_the_page_of_commands() -> None:
     assert set(rows) == set(COMMANDS)
 
 
-def test_runs_repeated_on_another_processor_are_those_that_the_page_of_isoflop_names() -> None:
+def test_runs_repeated_on_another_processor_are_those_that_the_page_of_statistics_names() -> None:
     records = [
         results_of(read_suite(DOCS.parent / "results" / f"isoflop-cpu{end}")) for end in ("", "/again")
     ]
@@ -202,7 +201,7 @@ def test_runs_repeated_on_another_processor_are_those_that_the_page_of_isoflop_n
     assert {result.scheme for result in again.values()} == {"vanilla"}
     losses = [[side[key].metrics["heldout_loss"] for key in again] for side in (first, again)]
     rms = fmean((one - other) ** 2 for one, other in zip(*losses, strict=True)) ** 0.5
-    assert f"differ by {rms:.3f} nats" in (DOCS / "isoflop.md").read_text()
+    assert f"differ by {rms:.3f} nats" in (DOCS / "statistics.md").read_text()
 
 
 def test_the_margin_of_confirm_is_worth_what_the_dense_curve_says() -> None:
@@ -211,12 +210,6 @@ def test_the_margin_of_confirm_is_worth_what_the_dense_curve_says() -> None:
     parabola = np.polyfit(np.log(dense.budget), dense.loss, 2)
     slope = -np.polyval(np.polyder(parabola), np.log(3e13))
     worth = [f"{100 * part:.0f}" for part in (0.02 / slope, np.expm1(0.02 / slope))]
-    assert f"{' to '.join(worth)} % of the training compute" in (DOCS / "confirm.md").read_text()
-
-
-def test_the_table_of_timing_has_the_keys_and_defaults_of_the_code() -> None:
-    page = (DOCS / "timing.md").read_text()
-    (block,) = re.findall(r"```toml\n(\[time\]\n.*?)```", page, flags=re.DOTALL)
-    stated = tomllib.loads(block)["time"]
-    assert TimeConfig(**stated) == TimeConfig()
-    assert set(stated) == {field.name for field in fields(TimeConfig)}
+    assert f"{' to '.join(worth)} % of the training compute" in (DOCS / "method.md").read_text().replace(
+        "\n", " "
+    )

@@ -1,6 +1,5 @@
-"""Pictures of the suites' pages for docs/reading_the_table.md: the first screen of a suite on a desk and
-on a phone. Needs the pages (`modbench report --results results --html`), Playwright and the machine's
-Chromium (extra `browser`)."""
+"""The picture of a suite's page for docs/checking_a_result.md: its first screen. Needs the pages
+(`modbench report --results results --html`), Playwright and the machine's Chromium (extra `browser`)."""
 
 import shutil
 import sys
@@ -13,7 +12,6 @@ ROOT = Path(__file__).parent.parent
 #: Width and height of a window, and the suite that it shows, by file.
 PICTURES = {
     "page_quick.png": (1100, 900, "quick"),
-    "page_phone.png": (380, 800, "quick"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The Python blocks of docs/retrofit.md run in order and print what their comments say."""
+"""The Python blocks of docs/hugging_face.md run in order and print what their comments say."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "retrofit.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "hugging_face.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of names that transformers deprecates

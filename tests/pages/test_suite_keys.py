@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass
 
 import pytest
-from suite_keys import DOCS, TABLES, blocks, filled, key_table, own_meanings
+from pages.keys import ROOT, TABLES, TEXTS, filled, key_table, own_meanings
 
 from modbench.errors import UserError
 from modbench.sweep.refuse import refuse_more_passes
@@ -14,9 +14,16 @@ from modbench.sweep.suite import Suite, parse_suite
 from modbench.sweep.tables import SuiteFile
 from modbench.sweep.wanted import expand
 
-PAGE = (DOCS / "suites.md").read_text()
-SUITES = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
-ISOFLOP = re.findall(r"```toml\n(.*?)```", (DOCS / "isoflop.md").read_text(), flags=re.DOTALL)
+DOCS = ROOT / "docs"
+KEYS = (DOCS / "suite_keys.md").read_text()
+
+
+def suites_of(page: str) -> list[str]:
+    return re.findall(r"```toml\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+PAGE = (DOCS / "suites.md").read_text() + (DOCS / "first_isoflop.md").read_text()
+SUITES, ISOFLOP = suites_of("suites.md") + suites_of("first_isoflop.md"), suites_of("isoflop.md")
 #: Training tokens of the embedded corpus with a vocabulary of 512.
 TOKENS = 6_898_153
 STATED = [int(number) for number in re.findall(r"suite has (\d+) runs", PAGE)]
@@ -26,18 +33,18 @@ def suite(text: str) -> Suite:
     return parse_suite(tomllib.loads(text), "of the page")
 
 
-@pytest.mark.parametrize("name", ["suites.md", "routers.md"])
+@pytest.mark.parametrize("name", ["suite_keys.md", "routers.md", "columns.md"])
 def test_the_tables_of_the_page_are_those_of_the_code(name: str) -> None:
     page = (DOCS / name).read_text()
-    assert page == filled(page, blocks()), "run python tools/suite_keys.py"
+    assert page == filled(page, TEXTS), "run python tools/pages keys"
 
 
 def test_the_page_has_every_table_of_a_suite_file() -> None:
     known = set(SuiteFile.__dataclass_fields__)
     assert known == {*TABLES, "shapes"}
-    headings = set(re.findall(r"^### \[+(\w+)\]+$", PAGE, flags=re.MULTILINE))
+    headings = set(re.findall(r"^## \[+(\w+)\]+$", KEYS, flags=re.MULTILINE))
     assert headings == known
-    assert all(f"<!-- {name} -->\n| key |" in PAGE for name in TABLES)
+    assert all(f"<!-- {name} -->\n| key |" in KEYS for name in TABLES)
 
 
 def test_the_smallest_suite_has_only_what_is_required() -> None:

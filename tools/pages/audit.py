@@ -1,11 +1,7 @@
-"""Writes the table of ``docs/audit.md``, the audit of each built-in router, and
-``tests/audit/known_bugs.md``, the audit of each known bug.
-``nox -s audit``, with ``-- --check`` to compare only.
+"""The table of ``docs/audit.md``, the audit of each built-in router, and ``tests/audit/known_bugs.md``,
+that of each known bug. All of it comes from running the probes: the same code and type of machine give
+the same bytes."""
 
-All of it comes from running the probes: the same code and machine type give the same bytes.
-"""
-
-import argparse
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -20,12 +16,11 @@ from modbench.routing.build import build_model
 from modbench.routing.registry import installed_modules, preset_options, router_class
 from modbench.train.numerics import make_deterministic
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "audit"))
 from mutants import MUTANTS, Depth  # noqa: E402
 
-DOCS = ROOT / "docs"
-PAGE, BUGS = DOCS / "audit.md", ROOT / "tests" / "audit" / "known_bugs.md"
+BUGS = ROOT / "tests" / "audit" / "known_bugs.md"
 #: Four layers, since recursions share some; all else is small, to make the page quickly.
 SHAPE = ModelConfig(vocabulary=97, width=32, layers=4, heads=4, mlp_width=64)
 MUTANT_SHAPE = ModelConfig(vocabulary=97, width=32, layers=2, heads=4, mlp_width=64)
@@ -37,7 +32,6 @@ HEADING = "\n".join(
     )
 )
 
-TABLE = "## Built-in routers and presets\n"
 #: The known bug whose figure stands for a failure of each probe: a common one with a short figure.
 EXAMPLES = {
     1: "top-k at evaluation",
@@ -59,7 +53,7 @@ Read what this page loses when you change a probe. `docs/audit.md` says what a u
 
 A correct router (`right`), and a mutant of it for each bug found in public ports
 (`tests/audit/mutants.py`). ✓ passed, **✗** failed, · n/a,
-? unchecked. Made by `nox -s audit`; do not edit.
+? unchecked. Made by `nox -s pages`; do not edit.
 """
 
 
@@ -80,19 +74,24 @@ def findings_of_bug(bug: str) -> list[Finding]:
     return audit(build_model(MUTANT_SHAPE, Depth(bug=bug), seed=4))
 
 
-def audit_page() -> Iterator[str]:
-    """Yield the page with its table made again."""
-    before, _, rest = PAGE.read_text().partition(TABLE)
-    yield before + TABLE
-    yield "After eight training steps on random tokens, at 3 x 63 tokens. Made by `nox -s audit`.\n"
-    yield HEADING
+def audit_table() -> str:
+    """A row for the built-in routers and presets with equal results, in the order of `built_in`."""
+    deterministic()
+    rows: dict[str, list[str]] = {}
     for name in built_in():
         router, options = preset_options(name)
-        yield lines(name, audit(warmed(SHAPE, router, options, 3, 32)))
-    yield "\n## " + rest.partition("\n## ")[2].rstrip("\n")
+        signs = lines("", audit(warmed(SHAPE, router, options, 3, 32)))
+        rows.setdefault(signs, []).append(f"`{name}`")
+    return "\n".join(
+        [
+            HEADING,
+            *(signs.replace("|  |", f"| {', '.join(names)} |", 1) for signs, names in rows.items()),
+        ]
+    )
 
 
 def bugs_page() -> Iterator[str]:
+    deterministic()
     yield BUGS_HEAD
     yield HEADING
     figures = []
@@ -105,25 +104,7 @@ def bugs_page() -> Iterator[str]:
         yield f"- {bug}: {finding.probe} {finding.name}: {finding.figure}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write docs/audit.md and tests/audit/known_bugs.md.")
-    parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
-    only_check = parser.parse_args().check
+def deterministic() -> None:
+    """Make the probes give the same bytes; more threads are slower at this size."""
     make_deterministic()
-    torch.set_num_threads(1)  # more threads are slower at this size
-    pages = {PAGE: audit_page, BUGS: bugs_page}
-    outdated = []
-    for file, page in pages.items():
-        text = "\n".join(page()) + "\n"
-        if not only_check:
-            file.write_text(text)
-        elif file.read_text() != text:
-            outdated.append(file.name)
-    if outdated:
-        named = " and ".join(outdated)
-        print(f"not what the audit says now: {named}; run nox -s audit", file=sys.stderr)
-    return int(bool(outdated))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)

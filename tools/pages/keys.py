@@ -1,17 +1,13 @@
-"""Writes the tables of ``docs/suites.md`` and ``docs/routers.md`` from the dataclasses of a suite file
-and their ``#:`` comments: ``python tools/suite_keys.py``, with ``--check`` to compare only.
+"""The tables of keys, options, steps and metrics, from the dataclasses and their ``#:`` comments."""
 
-Text outside the markers ``<!-- NAME -->`` and ``<!-- end -->`` is written by hand.
-"""
-
-import argparse
 import ast
 import inspect
 import io
-import sys
 import tokenize
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -21,14 +17,14 @@ from annotated_types import Ge, Gt, Le, Lt
 from modbench.data.config import DataConfig
 from modbench.measure.config import STEPS, MeasureConfig
 from modbench.model.config import ModelConfig
+from modbench.records.metrics import METRICS
 from modbench.routing.registry import installed_modules, router_class
 from modbench.sweep.tables import Axes, Comparison, Header, IsoFlopConfig, KeepConfig, Scheme
 from modbench.sweep.track import TrackConfig
 from modbench.timing.config import TimeConfig
 from modbench.train.config import TrainTable
 
-DOCS = Path(__file__).parents[1] / "docs"
-REGENERATE = "python tools/suite_keys.py"
+ROOT = Path(__file__).parents[2]
 #: The dataclass of each table of a suite file; [[shapes]] has the keys of [model].
 TABLES: dict[str, type] = {
     "suite": Header,
@@ -144,58 +140,57 @@ def step_table() -> Iterator[str]:
 
 
 def router_sections() -> Iterator[str]:
-    for name, module in installed_modules().items():
-        if module.startswith("modbench."):
-            kind = router_class(name)
-            yield f"## {name}\n"
-            source = Path(inspect.getfile(kind))
-            words = (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n\n")[0]
-            path = source.relative_to(DOCS.parent)
-            yield f"{' '.join(words.split()).replace('``', '`')}\n"
-            yield f"Equations and differences from the paper: [{path}](../{path}).\n"
-            for preset, options in kind.presets.items():
-                given = ", ".join(
-                    f"{option} = {_toml(value).strip('`')}" for option, value in options.items()
-                )
-                yield f"- preset `{name}:{preset}`: `{given}`"
-            yield "" if kind.presets else "It has no presets.\n"
-            if any(field.init for field in fields(kind)):
-                yield from key_table(kind, heading="option")
-                yield ""
+    """A table of the options that several routers have, and a section for each router with its own."""
+    names = [name for name, module in installed_modules().items() if module.startswith("modbench.")]
+    options = {name: [*key_table(router_class(name), "option")] for name in names}
+    count = Counter(row for rows in options.values() for row in rows[2:])
+    shared = [row for row in count if count[row] > 1]
+    yield "## Options that several routers have\n"
+    yield from (*options[names[0]][:2], *shared)
+    for name in names:
+        kind = router_class(name)
+        yield f"\n## {name}\n"
+        source = Path(inspect.getfile(kind))
+        words = (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n\n")[0]
+        path = source.relative_to(ROOT)
+        yield f"{' '.join(words.split()).replace('``', '`')} [{source.name}](../{path})\n"
+        for preset, given in kind.presets.items():
+            said = ", ".join(f"{option} = {_toml(value).strip('`')}" for option, value in given.items())
+            yield f"- preset `{name}:{preset}`: `{said}`"
+        if kind.presets:
+            yield ""
+        if also := [row.split("`")[1] for row in options[name][2:] if row in shared]:
+            yield f"Shared options: {', '.join(f'`{option}`' for option in also)}.\n"
+        if own := [row for row in options[name][2:] if row not in shared]:
+            yield from (*options[name][:2], *own)
 
 
-def blocks() -> dict[str, str]:
-    """The generated text of each marker."""
-    found = {name: "\n".join(key_table(kind)) for name, kind in TABLES.items()}
-    return found | {"steps": "\n".join(step_table()), "routers": "\n".join(router_sections()).rstrip()}
+def metric_table() -> Iterator[str]:
+    """One row for each metric of records."""
+    yield "| metric | unit | meaning |"
+    yield "| --- | --- | --- |"
+    for metric in METRICS.values():
+        better = "" if metric.direction == "none" else f"; {metric.direction} is better"
+        yield f"| `{metric.name}` | {metric.unit} | {metric.meaning}{better} |"
 
 
-def filled(page: str, texts: dict[str, str]) -> str:
-    """``page`` with the text between each marker and its end replaced by that of ``texts``."""
+#: What makes the lines of each block.
+LINES: dict[str, Callable[[], Iterator[str]]] = {
+    **{name: partial(key_table, kind) for name, kind in TABLES.items()},
+    "steps": step_table,
+    "routers": router_sections,
+    "metrics": metric_table,
+}
+TEXTS: dict[str, Callable[[], str]] = {
+    name: (lambda of=of: "\n".join(of())) for name, of in LINES.items()
+}
+
+
+def filled(page: str, texts: Mapping[str, Callable[[], str]]) -> str:
+    """``page`` with the text between each marker and its end replaced by what ``texts`` makes."""
     for name, text in texts.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
         if start in page:
             before, _, rest = page.partition(start)
-            page = f"{before}{start}{text}\n{end}{rest.partition(end)[2]}"
+            page = f"{before}{start}{text()}\n{end}{rest.partition(end)[2]}"
     return page
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Write the tables of docs/suites.md and docs/routers.md."
-    )
-    parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
-    only_check, code, texts = parser.parse_args().check, 0, blocks()
-    for name in ("suites.md", "routers.md"):
-        page = (DOCS / name).read_text()
-        text = filled(page, texts)
-        if only_check and text != page:
-            print(f"{name} is not what the code says now; run {REGENERATE}", file=sys.stderr)
-            code = 1
-        elif not only_check:
-            (DOCS / name).write_text(text)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

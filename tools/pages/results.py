@@ -1,23 +1,19 @@
-"""Fills the tables of README.md and docs/ that come from the committed results, and checks what the
-sentences there claim: ``python tools/docs_tables.py``; ``--check`` writes nothing.
+"""The tables that come from committed results, and the check of what sentences claim.
 
 A person's words stand between ``<!-- claim mod vanilla 3e12,1e13 undecided -->`` and ``<!-- end -->``:
 the schemes that are compared, with what, the budgets and the verdict, which is one of the frame of pairs
 or "not tested". Several schemes or budgets are joined by commas; a suite other than isoflop-cpu stands
-before them, with a slash at its end."""
+before them, with a slash at its end. A claim holds a whole sentence."""
 
-import argparse
 import csv
 import json
 import re
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import dropwhile, product, takewhile
 from pathlib import Path
 
 import gpu_estimates
-from suite_keys import TABLES, filled
 
 import modbench
 from modbench.plan.units import shown as in_units
@@ -26,16 +22,9 @@ from modbench.records.store import read_suite
 from modbench.report.table import Table
 from modbench.sweep.plan import plan_suite
 from modbench.sweep.request import SuiteRequest
+from pages.keys import ROOT, TABLES
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-PAGES = (
-    "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("start", "reading_the_table", "results", "depth", "confirm", "timing")
-    ),
-)
 DENSE, MOD, RANDOM = "vanilla", "mod", "mod:gaussian"
 #: Headings and columns of the table of downstream scores.
 SCORES = {
@@ -119,27 +108,24 @@ def confirmed(budgets: Sequence[str]) -> tuple[str, ...]:
     return (f"{line['scheme']}, piloted depths, {line['pairs']} seeds", *minus, *("-" for _ in budgets))
 
 
-def isoflop() -> str:
+def curves() -> str:
     """One row per budget and scheme."""
     pairs = minus_dense("isoflop-cpu")
-    none = dict.fromkeys(("value", "p_adjusted", "verdict"), "")
+    none = dict.fromkeys(("value", "verdict"), "")
     told = [(line, pairs.get((line["budget"], line["scheme"]), none)) for line in optima("isoflop-cpu")]
     rows = [
         {
             "FLOPs": at(line["budget"]),
-            "group": (line["group"] or "-") if line["position"] else "not ranked",
             "scheme": line["scheme"],
             "loss at the optimum (nats/token)": number(line, "loss"),
-            "bits/byte": number(line, "bits_per_byte"),
             "minus dense": number(minus, "value", prefix=""),
-            "adjusted p": f"{float(minus['p_adjusted']):.2g}" if minus["p_adjusted"] else "-",
             "verdict": minus["verdict"] or "-",
             "speed-up at equal loss": speed_up(line),
             "active parameters": f"{float(line['active_parameters']) / 1e3:,.0f} k",
         }
         for line, minus in told
     ]
-    return Table.of(rows, left=(1, 2, 7)).to_markdown()
+    return Table.of(rows, left=(1, 4)).to_markdown()
 
 
 def control() -> str:
@@ -167,8 +153,8 @@ def turned(line: Line) -> Line:
 
 
 def depth() -> str:
-    """MoD and its control minus dense by depth, with the other fits' differences."""
-    order = (f"{MOD} minus {DENSE}", f"{RANDOM} minus {DENSE}", f"{MOD} minus {RANDOM}")
+    """MoD minus dense and minus its control by depth, with the other fits' differences."""
+    order = (f"{MOD} minus {DENSE}", f"{MOD} minus {RANDOM}")
     losses = {
         (line["budget"], line["scheme"], line["depth"], line["fit"]): float(line["loss"])
         for line in read("isoflop-depth/optima.csv")
@@ -311,7 +297,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "finding": finding,
     "scale": scale,
     "costs": costs,
-    "isoflop": isoflop,
+    "curves": curves,
     "control": control,
     "scores": partial(scores, "quick-scores"),
     "confirm": partial(first_table, "confirm"),
@@ -325,8 +311,8 @@ TEXTS: dict[str, Callable[[], str]] = {
 }
 
 
-#: Names of blocks, with those that `suite_keys` fills.
-BLOCKS = {*TEXTS, *TABLES, "steps", "routers"}
+#: Names of blocks, with those that other files of this folder fill.
+BLOCKS = {*TEXTS, *TABLES, "steps", "routers", "metrics", "audits", "errors"}
 _COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 _CLAIM = re.compile(
     r"claim (?:(\S+)/ )?(\S+) (\S+) (\S+) (better|worse|undecided|equivalent|not tested)"
@@ -357,31 +343,3 @@ def wrong_claims(page: str, results: Path = RESULTS) -> list[str]:
                 what = f"{scheme} against {other} at {budget} FLOPs is claimed to be {stated}"
                 wrong.append(f"{what}; the results say: {', '.join(sorted(found))}")
     return wrong
-
-
-def page_text(page: str, without: Collection[str] = ()) -> str:
-    """``page`` with its blocks filled, but for those named ``without``."""
-    names = [name for name in TEXTS if f"<!-- {name} -->" in page and name not in without]
-    return filled(page, {name: TEXTS[name]() for name in names})
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Fill the tables of README.md and docs/.")
-    parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
-    only_check, code = parser.parse_args().check, 0
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        name = str(page.relative_to(ROOT))
-        text = page_text(page.read_text()) if name in PAGES else page.read_text()
-        for sentence in wrong_claims(text):
-            print(f"{name}: {sentence}", file=sys.stderr)
-            code = 1
-        if only_check and text != page.read_text():
-            print(f"{name} differs; run python tools/docs_tables.py", file=sys.stderr)
-            code = 1
-        if not only_check and name in PAGES:
-            page.write_text(text)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,6 +27,11 @@ NotNegative = Annotated[float, Ge(0)]
 #: Fractions: of a whole, above 0; of what is kept, below 1.
 Part = Annotated[float, Gt(0), Le(1)]
 Share = Annotated[float, Ge(0), Lt(1)]
+UpTo1 = Annotated[float, Ge(0), Le(1)]
+
+#: Names of series that a router's author records (`modbench.model.trace.Trace.record`).
+SERIES = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,39}")
+SERIES_WORDS = "1 to 40 letters, digits and _, starting with a letter"
 
 #: pydantic's words, and those of TOML.
 _WORDS = {"Input": "it", "an object": "a table", "a valid array": "a list", "a valid tuple": "a list"}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from modbench.errors import UserError
 from modbench.evaluate.tasks.names import check_names
-from modbench.typed import Count, Natural
+from modbench.typed import Count, Natural, UpTo1
 
 Step = Literal["audit", "train", "heldout", "downstream", "memory", "timing"]
 #: Names of what a suite can ask for, with their meanings for the docs. ``train`` is always among it.
@@ -39,6 +39,9 @@ class MeasureConfig:
     #: folder of a user's own YAML files of lm-eval tasks, relative to the working directory; their
     #: Python is run
     downstream_include: str | None = None
+    #: rising shares of a run, the last one 1, at which the routing on one fixed held-out batch is
+    #: recorded (`modbench docs routing_over_training`); empty: none
+    routing_points: tuple[UpTo1, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("steps", "downstream"):
@@ -48,6 +51,9 @@ class MeasureConfig:
                     raise UserError(f"{key} names '{name}' twice; remove one")
         if "train" not in self.steps:
             raise UserError(f"steps is {list(self.steps)}; 'train' must be there")
+        points = self.routing_points
+        if points and (list(points) != sorted({*points}) or points[-1] != 1):
+            raise UserError(f"routing_points is {list(points)}; they must rise, and the last one be 1")
         check_names(self.downstream, self.include)
 
     @property
@@ -63,6 +69,9 @@ class MeasureConfig:
             measurements.append(("heldout", tokens))
         if "downstream" in self.steps:
             measurements += [("downstream", self.task(name)) for name in self.downstream]
+        if self.routing_points:
+            measurements.append(("routing", {"points": [*map(float, self.routing_points)]}))
+            measurements.append(("rules", {}))
         return measurements
 
     def task(self, name: str) -> dict[str, Any]:

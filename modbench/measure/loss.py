@@ -37,6 +37,12 @@ class HeldoutLoss:
 def heldout_windows(heldout_N: Tokens, *, sequence: int, tokens: int) -> np.ndarray:
     """Windows (W, T + 1), W = tokens / T rounded up, spread evenly over the held-out text without
     overlap; fewer if the text is shorter. Raises UserError: the text is shorter than one window."""
+    starts = window_starts(heldout_N, sequence=sequence, tokens=tokens)
+    return np.stack([heldout_N[start : start + sequence + 1] for start in starts]).astype(np.int64)
+
+
+def window_starts(heldout_N: Tokens, *, sequence: int, tokens: int) -> list[int]:
+    """The places at which the `heldout_windows` begin. Raises UserError: see there."""
     most = (len(heldout_N) - 1) // sequence
     if most < 1:
         raise UserError(
@@ -44,8 +50,7 @@ def heldout_windows(heldout_N: Tokens, *, sequence: int, tokens: int) -> np.ndar
             f"{sequence}; give more text or a shorter sequence"
         )
     count = min(most, math.ceil(tokens / sequence))
-    starts = [number * most // count * sequence for number in range(count)]
-    return np.stack([heldout_N[start : start + sequence + 1] for start in starts]).astype(np.int64)
+    return [number * most // count * sequence for number in range(count)]
 
 
 @torch.no_grad()

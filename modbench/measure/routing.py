@@ -6,7 +6,7 @@ B sequences, T tokens, D model width, W windows, N tokens that reach an expert l
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, get_args
 
@@ -141,26 +141,14 @@ def layer_measures(
     on = next(model.parameters()).device
     model.eval()
     sums: dict[tuple[int, str], float] = defaultdict(float)
-    routed = [number for number, layer in enumerate(model.layers) if _is_routed(layer)]
+    routed = routed_layers(model)
     for start in range(0, len(windows_WT), batch):
         tokens_BT = torch.from_numpy(windows_WT[start : start + batch]).to(on)[:, :-1]
         context = Context(selection="causal")
-        fed = dict[Layer, Tensor | None]()
-
-        def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
-            out_BTD, fed[layer] = _with_fed(layer, x_BTD, context)  # noqa: B023
-            return out_BTD
-
-        for number, layer, before_BTD, after_BTD in model.layer_by_layer(tokens_BT, context, run):
+        for number, share_N, _ in added_by(model, tokens_BT, context):
             if number in routed:
-                shown_BT = context.trace.tensors.get((number, "selected"))
-                fed_BTD = fed[layer]
-                added_BTD = after_BTD - before_BTD if fed_BTD is None else fed_BTD
-                stream_BTD = before_BTD if fed_BTD is None else after_BTD - fed_BTD
-                selected_BT = added_BTD.any(-1) if shown_BT is None else shown_BT
-                share_BT = added_BTD.norm(dim=-1) / stream_BTD.norm(dim=-1).clamp(min=1e-30)
-                sums[number, "added"] += share_BT[selected_BT].double().sum().item()
-                sums[number, "selected"] += selected_BT.sum().item()
+                sums[number, "added"] += share_N.double().sum().item()
+                sums[number, "selected"] += len(share_N)
         for (number, name), gate_BT in context.trace.tensors.items():
             shown_BT = context.trace.tensors.get((number, "selected"))
             if name == "gate" and shown_BT is not None:
@@ -175,10 +163,36 @@ def layer_measures(
     return list(entries.values())
 
 
-def _is_routed(layer: nn.Module) -> bool:
-    """Return True unless ``layer`` is a dense block, or computes nothing."""
-    dense = isinstance(layer, Block) and type(layer.feed_forward) is MLP
-    return not dense and next(layer.parameters(), None) is not None
+def added_by(
+    model: Decoder, tokens_BT: Tensor, context: Context
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Run the layers one by one, and yield the number of each; the norm of what it adds to the tokens
+    that it selects, (N,), over that of their stream (`layer_measures`); and the norm of its change of
+    all tokens, (B, T)."""
+    fed = dict[Layer, Tensor | None]()
+
+    def run(layer: Layer, x_BTD: Tensor, context: Context) -> Tensor:
+        out_BTD, fed[layer] = _with_fed(layer, x_BTD, context)
+        return out_BTD
+
+    for number, layer, before_BTD, after_BTD in model.layer_by_layer(tokens_BT, context, run):
+        shown_BT = context.trace.tensors.get((number, "selected"))
+        fed_BTD, change_BTD = fed[layer], after_BTD - before_BTD
+        added_BTD = change_BTD if fed_BTD is None else fed_BTD
+        stream_BTD = before_BTD if fed_BTD is None else after_BTD - fed_BTD
+        selected_BT = added_BTD.any(-1) if shown_BT is None else shown_BT
+        share_BT = added_BTD.norm(dim=-1) / stream_BTD.norm(dim=-1).clamp(min=1e-30)
+        yield number, share_BT[selected_BT], change_BTD.norm(dim=-1)
+
+
+def routed_layers(model: Decoder) -> list[int]:
+    """The numbers of the layers that are no dense block and compute something."""
+    return [
+        number
+        for number, layer in enumerate(model.layers)
+        if not (isinstance(layer, Block) and type(layer.feed_forward) is MLP)
+        and next(layer.parameters(), None) is not None
+    ]
 
 
 def _with_fed(layer: nn.Module, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:

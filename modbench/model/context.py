@@ -35,6 +35,8 @@ class Context:
     its forward pass again; ``programs``: the compiled layers to run so. ``forced_balance``: route
     evenly, whatever the scores (`modbench.routing.force_balance`). ``first_row``: number of the pass's
     first sequence in its training step's batch, of which it is a part; None: it is the batch.
+    ``replaced``: decisions to take in place of a layer's own under the causal rule, by its number and
+    ``depth``, (B, T) bool, or ``experts``: (N, K) ids where tokens choose, else (N, E) bool.
 
     A layer that processes some of the tokens gets the inner context from
     `modbench.routing.gathered_tokens.GatheredTokens`, which carries all of this over.
@@ -53,6 +55,7 @@ class Context:
     programs: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     forced_balance: bool = False
     first_row: Tensor | None = None
+    replaced: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def check(self, tokens_BT: Tensor) -> None:
         """Check token ids (B, T) against this context. Raise a `UserError` for no tokens, or for lengths

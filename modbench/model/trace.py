@@ -10,6 +10,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from modbench.errors import UserError
+from modbench.typed import SERIES, SERIES_WORDS
+
 
 class Trace:
     """Losses, tensors and counts that routed layers report.
@@ -32,6 +35,8 @@ class Trace:
         self._again: dict[tuple[int, str], Tensor] = {}
         #: Everything else that a layer shows, by (layer, name).
         self.tensors: dict[tuple[int, str], Tensor] = {}
+        #: Numbers that the router's author records, by name.
+        self.series: dict[str, list[Tensor]] = {}
         self._counts: dict[tuple[int, str], Tensor | tuple[int, ...]] = {}
         #: True while activation checkpointing repeats a forward pass: everything is reported already,
         #: and state that training updates (averages, biases) must not be updated twice.
@@ -59,6 +64,18 @@ class Trace:
         """Report a tensor."""
         if not self.repeated:
             self.tensors[layer, name] = value.detach()
+
+    def record(self, name: str, value: Tensor | float) -> None:
+        """Record a number of the author's own series ``name``, such as a temperature. At each of
+        ``[measure] routing_points``, the record of a run, its trackers and a figure have the mean of all
+        numbers of that name. Raise a `UserError` for another name than `SERIES`, or several numbers."""
+        number = torch.as_tensor(value).detach()
+        if not SERIES.fullmatch(name) or number.numel() != 1:
+            raise UserError(
+                f"trace.record({name!r}, ...): the name must be {SERIES_WORDS}, the value one number"
+            )
+        if not self.repeated:
+            self.series.setdefault(name, []).append(number)
 
     def count(self, layer: int, name: str, counts: Tensor | Sequence[int]) -> None:
         """Report the number of routed tokens (one count per sequence) or assignments (one count). A

@@ -35,6 +35,7 @@ from modbench.records.names import KEY, LABEL_WORDS, ROW_LABEL
 from modbench.records.run import Run, RunJson
 from modbench.records.sections import RoutedLayer, Routing, Settings, TaskName, TaskScores
 from modbench.records.timing import PROTOCOL, Programs, TimingKind, TimingRecord
+from modbench.records.traces import Rules, Traces
 
 __all__ = ["PROTOCOL", "Status", "TimingKind", "TimingRecord", "canonical_json", "key_of"]
 
@@ -141,7 +142,7 @@ class Measured(Part):
 
     run: Annotated[str, matching(KEY, "16 hexadecimal digits")]
     budget: Positive
-    measures: Literal["audit", "heldout", "downstream"]
+    measures: Literal["audit", "heldout", "downstream", "routing", "rules"]
     settings: Settings
 
     @model_validator(mode="after")
@@ -156,6 +157,8 @@ class MeasuredResult(Part):
     routing: Routing | None = None  #: None if the model routes nothing
     layers: list[RoutedLayer] | None = None
     downstream: dict[TaskName, TaskScores] = Field(default_factory=dict)  #: by task
+    traces: Traces | None = None
+    rules: Rules | None = None
     audit_key: str | None = None  #: the audit of its scheme, if the run was trained without one
 
 
@@ -216,6 +219,8 @@ class Wanted(TypedDict):
     """Settings of the measurements that a suite wants."""
 
     heldout: NotRequired[dict[str, Any]]
+    routing: NotRequired[dict[str, Any]]
+    rules: NotRequired[dict[str, Any]]
     downstream: NotRequired[list[TaskSettings]]
 
 

@@ -19,6 +19,7 @@ from modbench.records.record import (
 from modbench.records.run import Run, reported_shape
 from modbench.records.sections import RoutedLayer, Routing, TaskScores
 from modbench.records.store import Records, latest
+from modbench.records.traces import Rules, Traces
 
 
 @dataclass(kw_only=True, eq=False)
@@ -57,6 +58,8 @@ class Result:
     curve: list[Point] = field(init=False)  #: without the decays of smaller budgets
     routing: Routing | None = field(init=False)  #: on held-out text; None if it routes nothing
     layers: list[RoutedLayer] = field(init=False)  #: updates and gates; empty: not measured
+    traces: Traces | None = field(init=False)  #: routing over the course of training
+    rules: Rules | None = field(init=False)
     downstream: dict[str, TaskScores] = field(init=False)  #: scores by task
     #: of its measurements: ``heldout``, and ``downstream`` by name in the suite; of a lost run, those of
     #: the measurements that the suite wants
@@ -81,6 +84,8 @@ class Result:
         self.audit = self.end.audit if self.end else ()
         self.routing = next(filter(None, (of.routing for of in found)), None)
         self.layers = next(filter(None, (of.layers for of in found)), [])
+        self.traces = next(filter(None, (of.traces for of in found)), None)
+        self.rules = next(filter(None, (of.rules for of in found)), None)
         self.curve = [point for point in record.curve if point.decay in (None, self.budget)]
         self.metrics = dict(record.metrics)
         if self.end:
@@ -91,11 +96,11 @@ class Result:
             self.metrics |= of.metrics
             self.downstream |= of.downstream
         wanted = self.wanted if self.status != "ok" else {}
-        self.settings = {kind: dict(of) for kind, of in wanted.items()}
+        self.settings = {of: dict(wanted[of]) for of in ("heldout", "downstream") if of in wanted}
         for kind, settings in ((of.measurement.measures, of.measurement.settings) for of in measured):
             if kind == "downstream":
                 self.settings.setdefault(kind, {})[settings["task"]] = settings
-            else:
+            elif kind not in ("routing", "rules"):  # those of rules differ between seeds
                 self.settings[kind] = settings
 
     @property

@@ -188,6 +188,12 @@ def read_run(folder: Path, key: str) -> RunRecord | None:
     return next(iter(latest(r for r in _of_key(folder, key) if isinstance(r, RunRecord))), None)
 
 
+def read_measurement(folder: Path, key: str) -> MeasurementRecord | None:
+    """The measurement ``key`` under ``folder`` (``results/<suite>``) that counts. Raises UserError: see
+    `read_suite`."""
+    return next(iter(latest(r for r in _of_key(folder, key) if isinstance(r, MeasurementRecord))), None)
+
+
 def _of_key(folder: Path, key: str) -> Iterator[AnyRecord]:
     # Lines are canonical JSON, so that the text of a field is known.
     return read_files(record_files(folder), holding=f'"key":"{key}"'.encode())

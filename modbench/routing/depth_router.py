@@ -302,7 +302,10 @@ class DepthRouted(Layer):
     ) -> tuple[Tensor, Sequence[int]]:
         """Select by the scheme's own rule or the causal one. Return the tokens selected, without
         padding, and their number per sequence."""
-        if self.decides:
+        given_BT = context.replaced.get((self.layer, "depth"))
+        if given_BT is not None:
+            selected_BT = given_BT
+        elif self.decides:
             selected_BT = self.options.selected(scores_BT, tokens)
             checked_tensor(self.options, "selected", selected_BT, scores_BT.shape, "bool")
         else:

@@ -285,6 +285,7 @@ class RoutedExperts(FeedForward):
         expert_ids_NK = even_experts(
             expert_ids_NK, context, sum(tokens.past), options.experts, options.no_ops()
         )
+        expert_ids_NK = context.replaced.get((self.layer, "experts"), expert_ids_NK)
         load_E = load_of(expert_ids_NK, experts)
         capacity = self._capacity(count, context)
         counts: Sequence[int] | Tensor
@@ -323,6 +324,10 @@ class RoutedExperts(FeedForward):
             trace.forced = True
             chosen_NE = options.even_assignments(tokens.lengths, tokens.past, x_ND.device)
             gates_NE = options.scores(logits_NE).masked_fill(~chosen_NE, 0)
+        given_NE = context.replaced.get((self.layer, "experts"))
+        if given_NE is not None:
+            gates_NE = torch.where(chosen_NE, gates_NE, options.scores(logits_NE))
+            chosen_NE, gates_NE = given_NE, gates_NE.masked_fill(~given_NE, 0)
         load_E = chosen_NE.sum(0)
         trace.show(self.layer, "load", load_E)
         if load is None:

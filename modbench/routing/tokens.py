@@ -92,6 +92,10 @@ class Tokens:
         """The tokens that are not padding, (B, T) bool; None: all of them."""
         return self._context.real(self.ids) if self.ids.dim() == 2 else None
 
+    def record(self, name: str, value: Tensor | float) -> None:
+        """Record a number of a series of the author's own, see `modbench.model.trace.Trace.record`."""
+        self._context.trace.record(name, value)
+
     @property  # not cached: torch.compile leaves a program at the lock of a cached property
     def sequences(self) -> Tensor:
         """The sequence of each token, in the shape of the scores."""

@@ -2,7 +2,7 @@
 that a worker on any machine reads it. Loads no torch."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -182,8 +182,21 @@ class RunJob(Job):
 
 
 def has_weights(folder: Path, subjects: Sequence[Mapping[str, Any]]) -> bool:
-    """Return True if ``folder`` holds the weights of a run that ``subjects`` measure."""
-    return (folder / WEIGHTS).is_file() or all(of["measures"] == "audit" for of in subjects)
+    """Return True if ``folder`` holds what ``subjects`` measure: the weights of a run, and its routing
+    at earlier points."""
+    files = [folder / WEIGHTS, *(trace_file(folder, share) for share in earlier_points(subjects))]
+    return all(of["measures"] == "audit" for of in subjects) or all(file.is_file() for file in files)
+
+
+def earlier_points(subjects: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The shares of a run before its end at which ``subjects`` measure its routing."""
+    points = (of["settings"]["points"] for of in subjects if of["measures"] == "routing")
+    return [float(share) for of in points for share in of if share < 1]
+
+
+def trace_file(folder: Path, share: float) -> Path:
+    """The routing at ``share`` of the run in ``folder``."""
+    return folder / "routing" / f"{share}.json"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

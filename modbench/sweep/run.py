@@ -202,7 +202,7 @@ class _Command:
             left = self.measurable(left, names)
         else:
             audit = "audit" in suite.measure.steps
-            left = left_of(runs, measures, records, audit=audit, retry=self.retry)
+            left = left_of(runs, measures, records, audit=audit, retry=self.retry, every=wanted)
         if left:
             refuse_before_preparing(rows, {item.wanted.name for item in left})
         embedded = suite.data.source == "pypi-en-v1"  # pinned; other text may have changed since
@@ -239,8 +239,8 @@ class _Command:
             return item
         kinds = sorted({str(subject["measures"]) for subject in item.measurements})
         self.tell(
-            f"{names[item.wanted.run.key]}: {' and '.join(kinds)} is to be measured and its weights are "
-            "not here; it is trained again"
+            f"{names[item.wanted.run.key]}: {' and '.join(kinds)} is to be measured and its weights, or "
+            "routing at earlier points, are not here; it is trained again"
         )
         return replace(item, train=True)
 

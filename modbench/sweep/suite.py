@@ -206,6 +206,8 @@ def parse_suite(content: Mapping[str, Any], source: str) -> Suite:
         depths=_depths(where, file.isoflop),
         comparisons=file.compare,
     )
+    if suite.measure.routing_points and suite.keep.weights == "none":
+        raise UserError(f"{where}: [measure] routing_points measures kept weights; leave [keep] out")
     suite = replace(suite, schemes=suite.rows_of(*schemes))
     _check_comparisons(where, suite)
     return suite

@@ -74,6 +74,9 @@ class Trackers:
                     self._log(self._step + 1, "metrics", values)
             case "point":
                 self._log(event["step"], "heldout", {"loss": event["heldout_loss"]})
+            case "routing" if event["series"] and (event["step"] is not None or self._step):
+                step = self._step + 1 if event["step"] is None else event["step"]  # None: at the end
+                self._log(step, "routing", event["series"])
             case "step" if "loss" in event:
                 self._step = event["step"]
                 self._log(event["step"], "train", {n: event[n] for n in ("loss", "flops", "tokens")})

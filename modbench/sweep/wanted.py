@@ -215,11 +215,13 @@ def left_of(
     *,
     audit: bool,
     retry: bool = False,
+    every: Sequence[Wanted] = (),
 ) -> list[Left]:
     """Return the work left for ``runs``, each once; ``measures``: kinds and settings of what is wanted
-    of each; ``audit``: of its scheme, too. What failed is left; what ran out of memory, with
-    ``retry``."""
-    records = list(records)
+    of each; ``audit``: of its scheme, too. What failed is left; what ran out of memory, with ``retry``.
+    ``every``: all runs of the suite: ``rules`` of a run are left once the routing of its dense run is
+    recorded, or that run is lost or not in the suite."""
+    runs, records = list(runs), list(records)
     done_as = DONE if retry else {*DONE, "oom"}
     audits = {record.key for record in records if record.kind == "audit"}
     ended = [record for record in records if record.status in done_as]
@@ -228,6 +230,8 @@ def left_of(
     runs_ended = sorted((r for r in ended if r.kind == "run"), key=lambda r: r.status == "ok")
     trained = {record.key: record for record in runs_ended}
     left: dict[str, Left] = {}
+    dense = {_shape_of(of.run): of.run for of in reversed(every or runs) if _is_dense(of.run)}
+    routing = [settings for kind, settings in measures if kind == "routing"]
     for wanted in runs:
         run = wanted.run
         record = trained.get(run.key)
@@ -236,11 +240,30 @@ def left_of(
         kinds = [*measures]
         if audit and record is not None and record.audit_key not in audits:
             kinds.insert(0, ("audit", {}))
-        subjects = [
-            {"run": run.key, "budget": wanted.budget, "measures": kind, "settings": settings}
-            for kind, settings in kinds
-        ]
+        if routing:
+            other = dense.get(_shape_of(run))
+            recorded = other and key_of(_subject(other, "routing", routing[0]))
+            kinds = [of for of in kinds if of[0] != "rules"]
+            if other is None or (other.key in trained and trained[other.key].status != "ok"):
+                kinds.append(("rules", {}))
+            elif recorded in done and not _is_dense(run):
+                kinds.append(("rules", {"dense": recorded}))
+        subjects = [_subject(run, *of) for of in kinds]
         missing = tuple(subject for subject in subjects if key_of(subject) not in done)
         if record is None or missing:
             left[run.key] = Left(wanted=wanted, train=record is None, measurements=missing)
     return list(left.values())
+
+
+def _subject(run: Run, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    budget = run.schedule.budget
+    return {"run": run.key, "budget": budget, "measures": kind, "settings": settings}
+
+
+def _is_dense(run: Run) -> bool:
+    return run.router.name == "vanilla"
+
+
+def _shape_of(run: Run) -> tuple[Any, ...]:
+    """What a run and its dense run share."""
+    return run.model, run.data, run.schedule.budget, run.seed, run.train.sequence

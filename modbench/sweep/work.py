@@ -18,6 +18,7 @@ from modbench.sweep.run_job import RunWork, Stage, prepare_process
 from modbench.sweep.steps.audit import audit
 from modbench.sweep.steps.downstream import downstream
 from modbench.sweep.steps.heldout import heldout
+from modbench.sweep.steps.routing import routing, routing_rules
 from modbench.sweep.steps.train import train
 from modbench.sweep.worker import stop_signals
 from modbench.timing.footprint import release_memory
@@ -148,8 +149,8 @@ def _result(work: RunWork, subject: Mapping[str, Any]) -> dict[str, Any]:
     budget = subject["budget"]
     if kind == "audit":
         return {"audit_key": work.audit_key}
-    measure = {"heldout": heldout, "downstream": downstream}[kind]
-    result = measure(work.trained_model(), work, settings, budget)
+    steps = {"heldout": heldout, "downstream": downstream, "routing": routing, "rules": routing_rules}
+    result = steps[kind](work.trained_model(), work, settings, budget)
     metrics = result.get("metrics", {})
     for name, value in metrics.items():
         if isinstance(value, float) and not math.isfinite(value):

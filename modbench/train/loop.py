@@ -246,6 +246,7 @@ def train_model(
     folder: Path,
     say: Callable[[dict[str, Any]], None],
     at_end: Callable[[], None] = lambda: None,
+    watch: Callable[[int, float], None] = lambda step, share: None,
     origin: str = "",
     stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
@@ -260,11 +261,13 @@ def train_model(
 
     ``evaluate`` returns the held-out loss for a point of the learning curve. ``say`` receives the events
     ``resumed``, with the step and the seconds of earlier processes, ``step``, every `PROGRESS_SECONDS`,
-    and ``point``. ``origin`` names text and code: a checkpoint of another origin is not used. Raise a
-    `DivergedError` if a loss is not finite, or a weight is not at a point of the learning curve; a
-    `StoppedError` once ``stop()`` returns True and the state is saved: call again to continue. What
-    ``stop()`` raises ends the training without another checkpoint. ``ranks``: the processes that train
-    the model together; each calls this with the same arguments, the first one writes.
+    and ``point``. ``watch`` is called before the first step of this process and after each one, with the
+    steps and the share of the budget so far, 1 at the end. ``origin`` names text and code: a checkpoint
+    of another origin is not used. Raise a `DivergedError` if a loss is not finite, or a weight is not at
+    a point of the learning curve; a `StoppedError` once ``stop()`` returns True and the state is saved:
+    call again to continue. What ``stop()`` raises ends the training without another checkpoint.
+    ``ranks``: the processes that train the model together; each calls this with the same arguments, the
+    first one writes.
     """
     run = _Run(model, batches, train, schedule, dtype, clock, ranks)
     path = folder / "checkpoint.pt"
@@ -280,6 +283,7 @@ def train_model(
         return cost < _CHEAP or time.monotonic() - saved >= cost / SHARE
 
     model.train()
+    watch(run.step, run.flops / schedule.budget)
     stopping = sum(ranks.sums([stop()])) > 0
     while (left := run.steps_left()) >= 1:
         if stopping:
@@ -291,6 +295,7 @@ def train_model(
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} at step {run.step} of {total}")
         ends = run.steps_left() < 1
+        watch(run.step, 1.0 if ends else run.flops / schedule.budget)
         if ends and run.step > 1:
             run.count(run.step)
         # By the number of points: `expected` varies, so the same fraction may be reached twice.

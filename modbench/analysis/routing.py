@@ -31,11 +31,11 @@ _STANDARD_ERRORS = 3.5
 _PERMUTATIONS = 8
 
 
-def saturation(chosen: Sequence[Array], final: Sequence[Array]) -> float | None:
-    """Share of the ``final`` decisions that are taken already, pooled over layers (Muennighoff et al.
-    2024, OLMoE, section 5.1); None if there are none."""
-    total = sum(int(of.sum()) for of in final)
-    return sum(int((a & b).sum()) for a, b in zip(chosen, final, strict=True)) / total if total else None
+def saturation(chosen_NE: Array, final_NE: Array) -> float | None:
+    """Share of the final decisions that are taken already (Muennighoff et al. 2024, OLMoE, section 5.1);
+    None if there are none."""
+    total = int(final_NE.sum())
+    return int((chosen_NE & final_NE).sum()) / total if total else None
 
 
 def agreement(first_NE: Array, second_NE: Array) -> float | None:

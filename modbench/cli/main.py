@@ -84,6 +84,7 @@ COMMANDS = {
     "new-router": "Write a package with a router of your own, its tests and a workflow.",
     "eval": "Score a trained model on tasks of lm-eval or modbench's own.",
     "sample": "Print how the model of a trained run continues a prompt.",
+    "traces": "Write the routing of a run, token by token, as Parquet.",
     "export": "Write the model and the tokenizer of a trained run into a folder.",
     "convert": "Convert a trained model of Hugging Face transformers to a routed one.",
     "doctor": "Say what works on this machine, what does not, and what to do about it.",

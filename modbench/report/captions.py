@@ -40,6 +40,19 @@ CAPTIONS = {
         "Load of each layer's experts on validation text, busiest first, over an even load (1, dotted), "
         "of the first seed. Dashed: no-op experts, ranked among themselves."
     ),
+    "routing_saturation": (
+        "Share of the decisions at the end that are taken already during training; mean over layers and "
+        "seeds, with a band from the least to the greatest seed."
+    ),
+    "routing_predictors": (
+        "How well the position, the token id, the id and the one before, and under the dense model of "
+        "equal shape and seed the token's loss and the norm of the layer's change predict each layer's "
+        "decisions on passages that the rules were not fitted on; mean over seeds. Dotted: chance."
+    ),
+    "routing_series": (
+        "Numbers that routers record themselves, over training; mean over seeds, with a band from the "
+        "least to the greatest."
+    ),
     "routing_pattern": (
         "The first tokens of one validation passage that each layer processes under the causal rule, "
         "one run per scheme, layer 0 at the bottom. Blue: selected (darker: larger router weight); "

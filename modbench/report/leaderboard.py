@@ -23,6 +23,7 @@ from modbench.report.downstream import downstream_section
 from modbench.report.markdown import Page, page
 from modbench.report.pair_figures import not_all_drawn
 from modbench.report.pairs import MOST_ROWS, TO_BEST, TO_DENSE, dense_row
+from modbench.report.routing.course import course_section
 from modbench.report.runs import differing
 from modbench.report.schemes import conditions
 from modbench.report.suite import Row, Suite
@@ -83,6 +84,7 @@ def leaderboard_page(suite: Suite, drawn: Collection[str] = ()) -> Page:
         tests={TO_BEST: 0, **Counter(pair["family"] for pair in tested)},
         dense=DENSE,
         downstream=downstream_section(suite),
+        course=course_section(suite.course, results, [*suite.runs["row"]]),
         figures=figures_among(drawn, suite.pairs, seeds=any(of["stated"] for of in compared)),
         most_rows=MOST_ROWS,
         least_added=f"{LEAST_ADDED:g}",

@@ -17,6 +17,7 @@ from modbench.records.store import RECORDS, Records, read_suite, refuse_links
 from modbench.report.audited import by_run
 from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite
 from modbench.report.pairs import compared, noise_of, wanted_pairs, with_differences
+from modbench.report.routing.course import course_frame
 from modbench.report.runs import findings_frame, runs_frame
 from modbench.report.schemes import schemes_frame
 from modbench.report.table import rounded
@@ -77,6 +78,11 @@ class Suite:
 
     def first(self, row: Row) -> Result:
         return self.results[row["first"]]
+
+    @cached_property
+    def course(self) -> pd.DataFrame:
+        """Routing over the course of training, see `modbench.report.routing.course`."""
+        return course_frame(self.results, [*self.runs["row"]])
 
     @property
     def state(self) -> Mapping[str, Any]:

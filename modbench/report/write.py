@@ -26,6 +26,7 @@ from modbench.report.markdown import Page
 from modbench.report.pair_figures import pair_figures
 from modbench.report.plot_style import DARK_TOO, Draws, Mark, drawn_files, marks
 from modbench.report.routing.cases import RoutingCase, cases_of
+from modbench.report.routing.course import course_figures
 from modbench.report.routing.figure import routing_figures
 from modbench.report.routing.pattern import pattern_figure
 from modbench.report.runs import INNER_OF_RUNS, shape_columns
@@ -42,7 +43,7 @@ WRITTEN = ".report"
 DERIVED = {
     PAGE,
     *("runs.csv", "leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
-    "learning_rates.csv",
+    *("learning_rates.csv", "routing.csv"),
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in CAPTIONS for ending in ("png", "svg")),
     *(f"{name}_dark.{ending}" for name in DARK_TOO for ending in ("png", "svg")),
@@ -256,6 +257,7 @@ def draws_of(suite: Suite, cases: Sequence[RoutingCase], look_of: Mapping[str, M
         draws |= isoflop_figures(suite.sweep, look_of) if suite.sweep.has_curves else {}
     else:
         draws |= {**loss_figures(suite, look_of), **routing_figures(suite)}
+        draws |= course_figures(suite.course, look_of)
     return draws | {"routing_pattern": partial(pattern_figure, cases)}
 
 
@@ -271,7 +273,7 @@ def _tables_of(suite: Suite) -> _Contents:
         "leaderboard.csv": suite.schemes.drop(columns=[*INNER_OF_ROWS]),
     }
     if suite.sweep is None:
-        return {**tables, "differences.csv": suite.pairs}
+        return {**tables, "differences.csv": suite.pairs, "routing.csv": suite.course}
     curves = suite.sweep.curves
     return tables | {
         "learning_rates.csv": curves.rates,

@@ -96,9 +96,8 @@ def test_area_under_the_curve_counts_ties_half() -> None:
 def test_saturation_is_the_share_of_final_decisions_taken() -> None:
     final = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=bool)
     early = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], dtype=bool)
-    assert saturation([early], [final]) == 0.5
-    assert saturation([early, final], [final, final]) == 0.75
-    assert saturation([early], [np.zeros_like(final)]) is None
+    assert saturation(early, final) == 0.5
+    assert saturation(early, np.zeros_like(final)) is None
 
 
 def test_agreement_matches_experts() -> None:

@@ -4,6 +4,7 @@ whatever stops it, and predicted once the dense run of its shape and seed is the
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from small_suite import finished, modbench_says, write_suite
 
@@ -154,6 +155,27 @@ def test_weights_must_stay(tmp_path: Path) -> None:
     text = (tmp_path / "suite.toml").read_text()
     (tmp_path / "suite.toml").write_text(f'{text}[keep]\nweights = "none"\n')
     assert "routing_points" in run(tmp_path, "results", code=2)
+
+
+def test_the_report_and_the_command_show_what_is_recorded(whole: Path) -> None:
+    folder = whole / "whole" / "points"
+    assert "## Routing over training" in (folder / "leaderboard.md").read_text()
+    course = pd.read_csv(folder / "routing.csv")
+    assert {*course["row"]} == {"mod", "token_choice"}
+    traces = by_row(whole, "whole")["mod"].traces
+    assert traces
+    words = ["--results", "whole", "--out", str(whole / "t.parquet")]
+    code, out = modbench_says(whole, "traces", "points/mod", *words)
+    assert code == 0, out
+    frame = pd.read_parquet(whole / "t.parquet")
+    assert len(frame) == traces.windows * traces.sequence  # one routed layer
+    assert frame["selected"].sum() == traces.arrays().end[1, "depth"].chosen_NE.sum()
+    assert frame["loss"].notna().all()
+    code, out = modbench_says(whole, "traces", "points/mod", *words, "--share", "0.3")
+    assert (code, pd.read_parquet(whole / "t.parquet")["gate"].notna().any()) == (0, False)
+    for wrong in (["points/vanilla"], ["points/mod", "--share", "0.5"]):
+        code, out = modbench_says(whole, "traces", *wrong, *words)
+        assert (code, out.count("\n")) == (2, 1)
 
 
 def test_records_hold_arrays(whole: Path) -> None:

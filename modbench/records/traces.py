@@ -31,7 +31,7 @@ Rule = Literal["own", "random"] | Predictor
 RULES: tuple[Rule, ...] = ("own", "random", *PREDICTORS)
 Share = Annotated[float, Field(ge=0, le=1)]
 #: Most tokens of a batch and decisions of a record that are read: their arrays fit any memory.
-_MOST_TOKENS, _MOST_DECISIONS = 2**20, 2**28
+_MOST_TOKENS, _MOST_DECISIONS = 2**18, 2**27
 
 
 class TracedLayer(Part):
@@ -116,7 +116,7 @@ class Traces(Part):
                 chosen_NE = np.zeros((tokens, layer.experts), dtype=bool)
                 bits = numbers(f"{where} chosen", layer.chosen, "bits", count * layer.experts)
                 chosen_NE[reached_N] = bits.reshape(-1, layer.experts)
-                gates_N = np.full(tokens, np.nan)
+                gates_N = np.full(tokens, np.nan, dtype=np.float32)
                 if layer.gates is not None:
                     gates_N[reached_N] = numbers(f"{where} gates", layer.gates, "<f2", count)
                 if (layer.layer, layer.kind) in decisions:

@@ -41,7 +41,7 @@ def test_kills_change_no_result(tmp_path: Path, rounds: int) -> None:
         "mod",
         model={"width": 32, "layers": 2, "heads": 4},
         train={"sequence": 64, "batch": 4, "checkpoint_seconds": 0.05},
-        measure={"heldout_tokens": 512, "curve_tokens": 256},
+        measure={"heldout_tokens": 512, "curve_tokens": 256, "routing_points": [0, 0.5, 1]},
         sweep={"budgets": [5e9], "seeds": [0, 1]},
     )
     with inline_workers():

@@ -122,6 +122,18 @@ def test_tensorboard_has_the_curve_and_the_metrics_of_a_run(tmp_path: Path) -> N
     assert "metrics/flip_rate" not in found
 
 
+def test_trackers_have_an_authors_series_until_the_end(wandb: FakeBackend, tmp_path: Path) -> None:
+    routing = {"event": "routing", "series": {"heat": 2.0}}
+    measured, trained = (opened(TrackConfig(wandb="offline"), tmp_path) for _ in range(2))
+    measured.event({**routing, "step": None})  # of a process that took no step
+    for event in ({**routing, "step": 0}, step(4, 1.0), {**routing, "step": None}):
+        trained.event(event)
+    trained.event({"event": "routing", "step": 2, "series": {}})
+    logged = [(number, of["routing/heat"]) for number, of in wandb.run.logged if "routing/heat" in of]
+    assert logged == [(0, 2.0), (5, 2.0)]
+    assert len(wandb.run.logged) == 3
+
+
 def test_tensorboard_has_each_step_of_a_resumed_run_once(tmp_path: Path) -> None:
     config = TrackConfig(tensorboard=True)
     killed, stopped, resumed = (opened(config, tmp_path) for _ in range(3))

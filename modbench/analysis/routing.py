@@ -190,7 +190,7 @@ def _fitted(features_NF: Any, member_N: Array, fitted_N: Array) -> Array:
 
     if not features_NF.shape[1] or len({*member_N[fitted_N].tolist()}) < 2:
         return np.zeros(len(member_N))
-    model = LogisticRegression(C=1 / RIDGE, max_iter=1000)
+    model = LogisticRegression(C=1 / RIDGE, solver="newton-cg", max_iter=1000)
     scores_N: Array = model.fit(features_NF[fitted_N], member_N[fitted_N]).decision_function(features_NF)
     return scores_N
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from modbench.errors import UserError
+from modbench.hf.config import PREFIX
 from modbench.routing.registry import plugin_file
 from modbench.trained.load import Loaded, findings_of
 from modbench.trained.weights_folder import WEIGHTS, Description, write_description
@@ -61,10 +62,10 @@ def _modbench(loaded: Loaded, folder: Path, out: Path) -> str:
 
 
 def _hugging_face(loaded: Loaded, folder: Path, out: Path) -> str:
-    from modbench.trained.hugging_face import routed_type, write_hugging_face
+    from modbench.trained.hugging_face import model_type, write_hugging_face
 
     difference = write_hugging_face(loaded, folder)
-    first = "after `import modbench.hf.retrofit`, " if routed_type(loaded) else ""
+    first = "after `import modbench.hf.retrofit`, " if model_type(loaded).startswith(PREFIX) else ""
     return (
         f"{first}load it with transformers.AutoModelForCausalLM.from_pretrained('{out}'); largest "
         f"difference of a logit from modbench's: {difference:.1e}"

@@ -94,11 +94,6 @@ def model_type(loaded: Loaded) -> str:
     return f"{PREFIX}{kind}"
 
 
-def routed_type(loaded: Loaded) -> bool:
-    """Return True if transformers needs `modbench.hf.retrofit` to load the model."""
-    return model_type(loaded).startswith(PREFIX)
-
-
 def write_hugging_face(loaded: Loaded, folder: Path) -> float:
     """Write config, weights and tokenizer into ``folder``, load them with transformers, and return the
     largest difference of a logit. Raises UserError: transformers is not installed, it has no such model,

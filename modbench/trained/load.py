@@ -59,30 +59,6 @@ class Loaded:
         return self.run.train.sequence
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """Weights on disk, before they are loaded. ``name``: the run as the user wrote it."""
-
-    name: str
-    weights: Path
-    description: Description | None
-    result: Result | None
-
-    @property
-    def run(self) -> Run:
-        known = self.description or self.result
-        assert known is not None
-        return known.run
-
-    @property
-    def titles(self) -> tuple[str, str]:
-        """Suite and label; those of the results count, where a label may have changed."""
-        if self.result is not None:
-            return str(self.result.suite["name"]), self.result.label
-        assert self.description is not None
-        return self.description.suite, self.description.label
-
-
 def load(path: str | Path, plugins: Plugins = ()) -> tuple[LanguageModel, Tokenizer]:
     """Return the trained model, on the CPU in eval mode, and its tokenizer.
 
@@ -105,15 +81,39 @@ def load_trained(
     missing. If the code of its plugin has changed since, standard error says so."""
     folder = Path(path)
     if (folder / WEIGHTS).is_file():
-        stored = _in_folder(folder)
+        description, result = _in_folder(folder)
     elif (folder / DESCRIPTION).is_file():
         raise UserError(f"folder {path} has no {WEIGHTS}; copy the whole folder of the weights")
     else:
-        stored = _of_run(str(path), results)
-    return _loaded(stored, [plugins] if isinstance(plugins, str | Path) else plugins)
+        folder, description, result = _of_run(str(path), results)
+    known = description or result
+    assert known is not None
+    run = known.run
+    model = _model(str(path), run, folder, [plugins] if isinstance(plugins, str | Path) else plugins)
+    if description is not None:
+        tokenizer = description.tokenizer
+    elif run.data.source != "pypi-en-v1" or run.data.has_tokenizer_file:
+        raise UserError(
+            f"run '{path}': its folder has no {DESCRIPTION}, which holds its tokenizer; copy that file "
+            "there"
+        )
+    else:
+        tokenizer = token_data.load(run.data).tokenizer
+    return Loaded(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        run=run,
+        # Those of the results count, where a label may have changed.
+        suite=str(known.suite) if result is None else str(result.suite["name"]),
+        row=known.label if result is None else result.label,
+        folder=folder,
+        weights=folder / WEIGHTS,
+        result=result,
+        audit=description.audit if description is not None else (),
+    )
 
 
-def _of_run(run: str, results: str | Path | None) -> _Stored:
+def _of_run(run: str, results: str | Path | None) -> tuple[Path, Description | None, Result]:
     suite, result = find_result(run, None if results is None else Path(results))
     folder = suite / "runs" / result.key
     weights = folder / WEIGHTS
@@ -128,10 +128,10 @@ def _of_run(run: str, results: str | Path | None) -> _Stored:
             f"run '{run}': {folder / DESCRIPTION} is of another run; run the suite into another "
             "--results folder"
         )
-    return _Stored(name=run, weights=weights, description=description, result=result)
+    return folder, description, result
 
 
-def _in_folder(folder: Path) -> _Stored:
+def _in_folder(folder: Path) -> tuple[Description | None, Result | None]:
     """Describe the weights in ``folder`` from ``modbench.json``, or from the records of the
     results that it belongs to."""
     description = read_description(folder)
@@ -151,34 +151,7 @@ def _in_folder(folder: Path) -> _Stored:
             f"folder {folder} has {WEIGHTS} but no {DESCRIPTION}; copy that file too, or write the "
             "folder with `modbench export RUN --to modbench`"
         )
-    return _Stored(name=str(folder), weights=folder / WEIGHTS, description=description, result=result)
-
-
-def _loaded(stored: _Stored, plugins: Plugins) -> Loaded:
-    description = stored.description
-    run = stored.run
-    model = _model(stored, plugins)
-    if description is not None:
-        tokenizer = description.tokenizer
-    elif run.data.source != "pypi-en-v1" or run.data.has_tokenizer_file:
-        raise UserError(
-            f"run '{stored.name}': its folder has no {DESCRIPTION}, which holds its tokenizer; copy "
-            "that file there"
-        )
-    else:
-        tokenizer = token_data.load(run.data).tokenizer
-    suite, row = stored.titles
-    return Loaded(
-        model=model.eval(),
-        tokenizer=tokenizer,
-        run=run,
-        suite=suite,
-        row=row,
-        folder=stored.weights.parent,
-        weights=stored.weights,
-        result=stored.result,
-        audit=description.audit if description is not None else (),
-    )
+    return description, result
 
 
 def _check_code(run: str, router: str, trained: str | None) -> None:
@@ -199,19 +172,18 @@ def _check_code(run: str, router: str, trained: str | None) -> None:
         )
 
 
-def _model(stored: _Stored, plugins: Plugins) -> LanguageModel:
-    run = stored.run
+def _model(name: str, run: Run, folder: Path, plugins: Plugins) -> LanguageModel:
     for plugin in plugins if run.router.plugin_sha256 else ():
         load_plugin(plugin)
-    _check_code(stored.name, run.router.name, run.router.plugin_sha256)
+    _check_code(name, run.router.name, run.router.plugin_sha256)
     # Weights of a folder that training began with are not needed: the stored ones replace them.
     shape = run.model.random if isinstance(run.model, HubConfig) else run.model
     model = model_of(shape, run.router.name, run.router.options, run.seed)
     try:
-        load_weights(stored.weights, model, key=run.key)
+        load_weights(folder / WEIGHTS, model, key=run.key)
     except DamagedError as error:
         raise UserError(
-            f"run '{stored.name}': its weights {stored.weights} are damaged or of another run "
+            f"run '{name}': its weights {folder / WEIGHTS} are damaged or of another run "
             f"({error}); copy them again, or run the suite into another --results folder"
         ) from error
     return model

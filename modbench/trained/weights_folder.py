@@ -61,22 +61,16 @@ def read_description(folder: Path) -> Description | None:
         value = json.loads(path.read_bytes())
         if value.pop("sha256", None) != sha256(canonical_json(value)):
             raise ValueError("its content differs from its sha256")
-        if value["format"] != _FORMAT:
-            raise _OtherError
-        return Description(
-            suite=printable(str(value["suite"])),
-            label=printable(str(value["label"])),
-            run=Run.of(value["run"]),
-            tokenizer=tokenizer_of(value, "its tokenizer"),
-            audit=check("audit", value.get("audit", []), _AUDIT),
-        )
-    except _OtherError:
-        raise UserError(
-            f"{path} was written by another version of modbench; load it with the one that wrote it"
-        ) from None
+        if value["format"] == _FORMAT:
+            return Description(
+                suite=printable(str(value["suite"])),
+                label=printable(str(value["label"])),
+                run=Run.of(value["run"]),
+                tokenizer=tokenizer_of(value, "its tokenizer"),
+                audit=check("audit", value.get("audit", []), _AUDIT),
+            )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); copy the folder of the weights again") from error
-
-
-class _OtherError(Exception):
-    """The format is of another version."""
+    raise UserError(
+        f"{path} was written by another version of modbench; load it with the one that wrote it"
+    )

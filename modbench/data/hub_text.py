@@ -10,7 +10,7 @@ from typing import Any
 from modbench.data.cache_folder import writable
 from modbench.data.config import DataConfig
 from modbench.data.documents import no_field, text_of
-from modbench.errors import UserError, several
+from modbench.errors import UserError, reason, several
 
 #: Documents in a file: about 50 MB of text, twice in memory while it is written.
 FILE_DOCUMENTS = 10_000
@@ -87,9 +87,8 @@ def _readable(config: DataConfig) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200] or "no message"
         raise UserError(
             f"{_name(config)} (subset {config.subset}, split '{config.split}') can't be read "
-            f"({type(error).__name__}: {reason}); check its name, subset, split and the network, or set "
-            "source = 'pypi-en-v1'"
+            f"({type(error).__name__}: {reason(error)}); check its name, subset, split and the network, "
+            "or set source = 'pypi-en-v1'"
         ) from error

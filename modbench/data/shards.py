@@ -130,14 +130,12 @@ def write_shard(
     heldout_N = [np.zeros(0, "<u2")]
     with writable(folder), temporary.open("wb") as file:
         for every in _batches(texts):
-            batch = [text for text in every if text.strip()]
-            skipped += len(every) - len(batch)
-            is_out = [fraction(text) < heldout for text in batch]
-            sides = [
-                [text for text, out in zip(batch, is_out, strict=True) if out is side]
-                for side in (False, True)
-            ]
-            train_N, out_N = (tokenizer.stream(side) for side in sides)
+            sides: tuple[list[str], list[str]] = ([], [])
+            for text in every:
+                if text.strip():
+                    sides[fraction(text) < heldout].append(text)
+            skipped += len(every) - sum(map(len, sides))
+            train_N, out_N = map(tokenizer.stream, sides)
             heldout_N.append(out_N)
             train_tokens += len(train_N)
             digest.update(train_N.data)

@@ -62,11 +62,18 @@ def make_shards(
             f"tokenizing {size / 1e9:.3g} GB of text in {several(len(left), 'part')} with "
             f"{several(processes, 'process')}"
         )
-        for number, shard in _written(config, parts, left, folder, tokenizer, processes):
-            shards[number] = shard
-            done = sum(shard is not None for shard in shards.values())
-            if done * 10 // len(parts) > (done - 1) * 10 // len(parts):
-                say(f"{done} of {several(len(parts), 'part')} tokenized")
+        with _pool(processes) as pool:
+            of_future = {
+                pool.submit(
+                    _write, folder, _name(number), parts[number], config, tokenizer.stored()
+                ): number
+                for number in left
+            }
+            for future in as_completed(of_future):
+                shards[of_future[future]] = future.result()
+                done = sum(shard is not None for shard in shards.values())
+                if done * 10 // len(parts) > (done - 1) * 10 // len(parts):
+                    say(f"{done} of {several(len(parts), 'part')} tokenized")
     made = [shard for shard in shards.values() if shard is not None]
     for side, tokens in (
         ("training", sum(shard.train_tokens for shard in made)),
@@ -112,24 +119,6 @@ def _sample(config: DataConfig, parts: Sequence[Part]) -> Iterator[str]:
                 left -= len(text)
             if left <= 0:
                 break
-
-
-def _written(
-    config: DataConfig,
-    parts: Sequence[Part],
-    left: Sequence[int],
-    folder: Path,
-    tokenizer: Tokenizer,
-    processes: int,
-) -> Iterator[tuple[int, Shard]]:
-    """Write the shards of the parts ``left``; yield each when it is finished."""
-    with _pool(processes) as pool:
-        of_future = {
-            pool.submit(_write, folder, _name(number), parts[number], config, tokenizer.stored()): number
-            for number in left
-        }
-        for future in as_completed(of_future):
-            yield of_future[future], future.result()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ N tokens, V vocabulary.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -35,7 +35,6 @@ PINNED: dict[tuple[str, str, int], str] = {
 PINNED_WITH = "0.23.3"  # the version of tokenizers that gave the pinned tokens
 
 _NONE = np.zeros(0, dtype="<u2")
-_BATCH = 1000  # documents tokenized at a time, so that lists of ids do not fill the memory
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None], processes
         characters = sum(len(text) for texts in sides for text in texts)
         say(f"tokenizing {characters:,} characters of {config.source}")
         tokenizer = tokenizer_for(config, corpus.train)
-        train_N, heldout_N = (_token_stream(tokenizer, texts) for texts in sides)
+        train_N, heldout_N = (tokenizer.stream(texts) for texts in sides)
         tokens_N = np.concatenate([train_N, heldout_N])
         header |= {"train_tokens": len(train_N), "heldout_tokens": len(heldout_N)}
     header |= tokenizer.stored()
@@ -178,13 +177,6 @@ def _build(config: DataConfig, path: Path, say: Callable[[str], None], processes
         put(path.with_suffix(".npy"), buffer.getvalue())
     document = {"header": header, "sha256": built, "skipped": skipped}
     put(path, json.dumps(document, sort_keys=True).encode())
-
-
-def _token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """The token ids of the documents one after another, each followed by the end-of-text id."""
-    return np.concatenate(
-        [tokenizer.stream(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)]
-    )
 
 
 def _content_sha256(header: dict[str, Any], tokens_N: np.ndarray) -> str:

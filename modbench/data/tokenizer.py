@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 #: Two token ids that become one token when adjacent.
 Merge = tuple[int, int]
+#: Texts tokenized at a time, so that lists of ids do not fill the memory.
+_BATCH = 1000
 
 
 class Tokenizer:
@@ -64,19 +66,20 @@ class Tokenizer:
             return list(text.encode("utf-8"))
         return cast(list[int], self._engine.encode(text, add_special_tokens=False).ids)
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text: :meth:`encode` of each, faster."""
-        if self._engine is None:
-            return [self.encode(text) for text in texts]
-        encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
-
     def stream(self, texts: Sequence[str]) -> "np.ndarray":
         """The ids (uint16) of the texts one after another, each followed by end of text."""
         import numpy as np  # not where a suite is only read
 
-        ids = [np.array([*ids, self.end_of_text], dtype="<u2") for ids in self.encode_all(texts)]
-        return np.concatenate(ids) if ids else np.zeros(0, dtype="<u2")
+        ids_N = [np.zeros(0, dtype="<u2")]
+        for at in range(0, len(texts), _BATCH):
+            batch = list(texts[at : at + _BATCH])
+            if self._engine is None:
+                each = [self.encode(text) for text in batch]
+            else:  # on all cores
+                encoded = self._engine.encode_batch_fast(batch, add_special_tokens=False)
+                each = [encoding.ids for encoding in encoded]
+            ids_N += [np.array([*ids, self.end_of_text], dtype="<u2") for ids in each]
+        return np.concatenate(ids_N)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; end of text adds nothing, bytes that are not UTF-8 become U+FFFD."""

@@ -46,7 +46,7 @@ def test_ids_are_those_of_the_library_and_text_comes_back() -> None:
     plain = trained(special=["<pad>", "</s>"])
     for text in ("one line and another, 7.", "\n\tnaïve 世界 \U0001f600", ""):
         assert tokenizer.encode(text) == plain.encode(text).ids
-        assert tokenizer.encode_all([text]) == [plain.encode(text).ids]
+        assert tokenizer.stream([text]).tolist() == [*plain.encode(text).ids, 1]
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert (tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.end_token) == (300, 1, "</s>")
     assert 1 not in tokenizer.encode("a </s> in a text is text")

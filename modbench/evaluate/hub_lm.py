@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from torch import Tensor
 
 from modbench.errors import UserError
-from modbench.evaluate.scored_lm import AUTO_PROMPTS, Batch, Rating, ScoredLM, Tokens, check_vocabulary
+from modbench.evaluate.scored_lm import AUTO_PROMPTS, Batch, Rating, ScoredLM, Tokens
 from modbench.hf.families import family_ledger, load_config, stated_length
 from modbench.hf.folder import load_folder, load_tokenizer
 from modbench.hf.passes import installed
@@ -163,5 +163,10 @@ def load_hub_lm(folder: Path, *, batch: Batch = "auto", device: str = "cpu") -> 
     model, a tokenizer of another model, or a file that is truncated or damaged."""
     refuse_hub_code(load_config(folder))
     model, tokenizer = load_folder(folder, dtype="auto"), load_tokenizer(folder)
-    check_vocabulary(len(tokenizer), len(model.get_input_embeddings().weight), str(folder))
+    known = len(model.get_input_embeddings().weight)  # may be more: embeddings are often padded
+    if len(tokenizer) > known:
+        raise UserError(
+            f"{folder}: its tokenizer has {len(tokenizer)} ids, but the model only {known}; it is the "
+            "tokenizer of another model, give the one that the model was trained with"
+        )
     return HubLM(model.to(device).eval(), tokenizer, batch=batch)

@@ -14,7 +14,7 @@ from lm_eval.utils import simple_parse_args_string
 from modbench.data.config import DataConfig
 from modbench.errors import UserError, known_names
 from modbench.evaluate.routed_lm import RoutedLM
-from modbench.evaluate.scored_lm import Batch, ScoredLM, check_vocabulary
+from modbench.evaluate.scored_lm import Batch, ScoredLM
 from modbench.model.context import Selection
 from modbench.routing.registry import load_plugin
 from modbench.train.numerics import pin_attention
@@ -62,8 +62,6 @@ def load_lm(
         lm: ScoredLM = load_hub_lm(folder, batch=batch, device=device)
         return LoadedLM(lm=lm, name=folder.resolve().name, data=None, leak="not audited")
     loaded = load_trained(run, plugins, results=results)
-    vocabulary = loaded.model.config.vocabulary
-    check_vocabulary(loaded.tokenizer.vocabulary, vocabulary, str(run))
     lm = RoutedLM(
         loaded.model.to(device),
         loaded.tokenizer,

@@ -242,13 +242,3 @@ class ScoredLM(TemplateLM):
 def rule_label(rule: str) -> str:
     """Return the name of a selection rule; the training rule is labelled non-causal."""
     return rule if rule == "causal" else NON_CAUSAL
-
-
-def check_vocabulary(tokenizer: int, model: int, name: str) -> None:
-    """Raise a `UserError` if the tokenizer has ids that the model lacks. A model may have more, since
-    embeddings are often padded."""
-    if tokenizer > model:
-        raise UserError(
-            f"{name}: its tokenizer has {tokenizer} ids, but the model only {model}; it is the "
-            "tokenizer of another model, give the one that the model was trained with"
-        )

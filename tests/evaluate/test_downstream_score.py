@@ -18,7 +18,7 @@ from modbench.evaluate.downstream import TaskScore, evaluate
 from modbench.evaluate.downstream.files import ResultFiles
 from modbench.evaluate.downstream.table import as_table, details
 from modbench.evaluate.routed_lm import RoutedLM
-from modbench.evaluate.tasks import CHANCE
+from modbench.evaluate.tasks import TASKS
 from modbench.evaluate.tasks.build import items_of_task
 from modbench.model.context import Context
 
@@ -70,7 +70,7 @@ def test_an_oracle_is_always_right_and_a_uniform_model_guesses(made_up, oracle):
     assert knowing.items == len(items_of_task("modbench_cloze", made_up)) >= 100
     guessing = cloze(Uniform(), made_up)
     # All choices score the same, and lm-eval then takes the first: right once in four.
-    assert guessing.metrics["acc"] == pytest.approx(CHANCE["modbench_cloze"], abs=0.01)
+    assert guessing.metrics["acc"] == pytest.approx(TASKS["modbench_cloze"].chance, abs=0.01)
     spread = statistics.stdev([1.0] * 25 + [0.0] * 75)
     error = spread / len(items_of_task("modbench_cloze", made_up)) ** 0.5
     assert guessing.errors["acc"] == pytest.approx(error, rel=0.02)

@@ -1,9 +1,8 @@
 """Evaluates a model on lm-eval's tasks, one task at a time."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from modbench.data.config import DataConfig
 from modbench.errors import UserError
 from modbench.evaluate.downstream.item_answers import ItemAnswers, item_answers
 from modbench.evaluate.downstream.loading import load_tasks, quiet, seeded, task_errors
-from modbench.evaluate.downstream.task_files import Sources, files_by_name
+from modbench.evaluate.downstream.task_files import files_by_name, including
 from modbench.evaluate.scored_lm import Cost, ScoredLM
-from modbench.evaluate.tasks import CHANCE
+from modbench.evaluate.tasks import TASKS
 
 #: Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form.
 BOOTSTRAP = 1000
-#: The chance level of those of the metrics for which it is known.
-Chance = Callable[[Mapping[str, float]], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,38 +95,32 @@ def evaluate(
         raise UserError(f"num_fewshot is {num_fewshot}; it must be 0 or more")
     files = files_by_name(names, include)
     for name in names:
-        sources = Sources(name=name, files=files[name])
-        with quiet() as said, seeded(), sources.written() as folder, task_errors(sources):
-            loaded = load_tasks(sources, folder, num_fewshot=num_fewshot, data=data or DataConfig())
+        paths = files[name]
+        with quiet() as said, seeded(), including(paths.values()) as folder, task_errors(name):
+            loaded = load_tasks(name, paths, folder, num_fewshot=num_fewshot, data=data or DataConfig())
             lm.reset()
             results: Any = lm_eval_evaluate(
                 lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True
             )
-            evaluation = _evaluation(sources, lm, loaded, results, said)
+            evaluation = _evaluation(name, lm, loaded, results, said)
         yield evaluation
 
 
 def _evaluation(
-    sources: Sources,
-    lm: ScoredLM,
-    loaded: TaskDict,
-    results: dict[str, Any],
-    warnings: Mapping[str, int],
+    name: str, lm: ScoredLM, loaded: TaskDict, results: dict[str, Any], warnings: Mapping[str, int]
 ) -> Evaluation:
     tasks, groups = loaded["tasks"], loaded.get("groups", {})
-    of_tasks = {name: _task_score(name, task, results) for name, task in tasks.items()}
+    of_tasks = {member: _task_score(member, task, results) for member, task in tasks.items()}
     of_groups = {
-        name: _group_score(name, group, of_tasks, results)
-        for name, group in groups.items()
-        if name in results["results"]
+        member: _group_score(member, group, of_tasks, results)
+        for member, group in groups.items()
+        if member in results["results"]
     }
     scores = [score for score in (*of_groups.values(), *of_tasks.values()) if score.metrics]
     if not scores:
-        raise UserError(
-            f"task '{sources.name}' has no metric; choose one with a metric, such as accuracy"
-        )
+        raise UserError(f"task '{name}' has no metric; choose one with a metric, such as accuracy")
     return Evaluation(
-        name=sources.name,
+        name=name,
         scores=scores,
         cost=lm.cost,
         rule=lm.rule,
@@ -145,7 +136,7 @@ def _task_score(name: str, task: Any, results: dict[str, Any]) -> TaskScore:
     return _score(
         name,
         results,
-        partial(_chance, task, answers),
+        _chance(task, answers),
         items=results["n-samples"].get(name, {}).get("effective", 0),
         few_shot=int(results["n-shot"].get(name) or 0),
         answers=answers,
@@ -159,24 +150,23 @@ def _group_score(
     return _score(
         name,
         results,
-        partial(_group_chance, group, members),
+        _group_chance(group, members),
         items=sum(member.items for member in members),
         few_shot=max((member.few_shot for member in members), default=0),
         answers=ItemAnswers(),
     )
 
 
-def _score(name: str, results: dict[str, Any], chance: Chance, **of: Any) -> TaskScore:
+def _score(name: str, results: dict[str, Any], chance: Mapping[str, float], **of: Any) -> TaskScore:
     metrics, errors = _metrics(name, results)
-    levels = chance(metrics)
-    if name in CHANCE and metrics:
-        levels = {"acc" if "acc" in metrics else next(iter(metrics)): CHANCE[name]}
+    if name in TASKS:
+        chance = {TASKS[name].metric: TASKS[name].chance}
     better = results["higher_is_better"].get(name, {})
     return TaskScore(
         task=name,
         metrics=metrics,
         errors=errors,
-        chance=levels,
+        chance={metric: level for metric, level in chance.items() if metric in metrics},
         higher_is_better={metric: each for metric, each in better.items() if each is not None},
         version=str(results["versions"].get(name, "")),
         **of,
@@ -218,27 +208,24 @@ def _members(group: str, results: Mapping[str, Any]) -> list[str]:
     return members
 
 
-def _chance(task: Any, answers: ItemAnswers, metrics: Mapping[str, float]) -> dict[str, float]:
+def _chance(task: Any, answers: ItemAnswers) -> dict[str, float]:
     """Return the chance level of accuracies of a multiple-choice task: the mean of 1 / choices."""
     if task.OUTPUT_TYPE != "multiple_choice" or not any(answers.choices):
         return {}
     level = sum(1 / count for count in answers.choices) / len(answers.choices)
-    return {metric: level for metric in ("acc", "acc_norm", "acc_bytes") if metric in metrics}
+    return dict.fromkeys(("acc", "acc_norm", "acc_bytes"), level)
 
 
-def _group_chance(
-    group: Any, members: Sequence[TaskScore], metrics: Mapping[str, float]
-) -> dict[str, float]:
+def _group_chance(group: Any, members: Sequence[TaskScore]) -> dict[str, float]:
     """Return the chance levels of a group: the mean over its tasks, weighted as their scores are, of
     each metric whose chance is known for all of them."""
     chances: dict[str, float] = {}
     for stated in group.aggregate_metric_list or ():
-        metric = stated.metric
-        levels = [member.chance.get(metric) for member in members]
-        if metric not in metrics or callable(stated.aggregation) or None in levels or not levels:
+        levels = [member.chance.get(stated.metric) for member in members]
+        if callable(stated.aggregation) or None in levels or not levels:
             continue
         weights = [member.items if stated.weight_by_size else 1 for member in members]
-        chances[metric] = float(np.average(levels, weights=weights))  # type: ignore[arg-type]
+        chances[stated.metric] = float(np.average(levels, weights=weights))  # type: ignore[arg-type]
     return chances
 
 

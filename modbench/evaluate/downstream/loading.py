@@ -6,7 +6,7 @@ import os
 import random
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -17,25 +17,27 @@ from lm_eval.tasks.manager import TaskDict, TaskManager
 
 from modbench.data.config import DataConfig
 from modbench.errors import FAULTS, UserError, reason
-from modbench.evaluate.downstream.task_files import Sources
 from modbench.evaluate.scored_lm import ScoredLM
 
 #: lm-eval's own seed of few-shot examples.
 FEWSHOT_SEED = 1234
 
 
-def load_tasks(sources: Sources, folder: Path, *, num_fewshot: int | None, data: DataConfig) -> TaskDict:
-    """Load the tasks of ``sources``, whose YAML files are written in ``folder``, and set few-shot number
-    and seed as lm-eval's command line does. Raises UserError: a task runs generated code."""
+def load_tasks(
+    name: str, files: Mapping[str, Path], folder: Path, *, num_fewshot: int | None, data: DataConfig
+) -> TaskDict:
+    """Load the task, group or tag ``name``, of whose ``files`` those in ``folder`` are made, and set
+    few-shot number and seed as lm-eval's command line does. Raises UserError: a task runs generated
+    code."""
     metadata = {"data": asdict(data)}
     manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
-    loaded = manager.load([sources.name])
-    for name, task in loaded["tasks"].items():
-        _prepare(sources, name, task, num_fewshot)
+    loaded = manager.load([name])
+    for member, task in loaded["tasks"].items():
+        _prepare(files.get(member), member, task, num_fewshot)
     return loaded
 
 
-def _prepare(sources: Sources, name: str, task: Any, num_fewshot: int | None) -> None:
+def _prepare(file: Path | None, name: str, task: Any, num_fewshot: int | None) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"task '{name}' runs code that the model writes; run it with lm-eval")
     stated = task.config.num_fewshot
@@ -43,15 +45,15 @@ def _prepare(sources: Sources, name: str, task: Any, num_fewshot: int | None) ->
         wanted = num_fewshot if num_fewshot is not None else stated or 0
         task.set_config(key="num_fewshot", value=wanted)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    if name in sources.files:  # not the temporary files
+    if file is not None:  # not the temporary one
         if isinstance(task.config.metadata, dict):
-            task.config.metadata["config_source"] = str(sources.files[name])
+            task.config.metadata["config_source"] = str(file)
         if isinstance(task.config.dataset_kwargs, dict):
             task.config.dataset_kwargs.pop("cache_dir", None)
 
 
 @contextmanager
-def task_errors(sources: Sources) -> Iterator[None]:
+def task_errors(task: str) -> Iterator[None]:
     """Context in which tasks are loaded and scored. Raises UserError, with lm-eval's own message: a data
     set cannot be reached, or a task fails. Errors of the model are raised as they are."""
     from datasets.exceptions import DatasetsError
@@ -62,7 +64,7 @@ def task_errors(sources: Sources) -> Iterator[None]:
         raise
     except (ConnectionError, TimeoutError, FileNotFoundError, DatasetsError) as error:
         raise UserError(
-            f"the data set of task '{sources.name}' could not be loaded "
+            f"the data set of task '{task}' could not be loaded "
             f"({reason(error)}); connect to a network, or give local files "
             "(modbench docs evaluation)"
         ) from error
@@ -71,7 +73,7 @@ def task_errors(sources: Sources) -> Iterator[None]:
         if any(isinstance(frame.f_locals.get("self"), ScoredLM) for frame, _ in frames):
             raise
         raise UserError(
-            f"task '{sources.name}' can't be scored ({type(error).__name__}: {reason(error)}); fix the "
+            f"task '{task}' can't be scored ({type(error).__name__}: {reason(error)}); fix the "
             "task or its items, or read items of another format by a YAML file (modbench docs "
             "evaluation)"
         ) from error

@@ -3,7 +3,7 @@ a record, whose schema is in `modbench.records.sections`."""
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -118,22 +118,14 @@ def section(evaluation: Evaluation, shift: BatchShift) -> dict[str, Any]:
 
 def add_untrained(entries: dict[str, Any], evaluation: Evaluation) -> None:
     """Add the values of the untrained model to ``entries``."""
-    for entry, value in _values(entries, evaluation):
-        entry["untrained"] = value
-
-
-def _values(
-    entries: dict[str, Any], evaluation: Evaluation
-) -> Iterator[tuple[dict[str, Any], float | None]]:
-    """Yield each metric's and each mean's entry in ``entries``, and its value in ``evaluation``."""
     for score in evaluation.scores:
         of_task = entries[score.task]
         for metric, value in score.metrics.items():
             if metric in of_task["metrics"]:
-                yield of_task["metrics"][metric], _finite(value)
+                of_task["metrics"][metric]["untrained"] = _finite(value)
         for name, mean in answer_means(score.answers).items():
             if mean is not None and of_task[name] is not None:
-                yield of_task[name], mean["value"]
+                of_task[name]["untrained"] = mean["value"]
 
 
 def _metric(score: TaskScore, metric: str) -> dict[str, Any]:

@@ -5,9 +5,8 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,21 @@ from modbench.errors import UserError
 from modbench.evaluate.tasks.names import find_task, unknown_task
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """The task, group or tag ``name``, and the YAML ``files`` of it and its members."""
-
-    name: str
-    files: Mapping[str, Path]
-
-    @contextmanager
-    def written(self) -> Iterator[Path]:
-        """Context with a folder of YAML files for lm-eval's ``include_path``, one for each task and
-        group, each of which includes its own. Of a task with local items, lm-eval's copy of these lies
-        there, too: one that is kept would not follow a changed file."""
-        with tempfile.TemporaryDirectory(prefix="modbench-tasks-") as made:
-            for number, path in enumerate(self.files.values()):
-                stated = load_yaml(path, resolve_func=False)
-                fields: dict[str, Any] = {"include": str(path.resolve())}
-                if stated.get("dataset_path") == "json":
-                    kept = {"cache_dir": str(Path(made, "cache")), "keep_in_memory": True}
-                    fields["dataset_kwargs"] = (stated.get("dataset_kwargs") or {}) | kept
-                text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())
-                Path(made, f"{number}.yaml").write_text(text, encoding="utf-8")  # JSON is YAML
-            yield Path(made)
+@contextmanager
+def including(files: Iterable[Path]) -> Iterator[Path]:
+    """Context with a folder of YAML files for lm-eval's ``include_path``, each of which includes one of
+    ``files``. Of a task with local items, lm-eval's copy of these lies there, too: one that is kept
+    would not follow a changed file."""
+    with tempfile.TemporaryDirectory(prefix="modbench-tasks-") as made:
+        for number, path in enumerate(files):
+            stated = load_yaml(path, resolve_func=False)
+            fields: dict[str, Any] = {"include": str(path.resolve())}
+            if stated.get("dataset_path") == "json":
+                kept = {"cache_dir": str(Path(made, "cache")), "keep_in_memory": True}
+                fields["dataset_kwargs"] = (stated.get("dataset_kwargs") or {}) | kept
+            text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())
+            Path(made, f"{number}.yaml").write_text(text, encoding="utf-8")  # JSON is YAML
+        yield Path(made)
 
 
 def files_of(names: Iterable[str], include: Path | None = None) -> dict[str, Path]:

@@ -68,6 +68,3 @@ TASKS |= {
     "modbench_mixture": _choice(1, "predictable and unpredictable words in one text", _MIXTURE),
     "modbench_probes": _choice(1, "copy, recall and mixture", (*_COPY, *_RECALL, *_MIXTURE)),
 }
-
-#: Chance level of our tasks and groups, by name.
-CHANCE = {name: info.chance for name, info in TASKS.items()}

@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modbench.data.config import DataConfig
 from modbench.errors import UserError, several
 from modbench.evaluate.tasks import DISTANCES, TASKS, bits_per_byte, cloze, continuation, mixture, probes
 from modbench.evaluate.tasks.heldout import HeldOut, read_heldout
 from modbench.evaluate.tasks.quartets import Item
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 #: Fewer items of choices would have a standard error of five points and more.
 LEAST_ITEMS = 100
@@ -55,7 +52,7 @@ def check_text(tasks: Iterable[str], config: DataConfig) -> None:
                 items_of_task(member, config)
 
 
-def dataset(task: str, data: Mapping[str, Any] | None = None, **_: Any) -> "dict[str, Dataset]":
+def dataset(task: str, data: Mapping[str, Any] | None = None, **_: Any) -> dict[str, Any]:
     """Documents of ``task``, from the fields ``data`` of a `DataConfig`, None: of the embedded corpus.
     Called by lm-eval with the ``dataset_kwargs`` of its YAML and the metadata of the call. Raises
     UserError: as `items_of_task`."""

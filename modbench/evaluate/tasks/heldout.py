@@ -2,17 +2,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from modbench.data.config import DataConfig
 from modbench.data.shards import Tokens
 from modbench.data.token_data import load, prepare
+from modbench.data.tokenizer import Tokenizer
 from modbench.evaluate.tasks.words import WordCounts, count_words
-
-if TYPE_CHECKING:
-    from modbench.data.tokenizer import Tokenizer
 
 #: Tokens of a text in shards from which items are built: enough for every task, and a minute to decode.
 MOST_TOKENS = 2**25
@@ -42,22 +39,19 @@ def read_heldout(config: DataConfig) -> HeldOut:
     it is not there. Raises UserError: another corpus is not prepared, or one was altered."""
     is_shipped = config.source == "pypi-en-v1"
     data = prepare(config, say=lambda sentence: None) if is_shipped else load(config)
-    documents = _documents(_in_memory(data.heldout_N), data.tokenizer)
-    sources = PIECES if config.source == "pypi-en-v1" else "-" * len(documents)
+    documents = _documents(data.heldout_N, data.tokenizer)
+    sources = PIECES if is_shipped else "-" * len(documents)
     kept = [(text, source) for text, source in zip(documents, sources, strict=True) if source != "."]
     return HeldOut(
         documents=tuple(text for text, _ in kept),
         sources="".join(source for _, source in kept),
-        words=count_words(_documents(_in_memory(data.train_N), data.tokenizer)),
+        words=count_words(_documents(data.train_N, data.tokenizer)),
     )
 
 
-def _in_memory(tokens_N: Tokens) -> np.ndarray:
-    """``tokens_N``; of those in shards, which may not fit in memory, the first."""
-    return tokens_N if isinstance(tokens_N, np.ndarray) else tokens_N[:MOST_TOKENS]
-
-
-def _documents(stream_N: "np.ndarray", tokenizer: "Tokenizer") -> list[str]:
-    """Split the token stream at end-of-text tokens, and decode."""
+def _documents(tokens_N: Tokens, tokenizer: Tokenizer) -> list[str]:
+    """Split the tokens at end of text, and decode; of those in shards, which may not fit in memory, the
+    first."""
+    stream_N = tokens_N if isinstance(tokens_N, np.ndarray) else tokens_N[:MOST_TOKENS]
     ends = np.flatnonzero(stream_N == tokenizer.end_of_text)
     return [tokenizer.decode(ids_N.tolist()) for ids_N in np.split(stream_N, ends + 1) if len(ids_N)]

@@ -223,6 +223,36 @@ def scores(suite: str) -> str:
     return Table(("scheme", *SCORES), rows).to_markdown()
 
 
+def optimizers() -> str:
+    """MoD minus dense under each optimizer, with and without query-key norm, each row at its best rate;
+    then what the differences differ by, whose interval is sqrt(2) times as wide: it has more runs."""
+    runs, pairs = modbench.results(RESULTS / "muon"), modbench.pairs(RESULTS / "muon")
+    means = runs.groupby("label")["heldout_loss"].mean()
+    rate = runs.groupby("label")["learning_rate"].first()
+    rows, told = [], dict[tuple[str, str], tuple[float, float]]()
+    for optimizer, norm in product(("adamw", "muon"), ("", " qk")):
+        names = [f"{router} {optimizer}{norm}" for router in ("dense", "mod")]
+        rates = ("low", "middle", "high", "top")
+        tried = [[f"{name} {one}" for one in rates if f"{name} {one}" in means] for name in names]
+        dense, mod = (min(labels, key=means.__getitem__) for labels in tried)
+        sides = pairs["scheme"].isin([dense, mod]) & pairs["other"].isin([dense, mod])
+        (pair,) = pairs[sides].to_dict("records")
+        half = (pair["high"] - pair["low"]) / 2
+        value = told[optimizer, norm] = means[mod] - means[dense], half
+        losses = (f"{means[label]:.3f} ({rate[label]:.2g})" for label in (dense, mod))
+        words = f"{optimizer}, query-key norm" if norm else optimizer
+        rows.append((words, *losses, _with_interval(*value)))
+    for norm, words in (("", "muon minus adamw"), (" qk", "muon minus adamw, query-key norm")):
+        (ours, half), (theirs, _) = told["muon", norm], told["adamw", norm]
+        rows.append((words, "-", "-", _with_interval(ours - theirs, 2**0.5 * half)))
+    heads = ("optimizer", "dense, its loss (rate)", "mod, its loss (rate)", "mod minus dense")
+    return Table(heads, rows).to_markdown()
+
+
+def _with_interval(value: float, half: float) -> str:
+    return f"{value:+.3f} ({value - half:+.3f} to {value + half:+.3f})"
+
+
 def planned() -> str:
     """Runs, FLOPs, largest model and tokens of the suites that were not run."""
     rows = []
@@ -305,6 +335,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "planned": planned,
     "depth": depth,
     "pilot": pilot,
+    "optimizers": optimizers,
     "quick": partial(first_table, "quick"),
     "row": row,
     "estimates": gpu_estimates.table,

@@ -238,9 +238,10 @@ class _Command:
         if item.train or self.has_weights(item):
             return item
         kinds = sorted({str(subject["measures"]) for subject in item.measurements})
+        needed = "routing at earlier points" if "routing" in kinds else "weights"
         self.tell(
-            f"{names[item.wanted.run.key]}: {' and '.join(kinds)} is to be measured and its weights, or "
-            "routing at earlier points, are not here; it is trained again"
+            f"{names[item.wanted.run.key]}: {' and '.join(kinds)} is to be measured and its {needed} "
+            "are not here; it is trained again"
         )
         return replace(item, train=True)
 

@@ -39,9 +39,9 @@ OTHER: dict[str, Any] = {
     "checkpoint_seconds": 1.0,
 }
 #: Options that alter neither time nor memory of a step, for a reason that someone gave: values of the
-#: same arithmetic; the number of processes, since one is timed; and what [time] has.
+#: same arithmetic, and what [time] has.
 NOT_TIMED = {"learning_rate", "muon_learning_rate", "weight_decay", "beta1", "beta2", "clip"}
-NOT_TIMED |= {"parallel", "compile", "evaluations", "checkpoint_seconds"}
+NOT_TIMED |= {"compile", "evaluations", "checkpoint_seconds"}
 
 
 def timed(train: TrainConfig) -> Timed:
@@ -84,7 +84,10 @@ def test_time_and_memory_are_of_a_step_with_each_option(
     footprint.training_footprint(target)
     assert len(steps) == 4
     for train, optimizer, dtype in steps:
-        assert getattr(train, option) == OTHER[option]
+        if option == "parallel":  # one process is timed, with its sequences
+            assert (train.batch, train.parallel) == (TRAIN.batch // 2, None)
+        else:
+            assert getattr(train, option) == OTHER[option]
         assert hasattr(optimizer, "parts") == (train.optimizer == "muon")
         assert dtype == f"torch.{train.precision}"
 

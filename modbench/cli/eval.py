@@ -67,7 +67,7 @@ def eval_(
     Example: modbench eval quick/mod --tasks lambada_openai,modbench_cloze --limit 200
 
     Args:
-        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
+        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e12#0 (parts after the
             label may be left out; of several seeds the first is taken); a folder of weights; or a
             model folder of Hugging Face transformers
         tasks: names of tasks, groups or tags

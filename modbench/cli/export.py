@@ -22,7 +22,7 @@ def export(
     Example: modbench export quick/vanilla --to hf --out my-model
 
     Args:
-        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
+        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e12#0 (parts after the
             label may be left out; of several seeds the first is taken); or a folder of weights
         to: hf: for Hugging Face transformers, which has vanilla as Llama and token_choice as Mixtral,
             and with modbench.hf.retrofit depth routing; modbench: for `modbench.load`

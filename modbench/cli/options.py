@@ -56,7 +56,7 @@ class SuiteOptions:
     results: Results = Path("my-results")  #: folder that holds one folder per suite
     #: Python files that register routers; a router that the suite does not name gets a row
     plugin: Plugins = ()
-    #: labels of rows, or names of runs such as mod@1e11#0; by default all
+    #: labels of rows, or names of runs such as mod@1e12#0; by default all
     only: Labels = ()
     #: settings in place of those of the suite file, such as train.learning_rate=3e-3
     set: Settings = ()

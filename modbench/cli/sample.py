@@ -85,7 +85,7 @@ def sample(
     Example: modbench sample quick/mod --prompt "In the beginning" --temperature 0.8
 
     Args:
-        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
+        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e12#0 (parts after the
             label may be left out; of several seeds the first is taken); or a folder of weights
         prompt: texts to continue
         drawing: how tokens are sampled

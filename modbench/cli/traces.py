@@ -22,7 +22,7 @@ def traces(
     Example: modbench traces routing-over-training/mod --out mod.parquet
 
     Args:
-        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e11#0 (parts after the
+        run: a trained run, SUITE/LABEL@BUDGET#SEED such as quick/mod@1e12#0 (parts after the
             label may be left out; of several seeds the first is taken)
         out: file to write
         share: share of the run at which routing was recorded; gates and losses are those of the end

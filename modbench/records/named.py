@@ -28,7 +28,7 @@ class Named:
 
 def named(name: str, results: Path = Path()) -> Named:
     """The finished results that ``name`` stands for, see `folder_of`: the folder of a suite
-    (``results/quick``); that and a label, a router or a run's name (``results/quick/mod@1e11#0``); or a
+    (``results/quick``); that and a label, a router or a run's name (``results/quick/mod@1e12#0``); or a
     file of records. Raises UserError: there are no such records."""
     folder, rest = folder_of(name, results)
     label = rest or None

@@ -265,5 +265,5 @@ def _is_dense(run: Run) -> bool:
 
 
 def _shape_of(run: Run) -> tuple[Any, ...]:
-    """What a run and its dense run share."""
+    """What is equal in a run and in the dense run that it is compared with."""
     return run.model, run.data, run.schedule.budget, run.seed, run.train.sequence

@@ -20,6 +20,7 @@ from modbench.plan.units import shown as in_units
 from modbench.records.run_name import budget_text
 from modbench.records.store import read_suite
 from modbench.report.table import Table
+from modbench.sweep.detect import detection, seeds_needed
 from modbench.sweep.plan import plan_suite
 from modbench.sweep.request import SuiteRequest
 from pages.keys import ROOT, TABLES
@@ -288,6 +289,18 @@ def first_table(suite: str) -> str:
     return "\n".join(takewhile(lambda line: line.startswith("|"), rest))
 
 
+def seeds() -> str:
+    """The seeds that a row needs, by difference: with a stated noise and with that of quick."""
+    folder = RESULTS / "quick"
+    recorded = detection(1, None, folder, ()).noise
+    heads = ("difference (nats/token)", "noise 0.0204", f"noise {recorded:.4f}, that of quick")
+    rows = [
+        (nats, *(seeds_needed(nats, of) for of in (0.0204, recorded)))
+        for nats in (0.07, 0.05, 0.03, 0.02)
+    ]
+    return Table(heads, rows).to_markdown()
+
+
 def costs() -> str:
     """Disk and memory of the first commands (`tools/costs.json`); minutes by the committed records."""
     measured = json.loads((ROOT / "tools" / "costs.json").read_text())
@@ -338,6 +351,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "optimizers": optimizers,
     "quick": partial(first_table, "quick"),
     "row": row,
+    "seeds": seeds,
     "estimates": gpu_estimates.table,
 }
 

@@ -86,9 +86,9 @@ def _curves(points: pd.DataFrame) -> Iterator[pd.DataFrame]:
         low, high = curve["FLOPs"].min(), curve["FLOPs"].max()
         if high > WIDEST * low:
             raise UserError(
-                f"the points of group '{curve['group'].iloc[0]}' form no curves of equal FLOPs: from "
-                f"{low:.3g} to {high:.3g} FLOPs, each has at most {STEP - 1:.0%} more than the one "
-                "before; give points at budgets that lie further apart"
+                f"the points of group '{curve['group'].iloc[0]}' form no curves of equal FLOPs: they "
+                f"spread from {low:.3g} to {high:.3g} without a gap of {STEP - 1:.0%}; give points at "
+                "budgets that lie further apart"
             )
         yield curve
 

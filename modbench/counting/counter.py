@@ -195,9 +195,8 @@ class FlopCounter:
             failure.add_note(f"FlopCounter had refused before: {refusal}")
         if op is not None and failure is None:
             raise UserError(
-                f"a thread that works for the code inside FlopCounter ran op '{op}', and a counter sees "
-                "its own thread alone; run it in the thread that counts, or enter a FlopCounter in each "
-                "thread"
+                f"another thread ran op '{op}', and a FlopCounter sees its own thread alone; run "
+                "it in the thread that counts, or enter a FlopCounter in each thread"
             )
 
     def refusal(self, message: str) -> UserError:
@@ -260,9 +259,8 @@ class FlopCounter:
     def _check_pairs(self) -> None:
         if self._unseen_forward:
             raise UserError(
-                "the forward pass of a masked attention ran before FlopCounter began, and which pairs "
-                "its backward pass needs can't be seen; run the forward pass inside, or use total and "
-                "executed"
+                "the forward pass of a masked attention ran before FlopCounter began, so its pairs are "
+                "unknown; run the forward pass inside, or use total and executed"
             )
 
     def add(

@@ -78,8 +78,8 @@ def hub_of(where: str, keys: HubKeys, vocabulary: int, sequence: int) -> HubConf
         if any(window <= sequence for window in windows):
             raise UserError(
                 f"{where}: hf {keys.hf}: output_router_logits asks for a balance loss, which "
-                f"transformers can't compute with the mask of a sliding window of {min(windows)}; set "
-                "output_router_logits to false or sliding_window to null in its config.json"
+                f"transformers can't compute with a sliding window of {min(windows)}; set "
+                "output_router_logits to false or sliding_window to null in config.json"
             )
     stated = stated_length(shape.config)
     if stated is not None and stated < sequence:

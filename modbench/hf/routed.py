@@ -118,9 +118,9 @@ def retrofitted(shape: HubConfig, inner: Any, router: DepthScheme, seed: int) ->
         window = model.base_model.layers[part.layer].modbench_window
         if window is not None:
             raise UserError(
-                f"router '{router.name}' routes layer {part.layer}, which has a sliding window of "
-                f"{window}, and tokens of a row may not be routed around one; set sliding_window to "
-                "null in its config.json, or route other layers by every and offset"
+                f"router '{router.name}' can't route layer {part.layer}, which has a sliding window of "
+                f"{window}; set sliding_window to null in its config.json, or route other layers by "
+                "every and offset"
             )
     return RoutedHubModel(shape, model, router)
 

@@ -211,10 +211,10 @@ def _closest(shapes: _Shapes, cost: Cost, limit: int, what: str) -> ModelConfig:
     if needed > limit:
         digits = 10 ** max(0, len(str(needed)) - 4)  # to four digits, so that what is printed suffices
         raise UserError(
-            f"the budget is too small for {what}: the smallest shape is "
+            f"the budget is too small for {what}; the smallest shape is "
             f"{several(smallest.layers, 'layer')}, width {smallest.width}, MLP width {smallest.hidden}, "
-            f"and takes {-(-needed // digits) * digits:.3e} FLOPs; raise the budget, or take fewer "
-            "tokens or a base with narrower heads, a shorter sequence or a smaller vocabulary"
+            f"with {-(-needed // digits) * digits:.3e} FLOPs; raise it, or take a "
+            "shorter sequence or fewer tokens"
         )
     number = max(1, largest(lambda number: cost(shapes.like_base(number)), limit))
     candidates = [smallest]

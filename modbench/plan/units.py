@@ -19,9 +19,7 @@ def amount(text: str, name: str = "amount") -> int:
             return int(number)
     except (InvalidOperation, ValueError, OverflowError):
         pass
-    raise UserError(
-        f"{name} '{text}' is not a whole number; write it as 300000000000, 300B, 1.5T, 20M or 3e11"
-    )
+    raise UserError(f"{name} '{text}' is not a whole number; write it like 3e11 or 300B")
 
 
 def shown(value: float) -> str:

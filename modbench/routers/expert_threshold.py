@@ -1,6 +1,6 @@
 """Expert Threshold routing (Sun et al. 2026, arXiv 2603.11535, section 3): expert choice over an
-unlimited batch. Each expert keeps a threshold c, an exponential average of the k-th highest score of a
-batch, k = tokens * capacity / experts, and processes every token whose score is at or above it, in
+unlimited batch. Each expert keeps a threshold, an exponential average of the k-th highest score of a
+batch, k = tokens * capacity / experts. It processes every token whose score is at or above it, in
 training and at inference. Tokens are not compared with each other, so nothing leaks. The number of
 experts per token varies, and loads are even in expectation without a balance loss.
 

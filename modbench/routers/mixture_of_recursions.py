@@ -77,9 +77,9 @@ class MixtureOfRecursions(Router):
         if shared < self.recursions or shared % self.recursions:
             fitting = 2 + self.recursions * max(1, round(shared / self.recursions))
             raise UserError(
-                f"layers is {model.layers} with {self.recursions} recursions: what lies between the "
-                f"first and the last must be a multiple of recursions; set layers to {fitting}, or "
-                "recursions to a divisor of layers - 2"
+                f"layers is {model.layers} with {self.recursions} recursions, which don't divide "
+                f"the layers between the first and the last; set layers to {fitting}, or recursions to "
+                "a divisor of layers - 2"
             )
         if layer in (0, model.layers - 1):
             return Block(model, layer)

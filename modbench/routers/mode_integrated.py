@@ -1,7 +1,7 @@
 """Integrated MoDE (Raposo et al. 2024, section 4.3): all tokens go through attention, and some of the
 experts are no-ops, so that a token can skip the MLP. One router decides which tokens skip and which
-experts process the others (figure 7, right): y = sum_i g_i E_i(x) as in
-`modbench.routers.token_choice`, with E_i(x) = 0 for a no-op expert, which costs nothing.
+experts process the others (figure 7, right). As in
+`modbench.routers.token_choice`, y = sum_i g_i E_i(x), with E_i(x) = 0 for a no-op expert.
 
 Nominal FLOPs are those of a balanced router, experts / (experts + no_op_experts) of all assignments,
 rounded down; realised ones are counted.

@@ -1,5 +1,5 @@
 """Layer skipping by a learned threshold: D-LLM (Jiang et al. 2024, NeurIPS). Before a block, each token
-is selected or skipped by its own score (equations 7 and 10); a skipped token leaves no key, and the
+is selected or skipped by its own score (equations 7 and 10). A skipped token leaves no key, and the
 selected ones attend to each other only (13). No token is compared with another, so training and
 inference use the same causal rule.
 

@@ -81,9 +81,8 @@ def check_unchanged(
         changed = (result.scheme, _settings(result.run)) not in now
         if result.status == "ok" and result.scheme in schemes and changed:
             raise UserError(
-                f"{folder} holds runs of '{result.label}' with other settings than the suite has now; a "
-                "curve must not hold both: give that scheme another label, give --results another "
-                "folder, or restore the suite"
+                f"{folder} holds runs of '{result.label}' with other settings than the suite has now; "
+                "give that scheme another label, give --results another folder, or restore the suite"
             )
 
 

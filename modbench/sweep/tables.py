@@ -81,7 +81,7 @@ class DepthConfig(Family):
         if len(self.learning_rates) < 3 or not is_geometric(self.learning_rates):
             raise UserError(
                 f"learning_rates is {list(self.learning_rates)}; it must be three or more that ascend "
-                "by one ratio, such as [0.0025, 0.005, 0.01]"
+                "by one ratio, such as doubled ones"
             )
 
 

@@ -43,7 +43,7 @@ REFUSED: dict[str, list[tuple[dict, str]]] = {
     "threshold_skip": [({"gate": "linear"}, "gate")],
     "mixture_of_recursions": [
         ({"gate_scale": float("inf")}, "gate_scale is inf"),
-        ({"recursions": 3}, "layers is 6 with 3 recursions: .*; set layers to 5"),
+        ({"recursions": 3}, "layers is 6 with 3 recursions, .*; set layers to 5"),
     ],
 }
 

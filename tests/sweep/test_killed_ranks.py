@@ -83,7 +83,7 @@ def disturb(process: "subprocess.Popen[str]", what: str, moment: random.Random) 
 FIVE_ROUNDS = [pytest.param(5, seed, marks=pytest.mark.full) for seed in range(1, 5)]
 
 
-@pytest.mark.parametrize("rounds, seed", [pytest.param(2, 0, marks=pytest.mark.slow), *FIVE_ROUNDS])
+@pytest.mark.parametrize(("rounds", "seed"), [pytest.param(2, 0, marks=pytest.mark.slow), *FIVE_ROUNDS])
 def test_kills_of_a_runs_processes_change_no_result(tmp_path: Path, rounds: int, seed: int) -> None:
     write(tmp_path)
     code, said = modbench_says(tmp_path, "run", "suite.toml", "--results", "whole")

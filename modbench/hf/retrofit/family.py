@@ -106,8 +106,8 @@ class RetrofittedModel:
             return
         if current.real_BT is not None:
             raise UserError(
-                f"{type(self).__name__}: {key} asks for a balance loss over all tokens but padding, and "
-                "a routed layer processes selected ones; set it to False in the config, or give "
+                f"{type(self).__name__}: {key} asks for a balance loss over all tokens but padding, "
+                "which routed layers don't process; set it to False in the config, or give "
                 "sequences without padding"
             )
         arguments["attention_mask"] = None

@@ -26,7 +26,7 @@ PAGE = (DOCS / "suites.md").read_text() + (DOCS / "first_isoflop.md").read_text(
 SUITES, ISOFLOP = suites_of("suites.md") + suites_of("first_isoflop.md"), suites_of("isoflop.md")
 #: Training tokens of the embedded corpus with a vocabulary of 512.
 TOKENS = 6_898_153
-STATED = [int(number) for number in re.findall(r"suite has (\d+) runs", PAGE)]
+STATED = [int(number) for number in re.findall(r"(?:suite has|make) (\d+) runs", PAGE)]
 
 
 def suite(text: str) -> Suite:

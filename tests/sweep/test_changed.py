@@ -78,7 +78,7 @@ def test_runs_that_did_not_end_well_are_no_reason_to_refuse(tmp_path: Path) -> N
 )
 def test_a_curve_never_mixes_settings(change: dict[str, Any], tmp_path: Path) -> None:
     run(tmp_path, suite(**GRIDS))
-    with pytest.raises(UserError, match="a curve must not hold both"):
+    with pytest.raises(UserError, match="with other settings than the suite has now"):
         check(suite(**{**GRIDS, **change}), tmp_path)
 
 

@@ -54,8 +54,11 @@ class SuiteOptions:
     """Results, routers, and values in place of those of the suite file."""
 
     results: Results = Path("my-results")  #: folder that holds one folder per suite
-    #: Python files that register routers; a router that the suite does not name gets a row
+    #: Python files that register routers, or names of installed ones; a router that the suite does not
+    #: name gets a row
     plugin: Plugins = ()
+    #: label of the row whose `model` and `train` an added row gets; by default that of its kind
+    like: Annotated[str | None, arg(metavar="LABEL", help_behavior_hint="")] = None
     #: labels of rows, or names of runs such as mod@1e12#0; by default all
     only: Labels = ()
     #: settings in place of those of the suite file, such as train.learning_rate=3e-3
@@ -71,6 +74,7 @@ class SuiteOptions:
             "results": self.results,
             "settings": suite_settings(self.set, self.seeds, self.budget),
             "plugins": flat(self.plugin),
+            "like": self.like,
             "only": flat(self.only),
         }
 

@@ -24,6 +24,7 @@ def report(
     html: Annotated[bool, arg(help_behavior_hint="")] = False,
     csv: Annotated[bool, arg(help_behavior_hint="")] = False,
     png: Annotated[bool, arg(help_behavior_hint="")] = False,
+    submissions: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
     check: bool = False,
 ) -> int:
     """Write tables and plots from the records again; the same records give the same bytes.
@@ -37,6 +38,8 @@ def report(
             there is always kept up to date
         csv: write the tables in CSV only; pages and figures are left as they are
         png: write the figures in PNG too, such as for slides
+        submissions: folder of submissions (modbench docs submitting), whose rows join those of the
+            suite that each names
         check: write nothing; exit with 1 if a file differs from what the records give, and name the
             first byte
     """
@@ -52,9 +55,9 @@ def report(
     if csv and (html or png or check):
         raise UserError("--csv writes tables only; leave out --html, --png and --check, or --csv")
     if check:
-        return _check(list(dict.fromkeys(folders)), all_suites=not suites)
+        return _check(list(dict.fromkeys(folders)), submissions, all_suites=not suites)
     for folder in dict.fromkeys(folders):
-        report = write_report(folder, html=html, csv=csv, png=png, say=tell)
+        report = write_report(folder, submissions, html=html, csv=csv, png=png, say=tell)
         for path in report.paths:
             print(path)
     return 0
@@ -69,7 +72,7 @@ def _suite_folder(name: str, results: Path) -> Path:
     return folder
 
 
-def _check(folders: Sequence[Path], *, all_suites: bool) -> int:
+def _check(folders: Sequence[Path], submissions: Path | None, *, all_suites: bool) -> int:
     """Compare the files of ``folders``, and the index next to them; of ``all_suites``, those without
     a page are left out."""
     from modbench.report.write import first_difference, index_difference
@@ -79,7 +82,7 @@ def _check(folders: Sequence[Path], *, all_suites: bool) -> int:
         if all_suites and not any((folder / page).exists() for page in _PAGES):
             print(f"{folder}: no tables were written yet")
             continue
-        sentence = first_difference(folder, say=tell)
+        sentence = first_difference(folder, submissions, say=tell)
         print(sentence or f"{folder}: equal to what the records give")
         different |= sentence is not None
     for results in dict.fromkeys(folder.parent for folder in folders):

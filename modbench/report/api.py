@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 from modbench.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from modbench.analysis.curves import Curves
     from modbench.report.suite import Suite
+    from modbench.submission.folder import Submission
 
 
 def results(folder: str | Path) -> "pd.DataFrame":
@@ -27,12 +30,12 @@ def results(folder: str | Path) -> "pd.DataFrame":
     return _read(folder, curves=False).runs.drop(columns=[*INNER_OF_RUNS])
 
 
-def pairs(folder: str | Path) -> "pd.DataFrame":
+def pairs(folder: str | Path, submissions: "Sequence[Submission]" = ()) -> "pd.DataFrame":
     """The comparisons of ``folder``: a row for each pair of schemes at a budget, with the value of
     ``scheme`` minus that of ``other``, its 95 % interval, p-value, and, within its ``family``, adjusted
-    p-value and verdict. `modbench docs columns` has all columns (differences.csv). Raises UserError:
-    there are no records of runs."""
-    suite = _read(folder)
+    p-value and verdict. `modbench docs columns` has all columns (differences.csv). The rows of
+    ``submissions`` count as rows of the suite. Raises UserError: there are no records of runs."""
+    suite = _read(folder, submissions=submissions)
     return suite.sweep.curves.pairs if suite.sweep else suite.pairs
 
 
@@ -49,10 +52,12 @@ def curves(folder: str | Path) -> "Curves":
     return sweep.curves
 
 
-def _read(folder: str | Path, *, curves: bool = True) -> "Suite":
+def _read(
+    folder: str | Path, *, curves: bool = True, submissions: "Sequence[Submission]" = ()
+) -> "Suite":
     from modbench.report.suite import read
 
-    _, suite, _ = read(Path(folder), curves=curves)
+    _, suite, _ = read(Path(folder), submissions, curves=curves)
     if suite is None:
         raise UserError(f"{folder}: no run has finished yet; there are no results")
     return suite

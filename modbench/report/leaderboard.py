@@ -56,8 +56,9 @@ _CONDITIONS = {"budgets", "sequence", "heldout_tokens"}
 _MACHINE = (*HARDWARE, "dtype", "deterministic", "world_size")
 
 
-def leaderboard_page(suite: Suite, drawn: Collection[str] = ()) -> Page:
-    """The page; ``drawn``: names of the files with figures."""
+def leaderboard_page(suite: Suite, drawn: Collection[str] = (), submitted: Table | None = None) -> Page:
+    """The page; ``drawn``: names of the files with figures; ``submitted``: see
+    `modbench.report.submitted`."""
     rows, results = suite.rows, suite.results
     compared = [
         {"title": title, **_comparison(suite, of)}
@@ -83,6 +84,7 @@ def leaderboard_page(suite: Suite, drawn: Collection[str] = ()) -> Page:
         families=margins_in_words(told),
         tests={TO_BEST: 0, **Counter(pair["family"] for pair in tested)},
         dense=DENSE,
+        submitted=submitted,
         downstream=downstream_section(suite),
         course=course_section(suite.course, results, [*suite.runs["row"]]),
         figures=figures_among(drawn, suite.pairs, seeds=any(of["stated"] for of in compared)),

@@ -22,6 +22,7 @@ from modbench.report.runs import findings_frame, runs_frame
 from modbench.report.schemes import schemes_frame
 from modbench.report.table import rounded
 from modbench.report.times import Times, labels_of, newest_session, timed_frame
+from modbench.submission.folder import Submission
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +154,11 @@ def suite_of(
     )
 
 
-def read(folder: Path, *, curves: bool = True) -> tuple[Records, Suite | None, Times | None]:
-    """The records of ``folder`` (``results/<suite>``), its frames, None if no run has finished, and its
-    times.
+def read(
+    folder: Path, submissions: Sequence[Submission] = (), *, curves: bool = True
+) -> tuple[Records, Suite | None, Times | None]:
+    """The records of ``folder`` (``results/<suite>``), its frames with rows of ``submissions``, None if
+    no run has finished, and its times.
 
     Raises:
         UserError: no records, a damaged one, a link in the folder, or timings of one session from
@@ -172,6 +175,9 @@ def read(folder: Path, *, curves: bool = True) -> tuple[Records, Suite | None, T
     if records.timings:
         name = records.suites[-1].suite.name if records.suites else "unnamed"
         times = Times(newest_session(records.timings), labels_of(records.suites), name)
-    results = results_of(records)
-    suite = suite_of(results, records.audits, times, curves=curves) if results else None
+    results, audits = results_of(records), dict(records.audits)
+    for number, of in enumerate(submissions if results else (), start=len(results)):
+        results += [replace(run, suite=results[0].suite, row_number=number) for run in of.results]
+        audits |= of.records.audits
+    suite = suite_of(results, audits, times, curves=curves) if results else None
     return records, suite, times

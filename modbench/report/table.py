@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 from tabulate import tabulate
 
@@ -30,6 +31,17 @@ class Number(str):
         number = super().__new__(cls, text)
         number.value = value
         return number
+
+
+class Link(str):
+    """A text of a cell that leads to an ``address``, one that starts with https:// or is relative."""
+
+    address: str
+
+    def __new__(cls, text: str, address: str) -> "Link":
+        link = super().__new__(cls, text)
+        link.address = quote(address, safe=":/?&=#%@+,;")
+        return link
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,8 @@ def to_csv(frame: "pd.DataFrame") -> str:
 def escaped(text: object) -> str:
     """``text`` from any source as one line of plain Markdown: no HTML, links, cell boundaries, invisible
     or direction-changing characters."""
+    if isinstance(text, Link):
+        return f"[{escaped(str(text))}]({text.address})"
     line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(one_line(text), quote=False))
     # GitHub makes links of bare addresses: https://example.org, www.example.org.
     line = re.sub(r"(?i)(?<=[a-z])(?=://)|(?<=\bwww)(?=\.)", r"\\", line)

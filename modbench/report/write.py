@@ -31,10 +31,12 @@ from modbench.report.routing.figure import routing_figures
 from modbench.report.routing.pattern import pattern_figure
 from modbench.report.runs import INNER_OF_RUNS, shape_columns
 from modbench.report.schemes import INNER_OF_ROWS
+from modbench.report.submitted import submitted_frame, submitted_table
 from modbench.report.suite import Suite, read
-from modbench.report.table import to_csv
+from modbench.report.table import Table, to_csv
 from modbench.report.times import Times, shape_of
 from modbench.report.timing_page import timing_page
+from modbench.submission.folder import submissions_to
 
 #: Names of the files that the last report wrote, a line each: what it has no data for is removed, and
 #: other files of these names are a user's own.
@@ -43,7 +45,7 @@ WRITTEN = ".report"
 DERIVED = {
     PAGE,
     *("runs.csv", "leaderboard.csv", "leaderboard.md", "optima.csv", "differences.csv"),
-    *("learning_rates.csv", "routing.csv"),
+    *("learning_rates.csv", "routing.csv", "submissions.csv"),
     *("timings.csv", "timings.md", "memory.csv"),
     *(f"{name}.{ending}" for name in CAPTIONS for ending in ("png", "svg")),
     *(f"{name}_dark.{ending}" for name in DARK_TOO for ending in ("png", "svg")),
@@ -65,6 +67,7 @@ class Report:
 
 def write_report(
     suite_folder: Path,
+    submissions: Path | None = None,
     *,
     html: bool = False,
     csv: bool = False,
@@ -76,6 +79,7 @@ def write_report(
 
     Args:
         suite_folder: ``results/<suite>``
+        submissions: folder of submissions, whose rows to this suite join its own
         html: write the page in HTML too, with the index over all suites. A page that is there is
             written again in any case, so that it never differs from the tables.
         csv: write the tables in CSV only, and leave the pages and figures as they are
@@ -87,7 +91,7 @@ def write_report(
         UserError: see `contents_of`; or the folder can't be written to.
     """
     folder = Path(suite_folder)
-    contents = contents_of(folder, html=html, csv=csv, png=png, say=say)
+    contents = contents_of(folder, submissions, html=html, csv=csv, png=png, say=say)
     if not contents:
         return Report([], {})
     written = {name: made for name, content in contents.items() if (made := _bytes_of(content))}
@@ -113,6 +117,7 @@ def _written(folder: Path) -> set[str]:
 
 def first_difference(
     suite_folder: Path,
+    submissions: Path | None = None,
     *,
     say: Callable[[str], object] = lambda text: None,
 ) -> str | None:
@@ -120,7 +125,7 @@ def first_difference(
     those that its records give; None if they are equal. Writes nothing. For the arguments see
     `write_report`. Raises UserError: see `contents_of`; or a file can't be read."""
     folder = Path(suite_folder)
-    contents = contents_of(folder, say=say)
+    contents = contents_of(folder, submissions, say=say)
     made = {name: _bytes_of(content) for name, content in contents.items()}
     frames = {name: of for name, of in contents.items() if isinstance(of, pd.DataFrame)}
     floats = {name: {*frame.columns[frame.dtypes == "Float64"]} for name, frame in frames.items()}
@@ -176,6 +181,7 @@ def _same_values(stored: bytes, expected: bytes, floats: Collection[str]) -> boo
 
 def contents_of(
     folder: Path,
+    submissions: Path | None = None,
     *,
     html: bool = False,
     csv: bool = False,
@@ -190,19 +196,25 @@ def contents_of(
         UserError: no records, an invalid one, a link in the folder, timings of one session from several
             machines, or a page of a user's own with the name of that in HTML.
     """
-    records, suite, times = read(folder)
+    submitted = submissions_to(folder.resolve().name, submissions)
+    records, suite, times = read(folder, submitted)
     if suite is None and times is None:
         say(f"{folder}: no run has finished yet; there is nothing to report")
         return {}
     suite = suite and suite.shown()
-    tables = (_tables_of(suite) if suite else {}) | (_tables_of_times(times) if times else {})
+    tables: _Contents = {"submissions.csv": submitted_frame(submitted, folder)} if submitted else {}
+    tables |= (_tables_of(suite) if suite else {}) | (_tables_of_times(times) if times else {})
     if csv:
         return tables
     contents, cases, look_of = tables, [], {}
     if suite:
         cases, look_of = cases_of(suite), marks(suite.routers)
         drawn = drawn_files(draws_of(suite, cases, look_of), png=png)
-        contents = drawn | contents | {"leaderboard.md": _page(suite, drawn)}
+        contents = (
+            drawn
+            | contents
+            | {"leaderboard.md": _page(suite, drawn, submitted_table(submitted, folder))}
+        )
     if times is not None:
         others = len({timing.session for timing in records.timings}) - 1
         contents["timings.md"] = timing_page(times, others)
@@ -261,10 +273,10 @@ def draws_of(suite: Suite, cases: Sequence[RoutingCase], look_of: Mapping[str, M
     return draws | {"routing_pattern": partial(pattern_figure, cases)}
 
 
-def _page(suite: Suite, drawn: Collection[str]) -> Page:
+def _page(suite: Suite, drawn: Collection[str], submitted: Table | None) -> Page:
     if suite.sweep:
         return isoflop_page(suite.sweep, downstream_section(suite), drawn)
-    return leaderboard_page(suite, drawn)
+    return leaderboard_page(suite, drawn, submitted)
 
 
 def _tables_of(suite: Suite) -> _Contents:

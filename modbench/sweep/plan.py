@@ -62,7 +62,7 @@ class SuitePlan:
 def plan_suite(request: SuiteRequest, tell: Tell) -> SuitePlan:
     """Plan the suite of ``request``. Raises UserError: an error in the suite or in the plugins of all
     rows, or a model would read the training text more often than the suite allows."""
-    rows = resolve(load_suite(request.name, request.settings), request.plugins)
+    rows = resolve(load_suite(request.name, request.settings), request.plugins, request.like)
     runs = chosen(expand_planned(rows), request.only, rows.mistakes)
     for mistake in rows.mistakes:
         tell(f"{mistake}; the other rows are planned")

@@ -17,6 +17,7 @@ class SuiteRequest:
     #: in place of those of the file; see `modbench.sweep.suite.load_suite`
     settings: Mapping[str, Any] = field(default_factory=dict)
     plugins: Sequence[Path] = ()  #: files that register routers
+    like: str | None = None  #: label of the row that an added one is like; None: one of its kind
     only: Sequence[str] = ()  #: labels of rows, or names of runs; empty: all
 
 

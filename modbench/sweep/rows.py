@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modbench.errors import ModelError, UserError, is_file, models_code, several
+from modbench.errors import ModelError, UserError, is_file, known_names, models_code, several
 from modbench.model.config import ModelConfig
 from modbench.model.shape import TRANSFORMERS, HubConfig
 from modbench.plan.family import LAYER_STEP
@@ -61,28 +61,36 @@ class Rows:
         return [said for label, said in self.added.items() if not only or label in chosen]
 
 
-def resolve(suite: Suite, plugins: Sequence[Path] = ()) -> Rows:
-    """Resolve the rows of ``suite``, and of the routers of the files ``plugins``, which are imported. A
-    plugin's mistake or a `ModelError` leaves out its rows. Raises UserError: an unknown router or option
-    or a wrong value in the suite; a plugin file is missing; or two rows have the same label."""
-    from modbench.routing.registry import installed_modules, load_plugin
+def resolve(suite: Suite, plugins: Sequence[Path] = (), like: str | None = None) -> Rows:
+    """Resolve the rows of ``suite``, and of the routers of ``plugins``: files, which are imported, or
+    names of routers that installed packages have. An added row has `model` and `train` of the row
+    ``like``, or of one of its kind. A plugin's mistake or a `ModelError` leaves out its rows. Raises
+    UserError: an unknown router, option or row, or a wrong value in the suite; a plugin file is missing;
+    or two rows have the same label."""
+    from modbench.routing.registry import foreign_routers, installed_modules, load_plugin
 
+    packaged = [file for file in plugins if not is_file(file) and str(file) in foreign_routers()]
     for file in plugins:
-        if not is_file(file):
+        if not is_file(file) and file not in packaged:
             raise UserError(f"plugin {file}: there is no such file; give the path of a Python file")
     rows = Rows(suite)
     files: dict[str, Path] = {}  # by router
     for file in plugins:
+        if file in packaged:
+            continue
         try:
             files |= dict.fromkeys(load_plugin(file), file)
         except UserError as error:
             rows.mistakes.append(error)
     installed, named = installed_modules(), {_router(scheme) for scheme in suite.schemes}
     added = {name: file for name, file in files.items() if name not in named}
+    added |= {str(name): name for name in packaged if str(name) not in named}
+    if like is not None and not added and not rows.mistakes:
+        raise UserError("--like is for rows that --plugin adds, and there are none; leave it out")
     labels = dict.fromkeys(scheme.label.partition("/")[0] for scheme in suite.schemes)
     check_labels(f"suite {suite.source} with its plugins", [*labels, *added])
     for name, file in added.items():
-        _add(rows, name, file)
+        _add(rows, name, file, like)
     unread = bool(rows.mistakes)
     for scheme in rows.suite.schemes:
         plugin, module = files.get(_router(scheme)), installed.get(_router(scheme))
@@ -107,9 +115,9 @@ def _router(scheme: Scheme) -> str:
     return scheme.router.partition(":")[0]
 
 
-def _add(rows: Rows, name: str, file: Path) -> None:
-    """Add a row of router ``name`` at each size or depth, with `model` and `train` of the first row with
-    the built-in router of its base class."""
+def _add(rows: Rows, name: str, file: Path, like: str | None) -> None:
+    """Add a row of router ``name`` at each size or depth, with `model` and `train` of the row ``like``;
+    None: of the first row with the built-in router of its base class."""
     from modbench.routing.depth_router import DepthRouter
     from modbench.routing.expert_router import ExpertRouter
     from modbench.routing.registry import router_class
@@ -120,14 +128,16 @@ def _add(rows: Rows, name: str, file: Path) -> None:
         pattern = "mod"
     elif issubclass(router, ExpertRouter):
         pattern = "token_choice"
-    alike = (s for s in suite.schemes if s.router == pattern and s.label not in suite.hubs)
-    like = next(alike, None)
+    labels = {s.label.partition("/")[0]: s for s in reversed(suite.schemes) if s.label not in suite.hubs}
+    alike = [label for label, scheme in labels.items() if scheme.router == pattern]
+    if like is not None and like not in labels:
+        raise UserError(f"--like: no row of the suite is called '{like}'; {known_names(like, labels)}")
     row = Scheme(router=name)
     rows.added[name] = f"row '{name}' was added by --plugin {file}; the suite does not name it"
-    if like:
-        row = replace(row, model=like.model, train=like.train)
-        if like.train or like.model.keys() - ({"layers"} if like.depth else {}):
-            label = like.label.partition("/")[0]
+    if label := like or next(reversed(alike), None):
+        model, train, depth = (getattr(labels[label], of) for of in ("model", "train", "depth"))
+        row = replace(row, model=model, train=train)
+        if train or model.keys() - ({"layers"} if depth else {}):
             rows.added[name] += f", and it has `model` and `train` of row '{label}'"
     rows.suite = replace(suite, schemes=(*suite.schemes, *suite.rows_of(row)))
 

@@ -73,7 +73,7 @@ def run_suite(request: RunRequest) -> int:
         asked = replace(suite.measure, steps=tuple(steps), downstream=named)
         suite = replace(suite, measure=asked)
     check_trackers(suite.track)
-    rows = resolve(suite, request.plugins)
+    rows = resolve(suite, request.plugins, request.like)
     # A wrong name is refused before anything runs.
     runs = chosen([*expand(rows), *expand_planned(rows)], only, rows.mistakes)
     ranks = max(item.run.train.ranks for item in runs)

@@ -53,7 +53,7 @@ def time_suite(request: TimeRequest) -> int:
     refuse_running()
     if (repetitions := request.repetitions) is not None:
         suite = replace(suite, time=replace(suite.time, repetitions=repetitions))
-    rows = resolve(suite, request.plugins)
+    rows = resolve(suite, request.plugins, request.like)
     folder = request.results / suite.header.name
     err = Console(stderr=True)
     tell = partial(say, err)

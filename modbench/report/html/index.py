@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from modbench.errors import UserError
 from modbench.records.store import recorded_suites, write_files
-from modbench.report.table import Number, Table, one_line
+from modbench.report.table import Link, Number, Table, one_line
 
 #: Name of a suite's page, and of the index over suites.
 PAGE = "index.html"
@@ -103,6 +103,8 @@ def table_html(table: Table, caption: str) -> Markup:
 def _cell(value: object, is_number: bool, is_head: bool) -> Markup:
     """A cell of a table; a value that is HTML stays so."""
     text = value if isinstance(value, Markup) else one_line(value)
+    if isinstance(value, Link):
+        text = Markup('<a href="{}">{}</a>').format(value.address, text)
     attributes = Markup(' class="long"') * (len(text) > _LONG)
     if is_number:
         key = value.value if isinstance(value, Number) else value

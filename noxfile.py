@@ -8,7 +8,9 @@ import hashlib
 import os
 import shutil
 import sys
+import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import nox
@@ -25,6 +27,7 @@ ENVIRONMENTS = HERE / ".nox"
 OLDEST = "torch==2.11.*"
 #: Each test process runs one thread and needs up to 2 GB.
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal", "--benchmark-disable"]
+REPORT = ["modbench", "report", "--results=results", "--submissions=submissions"]
 #: What makes this processor round as others do; the last moves tensors of files off the cache line.
 PROCESSORS = (
     "OPENBLAS_CORETYPE=HASWELL",
@@ -172,10 +175,33 @@ def reported() -> list[str]:
 def results(session: nox.Session) -> None:
     """Compare the committed tables, pages and figures of each suite with what its records give, and
     train a committed run again."""
-    module(session, "modbench", "report", *reported(), "--results", "results", "--check")
+    module(session, *REPORT, *reported(), "--check")
     # Another processor rounds differently, so that losses may differ a little.
     words = ("quick/vanilla#0", "--results", "results", "--within", "0.3")
     module(session, "modbench", "verify", *words)
+
+
+@nox.session
+def board(session: nox.Session) -> None:
+    """Write the tables, pages and figures of the board again, with the rows of submissions/."""
+    module(session, *REPORT, "board", "--html")
+
+
+@nox.session
+def submission(session: nox.Session) -> None:
+    """Check the submissions in the folders named after --. Their code runs: read it first."""
+    python, refused = ready(session), []
+    for folder in session.posargs:
+        with suppress(OSError, ValueError, KeyError):  # check-submission says what is wrong
+            text = (HERE / folder / "submission.toml").read_text(encoding="utf-8")
+            package = str(tomllib.loads(text)["package"])
+            session.run(python, "-m", "pip", "install", "--quiet", "--", package)
+        try:
+            session.run(python, "-m", "modbench", "check-submission", folder)
+        except CommandFailed:
+            refused.append(folder)
+    if refused:
+        session.error(f"refused: {', '.join(refused)}")
 
 
 @nox.session
@@ -201,7 +227,7 @@ def pages(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site of docs/ and the pages of the suites into build/docs/html; a warning is an error.
     Arguments after -- go to sphinx-build."""
-    module(session, "modbench", "report", *reported(), "--results", "results", "--html")
+    module(session, *REPORT, *reported(), "--html")
     words = ["-W", "--keep-going", "-d", "build/docs/doctrees", *session.posargs]
     module(session, "sphinx", *words, "docs", "build/docs/html")
 

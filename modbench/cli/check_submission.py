@@ -30,7 +30,7 @@ def check_submission(
         board: folder of the board's records; by default results/SUITE
         minutes: longest time of a command that runs the code
         memory: gigabytes of address space that it may use
-        json: print one JSON document in place of a line per check
+        json_: print one JSON document in place of a line per check
     """
     from modbench.submission.checks import checks
     from modbench.submission.folder import STATED

@@ -26,8 +26,7 @@ def submit(
     """Write a row of your own as a submission to a board: code, records and what you say of it. What
     `modbench check-submission` would refuse is refused here.
 
-    Example: modbench submit my_router --plugin my_router.py --author "A. Author" --licence MIT
-    --out submissions/my-router
+    Example: modbench submit my_router --author "A. Author" --licence MIT --out submissions/my-router
 
     Args:
         row: label of the row in the results

@@ -2,12 +2,14 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
+
+import pandas as pd
 
 from modbench.analysis.difference import Verdict
 from modbench.errors import UserError, known_names, several
@@ -55,7 +57,7 @@ class _Checking:
 
     def files(self) -> str:
         of = self.submission.stated
-        return f"{self.submission.megabytes:.1f} MB; {of.title}, by {', '.join(of.authors)}"
+        return f"{self.submission.size / 1e3:,.0f} kB; {of.title}, by {', '.join(of.authors)}"
 
     def records(self) -> str:
         """All runs are finished, of one router, measured and audited."""
@@ -194,16 +196,20 @@ _CHECKS: Mapping[str, Callable[[_Checking], str]] = {
     "a run": _Checking.verify,
 }
 #: That run the submission's code.
-RUN_CODE = ("audit", "a run")
+_RUN_CODE = ("audit", "a run")
 
 
-def checks(folder: Path, board: Path | None, limits: Limits) -> Iterator[Check]:
-    """The outcomes of the checks of the submission in ``folder``, to a board with the records in
-    ``board``, by default results/<suite>. After a failure the code isn't run, and without readable
-    files and records nothing more is checked."""
+def checks(
+    folder: Path, board: Path | None, limits: Limits, leave_out: Collection[str] = ()
+) -> Iterator[Check]:
+    """The outcomes of the checks of the submission in ``folder``, but for those in ``leave_out``, to a
+    board with the records in ``board``, by default results/<suite>. After a failure the code isn't
+    run, and without readable files and records nothing more is checked."""
     checking, failed = _Checking(folder, board, limits), set[str]()
     for name, check in _CHECKS.items():
-        if failed & {"files", "records"} or (failed and name in RUN_CODE):
+        if name in leave_out:
+            continue
+        if failed & {"files", "records"} or (failed and name in _RUN_CODE):
             yield Check(name, "not run", "an earlier check failed")
             continue
         try:
@@ -223,7 +229,7 @@ def claim_of(board: Path, submission: Submission) -> Verdict:
     if word.empty:
         raise UserError(f"the row can't be compared with the dense row of {board}: it is not ranked")
     verdict, why = word.iloc[0][["verdict", "no_verdict_because"]]
-    if verdict not in get_args(Verdict):
+    if pd.isna(verdict):
         raise UserError(f"the difference to the dense row has no verdict ({why}); complete {board}")
     return cast("Verdict", verdict)
 

@@ -67,7 +67,7 @@ class Submission:
 
     folder: Path
     stated: Statement
-    megabytes: float
+    size: int  #: bytes of its files
 
     @property
     def name(self) -> str:
@@ -126,7 +126,7 @@ def read_submission(folder: Path) -> Submission:
         table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} isn't TOML ({error}); fix it there") from error
-    submission = Submission(folder, built(f"{file}:", table, Statement), total / 1e6)
+    submission = Submission(folder, built(f"{file}:", table, Statement), total)
     if submission.file and not submission.file.is_file():
         raise UserError(f"{submission.file}: there is no such file; add it, or change file in {STATED}")
     return submission

@@ -49,7 +49,10 @@ def isolated(arguments: Sequence[str], limits: Limits) -> tuple[int, str, str]:
 
     started = subprocess.Popen(
         [*without_network(), sys.executable, "-m", "modbench", *arguments],
-        env={name: os.environ[name] for name in _KEPT if name in os.environ},
+        env={
+            "PYTHONDONTWRITEBYTECODE": "1",  # no __pycache__ in the folder
+            **{name: os.environ[name] for name in _KEPT if name in os.environ},
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -58,13 +61,14 @@ def isolated(arguments: Sequence[str], limits: Limits) -> tuple[int, str, str]:
         start_new_session=True,
         preexec_fn=limit,
     )
-    try:
-        printed, told = started.communicate(timeout=60 * limits.minutes)
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            f"`modbench {arguments[0]}` took more than {limits.minutes:g} minutes; raise --minutes"
-        ) from None
-    finally:
-        with suppress(ProcessLookupError):  # none that it left behind
-            os.killpg(started.pid, signal.SIGKILL)
+    with started:
+        try:
+            printed, told = started.communicate(timeout=60 * limits.minutes)
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"`modbench {arguments[0]}` took more than {limits.minutes:g} minutes; raise --minutes"
+            ) from None
+        finally:
+            with suppress(ProcessLookupError):  # none that it left behind
+                os.killpg(started.pid, signal.SIGKILL)
     return started.returncode, printed, told

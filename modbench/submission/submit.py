@@ -12,9 +12,12 @@ from modbench.errors import UserError
 from modbench.records.named import named
 from modbench.records.store import RECORDS
 from modbench.routing.registry import installed_modules, package_of
-from modbench.submission.checks import RUN_CODE, checks, claim_of
+from modbench.submission.checks import checks, claim_of
 from modbench.submission.folder import STATED, Statement, read_submission
 from modbench.submission.isolated import Limits
+from modbench.sweep.suite import load_suite
+
+_LIMITS = Limits(minutes=30, gigabytes=16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ def submit(request: Request, say: Callable[[str], object]) -> int:
     out = request.out
     if os.path.lexists(out):
         raise UserError(f"{out} exists; remove it, or give another folder with --out")
+    suite = load_suite(request.suite).header
     side = named(f"{request.results / request.suite}/{request.row}")
     chosen = [of for of in side.results if of.in_suite] or [*side.results]
     if not chosen:
@@ -61,23 +65,21 @@ def submit(request: Request, say: Callable[[str], object]) -> int:
             authors=tuple(request.authors),
             licence=request.licence,
             paper=request.paper,
-            suite=first.suite["name"],
-            version=first.suite["version"],
+            suite=suite.name,
+            version=suite.version,
             router=name,
             file=file,
             package=None if file else _package_of(name),
             claim="undecided",
         )
         (made / STATED).write_text(stated.to_toml(), encoding="utf-8")
-        submission = read_submission(made)
-        stated = replace(stated, claim=claim_of(request.board, submission))
-        (made / STATED).write_text(stated.to_toml(), encoding="utf-8")
-        for check in checks(made, request.board, Limits(minutes=30, gigabytes=16)):
-            if check.check == RUN_CODE[-1]:  # it was just trained
-                break
-            say(f"{check.verdict:<8} {check.check}: {check.said}")
+        for check in checks(made, request.board, _LIMITS, leave_out=("claim", "a run")):
             if check.verdict == "failed":
                 raise UserError(f"nothing is written: {check.check}: {check.said}")
+            say(f"{check.check}: {check.said}")
+        claim = claim_of(request.board, read_submission(made))
+        (made / STATED).write_text(replace(stated, claim=claim).to_toml(), encoding="utf-8")
+        say(f"claim: {claim}, compared with the dense row of {request.board}")
         os.replace(made, out)
     return 0
 

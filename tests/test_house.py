@@ -29,8 +29,8 @@ BELOW: dict[str, set[str]] = {
     "data": {"errors", "typed"},
     "train": {"errors", "typed", "ledger", "counting", "model", "routing", "hf", "accounting", "data"},
 }
-#: Of the rooms above `errors` and `typed`, records import the configurations only.
-BELOW["records"] = {"errors", "typed", "model", "data", "train"}
+#: Of the rooms above `errors`, `typed` and `analysis`, records import the configurations only.
+BELOW["records"] = {"errors", "typed", "analysis", "model", "data", "train"}
 BELOW["report"] = {"errors", "analysis", "records", "shipped"}
 BELOW["trained"] = BELOW["train"] | {"train", "records", "hf"}
 BELOW["audit"] = BELOW["train"] | {"train", "records"}
@@ -40,7 +40,8 @@ BELOW["measure"] = _MEASURED | {"audit", "evaluate"}
 BELOW["timing"] = _MEASURED | {"audit", "measure", "plan"}
 BELOW["sweep"] = _MEASURED | {"audit", "evaluate", "measure", "plan", "report", "timing"}
 BELOW["sweep"] |= {"shipped", "__version__"}
-BELOW["cli"] = BELOW["sweep"] | {"sweep", "hf"}
+BELOW["submission"] = BELOW["report"] | {"report", "routing", "sweep"}
+BELOW["cli"] = BELOW["sweep"] | {"sweep", "hf", "submission"}
 BELOW["__main__"] = {"cli", "errors"}
 #: Opened by any file for its names; it imports nothing when it is loaded.
 BELOW["__init__"] = {"counting", "accounting", "hf", "ledger", "report", "routing", "trained"}

@@ -32,8 +32,8 @@ def check_submission(
         memory: gigabytes of address space that it may use
         json_: print one JSON document in place of a line per check
     """
+    from modbench.records.submission import STATED
     from modbench.submission.checks import checks
-    from modbench.submission.folder import STATED
     from modbench.submission.isolated import Limits
 
     if not minutes > 0 or not memory > 0:

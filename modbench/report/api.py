@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from modbench.analysis.curves import Curves
+    from modbench.records.submission import Submission
     from modbench.report.suite import Suite
-    from modbench.submission.folder import Submission
 
 
 def results(folder: str | Path) -> "pd.DataFrame":

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from modbench.records.submission import Submission
 from modbench.report.table import Link, Table
 from modbench.report.times import processor_types
-from modbench.submission.folder import Submission
 
 
 def submitted_frame(submissions: Sequence[Submission], board: Path) -> pd.DataFrame:

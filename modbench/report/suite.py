@@ -14,6 +14,7 @@ from modbench.errors import UserError
 from modbench.records.record import AuditRecord
 from modbench.records.result import Result, results_of
 from modbench.records.store import RECORDS, Records, read_suite, refuse_links
+from modbench.records.submission import Submission
 from modbench.report.audited import by_run
 from modbench.report.isoflop.source import IsoFlopSuite, isoflop_suite
 from modbench.report.pairs import compared, noise_of, wanted_pairs, with_differences
@@ -22,7 +23,6 @@ from modbench.report.runs import findings_frame, runs_frame
 from modbench.report.schemes import schemes_frame
 from modbench.report.table import rounded
 from modbench.report.times import Times, labels_of, newest_session, timed_frame
-from modbench.submission.folder import Submission
 
 
 @dataclass(frozen=True, kw_only=True)

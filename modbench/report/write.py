@@ -15,6 +15,7 @@ import pandas as pd
 from modbench.analysis.frames import rows_frame
 from modbench.errors import UserError
 from modbench.records.store import Records, read_bytes, write_files
+from modbench.records.submission import submissions_to
 from modbench.report.captions import CAPTIONS
 from modbench.report.downstream import downstream_section
 from modbench.report.html.index import PAGE, has_page, index_page, write_index
@@ -36,7 +37,6 @@ from modbench.report.suite import Suite, read
 from modbench.report.table import Table, to_csv
 from modbench.report.times import Times, shape_of
 from modbench.report.timing_page import timing_page
-from modbench.submission.folder import submissions_to
 
 #: Names of the files that the last report wrote, a line each: what it has no data for is removed, and
 #: other files of these names are a user's own.

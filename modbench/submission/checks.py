@@ -16,9 +16,9 @@ from modbench.errors import UserError, known_names, several
 from modbench.records.probes import leak_verdict
 from modbench.records.record import Finding
 from modbench.records.run import Run
+from modbench.records.submission import STATED, Submission, read_submission
 from modbench.routing.registry import code_sha256, installed_modules
 from modbench.shipped import shipped_suites
-from modbench.submission.folder import STATED, Submission, read_submission
 from modbench.submission.isolated import Limits, isolated
 
 #: Arguments of `modbench audit` that state a shape, by the field of the model.

@@ -11,9 +11,9 @@ from pathlib import Path
 from modbench.errors import UserError
 from modbench.records.named import named
 from modbench.records.store import RECORDS
+from modbench.records.submission import STATED, Statement, read_submission
 from modbench.routing.registry import installed_modules, package_of
 from modbench.submission.checks import checks, claim_of
-from modbench.submission.folder import STATED, Statement, read_submission
 from modbench.submission.isolated import Limits
 from modbench.sweep.suite import load_suite
 

@@ -252,8 +252,8 @@ def test_what_checks_would_refuse_is_not_written(my_results: Path) -> None:
 
 
 def test_the_board_has_the_rows_of_submissions() -> None:
+    from modbench.records.submission import submissions_to
     from modbench.report.api import pairs
-    from modbench.submission.folder import submissions_to
 
     with_them = pairs(BOARD, submissions_to("board", ROOT / "submissions"))
     without = pairs(BOARD)

@@ -8,10 +8,12 @@ before them, with a slash at its end. A claim holds a whole sentence."""
 import csv
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import dropwhile, product, takewhile
 from pathlib import Path
+from statistics import fmean
 
 import gpu_estimates
 
@@ -37,6 +39,8 @@ SCORES = {
 }
 #: Suites that wait for a GPU.
 PLANNED = ("isoflop-gpu", "isoflop-depth-gpu", "mod-paper-6e18", "mod-paper")
+#: Nats that a routed layer must gain over random selection before shares of the gain are shown.
+ROUTING_GAIN = 0.05
 FITS = ("parabola", "akima", "surface")
 
 Line = Mapping[str, str]
@@ -250,6 +254,28 @@ def optimizers() -> str:
     return Table(heads, rows).to_markdown()
 
 
+def routing() -> str:
+    """Areas of the predictors, and the share of the gain over random selection that a rule keeps: means
+    over seeds and layers at the end of training."""
+    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for line in read("routing-over-training/routing.csv"):
+        at_tenth = line["metric"] == "saturation"
+        if line["share"] == ("0.1" if at_tenth else "1.0"):
+            values[line["row"], line["kind"], line["metric"]].append(float(line["value"]))
+    rules = ("position", "dense_loss", "dense_change", "id", "ids")
+    areas = [f"auc_{rule}" for rule in rules]
+    rows = []
+    for row, kind in sorted({(row, kind) for row, kind, metric in values if metric == areas[0]}):
+        mean = {metric: fmean(of) for (*ours, metric), of in values.items() if ours == [row, kind]}
+        kept = ["-", "-"]
+        if "loss_own" in mean and mean["loss_random"] - mean["loss_own"] > ROUTING_GAIN:
+            gain = mean["loss_random"] - mean["loss_own"]
+            kept = [f"{(mean['loss_random'] - mean[f'loss_{of}']) / gain:.0%}" for of in rules[3:]]
+        rows.append((row, kind, *(f"{mean[of]:.2f}" for of in ("saturation", *areas)), *kept))
+    heads = ("scheme", "decisions", "taken at a tenth", *(rule.replace("_", " ") for rule in rules))
+    return Table((*heads, "gain kept by id", "by ids"), rows).to_markdown()
+
+
 def _with_interval(value: float, half: float) -> str:
     return f"{value:+.3f} ({value - half:+.3f} to {value + half:+.3f})"
 
@@ -349,6 +375,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "depth": depth,
     "pilot": pilot,
     "optimizers": optimizers,
+    "routing": routing,
     "quick": partial(first_table, "quick"),
     "row": row,
     "seeds": seeds,

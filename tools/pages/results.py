@@ -9,7 +9,7 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import dropwhile, product, takewhile
 from pathlib import Path
@@ -18,6 +18,7 @@ from statistics import fmean
 import gpu_estimates
 
 import modbench
+from modbench.analysis.idle_layers import LEAST_ADDED
 from modbench.plan.units import shown as in_units
 from modbench.records.run_name import budget_text
 from modbench.records.store import read_suite
@@ -28,7 +29,12 @@ from modbench.sweep.request import SuiteRequest
 from pages.keys import ROOT, TABLES
 
 RESULTS = ROOT / "results"
-DENSE, MOD, RANDOM = "vanilla", "mod", "mod:gaussian"
+DENSE, MOD = "vanilla", "mod"
+#: The suites of README's table, by budget, and their rows that choose tokens by a rule.
+HEADLINES = ("headline-1e13", "headline-3e13")
+CONTROLS = ("mod:hash", "mod:gaussian")
+#: Share of seeds in which each routed layer of a control must be used.
+USED_SHARE = 0.75
 #: Headings and columns of the table of downstream scores.
 SCORES = {
     "validation loss (nats/token)": "heldout_loss",
@@ -41,7 +47,6 @@ SCORES = {
 PLANNED = ("isoflop-gpu", "isoflop-depth-gpu", "mod-paper-6e18", "mod-paper")
 #: Nats that a routed layer must gain over random selection before shares of the gain are shown.
 ROUTING_GAIN = 0.05
-FITS = ("parabola", "akima", "surface")
 
 Line = Mapping[str, str]
 
@@ -56,7 +61,7 @@ def at(flops: str) -> str:
     return budget_text(int(float(flops)))
 
 
-def optima(suite: str, fit: str = FITS[0]) -> list[Line]:
+def optima(suite: str, fit: str = "parabola") -> list[Line]:
     """The lines of ``fit`` that have an optimum, each at its best depth, in the order of the page."""
     lines = read(f"{suite}/optima.csv")
     return [line for line in lines if line["fit"] == fit and line["best"] == "True"]
@@ -80,37 +85,63 @@ def number(line: Line, name: str, form: str = ".4f", prefix: str | None = None) 
     return f"{float(line[name]):{form}}" + (f" [{low}, {high}]" if has_interval else "")
 
 
-def speed_up(line: Line, *, interval: bool = True) -> str:
+def speed_up(line: Line) -> str:
     """FLOPs that the dense model needs for the loss of a scheme, over the budget."""
     if not line["speed_up"]:
         return "-"
-    value = number(line, "speed_up", ".2f") if interval else f"{float(line['speed_up']):.2f}"
-    return f"{line['speed_up_bound']} {value}".strip()
+    return f"{line['speed_up_bound']} {number(line, 'speed_up', '.2f')}".strip()
 
 
-def finding() -> str:
-    """Of each scheme and budget: the difference to the dense model, its verdict, and the speed-up."""
-    lines = {(line["scheme"], line["budget"]): line for line in optima("isoflop-cpu")}
-    budgets, pairs = sorted({budget for _, budget in lines}, key=float), minus_dense("isoflop-cpu")
-    schemes = dict.fromkeys(scheme for scheme, _ in lines if scheme != DENSE)
-    heads = ["scheme", *(f"minus dense, {at(budget)}" for budget in budgets)]
-    heads += [f"dense needs, {at(budget)}" for budget in budgets]
+def word(line: Line, controls: Sequence[str] = CONTROLS) -> str:
+    """The verdict on a row; *unused*: a control whose routed layers do next to nothing."""
+    for control in {line["scheme"], line["other"]} & {*controls}:
+        (suite,) = (suite for suite in HEADLINES if at(line["budget"]) in suite)
+        runs = modbench.results(RESULTS / suite)
+        added = runs[runs["label"] == control].filter(like="added_layer_").dropna(axis=1)
+        if ((added >= LEAST_ADDED).mean() < USED_SHARE).any():
+            return "unused"
+    return line.get("verdict") or line.get("no_verdict_because", "")
+
+
+def headline() -> str:
+    """One row per scheme at its own best shape: its loss minus the dense model's at each budget."""
+    lines = {(line["scheme"], suite): line for suite in HEADLINES for line in primary(suite)}
+    last = {line["label"]: line for line in read(f"{HEADLINES[-1]}/leaderboard.csv")}
+    schemes = sorted(
+        {scheme for scheme, _ in lines}, key=lambda of: float(lines[of, HEADLINES[-1]]["value"])
+    )
     rows = []
-    for scheme in schemes:
-        of = [lines[scheme, budget] for budget in budgets]
-        told = [pairs[budget, scheme] for budget in budgets]
-        minus = [f"{float(line['value']):+.3f} {line['verdict']}" for line in told]
-        rows.append((scheme, *minus, *(speed_up(line, interval=False) for line in of)))
-    rows.append(confirmed(budgets))
-    return Table(heads, rows).to_markdown()
+    for scheme in (DENSE, *schemes):
+        told = ["-" for _ in HEADLINES]
+        if scheme != DENSE:
+            of = [lines[scheme, suite] for suite in HEADLINES]
+            told = [f"{number(line, 'value', '+.3f', prefix='')} {word(line)}" for line in of]
+        shape = last[scheme]
+        rows.append((scheme, shape["layers"], f"{float(shape['active_parameters']) / 1e3:.0f} k", *told))
+    heads = [f"minus dense, {suite.rpartition('-')[2]} FLOPs" for suite in HEADLINES]
+    return Table(("scheme", "layers", "active parameters", *heads), rows).to_markdown()
 
 
-def confirmed(budgets: Sequence[str]) -> tuple[str, ...]:
-    """The primary comparison of the suite confirm as a row of `finding`."""
-    (line,) = (line for line in read("confirm/differences.csv") if line["family"] == "primary")
-    told = f"{float(line['value']):+.3f} {line['verdict']}"
-    minus = (told if float(of) == float(line["budget"]) else "-" for of in budgets)
-    return (f"{line['scheme']}, piloted depths, {line['pairs']} seeds", *minus, *("-" for _ in budgets))
+def primary(suite: str, role: str = "primary") -> list[Line]:
+    """The comparisons of ``role`` that ``suite`` was written to decide."""
+    return [line for line in read(f"{suite}/differences.csv") if line["family"] == role]
+
+
+def choosing() -> str:
+    """The secondary comparisons of the suites of `headline`: by context, by token ids, at random."""
+    rows = [
+        {
+            "FLOPs": at(line["budget"]),
+            "difference": f"{line['scheme']} minus {line['other']}",
+            "nats/token": number(line, "value", "+.3f", prefix=""),
+            "margin": line["margin"] or "-",
+            "word": word(line),
+            "blocks": line["pairs"],
+        }
+        for suite in HEADLINES
+        for line in primary(suite, "secondary")
+    ]
+    return Table.of(rows, left=(1, 4)).to_markdown()
 
 
 def curves() -> str:
@@ -122,96 +153,30 @@ def curves() -> str:
         {
             "FLOPs": at(line["budget"]),
             "scheme": line["scheme"],
-            "loss at the optimum (nats/token)": number(line, "loss"),
-            "minus dense": number(minus, "value", prefix=""),
+            "loss": f"{float(line['loss']):.3f}",
+            "minus dense": number(minus, "value", "+.3f", prefix=""),
             "verdict": minus["verdict"] or "-",
-            "speed-up at equal loss": speed_up(line),
-            "active parameters": f"{float(line['active_parameters']) / 1e3:,.0f} k",
+            "speed-up": speed_up(line),
         }
         for line, minus in told
     ]
     return Table.of(rows, left=(1, 4)).to_markdown()
 
 
-def control() -> str:
-    """MoD minus its random control: at the optima by budget, and of runs of equal shape."""
-    rows = []
-    for line in read("isoflop-cpu/differences.csv"):
-        if (line["scheme"], line["other"]) == (MOD, RANDOM):
-            where = (
-                f"at the optima, {at(line['budget'])} FLOPs" if line["budget"] else "runs of equal shape"
-            )
-            rows.append((where, number(line, "value", prefix=""), f"{float(line['p']):.2g}"))
-            if not line["budget"]:
-                rows.append(("the same at MoD's optimal sizes", number(line, "at_optima"), "-"))
-                slope = f"{float(line['per_efold_of_size']):+.4f}"
-                rows.append(("the same, change per e-fold of the size", slope, "-"))
-    return Table(("mod minus mod:gaussian", "nats/token", "p"), rows).to_markdown()
-
-
-def turned(line: Line) -> Line:
-    """A difference as MoD minus its control, where it is the other way round."""
-    if (line["scheme"], line["other"]) != (RANDOM, MOD):
-        return line
-    value, high, low = (f"{-float(line[name])}" for name in ("value", "low", "high"))
-    return {**line, "scheme": MOD, "other": RANDOM, "value": value, "low": low, "high": high}
-
-
-def depth() -> str:
-    """MoD minus dense and minus its control by depth, with the other fits' differences."""
-    order = (f"{MOD} minus {DENSE}", f"{MOD} minus {RANDOM}")
-    losses = {
-        (line["budget"], line["scheme"], line["depth"], line["fit"]): float(line["loss"])
-        for line in read("isoflop-depth/optima.csv")
-        if line["loss"]
-    }
-    best = {
-        (line["budget"], line["scheme"], line["fit"]): float(line["loss"])
-        for fit in FITS
-        for line in optima("isoflop-depth", fit)
-    }
-
-    def others(line: Line) -> Iterator[str]:
-        for fit in FITS[1:]:
-            sides = []
-            for scheme in (line["scheme"], line["other"]):
-                found = best.get((line["budget"], scheme, fit))
-                if line["depth"]:
-                    found = losses.get((line["budget"], scheme, line["depth"], fit))
-                sides.append(found)
-            ours, theirs = sides
-            yield "-" if ours is None or theirs is None else f"{ours - theirs:+.4f}"
-
-    rows = []
-    for line in map(turned, read("isoflop-depth/differences.csv")):
-        if line["budget"] and f"{line['scheme']} minus {line['other']}" in order:
-            row = {
-                "FLOPs": at(line["budget"]),
-                "layers": line["depth"] or "best of each",
-                "difference": f"{line['scheme']} minus {line['other']}",
-                "nats/token": number(line, "value", "+.4f", prefix=""),
-            }
-            by_fit = dict(zip(("by Akima interpolation", "by the surface"), others(line), strict=True))
-            rows.append(row | by_fit)
-    rows.sort(
-        key=lambda row: (order.index(row["difference"]), float(row["FLOPs"]), row["layers"].zfill(2))
-    )
-    unique = {tuple(row.values()): row for row in rows}
-    return Table.of([*unique.values()], left=(1, 2)).to_markdown()
-
-
 def pilot() -> str:
-    """The losses of the pilot of the suite confirm by seed, and their means."""
-    runs = modbench.results(RESULTS / "confirm")
-    runs = runs[runs["label"].str.startswith("pilot")]
+    """Mean losses of headline-pilot by scheme, depth and rate; the lowest of a scheme is the chosen one."""
+    runs = modbench.results(RESULTS / "headline-pilot")
+    runs["row"] = runs["label"].str.split().str[0]
+    means = runs.groupby(["row", "layers", "width", "learning_rate"])["heldout_loss"].mean()
+    best = {means[row].min() for row in means.index.unique("row")}
     rows = []
-    for names, of in runs.groupby(["router", "layers", "width", "learning_rate"], sort=True):
-        losses = {
-            f"seed {run.seed}": f"{run.heldout_loss:.4f}" for run in of.sort_values("seed").itertuples()
-        }
-        row = dict(zip(("router", "layers", "width", "learning rate"), names, strict=True)) | losses
-        rows.append(row | {"mean": f"{of['heldout_loss'].mean():.4f}"})
-    return Table.of(rows).to_markdown()
+    for (row, layers, width), of in means.groupby(level=[0, 1, 2], sort=True):
+        rates = (
+            f"{rate:g}: {loss:.4f}{' (chosen)' if loss in best else ''}"
+            for (*_, rate), loss in of.items()
+        )
+        rows.append((row, layers, width, ", ".join(rates)))
+    return Table(("scheme", "layers", "width", "learning rate: loss"), rows, left=(0, 3)).to_markdown()
 
 
 def scores(suite: str) -> str:
@@ -363,16 +328,15 @@ def row() -> str:
 
 #: What writes the text between the markers of each name.
 TEXTS: dict[str, Callable[[], str]] = {
-    "finding": finding,
+    "headline": headline,
+    "choosing": choosing,
     "scale": scale,
     "costs": costs,
     "curves": curves,
-    "control": control,
     "scores": partial(scores, "quick-scores"),
     "confirm": partial(first_table, "confirm"),
     "confirm scores": partial(scores, "confirm"),
     "planned": planned,
-    "depth": depth,
     "pilot": pilot,
     "optimizers": optimizers,
     "routing": routing,

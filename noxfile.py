@@ -3,7 +3,6 @@
 In an environment that has all dependencies: nox --no-venv --no-install -s SESSION
 """
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -271,9 +270,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
-    """Measure time and memory of the gpu suite's schemes on a GPU, print the times next to what is
-    expected, then train the schemes, in my-results-gpu/; arguments after -- go to modbench time, and to
-    modbench run where it has the option."""
+    """Measure time and memory of the gpu suite's schemes on a GPU, then train them, in my-results-gpu/;
+    arguments after -- go to modbench time, and to modbench run where it has the option."""
     try:
         session.run(for_users(session), "-m", "modbench", "doctor", "--gpu")
     except CommandFailed:
@@ -288,10 +286,6 @@ def bench_gpu(session: nox.Session) -> None:
         if failure.reason != "Returned code 1":  # refused, or stopped by the user
             raise
         timed = False  # one scheme could not be timed; the others are trained
-    options = argparse.ArgumentParser()
-    options.add_argument("--results", default="my-results-gpu")
-    folder = Path(options.parse_known_args(session.posargs)[0].results, "gpu")
-    session.run(for_users(session), str(HERE / "tools" / "gpu_estimates.py"), str(folder))
     suite(session, "run", "gpu", "my-results-gpu", of_training(session.posargs))
     if not timed:
         session.error("modbench time failed (see its message above); training succeeded")

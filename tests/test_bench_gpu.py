@@ -8,14 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gpu_estimates
 import pytest
 from inline import modbench_inline
 from nox.command import CommandFailed
-
-from modbench.sweep.rows import resolve
-from modbench.sweep.suite import load_suite
-from modbench.sweep.wanted import expand_planned
 
 ROOT = Path(__file__).parents[1]
 #: Sizes in place of those of suites/gpu.toml; its tables and keys stay as they are.
@@ -77,11 +72,9 @@ def test_times_come_first_and_training_gets_its_own_options(noxfile: ModuleType)
     session = Session("--only", "mod", "--repetitions", "1", "--again")
     noxfile.bench_gpu.func(session)
     words = ["suites/gpu.toml", "--only", "mod"]
-    estimates = [str(ROOT / "tools" / "gpu_estimates.py"), "my-results-gpu/gpu"]
     there = ["--results", "my-results-gpu"]
     assert session.commands == [
         ["-m", "modbench", "time", *words, "--repetitions", "1", "--again", *there],
-        estimates,
         ["-m", "modbench", "run", *words, *there],
     ]
 
@@ -101,53 +94,7 @@ def test_a_scheme_without_times_is_trained_and_a_refusal_ends_the_session(
     else:
         with pytest.raises(CommandFailed):
             noxfile.bench_gpu.func(session)
-    assert len(session.commands) == (3 if code == 1 else 1)
-
-
-@pytest.mark.parametrize(
-    ("words", "folder"),
-    [
-        (["--results", "there"], "there/gpu"),
-        (["--results=here", "--only", "mod"], "here/gpu"),
-        (["--only", "mod"], "my-results-gpu/gpu"),
-    ],
-)
-def test_estimates_are_printed_next_to_the_times_of_this_session(
-    words: list[str], folder: str, noxfile: ModuleType
-) -> None:
-    session = Session(*words)
-    noxfile.bench_gpu.func(session)
-    assert session.commands[1][-1] == folder
-
-
-def test_what_was_measured_stands_next_to_its_estimate(tmp_path: Path) -> None:
-    """Where the row, its batch and the quantity were measured."""
-    head = "label,shape,case,sequences,seconds_median,flops_nominal,realised_efficiency"
-    lines = [
-        "vanilla,124M,train,64,0.2,52320000000000,1.0",
-        "vanilla,124M,train x 20,64,0.1,52320000000000,1.0",
-        "mod,124M,train,64,0.18,36360000000000,0.77",
-        "mod,350M,train,64,0.5,36360000000000,",
-        "mod:half,350M,train,64,,,",
-        "token_choice,350M,train,8,0.5,4545000000000,0.5",
-    ]
-    (tmp_path / "timings.csv").write_text("\n".join([head, *lines]))
-    table = gpu_estimates.table(tmp_path / "timings.csv").splitlines()
-    last = {tuple(line.split(" | ")[:3]): line.split(" | ")[-1].rstrip(" |") for line in table}
-    assert last["| vanilla/124M", "64", "training step (ms)"] == "200.0"
-    assert last["| vanilla/124M", "64", "share of 989 TFLOP/s (%)"] == "26.5"
-    assert last["| mod/124M", "64", "step over vanilla"] == "0.90"
-    assert last["| mod/124M", "64", "realised efficiency"] == "0.77"
-    for row, quantity in (("mod/350M", "step over vanilla"), ("token_choice/350M", "step over vanilla")):
-        assert last[f"| {row}", "64", quantity] == "-"
-
-
-def test_estimates_are_of_rows_of_the_suite() -> None:
-    rows = resolve(load_suite(str(ROOT / "suites" / "gpu.toml")), [])
-    labels = {item.label for item in expand_planned(rows)}
-    assert {line["row"] for line in gpu_estimates.estimates()} <= labels
-    batch = str(rows.suite.train.batch)
-    assert {line["sequences"] for line in gpu_estimates.estimates()} == {batch}
+    assert len(session.commands) == (2 if code == 1 else 1)
 
 
 def test_a_machine_without_a_gpu_is_told_what_to_run(noxfile: ModuleType) -> None:
@@ -170,20 +117,13 @@ def test_its_commands_run_on_a_small_copy_of_its_suite(noxfile: ModuleType, tmp_
     (tmp_path / "text.txt").write_text("\n\n".join(f"one line and another, {n}." for n in range(400)))
 
     def run_here(words: list[str]) -> None:
-        if words[1].endswith("gpu_estimates.py"):
-            printed.append(gpu_estimates.table(tmp_path / words[2] / "timings.csv"))
-            return
         code, said = modbench_inline(tmp_path, *words[words.index("modbench") + 1 :])
         assert code == 0, said
 
-    printed: list[str] = []
     session = Session("--only", "mod/124M", run_command=run_here)
     noxfile.bench_gpu.func(session)
-    assert len(session.commands) == 3
-    assert "| mod/124M | 64 | step over vanilla | 0.86-0.91 | - |" in printed[0]
+    assert len(session.commands) == 2
     files = {path.name for path in (tmp_path / "my-results-gpu" / "gpu").iterdir()}
     assert {"leaderboard.md", "leaderboard.csv", "timings.md", "timings.csv", "memory.csv"} <= files
-    measured = gpu_estimates.measured(tmp_path / "my-results-gpu" / "gpu" / "timings.csv")
-    assert "training step (ms)" in measured["mod/124M", "2"]
     leaderboard = (tmp_path / "my-results-gpu" / "gpu" / "leaderboard.md").read_text()
     assert "mod/124M" in leaderboard

@@ -34,8 +34,7 @@ _TABLE = (
     Metric("heldout_loss_leaky", "nats/token", "none", "quality",
            "validation loss under the training rule, which may look at later tokens"),
     Metric("leak", "nats/token", "none", "quality",
-           "causal loss minus leaky loss: the gain from looking ahead; may be below 0 "
-           "where the training rule drops tokens that the causal rule keeps"),
+           "causal loss minus leaky loss: the gain from looking ahead; may be below 0"),
     Metric("flip_rate", "share", "none", "quality",
            "of the tokens of routed layers, those whose selection differs between training and "
            "causal rule"),
@@ -44,8 +43,7 @@ _TABLE = (
     Metric("nominal_capacity", "share", "none", "exact",
            "nominal share of the tokens of routed layers that are selected"),
     Metric("gate_scale", "1", "none", "quality",
-           "mean magnitude of the gate of selected tokens, over all layers; newer records hold it per "
-           "layer: columns gate_scale_layer_N of leaderboard.csv"),
+           "mean magnitude of the gate of selected tokens, over all layers (older records)"),
     Metric("causal_rule_accuracy", "share", "none", "quality",
            "share of tokens on which causal and training rule agree, on the same residual stream"),
     Metric("causal_rule_base_rate", "share", "none", "quality",
@@ -90,8 +88,8 @@ _TABLE = (
     Metric("train_flops_per_token", "FLOP/token", "lower", "exact",
            "nominal forward and backward FLOPs per training token, convention model"),
     Metric("optimizer_flops_per_token", "FLOP/token", "lower", "exact",
-           "matmul FLOPs of the optimizer's step per training token, convention executed; budgets and "
-           "train_flops_per_token exclude them, and AdamW has none"),
+           "matmul FLOPs of the optimizer's step per training token, convention executed; no part of "
+           "budgets; AdamW has none"),
     Metric("forward_flops_per_token", "FLOP/token", "lower", "exact",
            "nominal forward FLOPs per token, convention model"),
     Metric("forward_flops_per_token_full", "FLOP/token", "lower", "exact",
@@ -105,20 +103,17 @@ _TABLE = (
     Metric("active_parameters", "parameters", "none", "exact",
            "active parameters of a token routed at every layer"),
     Metric("kv_cache_bytes_per_token", "bytes/token", "lower", "quality",
-           "keys and values that all layers keep per held-out token, causal rule, in float32; empty "
-           "where decoding through the cache fails its probe"),
+           "keys and values that all layers keep per held-out token, causal rule, in float32"),
     Metric("kv_cache_share", "share", "lower", "quality",
            "of the bytes that all tokens would keep in all layers, those that are kept"),
     Metric("forward_seconds", "s", "lower", "timed",
-           "wall time of one forward pass of one batch under the training rule, no gradients"),
+           "wall time of a forward pass of one batch, training rule, no gradients"),
     Metric("train_step_seconds", "s", "lower", "timed",
            "wall time of one training step: forward, backward, clipping, optimizer"),
     Metric("peak_memory_bytes", "bytes", "lower", "timed",
-           "peak memory of training steps above the baseline, which is taken after the same steps "
-           "were run once and freed"),
+           "peak memory of training steps above the baseline"),
     Metric("modbench_cloze", "accuracy", "higher", "quality",
-           "four-way cloze accuracy on held-out sentences, causal rule, scored by lm-eval; column "
-           "modbench_cloze:acc of tables"),
+           "four-way cloze accuracy on held-out sentences; column modbench_cloze:acc"),
     Metric("modbench_cloze_untrained", "accuracy", "none", "quality",
            "the model with random weights; column modbench_cloze:acc_untrained"),
     Metric("modbench_cloze_chance", "accuracy", "none", "exact",

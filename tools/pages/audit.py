@@ -32,21 +32,6 @@ HEADING = "\n".join(
     )
 )
 
-#: The known bug whose figure stands for a failure of each probe: a common one with a short figure.
-EXAMPLES = {
-    1: "top-k at evaluation",
-    2: "pool across sequences at evaluation",
-    3: "decode never",
-    4: "padding selected",
-    5: "shows others",
-    6: "double residual",
-    7: "positions 0..k-1",
-    8: "softmax over the selected",
-    9: "ledger of decode forgets",
-    10: "schedule outside state_dict",
-    11: "masked but computed",
-}
-
 BUGS_HEAD = """# Known bugs and the probes that find them
 
 Read what this page loses when you change a probe. `docs/audit.md` says what a user does about a failure.
@@ -81,13 +66,21 @@ def audit_table() -> str:
     for name in built_in():
         router, options = preset_options(name)
         signs = lines("", audit(warmed(SHAPE, router, options, 3, 32)))
-        rows.setdefault(signs, []).append(f"`{name}`")
-    return "\n".join(
-        [
-            HEADING,
-            *(signs.replace("|  |", f"| {', '.join(names)} |", 1) for signs, names in rows.items()),
+        rows.setdefault(signs, []).append(name)
+    table = [HEADING]
+    for signs, names in rows.items():
+        whole = {name for name in names if all_presets(name) and all_presets(name) <= {*names}}
+        shown = [
+            f"`{name}` and presets" if name in whole else f"`{name}`"
+            for name in names
+            if name.partition(":")[0] not in whole or name in whole
         ]
-    )
+        table.append(signs.replace("|  |", f"| {', '.join(shown)} |", 1))
+    return "\n".join(table)
+
+
+def all_presets(name: str) -> set[str]:
+    return {one for one in built_in() if one.startswith(f"{name}:")}
 
 
 def bugs_page() -> Iterator[str]:

@@ -3,8 +3,8 @@
 import ast
 import inspect
 import io
+import re
 import tokenize
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from functools import partial
@@ -139,39 +139,57 @@ def step_table() -> Iterator[str]:
         yield f"| `{name}` | {meaning} |"
 
 
+#: Routers whose options others take as a whole, with what those options are called.
+_FAMILIES = {"mod": "depth", "token_choice": "expert"}
+
+
 def router_sections() -> Iterator[str]:
-    """A table of the options that several routers have, and a section for each router with its own."""
+    """The options of `_FAMILIES`, and a section for each router with the options that it adds."""
     names = [name for name, module in installed_modules().items() if module.startswith("modbench.")]
     options = {name: [*key_table(router_class(name), "option")] for name in names}
-    count = Counter(row for rows in options.values() for row in rows[2:])
-    shared = [row for row in count if count[row] > 1]
-    yield "## Options that several routers have\n"
-    yield from (*options[names[0]][:2], *shared)
+    head = options[names[0]][:2]
+    shared = {name: options[name][2:] for name in _FAMILIES}
+    for name, family in _FAMILIES.items():
+        yield from (f"## {family.capitalize()} options\n", *head, *shared[name], "")
     for name in names:
         kind = router_class(name)
-        yield f"\n## {name}\n"
+        yield f"## {name}\n"
         source = Path(inspect.getfile(kind))
         words = (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n\n")[0]
-        path = source.relative_to(ROOT)
-        yield f"{' '.join(words.split()).replace('``', '`')} [{source.name}](../{path})\n"
-        for preset, given in kind.presets.items():
-            said = ", ".join(f"{option} = {_toml(value).strip('`')}" for option, value in given.items())
-            yield f"- preset `{name}:{preset}`: `{said}`"
+        words = re.split(r"(?<=[a-z)])\. (?=[A-Z])", " ".join(words.split()).replace("``", "`"))[
+            0
+        ].rstrip(".")
+        yield f"{words}. [{source.name}](../{source.relative_to(ROOT)})\n"
+        rows, takes = options[name][2:], []
+        for of, family in _FAMILIES.items():
+            link = f"[{family} options](#{family}-options)"
+            same = [row.split("`")[1] for row in shared[of] if row in rows]
+            if len(same) == len(shared[of]):
+                takes.append(f"all {link}")
+            elif same:
+                takes.append(f"{', '.join(f'`{one}`' for one in same)} of the {link}")
+            rows = [row for row in rows if row not in shared[of]]
+        if takes:
+            yield f"Takes {' and '.join(takes)}.\n"
+        presets = (
+            f"`{name}:{preset}` ("
+            + ", ".join(f"`{option} = {_toml(value).strip('`')}`" for option, value in given.items())
+            + ")"
+            for preset, given in kind.presets.items()
+        )
         if kind.presets:
-            yield ""
-        if also := [row.split("`")[1] for row in options[name][2:] if row in shared]:
-            yield f"Shared options: {', '.join(f'`{option}`' for option in also)}.\n"
-        if own := [row for row in options[name][2:] if row not in shared]:
-            yield from (*options[name][:2], *own)
+            yield f"Presets: {'; '.join(presets)}.\n"
+        if rows:
+            yield from (*head, *rows, "")
 
 
 def metric_table() -> Iterator[str]:
     """One row for each metric of records."""
+    arrows = {"lower": " ↓", "higher": " ↑", "none": ""}
     yield "| metric | unit | meaning |"
     yield "| --- | --- | --- |"
     for metric in METRICS.values():
-        better = "" if metric.direction == "none" else f"; {metric.direction} is better"
-        yield f"| `{metric.name}` | {metric.unit} | {metric.meaning}{better} |"
+        yield f"| `{metric.name}` | {metric.unit}{arrows[metric.direction]} | {metric.meaning} |"
 
 
 #: What makes the lines of each block.

@@ -15,8 +15,6 @@ from itertools import dropwhile, product, takewhile
 from pathlib import Path
 from statistics import fmean
 
-import gpu_estimates
-
 import modbench
 from modbench.analysis.idle_layers import LEAST_ADDED
 from modbench.plan.units import shown as in_units
@@ -89,7 +87,7 @@ def speed_up(line: Line) -> str:
     """FLOPs that the dense model needs for the loss of a scheme, over the budget."""
     if not line["speed_up"]:
         return "-"
-    return f"{line['speed_up_bound']} {number(line, 'speed_up', '.2f')}".strip()
+    return f"{line['speed_up_bound']} {float(line['speed_up']):.2f}".strip()
 
 
 def word(line: Line, controls: Sequence[str] = CONTROLS) -> str:
@@ -145,26 +143,21 @@ def choosing() -> str:
 
 
 def curves() -> str:
-    """One row per budget and scheme."""
+    """Of each scheme and budget: loss minus dense at the optima, its word, and the speed-up."""
     pairs = minus_dense("isoflop-cpu")
-    none = dict.fromkeys(("value", "verdict"), "")
-    told = [(line, pairs.get((line["budget"], line["scheme"]), none)) for line in optima("isoflop-cpu")]
-    rows = [
-        {
-            "FLOPs": at(line["budget"]),
-            "scheme": line["scheme"],
-            "loss": f"{float(line['loss']):.3f}",
-            "minus dense": number(minus, "value", "+.3f", prefix=""),
-            "verdict": minus["verdict"] or "-",
-            "speed-up": speed_up(line),
-        }
-        for line, minus in told
-    ]
-    return Table.of(rows, left=(1, 4)).to_markdown()
+    rows = defaultdict[str, dict[str, str]](dict)
+    for line in optima("isoflop-cpu"):
+        budget, scheme = line["budget"], line["scheme"]
+        if scheme != DENSE:
+            of = pairs[budget, scheme]
+            difference = f"{number(of, 'value', '+.3f', prefix='')} {of['verdict']}"
+            told = {f"minus dense, {at(budget)}": difference, f"speed-up, {at(budget)}": speed_up(line)}
+            rows[scheme] |= told
+    return Table.of([{"scheme": scheme} | of for scheme, of in rows.items()]).to_markdown()
 
 
 def pilot() -> str:
-    """Mean losses of headline-pilot by scheme, depth and rate; the lowest of a scheme is the chosen one."""
+    """Mean losses of headline-pilot by scheme, depth and rate; the lowest of a scheme is chosen."""
     runs = modbench.results(RESULTS / "headline-pilot")
     runs["row"] = runs["label"].str.split().str[0]
     means = runs.groupby(["row", "layers", "width", "learning_rate"])["heldout_loss"].mean()
@@ -340,10 +333,8 @@ TEXTS: dict[str, Callable[[], str]] = {
     "pilot": pilot,
     "optimizers": optimizers,
     "routing": routing,
-    "quick": partial(first_table, "quick"),
     "row": row,
     "seeds": seeds,
-    "estimates": gpu_estimates.table,
 }
 
 

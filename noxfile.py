@@ -234,10 +234,8 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def perf(session: nox.Session) -> None:
     """Compare kernels, layers, steps, decoding, memory, the harness and counting with their targets;
-    arguments after -- go to pytest. With --against REVISION, compare with that revision."""
-    against = any(word.startswith("--against") for word in session.posargs)
-    script = "compare_revisions" if against else "run_benchmarks"
-    session.run(ready(session), f"tools/perf/{script}.py", *session.posargs)
+    arguments after -- go to pytest."""
+    session.run(ready(session), "tools/perf/run_benchmarks.py", *session.posargs)
 
 
 def suite(session: nox.Session, verb: str, name: str, results: str, words: Sequence[str]) -> None:

@@ -8,14 +8,10 @@ import pytest
 TOOLS = Path(__file__).parent.parent / "tools"
 SCRIPTS = [*TOOLS.glob("*.py"), *TOOLS.glob("perf/*.py")]
 NAMES = sorted(script.stem for script in SCRIPTS if script.stem != "conftest")
-#: Packages of an extra that developers need not have, by tool.
-FURTHER = {"screenshots": "playwright"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tool_can_be_imported(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if name in FURTHER:
-        pytest.importorskip(FURTHER[name])
     monkeypatch.syspath_prepend(TOOLS / "perf")
     importlib.import_module(name)
 

@@ -250,22 +250,6 @@ def planned() -> str:
     return Table(heads, rows).to_markdown()
 
 
-def scale() -> str:
-    """Sizes of the models and of the text behind the finding, as a table."""
-    lines = [line for line in read("isoflop-cpu/leaderboard.csv") if line["on_curve"] == "True"]
-    record = next(iter(read_suite(RESULTS / "isoflop-cpu").runs))
-    text = record.data["train_tokens"]
-    active = sorted(float(line["active_parameters"]) for line in lines)
-    most = max(float(line["train_tokens"].rpartition("..")[2]) for line in lines)
-    heads = ("active parameters", "tokens of the training text", "epochs of the run that reads most")
-    row = (
-        f"{active[0] / 1e6:.2f} M to {active[-1] / 1e6:.2f} M",
-        f"{text / 1e6:.1f} M",
-        f"{most / text:.1f}",
-    )
-    return Table(heads, [row]).to_markdown()
-
-
 def first_table(suite: str) -> str:
     """The first table of a suite's page."""
     page = (RESULTS / suite / "leaderboard.md").read_text().splitlines()
@@ -312,28 +296,18 @@ def costs() -> str:
     ).to_markdown()
 
 
-def row() -> str:
-    """The row of MoD in quick's first table."""
-    table = first_table("quick").splitlines()
-    of_mod = next(line for line in table if MOD in line.strip("| ").split(" | ")[:2])
-    return "\n".join([*table[:2], of_mod])
-
-
 #: What writes the text between the markers of each name.
 TEXTS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "choosing": choosing,
-    "scale": scale,
     "costs": costs,
     "curves": curves,
-    "scores": partial(scores, "quick-scores"),
     "confirm": partial(first_table, "confirm"),
     "confirm scores": partial(scores, "confirm"),
     "planned": planned,
     "pilot": pilot,
     "optimizers": optimizers,
     "routing": routing,
-    "row": row,
     "seeds": seeds,
 }
 

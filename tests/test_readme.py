@@ -1,4 +1,4 @@
-"""The README: its length, its links, and that its commands and snippets do what it says."""
+"""The README: its commands and snippets do what it says."""
 
 import os
 import re
@@ -42,9 +42,7 @@ def test_the_committed_results_are_of_all_schemes_and_of_committed_code() -> Non
 def test_every_python_snippet_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = (code for code in blocks("python") if "FlopCounter" in code)
     exec(code, {})
-    counted, closed = capsys.readouterr().out.splitlines()
-    assert int(counted.split()[0]) == 2 * 2 * 8 * 64 * 64
-    assert int(closed) > 1e12
+    assert int(capsys.readouterr().out.split()[0]) == 2 * 2 * 8 * 64 * 64
 
 
 def test_the_two_commands_are_sessions_that_exist() -> None:
@@ -71,12 +69,10 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if "mlp_mod" in line]
     assert commands == [
         "modbench check mlp_mod.py",
-        "modbench flops --router mlp_mod --plugin mlp_mod.py",
         "modbench run quick --plugin mlp_mod.py --only mlp_mod --results my-results",
         "modbench run quick --plugin mlp_mod.py --results my-results",
     ]
-    said = []
-    for command in commands[:3]:  # the fourth is the third with the schemes that quick has
+    for command in commands[:2]:  # the third is the second with the schemes that quick has
         done = subprocess.run(
             [sys.executable, "-m", *shlex.split(command)],
             cwd=tmp_path,
@@ -85,8 +81,6 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(Path(modbench.__file__).parent.parent)},
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        said.append(done.stdout)
-    assert "ratio to the dense model" in said[1]
     found = read_suite(tmp_path / "my-results" / "quick")
     results = results_of(found)
     assert [result.run.seed for result in results] == [0, 1]

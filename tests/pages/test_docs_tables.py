@@ -60,6 +60,13 @@ def test_a_claim_that_cannot_be_read_is_wrong(comment: str) -> None:
     assert comment in sentence
 
 
+def test_a_claim_on_half_a_sentence_is_wrong() -> None:
+    claim = "With depth, <!-- claim confirm/ mod vanilla 3e13 equivalent -->{}<!-- end -->"
+    assert wrong_claims(claim.format("They are equivalent.")) == []
+    (sentence,) = wrong_claims(claim.format("they are equivalent."))
+    assert "a whole sentence" in sentence
+
+
 @pytest.mark.slow
 def test_the_planned_cost_is_that_of_the_suites() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text()

@@ -315,6 +315,8 @@ TEXTS: dict[str, Callable[[], str]] = {
 #: Names of blocks, with those that other files of this folder fill.
 BLOCKS = {*TEXTS, *TABLES, "steps", "routers", "metrics", "audits", "errors"}
 _COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
+#: Claims with their sentence.
+_CLAIMED = re.compile(r"<!--\s*claim\b[^>]*-->(.*?)<!-- end -->", re.DOTALL)
 _CLAIM = re.compile(
     r"claim (?:(\S+)/ )?(\S+) (\S+) (\S+) (better|worse|undecided|equivalent|not tested)"
 )
@@ -325,7 +327,11 @@ _OTHERS = re.compile(r"end|not run: .*|table", re.DOTALL)
 def wrong_claims(page: str, results: Path = RESULTS) -> list[str]:
     """A sentence for each claim of ``page`` with another verdict than the committed results have, and
     for each comment that is neither a claim nor the name of a block."""
-    wrong = []
+    wrong = [
+        f"a claim holds a whole sentence, not '{words}'"
+        for words in _CLAIMED.findall(page)
+        if not re.fullmatch(r"[A-Z].*\.", words, re.DOTALL)
+    ]
     for comment in _COMMENT.findall(page):
         words = " ".join(comment.split())
         if words in BLOCKS or _OTHERS.fullmatch(words):

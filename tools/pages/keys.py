@@ -119,6 +119,14 @@ def values(hint: Any) -> str:
     return _TYPES[origin or hint]
 
 
+def limits(field: "Field[Any]", hint: Any) -> str:
+    """The values that ``field`` takes, without the type where its default shows it."""
+    said = values(hint)
+    if default(field) in ("unset", "required"):
+        return said
+    return re.sub(r"^(integer|number|string|true, false|table)\b ?(?!or )", "", said)
+
+
 def key_table(kind: type, heading: str = "key") -> Iterator[str]:
     """One row for each field of ``kind`` that can be set. Raises KeyError: a field has no meaning."""
     hints, said = get_type_hints(kind, include_extras=True), meanings(kind)
@@ -129,7 +137,8 @@ def key_table(kind: type, heading: str = "key") -> Iterator[str]:
             meaning = said[field.name]
             for python, toml in (("|", "\\|"), ("``", "`"), ("None: ", "unset: "), ("(): ", "empty: ")):
                 meaning = meaning.replace(python, toml)
-            yield f"| `{field.name}` | {values(hints[field.name])} | {default(field)} | {meaning} |"
+            allowed = limits(field, hints[field.name])
+            yield f"| `{field.name}` | {allowed} | {default(field)} | {meaning} |"
 
 
 def step_table() -> Iterator[str]:

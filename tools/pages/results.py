@@ -33,14 +33,6 @@ HEADLINES = ("headline-1e13", "headline-3e13")
 CONTROLS = ("mod:hash", "mod:gaussian")
 #: Share of seeds in which each routed layer of a control must be used.
 USED_SHARE = 0.75
-#: Headings and columns of the table of downstream scores.
-SCORES = {
-    "validation loss (nats/token)": "heldout_loss",
-    "cloze (accuracy)": "modbench_cloze:acc",
-    "continuation (accuracy)": "modbench_continuation:acc",
-    "mixture (accuracy)": "modbench_mixture:acc",
-    "documents (bits/byte)": "modbench_bits_per_byte:bits_per_byte",
-}
 #: Suites that wait for a GPU.
 PLANNED = ("isoflop-gpu", "isoflop-depth-gpu", "mod-paper-6e18", "mod-paper")
 #: Nats that a routed layer must gain over random selection before shares of the gain are shown.
@@ -172,20 +164,6 @@ def pilot() -> str:
     return Table(("scheme", "layers", "width", "learning rate: loss"), rows, left=(0, 3)).to_markdown()
 
 
-def scores(suite: str) -> str:
-    """One row per scheme, a pilot's left out: means over seeds with half of their interval."""
-    lines = [line for line in read(f"{suite}/leaderboard.csv") if not line["label"].startswith("pilot")]
-
-    def cell(line: Line, name: str) -> str:
-        half = float(line[f"{name}_high"]) - float(line[name])
-        return f"{float(line[name]):.3f} ± {half:.3f}"
-
-    rows = [(line["label"], *(cell(line, name) for name in SCORES.values())) for line in lines]
-    chance = [lines[0].get(f"{name}_chance") for name in SCORES.values()]
-    rows.append(("chance", *(f"{float(of):.3f}" if of else "-" for of in chance)))
-    return Table(("scheme", *SCORES), rows).to_markdown()
-
-
 def optimizers() -> str:
     """MoD minus dense under each optimizer, with and without query-key norm, each row at its best rate;
     then what the differences differ by, whose interval is sqrt(2) times as wide: it has more runs."""
@@ -303,7 +281,6 @@ TEXTS: dict[str, Callable[[], str]] = {
     "costs": costs,
     "curves": curves,
     "confirm": partial(first_table, "confirm"),
-    "confirm scores": partial(scores, "confirm"),
     "planned": planned,
     "pilot": pilot,
     "optimizers": optimizers,

@@ -12,4 +12,4 @@ from modbench import DepthRouter, register_router
 class MLPMoD(DepthRouter):
     def scorer(self, model):
         hidden, output = nn.Linear(model.width, 64), nn.Linear(32, 1, bias=False)
-        return nn.Sequential(hidden, nn.GLU(), output, nn.Flatten(-2))  # GLU halves the width
+        return nn.Sequential(hidden, nn.GLU(), output, nn.Flatten(-2))  # (B, T, D) to (B, T)

@@ -1,6 +1,7 @@
 """The tables of keys, options, steps and metrics, from the dataclasses and their ``#:`` comments."""
 
 import ast
+import csv
 import inspect
 import io
 import re
@@ -201,12 +202,24 @@ def metric_table() -> Iterator[str]:
         yield f"| `{metric.name}` | {metric.unit}{arrows[metric.direction]} | {metric.meaning} |"
 
 
+def column_tables() -> dict[str, list[str]]:
+    """The table of the columns of each CSV file of a report, from docs/columns.csv."""
+    tables: dict[str, list[str]] = {}
+    with (ROOT / "docs" / "columns.csv").open(newline="") as file:
+        for line in csv.DictReader(file):
+            table = tables.setdefault(line["file"], ["| column | meaning |", "| --- | --- |"])
+            names = ", ".join(f"`{name}`" for name in line["columns"].split(", "))
+            table.append(f"| {names} | {line['meaning']} |")
+    return tables
+
+
 #: What makes the lines of each block.
 LINES: dict[str, Callable[[], Iterator[str]]] = {
     **{name: partial(key_table, kind) for name, kind in TABLES.items()},
     "steps": step_table,
     "routers": router_sections,
     "metrics": metric_table,
+    **{f"columns of {file}": partial(iter, table) for file, table in column_tables().items()},
 }
 TEXTS: dict[str, Callable[[], str]] = {
     name: (lambda of=of: "\n".join(of())) for name, of in LINES.items()

@@ -24,10 +24,9 @@ from modbench.report.table import Table
 from modbench.sweep.detect import detection, seeds_needed
 from modbench.sweep.plan import plan_suite
 from modbench.sweep.request import SuiteRequest
-from pages.keys import ROOT, TABLES
+from pages import keys
 
-RESULTS = ROOT / "results"
-DENSE, MOD = "vanilla", "mod"
+RESULTS, DENSE = keys.ROOT / "results", "vanilla"
 #: The suites of README's table, by budget, and their rows that choose tokens by a rule.
 HEADLINES = ("headline-1e13", "headline-3e13")
 CONTROLS = ("mod:hash", "mod:gaussian")
@@ -51,10 +50,10 @@ def at(flops: str) -> str:
     return budget_text(int(float(flops)))
 
 
-def optima(suite: str, fit: str = "parabola") -> list[Line]:
-    """The lines of ``fit`` that have an optimum, each at its best depth, in the order of the page."""
+def optima(suite: str) -> list[Line]:
+    """The optima of parabolas, each at its best depth, in the order of the page."""
     lines = read(f"{suite}/optima.csv")
-    return [line for line in lines if line["fit"] == fit and line["best"] == "True"]
+    return [line for line in lines if line["fit"] == "parabola" and line["best"] == "True"]
 
 
 def minus_dense(suite: str) -> dict[tuple[str, str], Line]:
@@ -249,7 +248,7 @@ def seeds() -> str:
 
 def costs() -> str:
     """Disk and memory of the first commands (`tools/costs.json`); minutes by the committed records."""
-    measured = json.loads((ROOT / "tools" / "costs.json").read_text())
+    measured = json.loads((keys.ROOT / "tools" / "costs.json").read_text())
     records = read_suite(RESULTS / "quick")
     spent = [record.seconds or {} for record in (*records.runs, *records.measurements)]
     install = measured["install_seconds"] / 60
@@ -290,7 +289,7 @@ TEXTS: dict[str, Callable[[], str]] = {
 
 
 #: Names of blocks, with those that other files of this folder fill.
-BLOCKS = {*TEXTS, *TABLES, "steps", "routers", "metrics", "audits", "errors"}
+BLOCKS = {*TEXTS, *keys.TEXTS, "audits", "errors"}
 _COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 #: Claims with their sentence.
 _CLAIMED = re.compile(r"<!--\s*claim\b[^>]*-->(.*?)<!-- end -->", re.DOTALL)

@@ -9,7 +9,7 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import dropwhile, product, takewhile
 from pathlib import Path
@@ -30,12 +30,10 @@ RESULTS, DENSE = keys.ROOT / "results", "vanilla"
 #: The suites of README's table, by budget, and their rows that choose tokens by a rule.
 HEADLINES = ("headline-1e13", "headline-3e13")
 CONTROLS = ("mod:hash", "mod:gaussian")
-#: Share of seeds in which each routed layer of a control must be used.
-USED_SHARE = 0.75
+USED_SHARE = 0.75  #: of the seeds, in which each routed layer of a control must be used
 #: Suites that wait for a GPU.
 PLANNED = ("isoflop-gpu", "isoflop-depth-gpu", "mod-paper-6e18", "mod-paper")
-#: Nats that a routed layer must gain over random selection before shares of the gain are shown.
-ROUTING_GAIN = 0.05
+ROUTING_GAIN = 0.05  #: nats over random selection, from which shares of the gain are shown
 
 Line = Mapping[str, str]
 
@@ -81,9 +79,9 @@ def speed_up(line: Line) -> str:
     return f"{line['speed_up_bound']} {float(line['speed_up']):.2f}".strip()
 
 
-def word(line: Line, controls: Sequence[str] = CONTROLS) -> str:
+def word(line: Line) -> str:
     """The verdict on a row; *unused*: a control whose routed layers do next to nothing."""
-    for control in {line["scheme"], line["other"]} & {*controls}:
+    for control in {line["scheme"], line["other"]} & {*CONTROLS}:
         (suite,) = (suite for suite in HEADLINES if at(line["budget"]) in suite)
         runs = modbench.results(RESULTS / suite)
         added = runs[runs["label"] == control].filter(like="added_layer_").dropna(axis=1)

@@ -60,16 +60,10 @@ def minus_dense(suite: str) -> dict[tuple[str, str], Line]:
     return {(line["budget"], line["scheme"]): line for line in lines if line["family"] == "dense"}
 
 
-def number(line: Line, name: str, form: str = ".4f", prefix: str | None = None) -> str:
-    """A number with its 95 % interval, where it has one; an unknown end is a question mark.
-    ``prefix``: of the interval's columns, by default the name and an underscore."""
-    if not line[name]:
-        return "-"
-    prefix = f"{name}_" if prefix is None else prefix
-    ends = [line.get(f"{prefix}low", ""), line.get(f"{prefix}high", "")]
-    low, high = (f"{float(end):{form}}" if end not in ("", "0.0", "inf") else "?" for end in ends)
-    has_interval = any(ends) and (low, high) != ("?", "?")
-    return f"{float(line[name]):{form}}" + (f" [{low}, {high}]" if has_interval else "")
+def difference(line: Line) -> str:
+    """A difference with its 95 % interval."""
+    value, low, high = (line[name] and f"{float(line[name]):+.3f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]" if value else "-"
 
 
 def speed_up(line: Line) -> str:
@@ -102,7 +96,7 @@ def headline() -> str:
         told = ["-" for _ in HEADLINES]
         if scheme != DENSE:
             of = [lines[scheme, suite] for suite in HEADLINES]
-            told = [f"{number(line, 'value', '+.3f', prefix='')} {word(line)}" for line in of]
+            told = [f"{difference(line)} {word(line)}" for line in of]
         shape = last[scheme]
         rows.append((scheme, shape["layers"], f"{float(shape['active_parameters']) / 1e3:.0f} k", *told))
     heads = [f"minus dense, {suite.rpartition('-')[2]} FLOPs" for suite in HEADLINES]
@@ -120,7 +114,7 @@ def choosing() -> str:
         {
             "FLOPs": at(line["budget"]),
             "difference": f"{line['scheme']} minus {line['other']}",
-            "nats/token": number(line, "value", "+.3f", prefix=""),
+            "nats/token": difference(line),
             "margin": line["margin"] or "-",
             "word": word(line),
             "blocks": line["pairs"],
@@ -139,8 +133,8 @@ def curves() -> str:
         budget, scheme = line["budget"], line["scheme"]
         if scheme != DENSE:
             of = pairs[budget, scheme]
-            difference = f"{number(of, 'value', '+.3f', prefix='')} {of['verdict']}"
-            told = {f"minus dense, {at(budget)}": difference, f"speed-up, {at(budget)}": speed_up(line)}
+            minus = f"{difference(of)} {of['verdict']}"
+            told = {f"minus dense, {at(budget)}": minus, f"speed-up, {at(budget)}": speed_up(line)}
             rows[scheme] |= told
     return Table.of([{"scheme": scheme} | of for scheme, of in rows.items()]).to_markdown()
 

@@ -4,11 +4,16 @@ The pages stay plain Markdown, since GitHub and ``modbench docs`` show them, too
 their links work in the site. ``-D repository=URL`` states where the files of the repository are shown.
 """
 
+import io
+import json
 import re
 import shutil
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
+from textwrap import indent
 
 from docutils import nodes
+from matplotlib import pyplot
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
@@ -58,9 +63,36 @@ def list_suite_pages(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += "\n".join(links or ["No suite has such a page yet."]) + "\n"
 
 
+def show_notebook(app: Sphinx, page: str, source: list[str]) -> None:
+    """Add the cells of the notebook of examples/, run here, with what they print and draw."""
+    if page != "notebook":
+        return
+    names: dict[str, object] = {}
+    folder = Path(app.outdir, "_images")
+    folder.mkdir(parents=True, exist_ok=True)
+    notebook = json.loads((ROOT / "examples" / "figures_of_your_own.ipynb").read_text(encoding="utf-8"))
+    pyplot.switch_backend("agg")
+    for number, cell in enumerate(notebook["cells"][1:]):
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            source[0] += f"\n{text}\n"
+            continue
+        printed = io.StringIO()
+        with chdir(ROOT), redirect_stdout(printed):
+            exec(text, names)
+        source[0] += f"\n.. code-block:: python\n\n{indent(text, '   ')}\n"
+        if pyplot.get_fignums():
+            pyplot.savefig(folder / f"notebook_{number}.svg")
+            pyplot.close("all")
+            image = f'<img src="_images/notebook_{number}.svg" alt="what the cell draws">'
+            source[0] += f"\n.. raw:: html\n\n   {image}\n"
+        if said := printed.getvalue():
+            source[0] += f"\n.. code-block:: text\n\n{indent(said, '   ')}\n"
+
+
 def outdated(*_: object) -> list[str]:
-    """Name the page that is read again in each build: `suite_pages` changes without its source."""
-    return ["suite_pages"]
+    """Name the pages that are read again in each build: they change without their source."""
+    return ["suite_pages", "notebook"]
 
 
 def suite_pages() -> list[Path]:
@@ -95,5 +127,6 @@ def setup(app: Sphinx) -> None:
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", link_to_repository)
     app.connect("source-read", list_suite_pages)
+    app.connect("source-read", show_notebook)
     app.connect("doctree-read", know_named_anchors, priority=900)  # after MyST has set the others
     app.connect("build-finished", copy_suite_pages)

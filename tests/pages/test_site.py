@@ -1,5 +1,6 @@
 """The site of docs/: what its build (``nox -s docs``) would not report."""
 
+import json
 import re
 import runpy
 from collections import Counter
@@ -67,3 +68,24 @@ def test_pages_of_suites_are_listed_and_copied_with_what_they_link_to(
     source = [""]
     conf["list_suite_pages"](None, "suite_pages", source)
     assert source == [f"- `quick <{page}>`__\n"]
+
+
+def test_the_notebook_is_shown_with_what_it_draws_and_prints(
+    conf: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title"]},
+        {"cell_type": "code", "source": ["from matplotlib import pyplot\n", "pyplot.plot([1, 2]);"]},
+        {"cell_type": "markdown", "source": ["Some words."]},
+        {"cell_type": "code", "source": ["print('said by it')"]},
+    ]
+    (tmp_path / "examples").mkdir()
+    path = tmp_path / "examples" / "figures_of_your_own.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    monkeypatch.setitem(conf["show_notebook"].__globals__, "ROOT", tmp_path)
+    source = [""]
+    conf["show_notebook"](SimpleNamespace(outdir=str(tmp_path)), "notebook", source)
+    assert "Some words." in source[0]
+    assert "   said by it" in source[0]
+    (figure,) = (tmp_path / "_images").iterdir()
+    assert f"_images/{figure.name}" in source[0]
